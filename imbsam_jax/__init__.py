@@ -1,0 +1,45 @@
+"""Sharpness-aware training for imbalanced classes, in JAX and Optax.
+
+    import imbsam_jax as ij
+
+    rule = ij.rules.imbsam(class_counts, rho=0.05, eta=100)
+    (loss, aux), grads = ij.value_and_grad(losses_fn, rule)(params, labels, images)
+
+`rules` holds the methods as tables, `value_and_grad` and `sharpness_aware` are the two front
+doors, core.py is the file to read first.
+"""
+
+from imbsam_jax import losses, metrics, rules
+from imbsam_jax.ascent import Ascent, asam_scale, magnitude_scale
+from imbsam_jax.gradient import SharpnessInfo, value_and_grad
+from imbsam_jax.priors import (
+    class_counts,
+    imbalance_factor,
+    long_tail_counts,
+    shot_splits,
+    tail_classes,
+)
+from imbsam_jax.rules import ClassWeights
+from imbsam_jax.transform import SharpnessAwareState, class_weighted_grad, sharpness_aware
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Ascent",
+    "ClassWeights",
+    "SharpnessAwareState",
+    "SharpnessInfo",
+    "asam_scale",
+    "class_counts",
+    "class_weighted_grad",
+    "imbalance_factor",
+    "long_tail_counts",
+    "losses",
+    "magnitude_scale",
+    "metrics",
+    "rules",
+    "sharpness_aware",
+    "shot_splits",
+    "tail_classes",
+    "value_and_grad",
+]

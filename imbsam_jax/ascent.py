@@ -1,0 +1,114 @@
+"""How far and along what a group is perturbed: the solution of one small problem.
+
+    e = argmax <d, e>  subject to  ||e / T||_p <= radius          (ImbSAM, Eq. 7; ASAM for T)
+
+for an ascent gradient d. With `1/p + 1/q = 1` and `h = T d`, taken over all parameters at once,
+
+    e = radius * T * sign(h) |h|^(q-1) / (||h||_q^q)^(1/p)
+
+which for p = 2 and T = 1 is `radius * d / ||d||_2`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+__all__ = ["Ascent", "asam_scale", "magnitude_scale"]
+
+PyTree = Any
+
+
+class Ascent(NamedTuple):
+    """How the perturbation is taken, for both front doors.
+
+    Attributes:
+      p: norm that bounds the perturbation, over 1 (infinity included); 2 in every paper.
+      adaptive: `params -> T`, an elementwise scale of the ball (`asam_scale()`,
+        `magnitude_scale`), or None for a plain ball.
+      perturb: which parameters move: a tree of bools like the parameters (or a prefix of it), or
+        a function that makes one; None moves all. Norms are taken over those that move.
+      group_mean: divide each part by the number of its own rows instead of the batch size, as
+        the "imbsam" mode of the SSE-SAM release does. A part without a row contributes nothing.
+    """
+
+    p: float = 2.0
+    adaptive: Callable[[PyTree], PyTree] | None = None
+    perturb: PyTree | Callable[[PyTree], PyTree] | None = None
+    group_mean: bool = False
+
+
+def perturbed(params: PyTree, direction: PyTree, radius: Any, ascent: Ascent) -> PyTree:
+    """theta + e in the parameters' dtype; e and its norm are at least float32.
+
+    Zero-safe without an epsilon: where the direction is exactly zero so is e. A direction that is
+    not finite gives an e that is not finite.
+    """
+    if not ascent.p > 1:
+        raise ValueError(f"p must be over 1, got {ascent.p}: the step of p = 1 is one coordinate")
+    params_wide = jax.tree.map(_widened, params)
+    scale = None if ascent.adaptive is None else ascent.adaptive(params_wide)
+    h = jax.tree.map(_widened, direction)
+    if ascent.perturb is not None:
+        mask = ascent.perturb(params) if callable(ascent.perturb) else ascent.perturb
+        h = jax.tree.map(
+            lambda keep, part: part if keep else jax.tree.map(jnp.zeros_like, part), mask, h
+        )
+    if scale is not None:
+        h = jax.tree.map(jnp.multiply, scale, h)
+
+    # h / max|h| first: the direction is the same, and no square under- or overflows.
+    peak = jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(h)]).max()
+    h = jax.tree.map(lambda x: x / jnp.where(peak == 0, 1, peak).astype(x.dtype), h)
+    if ascent.p == 2:
+        total = sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(h))
+        length = jnp.sqrt(total)
+    else:
+        q = 1.0 if math.isinf(ascent.p) else ascent.p / (ascent.p - 1)
+        total = sum(jnp.sum(jnp.abs(x) ** q) for x in jax.tree.leaves(h))
+        length = total ** (1 / ascent.p)
+        h = jax.tree.map(lambda x: jnp.sign(x) * jnp.abs(x) ** (q - 1), h)
+    factor = radius / jnp.where(total == 0, 1, length)
+    e = jax.tree.map(lambda x: x * factor.astype(x.dtype), h)
+    if scale is not None:
+        e = jax.tree.map(jnp.multiply, scale, e)
+    return jax.tree.map(lambda p, wide, x: (wide + x).astype(p.dtype), params, params_wide, e)
+
+
+def asam_scale(eta: float = 0.01) -> Callable[[PyTree], PyTree]:
+    """ASAM's ball: `T = |theta| + eta` for weights, 1 for biases.
+
+    The original chooses tensors named "weight", which in PyTorch includes normalisation scales.
+    Here every leaf whose last name does not contain "bias" counts as a weight.
+
+    Source: Kwon et al., ICML 2021 (eta 0.01 in its class, 0 in its example script).
+
+    >>> asam_scale(0.5)({"kernel": jnp.array([-2.0]), "bias": jnp.array([3.0])})["kernel"].tolist()
+    [2.5]
+    """
+
+    def scale(params: PyTree) -> PyTree:
+        def of(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+            is_bias = "bias" in jax.tree_util.keystr(path[-1:]) if path else False
+            return jnp.ones_like(leaf) if is_bias else jnp.abs(leaf) + eta
+
+        return jax.tree_util.tree_map_with_path(of, params)
+
+    return scale
+
+
+def magnitude_scale(params: PyTree) -> PyTree:
+    """`T = |theta|` for every tensor: the adaptive option of davda54/sam.
+
+    >>> magnitude_scale({"bias": jnp.array([-3.0])})["bias"].tolist()
+    [3.0]
+    """
+    return jax.tree.map(jnp.abs, params)
+
+
+def _widened(leaf: jax.Array) -> jax.Array:
+    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))

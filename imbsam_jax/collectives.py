@@ -1,0 +1,49 @@
+"""Means over a device axis, right in every mode: the only file that knows JAX versions.
+
+Under `pmap`, `vmap(axis_name=...)` and `shard_map(check_vma=False)` the gradient of a loss on
+this device's rows is local and has to be averaged. Under `shard_map`'s default `check_vma=True`
+the gradient with respect to *replicated* parameters comes already summed over the devices, and
+averaging it again gives, silently, a gradient as many times too large as there are devices.
+Casting the parameters to device-varying first makes the gradient local in all of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax import lax
+
+AxisName = Any  # str | tuple[str, ...] | None
+
+
+def varying(tree: Any, axis_name: AxisName) -> Any:
+    """The tree typed as device-varying over the axis; the same values, no communication."""
+    if axis_name is None:
+        return tree
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+
+    def cast(leaf: Any) -> Any:
+        missing = tuple(name for name in names if name not in _varying_axes(leaf))
+        if not missing:
+            return leaf
+        try:
+            return lax.pcast(leaf, missing, to="varying")
+        except ValueError:
+            # A vmapped axis (chex.fake_pmap): gradients are local there without a cast.
+            return leaf
+
+    return jax.tree.map(cast, tree)
+
+
+def _varying_axes(leaf: Any) -> frozenset[str]:
+    kind = jax.typeof(leaf)
+    manual = getattr(kind, "manual_axis_type", None)
+    if manual is not None:
+        return manual.varying
+    return getattr(kind, "vma", frozenset())
+
+
+def mean(tree: Any, axis_name: AxisName) -> Any:
+    """Mean over the axis of every leaf, in one all-reduce; the tree itself where axis is None."""
+    return tree if axis_name is None else lax.pmean(tree, axis_name)

@@ -1,0 +1,82 @@
+"""The gradient that every method of the family shares; the file to read first.
+
+    g(theta) = grad L[base](theta) + sum_k grad L[group_k](theta + e_k)
+    e_k = radius_k * d_k / ||d_k||_2,   d_k = grad L[group_k](theta)
+    L[w](theta) = (1/B) sum_i w[y_i] * loss_i(theta)
+
+`base`, `group_k` and `radius_k` come from a rule (rules.py), e_k from ascent.py. Both front doors,
+gradient.py and transform.py, say how a weighted gradient is computed and call `gradient` here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from imbsam_jax import collectives
+from imbsam_jax.ascent import Ascent, perturbed
+from imbsam_jax.rules import ClassWeights, Rule, require_step
+
+
+class Batch(NamedTuple):
+    """What the core asks of a batch; all of it is this device's part alone."""
+
+    clean: Callable[[Any], Any]  # class weights [C] -> gradient at theta
+    moved: Callable[[Any, Any], tuple[Any, Any]]  # (point, class weights) -> gradient there, info
+    share: Callable[[Any], Any] | None  # class weights -> rows they touch / rows of this device
+    real: Any = None  # real rows / rows, where some rows are padding; None where none are
+
+
+def gradient(
+    batch: Batch, params: Any, table: ClassWeights, *, ascent: Ascent, axis_name: Any, sync: bool
+) -> tuple[Any, list[tuple[Any, Any]]]:
+    """This device's part of g, and for each group (d_k, info of its pass); average g yourself."""
+    groups = [table.groups[k] for k in range(table.groups.shape[0])]
+    directions = [batch.clean(weights) for weights in groups]
+    if sync and directions:
+        directions = collectives.mean(directions, axis_name)
+    moved = [
+        batch.moved(perturbed(params, direction, radius, ascent), weights)
+        for direction, radius, weights in zip(directions, table.radii, groups, strict=True)
+    ]
+    parts, touched = [part for part, _ in moved], groups
+    if table.base is not None:
+        parts, touched = [batch.clean(table.base), *parts], [table.base, *groups]
+    if ascent.group_mean:
+        parts = _by_group_mean(parts, touched, batch, axis_name)
+    total = jax.tree.map(lambda *leaves: sum(leaves[1:], start=leaves[0]), *parts)
+    return total, list(zip(directions, [info for _, info in moved], strict=True))
+
+
+def _by_group_mean(parts: list[Any], touched: list[Any], batch: Batch, axis_name: Any) -> list[Any]:
+    if batch.share is None:
+        raise ValueError("group_mean needs to count rows: build fn with class_weighted_grad")
+    shares = collectives.mean([batch.share(weights) for weights in touched], axis_name)
+    # Padding is divided out of the whole gradient later, but not of a mean over a group's rows.
+    real = 1.0 if batch.real is None else collectives.mean(batch.real, axis_name)
+    factors = [jnp.where(share == 0, 0, real / jnp.where(share == 0, 1, share)) for share in shares]
+    return [
+        jax.tree.map(lambda leaf, f=factor: leaf * f.astype(leaf.dtype), part)
+        for part, factor in zip(parts, factors, strict=True)
+    ]
+
+
+def by_stage(rule: Rule, step: Any, compute: Callable[[ClassWeights], Any]) -> Any:
+    """compute(rule(step)); a staged rule branches over the computation, not over the table."""
+    if not hasattr(rule, "stages"):
+        return compute(rule(step))
+    require_step(step)
+    (first, second), (_, switch) = rule.stages, rule.starts
+    later = step >= switch
+    if isinstance(later, bool | np.bool_):
+        return by_stage(second if later else first, step, compute)
+    return lax.cond(
+        later,
+        lambda: by_stage(second, step, compute),
+        lambda: by_stage(first, step, compute),
+    )

@@ -1,0 +1,208 @@
+"""The primary front door: `value_and_grad`, shaped like `jax.value_and_grad(..., has_aux=True)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from imbsam_jax import collectives, core
+from imbsam_jax.ascent import Ascent
+from imbsam_jax.rows import (
+    check_labels,
+    check_losses,
+    check_pair,
+    check_params,
+    row_weights,
+    share_of_rows,
+)
+from imbsam_jax.rules import ClassWeights, Rule
+
+__all__ = ["SharpnessInfo", "value_and_grad"]
+
+
+class SharpnessInfo(NamedTuple):
+    """What a step did to each of G groups, for logging; over all devices.
+
+    Attributes:
+      ascent_norm: float[G], `||d_k||_2`.
+      rows: float[G], rows of the batch with a non-zero weight in the group.
+      loss: float[G], weighted mean loss of the group's rows at theta; NaN without such rows.
+      perturbed_loss: float[G], the same at theta + e_k.
+
+    Where a staged rule's stages differ in G, the shorter is padded with NaN.
+    """
+
+    ascent_norm: jax.Array
+    rows: jax.Array
+    loss: jax.Array
+    perturbed_loss: jax.Array
+
+
+def value_and_grad(
+    losses_fn: Callable[..., tuple[jax.Array, Any]],
+    rule: Rule,
+    *,
+    axis_name: Any = None,
+    sync_ascent: bool = True,
+    ascent: Ascent = Ascent(),
+    examples: str = "dependent",
+    batched: tuple[bool, ...] | None = None,
+    info: bool = False,
+) -> Callable[..., Any]:
+    """Mean loss and sharpness-aware gradient of per-example losses.
+
+        g = grad L[base](theta) + sum_k grad L[group_k](theta + e_k),
+        L[w](theta) = (1/B) sum_i w[y_i] loss_i(theta)          (for ImbSAM: Eq. 16 to 19)
+
+    Args:
+      losses_fn: `losses_fn(params, *args) -> (losses float[B], aux)`, one loss per example, not
+        averaged. It is run once at theta and once per perturbed group, each time with the same
+        args, so with the same random keys. Loss and aux reported are those of the run at theta.
+      rule: a row of the table, for example `rules.imbsam(class_counts, rho=0.05, eta=100)`.
+      axis_name: the device axis, inside pmap, shard_map or vmap; leave it None under plain jit,
+        also with a batch sharded over devices.
+      sync_ascent: average d_k over the devices before it is normalised. False gives every
+        device its own perturbation from its own rows (m-sharpness); the result differs.
+      ascent: how the perturbation is taken.
+      examples: "dependent", every pass sees the whole batch, which is exact for every model,
+        batch normalisation included.
+      batched: reserved for other values of `examples`; leave it None.
+      info: also return a SharpnessInfo.
+
+    Returns:
+      `f(params, labels, *args, step=None, mask=None) -> ((mean_loss, aux), grads)`, or
+      `((mean_loss, aux, SharpnessInfo), grads)` with info=True.
+        labels: int[B], or float[B, C] for soft labels. A label outside [0, C) makes the
+          gradient NaN.
+        step: number of updates made so far; required where the rule depends on it. A Python int
+          chooses a stage of a staged rule while tracing, a traced step under `lax.cond`.
+        mask: bool[B], False for padding. B is then the number of True rows, over all devices.
+        mean_loss: scalar, `(1/B) sum_i loss_i(theta)`, unweighted, over all devices.
+        aux: what losses_fn returned beside the losses at theta, of this device.
+        grads: like params, the same dtypes, averaged over the devices.
+
+    Raises:
+      ValueError: averaged losses, labels of another shape, a missing step.
+
+    >>> def losses_fn(w, x, y):
+    ...     return (x @ w - y) ** 2, None
+    >>> rule = rules.imbsam([8, 2], rho=0.1, eta=4)
+    >>> f = jax.jit(value_and_grad(losses_fn, rule))
+    >>> x, y = jnp.array([[1.0], [2.0]]), jnp.array([0.0, 1.0])
+    >>> (loss, _), grads = f(jnp.array([1.0]), jnp.array([0, 1]), x, y)
+    >>> float(loss), round(float(grads[0]), 4)
+    (1.0, 3.4)
+
+    Source: ImbSAM, Alg. 1. Its release runs two full forward and three full backward passes,
+    as this does; weight decay, like there, belongs outside, at theta.
+    """
+    if examples != "dependent":
+        raise ValueError(f"examples must be 'dependent', got {examples!r}")
+    if batched is not None:
+        raise ValueError("batched says which args have rows to choose; 'dependent' chooses none")
+
+    def f(params: Any, labels: Any, *args: Any, step: Any = None, mask: Any = None) -> Any:
+        check_params(params)
+        labels = check_labels(labels, mask)
+        local = collectives.varying(params, axis_name)
+        most_groups = _most_groups(rule, step) if info else 0
+
+        def compute(table: ClassWeights) -> Any:
+            return _one_table(
+                table, local, labels, mask, lambda p: check_pair(losses_fn(p, *args)),
+                ascent, axis_name, sync_ascent, most_groups if info else None,
+            )  # fmt: skip
+
+        return core.by_stage(rule, step, compute)
+
+    return f
+
+
+def _one_table(
+    table: ClassWeights,
+    params: Any,
+    labels: jax.Array,
+    mask: Any,
+    run: Callable[[Any], tuple[jax.Array, Any]],
+    ascent: Ascent,
+    axis_name: Any,
+    sync: bool,
+    most_groups: int | None,
+) -> Any:
+    losses, pullback, aux = jax.vjp(run, params, has_aux=True)
+    check_losses(losses, labels)
+    rows = losses.shape[0]
+
+    def cotangent(class_weights: Any) -> jax.Array:
+        weights = row_weights(class_weights, labels, mask, losses.dtype) / rows
+        return collectives.varying(weights, axis_name)
+
+    def clean(class_weights: Any) -> Any:
+        # The forward pass at theta is shared: only its backward pass runs once per part.
+        return pullback(cotangent(class_weights))[0]
+
+    def moved(point: Any, class_weights: Any) -> tuple[Any, jax.Array]:
+        there, pullback_there = jax.vjp(lambda p: run(p)[0], point)
+        return pullback_there(cotangent(class_weights))[0], there
+
+    batch = core.Batch(
+        clean,
+        moved,
+        lambda class_weights: share_of_rows(class_weights, labels, mask),
+        None if mask is None else jnp.mean(mask, dtype=jnp.float32),
+    )
+    grads, groups = core.gradient(
+        batch, params, table, ascent=ascent, axis_name=axis_name, sync=sync
+    )
+    seen = losses if mask is None else jnp.where(mask, losses, 0)
+    mean_loss, grads = mean_over_rows((seen.mean(), grads), batch.real, axis_name)
+    if most_groups is None:
+        return (mean_loss, aux), grads
+    details = _info(table, groups, losses, labels, mask, batch.real, axis_name, most_groups)
+    return (mean_loss, aux, details), grads
+
+
+def mean_over_rows(tree: Any, real: Any, axis_name: Any) -> Any:
+    """Mean over devices, then over real rows instead of all rows; one all-reduce."""
+    if real is None:
+        return collectives.mean(tree, axis_name)
+    tree, real = collectives.mean((tree, real), axis_name)
+    real = jnp.where(real == 0, 1, real)  # a batch of padding alone changes nothing
+    return jax.tree.map(lambda x: x / real.astype(x.dtype), tree)
+
+
+def _info(
+    table: ClassWeights,
+    groups: list[tuple[Any, jax.Array]],
+    losses: jax.Array,
+    labels: jax.Array,
+    mask: Any,
+    real: Any,
+    axis_name: Any,
+    most_groups: int,
+) -> SharpnessInfo:
+    share = 1.0 if real is None else collectives.mean(real, axis_name)
+    devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+    columns = []
+    for weights, (direction, there) in zip(table.groups, groups, strict=True):
+        w = row_weights(weights, labels, mask, losses.dtype)
+        here, there = jnp.where(w == 0, 0, losses), jnp.where(w == 0, 0, there)
+        sums = (w.mean(), (w * here).mean(), (w * there).mean())
+        sums += (jnp.mean(w != 0, dtype=losses.dtype),)
+        total, at, moved_to, touched = collectives.mean(sums, axis_name)
+        norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(direction)))
+        norm = collectives.mean(norm / share, axis_name)
+        columns.append((norm, touched * (losses.shape[0] * devices), at / total, moved_to / total))
+    padding = [(jnp.full((), jnp.nan, losses.dtype),) * 4] * (most_groups - len(columns))
+    if not columns + padding:
+        return SharpnessInfo(*[jnp.zeros(0, losses.dtype)] * 4)
+    return SharpnessInfo(*[jnp.stack(c) for c in zip(*(columns + padding), strict=True)])
+
+
+def _most_groups(rule: Rule, step: Any) -> int:
+    if hasattr(rule, "stages"):
+        return max(_most_groups(stage, step) for stage in rule.stages)
+    return int(rule(step).groups.shape[0])

@@ -1,0 +1,198 @@
+"""Class counts and what follows from them: imbalance factor, tail classes, shot splits.
+
+Everything here is concrete NumPy on the host: counts are known before training starts, so bad
+ones are refused here, by name, and never reach a compiled step.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = [
+    "class_counts",
+    "imbalance_factor",
+    "long_tail_counts",
+    "shot_splits",
+    "tail_classes",
+]
+
+
+def class_counts(labels: ArrayLike, num_classes: int) -> NDArray[np.int64]:
+    """Number of examples of each class, `n_c = sum_i 1[y_i = c]`.
+
+    Args:
+      labels: int[N], each in [0, num_classes).
+      num_classes: C, at least 1.
+
+    Returns:
+      int64[C]. A class without an example counts 0 here; the rules refuse such counts.
+
+    Raises:
+      ValueError: labels that are not whole numbers, or that lie outside [0, C).
+
+    >>> class_counts([0, 0, 2], 3).tolist()
+    [2, 0, 1]
+    """
+    array = np.asarray(labels)
+    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
+        raise ValueError(
+            f"labels must be a vector of whole numbers, got shape {array.shape} of "
+            f"{array.dtype}: pass the class index of each example"
+        )
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    outside = array[(array < 0) | (array >= num_classes)]
+    if outside.size:
+        raise ValueError(
+            f"label {outside[0]} lies outside [0, {num_classes}) ({outside.size} such labels): "
+            "drop these examples or raise num_classes"
+        )
+    return np.bincount(array.astype(np.int64), minlength=num_classes).astype(np.int64)
+
+
+def checked_counts(counts: ArrayLike) -> NDArray[np.int64]:
+    """The counts as int64[C], or a ValueError that says which class cannot be used."""
+    array = np.asarray(counts)
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(
+            f"class_counts must be a vector with one count per class, got shape {array.shape}"
+        )
+    if not np.issubdtype(array.dtype, np.number) or not np.all(np.isfinite(array)):
+        raise ValueError(f"class_counts must be finite numbers, got {array.tolist()}")
+    bad = np.flatnonzero(array <= 0)
+    if bad.size:
+        raise ValueError(
+            f"class {bad[0]} has count {array[bad[0]]} ({bad.size} such classes): every class "
+            "needs at least one training example; drop the class or merge it with another"
+        )
+    if np.any(array != np.floor(array)):
+        raise ValueError(f"class_counts must be whole numbers, got {array.tolist()}")
+    return array.astype(np.int64)
+
+
+def imbalance_factor(class_counts: ArrayLike) -> float:
+    """Imbalance factor `max_c n_c / min_c n_c`, always at least 1.
+
+    Some code bases call the reciprocal "imb_factor"; here a larger number is more imbalanced.
+
+    Args:
+      class_counts: int[C], each at least 1.
+
+    >>> imbalance_factor([500, 50, 5])
+    100.0
+    """
+    counts = checked_counts(class_counts)
+    return float(counts.max() / counts.min())
+
+
+def tail_classes(
+    class_counts: ArrayLike, eta: float, *, strict: bool = False
+) -> NDArray[np.bool_]:
+    """Which classes are tail: `n_c <= eta` (ImbSAM, Eq. 15).
+
+    Args:
+      class_counts: int[C], each at least 1.
+      eta: the largest count of a tail class, a finite number.
+      strict: take `n_c < eta` instead, as the released ImbSAM code does. On CIFAR100-LT with
+        imbalance factor 100 the two agree at eta 60 and 100 and differ by one class at 20.
+
+    Returns:
+      bool[C].
+
+    >>> tail_classes([500, 100, 5], eta=100).tolist()
+    [False, True, True]
+    """
+    counts = checked_counts(class_counts)
+    if not np.isfinite(eta):
+        raise ValueError(f"eta must be a finite number of examples, got {eta}")
+    return np.asarray(counts < eta if strict else counts <= eta)
+
+
+def long_tail_counts(
+    num_classes: int,
+    max_count: int,
+    imbalance_factor: float,
+    kind: Literal["exp", "step"] = "exp",
+) -> NDArray[np.int64]:
+    """Counts of an artificial long-tailed set, class 0 the largest.
+
+    `exp`: `n_i = floor(max_count * IF^(-i / (C - 1)))`, the rule of every CIFAR-LT set.
+    `step`: the first half of the classes has max_count, the rest `floor(max_count / IF)`.
+
+    Args:
+      num_classes: C, at least 2.
+      max_count: examples of the largest class.
+      imbalance_factor: IF = max / min, at least 1.
+      kind: "exp" or "step".
+
+    Returns:
+      int64[C], non-increasing.
+
+    Raises:
+      ValueError: an IF below 1, or one so large that a class would be empty.
+
+    >>> long_tail_counts(10, 5000, 100).tolist()
+    [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
+    """
+    if num_classes < 2:
+        raise ValueError(f"a long tail needs at least 2 classes, got {num_classes}")
+    if not np.isfinite(imbalance_factor) or imbalance_factor < 1:
+        raise ValueError(
+            f"imbalance_factor is max/min and at least 1, got {imbalance_factor}: "
+            "for a published imb_factor of 0.01 pass 100"
+        )
+    # Python doubles and truncation, as every public construction does: the lists then agree.
+    mu = 1.0 / imbalance_factor
+    if kind == "exp":
+        counts = [int(max_count * mu ** (i / (num_classes - 1.0))) for i in range(num_classes)]
+    elif kind == "step":
+        half = num_classes // 2
+        counts = [max_count] * half + [int(max_count * mu)] * (num_classes - half)
+    else:
+        raise ValueError(f"kind must be 'exp' or 'step', got {kind!r}")
+    if counts[-1] < 1:
+        raise ValueError(
+            f"imbalance_factor {imbalance_factor} leaves class {num_classes - 1} without an "
+            f"example (largest class {max_count}): it can be at most {max_count}"
+        )
+    return np.asarray(counts, np.int64)
+
+
+def shot_splits(
+    class_counts: ArrayLike, many_above: int = 100, few_below: int = 20
+) -> dict[str, NDArray[np.bool_]]:
+    """Many, medium and few shot classes: `n > many_above`, the rest, `n < few_below`.
+
+    The convention of the ImbSAM paper, SSE-SAM, weight balancing and the decoupling papers.
+    CC-SAM's code uses `>= 100` and `<= 20` instead: pass 99 and 21.
+
+    Args:
+      class_counts: int[C], counts of the *training* set, each at least 1.
+      many_above: largest count that is not yet many.
+      few_below: smallest count that is no longer few; at most many_above + 1.
+
+    Returns:
+      {"many", "medium", "few"}: bool[C] each; every class is in exactly one.
+
+    >>> {k: v.tolist() for k, v in shot_splits([500, 100, 5]).items()}
+    {'many': [True, False, False], 'medium': [False, True, False], 'few': [False, False, True]}
+    """
+    counts = checked_counts(class_counts)
+    if few_below > many_above + 1:
+        raise ValueError(
+            f"few_below ({few_below}) must be at most many_above + 1 ({many_above + 1}), "
+            "else a class would be both many and few"
+        )
+    many = counts > many_above
+    few = counts < few_below
+    return {"many": many, "medium": ~many & ~few, "few": few}
+
+
+def _is_concrete(value: Any) -> bool:
+    """False for a traced value, of which nothing can be checked before the step runs."""
+    import jax  # here, so that importing the counts does not import JAX
+
+    return not isinstance(value, jax.core.Tracer)

@@ -1,0 +1,84 @@
+"""From class weights to rows: one weight per example, and checks of what a user's loss returned."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def row_weights(class_weights: Any, labels: jax.Array, mask: Any, dtype: Any) -> jax.Array:
+    """float[B]: `table[labels]`, or `soft @ table` for soft labels; 0 where the mask is False.
+
+    A label outside [0, C) gets NaN, never another class's weight.
+    """
+    table = jnp.asarray(class_weights, dtype)
+    if labels.ndim == 2:
+        if labels.shape[1] != table.shape[0]:
+            raise ValueError(
+                f"soft labels have {labels.shape[1]} classes, the rule has {table.shape[0]}"
+            )
+        weights = labels.astype(dtype) @ table
+    else:
+        weights = table.at[labels].get(
+            mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
+        )
+    return weights if mask is None else jnp.where(mask, weights, 0)
+
+
+def check_labels(labels: Any, mask: Any) -> jax.Array:
+    labels = jnp.asarray(labels)
+    whole, soft = jnp.issubdtype(labels.dtype, jnp.integer), labels.dtype
+    if not (labels.ndim == 1 and whole or labels.ndim == 2 and jnp.issubdtype(soft, jnp.floating)):
+        raise ValueError(
+            f"labels must be int[B], or float[B, C] for soft labels; got {labels.dtype}"
+            f"{list(labels.shape)}"
+        )
+    if mask is not None and jnp.shape(mask) != labels.shape[:1]:
+        raise ValueError(f"mask must be bool{[labels.shape[0]]}, got shape {jnp.shape(mask)}")
+    return labels
+
+
+def check_losses(losses: Any, labels: jax.Array) -> jax.Array:
+    shape = jnp.shape(losses)
+    if shape == ():
+        raise ValueError(
+            "losses_fn returned a scalar: the losses are already averaged, so no class can be "
+            f"weighted; return one loss per example, float[{labels.shape[0]}], without .mean()"
+        )
+    if shape != labels.shape[:1]:
+        raise ValueError(
+            f"losses_fn returned shape {list(shape)} for {labels.shape[0]} labels: return one "
+            "loss per example"
+        )
+    return jnp.asarray(losses)
+
+
+def check_pair(result: Any) -> tuple[Any, Any]:
+    if not (isinstance(result, tuple) and len(result) == 2):
+        raise TypeError(
+            "losses_fn must return a pair (losses float[B], aux); return (losses, None) where "
+            f"there is nothing else to return. Got {type(result).__name__}"
+        )
+    return result
+
+
+def check_params(params: Any) -> None:
+    """Warns once per trace where parameters are too coarse for a perturbation to move them."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and jnp.finfo(leaf.dtype).bits < 32:
+            warnings.warn(
+                f"parameter {jax.tree_util.keystr(path)} is {leaf.dtype}: at usual radii most of "
+                "its coordinates do not move, so the realised perturbation is shorter than rho; "
+                "keep parameters in float32 and compute in a lower precision",
+                stacklevel=3,
+            )
+            return
+
+
+def share_of_rows(class_weights: Any, labels: jax.Array, mask: Any) -> jax.Array:
+    """Rows with a non-zero weight, over all rows of this device (padding included)."""
+    touched = jnp.asarray(class_weights) != 0
+    return row_weights(touched, labels, mask, jnp.float32).mean()

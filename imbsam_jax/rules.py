@@ -1,0 +1,288 @@
+"""The methods as tables: each is a function of the step that returns `ClassWeights`.
+
+    g(theta) = grad L[base](theta) + sum_k grad L[group_k](theta + e_k)
+    e_k = radius_k * d_k / ||d_k||_2,   d_k = grad L[group_k](theta)
+    L[w](theta) = (1/B) sum_i w[y_i] loss_i(theta)
+
+A method is three choices: the weight of each class in the part taken at theta (`base`), the
+weight of each class in each perturbed part (`groups`), and how far each part is perturbed
+(`radii`).
+
+| rule                | base[c]    | groups               | radii             |
+|---------------------|------------|----------------------|-------------------|
+| sgd                 | 1          | none                 |                   |
+| sam                 | none       | 1                    | rho               |
+| imbsam              | head(c)    | tail_scale * tail(c) | rho               |
+| focal_sam           | 1 - s(c)   | s(c)                 | rho               |
+| sse_sam, then       | none       | head(c); tail(c)     | head_rho; tail_rho|
+| sse_sam, from switch| head(c)    | tail(c)              | tail_rho          |
+
+A new method is one more function here. Which parts exist is fixed when a rule is built; the
+numbers may be traced, so a radius may be a float, a scalar array or a schedule of the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+from imbsam_jax.priors import _is_concrete, checked_counts, tail_classes
+
+__all__ = ["ClassWeights", "Rule", "focal_sam", "imbsam", "sam", "sgd", "sse_sam", "stagewise"]
+
+Scalar = Any  # float, scalar array, tracer
+Rule = Callable[[Any], "ClassWeights"]
+ScalarOrSchedule = Any  # Scalar | Callable[[step], Scalar]
+
+
+class ClassWeights(NamedTuple):
+    """One row of the table above, for C classes and G perturbed groups.
+
+    Attributes:
+      base: float[C], weights of the part taken at theta, or None where there is no such part.
+      groups: float[G, C], weights of each perturbed part; G may be 0.
+      radii: float[G], length of each perturbation, in parameter units, at least 0.
+    """
+
+    base: jax.Array | np.ndarray | None
+    groups: jax.Array | np.ndarray
+    radii: jax.Array | np.ndarray
+
+
+def sgd(num_classes: int) -> Rule:
+    """Plain gradient: base 1, nothing perturbed.
+
+    >>> sgd(3)(None).base.tolist()
+    [1.0, 1.0, 1.0]
+    """
+    ones = _ones(num_classes)
+    table = ClassWeights(ones, np.zeros((0, num_classes)), np.zeros(0))
+    return lambda step: table
+
+
+def sam(num_classes: int, *, rho: ScalarOrSchedule) -> Rule:
+    """Sharpness-aware minimization: every class in one perturbed group.
+
+        g = grad L(theta + rho * d / ||d||_2),  d = grad L(theta)     (ImbSAM, Eq. 7 to 9)
+
+    Args:
+      num_classes: C.
+      rho: radius, finite and at least 0; a number, a scalar array or a schedule of the step.
+
+    Source: Foret et al., ICLR 2021. The official JAX release puts weight decay inside the
+    perturbed loss; here it stays outside, in Optax.
+
+    >>> sam(2, rho=0.05)(None).radii.tolist()
+    [0.05]
+    """
+    ones = _ones(num_classes)
+    rho = _checked_radius("rho", rho)
+    return lambda step: ClassWeights(None, ones[None], _radii(step, rho=rho))
+
+
+def imbsam(
+    class_counts: ArrayLike,
+    *,
+    rho: ScalarOrSchedule = 0.05,
+    eta: float = 100,
+    tail_scale: Scalar = 1.0,
+    strict: bool = False,
+) -> Rule:
+    """Imbalanced SAM: the head at theta, the tail at theta + e.
+
+        g = grad L[head](theta) + tail_scale * grad L[tail](theta + e)    (ImbSAM, Eq. 16 to 19)
+        e = rho * d / ||d||_2,  d = grad L[tail](theta),  tail(c) = n_c <= eta
+
+    Args:
+      class_counts: int[C], training examples of each class, each at least 1.
+      rho: radius, finite and at least 0; a number, a scalar array or a schedule.
+      eta: largest count of a tail class; must leave at least one head and one tail class.
+      tail_scale: factor on the tail loss, finite and positive. The paper has 1; the released
+        code multiplies by 2 since September 2023, half a year after publication.
+      strict: tail is `n_c < eta`, as in the released code.
+
+    Raises:
+      ValueError: counts that are not positive, an eta without head or tail, a bad rho.
+
+    Source: Zhou et al., ICCV 2023. The paper sums losses, its code divides by the batch size;
+    here it is the batch size, which differs from the paper by the scale of the learning rate.
+
+    >>> table = imbsam([500, 80, 5], rho=0.05, eta=100)(None)
+    >>> table.base.tolist(), table.groups.tolist()
+    ([1.0, 0.0, 0.0], [[0.0, 1.0, 1.0]])
+    """
+    head, tail = _head_and_tail(class_counts, eta, strict)
+    rho = _checked_radius("rho", rho)
+    if _is_concrete(tail_scale) and not (np.isfinite(tail_scale) and tail_scale > 0):
+        raise ValueError(f"tail_scale must be finite and positive, got {tail_scale}")
+    groups = (tail * tail_scale)[None]
+    return lambda step: ClassWeights(head, groups, _radii(step, rho=rho))
+
+
+def focal_sam(
+    class_counts: ArrayLike, *, rho: ScalarOrSchedule, gamma: float, strength: float
+) -> Rule:
+    """Focal-SAM: each class is perturbed in the measure that it is rare.
+
+        g = grad L[1 - s](theta) + grad L[s](theta + e),  e along grad L[s](theta)
+        s(c) = strength * (1 - n_c / N)^gamma
+
+    Args:
+      class_counts: int[C], each at least 1; N is their sum.
+      rho: radius, finite and at least 0; a number, a scalar array or a schedule.
+      gamma: focus on rare classes, finite and at least 0; 0 treats all alike.
+      strength: weight of the perturbed part, finite and at least 0. Above 1 the unperturbed
+        weight of rare classes is negative, which the paper intends (1.1 on iNaturalist).
+
+    strength 0 is SGD; strength 1 with gamma 0 is SAM.
+
+    Source: Focal-SAM, ICML 2025, where strength is called lambda and "sharpness".
+
+    >>> focal_sam([90, 10], rho=0.1, gamma=1.0, strength=0.8)(None).groups.round(2).tolist()
+    [[0.08, 0.72]]
+    """
+    counts = checked_counts(class_counts)
+    for name, value in (("gamma", gamma), ("strength", strength)):
+        if _is_concrete(value) and not (np.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} must be finite and at least 0, got {value}")
+    rho = _checked_radius("rho", rho)
+    share = strength * (1.0 - counts / counts.sum()) ** gamma
+    return lambda step: ClassWeights(1.0 - share, share[None], _radii(step, rho=rho))
+
+
+def sse_sam(
+    class_counts: ArrayLike,
+    *,
+    head_rho: ScalarOrSchedule,
+    tail_rho: ScalarOrSchedule,
+    eta: float = 100,
+    switch_step: Any,
+) -> Rule:
+    """Stage-wise saddle-escaping SAM: head and tail perturbed apart, then ImbSAM.
+
+        step <  switch_step:  g = grad L[head](theta + e_head) + grad L[tail](theta + e_tail)
+        step >= switch_step:  g = grad L[head](theta)          + grad L[tail](theta + e_tail)
+
+    Args:
+      class_counts: int[C], each at least 1.
+      head_rho: radius of the head in the first stage.
+      tail_rho: radius of the tail in both.
+      eta: largest count of a tail class.
+      switch_step: first step of the second stage, at least 0.
+
+    The second stage costs what ImbSAM costs: the rule is `stagewise`, and the core puts the
+    whole gradient under a branch. The release runs four forward passes in both stages.
+
+    Source: SSE-SAM, AAAI 2025.
+
+    >>> rule = sse_sam([90, 10], head_rho=0.05, tail_rho=0.1, eta=20, switch_step=100)
+    >>> rule(0).radii.tolist(), rule(100).radii.tolist()
+    ([0.05, 0.1], [0.1])
+    """
+    head, tail = _head_and_tail(class_counts, eta, strict=False)
+    head_rho = _checked_radius("head_rho", head_rho)
+    tail_rho = _checked_radius("tail_rho", tail_rho)
+    both = np.stack([head, tail])
+
+    def first(step: Any) -> ClassWeights:
+        return ClassWeights(None, both, _radii(step, head_rho=head_rho, tail_rho=tail_rho))
+
+    def second(step: Any) -> ClassWeights:
+        return ClassWeights(head, tail[None], _radii(step, tail_rho=tail_rho))
+
+    return stagewise(first, second, switch_step=switch_step)
+
+
+class stagewise:
+    """One rule before `switch_step`, another from it on.
+
+    Args:
+      first: rule for step < switch_step.
+      second: rule for step >= switch_step; its table may have another structure.
+      switch_step: first step of the second stage, at least 0.
+
+    Attributes:
+      stages: (first, second).
+      starts: (0, switch_step), the first step of each stage.
+
+    Called with a concrete step it returns that stage's table. With a traced step a table cannot
+    be chosen, since the two differ in structure: the front doors put the whole gradient
+    computation of each stage under `lax.cond` instead.
+
+    >>> rule = stagewise(sgd(2), sam(2, rho=0.1), switch_step=10)
+    >>> rule(9).groups.shape, rule(10).groups.shape
+    ((0, 2), (1, 2))
+    """
+
+    def __init__(self, first: Rule, second: Rule, *, switch_step: Any):
+        if _is_concrete(switch_step) and not (np.ndim(switch_step) == 0 and switch_step >= 0):
+            raise ValueError(f"switch_step must be a step number, at least 0, got {switch_step}")
+        self.stages = (first, second)
+        self.starts = (0, switch_step)
+
+    def __call__(self, step: Any) -> ClassWeights:
+        require_step(step)
+        if not (_is_concrete(step) and _is_concrete(self.starts[1])):
+            raise TypeError(
+                "a staged rule has no table at a traced step: give it to value_and_grad or "
+                "sharpness_aware, which branch over the whole gradient, or pass a Python int"
+            )
+        return self.stages[int(step >= self.starts[1])](step)
+
+
+def require_step(step: Any) -> None:
+    """Refuses a missing step, for rules that depend on it."""
+    if step is None:
+        raise ValueError(
+            "this rule depends on the step (a schedule or a staged rule): pass step=, the number "
+            "of updates made so far"
+        )
+
+
+def _ones(num_classes: int) -> np.ndarray:
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int | np.integer):
+        raise ValueError(f"num_classes must be a whole number, got {num_classes!r}")
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    return np.ones(num_classes)
+
+
+def _head_and_tail(
+    class_counts: ArrayLike, eta: float, strict: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    tail = tail_classes(class_counts, eta, strict=strict)
+    if tail.all() or not tail.any():
+        counts = np.asarray(class_counts)
+        raise ValueError(
+            f"eta={eta} leaves no {'head' if tail.all() else 'tail'} class: the counts range from "
+            f"{counts.min()} to {counts.max()}, so choose eta between them"
+        )
+    return (~tail).astype(np.float64), tail.astype(np.float64)
+
+
+def _checked_radius(name: str, value: ScalarOrSchedule) -> ScalarOrSchedule:
+    """Refuses a concrete radius that is negative or not finite; schedules are checked later."""
+    if callable(value) or not _is_concrete(value):
+        return value
+    if np.ndim(value) != 0:
+        raise ValueError(f"{name} must be a scalar, got shape {np.shape(value)}")
+    if not (np.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be finite and at least 0, got {value}")
+    return value
+
+
+def _radii(step: Any, **radii: ScalarOrSchedule) -> jax.Array | np.ndarray:
+    values = []
+    for name, value in radii.items():
+        if callable(value):
+            require_step(step)
+            value = _checked_radius(name, value(step))
+        values.append(value)
+    if any(isinstance(value, jax.Array) for value in values):
+        return jnp.stack([jnp.asarray(value) for value in values])
+    return np.asarray(values, np.float64)
