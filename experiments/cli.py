@@ -1,0 +1,49 @@
+"""What the entry points share: flags, and errors as one clear last line with an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from experiments.errors import RunError, Stopped
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Flags are spelled out in full, shown with their defaults; an unknown one is an error."""
+    return argparse.ArgumentParser(
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+
+
+def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
+    """Runs main(args); exits 1 on a RunError or bad data, 143, 130 or 75 after a stop."""
+    from experiments.data import DataError
+
+    try:
+        main(args)
+    except (RunError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted before training began: nothing to save", file=sys.stderr)
+        sys.exit(130)
+
+
+def use_compilation_cache() -> None:
+    """Compiled programs are kept between runs, in the user's cache folder unless set elsewhere."""
+    import os
+    from pathlib import Path
+
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(home / "imbsam_jax" / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

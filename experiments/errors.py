@@ -1,0 +1,15 @@
+"""The one exception whose message an entry point prints as its last line, without a traceback."""
+
+from __future__ import annotations
+
+
+class RunError(Exception):
+    """Something the person who started the run can put right; the message says how."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop, has saved its state, and can be resumed."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -1,0 +1,73 @@
+"""Models, by name, under one contract.
+
+`create_model(name, num_classes)` returns a Flax linen module that is called as
+
+    variables = model.init(rng, images, train=False)
+    logits, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    logits = model.apply(variables, images, train=False)
+
+with `images` float[B, H, W, C], already normalised, and `logits` float32[B, num_classes]. Batch
+statistics, where a model has them, are the collection "batch_stats". With `dtype=jnp.bfloat16` the
+layers compute in bfloat16; parameters, statistics and logits stay float32.
+
+Every model is a classifier on top of features, and both halves can be called alone, for methods
+that treat them differently:
+
+    features = model.apply(variables, images, train=False, method="embed")      # float[B, D]
+    logits = model.apply(variables, features, method="classify")
+
+The classifier's parameters are `params["head"]` (a kernel [D, num_classes] and a bias).
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from experiments.models.mlp import MLP, mlp
+from experiments.models.resnet import ResNet, resnet8, resnet20, resnet32, resnet34_3x3
+
+__all__ = ["MLP", "MODELS", "ResNet", "create_model"]
+
+# Each value is called as factory(num_classes, dtype=..., axis_name=...).
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "resnet8": resnet8,
+    "resnet20": resnet20,
+    "resnet32": resnet32,
+    "resnet34_3x3": resnet34_3x3,
+    "mlp": mlp,
+}
+
+
+def create_model(
+    name: str,
+    num_classes: int,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    axis_name: str | None = None,
+) -> nn.Module:
+    """Build the model called `name` (a key of MODELS).
+
+    Args:
+      name: one of MODELS.
+      num_classes: number of logits, at least 1.
+      dtype: what the layers compute in; parameters, statistics and logits stay float32.
+      axis_name: the pmap or shard_map axis over which BatchNorm takes its statistics. None is
+        right for one device and for jit with a sharded batch (there they are global already).
+
+    Returns:
+      An unbound linen module that keeps the contract above.
+
+    Raises:
+      ValueError: the name is not known, or num_classes < 1.
+
+    Example:
+      >>> create_model("mlp", 10).num_classes
+      10
+    """
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}: the known ones are {', '.join(MODELS)}")
+    if num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes}, but a classifier needs at least 1 class")
+    return MODELS[name](num_classes, dtype=dtype, axis_name=axis_name)

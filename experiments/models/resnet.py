@@ -1,0 +1,235 @@
+"""Residual networks of the long-tail papers: CIFAR type (20, 32) and ResNet-34 with a 3x3 stem.
+
+All of them are one `ResNet`: a 3x3 convolution, stages of basic blocks, a global average and a
+linear classifier. They differ in widths, depths, shortcut and initialisation.
+
+Two things follow PyTorch because the published numbers do: padding is one pixel on each side also
+where the stride is 2 (Flax's "SAME" would pad only the far side), and BatchNorm keeps 0.9 of the
+old statistics (momentum 0.9 here, 0.1 there) with epsilon 1e-5. One thing does not: the running
+variance in Flax is the biased one (divided by n), in PyTorch the unbiased one (by n - 1), where
+n = B * H * W. It matters in evaluation only, by a factor n / (n - 1): 1.001 for the last stage of
+ResNet-34 at batch 64, less elsewhere.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
+
+_KAIMING_FAN_IN = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+_KAIMING_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# PyTorch's default for linear and convolution layers, U(-b, b) with b = 1 / sqrt(fan_in).
+_TORCH_DEFAULT = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
+
+
+def _symmetric_uniform(bound: float) -> Initializer:
+    """U(-bound, bound): PyTorch's bias default, whose bound the bias's own shape cannot tell."""
+
+    def init(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class BasicBlock(nn.Module):
+    """relu(BN(conv(relu(BN(conv(x))))) + shortcut(x)), the first convolution strided.
+
+    Attributes:
+      width: output channels.
+      stride: 1 or 2.
+      shortcut: where the shape changes, "pad" (option A: every stride-th pixel, zero channels on
+        both sides) or "project" (option B: 1x1 convolution and BatchNorm).
+      kernel_init: initialiser of every convolution.
+      dtype: what the layers compute in.
+      axis_name: the axis over which BatchNorm takes its statistics, or None.
+    """
+
+    width: int
+    stride: int
+    shortcut: Literal["pad", "project"]
+    kernel_init: Initializer
+    dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """x [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), width]."""
+
+        def conv(size: int, stride: int, name: str) -> nn.Conv:
+            return _conv(self.width, size, stride, self.kernel_init, self.dtype, name)
+
+        def norm(y: jax.Array, name: str) -> jax.Array:
+            layer = _norm(self.dtype, self.axis_name, name)
+            return layer(y, use_running_average=not train)
+
+        y = nn.relu(norm(conv(3, self.stride, "conv1")(x), "norm1"))
+        y = norm(conv(3, 1, "conv2")(y), "norm2")
+        if self.stride != 1 or x.shape[-1] != self.width:
+            if self.shortcut == "pad":
+                x = pad_shortcut(x, self.width, self.stride)
+            else:
+                x = norm(conv(1, self.stride, "conv_shortcut")(x), "norm_shortcut")
+        return nn.relu(y + x)
+
+
+def pad_shortcut(x: jax.Array, width: int, stride: int) -> jax.Array:
+    """Option A: x[:, ::stride, ::stride] with zero channels added on both sides up to `width`."""
+    missing = width - x.shape[-1]
+    sides = (missing // 2, missing - missing // 2)
+    return jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), sides))
+
+
+class ResNet(nn.Module):
+    """A 3x3 stem, stages of basic blocks (stride 2 between stages), a global mean, a classifier.
+
+    Attributes:
+      num_classes: number of logits.
+      stage_sizes: blocks per stage.
+      widths: channels per stage; the stem has widths[0].
+      shortcut: see BasicBlock.
+      conv_init: initialiser of the blocks' convolutions.
+      stem_init: initialiser of the stem's convolution.
+      head_init: initialiser of the classifier's kernel; its bias is U(+-1/sqrt(widths[-1])).
+      dtype: what the layers compute in; the classifier computes in at least float32.
+      axis_name: the axis over which BatchNorm takes its statistics, or None.
+    """
+
+    num_classes: int
+    stage_sizes: Sequence[int]
+    widths: Sequence[int]
+    shortcut: Literal["pad", "project"]
+    conv_init: Initializer
+    stem_init: Initializer
+    head_init: Initializer
+    dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
+
+    def setup(self) -> None:
+        self.stem = _conv(self.widths[0], 3, 1, self.stem_init, self.dtype)
+        self.stem_norm = _norm(self.dtype, self.axis_name)
+        self.blocks = [
+            BasicBlock(
+                width,
+                2 if stage > 0 and block == 0 else 1,
+                self.shortcut,
+                self.conv_init,
+                self.dtype,
+                self.axis_name,
+            )
+            for stage, (size, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True))
+            for block in range(size)
+        ]
+        # The classifier never computes below float32: rounded logits are rounded losses.
+        self.head = nn.Dense(
+            self.num_classes,
+            kernel_init=self.head_init,
+            bias_init=_symmetric_uniform(self.widths[-1] ** -0.5),
+            dtype=_at_least_float32(self.dtype),
+        )
+
+    def embed(self, images: jax.Array, train: bool) -> jax.Array:
+        """Images [B, H, W, C] to features [B, widths[-1]]."""
+        x = nn.relu(self.stem_norm(self.stem(images), use_running_average=not train))
+        for block in self.blocks:
+            x = block(x, train)
+        return x.mean(axis=(1, 2), dtype=_at_least_float32(self.dtype))
+
+    def classify(self, features: jax.Array) -> jax.Array:
+        """Features [B, widths[-1]] to logits [B, num_classes]."""
+        return self.head(features)
+
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        return self.classify(self.embed(images, train))
+
+
+def _at_least_float32(dtype: DTypeLike) -> jnp.dtype:
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _conv(
+    width: int,
+    size: int,
+    stride: int,
+    kernel_init: Initializer,
+    dtype: DTypeLike,
+    name: str | None = None,
+) -> nn.Conv:
+    """Convolution without bias; the same padding on all four sides whatever the stride."""
+    side = (size // 2, size // 2)
+    return nn.Conv(
+        width,
+        (size, size),
+        (stride, stride),
+        (side, side),
+        use_bias=False,
+        kernel_init=kernel_init,
+        dtype=dtype,
+        name=name,
+    )
+
+
+def _norm(dtype: DTypeLike, axis_name: str | None, name: str | None = None) -> nn.BatchNorm:
+    return nn.BatchNorm(momentum=0.9, epsilon=1e-5, dtype=dtype, axis_name=axis_name, name=name)
+
+
+def resnet8(
+    num_classes: int, *, dtype: DTypeLike = jnp.float32, axis_name: str | None = None
+) -> ResNet:
+    """The CIFAR type with one block per stage: a quick stand-in for tests."""
+    return _cifar_type(1, num_classes, dtype, axis_name)
+
+
+def resnet20(
+    num_classes: int, *, dtype: DTypeLike = jnp.float32, axis_name: str | None = None
+) -> ResNet:
+    """ResNet-20, CIFAR type (He et al. 2016, section 4.2)."""
+    return _cifar_type(3, num_classes, dtype, axis_name)
+
+
+def resnet32(
+    num_classes: int, *, dtype: DTypeLike = jnp.float32, axis_name: str | None = None
+) -> ResNet:
+    """ResNet-32, CIFAR type, as LDAM and its successors use it: 470,004 parameters at 100 classes.
+
+    Every kernel is Kaiming normal (fan in, gain sqrt 2), the classifier's included.
+    """
+    return _cifar_type(5, num_classes, dtype, axis_name)
+
+
+def _cifar_type(blocks: int, num_classes: int, dtype: DTypeLike, axis_name: str | None) -> ResNet:
+    return ResNet(
+        num_classes,
+        stage_sizes=(blocks,) * 3,
+        widths=(16, 32, 64),
+        shortcut="pad",
+        conv_init=_KAIMING_FAN_IN,
+        stem_init=_KAIMING_FAN_IN,
+        head_init=_KAIMING_FAN_IN,
+        dtype=dtype,
+        axis_name=axis_name,
+    )
+
+
+def resnet34_3x3(
+    num_classes: int, *, dtype: DTypeLike = jnp.float32, axis_name: str | None = None
+) -> ResNet:
+    """ResNet-34 for small images: 3x3 stem, no max-pool; 21,328,292 parameters at 100 classes.
+
+    The network of the ImbSAM release, which the paper calls ResNet-32. Blocks are Kaiming normal
+    (fan out) as in torchvision; the replaced stem and classifier have PyTorch's defaults.
+    """
+    return ResNet(
+        num_classes,
+        stage_sizes=(3, 4, 6, 3),
+        widths=(64, 128, 256, 512),
+        shortcut="project",
+        conv_init=_KAIMING_FAN_OUT,
+        stem_init=_TORCH_DEFAULT,
+        head_init=_TORCH_DEFAULT,
+        dtype=dtype,
+        axis_name=axis_name,
+    )
