@@ -94,6 +94,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def load(args: argparse.Namespace) -> Any:
+    """The data set that the flags of group "data" describe."""
     from experiments.data import hold_out, load_npz
     from experiments.data.cifar import load_cifar_lt
 
@@ -139,21 +140,13 @@ def main(args: argparse.Namespace) -> None:
             "rule_args": rule_arguments(args.rule, options),
             "loss": "cross_entropy",
             "imbalance_factor": imbalance_factor(dataset.class_counts()),
+            "subset": args.subset,
+            "subset_seed": args.subset_seed,
             "val_per_class": args.val_per_class,
         }
-        reports.append(
-            fit(
-                dataset,
-                args.model,
-                rule,
-                cross_entropy,
-                settings,
-                Path(args.out) / f"seed_{seed}" if several else args.out,
-                description=description,
-                resume=args.resume,
-                quiet=args.quiet,
-            )  # fmt: skip
-        )
+        out = Path(args.out) / f"seed_{seed}" if several else Path(args.out)
+        parts = (dataset, args.model, rule, cross_entropy, settings, out)
+        reports.append(fit(*parts, description=description, resume=args.resume, quiet=args.quiet))
     report.show(reports)
 
 

@@ -22,6 +22,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
     """Runs main(args); exits 1 on a RunError or bad data, 143, 130 or 75 after a stop."""
     from experiments.data import DataError
+    from experiments.stopping import StopNow
 
     try:
         main(args)
@@ -31,6 +32,9 @@ def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> 
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)
+    except StopNow:
+        print("stopped; nothing was written", file=sys.stderr)
+        sys.exit(143)
     except KeyboardInterrupt:
         print("interrupted before training began: nothing to save", file=sys.stderr)
         sys.exit(130)
@@ -43,7 +47,7 @@ def use_compilation_cache() -> None:
 
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(home / "imbsam_jax" / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

@@ -12,6 +12,7 @@ slower to train inside a scan). The state is donated.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -32,10 +33,8 @@ def use_devices(count: int) -> list[jax.Device]:
     """The first `count` devices, emulated ones on a CPU; call it before JAX is otherwise used."""
     if count < 1:
         raise RunError(f"--devices must be at least 1, got {count}")
-    try:
+    with contextlib.suppress(RuntimeError):  # a backend runs already; there may be enough
         jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:
-        pass  # a backend runs already; there may be enough
     devices = jax.devices()
     if len(devices) < count:
         raise RunError(

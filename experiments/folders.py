@@ -32,7 +32,8 @@ class RunFolder:
         old = self.path / "config.json"
         if old.exists() and not resume:
             raise RunError(
-                f"{self.path} already holds a run: continue it with --resume, or choose another --out"
+                f"{self.path} already holds a run: continue it with --resume, or choose "
+                "another --out"
             )
         if old.exists():
             _check_same(read_json(old), config, self.path)

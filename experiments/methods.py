@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,11 @@ import numpy as np
 from experiments.errors import RunError
 from imbsam_jax import rules
 
-RULES = {"sgd": rules.sgd, "sam": rules.sam, "imbsam": rules.imbsam}
+RULES: dict[str, Callable[..., rules.Rule]] = {
+    "sgd": rules.sgd,
+    "sam": rules.sam,
+    "imbsam": rules.imbsam,
+}
 
 
 def rule_arguments(name: str, options: dict[str, Any]) -> dict[str, Any]:

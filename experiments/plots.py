@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 
 def per_class(path: Path, title: str, counts: Any, correct: Any, total: Any) -> None:
@@ -46,5 +46,30 @@ def learning_curves(path: Path, title: str, lines: list[dict[str, Any]]) -> None
     right.set_ylim(0, 100)
     if lines:
         right.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def classes_by_rule(path: Path, counts: Any, accuracy: dict[str, np.ndarray]) -> None:
+    """Accuracy of each class under each rule, with its number of training examples."""
+    figure, left = plt.subplots(figsize=(8, 3.5), layout="constrained")
+    for name, values in accuracy.items():
+        left.plot(np.arange(len(counts)), values, marker="o", label=name)
+    left.set(xlabel="class, by training examples", ylabel="test accuracy (%), mean of seeds")
+    left.legend(loc="lower left")
+    _sizes(left, np.asarray(counts))
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def curves_by_rule(path: Path, curves: dict[str, tuple[list[int], dict[str, np.ndarray]]]) -> None:
+    """Mean test accuracy by epoch of each rule, a panel a split."""
+    panels = list(next(iter(curves.values()))[1])
+    figure, axes = plt.subplots(1, len(panels), figsize=(9, 3.5), layout="constrained")
+    for axis, split in zip(np.atleast_1d(axes), panels, strict=True):
+        for name, (epochs, values) in curves.items():
+            axis.plot(epochs, values[split], label=name)
+        axis.set(xlabel="epoch", ylabel="test accuracy (%), mean of seeds", title=split)
+        axis.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)

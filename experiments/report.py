@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -46,19 +47,17 @@ def find(paths: list[str]) -> list[dict[str, Any]]:
 
 def table(reports: list[dict[str, Any]]) -> Table:
     """A row a run: last-epoch figures, and the papers' best test epoch with flips beside them."""
-    result = Table(title="accuracy (%), mean over classes")
+    result = Table(title="accuracy (%), mean over classes", box=box.SIMPLE_HEAD, padding=(0, 1))
     result.add_column("run")
     for name in ("many", "medium", "few", "all"):
         result.add_column(name, justify="right")
-    result.add_column("best epoch + flip: all", justify="right")
-    result.add_column("ms/step", justify="right")
-    result.add_column("FLOPs / SGD", justify="right")
+    for name in ("best*", "ms/step", "FLOPs"):
+        result.add_column(name, justify="right")
     for r in reports:
-        arguments = " ".join(f"{k}={v:g}" for k, v in r["rule_args"].items())
-        what = f"{r['rule']} {arguments}".strip()
+        arguments = " ".join(f"{name} {value:g}" for name, value in r["rule_args"].items())
+        data = f"{r['dataset']} IF {r['imbalance_factor']:g}, {r['model']}"
         result.add_row(
-            f"{what}\n{r['dataset']} IF {r['imbalance_factor']:g}, {r['model']}, {r['epochs']} epochs, "
-            f"batch {r['batch_size']}, seed {r['seed']}",
+            f"{r['rule']} {arguments}\n{data}\n{r['epochs']} epochs, seed {r['seed']}",
             *(number(r[name]) for name in COLUMNS),
             number(r["best_epoch_flip"].get("all")),
             number(r["step_ms"]),
@@ -71,8 +70,8 @@ def show(reports: list[dict[str, Any]]) -> None:
     console = Console()
     console.print(table(reports))
     console.print(
-        "Accuracies are of the last epoch, without test-time augmentation. The best epoch is chosen "
-        "on the test set, as the papers do: it is no estimate of anything.",
+        "Last epoch, no test-time augmentation. FLOPs: a step's over SGD's.\n"
+        "* what the papers report: the best epoch on the test set, flip-averaged.",
         style="dim",
     )
 

@@ -30,8 +30,8 @@ class TrainState(train_state.TrainState):
 class Inputs(NamedTuple):
     """A data set on the device: uint8[N, H, W, C] and int32[N]."""
 
-    images: jax.Array
-    labels: jax.Array
+    images: Any
+    labels: Any
 
 
 class StepMetrics(NamedTuple):

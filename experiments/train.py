@@ -10,38 +10,37 @@ nothing.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
-import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import folders, plots
+from experiments import cost, folders, plots
 from experiments.checkpoints import Checkpoints
 from experiments.data import Dataset
 from experiments.errors import RunError, Stopped
-from experiments.execution import EXECUTIONS, use_devices
+from experiments.evaluation import Evaluator, Hits
+from experiments.execution import EXECUTIONS, Jit, use_devices
 from experiments.models import create_model
 from experiments.progress import Progress
 from experiments.steps import (
     Inputs,
     Loss,
     TrainState,
-    count_hits,
     create_state,
     crop_and_flip,
     learning_rate,
     normalise,
     optimizer,
 )
-from imbsam_jax import metrics, rules, shot_splits
+from experiments.stopping import StopNow, StopRequest
+from imbsam_jax import rules
 from imbsam_jax.rules import Rule
 
 
@@ -82,43 +81,6 @@ class Settings:
             raise RunError(f"--seed must be at least 0, got {self.seed}")
         if self.steps_per_call < 0:
             raise RunError(f"--steps-per-call must be at least 0, got {self.steps_per_call}")
-
-
-class StopRequest:
-    """Set by SIGTERM, Ctrl-C or a deadline, read between calls; a second Ctrl-C ends at once."""
-
-    def __init__(self, deadline: float | None = None):
-        self._deadline, self._signal, self._old = deadline, None, {}
-
-    def __enter__(self) -> StopRequest:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._old[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: Any) -> None:
-        # Only a flag: a call in flight has donated its state, so nothing can be saved here.
-        self._signal = number
-        signal.signal(number, self._old[number])
-
-    @property
-    def exit_code(self) -> int | None:
-        if self._signal is not None:
-            return 128 + self._signal
-        if self._deadline is not None and time.monotonic() > self._deadline:
-            return 75
-        return None
-
-    def check(self) -> None:
-        if self.exit_code is not None:
-            raise _StopNow
-
-
-class _StopNow(Exception):
-    pass
 
 
 @dataclasses.dataclass
@@ -168,15 +130,10 @@ def fit(
       Stopped: asked to stop; the state is saved.
     """
     settings.check()
-    devices = use_devices(settings.devices)
-    if settings.parallel not in EXECUTIONS:
-        raise RunError(
-            f"--parallel must be one of {', '.join(EXECUTIONS)}, got {settings.parallel!r}"
-        )
     if settings.steps_per_call == 0:
-        lone = devices[0].platform == "cpu"
-        settings = dataclasses.replace(settings, steps_per_call=1 if lone else 50)
-    trainer = _Trainer(dataset, model_name, rule, loss, settings, devices)
+        platform = use_devices(settings.devices)[0].platform
+        settings = dataclasses.replace(settings, steps_per_call=1 if platform == "cpu" else 50)
+    trainer = _Trainer(dataset, model_name, rule, loss, settings)
     decides = {k: v for k, v in dataclasses.asdict(settings).items() if k not in _FREE}
     config = {
         **description,
@@ -202,41 +159,35 @@ _FREE = ("checkpoint_every", "eval_batch")
 
 def class_counts_sha256(counts: np.ndarray) -> str:
     """SHA-256 of the counts as little-endian int64: two runs with equal ones had equal tails."""
-    import hashlib
-
     return hashlib.sha256(np.ascontiguousarray(counts, "<i8").tobytes()).hexdigest()
 
 
-class _Trainer:
-    def __init__(
-        self,
-        dataset: Dataset,
-        model_name: str,
-        rule: Rule,
-        loss: Loss,
-        settings: Settings,
-        devices: list[jax.Device],
-    ):
-        self.dataset, self.settings, self.loss = dataset, settings, loss
-        self.stages = _stages(rule)
-        self.rows = len(dataset.train_labels)
-        self.steps_per_epoch = -(-self.rows // settings.batch_size)
-        self.splits = shot_splits(dataset.class_counts(), dataset.many_above, dataset.few_below)
-        dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[settings.precision]
-        key = jax.random.key(settings.seed)
-        init_key, step_key = jax.random.split(key)
+class Parts:
+    """What a run is made of, from its data set, model, loss and settings; nothing written yet.
 
-        def prepare_test(images: jax.Array) -> jax.Array:
-            return normalise(images, dataset.mean, dataset.std)
+    Attributes:
+      run_on: where training steps run.
+      initial: the state before the first step, decided by the seed.
+      evaluator: how states are evaluated, always under jit over the same devices.
+      schedule: learning rate by step.
+      steps_per_epoch: the partial last batch included.
+    """
+
+    def __init__(self, dataset: Dataset, model_name: str, loss: Loss, settings: Settings):
+        settings.check()
+        devices = use_devices(settings.devices)
+        init_key, step_key = jax.random.split(jax.random.key(settings.seed))
 
         def prepare(
             images: jax.Array, positions: jax.Array, batch_size: int, key: jax.Array
         ) -> jax.Array:
             if settings.augment:
                 images = crop_and_flip(images, positions, batch_size, key)
-            return prepare_test(images)
+            return normalise(images, dataset.mean, dataset.std)
 
         self.run_on = EXECUTIONS[settings.parallel](devices, loss, prepare, step_key)
+        self.steps_per_epoch = -(-len(dataset.train_labels) // settings.batch_size)
+        dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[settings.precision]
         try:
             model = create_model(
                 model_name, dataset.num_classes, dtype=dtype, axis_name=self.run_on.axis_name
@@ -246,20 +197,26 @@ class _Trainer:
             )
         except ValueError as error:
             raise RunError(str(error)) from error
-        self.initial = _initial_state(model, dataset, settings, self.schedule, init_key)
-        # Evaluation runs under jit over the same devices, whatever training runs under.
-        self.evaluate_on = EXECUTIONS["jit"](devices, loss, prepare, step_key)
-        self._hits = jax.jit(
-            lambda state, inputs, index, mask, flip: count_hits(
-                state, loss, prepare_test, inputs, index, mask, flip
-            ),
-            static_argnums=4,
+        tx = optimizer(self.schedule, settings.momentum, settings.weight_decay)
+        example = jnp.zeros((1, *dataset.train_images.shape[1:]), jnp.float32)
+        self.initial: TrainState = jax.jit(lambda key: create_state(model, tx, example, key))(
+            init_key
         )
-        self._finite = jax.jit(
-            lambda tree: jnp.all(
-                jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)])
-            )
-        )
+        evaluate_on = Jit(devices, loss, prepare, step_key)
+        self.evaluator = Evaluator(dataset, loss, evaluate_on, settings.eval_batch)
+
+
+class _Trainer:
+    def __init__(
+        self, dataset: Dataset, model_name: str, rule: Rule, loss: Loss, settings: Settings
+    ):
+        parts = Parts(dataset, model_name, loss, settings)
+        self.dataset, self.settings = dataset, settings
+        self.run_on, self.evaluator = parts.run_on, parts.evaluator
+        self.initial, self.schedule = parts.initial, parts.schedule
+        self.steps_per_epoch = parts.steps_per_epoch
+        self.rows = len(dataset.train_labels)
+        self.stages = stages(rule)
         self._compiled: dict[tuple[int, int, int], Any] = {}
 
     def run(
@@ -292,9 +249,9 @@ class _Trainer:
                         self._save(checkpoints, note)
                 plain = self.run_on.get_state(self.state)
                 if hits is None:  # a run resumed after its last epoch
-                    hits = self._evaluate(plain, "test", False, stop)
-                flipped = self._evaluate(plain, "test", True, stop)
-            except _StopNow:
+                    hits = self.evaluator.hits(plain, "test", stop)
+                flipped = self.evaluator.hits(plain, "test", stop, flip=True)
+            except StopNow:
                 step = self._save(checkpoints, note)
                 checkpoints.close()
                 raise Stopped(
@@ -357,7 +314,7 @@ class _Trainer:
             note.seconds_train += time.perf_counter() - began
             progress.update(note.rows, note.loss_sum, note.hit_sum)
             if stopping:
-                raise _StopNow
+                raise StopNow
 
     def _calls(self, epoch: int) -> list[tuple[int, int, int, int]]:
         """(first row, steps, rows of a step, stage) of each call; none straddles two stages."""
@@ -397,7 +354,7 @@ class _Trainer:
     def _save(self, checkpoints: Checkpoints, note: Note) -> int:
         step = self._position(note)
         plain = self.run_on.get_state(self.state)
-        if not bool(self._finite((plain.params, plain.batch_stats))):
+        if not bool(all_finite((plain.params, plain.batch_stats))):
             raise RunError(
                 f"the parameters are not finite at step {step}: not saved; the last good "
                 f"checkpoint is step {checkpoints.latest_step()}; lower --lr or --rho"
@@ -409,9 +366,9 @@ class _Trainer:
 
     def _after_epoch(
         self, note: Note, folder: folders.RunFolder, stop: StopRequest, progress: Progress
-    ) -> Any:
+    ) -> Hits | None:
         """Evaluates where due, then closes the epoch in the note. A stop leaves the note open."""
-        settings, epoch = self.settings, note.epoch + 1
+        settings, epoch, accuracies = self.settings, note.epoch + 1, self.evaluator.accuracies
         plain = self.run_on.get_state(self.state)
         step = epoch * self.steps_per_epoch
         line: dict[str, Any] = {
@@ -424,14 +381,14 @@ class _Trainer:
         }
         best, best_val, hits = note.best, note.best_val, None
         if epoch % settings.eval_every == 0 or epoch == settings.epochs:
-            hits = self._evaluate(plain, "test", False, stop)
-            test = self._accuracies(hits)
-            line |= {"test_loss": hits[2], **{f"test_{k}": v for k, v in test.items()}}
+            hits = self.evaluator.hits(plain, "test", stop)
+            test = accuracies(hits)
+            line |= {"test_loss": hits.loss, **{f"test_{k}": v for k, v in test.items()}}
             if best is None or test["all"] > best["all"]:
-                flipped = self._accuracies(self._evaluate(plain, "test", True, stop))
+                flipped = accuracies(self.evaluator.hits(plain, "test", stop, flip=True))
                 best = {**test, "epoch": epoch, "flip": flipped}
             if self.dataset.val_labels is not None:
-                val = self._accuracies(self._evaluate(plain, "val", False, stop))
+                val = accuracies(self.evaluator.hits(plain, "val", stop))
                 line |= {f"val_{k}": v for k, v in val.items()}
                 if best_val is None or val["all"] > best_val["val"]["all"]:
                     best_val = {**test, "epoch": epoch, "val": val}
@@ -442,51 +399,23 @@ class _Trainer:
         progress.epoch_done(line)
         return hits
 
-    def _evaluate(self, plain: TrainState, part: str, flip: bool, stop: StopRequest) -> Any:
-        """(correct int64[C], total int64[C], mean loss) over every image of the part, once each."""
-        labels = getattr(self.dataset, f"{part}_labels")
-        inputs = self._part(part)
-        count, devices = len(labels), len(self.run_on.devices)
-        size = -(-min(self.settings.eval_batch, count) // devices) * devices
-        correct = np.zeros(self.dataset.num_classes, np.int64)
-        total, loss_sum = np.zeros_like(correct), 0.0
-        for start in range(0, count, size):
-            stop.check()
-            index = np.arange(start, start + size, dtype=np.int32)
-            mask = index < count
-            placed, shown = (
-                self.evaluate_on.place(x[None])[0] for x in (np.minimum(index, count - 1), mask)
-            )
-            found = jax.device_get(self._hits(plain, inputs, placed, shown, flip))
-            correct, total, loss_sum = (
-                correct + found[0],
-                total + found[1],
-                loss_sum + float(found[2]),
-            )
-        return correct, total, loss_sum / count
-
-    def _part(self, part: str) -> Inputs:
-        if not hasattr(self, f"_{part}_inputs"):
-            arrays = (getattr(self.dataset, f"{part}_{what}") for what in ("images", "labels"))
-            setattr(self, f"_{part}_inputs", self.evaluate_on.put_inputs(Inputs(*arrays)))
-        return getattr(self, f"_{part}_inputs")
-
-    def _accuracies(self, hits: Any) -> dict[str, float | None]:
-        found = metrics.shot_accuracies(hits[0], hits[1], self.splits)
-        return {k: None if math.isnan(float(v)) else float(v) for k, v in found.items()}
-
     # ---- the report ------------------------------------------------------------------------
 
     def _report(
-        self, config: dict[str, Any], note: Note, plain: TrainState, hits: Any, flipped: Any
+        self, config: dict[str, Any], note: Note, plain: TrainState, hits: Hits, flipped: Hits
     ) -> dict[str, Any]:
-        costs = [self._cost(stage, plain) for stage in range(len(self.stages))]
-        of_sgd = self._flops(rules.sgd(self.dataset.num_classes), plain)
+        batch = min(self.settings.batch_size, self.rows)
+
+        def of(rule: Rule, seconds: float) -> tuple[float, float]:
+            return cost.lone_step(self.run_on, rule, plain, self.inputs, batch, seconds)
+
+        # A staged rule's step costs the mean over the run of its stages' steps.
         steps = self.settings.epochs * self.steps_per_epoch
         starts = [min(start, steps) for start, _ in self.stages] + [steps]
         shares = np.diff(starts) / steps
-        flops = float(sum(s * c["flops"] for s, c in zip(shares, costs, strict=True)))
-        step_ms = float(sum(s * c["ms"] for s, c in zip(shares, costs, strict=True)))
+        flops, step_ms = shares @ [of(stage, 3.0) for _, stage in self.stages]
+        of_sgd, _ = of(rules.sgd(self.dataset.num_classes), 0.0)
+        accuracies = self.evaluator.accuracies
         described = {k: v for k, v in config.items() if k not in dataclasses.asdict(self.settings)}
         best = note.best or {}
         return {
@@ -494,8 +423,8 @@ class _Trainer:
             "epochs": self.settings.epochs,
             "batch_size": self.settings.batch_size,
             "seed": self.settings.seed,
-            **self._accuracies(hits),
-            "last_epoch_flip": self._accuracies(flipped),
+            **accuracies(hits),
+            "last_epoch_flip": accuracies(flipped),
             "best_epoch": {k: v for k, v in best.items() if k != "flip"},
             "best_epoch_flip": {**best.get("flip", {}), "epoch": best.get("epoch")},
             "best_val_epoch": note.best_val,
@@ -505,75 +434,49 @@ class _Trainer:
             },
             "settings": dataclasses.asdict(self.settings),
             "train_examples": self.rows,
+            "params_sha256": params_sha256(plain.params),
             "seconds_train": round(note.seconds_train, 3),
             "seconds_compile": round(note.seconds_compile, 3),
-            "step_ms": round(step_ms, 3),
-            "flops_per_step": flops,
-            "flops_ratio_to_sgd": flops / of_sgd,
+            "step_ms": round(float(step_ms), 3),
+            "flops_per_step": float(flops),
+            "flops_ratio_to_sgd": float(flops / of_sgd),
             "command": folders.command_line(),
             **folders.environment(),
         }
 
-    def _lone(self) -> np.ndarray:
-        batch = min(self.settings.batch_size, self.rows)
-        return np.arange(batch, dtype=np.int32)[None]
-
-    def _flops(self, rule: Rule, plain: TrainState) -> float:
-        index, state = self._lone(), self.run_on.put_state(plain)
-        return _flops(self.run_on.compile_steps(rule, state, self.inputs, index))
-
-    def _cost(self, stage: int, plain: TrainState) -> dict[str, float]:
-        """FLOPs by XLA's count and median time of one lone compiled step."""
-        index, state = self._lone(), self.run_on.put_state(plain)
-        call = self.run_on.compile_steps(self.stages[stage][1], state, self.inputs, index)
-        times: list[float] = []
-        while len(times) < 3 or (sum(times) < 3.0 and len(times) < 50):
-            placed = self.run_on.place(index)
-            began = time.perf_counter()
-            state, seen = call(state, self.inputs, placed)
-            jax.block_until_ready((state, seen))
-            times.append(time.perf_counter() - began)
-        return {"flops": _flops(call), "ms": 1000 * float(np.median(times[1:]))}
-
-    def _write(self, folder: folders.RunFolder, report: dict[str, Any], hits: Any) -> None:
+    def _write(self, folder: folders.RunFolder, report: dict[str, Any], hits: Hits) -> None:
         counts = self.dataset.class_counts()
-        folder.write_per_class(counts, hits[0], hits[1], self.dataset.class_names)
+        folder.write_per_class(counts, hits.correct, hits.total, self.dataset.class_names)
         lines = folder.keep_metrics(self.settings.epochs)
         title = f"{report['rule']} on {report['dataset']}, {report['model']}"
-        plots.per_class(folder.path / "per_class.png", title, counts, hits[0], hits[1])
+        plots.per_class(folder.path / "per_class.png", title, counts, hits.correct, hits.total)
         plots.learning_curves(folder.path / "curves.png", title, lines)
         # Last: a report means a whole run folder.
         folders.write_json(folder.path / "report.json", report)
 
 
-def _stages(rule: Rule) -> list[tuple[int, Rule]]:
+def stages(rule: Rule) -> list[tuple[int, Rule]]:
     """(first step, rule) of each stage; one for a rule without stages."""
-    if not hasattr(rule, "stages"):
+    if not isinstance(rule, rules.stagewise):
         return [(0, rule)]
     (first, second), (_, switch) = rule.stages, rule.starts
     switch = int(switch)
-    before = [(start, stage) for start, stage in _stages(first) if start < switch]
-    after = [(max(start, switch), stage) for start, stage in _stages(second)]
+    before = [(start, stage) for start, stage in stages(first) if start < switch]
+    after = [(max(start, switch), stage) for start, stage in stages(second)]
     # Of stages that would start at once, the last holds.
     return before + [
         after[i] for i in range(len(after)) if i + 1 == len(after) or after[i][0] != after[i + 1][0]
     ]
 
 
-def _initial_state(
-    model: nn.Module,
-    dataset: Dataset,
-    settings: Settings,
-    schedule: Callable[[Any], Any],
-    key: jax.Array,
-) -> TrainState:
-    tx = optimizer(schedule, settings.momentum, settings.weight_decay)
-    example = jnp.zeros((1, *dataset.train_images.shape[1:]), jnp.float32)
-    return jax.jit(lambda k: create_state(model, tx, example, k))(key)
+def params_sha256(params: Any) -> str:
+    """SHA-256 of all parameters' bytes: equal only where two runs ended bitwise the same."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(jax.device_get(params)):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
-def _flops(compiled: Any) -> float:
-    analysis = compiled.cost_analysis()
-    if isinstance(analysis, list):
-        analysis = analysis[0]
-    return float((analysis or {}).get("flops", float("nan")))
+@jax.jit
+def all_finite(tree: Any) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))

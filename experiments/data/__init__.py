@@ -12,6 +12,7 @@ import os
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -163,7 +164,9 @@ def save_npz(dataset: Dataset, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     fields = {f.name: getattr(dataset, f.name) for f in dataclasses.fields(dataset)}
-    arrays = {key: np.asarray(value) for key, value in fields.items() if value is not None}
+    arrays: dict[str, Any] = {
+        key: np.asarray(value) for key, value in fields.items() if value is not None
+    }
     # Written beside the target and renamed, so that a killed export leaves no half file behind.
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:

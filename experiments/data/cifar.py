@@ -143,7 +143,7 @@ def _prepared_builder(name: str, data_dir: str | None) -> Any:
         origin = "the default of TensorFlow Datasets"
     if data_dir is not None:
         data_dir = os.path.expanduser(data_dir)
-    builder = tfds.builder(name, data_dir=data_dir)
+    builder: Any = tfds.builder(name, data_dir=data_dir)
     if not builder.is_prepared():
         if find_spec("tensorflow") is None:
             raise DataError(
@@ -185,6 +185,12 @@ def _read(builder: Any, split: str) -> _Split:
         raise DataError(
             f"the {split} split in {builder.data_dir} is unreadable: {error}"
         ) from error
+    # Of some truncated shards array_record reads empty records instead of raising.
+    if any(record[key] is None for record in records for key in ("id", "label", "image")):
+        raise DataError(
+            f"the {split} split in {builder.data_dir} holds empty records: the files "
+            "are damaged, prepare them again"
+        )
     records.sort(key=lambda record: _natural(record["id"]))
     labels = np.array([record["label"] for record in records], np.int32)
     return _Split(labels, [record["image"] for record in records])

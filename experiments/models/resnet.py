@@ -11,7 +11,7 @@ n = B * H * W. It matters in evaluation only, by a factor n / (n - 1): 1.001 for
 ResNet-34 at batch 64, less elsewhere.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
@@ -26,7 +26,7 @@ _KAIMING_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 _TORCH_DEFAULT = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 
 
-def _symmetric_uniform(bound: float) -> Initializer:
+def _symmetric_uniform(bound: float) -> Callable[..., jax.Array]:
     """U(-bound, bound): PyTorch's bias default, whose bound the bias's own shape cannot tell."""
 
     def init(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
@@ -64,7 +64,8 @@ class BasicBlock(nn.Module):
 
         def norm(y: jax.Array, name: str) -> jax.Array:
             layer = _norm(self.dtype, self.axis_name, name)
-            return layer(y, use_running_average=not train)
+            normalised: jax.Array = layer(y, use_running_average=not train)
+            return normalised
 
         y = nn.relu(norm(conv(3, self.stride, "conv1")(x), "norm1"))
         y = norm(conv(3, 1, "conv2")(y), "norm2")

@@ -1,0 +1,1 @@
+"""What a step and a run cost; they report, and assert nothing."""

@@ -1,0 +1,63 @@
+"""scikit-learn's 8x8 digits, made long-tailed: real images that come with an installed package."""
+
+from __future__ import annotations
+
+import numpy as np
+
+import imbsam_jax
+from experiments.data import DataError, Dataset
+
+MAX_PER_CLASS = 100
+TEST_SHARE = 0.4
+
+
+def load_digits_lt(imbalance_factor: float, seed: int) -> Dataset:
+    """A long-tailed training set and a 40% test set; the seed decides everything about them.
+
+    Class 0 is always the largest: which digit it is, which images are trained on and which are
+    tested on are drawn by the seed. Sizes are the same for every seed, so that runs can be mapped
+    over seeds.
+
+    Args:
+      imbalance_factor: largest (100 images) over smallest class, 1 to 100.
+      seed: at least 0.
+
+    Returns:
+      Dataset of images uint8[n, 8, 8, 1] with values 0 to 16; many is n > 40, few is n <= 8.
+    """
+    from sklearn.datasets import load_digits
+
+    images, digits = load_digits(return_X_y=True)
+    images = images.reshape(-1, 8, 8, 1).astype(np.uint8)
+    try:
+        counts = imbsam_jax.long_tail_counts(10, MAX_PER_CLASS, imbalance_factor)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    draw = np.random.default_rng(seed)
+    ranked = draw.permutation(10)
+    # In the order of the digits, not of their ranks: then each seed's test set is as large.
+    train: list[np.ndarray] = [np.empty(0, np.int64)] * 10
+    test: list[np.ndarray] = [np.empty(0, np.int64)] * 10
+    for digit in range(10):
+        rank = int(np.flatnonzero(ranked == digit)[0])
+        rows = draw.permutation(np.flatnonzero(digits == digit))
+        held = round(TEST_SHARE * len(rows))
+        test[rank], train[rank] = rows[:held], rows[held : held + counts[rank]]
+    labels = np.arange(10, dtype=np.int32)
+    return Dataset(
+        name="digits",
+        train_images=images[np.concatenate(train)],
+        train_labels=np.repeat(labels, [len(rows) for rows in train]),
+        test_images=images[np.concatenate(test)],
+        test_labels=np.repeat(labels, [len(rows) for rows in test]),
+        num_classes=10,
+        mean=(0.0,),
+        std=(16 / 255,),
+        many_above=40,
+        few_below=9,
+        source=(
+            f"scikit-learn digits, long-tailed (exp, imbalance factor {imbalance_factor:g}, "
+            f"seed {seed})"
+        ),
+        class_names=tuple(f"digit {digit}" for digit in ranked),
+    )

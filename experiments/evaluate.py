@@ -1,0 +1,76 @@
+"""Evaluates a finished (or stopped) run folder: `python -m experiments.evaluate RUN`.
+
+The figures are of the last checkpoint. Data comes as it came to the run: from TFDS by the folder's
+config.json, or from an exported file with --data.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from experiments import cifar_lt, cli
+from experiments.errors import RunError
+from experiments.folders import read_json
+from experiments.report import COLUMNS, number
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = cli.parser("Evaluate the last checkpoint of a run folder on its test set.")
+    parser.add_argument("run", help="a run folder")
+    parser.add_argument("--data-dir", help="folder of prepared TFDS data; default TFDS_DATA_DIR")
+    parser.add_argument("--data", help="an exported .npz, for a run that was trained from one")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    from experiments.checkpoints import Checkpoints
+    from experiments.stopping import StopRequest
+    from experiments.train import Note, Parts, Settings, class_counts_sha256
+    from imbsam_jax.losses import cross_entropy
+
+    run = Path(args.run)
+    if not (run / "config.json").exists():
+        raise RunError(f"{run} is no run folder: it has no config.json")
+    config = read_json(run / "config.json")
+    if config.get("experiment") != "cifar_lt":
+        raise RunError(f"{run} is a run of {config.get('experiment')!r}, not of cifar_lt")
+    cli.use_compilation_cache()
+    names = ("dataset", "imbalance_factor", "subset", "subset_seed", "val_per_class")
+    flags = [f"--{name.replace('_', '-')}={config[name]}" for name in names if not args.data]
+    flags += [f"--data={args.data}"] if args.data else []
+    flags += [f"--data-dir={args.data_dir}"] if args.data_dir else []
+    dataset = cifar_lt.load(cifar_lt.arguments().parse_args(flags))
+    if class_counts_sha256(dataset.class_counts()) != config["class_counts_sha256"]:
+        raise RunError("this data has other class counts than the run was trained with")
+    fields = Settings.__dataclass_fields__
+    settings = Settings(**{name: config[name] for name in fields if name in config})
+    parts = Parts(dataset, config["model"], cross_entropy, settings)
+    if not (run / "checkpoints").is_dir():
+        raise RunError(f"{run} holds no checkpoint")
+    checkpoints = Checkpoints(run / "checkpoints")
+    try:
+        found = checkpoints.restore(parts.initial)
+    finally:
+        checkpoints.close()
+    if found is None:
+        raise RunError(f"{run} holds no checkpoint")
+    state, note = parts.evaluator.put_state(found[0]), Note(**found[1])
+    table = Table(title=f"{run} after epoch {note.epoch}: accuracy (%)", box=box.SIMPLE_HEAD)
+    table.add_column("test set")
+    for name in COLUMNS:
+        table.add_column(name, justify="right")
+    with StopRequest() as stop:
+        for title, flip in (("as it is", False), ("flip-averaged", True)):
+            hits = parts.evaluator.hits(state, "test", stop, flip=flip)
+            accuracies = parts.evaluator.accuracies(hits)
+            table.add_row(title, *(number(accuracies[name], 2) for name in COLUMNS))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments().parse_args())

@@ -1,0 +1,49 @@
+"""A stop that is asked for: noticed by a signal handler, answered between compiled calls."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import Any
+
+DEADLINE_EXIT_CODE = 75  # "try again": the run was cut short by its own time limit
+
+
+class StopNow(Exception):
+    """Raised between calls, where the state is whole and can be saved."""
+
+
+class StopRequest:
+    """Set by SIGTERM, Ctrl-C or a deadline; a second Ctrl-C ends the process at once."""
+
+    def __init__(self, deadline: float | None = None):
+        self._deadline = deadline
+        self._signal: int | None = None
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._old[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        # Only a flag: a call in flight has donated its state, so nothing can be saved here.
+        self._signal = number
+        signal.signal(number, self._old[number])
+
+    @property
+    def exit_code(self) -> int | None:
+        """143 after SIGTERM, 130 after Ctrl-C, 75 past the deadline, None to go on."""
+        if self._signal is not None:
+            return 128 + self._signal
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            return DEADLINE_EXIT_CODE
+        return None
+
+    def check(self) -> None:
+        if self.exit_code is not None:
+            raise StopNow

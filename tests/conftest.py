@@ -1,0 +1,119 @@
+"""What every test shares: JAX on the CPU, a compilation cache, strict broadcasting, subprocesses"""
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Before the first import of jax, and as variables so that subprocesses have them too. Each xdist
+# worker has its own cache: JAX does not write entries atomically.
+_WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax" / _WORKER))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+# The first example compiles, so no deadline; the same examples in every run.
+hypothesis.settings.register_profile("imbsam_jax", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("imbsam_jax")
+
+# On a busy machine emulated devices may meet late: XLA aborts the process after 40 seconds.
+_PATIENT = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+
+RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(autouse=True)
+def _strict_rank_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Broadcasting [B] against [B, C] without saying so is an error."""
+    allowed = request.node.get_closest_marker("allow_rank_promotion") is not None
+    with jax.numpy_rank_promotion("allow" if allowed else "raise"):
+        yield
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """64-bit JAX numbers inside the test, as before after it."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def run_python() -> RunPython:
+    """Run Python in a process of its own, from the repository root, on N emulated CPU devices.
+
+    `run_python("print(1)")` runs code, `run_python(["-m", "experiments.digits_lt", "--help"])`
+    arguments. Returns the finished process with its stdout and stderr as text; fails, showing
+    both, if it ends with another exit code than `expect` (negative: killed by that signal) or not
+    within `timeout` seconds. In `env` a value of None removes the variable.
+    """
+
+    def run(
+        code_or_args: str | Sequence[str],
+        *,
+        devices: int = 1,
+        env: Mapping[str, str | None] | None = None,
+        expect: int = 0,
+        timeout: float = 300.0,
+    ) -> "subprocess.CompletedProcess[str]":
+        if isinstance(code_or_args, str):
+            args = ["-c", textwrap.dedent(code_or_args)]
+        else:
+            args = [os.fspath(arg) for arg in code_or_args]
+        settings: dict[str, str | None] = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {_PATIENT}",
+            **(env or {}),
+        }
+        done = None
+        try:
+            done = subprocess.run(
+                [sys.executable, *args],
+                cwd=ROOT,
+                env={name: value for name, value in settings.items() if value is not None},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=timeout,
+            )
+        except subprocess.TimeoutExpired as late:
+            # The captured parts are bytes here, whatever `text` says.
+            out, err = (_text(part) for part in (late.stdout, late.stderr))
+            ending = f"not done in {timeout} s"
+        else:
+            out, err = done.stdout, done.stderr
+            ending = f"exit code {done.returncode}, expected {expect}"
+        if done is None or done.returncode != expect:
+            pytest.fail(
+                f"{ending}: {args}\n--- stdout\n{out[-4000:]}\n--- stderr\n{err[-8000:]}",
+                pytrace=False,
+            )
+        return done
+
+    return run
+
+
+def _text(captured: bytes | str | None) -> str:
+    return captured.decode(errors="replace") if isinstance(captured, bytes) else captured or ""
+
+
+@pytest.fixture(scope="session")
+def cifar_dir() -> str:
+    """The data directory of tensorflow-datasets that holds a prepared CIFAR-100."""
+    found = os.environ.get("TFDS_DATA_DIR")
+    if not found:
+        pytest.skip("TFDS_DATA_DIR is not set: no prepared CIFAR-100 to read")
+    if not (Path(found) / "cifar100").is_dir():
+        pytest.skip(f"TFDS_DATA_DIR={found} holds no prepared cifar100")
+    return found

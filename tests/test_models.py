@@ -1,0 +1,191 @@
+"""Models: published sizes, PyTorch's padding and initialisation, and one contract for all."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.models import MODELS, create_model
+from experiments.models.resnet import BasicBlock, pad_shortcut
+
+_IMAGES = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+_KEY = jax.random.key(0, impl="rbg")  # the generator whose programs compile fastest
+
+
+def _variable_shapes(name: str, num_classes: int, dtype: Any = jnp.float32) -> Any:
+    model = create_model(name, num_classes, dtype=dtype)
+    return jax.eval_shape(
+        lambda key, images: model.init(key, images, train=False), jax.random.key(0), _IMAGES
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "num_classes", "expected"),
+    [
+        ("resnet32", 10, 464_154),
+        ("resnet32", 100, 470_004),
+        ("resnet34_3x3", 100, 21_328_292),
+        ("mlp", 10, 3072 * 128 + 128 + 128 * 128 + 128 + 128 * 10 + 10),
+    ],
+)
+def test_parameter_count(name: str, num_classes: int, expected: int) -> None:
+    params = _variable_shapes(name, num_classes)["params"]
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == expected
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name", MODELS)
+def test_contract(name: str, dtype: Any) -> None:
+    model = create_model(name, 7, dtype=dtype)
+    variables = _variable_shapes(name, 7, dtype)
+
+    def train(variables: Any, images: jax.Array) -> Any:
+        return model.apply(variables, images, train=True, mutable=["batch_stats"])
+
+    def evaluate(variables: Any, images: jax.Array) -> Any:
+        features = model.apply(variables, images, train=False, method="embed")
+        return (
+            model.apply(variables, images, train=False),
+            model.apply(variables, features, method="classify"),
+        )
+
+    logits, updates = jax.eval_shape(train, variables, _IMAGES)
+    for result in (logits, *jax.eval_shape(evaluate, variables, _IMAGES)):
+        assert (result.shape, result.dtype) == ((2, 7), jnp.float32)
+    # Nothing but the batch statistics may change, and neither their structure nor their types.
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), updates) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), {k: v for k, v in variables.items() if k != "params"}
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    assert set(variables["params"]["head"]) == {"kernel", "bias"}
+
+
+def test_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"'resnet33'.*resnet20, resnet32, resnet34_3x3, mlp"):
+        create_model("resnet33", 10)
+    with pytest.raises(ValueError, match="at least 1 class"):
+        create_model("mlp", 0)
+
+
+def test_cifar_type_initialisation() -> None:
+    """Kaiming normal over the fan in, also in the classifier, whose bias is U(+-1/8)."""
+    params = _initialise("resnet32", 100, stage_sizes=(1, 1, 1))
+    _assert_normal(params["stem"]["kernel"], math.sqrt(2 / 27))
+    _assert_normal(params["blocks_0"]["conv1"]["kernel"], math.sqrt(2 / (9 * 16)))
+    _assert_normal(params["blocks_1"]["conv2"]["kernel"], math.sqrt(2 / (9 * 32)))
+    _assert_normal(params["blocks_2"]["conv2"]["kernel"], math.sqrt(2 / (9 * 64)))
+    _assert_normal(params["head"]["kernel"], math.sqrt(2 / 64))
+    _assert_uniform(params["head"]["bias"], 1 / 8)
+    assert np.all(params["stem_norm"]["scale"] == 1) and np.all(params["stem_norm"]["bias"] == 0)
+
+
+def test_resnet34_initialisation() -> None:
+    """Kaiming normal over the fan out, but PyTorch's defaults in the stem and the classifier."""
+    params = _initialise("resnet34_3x3", 100, stage_sizes=(1, 1, 1, 1))
+    _assert_uniform(params["stem"]["kernel"], 1 / math.sqrt(27))
+    _assert_normal(params["blocks_1"]["conv1"]["kernel"], math.sqrt(2 / (9 * 128)))
+    _assert_normal(params["blocks_1"]["conv_shortcut"]["kernel"], math.sqrt(2 / 128))
+    _assert_normal(params["blocks_3"]["conv2"]["kernel"], math.sqrt(2 / (9 * 512)))
+    _assert_uniform(params["head"]["kernel"], 1 / math.sqrt(512))
+    _assert_uniform(params["head"]["bias"], 1 / math.sqrt(512))
+
+
+def _initialise(name: str, num_classes: int, **changes: Any) -> Any:
+    model = create_model(name, num_classes).clone(**changes)
+    init = jax.jit(lambda key: model.init(key, jnp.zeros((1, 8, 8, 3)), train=False)["params"])
+    return jax.tree.map(np.asarray, init(_KEY))
+
+
+def _assert_normal(kernel: np.ndarray, std: float) -> None:
+    # Five standard errors of a sample standard deviation.
+    assert abs(kernel.std() / std - 1) < 5 / math.sqrt(2 * kernel.size)
+    if kernel.size > 9000:
+        assert kernel.max() > 3 * std, "truncated"
+
+
+def _assert_uniform(values: np.ndarray, bound: float) -> None:
+    assert np.abs(values).max() <= bound
+    assert values.max() > 0.9 * bound and values.min() < -0.9 * bound
+    assert abs(values.std() / (bound / math.sqrt(3)) - 1) < 5 / math.sqrt(2 * values.size)
+
+
+def test_pad_shortcut_subsamples_and_adds_channels_on_both_sides() -> None:
+    x = np.arange(2 * 5 * 4 * 8, dtype=np.float32).reshape(2, 5, 4, 8)
+    y = np.asarray(pad_shortcut(jnp.asarray(x), 16, 2))
+    assert y.shape == (2, 3, 2, 16)
+    np.testing.assert_array_equal(y[..., 4:12], x[:, ::2, ::2])
+    assert not y[..., :4].any() and not y[..., 12:].any()
+
+
+@pytest.mark.parametrize("shortcut", ["pad", "project"])
+def test_strided_block_against_a_hand_computation(shortcut: Any) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 6, 6, 4)).astype(np.float32)
+    block = BasicBlock(8, 2, shortcut, jax.nn.initializers.normal(0.5))
+    variables = jax.jit(functools.partial(block.init, train=False))(_KEY, x)
+    got = jax.jit(functools.partial(block.apply, train=False))(variables, x)
+
+    params = variables["params"]
+    kernels = {name: np.asarray(params[name]["kernel"]) for name in params if "conv" in name}
+    scale = 1 / math.sqrt(1 + 1e-5)  # fresh running statistics: mean 0, variance 1
+    y = np.maximum(_convolve(x, kernels["conv1"], 2) * scale, 0)
+    y = _convolve(y, kernels["conv2"], 1) * scale
+    if shortcut == "pad":
+        shortcut_value = np.zeros((2, 3, 3, 8))
+        shortcut_value[..., 2:6] = x[:, ::2, ::2]
+    else:
+        shortcut_value = np.einsum("bhwi,io->bhwo", x[:, ::2, ::2], kernels["conv_shortcut"][0, 0])
+        shortcut_value *= scale
+    np.testing.assert_allclose(got, np.maximum(y + shortcut_value, 0), rtol=1e-4, atol=1e-4)
+
+
+def _convolve(x: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:
+    """3x3 cross-correlation with one pixel of zeros on every side, window by window."""
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    out = np.zeros((len(x), -(-x.shape[1] // stride), -(-x.shape[2] // stride), kernel.shape[-1]))
+    for i in range(out.shape[1]):
+        for j in range(out.shape[2]):
+            window = padded[:, i * stride : i * stride + 3, j * stride : j * stride + 3]
+            out[:, i, j] = np.einsum("bhwi,hwio->bo", window, kernel)
+    return out
+
+
+def test_batch_statistics_move_by_a_tenth() -> None:
+    """Momentum 0.9 of the old value, and the biased variance (PyTorch's is unbiased)."""
+    model = create_model("resnet8", 3).clone(stage_sizes=(0,), widths=(4,))  # the stem alone
+    images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+    variables: Any = model.init(_KEY, images, train=False)
+    updates: Any
+    _, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    activations = _convolve(
+        np.asarray(images), np.asarray(variables["params"]["stem"]["kernel"]), 1
+    )
+    got = updates["batch_stats"]["stem_norm"]
+    np.testing.assert_allclose(got["mean"], 0.1 * activations.mean((0, 1, 2)), atol=1e-5)
+    np.testing.assert_allclose(got["var"], 0.9 + 0.1 * activations.var((0, 1, 2)), rtol=1e-4)
+
+
+def test_axis_name_makes_two_halves_one_batch() -> None:
+    def apply(model: Any, images: jax.Array) -> Any:
+        return model.apply(variables, images, train=True, mutable=["batch_stats"])
+
+    images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+    whole, halves = (create_model("resnet8", 3, axis_name=axis) for axis in (None, "batch"))
+    init = jax.jit(functools.partial(whole.init, train=False))
+    variables = init(_KEY, images)
+    expected = jax.jit(functools.partial(apply, whole))(images)
+    mapped = jax.jit(jax.vmap(functools.partial(apply, halves), axis_name="batch"))
+    logits, updates = mapped(images.reshape(2, 2, 8, 8, 3))
+    np.testing.assert_allclose(logits.reshape(4, 3), expected[0], rtol=1e-3, atol=1e-4)
+    for half in range(2):
+        jax.tree.map(
+            lambda got, want, half=half: np.testing.assert_allclose(
+                got[half], want, rtol=1e-4, atol=1e-5
+            ),
+            updates,
+            expected[1],
+        )
