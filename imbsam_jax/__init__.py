@@ -9,7 +9,7 @@
 doors, core.py is the file to read first.
 """
 
-from imbsam_jax import losses, metrics, rules
+from imbsam_jax import cc_sam, classifiers, losses, metrics, rules, schedules
 from imbsam_jax.ascent import Ascent, asam_scale, magnitude_scale
 from imbsam_jax.gradient import SharpnessInfo, value_and_grad
 from imbsam_jax.priors import (
@@ -30,14 +30,17 @@ __all__ = [
     "SharpnessAwareState",
     "SharpnessInfo",
     "asam_scale",
+    "cc_sam",
     "class_counts",
     "class_weighted_grad",
+    "classifiers",
     "imbalance_factor",
     "long_tail_counts",
     "losses",
     "magnitude_scale",
     "metrics",
     "rules",
+    "schedules",
     "sharpness_aware",
     "shot_splits",
     "tail_classes",

@@ -61,9 +61,7 @@ def perturbed(params: PyTree, direction: PyTree, radius: Any, ascent: Ascent) ->
     if scale is not None:
         h = jax.tree.map(jnp.multiply, scale, h)
 
-    # h / max|h| first: the direction is the same, and no square under- or overflows.
-    peak = jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(h)]).max()
-    h = jax.tree.map(lambda x: x / jnp.where(peak == 0, 1, peak).astype(x.dtype), h)
+    _, h = _over_peak(h)
     if ascent.p == 2:
         total = sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(h))
         length = jnp.sqrt(total)
@@ -108,6 +106,19 @@ def magnitude_scale(params: PyTree) -> PyTree:
     [3.0]
     """
     return jax.tree.map(jnp.abs, params)
+
+
+def norm(tree: PyTree) -> jax.Array:
+    """||.||_2 over all leaves, at least float32 and as `perturbed` takes it."""
+    peak, tree = _over_peak(jax.tree.map(_widened, tree))
+    return peak * jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)))
+
+
+def _over_peak(tree: PyTree) -> tuple[jax.Array, PyTree]:
+    """max|h| and h / max|h|: the direction is the same, and no square under- or overflows."""
+    peak = jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(tree)]).max()
+    safe = jnp.where(peak == 0, 1, peak)
+    return peak, jax.tree.map(lambda x: x / safe.astype(x.dtype), tree)
 
 
 def _widened(leaf: jax.Array) -> jax.Array:

@@ -22,16 +22,12 @@ def varying(tree: Any, axis_name: AxisName) -> Any:
     if axis_name is None:
         return tree
     names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    # Not a vmapped axis (chex.fake_pmap): gradients are local there, and the cast raises.
+    manual = [name for name in names if name in jax.sharding.get_abstract_mesh().manual_axes]
 
     def cast(leaf: Any) -> Any:
-        missing = tuple(name for name in names if name not in _varying_axes(leaf))
-        if not missing:
-            return leaf
-        try:
-            return lax.pcast(leaf, missing, to="varying")
-        except ValueError:
-            # A vmapped axis (chex.fake_pmap): gradients are local there without a cast.
-            return leaf
+        missing = tuple(name for name in manual if name not in _varying_axes(leaf))
+        return lax.pcast(leaf, missing, to="varying") if missing else leaf
 
     return jax.tree.map(cast, tree)
 

@@ -11,6 +11,7 @@ gradient.py and transform.py, say how a weighted gradient is computed and call `
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from jax import lax
 
 from imbsam_jax import collectives
 from imbsam_jax.ascent import Ascent, perturbed
-from imbsam_jax.rules import ClassWeights, Rule, require_step
+from imbsam_jax.rules import ClassWeights, Rule, require_step, stagewise
 
 
 class Batch(NamedTuple):
@@ -68,15 +69,11 @@ def _by_group_mean(parts: list[Any], touched: list[Any], batch: Batch, axis_name
 
 def by_stage(rule: Rule, step: Any, compute: Callable[[ClassWeights], Any]) -> Any:
     """compute(rule(step)); a staged rule branches over the computation, not over the table."""
-    if not hasattr(rule, "stages"):
+    if not isinstance(rule, stagewise):
         return compute(rule(step))
     require_step(step)
-    (first, second), (_, switch) = rule.stages, rule.starts
-    later = step >= switch
+    first, second = (partial(by_stage, stage, step, compute) for stage in rule.stages)
+    later = step >= rule.starts[1]
     if isinstance(later, bool | np.bool_):
-        return by_stage(second if later else first, step, compute)
-    return lax.cond(
-        later,
-        lambda: by_stage(second, step, compute),
-        lambda: by_stage(first, step, compute),
-    )
+        return second() if later else first()
+    return lax.cond(later, second, first)

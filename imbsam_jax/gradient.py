@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from imbsam_jax import collectives, core
-from imbsam_jax.ascent import Ascent
+from imbsam_jax.ascent import Ascent, norm
 from imbsam_jax.rows import (
     check_labels,
     check_losses,
@@ -18,7 +18,7 @@ from imbsam_jax.rows import (
     row_weights,
     share_of_rows,
 )
-from imbsam_jax.rules import ClassWeights, Rule
+from imbsam_jax.rules import ClassWeights, Rule, stagewise
 
 __all__ = ["SharpnessInfo", "value_and_grad"]
 
@@ -105,9 +105,8 @@ def value_and_grad(
         raise ValueError("batched says which args have rows to choose; 'dependent' chooses none")
 
     def f(params: Any, labels: Any, *args: Any, step: Any = None, mask: Any = None) -> Any:
-        check_params(params)
         labels = check_labels(labels, mask)
-        local = collectives.varying(params, axis_name)
+        local = collectives.varying(check_params(params), axis_name)
         most_groups = _most_groups(rule, step) if info else 0
 
         def compute(table: ClassWeights) -> Any:
@@ -152,7 +151,7 @@ def _one_table(
         clean,
         moved,
         lambda class_weights: share_of_rows(class_weights, labels, mask),
-        None if mask is None else jnp.mean(mask, dtype=jnp.float32),
+        None if mask is None else jnp.mean(jnp.asarray(mask), dtype=float),
     )
     grads, groups = core.gradient(
         batch, params, table, ascent=ascent, axis_name=axis_name, sync=sync
@@ -186,23 +185,23 @@ def _info(
 ) -> SharpnessInfo:
     share = 1.0 if real is None else collectives.mean(real, axis_name)
     devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+    wide = jnp.promote_types(losses.dtype, jnp.float32)
     columns = []
     for weights, (direction, there) in zip(table.groups, groups, strict=True):
-        w = row_weights(weights, labels, mask, losses.dtype)
+        w = row_weights(weights, labels, mask, wide)
         here, there = jnp.where(w == 0, 0, losses), jnp.where(w == 0, 0, there)
-        sums = (w.mean(), (w * here).mean(), (w * there).mean())
-        sums += (jnp.mean(w != 0, dtype=losses.dtype),)
-        total, at, moved_to, touched = collectives.mean(sums, axis_name)
-        norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(direction)))
-        norm = collectives.mean(norm / share, axis_name)
-        columns.append((norm, touched * (losses.shape[0] * devices), at / total, moved_to / total))
-    padding = [(jnp.full((), jnp.nan, losses.dtype),) * 4] * (most_groups - len(columns))
+        length, touched = (norm(direction) / share).astype(wide), jnp.mean(w != 0, dtype=wide)
+        sums = (w.mean(), (w * here).mean(), (w * there).mean(), touched, length)
+        total, at, moved_to, touched, length = collectives.mean(sums, axis_name)
+        rows = touched * (losses.shape[0] * devices)
+        columns.append((length, rows, at / total, moved_to / total))
+    padding = [(jnp.full((), jnp.nan, wide),) * 4] * (most_groups - len(columns))
     if not columns + padding:
-        return SharpnessInfo(*[jnp.zeros(0, losses.dtype)] * 4)
+        return SharpnessInfo(*[jnp.zeros(0, wide)] * 4)
     return SharpnessInfo(*[jnp.stack(c) for c in zip(*(columns + padding), strict=True)])
 
 
 def _most_groups(rule: Rule, step: Any) -> int:
-    if hasattr(rule, "stages"):
+    if isinstance(rule, stagewise):
         return max(_most_groups(stage, step) for stage in rule.stages)
     return int(rule(step).groups.shape[0])

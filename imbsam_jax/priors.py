@@ -88,9 +88,7 @@ def imbalance_factor(class_counts: ArrayLike) -> float:
     return float(counts.max() / counts.min())
 
 
-def tail_classes(
-    class_counts: ArrayLike, eta: float, *, strict: bool = False
-) -> NDArray[np.bool_]:
+def tail_classes(class_counts: ArrayLike, eta: float, *, strict: bool = False) -> NDArray[np.bool_]:
     """Which classes are tail: `n_c <= eta` (ImbSAM, Eq. 15).
 
     Args:

@@ -22,16 +22,14 @@ def row_weights(class_weights: Any, labels: jax.Array, mask: Any, dtype: Any) ->
             )
         weights = labels.astype(dtype) @ table
     else:
-        weights = table.at[labels].get(
-            mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
-        )
+        weights = table.at[labels].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
     return weights if mask is None else jnp.where(mask, weights, 0)
 
 
 def check_labels(labels: Any, mask: Any) -> jax.Array:
     labels = jnp.asarray(labels)
-    whole, soft = jnp.issubdtype(labels.dtype, jnp.integer), labels.dtype
-    if not (labels.ndim == 1 and whole or labels.ndim == 2 and jnp.issubdtype(soft, jnp.floating)):
+    kind = jnp.integer if labels.ndim == 1 else jnp.floating
+    if labels.ndim not in (1, 2) or not jnp.issubdtype(labels.dtype, kind):
         raise ValueError(
             f"labels must be int[B], or float[B, C] for soft labels; got {labels.dtype}"
             f"{list(labels.shape)}"
@@ -65,8 +63,9 @@ def check_pair(result: Any) -> tuple[Any, Any]:
     return result
 
 
-def check_params(params: Any) -> None:
-    """Warns once per trace where parameters are too coarse for a perturbation to move them."""
+def check_params(params: Any) -> Any:
+    """The parameters as JAX arrays, after a warning where they are too coarse to be perturbed."""
+    params = jax.tree.map(jnp.asarray, params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if jnp.issubdtype(leaf.dtype, jnp.floating) and jnp.finfo(leaf.dtype).bits < 32:
             warnings.warn(
@@ -75,10 +74,11 @@ def check_params(params: Any) -> None:
                 "keep parameters in float32 and compute in a lower precision",
                 stacklevel=3,
             )
-            return
+            break
+    return params
 
 
 def share_of_rows(class_weights: Any, labels: jax.Array, mask: Any) -> jax.Array:
     """Rows with a non-zero weight, over all rows of this device (padding included)."""
     touched = jnp.asarray(class_weights) != 0
-    return row_weights(touched, labels, mask, jnp.float32).mean()
+    return row_weights(touched, labels, mask, float).mean()

@@ -12,6 +12,7 @@ weight of each class in each perturbed part (`groups`), and how far each part is
 |---------------------|------------|----------------------|-------------------|
 | sgd                 | 1          | none                 |                   |
 | sam                 | none       | 1                    | rho               |
+| reweighted_sam      | none       | head + weight * tail | rho               |
 | imbsam              | head(c)    | tail_scale * tail(c) | rho               |
 | focal_sam           | 1 - s(c)   | s(c)                 | rho               |
 | sse_sam, then       | none       | head(c); tail(c)     | head_rho; tail_rho|
@@ -33,7 +34,17 @@ from numpy.typing import ArrayLike
 
 from imbsam_jax.priors import _is_concrete, checked_counts, tail_classes
 
-__all__ = ["ClassWeights", "Rule", "focal_sam", "imbsam", "sam", "sgd", "sse_sam", "stagewise"]
+__all__ = [
+    "ClassWeights",
+    "Rule",
+    "focal_sam",
+    "imbsam",
+    "reweighted_sam",
+    "sam",
+    "sgd",
+    "sse_sam",
+    "stagewise",
+]
 
 Scalar = Any  # float, scalar array, tracer
 Rule = Callable[[Any], "ClassWeights"]
@@ -83,6 +94,41 @@ def sam(num_classes: int, *, rho: ScalarOrSchedule) -> Rule:
     ones = _ones(num_classes)
     rho = _checked_radius("rho", rho)
     return lambda step: ClassWeights(None, ones[None], _radii(step, rho=rho))
+
+
+def reweighted_sam(
+    class_counts: ArrayLike,
+    *,
+    rho: ScalarOrSchedule,
+    eta: float = 100,
+    tail_weight: Scalar,
+) -> Rule:
+    """SAM on a loss that weighs the tail more: the control of the ImbSAM paper's Table 3.
+
+        g = grad L[w](theta + rho * d / ||d||_2),   d = grad L[w](theta)
+        w(c) = tail_weight where n_c <= eta, else 1
+
+    Args:
+      class_counts: int[C], training examples of each class, each at least 1.
+      rho: radius, finite and at least 0; a number, a scalar array or a schedule.
+      eta: largest count of a tail class; must leave at least one head and one tail class.
+      tail_weight: finite and positive; 1 is SAM. The table has 2, 3, 5, 10 and 20.
+
+    Raises:
+      ValueError: counts that are not positive, an eta without head or tail, a bad rho or weight.
+
+    Source: Zhou et al., ICCV 2023, Table 3. The paper does not say whether the ascent is weighted
+    too; here it is, as when a weighted loss is given to SAM.
+
+    >>> reweighted_sam([500, 80, 5], rho=0.05, tail_weight=3.0)(None).groups.tolist()
+    [[1.0, 3.0, 3.0]]
+    """
+    head, tail = _head_and_tail(class_counts, eta, strict=False)
+    rho = _checked_radius("rho", rho)
+    if _is_concrete(tail_weight) and not (np.isfinite(tail_weight) and tail_weight > 0):
+        raise ValueError(f"tail_weight must be finite and positive, got {tail_weight}")
+    groups = (head + tail_weight * tail)[None]
+    return lambda step: ClassWeights(None, groups, _radii(step, rho=rho))
 
 
 def imbsam(

@@ -28,7 +28,7 @@ __all__ = ["SharpnessAwareState", "class_weighted_grad", "sharpness_aware"]
 class SharpnessAwareState(NamedTuple):
     """int32[] updates made so far; it is the step given to the rule."""
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # optax's name, and also a method of tuples
 
 
 def sharpness_aware(
@@ -98,8 +98,7 @@ def sharpness_aware(
                 "class_weighted_grad(losses_fn, labels, *args)"
             )
         fn = weighted_grad_fn
-        check_params(params)
-        local = collectives.varying(params, axis_name)
+        local = collectives.varying(check_params(params), axis_name)
         batch = core.Batch(
             clean=lambda weights: fn(local, weights),
             moved=lambda point, weights: (fn(point, weights), None),
@@ -146,7 +145,7 @@ class class_weighted_grad:
     ):
         self._losses_fn, self._args, self._mask = losses_fn, args, mask
         self._labels = check_labels(labels, mask)
-        self.real = None if mask is None else jnp.mean(jnp.asarray(mask), dtype=jnp.float32)
+        self.real = None if mask is None else jnp.mean(jnp.asarray(mask), dtype=float)
 
     def __call__(self, params: Any, class_weights: Any) -> Any:
         def weighted(p: Any) -> jax.Array:

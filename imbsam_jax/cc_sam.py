@@ -1,0 +1,508 @@
+"""Class-conditional SAM: every class of the batch is perturbed on its own, rare ones further.
+
+    g = (1 - flat_ratio) grad L(theta) + flat_ratio * sum_c grad L^c(theta + e_c)
+    e_c = radius_c * d_c / ||d_c||_2,   d_c = grad_w L^c(theta),   L^c = (1/B) sum_{y_i = c} loss_i
+    radius_c = noise_ratio * sqrt(||w||_2 / (2 ||d_c||_2)) * (k / (n_c - 1))^(1/4)
+
+where w are the k perturbed parameters, by default the classifier alone. This does not fit the
+table of rules.py (one group per class in the batch, a radius that depends on the gradient), so it
+has a door of its own, of the same shape. The paper and its released code differ:
+
+|                           | variant="paper"          | variant="release"                    |
+|---------------------------|--------------------------|--------------------------------------|
+| loss whose gradient is d_c| rows of c, divided by B  | mean over the rows of c              |
+| norm of d_c               | joint over w             | of each tensor of w apart            |
+| flat_ratio                | 1                        | 0.5 (CIFAR-100), 0.3 (CIFAR-10)      |
+| noise_ratio               | 1 (there is none)        | 1e-6 as shipped: next to no movement |
+| with mixup                | one soft label           | classes are those of the first label |
+
+The release moves only the classifier, but differentiates the features through the moved one, as
+both variants do here; its 1e-12 beside ||w|| is left out. Both divide by ||d_c||^(1/2): the
+smaller a class's gradient, the *longer* its step, without a bound.
+
+Source: Zhou et al., CVPR 2023.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from numpy.typing import ArrayLike, NDArray
+
+from imbsam_jax import collectives
+from imbsam_jax.ascent import norm
+from imbsam_jax.priors import _is_concrete, checked_counts
+from imbsam_jax.rows import check_labels, check_losses, check_pair, check_params
+from imbsam_jax.rules import require_step
+
+__all__ = ["feature_adversary", "value_and_grad"]
+
+PyTree = Any
+Variant = Literal["paper", "release"]
+
+
+def value_and_grad(
+    features_fn: Callable[..., tuple[Any, Any]],
+    head_losses_fn: Callable[..., tuple[jax.Array, Any]],
+    class_counts: ArrayLike,
+    *,
+    variant: Variant = "paper",
+    perturb: Literal["classifier", "all"] = "classifier",
+    classifier: str | PyTree | Callable[[PyTree], PyTree] = "head",
+    noise_ratio: Any = 1.0,
+    flat_ratio: Any = None,
+    perturbed_losses_fn: Callable[..., tuple[jax.Array, Any]] | None = None,
+    classes_at_once: int | None = None,
+    axis_name: Any = None,
+    sync_ascent: bool = True,
+) -> Callable[..., Any]:
+    """Mean loss and class-conditional sharpness-aware gradient; the formulas are the module's.
+
+    Args:
+      features_fn: `features_fn(params, *args) -> (features, aux)`: all but the classifier, as an
+        array or a tree of arrays with leading axis B. With perturb="classifier" it runs once.
+      head_losses_fn: `head_losses_fn(params, features, *args) -> (losses float[B], aux)`, one
+        loss per example, not averaged. It runs once at theta and once per class in the batch.
+      class_counts: int[C], training examples of each class, each at least 2.
+      variant: "paper" or "release", see the table.
+      perturb: "classifier" moves the classifier and shares one pass over the features. "all"
+        moves every parameter, with a forward and two backward passes of the whole model per
+        class in the batch.
+      classifier: which parameters are the classifier: the name of an entry of their paths, a
+        tree of bools like the parameters (or a prefix of it), or a function that makes one.
+      noise_ratio: factor on every radius, finite and at least 0; a number, a scalar array or a
+        schedule of the step.
+      flat_ratio: weight of the perturbed part, between 0 and 1; None is 1 ("paper") or 0.5
+        ("release").
+      perturbed_losses_fn: the losses at theta + e, where they differ from head_losses_fn; the
+        same signature, its aux is dropped. The release mixes inputs, takes d_c and L of the
+        mixed losses, and at theta + e the plain loss of the first label.
+      classes_at_once: how many classes are computed side by side; more is faster and takes
+        so many copies of w. None chooses up to 2^24 numbers for the classifier, and 1 for "all".
+      axis_name: the device axis, inside pmap, shard_map or vmap; None under plain jit.
+      sync_ascent: average d_c over the devices before it is used. False gives every device its
+        own perturbations from its own rows.
+
+    Returns:
+      `f(params, labels, *args, step=None, mask=None) -> ((mean_loss, aux), grads)`.
+        labels: int[B], or float[B, C] for soft labels ("paper" only): a row then belongs to a
+          class with that part of its loss. A label outside [0, C) makes the gradient NaN.
+        step: only for a noise_ratio that is a schedule.
+        mask: bool[B], False for padding. B is then the number of True rows, over all devices.
+        mean_loss: scalar, `(1/B) sum_i loss_i(theta)`, over all devices.
+        aux: the pair of what features_fn and head_losses_fn returned at theta, of this device.
+        grads: like params, the same dtypes, averaged over the devices.
+
+    At most min(B, C) classes (C for soft labels) are visited, those in the batch; shapes do not
+    depend on the labels.
+
+    Raises:
+      ValueError: a class with a single example, whose radius would be infinite; no parameter of
+        that classifier; averaged losses; labels of another shape; options out of range.
+
+    Source: Zhou et al., CVPR 2023. Papers and digests do not say whether L^c is a sum or a mean
+    over the batch; here it is divided by B, so that all d_c add up to the gradient.
+
+    >>> def features_fn(params, x, y):
+    ...     return x * params["scale"], None
+    >>> def head_losses_fn(params, features, x, y):
+    ...     return (features @ params["head"] - y) ** 2, None
+    >>> f = jax.jit(value_and_grad(features_fn, head_losses_fn, [17, 2]))
+    >>> params = {"scale": jnp.array(1.0), "head": jnp.array([1.0])}
+    >>> x, y = jnp.array([[1.0], [2.0]]), jnp.array([0.0, 1.0])
+    >>> (loss, _), grads = f(params, jnp.array([0, 1]), x, y)
+    >>> float(loss), round(float(grads["head"][0]), 4)
+    (1.0, 5.3536)
+    """
+    counts = _checked_counts(class_counts)
+    roots = (counts - 1.0) ** -0.25
+    _check_variant(variant)
+    if perturb not in ("classifier", "all"):
+        raise ValueError(f"perturb must be 'classifier' or 'all', got {perturb!r}")
+    if flat_ratio is None:
+        flat_ratio = 1.0 if variant == "paper" else 0.5
+    _check_share("flat_ratio", flat_ratio)
+    _check_ratio("noise_ratio", noise_ratio)
+    if classes_at_once is not None and classes_at_once < 1:
+        raise ValueError(f"classes_at_once must be at least 1, got {classes_at_once}")
+    there_fn = head_losses_fn if perturbed_losses_fn is None else perturbed_losses_fn
+
+    def f(params: Any, labels: Any, *args: Any, step: Any = None, mask: Any = None) -> Any:
+        labels = check_labels(labels, mask)
+        _check_classes(labels, counts.size, variant)
+        ratio = noise_ratio
+        if callable(ratio):
+            require_step(step)
+            ratio = ratio(step)
+            _check_ratio("noise_ratio", ratio)
+        local = collectives.varying(check_params(params), axis_name)
+        moving, fixed, join = _split(local, None if perturb == "all" else classifier)
+
+        if perturb == "classifier":
+            features, pull_features, features_aux = jax.vjp(
+                lambda p: _check_features(features_fn(p, *args)), local, has_aux=True
+            )
+        else:
+            features, features_aux = (), None
+
+        def run(fn: Any, moving: Any, fixed: Any, features: Any) -> tuple[jax.Array, Any]:
+            p, aux = join(moving, fixed), features_aux
+            if perturb == "all":
+                features, aux = _check_features(features_fn(p, *args))
+            losses, head_aux = check_pair(fn(p, features, *args))
+            return check_losses(losses, labels), (aux, head_aux)
+
+        losses, pull, aux = jax.vjp(
+            lambda *parts: run(head_losses_fn, *parts), moving, fixed, features, has_aux=True
+        )
+        wide = jnp.promote_types(losses.dtype, jnp.float32)
+        rows = _Rows(labels, mask, counts.size, wide, axis_name, sync_ascent)
+        length_w = norm(moving)
+        size = sum(leaf.size for leaf in moving)
+
+        def of_classes(classes: jax.Array) -> tuple[Any, Any, Any]:
+            """Sum over these classes of the gradient at theta + e_c; nothing for class C."""
+            parts = rows.parts(classes)
+            scales = rows.class_scales(classes) if variant == "release" else rows.scale_of_ascent
+            ascent = jnp.broadcast_to(scales, classes.shape)[:, None] * parts
+            directions = _each(
+                lambda weights: pull(weights)[0], rows.varying(ascent.astype(losses.dtype))
+            )
+            if sync_ascent:
+                directions = collectives.mean(directions, axis_name)
+            root = jnp.asarray(roots, wide).at[classes].get(mode="fill", fill_value=0)
+            points = _each(
+                lambda pair: _moved(
+                    moving, pair[0], length_w, size, ratio * pair[1], joint=variant == "paper"
+                ),
+                (directions, root),
+            )
+            _, pull_there = jax.vjp(
+                lambda points, fixed, features: _each(
+                    lambda point: run(there_fn, point, fixed, features)[0], points
+                ),
+                points,
+                fixed,
+                features,
+            )
+            descent = (flat_ratio * rows.scale * parts).astype(losses.dtype)
+            of_points, *others = pull_there(rows.varying(descent))
+            return (jax.tree.map(lambda x: x.sum(axis=0), of_points), *others)
+
+        if _is_concrete(flat_ratio) and flat_ratio == 1:
+            start = rows.varying(jax.tree.map(jnp.zeros_like, (moving, fixed, features)))
+        else:
+            clean = ((1 - flat_ratio) * rows.scale * rows.real).astype(losses.dtype)
+            start = pull(rows.varying(clean))
+        at_once = classes_at_once or (1 if perturb == "all" else max(1, 2**24 // size))
+        total = _over_classes(of_classes, start, rows, at_once)
+
+        grads = join(total[0], total[1])
+        if perturb == "classifier":
+            grads = jax.tree.map(jnp.add, grads, pull_features(total[2])[0])
+        grads = jax.tree.map(lambda x: x * rows.valid.astype(x.dtype), grads)
+        mean_loss = jnp.where(rows.real == 0, 0, losses).sum() * rows.scale
+        mean_loss, grads = collectives.mean((mean_loss, grads), axis_name)
+        return (mean_loss, aux), grads
+
+    return f
+
+
+def feature_adversary(
+    head_losses_fn: Callable[..., tuple[jax.Array, Any]],
+    class_counts: ArrayLike | None = None,
+    *,
+    variant: Variant = "paper",
+    strength: Any = 1.0,
+    divisor: float = 2.0,
+) -> Callable[..., tuple[jax.Array, Any]]:
+    """Per-example losses of the second stage: a classifier trained on adversarial features.
+
+        loss'_i = (1 - share) loss(z_i) + share * u_i * loss(z_i + e_i)
+
+    with, for d_i the gradient of loss_i at the features z_i,
+
+        "paper":    e_i = strength * d_i / ||d_i||_2,                          u_i = 1
+        "release":  e_i = strength * u_i * d_i / sqrt(sum_{y_j = y_i} ||d_j||_2^2),
+                    u_i = log(n_max / n_{y_i} + 0.01) / divisor
+
+    The release so divides the step of an example by the rows of its class in the batch, and
+    weighs the adversarial loss by class, too: by 0.005 for the largest. No gradient flows through
+    e_i. The backbone is frozen, batches are class-balanced, `share` grows by epoch
+    (`schedules.ramp`).
+
+    Args:
+      head_losses_fn: as for `value_and_grad`: `(params, features, *args) -> (losses, aux)`, with
+        features float[B, ...] and each loss of its own row alone.
+      class_counts: int[C], each at least 1; needed by "release".
+      variant: "paper" or "release".
+      strength: length of e_i, finite and at least 0 (the paper's value is not known; the release
+        has 1).
+      divisor: of the release's class weights, positive.
+
+    Returns:
+      `losses_fn(params, labels, features, *args, share, mask=None) -> (losses float[B], aux)`,
+      to be averaged or given to `imbsam_jax.value_and_grad` with any rule; aux is that of the
+      pass at z.
+        labels: int[B]; soft labels float[B, C] with "paper".
+        share: between 0 and 1, a number or a traced scalar.
+        mask: bool[B], False for padding; such a row counts in no norm.
+
+    Inside pmap or shard_map the release's norms are over this device's rows.
+
+    Raises:
+      ValueError: "release" without class_counts or with soft labels, options out of range.
+
+    Source: Zhou et al., CVPR 2023, and its release. The per-example norm of "paper" is how we
+    read `z + lambda g_z / ||g_z||`.
+
+    >>> def head_losses_fn(w, z):
+    ...     return (z @ w) ** 2, None
+    >>> adversarial = feature_adversary(head_losses_fn, strength=0.5)
+    >>> z, w, labels = jnp.array([[1.0, 0.0]]), jnp.array([2.0, 0.0]), jnp.array([0])
+    >>> adversarial(w, labels, z, share=0.25)[0].tolist()
+    [5.25]
+    """
+    _check_variant(variant)
+    _check_ratio("strength", strength)
+    if not (np.isfinite(divisor) and divisor > 0):
+        raise ValueError(f"divisor must be finite and positive, got {divisor}")
+    if class_counts is None and variant == "release":
+        raise ValueError("variant='release' weighs classes: give class_counts")
+    table: NDArray[np.float64] | None = None
+    if variant == "release":
+        counts = checked_counts(class_counts if class_counts is not None else [])
+        table = np.log(counts.max() / counts + 0.01) / divisor
+
+    def losses_fn(
+        params: Any, labels: Any, features: jax.Array, *args: Any, share: Any, mask: Any = None
+    ) -> tuple[jax.Array, Any]:
+        labels = check_labels(labels, mask)
+        _check_share("share", share)
+
+        def run(params: Any, z: jax.Array) -> tuple[jax.Array, Any]:
+            losses, aux = check_pair(head_losses_fn(params, z, *args))
+            return check_losses(losses, labels), aux
+
+        losses, aux = run(params, features)
+        still = lax.stop_gradient(params)
+        seen, pull = jax.vjp(lambda z: run(still, z)[0], lax.stop_gradient(features))
+        real = jnp.ones_like(seen) if mask is None else jnp.asarray(mask).astype(seen.dtype)
+        (d,) = pull(real)
+        flat = _widened(d).reshape(d.shape[0], -1)
+        if table is None:
+            u = jnp.ones((), flat.dtype)
+            noise = strength * _over_norm(flat, jnp.arange(flat.shape[0]), flat.shape[0])
+        else:
+            _check_classes(labels, table.size, variant)
+            u = (
+                jnp.asarray(table, flat.dtype)
+                .at[labels]
+                .get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+            )
+            noise = strength * u[:, None] * _over_norm(flat, labels, table.size)
+        noise = lax.stop_gradient(noise).reshape(features.shape)
+        there, _ = run(params, (_widened(features) + noise).astype(features.dtype))
+        return (1 - share) * losses + share * (u * there).astype(losses.dtype), aux
+
+    return losses_fn
+
+
+class _Rows:
+    """Which rows of this device belong to which class, and what a row counts."""
+
+    def __init__(
+        self, labels: jax.Array, mask: Any, num_classes: int, dtype: Any, axis: Any, sync: bool
+    ) -> None:
+        self.labels, self.num_classes, self.axis = labels, num_classes, axis
+        batch = labels.shape[0]
+        self.real = jnp.ones(batch, dtype) if mask is None else jnp.asarray(mask).astype(dtype)
+        if labels.ndim == 2:
+            self.valid = jnp.ones((), dtype)
+            rows = jnp.where(self.real[:, None] == 0, 0, labels).astype(dtype).sum(axis=0)
+        else:
+            inside = (labels >= 0) & (labels < num_classes)
+            self.valid = jnp.where(jnp.all(inside | (self.real == 0)), 1.0, jnp.nan)
+            at = jnp.where(inside, labels, num_classes)
+            rows = jnp.zeros((num_classes,), dtype).at[at].add(self.real, mode="drop")
+        # Means over devices: what a device's part of a sum is multiplied by, so that the mean
+        # over devices of such parts is the sum over all rows divided by B or by a class's rows.
+        own = (rows, self.real.sum())
+        rows, total = collectives.mean(own, axis)
+        self.scale = _inverse(total)
+        self.of_class: jax.Array = rows if sync else own[0]
+        total = total if sync else own[1]
+        self.scale_of_ascent = _inverse(total)
+        devices = 1 if axis is None or not sync else lax.axis_size(axis)
+        self.most = num_classes if labels.ndim == 2 else min(batch * devices, num_classes)
+
+    def varying(self, tree: Any) -> Any:
+        return collectives.varying(tree, self.axis)
+
+    def parts(self, classes: jax.Array) -> jax.Array:
+        """float[K, B]: the part of each row that belongs to each class."""
+        if self.labels.ndim == 2:
+            labels = jnp.where(self.real[:, None] == 0, 0, self.labels).astype(self.real.dtype)
+            return labels.T.at[classes].get(mode="fill", fill_value=0)
+        return (self.labels[None, :] == classes[:, None]).astype(self.real.dtype) * self.real[None]
+
+    def class_scales(self, classes: jax.Array) -> jax.Array:
+        return _inverse(self.of_class.at[classes].get(mode="fill", fill_value=0))
+
+
+def _over_classes(of_classes: Any, start: Any, rows: _Rows, at_once: int) -> Any:
+    """start + the sum of of_classes over the classes in the batch, at_once at a time."""
+    at_once = min(at_once, rows.most)
+    chunks = math.ceil(rows.most / at_once)
+    present = rows.of_class != 0  # also where it is NaN
+    size = chunks * at_once
+    classes = jnp.nonzero(present, size=size, fill_value=rows.num_classes)[0]
+
+    def add(index: Any, total: Any) -> Any:
+        some = lax.dynamic_slice_in_dim(classes, index * at_once, at_once)
+        return jax.tree.map(jnp.add, total, rows.varying(of_classes(some)))
+
+    if chunks == 1:
+        return add(0, start)
+    # As many rounds as there are classes to visit, not as there is room for.
+    return lax.fori_loop(0, (present.sum() + at_once - 1) // at_once, add, start)
+
+
+def _moved(
+    moving: list[jax.Array],
+    direction: list[jax.Array],
+    length_w: jax.Array,
+    size: int,
+    ratio: Any,
+    joint: bool,
+) -> list[jax.Array]:
+    """w + e_c; e_c is zero where d_c is. `ratio` is noise_ratio * (n_c - 1)^(-1/4)."""
+    whole = norm(direction)
+
+    def one(leaf: jax.Array, d: jax.Array) -> jax.Array:
+        length = whole if joint else norm([d])
+        safe = jnp.where(length == 0, 1, length)
+        radius = ratio * size**0.25 * jnp.sqrt(length_w / (2 * safe))
+        radius = jnp.where(length == 0, 0, radius)
+        wide = _widened(leaf)
+        step = _widened(d) / safe.astype(wide.dtype) * radius.astype(wide.dtype)
+        return (wide + step).astype(leaf.dtype)
+
+    return [one(leaf, d) for leaf, d in zip(moving, direction, strict=True)]
+
+
+def _over_norm(rows: jax.Array, groups: jax.Array, num_groups: int) -> jax.Array:
+    """float[B, D]: each row over the l2 norm of all rows of its group; 0 where that is 0."""
+    outside = (groups < 0) | (groups >= num_groups)
+    at = jnp.where(outside, num_groups, groups)
+
+    def back(values: jax.Array) -> jax.Array:
+        values = values.at[at].get(mode="fill", fill_value=1)
+        return jnp.where(values == 0, 1, values)[:, None]
+
+    zeros = jnp.zeros(num_groups, rows.dtype)
+    over_peak = rows / back(zeros.at[at].max(jnp.abs(rows).max(axis=1), mode="drop"))
+    squares = zeros.at[at].add(jnp.square(over_peak).sum(axis=1), mode="drop")
+    return over_peak / jnp.sqrt(back(squares))
+
+
+def _each(fn: Callable[[Any], Any], tree: Any) -> Any:
+    """fn of each entry along the leading axis: vmapped, or called as it is where there is one."""
+    if jax.tree.leaves(tree)[0].shape[0] == 1:
+        result = fn(jax.tree.map(lambda x: x[0], tree))
+        return jax.tree.map(lambda x: x[None], result)
+    return jax.vmap(fn)(tree)
+
+
+def _split(params: PyTree, classifier: Any) -> tuple[list[Any], list[Any], Callable[..., PyTree]]:
+    """Leaves that move, leaves that do not, and how to put them together again."""
+    leaves, structure = jax.tree.flatten(params)
+    marks = [True] * len(leaves)
+    if isinstance(classifier, str):
+        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        names = [[jax.tree_util.keystr((key,), simple=True) for key in path] for path in paths]
+        marks = [classifier in entries for entries in names]
+        if not any(marks):
+            known = sorted({entries[0] for entries in names if entries})
+            raise ValueError(
+                f"no parameter lies under {classifier!r}: name the classifier by classifier=; "
+                f"the top level has {', '.join(known) or 'no names'}"
+            )
+    elif classifier is not None:
+        mask = classifier(params) if callable(classifier) else classifier
+        spread = jax.tree.map(
+            lambda keep, part: jax.tree.map(lambda _: bool(keep), part), mask, params
+        )
+        marks = jax.tree.leaves(spread)
+        if not any(marks):
+            raise ValueError("the mask given as classifier marks no parameter")
+
+    def join(moving: list[Any], fixed: list[Any]) -> PyTree:
+        first, second = iter(moving), iter(fixed)
+        return jax.tree.unflatten(structure, [next(first if m else second) for m in marks])
+
+    moving = [leaf for leaf, mark in zip(leaves, marks, strict=True) if mark]
+    fixed = [leaf for leaf, mark in zip(leaves, marks, strict=True) if not mark]
+    return moving, fixed, join
+
+
+def _inverse(total: jax.Array) -> jax.Array:
+    return jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total))
+
+
+def _widened(leaf: jax.Array) -> jax.Array:
+    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+
+def _checked_counts(class_counts: ArrayLike) -> NDArray[np.int64]:
+    counts = checked_counts(class_counts)
+    single = np.flatnonzero(counts == 1)
+    if single.size:
+        raise ValueError(
+            f"class {single[0]} has 1 example ({single.size} such classes): its radius divides by "
+            "(n_c - 1)^(1/4); CC-SAM needs at least 2 examples of every class"
+        )
+    return counts
+
+
+def _check_variant(variant: str) -> None:
+    if variant not in ("paper", "release"):
+        raise ValueError(f"variant must be 'paper' or 'release', got {variant!r}")
+
+
+def _check_ratio(name: str, value: Any) -> None:
+    if not callable(value) and _is_concrete(value) and not (np.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be finite and at least 0, got {value}")
+
+
+def _check_share(name: str, value: Any) -> None:
+    if _is_concrete(value) and not 0 <= value <= 1:
+        raise ValueError(f"{name} must be between 0 and 1, got {value}")
+
+
+def _check_features(result: Any) -> tuple[Any, Any]:
+    if not (isinstance(result, tuple) and len(result) == 2):
+        raise TypeError(
+            "features_fn must return a pair (features, aux); return (features, None) where there "
+            f"is nothing else to return. Got {type(result).__name__}"
+        )
+    return result
+
+
+def _check_classes(labels: jax.Array, num_classes: int, variant: str) -> None:
+    if labels.ndim == 2:
+        if variant == "release":
+            raise ValueError(
+                "the release groups rows by one class: pass int[B] labels (the first label of a "
+                "mixed pair) and mix inside the losses"
+            )
+        if labels.shape[1] != num_classes:
+            raise ValueError(
+                f"soft labels have {labels.shape[1]} classes, class_counts has {num_classes}"
+            )

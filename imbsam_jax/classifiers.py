@@ -1,0 +1,316 @@
+"""Linear classifiers of long-tailed recognition: balanced in their norms, during or after training.
+
+Pure functions on arrays: a kernel is float[F, C] (F features, C classes), so a class is a column.
+Frequent classes get long columns; each method here evens them out in its own way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from numpy.typing import ArrayLike
+
+from imbsam_jax.priors import _is_concrete, checked_counts
+
+__all__ = [
+    "MaxNormState",
+    "adjust_logits",
+    "fold_scales",
+    "lws_logits",
+    "max_norm",
+    "max_norm_project",
+    "max_norm_radius",
+    "normalised_init",
+    "normalised_linear",
+    "tau_normalise",
+]
+
+PyTree = Any
+
+
+def tau_normalise(kernel: jax.Array, tau: float = 1.0) -> jax.Array:
+    """Columns divided by a power of their norm, `W_c / ||W_c||_2^tau`.
+
+    Args:
+      kernel: float[F, C] of a trained classifier.
+      tau: finite; 0 leaves the kernel as it is, 1 makes every norm 1. Choose it on held-out data.
+
+    Returns:
+      float[F, C]; a zero column stays zero. Logits are `x @ tau_normalise(kernel, tau)` WITHOUT a
+      bias: the method drops it.
+
+    Source: Kang et al., ICLR 2020 (tau swept from 0 to 2); weight balancing uses 1.9.
+
+    >>> tau_normalise(jnp.array([[0.0, 0.0], [4.0, 2.0]]), 2.0).tolist()
+    [[0.0, 0.0], [0.25, 0.5]]
+    """
+    _check_kernel(kernel)
+    if _is_concrete(tau) and not np.isfinite(tau):
+        raise ValueError(f"tau must be finite, got {tau}")
+    wide, norms = _with_norms(kernel)
+    return (wide / norms**tau).astype(kernel.dtype)
+
+
+def lws_logits(logits: jax.Array, scales: jax.Array) -> jax.Array:
+    """Learnable weight scaling: logits of a frozen classifier, one learnt factor per class.
+
+        z_c = f_c (W_c x + b_c)
+
+    Args:
+      logits: float[B, C], `x @ kernel + bias` of the frozen classifier; the bias is scaled too.
+      scales: float[C], the only parameters trained; start from ones.
+
+    Source: Kang et al., ICLR 2020; five epochs with class-balanced sampling.
+
+    >>> lws_logits(jnp.array([[1.0, 2.0]]), jnp.array([1.0, 3.0])).tolist()
+    [[1.0, 6.0]]
+    """
+    if jnp.shape(scales) != logits.shape[-1:]:
+        raise ValueError(
+            f"scales must be float[{logits.shape[-1]}], one per class, got {jnp.shape(scales)}"
+        )
+    return logits * jnp.reshape(scales, (1,) * (logits.ndim - 1) + (-1,))
+
+
+def fold_scales(
+    kernel: jax.Array, bias: jax.Array, scales: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The plain classifier (kernel, bias) whose logits are `lws_logits`, once scales are learnt.
+
+    >>> fold_scales(jnp.ones((1, 2)), jnp.ones(2), jnp.array([1.0, 3.0]))[0].tolist()
+    [[1.0, 3.0]]
+    """
+    _check_kernel(kernel)
+    return lws_logits(kernel, scales), bias * scales
+
+
+def max_norm_radius(kernel: jax.Array, fraction: float = 0.1) -> jax.Array:
+    """The radius that weight balancing takes from a first stage's classifier.
+
+        radius = min_c ||W_c||_2 + fraction * (max_c ||W_c||_2 - min_c ||W_c||_2)
+
+    Args:
+      kernel: float[F, C] as the first stage left it; take the radius once, before fine-tuning.
+      fraction: between 0 and 1.
+
+    Returns:
+      float[], at least float32.
+
+    Source: the release of Alshammari et al., CVPR 2022.
+
+    >>> round(float(max_norm_radius(jnp.array([[1.0, 3.0]]))), 4)
+    1.2
+    """
+    _check_kernel(kernel)
+    if _is_concrete(fraction) and not 0 <= fraction <= 1:
+        raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
+    norms = _norms(kernel)
+    return norms.min() + fraction * (norms.max() - norms.min())
+
+
+def max_norm_project(kernel: jax.Array, radius: ArrayLike) -> jax.Array:
+    """Every column pulled back into a ball, `W_c * min(1, radius / ||W_c||_2)`.
+
+    Args:
+      kernel: float[F, C].
+      radius: positive scalar, for example `max_norm_radius` of the first stage.
+
+    >>> max_norm_project(jnp.array([[1.0, 3.0]]), 2.0).tolist()
+    [[1.0, 2.0]]
+    """
+    _check_kernel(kernel)
+    _check_radius(radius)
+    wide, norms = _with_norms(kernel)
+    scale = jnp.asarray(radius, wide.dtype) / norms
+    return jnp.where(scale < 1, wide * scale, wide).astype(kernel.dtype)
+
+
+class MaxNormState(NamedTuple):
+    """Updates made so far, and the radius of each projected kernel, in the order of the leaves."""
+
+    step: jax.Array
+    radii: tuple[jax.Array, ...]
+
+
+def max_norm(
+    mask: PyTree | Callable[[PyTree], PyTree],
+    radius: ArrayLike | None = None,
+    *,
+    fraction: float = 0.1,
+    every: int = 1,
+) -> optax.GradientTransformationExtraArgs:
+    """Max-norm projection after each update; the last link of a chain.
+
+        W_c <- W_c * min(1, radius / ||W_c||_2),   after W <- W + update
+
+    Args:
+      mask: which parameters are classifiers: a tree of bools like the parameters (or a prefix of
+        it), or a function that makes one. Of these, vectors (biases) are left alone.
+      radius: positive scalar for all of them, or None: each kernel's `max_norm_radius` in the
+        parameters given to `init`, which are those of the first stage.
+      fraction: for radius None.
+      every: project after every so many updates; 1 as in the paper. The release projects once an
+        epoch: pass the number of steps per epoch.
+
+    The updates that come out lead to the projected kernels up to rounding.
+
+    Raises:
+      ValueError: a mask without a kernel, a bad radius, params missing.
+
+    Source: Alshammari et al., CVPR 2022. Their kernels are [classes, features]; here a class is a
+    column.
+
+    >>> params = {"head": jnp.array([[1.0, 3.0]])}
+    >>> tx = optax.chain(optax.sgd(1.0), max_norm({"head": True}, 2.0))
+    >>> updates, _ = tx.update({"head": jnp.array([[-4.0, 0.0]])}, tx.init(params), params)
+    >>> optax.apply_updates(params, updates)["head"].tolist()
+    [[2.0, 2.0]]
+    """
+    if radius is not None:
+        _check_radius(radius)
+    if _is_concrete(every) and every < 1:
+        raise ValueError(f"every must be at least 1 update, got {every}")
+
+    def chosen(params: PyTree) -> list[bool]:
+        marks = mask(params) if callable(mask) else mask
+        spread = jax.tree.map(
+            lambda keep, part: jax.tree.map(lambda _: bool(keep), part), marks, params
+        )
+        pairs = zip(jax.tree.leaves(spread), jax.tree.leaves(params), strict=True)
+        picks = [keep and jnp.ndim(leaf) > 1 for keep, leaf in pairs]
+        if not any(picks):
+            raise ValueError("the mask of max_norm marks no kernel (no matrix): mark the head's")
+        return picks
+
+    def init(params: PyTree) -> MaxNormState:
+        kernels = [
+            p for p, pick in zip(jax.tree.leaves(params), chosen(params), strict=True) if pick
+        ]
+        radii = tuple(
+            max_norm_radius(kernel, fraction)
+            if radius is None
+            else jnp.asarray(radius, _wide_dtype(kernel))
+            for kernel in kernels
+        )
+        return MaxNormState(jnp.zeros((), jnp.int32), radii)
+
+    def update(
+        updates: PyTree, state: MaxNormState, params: PyTree = None, **extra_args: Any
+    ) -> tuple[PyTree, MaxNormState]:
+        del extra_args
+        if params is None:
+            raise ValueError("max_norm needs params: call update(updates, state, params)")
+        step = optax.safe_increment(state.step)
+        now = step % every == 0
+        radii = iter(state.radii)
+
+        def moved(pick: bool, change: jax.Array, kernel: jax.Array) -> jax.Array:
+            if not pick:
+                return change
+            target = max_norm_project(kernel + change, next(radii))
+            return jnp.where(now, (target - kernel).astype(change.dtype), change)
+
+        leaves, structure = jax.tree.flatten(updates)
+        kernels = jax.tree.leaves(params)
+        projected = [moved(*each) for each in zip(chosen(params), leaves, kernels, strict=True)]
+        return jax.tree.unflatten(structure, projected), MaxNormState(step, state.radii)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def normalised_linear(features: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Cosine logits: rows of the features and columns of the kernel have norm 1; no bias.
+
+        z_c = <x, W_c> / (||x||_2 ||W_c||_2)
+
+    Args:
+      features: float[B, F].
+      kernel: float[F, C]; see `normalised_init`.
+
+    Returns:
+      float[B, C], in [-1, 1] and at least float32; 0, with a zero gradient, for a zero row or
+      column.
+
+    Source: the normalised head of Cao et al., NeurIPS 2019, that `losses.ldam` expects.
+
+    >>> round(float(normalised_linear(jnp.array([[3.0, 4.0]]), jnp.array([[2.0], [0.0]]))[0, 0]), 4)
+    0.6
+    """
+    _check_kernel(kernel)
+    features_wide, feature_norms = _with_norms(features.T)
+    kernel_wide, kernel_norms = _with_norms(kernel)
+    return (features_wide / feature_norms).T @ (kernel_wide / kernel_norms)
+
+
+def normalised_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """An initialiser for `normalised_linear`: uniform in [-1, 1], each column scaled to norm 1.
+
+    Args:
+      key: a random key.
+      shape: (F, C).
+      dtype: of the result.
+
+    >>> kernel = normalised_init(jax.random.key(0), (3, 2))
+    >>> [round(float(norm), 4) for norm in jnp.linalg.norm(kernel, axis=0)]
+    [1.0, 1.0]
+    """
+    kernel = jax.random.uniform(key, shape, jnp.promote_types(dtype, jnp.float32), -1.0, 1.0)
+    return tau_normalise(kernel, 1.0).astype(dtype)
+
+
+def adjust_logits(logits: jax.Array, class_counts: ArrayLike, *, tau: float = 1.0) -> jax.Array:
+    """Post-hoc logit adjustment, `z_c - tau log pi_c` with `pi_c = n_c / N`: predict its argmax.
+
+    Args:
+      logits: float[B, C] of a model trained with plain cross-entropy.
+      class_counts: int[C], training examples of each class, each at least 1.
+      tau: finite; 1 aims at the balanced error.
+
+    Source: Menon et al., ICLR 2021. To train with the adjustment instead, see
+    `losses.logit_adjusted`.
+
+    >>> int(adjust_logits(jnp.array([[1.0, 0.0]]), [90, 10])[0].argmax())
+    1
+    """
+    counts = checked_counts(class_counts)
+    if logits.shape[-1] != counts.size:
+        raise ValueError(f"there are {counts.size} class counts but {logits.shape[-1]} logits")
+    if _is_concrete(tau) and not np.isfinite(tau):
+        raise ValueError(f"tau must be finite, got {tau}")
+    shifts = jnp.asarray(tau * np.log(counts / counts.sum()), logits.dtype)
+    return logits - jnp.reshape(shifts, (1,) * (logits.ndim - 1) + (-1,))
+
+
+def _check_kernel(kernel: jax.Array) -> None:
+    if jnp.ndim(kernel) != 2:
+        raise ValueError(f"kernel must be float[F, C], got shape {list(jnp.shape(kernel))}")
+
+
+def _check_radius(radius: ArrayLike) -> None:
+    if np.ndim(radius) != 0:
+        raise ValueError(f"radius must be a scalar, got shape {list(np.shape(radius))}")
+    if _is_concrete(radius) and not np.asarray(radius) > 0:
+        raise ValueError(f"radius must be positive, got {radius!r}")
+
+
+def _wide_dtype(array: jax.Array) -> Any:
+    return jnp.promote_types(array.dtype, jnp.float32)
+
+
+def _norms(kernel: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sum(jnp.square(kernel.astype(_wide_dtype(kernel))), axis=0))
+
+
+def _with_norms(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The kernel in at least float32, and the norms of its columns [1, C]; 1 for a zero column.
+
+    The root is taken where it has a slope only, so that a zero column has a zero gradient.
+    """
+    wide = kernel.astype(_wide_dtype(kernel))
+    squares = jnp.sum(jnp.square(wide), axis=0, keepdims=True)
+    return wide, jnp.sqrt(jnp.where(squares == 0, 1, squares))

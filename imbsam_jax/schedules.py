@@ -1,0 +1,179 @@
+"""Schedules published by epoch, as functions of the step: for radii and for the like.
+
+A schedule is called with the number of updates made so far, a Python int or a traced scalar, and
+goes wherever a rule takes a number:
+
+    rho = schedules.step_radius(steps_per_epoch=170)
+    rule = rules.focal_sam(class_counts, rho=rho, gamma=3.2, strength=0.8)
+
+Papers count epochs from 1; here epochs, like steps, count from 0: epoch e is the steps
+[e * steps_per_epoch, (e + 1) * steps_per_epoch). A value holds for a whole epoch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from imbsam_jax.priors import _is_concrete
+
+__all__ = ["late_radius", "linear_radius", "ramp", "step_radius"]
+
+Schedule = Callable[[Any], Any]
+
+
+def step_radius(
+    values: Sequence[float] = (0.05, 0.1, 0.5, 0.6),
+    boundaries: Sequence[int] = (5, 160, 180),
+    *,
+    steps_per_epoch: int,
+) -> Schedule:
+    """A radius constant between boundaries: Focal-SAM's "step" schedule.
+
+        rho(step) = values[k],   boundaries[k-1] <= step // steps_per_epoch < boundaries[k]
+
+    Args:
+      values: the radii, each finite and at least 0.
+      boundaries: first epoch (from 0) of each value but the first, increasing; one fewer.
+      steps_per_epoch: updates per epoch, at least 1.
+
+    Source: the Focal-SAM and Saddle-LongTail releases on CIFAR (the defaults, for 200 epochs); on
+    ImageNet-LT the latter has 0.05, 0.1, 0.5, 0.5 from epochs 0, 5, 60, 75.
+
+    >>> rho = step_radius(steps_per_epoch=10)
+    >>> rho(49), rho(50), rho(1999)
+    (0.05, 0.1, 0.6)
+    """
+    _check_steps(steps_per_epoch)
+    if len(values) != len(boundaries) + 1:
+        raise ValueError(
+            f"{len(values)} values need {len(values) - 1} boundaries, got {len(boundaries)}"
+        )
+    if any(b < 0 for b in boundaries) or list(boundaries) != sorted(set(boundaries)):
+        raise ValueError(f"boundaries must be increasing epochs, at least 0, got {boundaries}")
+    _check_radii(*values)
+
+    def at(epoch: Any, xp: Any) -> Any:
+        return xp.asarray(values, float)[(epoch >= xp.asarray(boundaries, int)).sum()]
+
+    return _by_epoch(at, steps_per_epoch)
+
+
+def late_radius(
+    first: float, second: float, *, epochs: int, steps_per_epoch: int, fraction: float = 0.8
+) -> Schedule:
+    """One radius, then another for the last part of the training.
+
+    Args:
+      first, second: the radii, finite and at least 0.
+      epochs: of the whole training, T.
+      steps_per_epoch: updates per epoch.
+      fraction: the second radius holds from the epoch that is the first with
+        `epoch >= fraction * T`, epochs counted from 1, as in the release.
+
+    Source: the Focal-SAM release on ImageNet-LT (0.1, then 0.2) and iNaturalist (0.2 twice).
+
+    >>> rho = late_radius(0.1, 0.2, epochs=200, steps_per_epoch=1)
+    >>> rho(158), rho(159)
+    (0.1, 0.2)
+    """
+    _check_epochs(epochs)
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
+    # In units of 1e-9 epochs: 0.8 * 200 must not become 160.00000000000003.
+    switch = max(math.ceil(round(fraction * epochs, 9)) - 1, 0)
+    return step_radius((first, second), (switch,), steps_per_epoch=steps_per_epoch)
+
+
+def linear_radius(
+    low: float = 0.05,
+    high: float = 0.8,
+    *,
+    epochs: int,
+    steps_per_epoch: int,
+    float16: bool = False,
+) -> Schedule:
+    """A radius that goes linearly from `low` in the first epoch to `high` in the last.
+
+        rho(step) = low + (high - low) * e / (epochs - 1),   e = step // steps_per_epoch
+
+    Args:
+      low, high: finite and at least 0.
+      epochs: of the whole training, at least 2; later steps keep `high`.
+      steps_per_epoch: updates per epoch.
+      float16: round each value to float16, as the release does.
+
+    Source: the Focal-SAM release's "linear" schedule, with its defaults.
+
+    >>> rho = linear_radius(0.0, 0.4, epochs=5, steps_per_epoch=10)
+    >>> rho(9), rho(10), rho(49)
+    (0.0, 0.1, 0.4)
+    """
+    _check_epochs(epochs, least=2)
+    _check_steps(steps_per_epoch)
+    _check_radii(low, high)
+    values = low + (high - low) * (np.arange(epochs) / (epochs - 1))
+    if float16:
+        values = values.astype(np.float16).astype(np.float64)
+
+    def at(epoch: Any, xp: Any) -> Any:
+        return xp.asarray(values)[xp.clip(epoch, 0, epochs - 1)]
+
+    return _by_epoch(at, steps_per_epoch)
+
+
+def ramp(*, epochs: int, steps_per_epoch: int, limit: float = 1.0) -> Schedule:
+    """A share that grows by epoch: CC-SAM's second stage.
+
+        share(step) = min((e + 1) / epochs, limit),   e = step // steps_per_epoch
+
+    Args:
+      epochs: T of the stage, at least 1 (30 in the release).
+      steps_per_epoch: updates per epoch.
+      limit: between 0 and 1. The release has 1.0 on CIFAR-10 and 0.3 on CIFAR-100.
+
+    Source: CC-SAM, CVPR 2023: t / T with t counted from 1.
+
+    >>> share = ramp(epochs=4, steps_per_epoch=10, limit=0.6)
+    >>> share(0), share(10), share(39)
+    (0.25, 0.5, 0.6)
+    """
+    _check_epochs(epochs)
+    _check_steps(steps_per_epoch)
+    if not 0 <= limit <= 1:
+        raise ValueError(f"limit must be between 0 and 1, got {limit}")
+    return _by_epoch(lambda epoch, xp: xp.minimum((epoch + 1) / epochs, limit), steps_per_epoch)
+
+
+def _by_epoch(at: Callable[[Any, Any], Any], steps_per_epoch: int) -> Schedule:
+    """Of a concrete step a Python float, so that rules can check it; of a traced one a scalar."""
+
+    def schedule(step: Any) -> Any:
+        if _is_concrete(step):
+            return float(at(np.asarray(step) // steps_per_epoch, np))
+        return at(step // steps_per_epoch, jnp)
+
+    return schedule
+
+
+def _check_steps(steps_per_epoch: int) -> None:
+    _check_whole("steps_per_epoch", steps_per_epoch, 1)
+
+
+def _check_epochs(epochs: int, least: int = 1) -> None:
+    _check_whole("epochs", epochs, least)
+
+
+def _check_whole(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name} must be a whole number, at least {least}, got {value!r}")
+
+
+def _check_radii(*radii: float) -> None:
+    for radius in radii:
+        if not (np.isfinite(radius) and radius >= 0):
+            raise ValueError(f"a radius must be finite and at least 0, got {radius}")

@@ -1,0 +1,298 @@
+"""Checks on eight emulated devices; test_devices.py runs `python tests/on_devices.py CHECK`.
+
+A process of its own, since the number of devices is fixed when JAX starts. Every step is waited
+for: emulated devices abort the process when many steps with collectives are under way.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import imbsam_jax as ij
+import reference
+from rule_table import (
+    BY_ID,
+    CLASSES,
+    RHO,
+    ROWS,
+    RULES,
+    SWITCH,
+    Row,
+    descent,
+    init_params,
+    losses_fn,
+    quick_jit,
+    to_library,
+    to_reference,
+)
+
+DEVICES = 8
+ROWS_EACH = 3
+BATCH = DEVICES * ROWS_EACH
+MESH = jax.make_mesh((DEVICES,), ("batch",), axis_types=(AxisType.Auto,))
+
+
+def make_batch(seed: int) -> tuple[Any, Any, Any]:
+    """(x, labels, mask) of the global batch; device k has a number of real rows of its own.
+
+    Two devices have no tail row, one has no row at all.
+    """
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(BATCH, 5)).astype(np.float32)
+    y = rng.integers(CLASSES, size=BATCH)
+    y[: 2 * ROWS_EACH] %= 2
+    real = np.array([3, 2, 0, 1, 3, 2, 3, 1])
+    mask = np.arange(ROWS_EACH)[None] < real[:, None]
+    return x, y, mask.reshape(-1)
+
+
+# --------------------------------------------------------------- six ways to run one train step
+
+# One train step is `step(carry, batch, count) -> (carry, report)`; report holds the same numbers
+# on every device. `make_step(axis_name)` makes it.
+Step = Callable[[Any, Any, Any], Any]
+
+
+def _whole(make_step: Callable[[Any], Step]) -> Step:
+    return quick_jit(make_step(None))
+
+
+def _placed(step: Step) -> Step:
+    """The state on every device and the batch over them before the call, as a trainer has them."""
+    whole, rows = NamedSharding(MESH, P()), NamedSharding(MESH, P("batch"))
+
+    def run(carry: Any, batch: Any, count: Any) -> Any:
+        return step(jax.device_put(carry, whole), jax.device_put(batch, rows), count)
+
+    return run
+
+
+def _sharded(make_step: Callable[[Any], Step]) -> Step:
+    whole, rows = NamedSharding(MESH, P()), NamedSharding(MESH, P("batch"))
+    shardings = {"in_shardings": (whole, rows, whole), "out_shardings": whole}
+    return _placed(quick_jit(make_step(None), **shardings))
+
+
+def _shard_map(make_step: Callable[[Any], Step], check_vma: bool) -> Step:
+    # With check_vma, out_specs P() also proves that the results are the same on every device.
+    specs = {"mesh": MESH, "in_specs": (P(), P("batch"), P()), "out_specs": P()}
+    return _placed(quick_jit(jax.shard_map(make_step("batch"), check_vma=check_vma, **specs)))
+
+
+def on_leading_axis(batch: Any) -> Any:
+    return jax.tree.map(lambda a: a.reshape(DEVICES, ROWS_EACH, *a.shape[1:]), batch)
+
+
+def _stacked(mapped: Step) -> Step:
+    """For maps over a leading axis: batches are split on it, results must agree along it."""
+
+    def run(carry: Any, batch: Any, count: Any) -> Any:
+        out = jax.tree.map(np.asarray, mapped(carry, on_leading_axis(batch), count))
+        for leaf in jax.tree.leaves(out):
+            np.testing.assert_array_equal(leaf, leaf[:1].repeat(DEVICES, 0))
+        return jax.tree.map(lambda leaf: leaf[0], out)
+
+    return run
+
+
+def _pmap(make_step: Callable[[Any], Step]) -> Step:
+    return _stacked(jax.pmap(make_step("batch"), axis_name="batch", in_axes=(None, 0, None)))
+
+
+def _vmap(make_step: Callable[[Any], Step]) -> Step:
+    return _stacked(
+        quick_jit(jax.vmap(make_step("batch"), axis_name="batch", in_axes=(None, 0, None)))
+    )
+
+
+WITH_AXIS_NAME = {
+    "pmap": _pmap,
+    "shard_map": partial(_shard_map, check_vma=True),
+    "shard_map without check_vma": partial(_shard_map, check_vma=False),
+    "vmap": _vmap,
+}
+MODES = {"jit with a sharded batch": _sharded, **WITH_AXIS_NAME}
+
+
+# -------------------------------------------------------------------------------------- the steps
+
+
+def by_value_and_grad(row: Row, axis_name: Any, **options: Any) -> Any:
+    f = row.value_and_grad(losses_fn, axis_name=axis_name, **options)
+
+    def gradient(params: Any, batch: Any, mask: Any, count: Any) -> Any:
+        x, y, _ = batch
+        (loss, _, *info), grads = f(params, y, x, y, step=count, mask=mask)
+        return grads, (loss, info)
+
+    return gradient
+
+
+def by_sharpness_aware(row: Row, axis_name: Any, **options: Any) -> Any:
+    tx = row.transform(axis_name=axis_name, **options)
+
+    def gradient(params: Any, batch: Any, mask: Any, count: Any) -> Any:
+        x, y, _ = batch
+        fn = ij.class_weighted_grad(losses_fn, y, x, y, mask=mask)
+        state = ij.SharpnessAwareState(count)
+        return tx.update(None, state, params, weighted_grad_fn=fn)[0], ()
+
+    return gradient
+
+
+DOORS = {"value_and_grad": by_value_and_grad, "sharpness_aware": by_sharpness_aware}
+
+
+def cases_of(rows: list[Row]) -> dict[str, tuple[Row, str, bool]]:
+    """Every row through both doors, one of them with the mask: which one alternates."""
+    return {
+        f"{row.id}, {door}": (row, door, (place + number) % 2 == 0)
+        for place, row in enumerate(rows)
+        for number, door in enumerate(DOORS)
+    }
+
+
+def train_steps(rows: list[Row], axis_name: Any, **options: Any) -> Step:
+    """One step of all cases at once; the report holds their gradients, losses and info."""
+
+    def step(carry: Any, batch: Any, count: Any) -> Any:
+        new, report = {}, {}
+        for case, (row, door, masked) in cases_of(rows).items():
+            informed = row.id in ("imbsam", "sse_sam") and door == "value_and_grad"
+            more = {**options, "info": True} if informed else options
+            gradient = DOORS[door](row, axis_name, **more)
+            params, state = carry[case]
+            report[case] = gradient(params, batch, batch[2] if masked else None, count)
+            updates, state = descent().update(report[case][0], state, params)
+            new[case] = optax.apply_updates(params, updates), state
+        return new, report
+
+    return step
+
+
+def initial(rows: list[Row]) -> Any:
+    params = to_library(init_params(), jnp.float32)
+    return dict.fromkeys(cases_of(rows), (params, descent().init(params)))
+
+
+def check_modes() -> None:
+    """Three steps, the second stage of staged rules from the third on: equal numbers everywhere."""
+    rows = [*RULES, *[row for row in ROWS if row.ascent.group_mean]]
+    make_step = partial(train_steps, rows)
+
+    def run(mode: Any) -> Iterator[Any]:
+        step, carry = mode(make_step), initial(rows)
+        for count in range(SWITCH - 2, SWITCH + 1):
+            carry, report = jax.block_until_ready(step(carry, make_batch(count), count))
+            yield carry, report
+
+    expected = list(run(_whole))
+    for name, mode in MODES.items():
+        for number, (got, want) in enumerate(zip(run(mode), expected, strict=True)):
+            compare(got, want, f"{name}, step {number}", atol=1e-6)
+
+
+def compare(got: Any, want: Any, where: str, **tolerance: float) -> None:
+    def leaf(path: Any, a: Any, b: Any) -> None:
+        message = f"{where}: {jax.tree_util.keystr(path)}"
+        np.testing.assert_allclose(a, b, rtol=1e-6, err_msg=message, **tolerance)
+
+    jax.tree_util.tree_map_with_path(leaf, got, want)
+
+
+def check_sync_ascent() -> None:
+    """sync_ascent=False: each device perturbs by its own rows, here one by one in NumPy."""
+    rows = [BY_ID["sam"], BY_ID["imbsam"]]
+    x, y, mask = make_batch(0)
+
+    def device_by_device(row: Row, used: np.ndarray) -> reference.Params:
+        total = reference.zeros(init_params())
+        for device in range(DEVICES):
+            own = np.flatnonzero(used & (np.arange(BATCH) // ROWS_EACH == device))
+            if own.size:
+                g = row.gradient(init_params(), x[own].astype(np.float64), y[own], 0, RHO)
+                total = reference.add(total, reference.scale(own.size / used.sum(), g))
+        return total
+
+    for name, mode in WITH_AXIS_NAME.items():
+        together, apart = (
+            jax.block_until_ready(
+                mode(partial(train_steps, rows, sync_ascent=sync))(initial(rows), (x, y, mask), 0)
+            )[1]
+            for sync in (True, False)
+        )
+        for case, (row, _, masked) in cases_of(rows).items():
+            want = device_by_device(row, mask if masked else np.ones(BATCH, bool))
+            got, synced = to_reference(apart[case][0]), to_reference(together[case][0])
+            compare(got, want, f"{name}: {case}", atol=1e-6)
+            differs = max(np.abs(got[key] - synced[key]).max() for key in got)
+            assert differs > 1e-3, f"{name}: {case}: the same with sync_ascent"
+
+
+# --------------------------------------------------------------------------------- all-reduces
+
+
+def all_reduces(compiled: Any) -> int:
+    return len(re.findall(r" all-reduce(?:-start)?\(", compiled.as_text()))
+
+
+def check_all_reduces() -> None:
+    """One for the ascent steps of all groups together, one for loss and gradient: no more."""
+    params, batch = to_library(init_params(), jnp.float32), make_batch(0)
+    whole, by_rows = NamedSharding(MESH, P()), NamedSharding(MESH, P("batch"))
+
+    def count(door: str, mode: str, name: str, step: int, masked: bool = False) -> int:
+        gradient = DOORS[door](BY_ID[name], None if mode == "jit" else "batch")
+
+        def f(params: Any, batch: Any) -> Any:
+            # A concrete step: one stage of a staged rule.
+            return gradient(params, batch, batch[2] if masked else None, np.int32(step))
+
+        if mode == "pmap":
+            mapped = jax.pmap(f, axis_name="batch", in_axes=(None, 0))
+            return all_reduces(mapped.lower(params, on_leading_axis(batch)).compile())
+        if mode == "shard_map":
+            specs = {"mesh": MESH, "in_specs": (P(), P("batch")), "out_specs": P()}
+            mapped = quick_jit(jax.shard_map(f, **specs))
+        else:
+            mapped = quick_jit(f, in_shardings=(whole, by_rows), out_shardings=whole)
+        return all_reduces(mapped.lower(params, batch).compile())
+
+    # name, step: under shard_map and pmap; under jit, where XLA chooses, two ascents stay apart.
+    expected = {
+        ("sgd", 0): (1, 1),
+        ("sam", 0): (2, 2),
+        ("imbsam", 0): (2, 2),
+        ("focal_sam", 0): (2, 2),
+        ("sse_sam", SWITCH - 1): (2, 3),
+        ("sse_sam", SWITCH): (2, 2),
+    }
+    for case, (mapped, plain) in expected.items():
+        got = {
+            "shard_map": count("value_and_grad", "shard_map", *case),
+            "pmap": count("value_and_grad", "pmap", *case),
+            "jit": count("value_and_grad", "jit", *case),
+            "shard_map, sharpness_aware": count("sharpness_aware", "shard_map", *case),
+        }
+        want = dict.fromkeys(got, mapped) | {"jit": plain}
+        assert got == want, f"{case}: {got}, expected {want}"
+    # Counting the real rows rides along with the result.
+    for door in DOORS:
+        assert count(door, "shard_map", "imbsam", 0, masked=True) == 2, door
+
+
+if __name__ == "__main__":
+    assert jax.device_count() == DEVICES, jax.devices()
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    globals()[f"check_{sys.argv[1]}"]()

@@ -1,0 +1,189 @@
+"""Balanced classifiers against NumPy: norms, scales, projections, cosines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from imbsam_jax import classifiers
+
+FEATURES, CLASSES = 5, 4
+KERNEL = np.random.default_rng(0).normal(size=(FEATURES, CLASSES)) * np.array([3.0, 2.0, 1.0, 0.5])
+NORMS = np.sqrt((KERNEL**2).sum(axis=0))
+RADIUS = NORMS.min() + 0.1 * (NORMS.max() - NORMS.min())
+
+quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@pytest.mark.usefixtures("x64")
+def test_functions_equal_their_formulas() -> None:
+    rng = np.random.default_rng(1)
+    x, bias, scales = rng.normal(size=(6, FEATURES)), rng.normal(size=CLASSES), np.arange(1.0, 5.0)
+    counts = np.array([50, 20, 9, 1])
+
+    def run(kernel: Any) -> Any:
+        logits = x @ kernel + bias[None]
+        folded, folded_bias = classifiers.fold_scales(kernel, bias, scales)
+        return {
+            "tau": classifiers.tau_normalise(kernel, 1.9),
+            "tau 0": classifiers.tau_normalise(kernel, 0.0),
+            "lws": classifiers.lws_logits(logits, scales),
+            "folded": x @ folded + folded_bias[None],
+            "radius": classifiers.max_norm_radius(kernel),
+            "projected": classifiers.max_norm_project(kernel, RADIUS),
+            "cosine": classifiers.normalised_linear(x, kernel),
+            "adjusted": classifiers.adjust_logits(logits, counts, tau=0.7),
+        }
+
+    logits = x @ KERNEL + bias
+    columns = [c * min(1.0, RADIUS / np.sqrt((c**2).sum())) for c in KERNEL.T]
+    expected = {
+        "tau": np.stack([c / np.linalg.norm(c) ** 1.9 for c in KERNEL.T], axis=1),
+        "tau 0": KERNEL,
+        "lws": logits * scales,
+        "folded": logits * scales,  # the bias is scaled, too
+        "radius": RADIUS,
+        "projected": np.stack(columns, axis=1),
+        "cosine": (x / np.linalg.norm(x, axis=1)[:, None]) @ (KERNEL / NORMS),
+        "adjusted": logits - 0.7 * np.log(counts / counts.sum()),
+    }
+    found = quick(run)(KERNEL)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-12, err_msg=name)
+    # What lies inside the ball is not touched, not even by rounding.
+    inside = NORMS < RADIUS
+    assert inside.any()
+    np.testing.assert_array_equal(found["projected"][:, inside], KERNEL[:, inside])
+
+
+def test_dtypes_are_kept_and_norms_taken_in_float32() -> None:
+    kernel = jnp.full((4096, 2), 0.1, jnp.bfloat16)
+    projected = classifiers.max_norm_project(kernel, 1.0)
+    assert projected.dtype == jnp.bfloat16
+    # In bfloat16 a sum of 4096 squares stops growing at 256 of them.
+    np.testing.assert_allclose(np.linalg.norm(np.float32(projected), axis=0), 1.0, rtol=1e-2)
+    assert classifiers.tau_normalise(kernel).dtype == jnp.bfloat16
+    assert classifiers.max_norm_radius(kernel).dtype == jnp.float32
+    assert classifiers.normalised_linear(jnp.ones((1, 4096), jnp.bfloat16), kernel).dtype == (
+        jnp.float32
+    )
+
+
+def test_zero_columns_and_rows_are_safe() -> None:
+    kernel = jnp.asarray(KERNEL, jnp.float32).at[:, 1].set(0)
+    x = jnp.ones((3, FEATURES)).at[2].set(0)
+
+    def total(x: Any, kernel: Any) -> Any:
+        cosines = classifiers.normalised_linear(x, kernel)
+        return (cosines**2).sum() + classifiers.tau_normalise(kernel, 1.9).sum(), cosines
+
+    (of_x, of_kernel), cosines = quick(jax.grad(total, argnums=(0, 1), has_aux=True))(x, kernel)
+    chex.assert_tree_all_finite((of_x, of_kernel))
+    np.testing.assert_array_equal(cosines[2], 0)
+    np.testing.assert_array_equal(cosines[:, 1], 0)
+    np.testing.assert_array_equal(of_x[2], 0)
+    np.testing.assert_array_equal(classifiers.tau_normalise(kernel, 2.0)[:, 1], 0)
+    np.testing.assert_array_equal(classifiers.max_norm_project(kernel, 0.1)[:, 1], 0)
+
+
+def test_normalised_init() -> None:
+    kernel = classifiers.normalised_init(jax.random.key(0), (64, 100))
+    np.testing.assert_allclose(np.linalg.norm(kernel, axis=0), 1.0, rtol=1e-5)
+    assert kernel.dtype == jnp.float32
+    assert classifiers.normalised_init(jax.random.key(0), (4, 2), jnp.bfloat16).dtype == (
+        jnp.bfloat16
+    )
+
+
+# -------------------------------------------------------------------------------- the projection
+
+PARAMS = {
+    "hidden": {"kernel": 9 * np.ones((2, FEATURES))},
+    "head": {"kernel": KERNEL, "bias": 9 * np.ones(CLASSES)},
+}
+HEAD = {"hidden": False, "head": True}
+
+
+def projected(kernel: Any, radius: float) -> Any:
+    norms = np.sqrt((kernel**2).sum(axis=0))
+    return kernel * np.minimum(1.0, radius / norms)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("radius", [None, 0.9])
+def test_max_norm_projects_after_the_update(radius: Any, every: int) -> None:
+    tx = optax.chain(
+        optax.sgd(0.1, momentum=0.9),
+        classifiers.max_norm(HEAD, radius, every=every),
+    )
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    state = tx.init(params)
+
+    @quick
+    def step(grads: Any, state: Any, params: Any) -> Any:
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    rng = np.random.default_rng(2)
+    expected, velocity = jax.tree.map(np.array, PARAMS), jax.tree.map(np.zeros_like, PARAMS)
+    ball = RADIUS if radius is None else radius  # None: of the parameters given to init
+    for count in range(1, 7):
+        grads = jax.tree.map(lambda p: rng.normal(size=p.shape), PARAMS)
+        params, state = step(grads, state, params)
+        velocity = jax.tree.map(lambda v, g: 0.9 * v + g, velocity, grads)
+        expected = jax.tree.map(lambda p, v: p - 0.1 * v, expected, velocity)
+        if count % every == 0:
+            expected["head"]["kernel"] = projected(expected["head"]["kernel"], ball)
+        chex.assert_trees_all_close(params, expected, rtol=1e-12, atol=1e-14)
+    assert step._cache_size() == 1
+
+
+def test_max_norm_takes_masks_as_trees_prefixes_and_functions() -> None:
+    params = jax.tree.map(jnp.float32, PARAMS)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    full = {"hidden": {"kernel": False}, "head": {"kernel": True, "bias": False}}
+    results = []
+    for mask in (HEAD, full, lambda params: full):
+        tx = classifiers.max_norm(mask, 1.0)
+        updates, _ = tx.update(zeros, tx.init(params), params, value=0.0)  # extra args: ignored
+        results.append(updates)
+        chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
+    chex.assert_trees_all_equal(*results)
+    np.testing.assert_array_equal(updates["hidden"]["kernel"], 0)
+    np.testing.assert_array_equal(updates["head"]["bias"], 0)
+    assert float(jnp.abs(updates["head"]["kernel"]).max()) > 0
+
+
+# ------------------------------------------------------------------------------------ bad inputs
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda k: classifiers.tau_normalise(k[0]), r"kernel must be float\[F, C\]"),
+        (lambda k: classifiers.tau_normalise(k, np.inf), "tau must be finite"),
+        (lambda k: classifiers.lws_logits(k, jnp.ones(3)), r"scales must be float\[4\]"),
+        (lambda k: classifiers.max_norm_radius(k, 1.5), "fraction must be between 0 and 1"),
+        (lambda k: classifiers.max_norm_project(k, 0.0), "radius must be positive"),
+        (lambda k: classifiers.max_norm_project(k, np.ones(4)), "radius must be a scalar"),
+        (lambda k: classifiers.max_norm(HEAD, -1.0), "radius must be positive"),
+        (lambda k: classifiers.max_norm(HEAD, every=0), "every must be at least 1"),
+        (lambda k: classifiers.max_norm({"b": True}).init({"b": k[0]}), "marks no kernel"),
+        (lambda k: classifiers.max_norm(True).update(k, None), "needs params"),
+        (lambda k: classifiers.normalised_linear(k, k[0]), "kernel must be"),
+        (lambda k: classifiers.adjust_logits(k, [1, 2]), "2 class counts but 4 logits"),
+        (lambda k: classifiers.adjust_logits(k, [1, 2, 0, 3]), "class 2 has count 0"),
+    ],
+)
+def test_bad_inputs_are_refused(call: Callable[[Any], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(jnp.asarray(KERNEL, jnp.float32))

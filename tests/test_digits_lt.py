@@ -1,0 +1,96 @@
+"""The digits bench: seeds mapped over in one program are the seeds alone; its figures add up."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments.data.digits import load_digits_lt
+
+
+def test_the_data_is_long_tailed_disjoint_and_permuted_by_the_seed():
+    from sklearn.datasets import load_digits
+
+    images, digits = load_digits(return_X_y=True)
+    known = {
+        image.astype(np.uint8).tobytes(): int(d) for image, d in zip(images, digits, strict=True)
+    }
+    names = set()
+    sizes = set()
+    for seed in range(3):
+        data = load_digits_lt(50, seed)
+        assert data.class_counts().tolist() == [100, 64, 41, 27, 17, 11, 7, 4, 3, 2]
+        names.add(data.class_names)
+        sizes.add(len(data.test_labels))
+        for split in ("train", "test"):
+            pixels, labels = getattr(data, f"{split}_images"), getattr(data, f"{split}_labels")
+            for image, label in zip(pixels, labels, strict=True):
+                assert data.class_names[label] == f"digit {known[image.tobytes()]}"
+        train = {image.tobytes() for image in data.train_images}
+        assert not train & {image.tobytes() for image in data.test_images}
+    assert len(names) == 3 and sizes == {719}
+
+
+@pytest.fixture(scope="module")
+def summaries(tmp_path_factory):
+    from experiments import digits_lt
+
+    out = tmp_path_factory.mktemp("digits")
+
+    def run(name, *flags):
+        args = digits_lt.arguments().parse_args(
+            ["--epochs", "12", "--out", str(out / name), *flags]
+        )
+        digits_lt.main(args)
+        return {row["rule"]: row for row in json.loads((out / name / "summary.json").read_text())}
+
+    together = run("together", "--num-seeds", "3")
+    alone = {s: run(f"alone_{s}", "--seeds", str(s)) for s in (0, 1, 2)}
+    return out, together, alone
+
+
+@pytest.mark.allow_rank_promotion
+def test_seeds_in_one_program_are_the_seeds_alone(summaries):
+    _, together, alone = summaries
+    assert list(together) == ["sgd", "sam", "imbsam"]
+    for rule, row in together.items():
+        for split in ("all", "many", "medium", "few"):
+            values = np.array([alone[s][rule][split] for s in (0, 1, 2)])
+            assert row[split] == pytest.approx(values.mean(), abs=0.2)
+            assert row[f"{split}_sd"] == pytest.approx(values.std(ddof=1), abs=0.3)
+        for split in ("all", "few"):
+            base = np.array([alone[s]["sgd"][split] for s in (0, 1, 2)])
+            paired = np.array([alone[s][rule][split] for s in (0, 1, 2)]) - base
+            assert row[f"paired_{split}"] == pytest.approx(paired.mean(), abs=0.3)
+            error = paired.std(ddof=1) / np.sqrt(3)
+            assert row[f"paired_{split}_se"] == pytest.approx(error, abs=0.2)
+    assert together["sgd"]["paired_all"] == 0
+    assert together["sgd"]["step_cost_ratio"] == 1
+    assert alone[0]["sam"]["all_sd"] is None and alone[0]["sam"]["paired_all_se"] is None
+
+
+@pytest.mark.allow_rank_promotion
+def test_what_is_written(summaries):
+    out, together, _ = summaries
+    assert set(together["imbsam"]) >= set(
+        """rule seeds all many medium few paired_all paired_all_se paired_few paired_few_se
+        step_cost_ratio""".split()
+    )
+    assert together["imbsam"]["seeds"] == [0, 1, 2]
+    for plot in ("per_class.png", "curves.png"):
+        assert (out / "together" / plot).stat().st_size > 5000
+    rows = (out / "together" / "per_class.csv").read_text().splitlines()
+    assert len(rows) == 1 + 3 * 10
+
+
+def test_bad_flags_write_nothing(tmp_path, run_python):
+    for flags, message in (
+        (["--imbalance-factor", "1000"], "leaves class 9 without an example"),
+        (["--eta", "0"], "leaves no tail class"),
+        (["--seeds", "1", "1"], "different numbers"),
+    ):
+        done = run_python(
+            ["-m", "experiments.digits_lt", "--out", str(tmp_path / "x"), *flags], expect=1
+        )
+        assert message in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+        assert not (tmp_path / "x").exists()

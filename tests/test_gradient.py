@@ -1,0 +1,673 @@
+"""What must stay true of the gradient, through `value_and_grad`.
+
+Most tests use a model whose sums can be written down: the loss of an example is half its squared
+distance to the parameters, so `grad L[w](theta) = (1/B) sum_i w[y_i] (theta - x_i)`.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import imbsam_jax as ij
+from imbsam_jax import rules
+from rule_table import (
+    BY_ID,
+    CLASSES,
+    COUNTS,
+    ETA,
+    RHO,
+    ROWS,
+    RULES,
+    SWITCH,
+    Row,
+    init_params,
+    losses_fn,
+    one_batch,
+    quick_jit,
+    row_id,
+    to_library,
+    to_reference,
+)
+
+TWO = [9, 3]  # class 0 is head, class 1 tail
+IMBSAM = rules.imbsam(TWO, rho=0.1, eta=4)
+STAGED = rules.stagewise(rules.sgd(2), IMBSAM, switch_step=5)
+
+THETA = np.array([0.5, -1.0, 2.0])
+X = np.array([[1.0, 0.0, 0.0], [0.0, 2.0, 1.0], [3.0, -1.0, 0.5], [0.0, 0.0, -2.0], [1.0, 1, 1]])
+LABELS = np.array([0, 1, 0, 1, 1])
+
+
+def distances(theta: Any, x: Any) -> tuple[Any, Any]:
+    """Half the squared distance to each row; the aux tells where it was evaluated."""
+    return 0.5 * ((theta[None] - x) ** 2).sum(axis=-1), theta
+
+
+def mean_pull(theta: Any, x: Any, weights: Any) -> Any:
+    """grad (1/B) sum_i w_i loss_i(theta)."""
+    return (weights[:, None] * (theta - x)).sum(0) / len(x)
+
+
+def imbsam_by_hand(x: Any = X, labels: Any = LABELS, rho: float = 0.1) -> tuple[Any, Any]:
+    """(gradient, point of the tail's second pass)."""
+    tail = (labels == 1).astype(float)
+    d = mean_pull(THETA, x, tail)
+    length = np.linalg.norm(d)
+    point = THETA + rho * d / length if length > 0 else THETA
+    return mean_pull(THETA, x, 1 - tail) + mean_pull(point, x, tail), point
+
+
+def by_reference(row: Row, x: Any, y: Any, step: int = SWITCH, rho: float = RHO) -> Any:
+    return row.gradient(init_params(), x, y, step, rho)
+
+
+def assert_trees(got: Any, want: Any, **tolerance: float) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), got, want)
+
+
+# ------------------------------------------------------------------------------------- the limits
+
+
+@pytest.mark.usefixtures("x64")
+def test_limits_of_the_rules() -> None:
+    """Each pair of rules is one method at these numbers."""
+    ones = np.ones(CLASSES)
+    sse = rules.sse_sam(COUNTS, head_rho=0.2, tail_rho=RHO, eta=ETA, switch_step=3)
+    pairs = {
+        "focal strength 0 is SGD": (
+            rules.focal_sam(COUNTS, rho=RHO, gamma=1.3, strength=0.0),
+            rules.sgd(CLASSES),
+        ),
+        "focal strength 1, gamma 0 is SAM": (
+            rules.focal_sam(COUNTS, rho=RHO, gamma=0.0, strength=1.0),
+            rules.sam(CLASSES, rho=RHO),
+        ),
+        "ImbSAM with a tail of all classes is SAM": (
+            lambda step: ij.ClassWeights(0 * ones, ones[None], np.array([RHO])),
+            rules.sam(CLASSES, rho=RHO),
+        ),
+        "SSE-SAM after its switch is ImbSAM": (sse, rules.imbsam(COUNTS, rho=RHO, eta=ETA)),
+        "SSE-SAM without a head radius is ImbSAM": (
+            rules.sse_sam(COUNTS, head_rho=0.0, tail_rho=RHO, eta=ETA, switch_step=100),
+            rules.imbsam(COUNTS, rho=RHO, eta=ETA),
+        ),
+    }
+    x, y = one_batch()
+
+    @quick_jit
+    def both(params: Any) -> Any:
+        return {
+            name: [ij.value_and_grad(losses_fn, rule)(params, y, x, y, step=3) for rule in pair]
+            for name, pair in pairs.items()
+        }
+
+    for (loss, grads), (want_loss, want_grads) in both(to_library(init_params())).values():
+        assert_trees(loss, want_loss, rtol=1e-12)
+        assert_trees(grads, want_grads, atol=1e-14)
+
+
+@pytest.mark.usefixtures("x64")
+def test_no_radius_is_weighted_sgd() -> None:
+    x, y = one_batch()
+    params = to_library(init_params())
+
+    def weighted_sgd(row: Row) -> Any:
+        table = row.rule(0.0)(SWITCH)
+        total = table.groups.sum(0) + (0 if table.base is None else table.base)
+        return lambda step: ij.ClassWeights(total, np.zeros((0, CLASSES)), np.zeros(0))
+
+    @quick_jit
+    def both(params: Any) -> Any:
+        return {
+            row.id: [
+                ij.value_and_grad(losses_fn, rule)(params, y, x, y, step=SWITCH)[1]
+                for rule in (row.rule(0.0), weighted_sgd(row))
+            ]
+            for row in RULES
+        }
+
+    for grads, want in both(params).values():
+        assert_trees(grads, want, atol=1e-14)
+
+
+# --------------------------------------------------------------------- batches that perturb nothing
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("p", [1.5, 2.0, math.inf])
+def test_a_batch_without_tail_is_not_perturbed(p: float) -> None:
+    f = ij.value_and_grad(distances, IMBSAM, ascent=ij.Ascent(p=p))
+    (loss, _), grads = f(THETA, np.zeros(5, int), X)
+    np.testing.assert_allclose(grads, mean_pull(THETA, X, np.ones(5)), rtol=1e-14)
+    assert np.isfinite(loss)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("row", ROWS, ids=row_id)
+def test_a_zero_gradient_stays_finite(row: Row) -> None:
+    """Every example sits at the parameters: each ascent direction is exactly zero."""
+
+    def at_rest(params: Any, x: Any) -> Any:
+        squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(params)]
+        return sum(squares) * x, params
+
+    params = jax.tree.map(jnp.zeros_like, to_library(init_params()))
+    x = jnp.ones(3)
+    (loss, _), grads = row.value_and_grad(at_rest)(params, np.array([0, 3, 4]), x, step=0)
+    assert loss == 0
+    assert_trees(grads, params, atol=0)
+
+
+@pytest.mark.usefixtures("x64")
+def test_group_mean_of_an_absent_group_adds_nothing() -> None:
+    f = ij.value_and_grad(distances, IMBSAM, ascent=ij.Ascent(group_mean=True))
+    for label in (0, 1):
+        _, grads = f(THETA, np.full(5, label), X, mask=np.arange(5) < 3)
+        tail_point = imbsam_by_hand(X[:3], np.full(3, label))[1]
+        np.testing.assert_allclose(grads, mean_pull(tail_point, X[:3], np.ones(3)), rtol=1e-12)
+
+
+# ---------------------------------------------------------------------- nothing broken is hidden
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("where", [0, 4], ids=["head row", "tail row"])
+def test_numbers_that_are_not_finite_show(where: int, bad: float) -> None:
+    x = X.copy()
+    x[where, 1] = bad
+    for rule in (rules.sgd(2), rules.sam(2, rho=0.1), IMBSAM):
+        (loss, _), grads = ij.value_and_grad(distances, rule)(THETA, LABELS, x)
+        assert not np.isfinite(loss) and not np.isfinite(grads[1])
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("label", [-1, -2, 2, 10**6])
+def test_a_label_that_is_no_class_makes_the_gradient_nan(label: int) -> None:
+    labels = LABELS.copy()
+    labels[3] = label
+    for rule in (rules.sgd(2), rules.sam(2, rho=0.1), IMBSAM):
+        f = ij.value_and_grad(distances, rule)
+        _, grads = f(THETA, labels, X)
+        assert np.isnan(grads).all()
+        # As padding it is nothing.
+        mask = np.arange(5) != 3
+        masked = f(THETA, labels, X, mask=mask)
+        assert_trees(masked, f(THETA, LABELS[mask], X[mask]), rtol=1e-12)
+
+
+# ---------------------------------------------------------------------- loss, aux and randomness
+
+
+@pytest.mark.parametrize("row", RULES, ids=row_id)
+def test_loss_and_aux_are_of_the_clean_pass(row: Row) -> None:
+    x, y = one_batch()
+    params = to_library(init_params(), jnp.float32)
+
+    def tells_where(params: Any, x: Any, y: Any) -> Any:
+        losses, _ = losses_fn(params, x, y)
+        return losses, {"params": params, "losses": losses}
+
+    f = row.value_and_grad(tells_where)
+    traced = quick_jit(lambda params, step: f(params, y, x, y, step=step))
+    (loss, aux), _ = traced(params, 0)
+    assert_trees(aux["params"], params, rtol=0)
+    np.testing.assert_allclose(loss, aux["losses"].mean(), rtol=1e-6)
+    np.testing.assert_allclose(loss, np.mean(losses_fn(params, x, y)[0]), rtol=1e-6)
+
+
+def test_the_mean_loss_is_unweighted_and_over_real_rows() -> None:
+    """Unlike the gradient: tail_scale does not show in it."""
+    f = ij.value_and_grad(distances, rules.imbsam(TWO, rho=0.1, eta=4, tail_scale=2.0))
+    losses = 0.5 * ((THETA - X) ** 2).sum(-1)
+    np.testing.assert_allclose(f(THETA, LABELS, X)[0][0], losses.mean(), rtol=1e-6)
+    mask = np.array([True, False, True, True, False])
+    np.testing.assert_allclose(f(THETA, LABELS, X, mask=mask)[0][0], losses[mask].mean(), rtol=1e-6)
+
+
+@pytest.mark.usefixtures("x64")
+def test_both_passes_see_the_same_randomness() -> None:
+    """Dropout of inputs by a key among the arguments, against one mask drawn beforehand."""
+
+    def dropped(theta: Any, x: Any, key: Any) -> Any:
+        keep = jax.random.bernoulli(key, 0.5, x.shape)
+        return distances(theta, jnp.where(keep, x, 0))[0], keep
+
+    key = jax.random.key(7)
+    (_, keep), grads = ij.value_and_grad(dropped, IMBSAM)(THETA, LABELS, X, key)
+    assert 0 < keep.sum() < keep.size
+    np.testing.assert_allclose(grads, imbsam_by_hand(np.where(keep, X, 0))[0], rtol=1e-12)
+
+
+# -------------------------------------------------------------------------------------- padding
+
+
+@pytest.mark.usefixtures("x64")
+def test_padding_alone_gives_zero() -> None:
+    for rule in (rules.sgd(2), IMBSAM, rules.focal_sam(TWO, rho=0.1, gamma=1, strength=0.5)):
+        for group_mean in (False, True):
+            f = ij.value_and_grad(distances, rule, ascent=ij.Ascent(group_mean=group_mean))
+            (loss, _), grads = f(THETA, LABELS, X, mask=np.zeros(5, bool))
+            assert loss == 0 and not grads.any()
+
+
+def test_losses_of_padding_may_be_anything() -> None:
+    """A padding row whose loss is NaN, but not its derivative."""
+
+    def nan_in_padding(theta: Any, x: Any, real: Any) -> Any:
+        return jnp.where(real, distances(theta, x)[0], jnp.nan), None
+
+    mask = np.arange(5) < 3
+    (loss, _, info), grads = ij.value_and_grad(nan_in_padding, IMBSAM, info=True)(
+        THETA, LABELS, X, mask, mask=mask
+    )
+    np.testing.assert_allclose(grads, imbsam_by_hand(X[:3], LABELS[:3])[0], rtol=1e-5)
+    assert np.isfinite(loss) and all(np.isfinite(value).all() for value in info)
+
+
+# -------------------------------------------------------------------------------------- dtypes
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_dtypes_of_gradients_are_those_of_the_parameters(dtype: Any) -> None:
+    params = to_library(init_params(), dtype)
+    params["head"]["bias"] = params["head"]["bias"].astype(jnp.float64)
+    x, y = one_batch()
+    f = quick_jit(ij.value_and_grad(losses_fn, IMBSAM_FIVE, info=True))
+    mask = np.arange(7) > 1
+    (loss, _, info), grads = f(params, y, x.astype(dtype), y, mask=mask)
+    chex.assert_trees_all_equal_dtypes(grads, params)
+    assert loss.dtype == jnp.float64  # as the losses
+    assert {value.dtype for value in info} == {jnp.dtype(jnp.float64)}
+
+
+IMBSAM_FIVE = rules.imbsam(COUNTS, rho=RHO, eta=ETA)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_coarse_parameters_warn_and_keep_their_dtype(dtype: Any) -> None:
+    params = {"w": jnp.zeros(3, dtype), "b": jnp.zeros(1, jnp.float32)}
+
+    def coarse(params: Any, x: Any) -> Any:
+        return distances(params["w"], x.astype(dtype))[0], None
+
+    name = jnp.dtype(dtype).name
+    for rule in (IMBSAM, STAGED):
+        f = jax.jit(ij.value_and_grad(coarse, rule, info=True))
+        with pytest.warns(UserWarning, match=rf"\['w'\] is {name}.*keep parameters in float32"):
+            (_, _, info), grads = f(params, LABELS, X, step=9)
+        chex.assert_trees_all_equal_dtypes(grads, params)
+        assert {value.dtype for value in info} == {jnp.dtype(jnp.float32)}
+        expected = mean_pull(np.zeros(3), X, (LABELS == 1).astype(float))
+        np.testing.assert_allclose(info.ascent_norm[0], np.linalg.norm(expected), rtol=0.02)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e25])
+def test_the_radius_is_exact_at_any_scale_of_the_loss(scale: float) -> None:
+    """The point of the second pass, told by its own gradient: grad / scale = theta + e - mean x."""
+
+    def scaled(theta: Any, x: Any) -> Any:
+        return scale * distances(theta, x)[0], None
+
+    f = ij.value_and_grad(scaled, rules.sam(2, rho=0.5), info=True)
+    (_, _, info), grads = f(jnp.asarray(THETA, jnp.float32), LABELS, X)
+    e = np.asarray(grads, np.float64) / scale + X.mean(0) - THETA
+    np.testing.assert_allclose(np.linalg.norm(e), 0.5, rtol=1e-5)
+    clean = np.linalg.norm(THETA - X.mean(0))
+    np.testing.assert_allclose(info.ascent_norm, [scale * clean], rtol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------- info
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("padded", [False, True])
+def test_info_of_imbsam(padded: bool) -> None:
+    mask = np.array([True, True, True, False, True]) if padded else np.ones(5, bool)
+    f = ij.value_and_grad(distances, IMBSAM, info=True)
+    (loss, aux, info), grads = f(THETA, LABELS, X, mask=mask if padded else None)
+    x, labels = X[mask], LABELS[mask]
+    want, point = imbsam_by_hand(x, labels)
+    tail = x[labels == 1]
+    np.testing.assert_allclose(grads, want, rtol=1e-12)
+    d = mean_pull(THETA, x, (labels == 1).astype(float))
+    np.testing.assert_allclose(info.ascent_norm, [np.linalg.norm(d)], rtol=1e-12)
+    np.testing.assert_allclose(info.rows, [len(tail)], rtol=1e-12)
+    np.testing.assert_allclose(info.loss, [distances(THETA, tail)[0].mean()], rtol=1e-12)
+    np.testing.assert_allclose(info.perturbed_loss, [distances(point, tail)[0].mean()], rtol=1e-12)
+    np.testing.assert_allclose(loss, distances(THETA, x)[0].mean(), rtol=1e-12)
+    np.testing.assert_array_equal(aux, THETA)
+
+
+@pytest.mark.usefixtures("x64")
+def test_info_weighs_the_rows_of_a_group() -> None:
+    """Focal-SAM: every row is in the group, by the rarity of its class."""
+    f = ij.value_and_grad(
+        distances, rules.focal_sam(TWO, rho=0.1, gamma=1, strength=0.8), info=True
+    )
+    (_, _, info), _ = f(THETA, LABELS, X)
+    weights = np.where(LABELS == 1, 0.8 * 9 / 12, 0.8 * 3 / 12)
+    losses = distances(THETA, X)[0]
+    np.testing.assert_allclose(info.rows, [5])
+    np.testing.assert_allclose(info.loss, [np.average(losses, weights=weights)], rtol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+def test_info_of_a_group_without_rows() -> None:
+    (_, _, info), _ = ij.value_and_grad(distances, IMBSAM, info=True)(THETA, 0 * LABELS, X)
+    np.testing.assert_array_equal(info.rows, [0])
+    np.testing.assert_array_equal(info.ascent_norm, [0])
+    np.testing.assert_array_equal([info.loss, info.perturbed_loss], [[np.nan], [np.nan]])
+
+
+@pytest.mark.usefixtures("x64")
+def test_info_of_stages_of_different_groups_is_padded_with_nan() -> None:
+    """SGD (no group), then SSE-SAM (two groups), then ImbSAM (one), at traced steps."""
+    sse = rules.sse_sam(TWO, head_rho=0.2, tail_rho=0.1, eta=4, switch_step=10)
+    rule = rules.stagewise(rules.sgd(2), sse, switch_step=5)
+    f = jax.jit(ij.value_and_grad(distances, rule, info=True))
+
+    def info_at(step: int) -> Any:
+        return f(THETA, LABELS, X, step=step)[0][2]
+
+    alone = {
+        step: ij.value_and_grad(distances, rule, info=True)(THETA, LABELS, X, step=step)[0][2]
+        for step in (4, 5, 9, 10)
+    }
+    tail = mean_pull(THETA, X, (LABELS == 1).astype(float))
+    head = mean_pull(THETA, X, (LABELS == 0).astype(float))
+    norms = {
+        4: [np.nan, np.nan],
+        5: [np.linalg.norm(head), np.linalg.norm(tail)],
+        9: [np.linalg.norm(head), np.linalg.norm(tail)],
+        10: [np.linalg.norm(tail), np.nan],
+    }
+    for step, want in norms.items():
+        np.testing.assert_allclose(info_at(step).ascent_norm, want, rtol=1e-12)
+        assert_trees(info_at(step), alone[step], rtol=1e-12)
+        for value in info_at(step):
+            np.testing.assert_array_equal(np.isnan(value), np.isnan(want))
+
+
+def test_info_of_a_rule_without_groups_is_empty() -> None:
+    (_, _, info), _ = ij.value_and_grad(distances, rules.sgd(2), info=True)(THETA, LABELS, X)
+    assert [value.shape for value in info] == [(0,)] * 4
+
+
+@pytest.mark.parametrize("row", [BY_ID["imbsam"], BY_ID["sse_sam"]], ids=row_id)
+def test_info_changes_nothing_else(row: Row) -> None:
+    x, y = one_batch()
+    params = to_library(init_params())
+    outputs = quick_jit(
+        lambda step: (
+            row.value_and_grad(losses_fn)(params, y, x, y, step=step),
+            row.value_and_grad(losses_fn, info=True)(params, y, x, y, step=step),
+        )
+    )(0)
+    (value, grads), ((loss, aux, _), grads_with_info) = outputs
+    assert_trees((value, grads), ((loss, aux), grads_with_info), rtol=1e-6)
+
+
+# ------------------------------------------------------------------- steps, schedules and stages
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_radius_may_follow_a_schedule() -> None:
+    """rho(step) at a traced step, every rule that takes one, against the transcription."""
+    x, y = one_batch()
+    params = to_library(init_params())
+    scheduled = [row for row in RULES if row.takes_rho]
+
+    @quick_jit
+    def at(step: Any) -> Any:
+        return {
+            row.id: row.value_and_grad(losses_fn, lambda step: 0.05 * (step + 1))(
+                params, y, x, y, step=step
+            )[1]
+            for row in scheduled
+        }
+
+    for step in (1, SWITCH):
+        for row in scheduled:
+            want = by_reference(row, x, y, step, 0.05 * (step + 1))
+            assert_trees(to_reference(at(step)[row.id]), want, atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("row", [row for row in RULES if row.needs_step], ids=row_id)
+def test_a_traced_step_equals_a_concrete_one(row: Row) -> None:
+    x, y = one_batch()
+    params = to_library(init_params())
+    f = row.value_and_grad(losses_fn)
+    traced = quick_jit(lambda step: f(params, y, x, y, step=step))
+    stages = {}
+    for step in (SWITCH - 1, SWITCH):
+        stages[step] = quick_jit(lambda step=step: f(params, y, x, y, step=step))()
+        for same in (jnp.int32(step), np.uint8(step), float(step)):
+            assert_trees(traced(same), stages[step], atol=1e-14)
+        assert_trees(to_reference(stages[step][1]), by_reference(row, x, y, step), atol=1e-12)
+    apart = stages[SWITCH][1]["hidden"]["kernel"] - stages[SWITCH - 1][1]["hidden"]["kernel"]
+    assert abs(apart).max() > 1e-4
+
+
+@pytest.mark.usefixtures("x64")
+def test_an_array_step_and_a_traced_switch_need_no_jit() -> None:
+    for step, want in ((4, mean_pull(THETA, X, np.ones(5))), (5, imbsam_by_hand()[0])):
+        f = ij.value_and_grad(distances, STAGED)
+        for same in (step, np.int64(step), np.asarray(step), jnp.asarray(step)):
+            np.testing.assert_allclose(f(THETA, LABELS, X, step=same)[1], want, rtol=1e-12)
+        late = jax.jit(
+            lambda switch, step=step: ij.value_and_grad(
+                distances, rules.stagewise(*STAGED.stages, switch_step=switch)
+            )(THETA, LABELS, X, step=step)[1]
+        )
+        np.testing.assert_allclose(late(5), want, rtol=1e-12)
+
+
+def _flops(rule: Any, step: int | None) -> float:
+    x, y = one_batch()
+    f = ij.value_and_grad(losses_fn, rule)
+    compiled = quick_jit(lambda params: f(params, y, x, y, step=step)).lower(
+        to_library(init_params(), jnp.float32)
+    )
+    return compiled.compile().cost_analysis()["flops"]
+
+
+def test_a_stage_costs_what_it_costs_alone() -> None:
+    """A concrete step selects the stage while tracing: the second does not pay for the first."""
+    sse, imbsam = BY_ID["sse_sam"].rule(RHO), _flops(BY_ID["imbsam"].rule(RHO), None)
+    assert _flops(sse, SWITCH) == imbsam < _flops(sse, SWITCH - 1)
+    staged = BY_ID["sgd_then_imbsam"].rule(RHO)
+    assert _flops(staged, 10**6) == imbsam
+    assert _flops(staged, 0) == _flops(rules.sgd(CLASSES), None) < imbsam
+
+
+@pytest.mark.parametrize("step", [None])
+def test_a_missing_step_is_named(step: Any) -> None:
+    for rule in (STAGED, rules.sam(2, rho=lambda step: 0.1)):
+        for info in (False, True):
+            f = ij.value_and_grad(distances, rule, info=info)
+            with pytest.raises(ValueError, match=r"depends on the step .* pass step=, the number"):
+                f(THETA, LABELS, X, step=step)
+
+
+# ------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("losses", "error", "message"),
+    [
+        (lambda theta, x: (jnp.mean(x), None), ValueError, r"already averaged.*float\[5\].*mean"),
+        (lambda theta, x: (x, None), ValueError, r"shape \[5, 3\] for 5 labels"),
+        (lambda theta, x: (x[:4, 0], None), ValueError, r"shape \[4\] for 5 labels"),
+        (
+            lambda theta, x: x[:, 0],
+            TypeError,
+            r"pair \(losses float\[B\], aux\).* \(losses, None\)",
+        ),
+        (lambda theta, x: [x[:, 0], None], TypeError, r"Got list"),
+        (lambda theta, x: (x[:, 0], None, 1), TypeError, r"Got tuple"),
+    ],
+)
+def test_other_losses_are_refused(losses: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        ij.value_and_grad(losses, IMBSAM)(THETA, LABELS, X)
+    fn = None
+    with pytest.raises(error, match=message):
+        fn = ij.class_weighted_grad(losses, LABELS, X)
+        fn(THETA, np.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("labels", "mask", "message"),
+    [
+        (np.ones(5), None, r"int\[B\], or float\[B, C\] .*got float32\[5\]"),
+        (np.ones((5, 2), int), None, r"got int32\[5, 2\]"),
+        (np.ones((5, 1, 2)), None, r"got float32\[5, 1, 2\]"),
+        (np.ones(5, bool), None, r"got bool\[5\]"),
+        (LABELS, np.ones(4, bool), r"mask must be bool\[5\], got shape \(4,\)"),
+        (LABELS, np.ones((5, 1), bool), r"mask must be bool\[5\], got shape \(5, 1\)"),
+        (np.ones((5, 3)), None, r"soft labels have 3 classes, the rule has 2"),
+    ],
+)
+def test_other_labels_and_masks_are_refused(labels: Any, mask: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ij.value_and_grad(distances, IMBSAM)(THETA, labels, X, mask=mask)
+    with pytest.raises(ValueError, match=message):
+        ij.class_weighted_grad(distances, labels, X, mask=mask)(THETA, np.ones(2))
+
+
+def test_unknown_options_are_refused() -> None:
+    with pytest.raises(ValueError, match="'dependent', got 'indepndent'"):
+        ij.value_and_grad(distances, IMBSAM, examples="indepndent")
+    with pytest.raises(ValueError, match="batched"):
+        ij.value_and_grad(distances, IMBSAM, batched=(True,))
+
+
+# --------------------------------------------------------------------------- under transformations
+
+
+@pytest.mark.parametrize("row", RULES, ids=row_id)
+def test_a_second_call_does_not_trace_again(row: Row) -> None:
+    chex.clear_trace_counter()
+    params = to_library(init_params(), jnp.float32)
+    f = row.value_and_grad(losses_fn)
+
+    @quick_jit
+    @chex.assert_max_traces(n=1)
+    def step(params: Any, x: Any, y: Any, mask: Any, count: Any) -> Any:
+        (loss, _), grads = f(params, y, x, y, step=count, mask=mask)
+        return loss, jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
+
+    for count, kind in enumerate(["mixed", "no_tail", "only_tail", "mixed", "mixed"]):
+        x, y = one_batch(count, kind=kind)
+        _, params = step(params, x, y, np.arange(7) != count, count)
+
+
+@pytest.mark.usefixtures("x64")
+def test_seeds_may_be_mapped_over() -> None:
+    """vmap over parameters, the batch and the step shared: each seed its own perturbation."""
+    x, y = one_batch()
+    seeds = [to_library(init_params(seed)) for seed in range(3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *seeds)
+    rows = [BY_ID["sam"], BY_ID["sse_sam"]]
+
+    def one(params: Any, step: Any) -> Any:
+        return [row.value_and_grad(losses_fn)(params, y, x, y, step=step) for row in rows]
+
+    mapped = quick_jit(jax.vmap(one, in_axes=(0, None)))(stacked, 1)
+    alone = quick_jit(one)
+    for seed, params in enumerate(seeds):
+        got = jax.tree.map(lambda leaf, seed=seed: leaf[seed], mapped)
+        assert_trees(got, alone(params, 1), atol=1e-13)
+
+
+def test_parameters_may_be_donated() -> None:
+    f = BY_ID["sse_sam"].value_and_grad(losses_fn)
+    x, y = one_batch()
+    params = to_library(init_params(), jnp.float32)
+
+    def step(params: Any, count: Any) -> Any:
+        (_, _), grads = f(params, y, x, y, step=count)
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), count + 1
+
+    kept, donated = quick_jit(step), quick_jit(step, donate_argnums=(0, 1))
+    a, b = (params, jnp.int32(3)), (jax.tree.map(jnp.copy, params), jnp.int32(3))
+    for _ in range(3):
+        previous = b
+        a, b = kept(*a), donated(*b)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(previous))
+    assert_trees(a, b, rtol=0)
+
+
+# ------------------------------------------------------------------------ properties of all rules
+
+PROPERTY_ROWS = [BY_ID[name] for name in ("sam", "imbsam_release", "focal_sam_1.1", "sse_sam")]
+
+
+@cache
+def all_rules(permutation: tuple[int, ...] | None = None) -> Any:
+    """One program: the gradients of some rules on a batch of 6 rows, classes renamed or not."""
+    order = np.arange(CLASSES) if permutation is None else np.asarray(permutation)
+
+    def gradients(params: Any, x: Any, y: Any, scale: Any) -> Any:
+        def scaled(params: Any) -> Any:
+            return scale * losses_fn(params, x, y)[0], None
+
+        result = {}
+        for row in PROPERTY_ROWS:
+            table = row.rule(RHO)(0 if row.needs_step else None)
+            base = None if table.base is None else table.base[order]
+            renamed = ij.ClassWeights(base, table.groups[:, order], table.radii)
+            labels = jnp.argsort(jnp.asarray(order))[y]
+            f = ij.value_and_grad(scaled, lambda step, table=renamed: table)
+            result[row.id] = f(params, labels)[1]
+        return result
+
+    return quick_jit(gradients)
+
+
+FLOAT = jnp.float32
+PARAMS = init_params(5)
+LABEL_LISTS = st.lists(st.integers(0, CLASSES - 1), min_size=6, max_size=6)
+
+
+def _inputs(seed: int) -> Any:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(6, 5)), FLOAT)
+
+
+@settings(max_examples=25)
+@given(LABEL_LISTS, st.integers(0, 2**16), st.permutations(range(6)))
+def test_the_order_of_rows_does_not_matter(labels: Any, seed: int, order: Any) -> None:
+    params, x, y = to_library(PARAMS, FLOAT), _inputs(seed), np.array(labels)
+    order = np.asarray(order)
+    got = all_rules()(params, x[order], y[order], 1.0)
+    assert_trees(got, all_rules()(params, x, y, 1.0), atol=2e-6)
+
+
+@settings(max_examples=25)
+@given(LABEL_LISTS, st.integers(0, 2**16))
+def test_the_names_of_classes_do_not_matter(labels: Any, seed: int) -> None:
+    """Classes renamed with their weights; the labels inside the loss stay."""
+    params, x, y = to_library(PARAMS, FLOAT), _inputs(seed), np.array(labels)
+    got = all_rules((3, 0, 4, 1, 2))(params, x, y, 1.0)
+    assert_trees(got, all_rules()(params, x, y, 1.0), atol=2e-6)
+
+
+@settings(max_examples=25)
+@given(LABEL_LISTS, st.integers(0, 2**16), st.floats(2**-13, 2**13, width=32))
+def test_the_scale_of_the_loss_scales_the_gradient(labels: Any, seed: int, scale: float) -> None:
+    """The perturbation has a length of its own, so it does not change."""
+    params, x, y = to_library(PARAMS, FLOAT), _inputs(seed), np.array(labels)
+    got = jax.tree.map(lambda g: g / scale, all_rules()(params, x, y, scale))
+    assert_trees(got, all_rules()(params, x, y, 1.0), atol=1e-5)

@@ -1,0 +1,143 @@
+"""The package from outside: what it imports, what it exports, what it touches."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import imbsam_jax as ij
+
+PROMISED = {
+    "Ascent",
+    "ClassWeights",
+    "class_counts",
+    "class_weighted_grad",
+    "imbalance_factor",
+    "long_tail_counts",
+    "rules",
+    "sharpness_aware",
+    "shot_splits",
+    "tail_classes",
+    "value_and_grad",
+}
+PROMISED_RULES = {"sgd", "sam", "imbsam", "focal_sam", "sse_sam", "stagewise"}
+MODULES = sorted(module.name for module in pkgutil.iter_modules(ij.__path__, "imbsam_jax."))
+
+# Imports the library after everything it may import, watching the environment meanwhile.
+IMPORT = """
+import importlib, os, sys
+import chex, jax, jax.numpy, numpy.typing, optax
+from jax._src import xla_bridge
+
+class Watched(type(os.environ)):
+    reads = []
+    def __init__(self, environ):
+        self.__dict__.update(environ.__dict__)
+    def __getitem__(self, key):
+        self.reads.append(key)
+        return super().__getitem__(key)
+
+os.environ = Watched(os.environ)
+os.getenv("WITNESS")
+before = set(sys.modules)
+for name in MODULES:
+    importlib.import_module(name)
+assert Watched.reads == ["WITNESS"], Watched.reads
+assert not xla_bridge._backends, xla_bridge._backends
+new = {name.split(".")[0] for name in set(sys.modules) - before}
+assert new == {"imbsam_jax"}, new
+loaded = {name.split(".")[0] for name in sys.modules}
+assert not loaded & {"flax", "tensorflow", "haiku", "torch"}, loaded
+"""
+
+
+def test_importing_starts_nothing_reads_nothing_and_prints_nothing(run_python: Any) -> None:
+    result = run_python(f"MODULES = {['imbsam_jax', *MODULES]}\n{IMPORT}")
+    assert (result.stdout, result.stderr) == ("", "")
+
+
+def test_library_imports_only_what_it_may() -> None:
+    for path in Path(ij.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            else:
+                continue
+            roots = {name.split(".")[0] for name in names}
+            standard = {"__future__", "collections", "functools", "math", "typing", "warnings"}
+            assert roots <= standard | {"imbsam_jax", "jax", "numpy", "optax", "chex"}, path.name
+
+
+def test_names_at_the_top() -> None:
+    assert set(ij.__all__) >= PROMISED
+    assert len(set(ij.__all__)) == len(ij.__all__)
+    for name in ij.__all__:
+        assert hasattr(ij, name), name
+    public = {name for name in vars(ij) if not name.startswith("_")}
+    modules = {name.removeprefix("imbsam_jax.") for name in MODULES}
+    assert public - modules <= set(ij.__all__)
+    assert set(ij.rules.__all__) >= PROMISED_RULES
+    assert re.fullmatch(r"\d+\.\d+\.\d+", ij.__version__)
+
+
+def _public() -> Iterator[tuple[str, Any]]:
+    for module_name in MODULES:
+        module: ModuleType = importlib.import_module(module_name)
+        for name in getattr(module, "__all__", ()):
+            value = getattr(module, name)
+            if inspect.isfunction(value):
+                yield f"{module_name}.{name}", value
+            elif inspect.isclass(value) and value.__module__ == module_name:
+                yield f"{module_name}.{name}", value
+                for method_name, method in vars(value).items():
+                    if inspect.isfunction(method) and method.__module__ == module_name:
+                        yield f"{module_name}.{name}.{method_name}", method
+
+
+PUBLIC = dict(_public())
+
+
+def test_there_is_a_public_api_to_check() -> None:
+    assert len(PUBLIC) > 20
+
+
+@pytest.mark.parametrize("name", [name for name, value in PUBLIC.items() if callable(value)])
+def test_public_functions_are_typed(name: str) -> None:
+    value = PUBLIC[name]
+    if inspect.isclass(value):
+        return
+    signature = inspect.signature(value)
+    for parameter in signature.parameters.values():
+        assert parameter.name == "self" or parameter.annotation is not inspect.Parameter.empty
+    is_init = name.endswith("__init__")
+    assert is_init or signature.return_annotation is not inspect.Signature.empty
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLIC if "__" not in name])
+def test_public_names_are_documented(name: str) -> None:
+    documentation = PUBLIC[name].__doc__ or ""
+    assert re.match(r"\S.*[.:](\n|$)", documentation), f"{name}: first line {documentation[:70]!r}"
+
+
+@pytest.mark.parametrize(
+    "function", ["value_and_grad", "sharpness_aware", "class_weighted_grad", "shot_splits"]
+)
+def test_public_functions_have_an_example(function: str) -> None:
+    assert ">>>" in getattr(ij, function).__doc__
+
+
+def test_core_is_short_and_typed_marker_is_there() -> None:
+    folder = Path(ij.__file__).parent
+    assert len((folder / "core.py").read_text().splitlines()) <= 80
+    assert (folder / "py.typed").exists()

@@ -1,0 +1,151 @@
+"""Ten float64 steps of every rule, through both doors, against the slow transcription.
+
+Among the ten batches are some without a tail example, some of tail examples alone and a last one
+that is not full. The padded variants hold the same rows in buffers of a fixed size, scattered
+between rows of garbage that the mask marks as padding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import imbsam_jax as ij
+import reference
+from rule_table import (
+    CLASSES,
+    COUNTS,
+    ETA,
+    FEATURES,
+    LEARNING_RATE,
+    MOMENTUM,
+    RHO,
+    ROWS,
+    RULES,
+    WEIGHT_DECAY,
+    Row,
+    descent,
+    init_params,
+    losses_fn,
+    quick_jit,
+    row_id,
+    to_library,
+    to_reference,
+)
+
+# door, labels, padded: every pair of choices occurs
+VARIANTS = {
+    "value_and_grad": ("value_and_grad", "hard", False),
+    "value_and_grad-soft-padded": ("value_and_grad", "soft", True),
+    "sharpness_aware-soft": ("sharpness_aware", "soft", False),
+    "sharpness_aware-padded": ("sharpness_aware", "hard", True),
+}
+# Rows that differ only in how the perturbation is taken run over two of them.
+FEW = ("value_and_grad", "sharpness_aware-padded")
+SIZES = (7,) * 9 + (4,)
+KINDS = (
+    "mixed", "no_tail", "mixed", "only_tail", "mixed",
+    "no_tail", "mixed", "only_tail", "mixed", "mixed",
+)  # fmt: skip
+ROOM = 10  # rows of a padded buffer; 7 / 10 is no binary fraction
+STEPS = len(SIZES)
+
+
+def soften(y: np.ndarray) -> np.ndarray:
+    """Mixup of each row's label with its neighbour's."""
+    one_hot = reference.soft_labels(y, CLASSES)
+    return 0.7 * one_hot + 0.3 * np.roll(one_hot, 1, axis=0)
+
+
+def batches(labels: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    made = reference.make_batches(3, COUNTS, SIZES, KINDS, eta=ETA, features=FEATURES)
+    return made if labels == "hard" else [(x, soften(y)) for x, y in made]
+
+
+def padded(x: np.ndarray, y: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The rows scattered over ROOM places; in the others large inputs and labels of no class."""
+    rng = np.random.default_rng(seed)
+    places = rng.permutation(ROOM)[: len(x)]
+    wide_x = 1e6 * rng.normal(size=(ROOM, x.shape[1]))
+    wide_y = (
+        rng.choice([-1, 0, CLASSES, 10**6], size=ROOM)
+        if y.ndim == 1
+        else 1e6 * rng.normal(size=(ROOM, CLASSES))
+    )
+    mask = np.zeros(ROOM, bool)
+    wide_x[places], wide_y[places], mask[places] = x, y, True
+    return wide_x, wide_y, mask
+
+
+def transcription(row: Row, labels: str) -> list[reference.Params]:
+    return reference.train(
+        lambda params, x, y, step: row.gradient(params, x, y, step, RHO),
+        init_params(), batches(labels), LEARNING_RATE, MOMENTUM, WEIGHT_DECAY,
+    )  # fmt: skip
+
+
+def trained(row: Row, variants: Any) -> dict[str, list[reference.Params]]:
+    """Parameters after each step of each variant.
+
+    One jitted program advances the padded ones, one the others; the tenth step, whose batches are
+    short, is not jitted where that changes a shape.
+    """
+    value_and_grad = row.value_and_grad(losses_fn)
+    after, whole = descent(), optax.chain(row.transform(), descent())
+
+    def advance(carry: Any, batch: Any, step: Any, door: str) -> Any:
+        params, state = carry
+        x, y, mask = batch
+        if door == "value_and_grad":
+            _, grads = value_and_grad(params, y, x, y, step=step, mask=mask)
+            updates, state = after.update(grads, state, params)
+        else:
+            fn = ij.class_weighted_grad(losses_fn, y, x, y, mask=mask)
+            updates, state = whole.update(None, state, params, weighted_grad_fn=fn)
+        return optax.apply_updates(params, updates), state
+
+    def advance_all(carries: Any, batches: Any, step: Any) -> Any:
+        return {
+            name: advance(carries[name], batches[name], step, VARIANTS[name][0]) for name in batches
+        }
+
+    jitted = quick_jit(advance_all)
+    params = to_library(init_params(), jnp.float64)
+    carries = {
+        name: (params, (after if VARIANTS[name][0] == "value_and_grad" else whole).init(params))
+        for name in variants
+    }
+    history: dict[str, list[reference.Params]] = {name: [] for name in variants}
+    for step in range(STEPS):
+        full, in_buffers = {}, {}
+        for name in variants:
+            _, labels, pad = VARIANTS[name]
+            x, y = batches(labels)[step]
+            if pad:
+                in_buffers[name] = padded(x, y, step)
+            else:
+                full[name] = (x, y, None)
+        advance_full = advance_all if SIZES[step] != SIZES[0] else jitted
+        carries = advance_full(carries, full, step) | jitted(carries, in_buffers, step)
+        for name, (params, _) in carries.items():
+            history[name].append(to_reference(params))
+    return history
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("row", ROWS, ids=row_id)
+def test_ten_steps_equal_the_transcription(row: Row) -> None:
+    variants = tuple(VARIANTS) if row in RULES else FEW
+    expected = {labels: transcription(row, labels) for labels in ("hard", "soft")}
+    for variant, history in trained(row, variants).items():
+        pairs = zip(history, expected[VARIANTS[variant][1]], strict=True)
+        for step, (got, want) in enumerate(pairs):
+            for name in reference.ALL:
+                np.testing.assert_allclose(
+                    got[name], want[name], rtol=0, atol=1e-10,
+                    err_msg=f"{name} after step {step} of {variant}",
+                )  # fmt: skip
