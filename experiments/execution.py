@@ -13,6 +13,7 @@ slower to train inside a scan). The state is donated.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -33,8 +34,9 @@ def use_devices(count: int) -> list[jax.Device]:
     """The first `count` devices, emulated ones on a CPU; call it before JAX is otherwise used."""
     if count < 1:
         raise RunError(f"--devices must be at least 1, got {count}")
-    with contextlib.suppress(RuntimeError):  # a backend runs already; there may be enough
-        jax.config.update("jax_num_cpu_devices", count)
+    if count > 1 and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):  # a backend runs already; there may be enough
+            jax.config.update("jax_num_cpu_devices", count)
     devices = jax.devices()
     if len(devices) < count:
         raise RunError(
@@ -130,10 +132,8 @@ class Pmap(Jit):
         return run
 
     def _everywhere(self, tree: Any) -> Any:
-        copy = jax.pmap(
-            lambda x: x, in_axes=None, axis_size=len(self.devices), devices=self.devices
-        )
-        return copy(tree)
+        copy = jax.pmap(lambda _, x: x, in_axes=(0, None), devices=self.devices)
+        return copy(np.arange(len(self.devices)), tree)
 
 
 EXECUTIONS = {"jit": Jit, "pmap": Pmap}

@@ -47,6 +47,7 @@ class RunFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            self._lock.close()
             raise RunError(
                 f"{self.path} is in use by another process: wait for it, or choose another --out"
             ) from error

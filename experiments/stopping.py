@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from typing import Any
 
@@ -22,6 +23,8 @@ class StopRequest:
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
+        if threading.current_thread() is not threading.main_thread():
+            return self  # Python gives signals to the main thread alone; a deadline still holds
         for number in (signal.SIGTERM, signal.SIGINT):
             self._old[number] = signal.signal(number, self._handle)
         return self

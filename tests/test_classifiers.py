@@ -66,41 +66,44 @@ def test_functions_equal_their_formulas() -> None:
 
 def test_dtypes_are_kept_and_norms_taken_in_float32() -> None:
     kernel = jnp.full((4096, 2), 0.1, jnp.bfloat16)
-    projected = classifiers.max_norm_project(kernel, 1.0)
+    projected = quick(classifiers.max_norm_project)(kernel, 1.0)
     assert projected.dtype == jnp.bfloat16
     # In bfloat16 a sum of 4096 squares stops growing at 256 of them.
     np.testing.assert_allclose(np.linalg.norm(np.float32(projected), axis=0), 1.0, rtol=1e-2)
-    assert classifiers.tau_normalise(kernel).dtype == jnp.bfloat16
-    assert classifiers.max_norm_radius(kernel).dtype == jnp.float32
-    assert classifiers.normalised_linear(jnp.ones((1, 4096), jnp.bfloat16), kernel).dtype == (
-        jnp.float32
-    )
+    assert jax.eval_shape(classifiers.tau_normalise, kernel).dtype == jnp.bfloat16
+    assert jax.eval_shape(classifiers.max_norm_radius, kernel).dtype == jnp.float32
+    cosines = jax.eval_shape(classifiers.normalised_linear, kernel.T, kernel)
+    assert (cosines.shape, cosines.dtype) == ((2, 2), jnp.float32)
 
 
 def test_zero_columns_and_rows_are_safe() -> None:
-    kernel = jnp.asarray(KERNEL, jnp.float32).at[:, 1].set(0)
-    x = jnp.ones((3, FEATURES)).at[2].set(0)
+    kernel, x = np.float32(KERNEL), np.ones((3, FEATURES), np.float32)
+    kernel[:, 1] = x[2] = 0
 
     def total(x: Any, kernel: Any) -> Any:
         cosines = classifiers.normalised_linear(x, kernel)
-        return (cosines**2).sum() + classifiers.tau_normalise(kernel, 1.9).sum(), cosines
+        tau = classifiers.tau_normalise(kernel, 1.9)
+        inside = classifiers.max_norm_project(kernel, 0.1)
+        return (cosines**2).sum() + tau.sum() + inside.sum(), (cosines, tau, inside)
 
-    (of_x, of_kernel), cosines = quick(jax.grad(total, argnums=(0, 1), has_aux=True))(x, kernel)
+    (of_x, of_kernel), (cosines, tau, inside) = quick(
+        jax.grad(total, argnums=(0, 1), has_aux=True)
+    )(x, kernel)
     chex.assert_tree_all_finite((of_x, of_kernel))
     np.testing.assert_array_equal(cosines[2], 0)
     np.testing.assert_array_equal(cosines[:, 1], 0)
     np.testing.assert_array_equal(of_x[2], 0)
-    np.testing.assert_array_equal(classifiers.tau_normalise(kernel, 2.0)[:, 1], 0)
-    np.testing.assert_array_equal(classifiers.max_norm_project(kernel, 0.1)[:, 1], 0)
+    np.testing.assert_array_equal(tau[:, 1], 0)
+    np.testing.assert_array_equal(inside[:, 1], 0)
 
 
 def test_normalised_init() -> None:
-    kernel = classifiers.normalised_init(jax.random.key(0), (64, 100))
+    init = classifiers.normalised_init
+    kernel = quick(init, static_argnums=1)(jax.random.key(0), (64, 100))
     np.testing.assert_allclose(np.linalg.norm(kernel, axis=0), 1.0, rtol=1e-5)
     assert kernel.dtype == jnp.float32
-    assert classifiers.normalised_init(jax.random.key(0), (4, 2), jnp.bfloat16).dtype == (
-        jnp.bfloat16
-    )
+    low = jax.eval_shape(lambda key: init(key, (4, 2), jnp.bfloat16), jax.random.key(0))
+    assert (low.shape, low.dtype) == ((4, 2), jnp.bfloat16)
 
 
 # -------------------------------------------------------------------------------- the projection

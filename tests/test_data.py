@@ -251,7 +251,7 @@ def _pretend_installed(monkeypatch: pytest.MonkeyPatch, **modules: bool) -> None
 
 def test_absent_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     _pretend_installed(monkeypatch, tensorflow_datasets=False, importlib_resources=False, PIL=True)
-    with pytest.raises(DataError, match="pip install tensorflow-datasets importlib-resources$"):
+    with pytest.raises(DataError, match=r"pip install tensorflow-datasets importlib-resources$"):
         load_cifar_lt("cifar10", imbalance_factor=10)
 
 

@@ -199,6 +199,7 @@ def test_a_label_that_is_no_class_makes_the_gradient_nan(label: int) -> None:
         f = ij.value_and_grad(distances, rule)
         _, grads = f(THETA, labels, X)
         assert np.isnan(grads).all()
+        assert np.isnan(ij.class_weighted_grad(distances, labels, X)(THETA, np.ones(2))).all()
         # As padding it is nothing.
         mask = np.arange(5) != 3
         masked = f(THETA, labels, X, mask=mask)
@@ -223,6 +224,15 @@ def test_loss_and_aux_are_of_the_clean_pass(row: Row) -> None:
     assert_trees(aux["params"], params, rtol=0)
     np.testing.assert_allclose(loss, aux["losses"].mean(), rtol=1e-6)
     np.testing.assert_allclose(loss, np.mean(losses_fn(params, x, y)[0]), rtol=1e-6)
+
+
+def test_parameters_may_be_numpy_or_python_numbers() -> None:
+    """Also without x64, where JAX holds no float64 (warnings are errors here)."""
+    f = ij.value_and_grad(lambda theta, x: distances(theta * jnp.ones(3), x), IMBSAM)
+    (loss, _), grads = f(0.5, LABELS, X)
+    again = f(np.array([0.5]), LABELS.tolist(), X)
+    np.testing.assert_allclose([loss, grads], [again[0][0], again[1][0]], rtol=1e-6)
+    assert grads.dtype == again[1].dtype == jnp.float32
 
 
 def test_the_mean_loss_is_unweighted_and_over_real_rows() -> None:

@@ -234,8 +234,8 @@ def test_class_balanced_weights_limits() -> None:
 def test_the_two_normalisations() -> None:
     z, y = batch()
     plain = np.array([ce(row, c) for row, c in zip(z, y, strict=True)])
-    by_batch = losses.weighted(losses.cross_entropy, W)
-    by_weights = losses.weighted(losses.cross_entropy, W, normalise="weights")
+    by_batch = quick(losses.weighted(losses.cross_entropy, W))
+    by_weights = quick(losses.weighted(losses.cross_entropy, W, normalise="weights"))
     np.testing.assert_allclose(by_batch(z, y).mean(), (W[y] * plain).sum() / ROWS, rtol=1e-12)
     np.testing.assert_allclose(
         by_weights(z, y).mean(), (W[y] * plain).sum() / W[y].sum(), rtol=1e-12
@@ -250,14 +250,15 @@ def test_the_two_normalisations() -> None:
 @pytest.mark.usefixtures("x64")
 def test_the_sum_of_weights_leaves_out_padding() -> None:
     z, y = batch()
-    loss = losses.weighted(losses.cross_entropy, W, normalise="weights")
+    loss = quick(losses.weighted(losses.cross_entropy, W, normalise="weights"))
     padded_z = np.concatenate([z, np.ones((3, CLASSES))])
     padded_y = np.concatenate([y, [-1, 0, 3]])
     mask = np.arange(ROWS + 3) < ROWS
     padded = loss(padded_z, padded_y, mask=mask)
     np.testing.assert_allclose(padded[:ROWS], loss(z, y), rtol=1e-12)
     # The mean over real rows is what value_and_grad takes with the same mask.
-    f = ij.value_and_grad(lambda p, y, m: (loss(padded_z * p, y, mask=m), None), ij.rules.sgd(4))
+    raw = losses.weighted(losses.cross_entropy, W, normalise="weights")
+    f = ij.value_and_grad(lambda p, y, m: (raw(padded_z * p, y, mask=m), None), ij.rules.sgd(4))
     (mean, _), _ = quick(f)(1.0, padded_y, padded_y, mask, mask=mask)
     np.testing.assert_allclose(mean, loss(z, y).mean(), rtol=1e-12)
     assert np.all(np.isfinite(loss(z, y, mask=np.zeros(ROWS, bool))))
@@ -267,8 +268,8 @@ def test_the_sum_of_weights_leaves_out_padding() -> None:
 def test_the_sum_of_weights_over_devices() -> None:
     z, y = batch()
     loss = losses.weighted(losses.cross_entropy, W, normalise="weights", axis_name="b")
-    apart = jax.vmap(loss, axis_name="b")(z.reshape(2, 3, CLASSES), y.reshape(2, 3))
-    whole = losses.weighted(losses.cross_entropy, W, normalise="weights")
+    apart = quick(jax.vmap(loss, axis_name="b"))(z.reshape(2, 3, CLASSES), y.reshape(2, 3))
+    whole = quick(losses.weighted(losses.cross_entropy, W, normalise="weights"))
     np.testing.assert_allclose(apart.ravel(), whole(z, y), rtol=1e-12)
 
 
@@ -283,10 +284,13 @@ def test_deferred_switches_at_its_step(normalise: Any) -> None:
     second = losses.weighted(first, W, normalise=normalise)
     drw = losses.deferred(first, second, switch_step=SWITCH)
     traced = quick(lambda z, step: drw(z, y, step))
+    # Python ints choose while tracing.
+    *each, before, after = quick(
+        lambda z: (first(z, y), second(z, y), drw(z, y, SWITCH - 1), drw(z, y, SWITCH))
+    )(z)
+    np.testing.assert_array_equal((before, after), each)
     for step in (0, SWITCH - 1, SWITCH, SWITCH + 5):
-        expected = (first if step < SWITCH else second)(z, y)
-        np.testing.assert_allclose(traced(z, step), expected, rtol=1e-12)
-    np.testing.assert_allclose(drw(z, y, SWITCH), second(z, y), rtol=1e-12)
+        np.testing.assert_allclose(traced(z, step), each[step >= SWITCH], rtol=1e-12)
     assert traced._cache_size() == 1
 
 
@@ -311,7 +315,7 @@ def test_ldam_margins_of_the_papers() -> None:
     # Two equal cosines among others at -inf: the loss is log(1 + exp(margin)).
     z = np.full((2, 100), -1e9)
     z[0, [0, 1]] = z[1, [99, 1]] = 0.0
-    margins = np.log(np.expm1(loss(z, np.array([0, 99]))))
+    margins = np.log(np.expm1(quick(loss)(z, np.array([0, 99]))))
     np.testing.assert_allclose(margins, [0.158, 0.5], atol=2e-4)
 
 
@@ -322,7 +326,7 @@ def test_ldam_of_soft_labels_keeps_small_losses_in_float32() -> None:
     exact = np.log1p(np.exp(30 * (np.float64(z[0, 1:]) - (z[0, 0] - margin))).sum())
     label = np.array([0])
     for labels in (label, np.float32(np.eye(CLASSES))[label]):
-        result = losses.ldam(COUNTS, scale=30.0)(z, labels)
+        result = quick(losses.ldam(COUNTS, scale=30.0))(z, labels)
         np.testing.assert_allclose(result, exact, rtol=1e-5)
 
 

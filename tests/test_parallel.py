@@ -9,26 +9,29 @@ import dataclasses, json, sys, tempfile
 from pathlib import Path
 sys.path.insert(0, "tests")
 import jax, numpy as np
-from tiny import tiny_dataset
+from tiny import TinyNet, tiny_dataset
 from experiments import cost, train
+from experiments.models import MODELS
 from experiments.train import Settings, fit
 from imbsam_jax import rules
 from imbsam_jax.losses import cross_entropy
 
+MODELS["tiny"] = TinyNet
 dataset = tiny_dataset()
 rule = rules.imbsam(dataset.class_counts(), rho=0.1, eta=10)
 base = Settings(epochs=2, batch_size=16, lr=0.05, eval_batch=15, steps_per_call=2)
 found = {}
 with tempfile.TemporaryDirectory() as folder:
-    for model in ("mlp", "resnet8"):
+    for model in ("mlp", "tiny"):
         for devices, parallel in ((1, "jit"), (2, "jit"), (2, "pmap")):
             settings = dataclasses.replace(base, devices=devices, parallel=parallel)
-            if model == "resnet8":
+            if model == "tiny":
                 settings = dataclasses.replace(settings, epochs=1, steps_per_call=1)
             name = f"{model}_{parallel}_{devices}"
             out = Path(folder) / name
-            description = dict(experiment="t", rule="imbsam", rule_args={}, loss="ce", imbalance_factor=1)
-            report = fit(dataset, model, rule, cross_entropy, settings, out, description=description, quiet=True)
+            description = dict(rule="imbsam", rule_args={})
+            parts = (dataset, model, rule, cross_entropy, settings, out)
+            fit(*parts, description=description, quiet=True)
             lines = [json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines()]
             per_class = (out / "per_class.csv").read_text().splitlines()[1:]
             found[name] = dict(
@@ -38,7 +41,8 @@ with tempfile.TemporaryDirectory() as folder:
                 tested=sum(int(row.split(",")[3]) for row in per_class),
             )
             trainer = train._Trainer(dataset, model, rule, cross_entropy, settings)
-            inputs = trainer.run_on.put_inputs(train.Inputs(dataset.train_images, dataset.train_labels))
+            inputs = train.Inputs(dataset.train_images, dataset.train_labels)
+            inputs = trainer.run_on.put_inputs(inputs)
             state = trainer.run_on.put_state(trainer.initial)
             index = np.arange(32, dtype=np.int32).reshape(2, 16)
             if model == "mlp":
@@ -72,7 +76,7 @@ def found(request):
     return json.loads(done.stdout.split("FOUND")[1])
 
 
-@pytest.mark.parametrize("model", ["mlp", "resnet8"])
+@pytest.mark.parametrize("model", ["mlp", "tiny"])
 @pytest.mark.parametrize("way", ["jit_2", "pmap_2"])
 def test_devices_share_a_batch_and_change_no_number(found, model, way):
     """Also the last batch of 14, and batch normalisation over the whole batch."""

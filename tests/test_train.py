@@ -14,15 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import tiny_dataset
 
 from experiments import train
 from experiments.data import save_npz
 from experiments.errors import RunError, Stopped
 from experiments.methods import build_rule
+from experiments.models import MODELS
 from experiments.train import Settings, fit
 from imbsam_jax import rules
 from imbsam_jax.losses import cross_entropy
+from tiny import TinyNet, tiny_dataset
 
 pytestmark = pytest.mark.allow_rank_promotion  # Flax adds a bias[C] to a batch[B, C]
 
@@ -138,8 +139,7 @@ def test_longer_calls_go_the_same_way(tmp_path):
 
 
 def test_a_staged_rule_switches_inside_an_epoch(tmp_path):
-    """sgd -> sam after 7 steps of 5 an epoch: calls end at the switch, and the path is a lone
-    step's with the stage chosen by hand."""
+    """sgd -> sam after 7 steps, 5 an epoch: calls end at the switch, stages cost their own."""
     switch = rules.stagewise(rules.sgd(5), rules.sam(5, rho=0.3), switch_step=7)
     settings = dataclasses.replace(QUICK, steps_per_call=4, epochs=2)
     dataset = tiny_dataset()
@@ -147,14 +147,12 @@ def test_a_staged_rule_switches_inside_an_epoch(tmp_path):
     assert trainer._calls(0) == [(0, 4, 16, 0), (64, 1, 14, 0)]
     assert trainer._calls(1) == [(0, 2, 16, 0), (32, 2, 16, 1), (64, 1, 14, 1)]
     staged = run(tmp_path / "staged", switch, settings)
-    by_hand = rules.stagewise(rules.sgd(5), switch, switch_step=2)  # nested: the same rule
-    assert run(tmp_path / "nested", by_hand, settings)["all"] == staged["all"]
-    only_sgd = run(tmp_path / "sgd", rules.sgd(5), settings)
-    assert only_sgd["params_sha256"] != staged["params_sha256"]
-    # Cost: 7 of 10 steps are SGD's.
-    sam = run(tmp_path / "sam", rules.sam(5, rho=0.3), settings)["flops_ratio_to_sgd"]
-    assert staged["flops_ratio_to_sgd"] == pytest.approx(0.7 + 0.3 * sam)
-    assert [start for start, _ in train.stages(by_hand)] == [0, 2, 7]
+    # Cost: 7 of 10 steps are SGD's, the others have twice its passes.
+    assert staged["flops_ratio_to_sgd"] == pytest.approx(0.7 + 0.3 * 2, rel=0.05)
+    nested = rules.stagewise(rules.sgd(5), switch, switch_step=2)
+    assert [start for start, _ in train.stages(nested)] == [0, 2, 7]
+    late = rules.stagewise(switch, rules.sgd(5), switch_step=5)
+    assert [start for start, _ in train.stages(late)] == [0, 5]
 
 
 def test_held_out_images_choose_an_epoch_and_are_not_trained_on(tmp_path):
@@ -167,19 +165,20 @@ def test_held_out_images_choose_an_epoch_and_are_not_trained_on(tmp_path):
     assert 1 <= report["best_val_epoch"]["epoch"] <= 3
 
 
-def test_bfloat16_computes_low_and_keeps_high(tmp_path):
+def test_bfloat16_computes_low_and_keeps_high(tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "tiny", TinyNet)
     settings = dataclasses.replace(QUICK, precision="bfloat16", epochs=1)
-    parts = train.Parts(tiny_dataset(), "resnet8", cross_entropy, settings)
+    parts = train.Parts(tiny_dataset(), "tiny", cross_entropy, settings)
     leaves = jax.tree.leaves((parts.initial.params, parts.initial.batch_stats))
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
-    report = run(tmp_path / "run", settings=settings)
+    report = run(tmp_path / "run", settings=settings, model="tiny")
     assert math.isfinite(report["all"])
 
 
 # ---- stopping and going on -----------------------------------------------------------------
 
 
-LONG = ["--epochs", "300", "--checkpoint-every", "5", "--eval-every", "50"]
+LONG = ["--epochs", "160", "--checkpoint-every", "10", "--eval-every", "80"]
 
 
 def command(data, out, *more):
@@ -218,7 +217,11 @@ def interrupt(data, out, number):
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)],
+    [
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        (signal.SIGKILL, -signal.SIGKILL),
+    ],
 )
 def test_a_stopped_run_ends_bitwise_where_an_unstopped_one_does(
     data, unkilled, tmp_path, number, code
@@ -235,7 +238,7 @@ def test_a_stopped_run_ends_bitwise_where_an_unstopped_one_does(
     for name in ("params_sha256", "all", "many", "medium", "few", "best_epoch"):
         assert report[name] == unkilled[name]
     epochs = [json.loads(x)["epoch"] for x in (out / "metrics.jsonl").read_text().splitlines()]
-    assert epochs == list(range(1, 301))
+    assert epochs == list(range(1, 161))
     # A finished run resumed again says the same and trains nothing.
     before = (out / "report.json").stat().st_mtime_ns
     subprocess.run(resumed, cwd=ROOT, check=True, capture_output=True)
@@ -276,17 +279,15 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_last_checkpoint(tmp_pa
     with pytest.raises(RunError, match=r"loss is (nan|inf) at step \d+ .*no checkpoint"):
         run(tmp_path / "run", settings=settings)
 
-    poisoned = rules.stagewise(
-        rules.sgd(5), lambda step: rules.ClassWeights(np.full(5, np.nan), np.zeros((0, 5)), np.zeros(0)),
-        switch_step=8,
-    )  # fmt: skip
-    with pytest.raises(RunError, match="at step 9 .*last good checkpoint is step 5"):
+    nan = rules.sgd(5)(None)._replace(base=np.full(5, np.nan))
+    poisoned = rules.stagewise(rules.sgd(5), lambda step: nan, switch_step=8)
+    with pytest.raises(RunError, match=r"at step 9 .*last good checkpoint is step 5"):
         run(tmp_path / "later", poisoned)
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
     run(tmp_path / "run")
-    with pytest.raises(RunError, match="already holds a run.*--resume"):
+    with pytest.raises(RunError, match=r"already holds a run.*--resume"):
         run(tmp_path / "run")
     with pytest.raises(RunError, match=r"other settings \(lr 0.05 -> 0.01\)"):
         run(tmp_path / "run", settings=dataclasses.replace(QUICK, lr=0.01), resume=True)

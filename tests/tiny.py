@@ -1,10 +1,27 @@
 """A tiny long-tailed image set, learnable and without a file, for the tests of the experiments."""
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.data import Dataset
 
 COUNTS = (40, 20, 10, 5, 3)
+
+
+class TinyNet(nn.Module):
+    """One convolution with batch normalisation: what couples a batch, and compiles in a moment."""
+
+    num_classes: int
+    dtype: jnp.dtype = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        x = nn.Conv(4, (3, 3), strides=2, dtype=self.dtype)(images)
+        x = nn.BatchNorm(not train, momentum=0.9, axis_name=self.axis_name, dtype=self.dtype)(x)
+        return nn.Dense(self.num_classes)(nn.relu(x).reshape(x.shape[0], -1))
 
 
 def tiny_dataset(size: int = 8, counts: tuple[int, ...] = COUNTS, seed: int = 0) -> Dataset:
