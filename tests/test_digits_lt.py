@@ -39,34 +39,34 @@ def summaries(tmp_path_factory):
 
     def run(name, *flags):
         args = digits_lt.arguments().parse_args(
-            ["--epochs", "12", "--out", str(out / name), *flags]
+            ["--epochs", "10", "--out", str(out / name), *flags]
         )
         digits_lt.main(args)
         return {row["rule"]: row for row in json.loads((out / name / "summary.json").read_text())}
 
-    together = run("together", "--num-seeds", "3")
-    alone = {s: run(f"alone_{s}", "--seeds", str(s)) for s in (0, 1, 2)}
+    together = run("together", "--rule", "sgd", "imbsam", "--num-seeds", "2")
+    alone = {s: run(f"alone_{s}", "--rule", "sgd", "imbsam", "--seeds", str(s)) for s in (0, 1)}
     return out, together, alone
 
 
 @pytest.mark.allow_rank_promotion
 def test_seeds_in_one_program_are_the_seeds_alone(summaries):
     _, together, alone = summaries
-    assert list(together) == ["sgd", "sam", "imbsam"]
+    assert list(together) == ["sgd", "imbsam"]
     for rule, row in together.items():
         for split in ("all", "many", "medium", "few"):
-            values = np.array([alone[s][rule][split] for s in (0, 1, 2)])
+            values = np.array([alone[s][rule][split] for s in (0, 1)])
             assert row[split] == pytest.approx(values.mean(), abs=0.2)
             assert row[f"{split}_sd"] == pytest.approx(values.std(ddof=1), abs=0.3)
         for split in ("all", "few"):
-            base = np.array([alone[s]["sgd"][split] for s in (0, 1, 2)])
-            paired = np.array([alone[s][rule][split] for s in (0, 1, 2)]) - base
+            base = np.array([alone[s]["sgd"][split] for s in (0, 1)])
+            paired = np.array([alone[s][rule][split] for s in (0, 1)]) - base
             assert row[f"paired_{split}"] == pytest.approx(paired.mean(), abs=0.3)
-            error = paired.std(ddof=1) / np.sqrt(3)
+            error = paired.std(ddof=1) / np.sqrt(2)
             assert row[f"paired_{split}_se"] == pytest.approx(error, abs=0.2)
     assert together["sgd"]["paired_all"] == 0
     assert together["sgd"]["step_cost_ratio"] == 1
-    assert alone[0]["sam"]["all_sd"] is None and alone[0]["sam"]["paired_all_se"] is None
+    assert alone[0]["imbsam"]["all_sd"] is None and alone[0]["imbsam"]["paired_all_se"] is None
 
 
 @pytest.mark.allow_rank_promotion
@@ -75,11 +75,11 @@ def test_what_is_written(summaries):
     promised = ["rule", "seeds", "all", "many", "medium", "few", "paired_all", "paired_all_se"]
     promised += ["paired_few", "paired_few_se", "step_cost_ratio"]
     assert set(promised) <= set(together["imbsam"])
-    assert together["imbsam"]["seeds"] == [0, 1, 2]
+    assert together["imbsam"]["seeds"] == [0, 1]
     for plot in ("per_class.png", "curves.png"):
         assert (out / "together" / plot).stat().st_size > 5000
     rows = (out / "together" / "per_class.csv").read_text().splitlines()
-    assert len(rows) == 1 + 3 * 10
+    assert len(rows) == 1 + 2 * 10
 
 
 def test_bad_flags_write_nothing(tmp_path, run_python):
