@@ -29,6 +29,9 @@ hypothesis.settings.load_profile("imbsam_jax")
 # On a busy machine emulated devices may meet late: XLA aborts the process after 40 seconds.
 _PATIENT = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
 
+# A script that test_devices.py runs on emulated devices, not a module to import here.
+collect_ignore = ["on_devices.py"]
+
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
