@@ -19,7 +19,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.model_selection import train_test_split
 
 import reference_anomaly
-from experiments import anomaly, cli
+from experiments import anomaly, anomaly_report, anomaly_training, cli
 from experiments.data.anomaly import Split, Table, load_tables, scaled, split
 from experiments.models.anomaly_nets import ANOMALY_NETS
 
@@ -160,8 +160,10 @@ def _walk(
     params, fixed, state = jax.tree.map(
         lambda leaf: jnp.asarray(leaf, x.dtype), (params, fixed or own, state)
     )
-    optimizer = anomaly.make_optimizer("sgd", 1e-3, net.decay)
-    step = jax.jit(anomaly.make_step(net, anomaly.make_rule(rule, 0.05), optimizer))
+    optimizer = anomaly_training.make_optimizer("sgd", 1e-3, net.decay)
+    step = jax.jit(
+        anomaly_training.make_step(net, anomaly_training.make_rule(rule, 0.05), optimizer)
+    )
     opt_state, losses, norms = optimizer.init(params), [], {name: [] for name in params}
     for rows in net.batches(seed, labels, 50)[:20]:
         carry = step(params, opt_state, state, x[rows], labels[rows], fixed)
@@ -239,7 +241,7 @@ def test_rules_of_the_transcription_differ() -> None:
 
 
 def test_imbsam_perturbs_labelled_anomalies_also_where_they_are_many() -> None:
-    table = anomaly.make_rule("imbsam", 0.3)(None)
+    table = anomaly_training.make_rule("imbsam", 0.3)(None)
     assert table.base.tolist() == [1, 0]
     assert table.groups.tolist() == [[0, 1]]
     assert table.radii.tolist() == [0.3]
@@ -250,7 +252,7 @@ def test_optimizers_are_those_of_the_protocol(name: str) -> None:
     rng = np.random.default_rng(0)
     p = rng.normal(size=(3, 4)).astype(np.float32)
     grads = [scale * rng.normal(size=(3, 4)).astype(np.float32) for scale in (5.0, 0.01, 1.0)]
-    tx = anomaly.make_optimizer(name, 0.1, {"w": 0.02})
+    tx = anomaly_training.make_optimizer(name, 0.1, {"w": 0.02})
     params = {"w": jnp.asarray(p)}
     state = tx.init(params)
     m, v, expected = np.zeros_like(p), np.zeros_like(p), p
@@ -286,8 +288,10 @@ def test_runs_side_by_side_are_those_alone() -> None:
         net = ANOMALY_NETS[method]()
         arrays = scaled(job.table, job.drawn)
         params, fixed, state = net.init(job.seed, arrays.train)
-        optimizer = anomaly.make_optimizer("sgd", 1e-3, net.decay)
-        step = jax.jit(anomaly.make_step(net, anomaly.make_rule("imbsam", 0.05), optimizer))
+        optimizer = anomaly_training.make_optimizer("sgd", 1e-3, net.decay)
+        step = jax.jit(
+            anomaly_training.make_step(net, anomaly_training.make_rule("imbsam", 0.05), optimizer)
+        )
         opt_state = optimizer.init(params)
         for rows in net.batches(job.seed, job.drawn.train_labels, 2):
             labels = job.drawn.train_labels[rows]
@@ -403,7 +407,7 @@ def test_command_from_data_to_files(tmp_path: Path) -> None:
     for part in ("adbench", "full", "imbsam", "AUROC - SGD", "Table 4", "88.7", "24 runs in"):
         assert part in shown, part
     rows = _rows(out)
-    assert list(rows[0]) == list(anomaly.COLUMNS) == [
+    assert list(rows[0]) == list(anomaly_report.COLUMNS) == [
         "dataset", "method", "rule", "seed", "label_ratio", "protocol",
         "auroc", "ap_anomaly", "ap_normal", "seconds",
     ]  # fmt: skip
@@ -411,7 +415,7 @@ def test_command_from_data_to_files(tmp_path: Path) -> None:
     assert {(r["protocol"], r["label_ratio"]) for r in rows} == {
         ("adbench", "0.1"), ("adbench", "0.5"), ("full", "1"),
     }  # fmt: skip
-    assert all(0 <= float(r[m]) <= 100 for r in rows for m in anomaly.METRICS)
+    assert all(0 <= float(r[m]) <= 100 for r in rows for m in anomaly_report.METRICS)
     assert all(
         (out / f"curves_{p}.png").read_bytes()[:4] == b"\x89PNG" for p in ("adbench", "full")
     )
