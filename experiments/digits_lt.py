@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -220,8 +219,8 @@ def _deviation(values: np.ndarray | None) -> float | None:
 
 def show(summary: list[dict[str, Any]], args: argparse.Namespace) -> None:
     title = f"accuracy (%), long-tailed digits, imbalance factor {args.imbalance_factor:g}"
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
-    table.add_column("rule")
+    table = Table(title=title, box=None, padding=(0, 1, 0, 0))  # fits in 80 columns
+    table.add_column("rule", no_wrap=True)
     for name in ("Many", "Medium", "Few", "All", "All-SGD", "Few-SGD", "cost"):
         table.add_column(name, justify="right", no_wrap=True)
 
