@@ -1,0 +1,50 @@
+"""The README's two code blocks run as they stand and take the same step."""
+
+import re
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import imbsam_jax as ij
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+
+class Model:
+    """Stands for the reader's: logits = images @ params."""
+
+    def apply(self, params, images):
+        return images @ params
+
+
+def test_both_blocks_run_and_agree():
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    rng = np.random.default_rng(0)
+    images, labels = jnp.asarray(rng.normal(size=(8, 4)), jnp.float32), jnp.arange(8) % 3
+    params = jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)
+    optimizer = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.1, 0.9))
+    names = {
+        "model": Model(),
+        "class_counts": [500, 100, 20],
+        "optimizer": optimizer,
+        "images": images,
+        "labels": labels,
+        "params": params,
+    }
+    exec(blocks[0], names)
+    after, _, loss = names["step"](params, optimizer.init(params), images, labels)
+    expected = ij.losses.cross_entropy(images @ params, labels).mean()
+    chex.assert_trees_all_close(loss, expected, rtol=1e-6)
+
+    # The second block is the inside of a step: its chain's state comes between its lines.
+    make, use = blocks[1].split("\n\n")
+    exec(make, names)
+    names["opt_state"] = names["tx"].init(params)
+    exec(use, names)
+    chex.assert_trees_all_close(optax.apply_updates(params, names["updates"]), after, atol=1e-6)
+    assert jax.tree.leaves(names["updates"])[0].shape == (4, 3)
