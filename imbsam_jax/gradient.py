@@ -79,7 +79,8 @@ def value_and_grad(
           gradient NaN.
         step: number of updates made so far; required where the rule depends on it. A Python int
           chooses a stage of a staged rule while tracing, a traced step under `lax.cond`.
-        mask: bool[B], False for padding. B is then the number of True rows, over all devices.
+        mask: bool[B], False for padding (anything whose derivative is finite, such as zeros). B
+          is then the number of True rows, over all devices.
         mean_loss: scalar, `(1/B) sum_i loss_i(theta)`, unweighted, over all devices.
         aux: what losses_fn returned beside the losses at theta, of this device.
         grads: like params, the same dtypes, averaged over the devices.

@@ -152,9 +152,6 @@ class class_weighted_grad:
             losses, _ = check_pair(self._losses_fn(p, *self._args))
             losses = check_losses(losses, self._labels)
             weights = row_weights(class_weights, self._labels, self._mask, losses.dtype)
-            # Where, not only a zero weight: padding may hold anything.
-            if self._mask is not None:
-                losses = jnp.where(self._mask, losses, 0)
             return (weights / losses.shape[0] * losses).sum()
 
         return jax.grad(weighted)(params)

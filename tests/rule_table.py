@@ -2,8 +2,8 @@
 
 A new rule is one more `Row` in `RULES`; every test that takes a row then runs over it: ten steps
 against the transcription, both front doors, masks, soft labels, six ways to spread a batch over
-devices, schedules, limits. A rule with a door of its own (CC-SAM: one group per class in the
-batch) joins as a row whose `value_and_grad` is that door and whose `transform` is None.
+devices, schedules, limits. CC-SAM does not fit the table (one group per class in the batch, a door
+of its own); test_cc_sam.py is its suite, on the same model.
 
 The model is the one of `reference.py`, a tanh layer and a softmax, in nested dictionaries as Flax
 names them.
@@ -196,7 +196,7 @@ RULES = [
     Row("sse_sam", _sse_sam_rule, _sse_sam, needs_step=True, base=True),
     Row("sgd_then_imbsam", _sgd_then_imbsam_rule, _sgd_then_imbsam, needs_step=True, base=True),
     Row("sam_tail_weight", sam_tail_weight_rule, _sam_tail_weight),
-    # Here: Row("cc_sam", ...), with its own value_and_grad and reference.cc_sam_gradient.
+    # CC-SAM has a door of its own: test_cc_sam.py.
 ]
 
 BY_ID = {row.id: row for row in RULES}
