@@ -79,7 +79,8 @@ def finished(paths: list[Path]) -> dict[str, dict[str, Any]]:
 def main(args: argparse.Namespace) -> None:
     from experiments.data import load_npz
     from experiments.methods import build_rule, rule_arguments
-    from experiments.train import Settings, fit
+    from experiments.settings import Settings
+    from experiments.train import fit
     from imbsam_jax import imbalance_factor
     from imbsam_jax.losses import cross_entropy
 

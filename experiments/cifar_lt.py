@@ -1,6 +1,9 @@
-"""CIFAR-100-LT and CIFAR-10-LT.
+r"""CIFAR-100-LT and CIFAR-10-LT.
 
     python -m experiments.cifar_lt --rule imbsam --rho 0.05 --eta 100 --out runs/imbsam
+    python -m experiments.cifar_lt --preset focal-sam-paper --out runs/focal
+    python -m experiments.cifar_lt --rule sse_sam --loss ldam --drw-epoch 160 --mixup 1 \
+        --stage2 crt lws tau-norm --out runs/sse
 
 The defaults are the ImbSAM paper's (200 epochs, batch 64, momentum 0.9, cross-entropy, rho 0.05,
 eta 100, tail loss as it is). What the paper leaves open follows the code it builds on: lr 0.01,
@@ -12,18 +15,20 @@ what the release trains under the name ResNet-32.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import Any
 
-from experiments import cli
+from experiments import cli, methods, objectives, presets, stage2
 from experiments.errors import RunError
-from experiments.methods import RULES, build_rule, rule_arguments
 from experiments.models import MODELS
+from experiments.settings import SAMPLING
 from experiments.steps import SCHEDULES
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser("Train on long-tailed CIFAR with a sharpness-aware rule.")
+    presets.add_argument(parser)
     data = parser.add_argument_group("data")
     data.add_argument("--dataset", default="cifar100", choices=["cifar100", "cifar10"])
     data.add_argument(
@@ -48,13 +53,10 @@ def arguments() -> argparse.ArgumentParser:
     )  # fmt: skip
 
     method = parser.add_argument_group("method")
-    method.add_argument("--rule", default="imbsam", choices=sorted(RULES))
-    method.add_argument("--rho", type=float, default=0.05, help="radius, in parameter units, >= 0")
-    method.add_argument("--eta", type=float, default=100, help="largest count of a tail class")
-    method.add_argument(
-        "--tail-scale", type=float, default=1.0,
-        help="factor on the tail loss; 2 in the released code since September 2023",
-    )  # fmt: skip
+    method.add_argument("--rule", default="imbsam", choices=sorted(methods.RULES))
+    methods.add_arguments(method)
+    objectives.add_arguments(parser.add_argument_group("loss"))
+    stage2.add_arguments(parser.add_argument_group("second stage"))
 
     training = parser.add_argument_group("training")
     training.add_argument("--model", default="resnet34_3x3", choices=sorted(MODELS))
@@ -69,6 +71,10 @@ def arguments() -> argparse.ArgumentParser:
     training.add_argument(
         "--weight-decay", type=float, default=5e-3, help="coupled, on every parameter, at theta"
     )
+    training.add_argument(
+        "--sampling", default="natural", choices=SAMPLING,
+        help="of the first stage: every image once an epoch, or every class alike",
+    )  # fmt: skip
     training.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     seeds = training.add_mutually_exclusive_group()
     seeds.add_argument("--seed", type=int, default=0, help="one run, in --out itself")
@@ -114,41 +120,76 @@ def load(args: argparse.Namespace) -> Any:
 def main(args: argparse.Namespace) -> None:
     from experiments import report
     from experiments.data import save_npz
-    from experiments.train import Settings, fit
+    from experiments.execution import EXECUTIONS
+    from experiments.settings import Settings
+    from experiments.train import fit, last_variables
     from imbsam_jax import imbalance_factor
-    from imbsam_jax.losses import cross_entropy
 
     if not args.export and not args.out:
         raise RunError("--out is missing: name the folder this run is to be written to")
+    if args.preset:
+        print(presets.explain(args))
     cli.use_compilation_cache()
     dataset = load(args)
     if args.export:
         save_npz(dataset, Path(args.export))
         print(f"wrote {args.export}: {len(dataset.train_labels)} training images, {dataset.source}")
         return
-    options = vars(args)
-    rule = build_rule(args.rule, dataset.class_counts(), options)
+    options, counts = vars(args), dataset.class_counts()
+    settings = Settings(
+        **{name: options[name] for name in Settings.__dataclass_fields__ if name in options}
+        | {"classifier": objectives.classifier_for(args.loss, options)}
+    )
+    settings.check()
+    steps_per_epoch = -(-len(dataset.train_labels) // args.batch_size)
+    method, of_method = methods.build_method(
+        args.rule, counts, options, steps_per_epoch=steps_per_epoch
+    )
+    loss, of_loss = objectives.build_loss(
+        args.loss, counts, options, steps_per_epoch=steps_per_epoch,
+        axis_name=EXECUTIONS[args.parallel].axis_name,
+    )  # fmt: skip
+    description = {
+        "experiment": "cifar_lt",
+        **of_method,
+        **of_loss,
+        "imbalance_factor": imbalance_factor(counts),
+        "subset": args.subset,
+        "subset_seed": args.subset_seed,
+        "val_per_class": args.val_per_class,
+        "preset": args.preset,
+        "stage2": None,
+        "stage2_args": {},
+    }
+    second = [
+        stage2.make(
+            name, options, class_counts=counts, first=settings, steps_per_epoch=steps_per_epoch
+        )
+        for name in dict.fromkeys(args.stage2)
+    ]
     several = args.seeds is not None or args.num_seeds is not None
     seeds = args.seeds or (list(range(args.num_seeds)) if args.num_seeds else [args.seed])
-    names = {field for field in Settings.__dataclass_fields__ if field in options}
+    more = {"resume": args.resume, "quiet": args.quiet}
     reports = []
     for seed in seeds:
-        settings = Settings(**{**{name: options[name] for name in names}, "seed": seed})
-        description = {
-            "experiment": "cifar_lt",
-            "rule": args.rule,
-            "rule_args": rule_arguments(args.rule, options),
-            "loss": "cross_entropy",
-            "imbalance_factor": imbalance_factor(dataset.class_counts()),
-            "subset": args.subset,
-            "subset_seed": args.subset_seed,
-            "val_per_class": args.val_per_class,
-        }
+        mine = dataclasses.replace(settings, seed=seed)
         out = Path(args.out) / f"seed_{seed}" if several else Path(args.out)
-        parts = (dataset, args.model, rule, cross_entropy, settings, out)
-        reports.append(fit(*parts, description=description, resume=args.resume, quiet=args.quiet))
+        reports.append(
+            fit(dataset, args.model, method, loss, mine, out, description=description, **more)
+        )
+        for stage in second:
+            trained, fresh = last_variables(out, dataset, args.model, mine)
+            start = {**trained, "params": stage.start(trained["params"], fresh["params"])}
+            reports.append(
+                fit(
+                    dataset, args.model, stage.method, stage.loss,
+                    dataclasses.replace(stage.settings, seed=seed),
+                    out / f"stage2_{stage.description['stage2']}", start=start,
+                    adversary=stage.adversary, description=description | stage.description, **more,
+                )
+            )  # fmt: skip
     report.show(reports)
 
 
 if __name__ == "__main__":
-    cli.run(main, arguments().parse_args())
+    cli.run(main, presets.parse(arguments()))

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from experiments.execution import Jit
+from experiments.methods import Method
 from experiments.steps import Inputs, TrainState
 from imbsam_jax.rules import Rule
 
@@ -22,7 +23,12 @@ def flops(compiled: Any) -> float:
 
 
 def lone_step(
-    run_on: Jit, rule: Rule, state: TrainState, inputs: Inputs, batch_size: int, seconds: float
+    run_on: Jit,
+    method: Method | Rule,
+    state: TrainState,
+    inputs: Inputs,
+    batch_size: int,
+    seconds: float,
 ) -> tuple[float, float]:
     """(FLOPs, median milliseconds) of one compiled step; a time of NaN where seconds is 0.
 
@@ -32,7 +38,7 @@ def lone_step(
     """
     index = np.arange(batch_size, dtype=np.int32)[None]
     mine = run_on.put_state(state)
-    call = run_on.compile_steps(rule, mine, inputs, index)
+    call = run_on.compile_steps(method, mine, inputs, index)
     times: list[float] = []
     while seconds and (len(times) < 4 or (sum(times) < seconds and len(times) < 100)):
         placed = run_on.place(index)

@@ -29,8 +29,9 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     from experiments.checkpoints import Checkpoints
+    from experiments.settings import Note, Settings
     from experiments.stopping import StopRequest
-    from experiments.train import Note, Parts, Settings, class_counts_sha256
+    from experiments.train import Parts, class_counts_sha256
     from imbsam_jax.losses import cross_entropy
 
     run = Path(args.run)

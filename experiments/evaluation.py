@@ -10,13 +10,13 @@ import numpy as np
 
 from experiments.data import Dataset
 from experiments.execution import Jit
-from experiments.steps import Inputs, Loss, TrainState, count_hits, normalise
+from experiments.steps import Inputs, TrainState, count_hits, normalise
 from experiments.stopping import StopRequest
 from imbsam_jax import metrics, shot_splits
 
 
 class Hits(NamedTuple):
-    """int64[C] correct predictions and examples of each class; mean loss over the examples."""
+    """int64[C] correct predictions and examples of each class; their mean cross-entropy."""
 
     correct: np.ndarray
     total: np.ndarray
@@ -28,12 +28,11 @@ class Evaluator:
 
     Args:
       dataset: whose images are evaluated, without augmentation.
-      loss: (logits, labels) -> float[B], for the mean loss.
       run_on: the devices, over which each batch is sharded.
       batch: images of a compiled call.
     """
 
-    def __init__(self, dataset: Dataset, loss: Loss, run_on: Jit, batch: int):
+    def __init__(self, dataset: Dataset, run_on: Jit, batch: int):
         self._dataset, self._run_on, self._batch = dataset, run_on, batch
         self._splits = shot_splits(dataset.class_counts(), dataset.many_above, dataset.few_below)
         self._inputs: dict[str, Inputs] = {}
@@ -42,7 +41,7 @@ class Evaluator:
             def prepare(images: jax.Array) -> jax.Array:
                 return normalise(images, dataset.mean, dataset.std)
 
-            return count_hits(state, loss, prepare, inputs, index[0], mask[0], flip)
+            return count_hits(state, prepare, inputs, index[0], mask[0], flip)
 
         self._hits = jax.jit(hits, static_argnums=4)
 

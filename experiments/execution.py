@@ -4,7 +4,7 @@
     get_state(state)       back to a plain state, replicated over the mesh
     put_inputs(inputs)     a data set, whole on every device
     place(index)           int32[K, B], rows of K batches -> what the compiled call takes
-    compile_steps(rule, state, inputs, index) -> call(state, inputs, placed) -> (state, metrics)
+    compile_steps(method, state, inputs, index) -> call(state, inputs, placed) -> (state, metrics)
 
 A call is K steps: a scan where K > 1, else a lone step (on XLA:CPU a convolution is many times
 slower to train inside a scan). The state is donated.
@@ -24,7 +24,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments.errors import RunError
-from experiments.steps import Inputs, Loss, StepMetrics, TrainState, make_step
+from experiments.methods import Method
+from experiments.objectives import Objective
+from experiments.steps import Inputs, StepMetrics, TrainState, make_step
 from imbsam_jax.rules import Rule
 
 AXIS = "batch"
@@ -51,8 +53,10 @@ class Jit:
 
     axis_name: str | None = None
 
-    def __init__(self, devices: list[jax.Device], loss: Loss, prepare: Any, key: jax.Array):
-        self.devices, self._loss, self._prepare = devices, loss, prepare
+    def __init__(
+        self, devices: list[jax.Device], objective: Objective, prepare: Any, key: jax.Array
+    ):
+        self.devices, self._objective, self._prepare = devices, objective, prepare
         mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
         self.replicated = NamedSharding(mesh, P())
         self._rows = NamedSharding(mesh, P(None, AXIS))
@@ -76,9 +80,9 @@ class Jit:
         return jax.device_put(index, self._rows if even else self.replicated)
 
     def compile_steps(
-        self, rule: Rule, state: TrainState, inputs: Inputs, index: np.ndarray
+        self, method: Method | Rule, state: TrainState, inputs: Inputs, index: np.ndarray
     ) -> Any:
-        step = make_step(rule, self._loss, self._prepare, axis_name=self.axis_name)
+        step = make_step(method, self._objective, self._prepare, axis_name=self.axis_name)
         many = _repeat(step, index.shape[0], index.shape[1], self._key)
 
         def call(state: TrainState, inputs: Inputs, index: jax.Array) -> Any:
@@ -113,9 +117,9 @@ class Pmap(Jit):
         return split.transpose(1, 0, 2), positions.reshape(count, -1)
 
     def compile_steps(
-        self, rule: Rule, state: TrainState, inputs: Inputs, index: np.ndarray
+        self, method: Method | Rule, state: TrainState, inputs: Inputs, index: np.ndarray
     ) -> Any:
-        step = make_step(rule, self._loss, self._prepare, axis_name=self.axis_name)
+        step = make_step(method, self._objective, self._prepare, axis_name=self.axis_name)
         many = _repeat(step, index.shape[0], index.shape[1], self._key)
 
         def call(state: TrainState, inputs: Inputs, placed: Any) -> Any:

@@ -1,20 +1,167 @@
-"""Rules by name: which flags a rule takes is read off its signature, so none is listed twice."""
+"""How a gradient is taken, by name: every method of the family behind one call.
+
+A method works on a model in two halves, `Halves`, so that class-conditional SAM, which treats the
+classifier apart, is called like the rules. `fit` and `make_step` take a method, or a rule of
+imbsam_jax alone. Which flags a method takes is read off its signature, so none is listed twice.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
+import jax
 import numpy as np
 
 from experiments.errors import RunError
-from imbsam_jax import rules
+from imbsam_jax import Ascent, asam_scale, cc_sam, magnitude_scale, rules, schedules, value_and_grad
+from imbsam_jax.rules import Rule
 
-RULES: dict[str, Callable[..., rules.Rule]] = {
+# Of the running statistics of batch normalisation.
+STATISTICS = ("first", "every")
+
+
+class Halves(NamedTuple):
+    """A model and its loss on one batch of b rows.
+
+    Attributes:
+      features: (params, stats) -> (features float[b, D], new stats).
+      losses: (params, features, stats) -> (losses float[b], logits float[b, C]).
+      unmixed: the same with the rows' first labels alone, where mixup mixes two.
+      labels: int[b], the first labels.
+      soft: float[b, C] where mixup is on, else None.
+    """
+
+    features: Callable[..., Any]
+    losses: Callable[..., Any]
+    unmixed: Callable[..., Any]
+    labels: jax.Array
+    soft: jax.Array | None
+
+
+class Method(Protocol):
+    """How a gradient is taken."""
+
+    def stages(self) -> list[tuple[int, Method]]:
+        """(first step, method) of each stage; one for a method without stages."""
+
+    def gradient(self, halves: Halves, params: Any, stats: Any, step: Any, axis: Any) -> Any:
+        """((mean loss, (new stats, logits)), grads like params), means over the device axis."""
+
+
+class Tabled:
+    """A rule of imbsam_jax.rules.
+
+    Args:
+      rule: a row of the table.
+      ascent: how the perturbation is taken.
+      statistics: "first", running statistics are those of the pass at theta, or "every", each
+        pass updates them in turn, as the released PyTorch code does.
+    """
+
+    def __init__(self, rule: Rule, ascent: Ascent = Ascent(), statistics: str = "first"):
+        self.rule, self.ascent, self.statistics = rule, ascent, statistics
+
+    def stages(self) -> list[tuple[int, Method]]:
+        return [
+            (start, Tabled(rule, self.ascent, self.statistics))
+            for start, rule in rule_stages(self.rule)
+        ]
+
+    def gradient(self, halves: Halves, params: Any, stats: Any, step: Any, axis: Any) -> Any:
+        def losses_fn(params: Any, stats: Any) -> Any:
+            features, new = halves.features(params, stats)
+            losses, logits = halves.losses(params, features, stats)
+            return losses, (new, logits)
+
+        options: dict[str, Any] = {}
+        if self.statistics == "every":
+            options["carry"] = lambda args, aux: (aux[0],)
+        labels = halves.labels if halves.soft is None else halves.soft
+        f = value_and_grad(losses_fn, self.rule, axis_name=axis, ascent=self.ascent, **options)
+        return f(params, labels, stats, step=step)
+
+
+class ClassConditional:
+    """CC-SAM; the arguments are those of `cc_sam.value_and_grad`."""
+
+    def __init__(self, class_counts: Any, *, variant: Any = "paper", **options: Any):
+        self._counts, self._variant, self._options = class_counts, variant, options
+        # Refuses bad options now, not in the first step.
+        cc_sam.value_and_grad(_unused, _unused, class_counts, variant=variant, **options)
+
+    def stages(self) -> list[tuple[int, Method]]:
+        return [(0, self)]
+
+    def gradient(self, halves: Halves, params: Any, stats: Any, step: Any, axis: Any) -> Any:
+        release = self._variant == "release"
+        labels = halves.labels if release or halves.soft is None else halves.soft
+        f = cc_sam.value_and_grad(
+            halves.features,
+            halves.losses,
+            self._counts,
+            variant=self._variant,
+            perturbed_losses_fn=halves.unmixed if release else None,
+            axis_name=axis,
+            **self._options,
+        )
+        return f(params, labels, stats, step=step)
+
+
+def _unused(*_: Any) -> Any:
+    raise AssertionError("only built, never called")
+
+
+def as_method(method: Method | Rule) -> Method:
+    """A rule alone is a method with the paper's options."""
+    found: Any = method if hasattr(method, "gradient") else Tabled(method)  # type: ignore[arg-type]
+    return found  # type: ignore[no-any-return]
+
+
+def rule_stages(rule: Rule) -> list[tuple[int, Rule]]:
+    """(first step, rule) of each stage; one for a rule without stages."""
+    if not isinstance(rule, rules.stagewise):
+        return [(0, rule)]
+    (first, second), (_, switch) = rule.stages, rule.starts
+    switch = int(switch)
+    before = [(start, stage) for start, stage in rule_stages(first) if start < switch]
+    after = [(max(start, switch), stage) for start, stage in rule_stages(second)]
+    # Of stages that would start at once, the last holds.
+    return before + [
+        after[i] for i in range(len(after)) if i + 1 == len(after) or after[i][0] != after[i + 1][0]
+    ]
+
+
+# ---- by name -------------------------------------------------------------------------------
+
+
+def _cc_sam(
+    class_counts: Any,
+    *,
+    cc_variant: str = "paper",
+    cc_perturb: str = "classifier",
+    noise_ratio: float = 1.0,
+    flat_ratio: float | None = None,
+) -> ClassConditional:
+    return ClassConditional(
+        class_counts,
+        variant=cc_variant,
+        perturb=cc_perturb,
+        noise_ratio=noise_ratio,
+        flat_ratio=flat_ratio,
+    )
+
+
+RULES: dict[str, Callable[..., Any]] = {
     "sgd": rules.sgd,
     "sam": rules.sam,
+    "reweighted_sam": rules.reweighted_sam,
     "imbsam": rules.imbsam,
+    "focal_sam": rules.focal_sam,
+    "sse_sam": rules.sse_sam,
+    "cc_sam": _cc_sam,
 }
 
 
@@ -27,7 +174,7 @@ def rule_arguments(name: str, options: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in options.items() if k in taken and v is not None}
 
 
-def build_rule(name: str, class_counts: np.ndarray, options: dict[str, Any]) -> rules.Rule:
+def build_rule(name: str, class_counts: np.ndarray, options: dict[str, Any]) -> Any:
     """The rule of that name for these class counts; a bad hyper-parameter is a RunError."""
     arguments = rule_arguments(name, options)
     first = next(iter(inspect.signature(RULES[name]).parameters))
@@ -36,3 +183,162 @@ def build_rule(name: str, class_counts: np.ndarray, options: dict[str, Any]) -> 
         return RULES[name](counts, **arguments)
     except (TypeError, ValueError) as error:
         raise RunError(f"--rule {name}: {error}") from error
+
+
+def build_method(
+    name: str, class_counts: np.ndarray, options: dict[str, Any], *, steps_per_epoch: int
+) -> tuple[Method, dict[str, Any]]:
+    """(the method of that name, the report's fields "rule", "rule_args" and "ascent").
+
+    Args:
+      name: one of RULES.
+      class_counts: int[C].
+      options: the flags of `add_arguments`, and "epochs" and "weight_decay".
+      steps_per_epoch: what schedules by epoch and the switch of a staged rule are counted in.
+    """
+    options = dict(options)
+    epochs = options["epochs"]
+    rho = _radius(options, steps_per_epoch)
+    fraction = options.get("switch_fraction", 0.7)
+    if not 0 <= fraction <= 1:
+        raise RunError(f"--switch-fraction must be between 0 and 1, got {fraction}")
+    # In units of 1e-9 epochs: 0.7 * 10 must not become 7.000000000000001.
+    options["switch_step"] = math.ceil(round(fraction * epochs, 9)) * steps_per_epoch
+    described = rule_arguments(name, options)
+    found = build_rule(name, class_counts, {**options, "rho": rho})
+    if "rho" in described and callable(rho):
+        described["rho"] = _schedule_name(options)
+    ascent = ascent_arguments(options)
+    if name == "sgd":  # it perturbs nothing, but has a weight decay
+        ascent = {k: v for k, v in ascent.items() if k == "weight_decay_inside"}
+    if name == "cc_sam" and ascent:
+        flags = ", ".join(f"--{key.replace('_', '-')}" for key in sorted(ascent))
+        raise RunError(f"--rule cc_sam has a perturbation of its own, without {flags}")
+    method = found
+    if name != "cc_sam":
+        try:
+            method = Tabled(
+                found, _ascent(ascent, options), ascent.get("running_statistics", "first")
+            )
+        except ValueError as error:
+            raise RunError(str(error)) from error
+    return method, {"rule": name, "rule_args": described, "ascent": ascent}
+
+
+def ascent_arguments(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of the perturbation that differ from the paper's."""
+    defaults: dict[str, Any] = {
+        "p_norm": 2.0,
+        "adaptive": "none",
+        "group_mean": False,
+        "weight_decay_inside": False,
+        "running_statistics": "first",
+    }
+    found = {k: options[k] for k in defaults if k in options and options[k] != defaults[k]}
+    if found.get("adaptive") == "asam":
+        found["asam_eta"] = options.get("asam_eta", 0.01)
+    return found
+
+
+def _ascent(arguments: dict[str, Any], options: dict[str, Any]) -> Ascent:
+    adaptive = {
+        None: lambda: None,
+        "asam": lambda: asam_scale(arguments["asam_eta"]),
+        "magnitude": lambda: magnitude_scale,
+    }[arguments.get("adaptive")]()
+    more: dict[str, Any] = {}
+    if arguments.get("weight_decay_inside"):
+        more["weight_decay"] = options["weight_decay"]
+    return Ascent(
+        p=arguments.get("p_norm", 2.0),
+        adaptive=adaptive,
+        group_mean=arguments.get("group_mean", False),
+        **more,
+    )
+
+
+def _radius(options: dict[str, Any], steps_per_epoch: int) -> Any:
+    """--rho, or the schedule that --rho-schedule makes of --rho-values."""
+    kind, values = options.get("rho_schedule", "constant"), options.get("rho_values")
+    if kind == "constant":
+        if values:
+            raise RunError("--rho-values belong to a --rho-schedule: name one")
+        return options.get("rho")
+    try:
+        if kind == "step":
+            given = {} if values is None else {"values": values}
+            last = options["epochs"] / 200  # published for 200 epochs
+            boundaries = [round(e * last) for e in (5, 160, 180)]
+            return schedules.step_radius(
+                **given, boundaries=boundaries, steps_per_epoch=steps_per_epoch
+            )
+        low, high = _pair(kind, values)
+        make: Any = {"linear": schedules.linear_radius, "late": schedules.late_radius}[kind]
+        return make(low, high, epochs=options["epochs"], steps_per_epoch=steps_per_epoch)
+    except ValueError as error:
+        raise RunError(f"--rho-schedule {kind}: {error}") from error
+
+
+def _pair(kind: str, values: Sequence[float] | None) -> Sequence[float]:
+    if values is None:
+        return {"linear": (0.05, 0.8), "late": (0.1, 0.2)}[kind]
+    if len(values) != 2:
+        raise RunError(f"--rho-schedule {kind} takes two --rho-values, got {len(values)}")
+    return values
+
+
+def _schedule_name(options: dict[str, Any]) -> str:
+    values = options.get("rho_values")
+    return options["rho_schedule"] + (
+        "" if values is None else f"({', '.join(f'{v:g}' for v in values)})"
+    )
+
+
+def add_arguments(group: Any, **defaults: Any) -> None:
+    """The flags of every method; defaults by name replace those here."""
+
+    def add(flag: str, default: Any, text: str, **more: Any) -> None:
+        value = defaults.get(flag.replace("-", "_"), default)
+        group.add_argument(f"--{flag}", default=value, help=text, **more)
+
+    add("rho", 0.05, "radius, in parameter units, >= 0", type=float)
+    add("rho-schedule", "constant", "radius by epoch: Focal-SAM's step (boundaries at 5/200, "
+        "160/200, 180/200 of the epochs) and linear, or late (from 80%% of the epochs)",
+        choices=["constant", "step", "linear", "late"])  # fmt: skip
+    add("rho-values", None, "radii of --rho-schedule; default as published", type=float, nargs="+")
+    add("eta", 100.0, "largest count of a tail class", type=float)
+    add("tail-scale", 1.0, "imbsam: factor on the tail loss; 2 in the released code since "
+        "September 2023", type=float)  # fmt: skip
+    add("tail-weight", 2.0, "reweighted_sam: weight of the tail in SAM's loss", type=float)
+    add("gamma", 3.2, "focal_sam: focus on rare classes, >= 0", type=float)
+    add("strength", 0.8, "focal_sam: weight of the perturbed part, >= 0", type=float)
+    add("head-rho", 0.05, "sse_sam: radius of the head in the first stage", type=float)
+    add("tail-rho", 0.1, "sse_sam: radius of the tail", type=float)
+    add("switch-fraction", 0.7, "sse_sam: share of the epochs before its second stage", type=float)
+    add(
+        "cc-variant",
+        "paper",
+        "cc_sam: the paper's radius or the release's",
+        choices=["paper", "release"],
+    )
+    add("cc-perturb", "classifier", "cc_sam: what is perturbed", choices=["classifier", "all"])
+    add("noise-ratio", 1.0, "cc_sam: factor on the radius; 1e-6 in the released code", type=float)
+    add("flat-ratio", None, "cc_sam: weight of the perturbed part; default 1 (paper), 0.5 "
+        "(release)", type=float)  # fmt: skip
+    group.add_argument(
+        "--strict", action="store_true", help="the tail is n < eta, as in the ImbSAM release"
+    )
+    add("p-norm", 2.0, "norm of the perturbation's ball, > 1 or inf", type=float)
+    add("adaptive", "none", "scale of the ball: ASAM's (weights, by tensor) or davda54's (all)",
+        choices=["none", "asam", "magnitude"])  # fmt: skip
+    add("asam-eta", 0.01, "--adaptive asam: added to |theta|", type=float)
+    group.add_argument(
+        "--group-mean", action="store_true",
+        help="divide each part by its own rows, as SSE-SAM's release does for its ImbSAM",
+    )  # fmt: skip
+    group.add_argument(
+        "--weight-decay-inside", action="store_true",
+        help="weight decay inside the perturbed loss, as in the official JAX SAM",
+    )  # fmt: skip
+    add("running-statistics", "first", "which passes update those of batch normalisation; every "
+        "in the released PyTorch code", choices=STATISTICS)  # fmt: skip

@@ -13,18 +13,32 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax import traverse_util
 from flax.training import train_state
 
-from imbsam_jax import Ascent, metrics, value_and_grad
+from experiments.methods import Halves, Method, as_method
+from experiments.objectives import Objective
+from imbsam_jax import classifiers, metrics
+from imbsam_jax.losses import cross_entropy
 from imbsam_jax.rules import Rule
 
-Loss = Callable[[jax.Array, jax.Array], jax.Array]
+# Which parameters are trained; the rest is frozen.
+TRAINED = ("all", "head", "scales")
 
 
 class TrainState(train_state.TrainState):
-    """Flax's train state and the running statistics of batch normalisation ({} without)."""
+    """Flax's train state, with batch statistics and with parameters that are not trained.
+
+    Attributes:
+      batch_stats: running statistics of batch normalisation, {} without.
+      frozen: the rest of the parameters, {} where all of them are trained.
+    """
 
     batch_stats: Any
+    frozen: Any
+
+    def variables(self) -> dict[str, Any]:
+        return {"params": merge(self.params, self.frozen), "batch_stats": self.batch_stats}
 
 
 class Inputs(NamedTuple):
@@ -42,16 +56,51 @@ class StepMetrics(NamedTuple):
 
 
 def create_state(
-    model: nn.Module, tx: optax.GradientTransformation, images: jax.Array, key: jax.Array
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    images: jax.Array,
+    key: jax.Array,
+    trained: str = "all",
 ) -> TrainState:
     """Fresh parameters for images float[B, H, W, C] (their values do not matter)."""
     variables = model.init(key, images, train=False)
+    return start_state(model, tx, variables, trained)
+
+
+def start_state(
+    model: nn.Module, tx: optax.GradientTransformation, variables: Any, trained: str = "all"
+) -> TrainState:
+    """A state that trains some of these variables from here, one of TRAINED."""
+    params, frozen = split(variables["params"], trained)
     return TrainState.create(
         apply_fn=model.apply,
-        params=variables["params"],
-        batch_stats=variables.get("batch_stats", {}),
+        params=params,
         tx=tx,
+        batch_stats=variables.get("batch_stats", {}),
+        frozen=frozen,
     )
+
+
+def split(params: Any, trained: str) -> tuple[Any, Any]:
+    """(trained, frozen): all, the classifier "head", or the "scales" of a scaled one alone."""
+    if trained not in TRAINED:
+        raise ValueError(f"unknown part {trained!r}; choose from {', '.join(TRAINED)}")
+    if trained == "all":
+        return params, {}
+    flat = traverse_util.flatten_dict(params)
+    chosen = {k: v for k, v in flat.items() if k[0] == "head" and trained in ("head", k[-1])}
+    if not chosen:
+        raise ValueError(f"this model has no {trained} to train")
+    rest = {k: v for k, v in flat.items() if k not in chosen}
+    return traverse_util.unflatten_dict(chosen), traverse_util.unflatten_dict(rest)
+
+
+def merge(params: Any, frozen: Any) -> Any:
+    """What `split` took apart."""
+    if not frozen:
+        return params
+    flat = traverse_util.flatten_dict(frozen) | traverse_util.flatten_dict(params)
+    return traverse_util.unflatten_dict(flat)
 
 
 def normalise(images: jax.Array, mean: Any, std: Any) -> jax.Array:
@@ -85,29 +134,58 @@ def crop_and_flip(
     return jax.vmap(one)(padded, corners, flips)
 
 
+def mix(
+    soft_of: Callable[[jax.Array], jax.Array],
+    images: tuple[jax.Array, jax.Array],
+    labels: tuple[jax.Array, jax.Array],
+    share: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Mixup: `share` of the first images and labels (made soft), the rest of the second."""
+    mixed = share * images[0] + (1 - share) * images[1]
+    return mixed, share * soft_of(labels[0]) + (1 - share) * soft_of(labels[1])
+
+
 def make_step(
-    rule: Rule,
-    loss: Loss,
+    method: Method | Rule,
+    objective: Objective,
     prepare: Callable[[jax.Array, jax.Array, int, jax.Array], jax.Array],
     *,
     axis_name: str | None = None,
-    ascent: Ascent = Ascent(),
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """`step(state, inputs, index, positions, batch_size, key) -> (state, StepMetrics)`.
 
     Args:
-      rule: how the gradient is taken; its step is state.step.
-      loss: (logits float[b, C], labels int[b]) -> float[b].
+      method: how the gradient is taken; its step is state.step.
+      objective: what is minimised.
       prepare: (raw images, positions, batch_size, key) -> what the model sees.
 
     The step's rows are `inputs[index]`, at `positions` of a batch of batch_size in all. Its
     randomness is `fold_in(key, state.step)`, so a resumed run draws what an unkilled one would.
+    With mixup each row meets another of the whole batch, augmented as it is there; accuracy then
+    counts a hit on either label by its share.
     """
+    method = as_method(method)
 
-    def losses_fn(params: Any, stats: Any, apply: Any, images: Any, labels: Any) -> Any:
-        variables = {"params": params, "batch_stats": stats}
-        logits, updated = apply(variables, images, train=True, mutable=["batch_stats"])
-        return loss(logits, labels), (logits, updated.get("batch_stats", {}))
+    def soft_of(labels: jax.Array) -> jax.Array:
+        return jax.nn.one_hot(labels, objective.num_classes)
+
+    def batch(
+        inputs: Inputs, index: jax.Array, positions: jax.Array, batch_size: int, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        labels = inputs.labels[index]
+        images = prepare(inputs.images[index], positions, batch_size, key)
+        if not objective.mixup:
+            return images, labels, None
+        share_key, pair_key = jax.random.split(jax.random.fold_in(key, 1))
+        share = jax.random.beta(share_key, objective.mixup, objective.mixup)
+        others = jax.random.permutation(pair_key, batch_size)[positions]
+        whole = index
+        if axis_name is not None:  # every device holds all images, but only its rows of the index
+            whole = jax.lax.all_gather(index, axis_name, tiled=True)
+        partners = prepare(inputs.images[whole[others]], others, batch_size, key)
+        both = (labels, inputs.labels[whole[others]])
+        mixed, soft = mix(soft_of, (images, partners), both, share)
+        return mixed, labels, soft
 
     def step(
         state: TrainState,
@@ -118,17 +196,14 @@ def make_step(
         key: jax.Array,
     ) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(key, state.step)
-        images = prepare(inputs.images[index], positions, batch_size, key)
-        labels = inputs.labels[index]
-
-        def on_batch(params: Any, stats: Any, images: Any, labels: Any) -> Any:
-            return losses_fn(params, stats, state.apply_fn, images, labels)
-
-        gradient = value_and_grad(on_batch, rule, axis_name=axis_name, ascent=ascent)
-        (mean_loss, (logits, stats)), grads = gradient(
-            state.params, labels, state.batch_stats, images, labels, step=state.step
+        images, labels, soft = batch(inputs, index, positions, batch_size, key)
+        halves = _halves(state, objective, images, labels, soft)
+        (mean_loss, (stats, logits)), grads = method.gradient(
+            halves, state.params, state.batch_stats, state.step, axis_name
         )
-        accuracy = jnp.mean(jnp.argmax(logits, -1) == labels, dtype=jnp.float32)
+        shown = soft_of(labels) if soft is None else soft
+        guess = jnp.argmax(logits, -1)
+        accuracy = jnp.mean(jnp.take_along_axis(shown, guess[:, None], 1), dtype=jnp.float32)
         if axis_name is not None:
             accuracy = jax.lax.pmean(accuracy, axis_name)
         return state.apply_gradients(grads=grads, batch_stats=stats), StepMetrics(
@@ -138,27 +213,54 @@ def make_step(
     return step
 
 
+def _halves(
+    state: TrainState, objective: Objective, images: Any, labels: jax.Array, soft: Any
+) -> Halves:
+    step, train = state.step, objective.train_statistics
+
+    def features(params: Any, stats: Any) -> tuple[jax.Array, Any]:
+        variables = {"params": merge(params, state.frozen), "batch_stats": stats}
+        if not train:
+            return state.apply_fn(variables, images, train=False, method="embed"), stats
+        found, updated = state.apply_fn(
+            variables, images, train=True, mutable=["batch_stats"], method="embed"
+        )
+        return found, updated.get("batch_stats", {})
+
+    def losses_of(target: jax.Array) -> Callable[..., Any]:
+        def plain(params: Any, features: jax.Array) -> tuple[jax.Array, jax.Array]:
+            variables = {"params": merge(params, state.frozen)}
+            logits = state.apply_fn(variables, features, method="classify")
+            return objective.loss(logits, target, step), logits
+
+        if objective.adversary is None:
+            return lambda params, features, stats: plain(params, features)
+        wrapped, share = objective.adversary.wrap(plain), objective.adversary.share(step)
+        return lambda params, features, stats: wrapped(params, target, features, share=share)
+
+    target = labels if soft is None else soft
+    return Halves(features, losses_of(target), losses_of(labels), labels, soft)
+
+
 def count_hits(
     state: TrainState,
-    loss: Loss,
     prepare: Callable[[jax.Array], jax.Array],
     inputs: Inputs,
     index: jax.Array,
     mask: jax.Array,
     flip: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(correct int32[C], total int32[C], summed loss) of the rows at index whose mask is True.
+    """(correct int32[C], total int32[C], summed cross-entropy) of the rows whose mask is True.
 
     With flip, logits are averaged over the image and its mirror image, as the ImbSAM and weight
     balancing releases do for their final figures.
     """
     images, labels = prepare(inputs.images[index]), inputs.labels[index]
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    logits = state.apply_fn(variables, images, train=False)
+    logits = state.apply_fn(state.variables(), images, train=False)
     if flip:
-        logits = (logits + state.apply_fn(variables, images[:, :, ::-1], train=False)) / 2
+        logits = (logits + state.apply_fn(state.variables(), images[:, :, ::-1], train=False)) / 2
     correct, total = metrics.class_hits(logits, labels, mask)
-    return correct, total, jnp.where(mask, loss(logits, labels), 0).sum()
+    return correct, total, jnp.where(mask, cross_entropy(logits, labels), 0).sum()
 
 
 def learning_rate(
@@ -172,6 +274,8 @@ def learning_rate(
         last epoch then has learning rate 0.
       steps: LDAM's, `base * (j + 1) / 5` in the first five epochs, then base, a hundredth of it
         from 80% of the epochs, a ten-thousandth from 90%.
+      warmup-steps: CC-SAM's, `base * (1/3 + 2/3 (j + 1) / 5)` up to base, a tenth of it from the
+        epoch that ends at 80% of them, a hundredth from 90%.
       constant: base.
     """
 
@@ -183,6 +287,10 @@ def learning_rate(
             late = jnp.where(epoch >= round(0.9 * epochs), 1e-4, 1e-2)
             decayed = base * jnp.where(epoch >= round(0.8 * epochs), late, 1.0)
             return jnp.where(epoch < 5, base * (epoch + 1) / 5, decayed)
+        if kind == "warmup-steps":
+            rise = jnp.minimum(1 / 3 + 2 / 3 * (epoch + 1) / 5, 1)
+            fall = 0.1 ** sum(epoch + 1 >= round(at * epochs) for at in (0.8, 0.9))
+            return base * rise * fall
         passed = epoch + (kind == "cosine-prestep")
         return base / 2 * (1 + jnp.cos(jnp.pi * passed / epochs))
 
@@ -191,13 +299,22 @@ def learning_rate(
     return at
 
 
-SCHEDULES = ("cosine", "cosine-prestep", "steps", "constant")
+SCHEDULES = ("cosine", "cosine-prestep", "steps", "warmup-steps", "constant")
 
 
 def optimizer(
-    schedule: Callable[[Any], Any], momentum: float, weight_decay: float
+    schedule: Callable[[Any], Any], momentum: float, weight_decay: float, *, max_norm_every: int = 0
 ) -> optax.GradientTransformation:
-    """SGD as in PyTorch: `v = mu v + g + wd theta; theta -= lr v`, decay on every parameter."""
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay), optax.sgd(schedule, momentum=momentum)
-    )
+    """SGD as in PyTorch: `v = mu v + g + wd theta; theta -= lr v`, decay on every parameter.
+
+    With max_norm_every the classifier is projected after every so many steps, with weight
+    balancing's radius of the parameters given to `init`.
+    """
+    links = [optax.add_decayed_weights(weight_decay), optax.sgd(schedule, momentum=momentum)]
+    if max_norm_every:
+        links.append(
+            classifiers.max_norm(
+                lambda params: {name: name == "head" for name in params}, every=max_norm_every
+            )
+        )
+    return optax.chain(*links)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 import sys
 import time
 from pathlib import Path
@@ -27,86 +26,39 @@ from experiments.data import Dataset
 from experiments.errors import RunError, Stopped
 from experiments.evaluation import Evaluator, Hits
 from experiments.execution import EXECUTIONS, Jit, use_devices
+from experiments.methods import Method, as_method
 from experiments.models import create_model
+from experiments.objectives import Adversary, Loss, Objective
 from experiments.progress import Progress
+from experiments.sampling import epoch_order
+from experiments.settings import Note, Settings
 from experiments.steps import (
     Inputs,
-    Loss,
     TrainState,
     create_state,
     crop_and_flip,
     learning_rate,
     normalise,
     optimizer,
+    start_state,
 )
 from experiments.stopping import StopNow, StopRequest
 from imbsam_jax import rules
+from imbsam_jax.losses import cross_entropy
 from imbsam_jax.rules import Rule
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How to train; all of it decides the result, except eval_batch and checkpoint_every."""
-
-    epochs: int = 200
-    batch_size: int = 64
-    lr: float = 0.01
-    schedule: str = "cosine"
-    momentum: float = 0.9
-    weight_decay: float = 5e-3
-    seed: int = 0
-    precision: str = "float32"
-    parallel: str = "jit"
-    devices: int = 1
-    steps_per_call: int = 0  # 0: one on a CPU, where scanned convolutions are slow, else 50
-    augment: bool = True
-    eval_every: int = 1
-    eval_batch: int = 500
-    checkpoint_every: int = 10
-
-    def check(self) -> None:
-        """Refuses settings with which no step could be made."""
-        for name in ("epochs", "batch_size", "eval_every", "eval_batch", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise RunError(
-                    f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
-                )
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise RunError(f"--lr must be finite and positive, got {self.lr}")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise RunError(f"--weight-decay must be finite and at least 0, got {self.weight_decay}")
-        if not 0 <= self.momentum < 1:
-            raise RunError(f"--momentum must lie in [0, 1), got {self.momentum}")
-        if self.seed < 0:
-            raise RunError(f"--seed must be at least 0, got {self.seed}")
-        if self.steps_per_call < 0:
-            raise RunError(f"--steps-per-call must be at least 0, got {self.steps_per_call}")
-
-
-@dataclasses.dataclass
-class Note:
-    """What a checkpoint holds beside the state: where the run is and what it has seen."""
-
-    epoch: int = 0  # whole epochs done
-    calls: int = 0  # calls of the next epoch done
-    loss_sum: float = 0.0  # over the rows of the epoch so far
-    hit_sum: float = 0.0
-    rows: int = 0
-    seconds_train: float = 0.0
-    seconds_compile: float = 0.0
-    best: dict[str, Any] | None = None
-    best_val: dict[str, Any] | None = None
 
 
 def fit(
     dataset: Dataset,
     model_name: str,
-    rule: Rule,
+    method: Method | Rule,
     loss: Loss,
     settings: Settings,
     out: str | Path,
     *,
     description: dict[str, Any],
+    start: Any = None,
+    adversary: Adversary | None = None,
     resume: bool = False,
     deadline: float | None = None,
     quiet: bool = False,
@@ -116,12 +68,14 @@ def fit(
     Args:
       dataset: training and test images, and perhaps held-out ones.
       model_name: a name that `create_model` knows.
-      rule: how the gradient is taken.
-      loss: (logits, labels) -> float[B].
+      method: how the gradient is taken.
+      loss: (logits, labels, step) -> float[B].
       settings: how to train.
       out: the run folder.
       description: the report's fields "experiment", "rule", "rule_args", "loss",
         "imbalance_factor" and whatever else names the run; also kept in config.json.
+      start: {"params", "batch_stats"} to start from instead of fresh ones; epochs may then be 0.
+      adversary: see Objective.
       resume: continue the run in `out` where there is one.
       deadline: time.monotonic() after which to stop as if by SIGTERM, with exit code 75.
 
@@ -129,18 +83,18 @@ def fit(
       RunError: bad settings, a folder in use, a loss that is not finite.
       Stopped: asked to stop; the state is saved.
     """
-    settings.check()
+    settings.check(least_epochs=1 if start is None else 0)
     if settings.steps_per_call == 0:
         platform = use_devices(settings.devices)[0].platform
         settings = dataclasses.replace(settings, steps_per_call=1 if platform == "cpu" else 50)
-    trainer = _Trainer(dataset, model_name, rule, loss, settings)
-    decides = {k: v for k, v in dataclasses.asdict(settings).items() if k not in _FREE}
+    parts = Parts(dataset, model_name, loss, settings, start, adversary)
+    trainer = _Trainer(dataset, parts, method, settings)
     config = {
         **description,
         "dataset": dataset.name,
         "source": dataset.source,
         "model": model_name,
-        **decides,
+        **settings.decisive(),
         "class_counts_sha256": class_counts_sha256(dataset.class_counts()),
     }
     folder = folders.RunFolder(out, config, resume)
@@ -152,9 +106,6 @@ def fit(
             return trainer.run(folder, config, stop, progress)
     finally:
         folder.close()
-
-
-_FREE = ("checkpoint_every", "eval_batch")
 
 
 def class_counts_sha256(counts: np.ndarray) -> str:
@@ -173,8 +124,15 @@ class Parts:
       steps_per_epoch: the partial last batch included.
     """
 
-    def __init__(self, dataset: Dataset, model_name: str, loss: Loss, settings: Settings):
-        settings.check()
+    def __init__(
+        self,
+        dataset: Dataset,
+        model_name: str,
+        loss: Loss,
+        settings: Settings,
+        start: Any = None,
+        adversary: Adversary | None = None,
+    ):
         devices = use_devices(settings.devices)
         init_key, step_key = jax.random.split(jax.random.key(settings.seed))
 
@@ -185,38 +143,53 @@ class Parts:
                 images = crop_and_flip(images, positions, batch_size, key)
             return normalise(images, dataset.mean, dataset.std)
 
-        self.run_on = EXECUTIONS[settings.parallel](devices, loss, prepare, step_key)
+        objective = Objective(
+            loss,
+            dataset.num_classes,
+            settings.mixup,
+            train_statistics=settings.statistics == "updated",
+            adversary=adversary,
+        )
+        self.run_on = EXECUTIONS[settings.parallel](devices, objective, prepare, step_key)
         self.steps_per_epoch = -(-len(dataset.train_labels) // settings.batch_size)
         dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[settings.precision]
         try:
             model = create_model(
-                model_name, dataset.num_classes, dtype=dtype, axis_name=self.run_on.axis_name
+                model_name,
+                dataset.num_classes,
+                dtype=dtype,
+                axis_name=self.run_on.axis_name,
+                classifier=settings.classifier,
             )
             self.schedule = learning_rate(
                 settings.schedule, settings.lr, settings.epochs, self.steps_per_epoch
             )
         except ValueError as error:
             raise RunError(str(error)) from error
-        tx = optimizer(self.schedule, settings.momentum, settings.weight_decay)
+        every = {"none": 0, "step": 1, "epoch": self.steps_per_epoch}[settings.max_norm]
+        decay = 0.0 if settings.weight_decay_inside else settings.weight_decay
+        tx = optimizer(self.schedule, settings.momentum, decay, max_norm_every=every)
         example = jnp.zeros((1, *dataset.train_images.shape[1:]), jnp.float32)
-        self.initial: TrainState = jax.jit(lambda key: create_state(model, tx, example, key))(
-            init_key
-        )
-        evaluate_on = Jit(devices, loss, prepare, step_key)
-        self.evaluator = Evaluator(dataset, loss, evaluate_on, settings.eval_batch)
+
+        def create(key: jax.Array) -> TrainState:
+            return create_state(model, tx, example, key, settings.trained)
+
+        if start is None:
+            self.initial: TrainState = jax.jit(create)(init_key)
+        else:
+            self.initial = start_state(model, tx, start, settings.trained)
+        evaluate_on = Jit(devices, objective, prepare, step_key)
+        self.evaluator = Evaluator(dataset, evaluate_on, settings.eval_batch)
 
 
 class _Trainer:
-    def __init__(
-        self, dataset: Dataset, model_name: str, rule: Rule, loss: Loss, settings: Settings
-    ):
-        parts = Parts(dataset, model_name, loss, settings)
+    def __init__(self, dataset: Dataset, parts: Parts, method: Method | Rule, settings: Settings):
         self.dataset, self.settings = dataset, settings
         self.run_on, self.evaluator = parts.run_on, parts.evaluator
         self.initial, self.schedule = parts.initial, parts.schedule
         self.steps_per_epoch = parts.steps_per_epoch
         self.rows = len(dataset.train_labels)
-        self.stages = stages(rule)
+        self.stages = as_method(method).stages()
         self._compiled: dict[tuple[int, int, int], Any] = {}
 
     def run(
@@ -241,6 +214,8 @@ class _Trainer:
             self.state = self.run_on.put_state(initial)
             hits = None
             try:
+                if settings.epochs == 0:  # what it starts from is what it ends with
+                    self._save(checkpoints, note)
                 while note.epoch < settings.epochs:
                     self._epoch(note, stop, progress, checkpoints)
                     hits = self._after_epoch(note, folder, stop, progress)
@@ -271,8 +246,8 @@ class _Trainer:
         self, note: Note, stop: StopRequest, progress: Progress, checkpoints: Checkpoints
     ) -> None:
         settings = self.settings
-        order = np.random.default_rng([settings.seed, note.epoch]).permutation(self.rows)
-        order = order.astype(np.int32)
+        labels = self.dataset.train_labels
+        order = epoch_order(settings.sampling, labels, settings.seed, note.epoch)
         calls = self._calls(note.epoch)
         # With emulated devices an un-blocked queue of collectives aborts the process.
         lag = 0 if self.run_on.devices[0].platform == "cpu" else 1
@@ -346,8 +321,8 @@ class _Trainer:
         key = (stage, *index.shape)
         if key not in self._compiled:
             began = time.perf_counter()
-            rule = self.stages[stage][1]
-            self._compiled[key] = self.run_on.compile_steps(rule, self.state, self.inputs, index)
+            method = self.stages[stage][1]
+            self._compiled[key] = self.run_on.compile_steps(method, self.state, self.inputs, index)
             note.seconds_compile += time.perf_counter() - began
         return self._compiled[key]
 
@@ -404,20 +379,10 @@ class _Trainer:
     def _report(
         self, config: dict[str, Any], note: Note, plain: TrainState, hits: Hits, flipped: Hits
     ) -> dict[str, Any]:
-        batch = min(self.settings.batch_size, self.rows)
-
-        def of(rule: Rule, seconds: float) -> tuple[float, float]:
-            return cost.lone_step(self.run_on, rule, plain, self.inputs, batch, seconds)
-
-        # A staged rule's step costs the mean over the run of its stages' steps.
-        steps = self.settings.epochs * self.steps_per_epoch
-        starts = [min(start, steps) for start, _ in self.stages] + [steps]
-        shares = np.diff(starts) / steps
-        flops, step_ms = shares @ [of(stage, 3.0) for _, stage in self.stages]
-        of_sgd, _ = of(rules.sgd(self.dataset.num_classes), 0.0)
+        flops, of_sgd, step_ms = self._step_cost(plain)
         accuracies = self.evaluator.accuracies
         described = {k: v for k, v in config.items() if k not in dataclasses.asdict(self.settings)}
-        best = note.best or {}
+        best = note.best or {**accuracies(hits), "flip": accuracies(flipped), "epoch": 0}
         return {
             **described,
             "epochs": self.settings.epochs,
@@ -432,17 +397,36 @@ class _Trainer:
                 "many_above": self.dataset.many_above,
                 "few_below": self.dataset.few_below,
             },
+            "classifier": self.settings.classifier,
+            "mixup": self.settings.mixup,
             "settings": dataclasses.asdict(self.settings),
             "train_examples": self.rows,
-            "params_sha256": params_sha256(plain.params),
+            "params_sha256": params_sha256(plain.variables()["params"]),
             "seconds_train": round(note.seconds_train, 3),
             "seconds_compile": round(note.seconds_compile, 3),
-            "step_ms": round(float(step_ms), 3),
-            "flops_per_step": float(flops),
-            "flops_ratio_to_sgd": float(flops / of_sgd),
+            "step_ms": None if step_ms is None else round(step_ms, 3),
+            "flops_per_step": flops,
+            "flops_ratio_to_sgd": None if flops is None or of_sgd is None else flops / of_sgd,
             "command": folders.command_line(),
             **folders.environment(),
         }
+
+    def _step_cost(self, plain: TrainState) -> tuple[float | None, float | None, float | None]:
+        """(FLOPs of a step, of SGD's, milliseconds of a step); None where no step was made."""
+        steps = self.settings.epochs * self.steps_per_epoch
+        if steps == 0:
+            return None, None, None
+        batch = min(self.settings.batch_size, self.rows)
+
+        def of(method: Method | Rule, seconds: float) -> tuple[float, float]:
+            return cost.lone_step(self.run_on, method, plain, self.inputs, batch, seconds)
+
+        # A staged rule's step costs the mean over the run of its stages' steps.
+        starts = [min(start, steps) for start, _ in self.stages] + [steps]
+        shares = np.diff(starts) / steps
+        flops, step_ms = shares @ [of(stage, 3.0) for _, stage in self.stages]
+        of_sgd, _ = of(rules.sgd(self.dataset.num_classes), 0.0)
+        return float(flops), of_sgd, float(step_ms)
 
     def _write(self, folder: folders.RunFolder, report: dict[str, Any], hits: Hits) -> None:
         counts = self.dataset.class_counts()
@@ -455,18 +439,24 @@ class _Trainer:
         folders.write_json(folder.path / "report.json", report)
 
 
-def stages(rule: Rule) -> list[tuple[int, Rule]]:
-    """(first step, rule) of each stage; one for a rule without stages."""
-    if not isinstance(rule, rules.stagewise):
-        return [(0, rule)]
-    (first, second), (_, switch) = rule.stages, rule.starts
-    switch = int(switch)
-    before = [(start, stage) for start, stage in stages(first) if start < switch]
-    after = [(max(start, switch), stage) for start, stage in stages(second)]
-    # Of stages that would start at once, the last holds.
-    return before + [
-        after[i] for i in range(len(after)) if i + 1 == len(after) or after[i][0] != after[i + 1][0]
-    ]
+def last_variables(
+    run: Path, dataset: Dataset, model_name: str, settings: Settings
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """({"params", "batch_stats"} of a run's last checkpoint, the same freshly drawn anew).
+
+    The fresh ones are another draw than those the run started from.
+    """
+    parts = Parts(dataset, model_name, cross_entropy, settings)
+    checkpoints = Checkpoints(run / "checkpoints")
+    try:
+        found = checkpoints.restore(parts.initial)
+    finally:
+        checkpoints.close()
+    if found is None:
+        raise RunError(f"{run} holds no checkpoint to start a second stage from")
+    again = dataclasses.replace(settings, seed=settings.seed + 2**31, classifier="linear")
+    fresh = Parts(dataset, model_name, cross_entropy, again).initial
+    return found[0].variables(), fresh.variables()
 
 
 def params_sha256(params: Any) -> str:

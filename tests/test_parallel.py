@@ -12,7 +12,8 @@ import jax, numpy as np
 from tiny import TinyNet, tiny_dataset
 from experiments import cost, train
 from experiments.models import MODELS
-from experiments.train import Settings, fit
+from experiments.settings import Settings
+from experiments.train import fit
 from imbsam_jax import rules
 from imbsam_jax.losses import cross_entropy
 
@@ -40,7 +41,9 @@ with tempfile.TemporaryDirectory() as folder:
                 test=[x["test_loss"] for x in lines],
                 tested=sum(int(row.split(",")[3]) for row in per_class),
             )
-            trainer = train._Trainer(dataset, model, rule, cross_entropy, settings)
+            trainer = train._Trainer(
+                dataset, train.Parts(dataset, model, cross_entropy, settings), rule, settings
+            )
             inputs = train.Inputs(dataset.train_images, dataset.train_labels)
             inputs = trainer.run_on.put_inputs(inputs)
             state = trainer.run_on.put_state(trainer.initial)

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from experiments import steps
+from experiments.objectives import Objective
 from imbsam_jax import rules
 from imbsam_jax.losses import cross_entropy
 from tiny import TinyNet, tiny_dataset
@@ -85,7 +86,7 @@ def one_step():
         return steps.normalise(images, dataset.mean, dataset.std)
 
     def run(rule):
-        step = steps.make_step(rule, cross_entropy, prepare)
+        step = steps.make_step(rule, Objective(cross_entropy, 5), prepare)
         call = jax.jit(step, static_argnums=4)
         return call(state, inputs, index, jnp.arange(len(index)), len(index), jax.random.key(1))
 
@@ -135,9 +136,7 @@ def test_counted_hits_equal_a_count_of_predictions(one_step):
     test = steps.Inputs(jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels))
     everyone, shown = jnp.arange(55), jnp.arange(55) % 7 != 0
     for flip, logits in ((False, plain), (True, (plain + mirrored) / 2)):
-        correct, total, _ = steps.count_hits(
-            state, cross_entropy, prepare, test, everyone, shown, flip
-        )
+        correct, total, _ = steps.count_hits(state, prepare, test, everyone, shown, flip)
         hit = (logits.argmax(-1) == dataset.test_labels) & np.asarray(shown)
         for c in range(5):
             mine = dataset.test_labels == c

@@ -18,9 +18,10 @@ import pytest
 from experiments import train
 from experiments.data import save_npz
 from experiments.errors import RunError, Stopped
-from experiments.methods import build_rule
+from experiments.methods import build_rule, rule_stages
 from experiments.models import MODELS
-from experiments.train import Settings, fit
+from experiments.settings import Settings
+from experiments.train import fit
 from imbsam_jax import rules
 from imbsam_jax.losses import cross_entropy
 from tiny import TinyNet, tiny_dataset
@@ -143,16 +144,18 @@ def test_a_staged_rule_switches_inside_an_epoch(tmp_path):
     switch = rules.stagewise(rules.sgd(5), rules.sam(5, rho=0.3), switch_step=7)
     settings = dataclasses.replace(QUICK, steps_per_call=4, epochs=2)
     dataset = tiny_dataset()
-    trainer = train._Trainer(dataset, "mlp", switch, cross_entropy, settings)
+    trainer = train._Trainer(
+        dataset, train.Parts(dataset, "mlp", cross_entropy, settings), switch, settings
+    )
     assert trainer._calls(0) == [(0, 4, 16, 0), (64, 1, 14, 0)]
     assert trainer._calls(1) == [(0, 2, 16, 0), (32, 2, 16, 1), (64, 1, 14, 1)]
     staged = run(tmp_path / "staged", switch, settings)
     # Cost: 7 of 10 steps are SGD's, the others have twice its passes.
     assert staged["flops_ratio_to_sgd"] == pytest.approx(0.7 + 0.3 * 2, rel=0.05)
     nested = rules.stagewise(rules.sgd(5), switch, switch_step=2)
-    assert [start for start, _ in train.stages(nested)] == [0, 2, 7]
+    assert [start for start, _ in rule_stages(nested)] == [0, 2, 7]
     late = rules.stagewise(switch, rules.sgd(5), switch_step=5)
-    assert [start for start, _ in train.stages(late)] == [0, 5]
+    assert [start for start, _ in rule_stages(late)] == [0, 5]
 
 
 def test_held_out_images_choose_an_epoch_and_are_not_trained_on(tmp_path):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.data import Dataset
+from experiments.models.heads import make_head
 
 COUNTS = (40, 20, 10, 5, 3)
 
@@ -16,12 +17,24 @@ class TinyNet(nn.Module):
     num_classes: int
     dtype: jnp.dtype = jnp.float32
     axis_name: str | None = None
+    classifier: str = "linear"
 
-    @nn.compact
+    def setup(self) -> None:
+        self.conv = nn.Conv(4, (3, 3), strides=2, dtype=self.dtype)
+        self.norm = nn.BatchNorm(momentum=0.9, axis_name=self.axis_name, dtype=self.dtype)
+        init = nn.initializers.lecun_normal()
+        zeros = nn.initializers.zeros
+        self.head = make_head(self.classifier, self.num_classes, init, zeros, self.dtype)
+
+    def embed(self, images: jax.Array, train: bool) -> jax.Array:
+        x = self.norm(self.conv(images), use_running_average=not train)
+        return nn.relu(x).reshape(x.shape[0], -1)
+
+    def classify(self, features: jax.Array) -> jax.Array:
+        return self.head(features)
+
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        x = nn.Conv(4, (3, 3), strides=2, dtype=self.dtype)(images)
-        x = nn.BatchNorm(not train, momentum=0.9, axis_name=self.axis_name, dtype=self.dtype)(x)
-        return nn.Dense(self.num_classes)(nn.relu(x).reshape(x.shape[0], -1))
+        return self.classify(self.embed(images, train))
 
 
 def tiny_dataset(size: int = 8, counts: tuple[int, ...] = COUNTS, seed: int = 0) -> Dataset:

@@ -16,7 +16,11 @@ that treat them differently:
     features = model.apply(variables, images, train=False, method="embed")      # float[B, D]
     logits = model.apply(variables, features, method="classify")
 
-The classifier's parameters are `params["head"]` (a kernel [D, num_classes] and a bias).
+The classifier's parameters are `params["head"]`, by `classifier=`:
+
+    linear       kernel [D, num_classes], bias [num_classes]
+    normalised   kernel alone; logits are cosines
+    scaled       kernel, bias and scales [num_classes], one factor per class on the logits
 """
 
 from collections.abc import Callable
@@ -25,12 +29,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from experiments.models.heads import CLASSIFIERS
 from experiments.models.mlp import MLP, mlp
 from experiments.models.resnet import ResNet, resnet8, resnet20, resnet32, resnet34_3x3
 
-__all__ = ["MLP", "MODELS", "ResNet", "create_model"]
+__all__ = ["CLASSIFIERS", "MLP", "MODELS", "ResNet", "create_model"]
 
-# Each value is called as factory(num_classes, dtype=..., axis_name=...).
+# Each value is called as factory(num_classes, dtype=..., axis_name=..., classifier=...).
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet8": resnet8,
     "resnet20": resnet20,
@@ -46,6 +51,7 @@ def create_model(
     *,
     dtype: DTypeLike = jnp.float32,
     axis_name: str | None = None,
+    classifier: str = "linear",
 ) -> nn.Module:
     """Build the model called `name` (a key of MODELS).
 
@@ -55,12 +61,13 @@ def create_model(
       dtype: what the layers compute in; parameters, statistics and logits stay float32.
       axis_name: the pmap or shard_map axis over which BatchNorm takes its statistics. None is
         right for one device and for jit with a sharded batch (there they are global already).
+      classifier: kind of the last layer, one of CLASSIFIERS.
 
     Returns:
       An unbound linen module that keeps the contract above.
 
     Raises:
-      ValueError: the name is not known, or num_classes < 1.
+      ValueError: the name or the classifier is not known, or num_classes < 1.
 
     Example:
       >>> create_model("mlp", 10).num_classes
@@ -70,4 +77,8 @@ def create_model(
         raise ValueError(f"unknown model {name!r}: the known ones are {', '.join(MODELS)}")
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}, but a classifier needs at least 1 class")
-    return MODELS[name](num_classes, dtype=dtype, axis_name=axis_name)
+    if classifier not in CLASSIFIERS:
+        raise ValueError(
+            f"unknown classifier {classifier!r}: the known ones are {', '.join(CLASSIFIERS)}"
+        )
+    return MODELS[name](num_classes, dtype=dtype, axis_name=axis_name, classifier=classifier)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from experiments.models.heads import make_head
+
 _KAIMING = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
@@ -19,19 +21,20 @@ class MLP(nn.Module):
       num_classes: number of logits.
       features: widths of the hidden layers; () is logistic regression.
       dtype: what the layers compute in.
+      classifier: kind of the last layer, one of heads.CLASSIFIERS.
     """
 
     num_classes: int
     features: Sequence[int] = (128, 128)
     dtype: DTypeLike = jnp.float32
+    classifier: str = "linear"
 
     def setup(self) -> None:
         self.hidden = [
             nn.Dense(width, kernel_init=_KAIMING, dtype=self.dtype) for width in self.features
         ]
-        # The classifier never computes below float32: rounded logits are rounded losses.
-        self.head = nn.Dense(
-            self.num_classes, kernel_init=_KAIMING, dtype=jnp.promote_types(self.dtype, jnp.float32)
+        self.head = make_head(
+            self.classifier, self.num_classes, _KAIMING, nn.initializers.zeros, self.dtype
         )
 
     def embed(self, images: jax.Array, train: bool) -> jax.Array:
@@ -50,7 +53,13 @@ class MLP(nn.Module):
         return self.classify(self.embed(images, train))
 
 
-def mlp(num_classes: int, *, dtype: DTypeLike = jnp.float32, axis_name: str | None = None) -> MLP:
+def mlp(
+    num_classes: int,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    axis_name: str | None = None,
+    classifier: str = "linear",
+) -> MLP:
     """MLP with two hidden layers of 128; `axis_name` is ignored, as there is no BatchNorm."""
     del axis_name
-    return MLP(num_classes, dtype=dtype)
+    return MLP(num_classes, dtype=dtype, classifier=classifier)

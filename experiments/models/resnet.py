@@ -12,13 +12,15 @@ ResNet-34 at batch 64, less elsewhere.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
+
+from experiments.models.heads import make_head
 
 _KAIMING_FAN_IN = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 _KAIMING_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -97,6 +99,7 @@ class ResNet(nn.Module):
       head_init: initialiser of the classifier's kernel; its bias is U(+-1/sqrt(widths[-1])).
       dtype: what the layers compute in; the classifier computes in at least float32.
       axis_name: the axis over which BatchNorm takes its statistics, or None.
+      classifier: kind of the last layer, one of heads.CLASSIFIERS.
     """
 
     num_classes: int
@@ -108,6 +111,7 @@ class ResNet(nn.Module):
     head_init: Initializer
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
+    classifier: str = "linear"
 
     def setup(self) -> None:
         self.stem = _conv(self.widths[0], 3, 1, self.stem_init, self.dtype)
@@ -124,12 +128,12 @@ class ResNet(nn.Module):
             for stage, (size, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True))
             for block in range(size)
         ]
-        # The classifier never computes below float32: rounded logits are rounded losses.
-        self.head = nn.Dense(
+        self.head = make_head(
+            self.classifier,
             self.num_classes,
-            kernel_init=self.head_init,
-            bias_init=_symmetric_uniform(self.widths[-1] ** -0.5),
-            dtype=_at_least_float32(self.dtype),
+            self.head_init,
+            _symmetric_uniform(self.widths[-1] ** -0.5),
+            self.dtype,
         )
 
     def embed(self, images: jax.Array, train: bool) -> jax.Array:
@@ -177,31 +181,25 @@ def _norm(dtype: DTypeLike, axis_name: str | None, name: str | None = None) -> n
     return nn.BatchNorm(momentum=0.9, epsilon=1e-5, dtype=dtype, axis_name=axis_name, name=name)
 
 
-def resnet8(
-    num_classes: int, *, dtype: DTypeLike = jnp.float32, axis_name: str | None = None
-) -> ResNet:
+def resnet8(num_classes: int, **options: Any) -> ResNet:
     """The CIFAR type with one block per stage: a quick stand-in for tests."""
-    return _cifar_type(1, num_classes, dtype, axis_name)
+    return _cifar_type(1, num_classes, **options)
 
 
-def resnet20(
-    num_classes: int, *, dtype: DTypeLike = jnp.float32, axis_name: str | None = None
-) -> ResNet:
+def resnet20(num_classes: int, **options: Any) -> ResNet:
     """ResNet-20, CIFAR type (He et al. 2016, section 4.2)."""
-    return _cifar_type(3, num_classes, dtype, axis_name)
+    return _cifar_type(3, num_classes, **options)
 
 
-def resnet32(
-    num_classes: int, *, dtype: DTypeLike = jnp.float32, axis_name: str | None = None
-) -> ResNet:
+def resnet32(num_classes: int, **options: Any) -> ResNet:
     """ResNet-32, CIFAR type, as LDAM and its successors use it: 470,004 parameters at 100 classes.
 
     Every kernel is Kaiming normal (fan in, gain sqrt 2), the classifier's included.
     """
-    return _cifar_type(5, num_classes, dtype, axis_name)
+    return _cifar_type(5, num_classes, **options)
 
 
-def _cifar_type(blocks: int, num_classes: int, dtype: DTypeLike, axis_name: str | None) -> ResNet:
+def _cifar_type(blocks: int, num_classes: int, **options: Any) -> ResNet:
     return ResNet(
         num_classes,
         stage_sizes=(blocks,) * 3,
@@ -210,14 +208,11 @@ def _cifar_type(blocks: int, num_classes: int, dtype: DTypeLike, axis_name: str 
         conv_init=_KAIMING_FAN_IN,
         stem_init=_KAIMING_FAN_IN,
         head_init=_KAIMING_FAN_IN,
-        dtype=dtype,
-        axis_name=axis_name,
+        **options,
     )
 
 
-def resnet34_3x3(
-    num_classes: int, *, dtype: DTypeLike = jnp.float32, axis_name: str | None = None
-) -> ResNet:
+def resnet34_3x3(num_classes: int, **options: Any) -> ResNet:
     """ResNet-34 for small images: 3x3 stem, no max-pool; 21,328,292 parameters at 100 classes.
 
     The network of the ImbSAM release, which the paper calls ResNet-32. Blocks are Kaiming normal
@@ -231,6 +226,5 @@ def resnet34_3x3(
         conv_init=_KAIMING_FAN_OUT,
         stem_init=_TORCH_DEFAULT,
         head_init=_TORCH_DEFAULT,
-        dtype=dtype,
-        axis_name=axis_name,
+        **options,
     )

@@ -1,0 +1,240 @@
+"""Training on long-tailed digits: all seeds of a job in one program, jobs side by side in time.
+
+Seed s of one job has the same data, initial weights and batches as seed s of another.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.errors import RunError
+from experiments.methods import Method
+from experiments.models import create_model
+from experiments.objectives import Objective
+from experiments.sampling import balanced_order
+from experiments.settings import Settings
+from experiments.steps import (
+    Inputs,
+    count_hits,
+    learning_rate,
+    make_step,
+    normalise,
+    optimizer,
+    start_state,
+)
+from imbsam_jax import metrics, shot_splits
+
+EPOCHS_PER_CALL = 5
+MODEL = "mlp"
+
+
+class Curve(NamedTuple):
+    """What one job did, for S seeds: accuracies in percent at E epochs, and seconds an epoch."""
+
+    epochs: list[int]
+    loss: np.ndarray  # [E, S]
+    splits: dict[str, np.ndarray]  # all, many, medium, few: [E, S]
+    correct: np.ndarray  # [S, C], at the last epoch
+    total: np.ndarray  # [S, C]
+    seconds: np.ndarray  # [E]
+
+
+class Job(NamedTuple):
+    """A method on an objective.
+
+    Attributes:
+      name: for messages and tables.
+      method: how the gradient is taken, a single stage or several.
+      objective: what is minimised.
+      settings: how to train; of these epochs, lr, schedule, momentum, weight_decay, sampling,
+        trained, classifier, max_norm, weight_decay_inside and batch_size.
+      params: parameters of all seeds to start from, [S, ...] each; None draws fresh ones.
+    """
+
+    name: str
+    method: Method
+    objective: Objective
+    settings: Settings
+    params: Any = None
+
+
+class Bench:
+    """The data of all seeds on the device, and what jobs on it share.
+
+    Args:
+      datasets: one a seed, of equal shapes and class counts.
+      seeds: different numbers, at least 0.
+    """
+
+    def __init__(self, datasets: list[Any], seeds: list[int]):
+        first = self.first = datasets[0]
+        self.seeds, self.rows = seeds, len(first.train_labels)
+        self.class_counts = first.class_counts()
+        self._splits = shot_splits(self.class_counts, first.many_above, first.few_below)
+        parts = (
+            Inputs(
+                *(np.stack([getattr(d, f"{part}_{f}") for d in datasets]) for f in Inputs._fields)
+            )
+            for part in ("train", "test")
+        )
+        self.train_set, self.test_set = jax.device_put(tuple(parts))
+        self.keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+
+    def fresh(self, classifier: str = "linear", draw: int = 0) -> Any:
+        """Parameters of all seeds, [S, ...] each; another draw gives others."""
+        model = create_model(MODEL, self.first.num_classes, classifier=classifier)
+        example = self._prepare(self.train_set.images[0, :1])
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, draw))(self.keys) if draw else self.keys
+        create = jax.jit(jax.vmap(lambda key: model.init(key, example, train=False)["params"]))
+        return create(keys)
+
+    def train(self, jobs: list[Job]) -> dict[str, tuple[Curve, Any]]:
+        """(curve, final parameters) by job; all have the same number of epochs.
+
+        A few epochs of each are run in turn, so that a noisy machine slows all alike.
+        """
+        epochs = jobs[0].settings.epochs
+        ends = [*range(EPOCHS_PER_CALL, epochs, EPOCHS_PER_CALL), epochs]
+        spans = list(zip([0, *ends[:-1]], ends, strict=True))
+        programs = {job.name: _Program(self, job, spans) for job in jobs}
+        for start, end in spans:
+            for program in programs.values():
+                program.advance(start, end)
+        return {name: (program.curve(ends), program.params()) for name, program in programs.items()}
+
+    def orders(self, sampling: str, start: int, end: int) -> jax.Array:
+        """int32[S, E, rows]: epoch and seed decide it, whatever the job."""
+        epochs = range(start, end)
+        if sampling == "balanced":
+            classes, rows = len(self.class_counts), self.rows
+
+            def of_epoch(labels: jax.Array, key: jax.Array, epoch: jax.Array) -> jax.Array:
+                return balanced_order(labels, jax.random.fold_in(key, epoch), classes, rows)
+
+            every = jax.vmap(jax.vmap(of_epoch, (None, None, 0)), (0, 0, None))
+            return every(self.train_set.labels, self.keys, jnp.asarray(epochs, jnp.int32))
+        orders = np.asarray(
+            [
+                [np.random.default_rng([seed, epoch]).permutation(self.rows) for epoch in epochs]
+                for seed in self.seeds
+            ]
+        )
+        return jnp.asarray(orders, jnp.int32).reshape(len(self.seeds), end - start, self.rows)
+
+    def accuracies(self, correct: np.ndarray, total: np.ndarray) -> dict[str, np.ndarray]:
+        """all, many, medium, few in percent, [S] each, of int[S, C]."""
+        of = jax.vmap(lambda c, t: metrics.shot_accuracies(c, t, self._splits))
+        return {k: np.asarray(v) for k, v in jax.device_get(of(correct, total)).items()}
+
+    def _prepare(self, images: jax.Array, *_: Any) -> jax.Array:
+        return normalise(images, self.first.mean, self.first.std)
+
+
+class _Program:
+    """One job, compiled: its states, and what was seen of them so far."""
+
+    def __init__(self, bench: Bench, job: Job, spans: list[tuple[int, int]]):
+        settings, self.bench, self.job = job.settings, bench, job
+        self.batch = settings.batch_size
+        self.steps_per_epoch = -(-bench.rows // self.batch)
+        model = create_model(MODEL, bench.first.num_classes, classifier=settings.classifier)
+        every = {"none": 0, "step": 1, "epoch": self.steps_per_epoch}[settings.max_norm]
+        tx = optimizer(
+            learning_rate(settings.schedule, settings.lr, settings.epochs, self.steps_per_epoch),
+            settings.momentum,
+            0.0 if settings.weight_decay_inside else settings.weight_decay,
+            max_norm_every=every,
+        )
+        params = bench.fresh(settings.classifier) if job.params is None else job.params
+        begin = jax.vmap(lambda p: start_state(model, tx, {"params": p}, settings.trained))
+        # A copy: what other jobs start from must survive donation.
+        self.states = jax.jit(begin)(jax.tree.map(jnp.copy, params))
+        self.seen: list[tuple[Any, ...]] = []
+        self._calls: dict[tuple[int, int], Any] = {}
+        lengths = {self._cut(start, end) for start, end in spans}
+        for stage, length in {(s, e - b) for cuts in lengths for s, b, e in cuts}:
+            self._compile(stage, length)
+
+    def _cut(self, start: int, end: int) -> tuple[tuple[int, int, int], ...]:
+        """(stage, first epoch, end) of the calls for these epochs; stages switch between epochs."""
+        stages = self.job.method.stages()
+        switches = [first // self.steps_per_epoch for first, _ in stages] + [10**9]
+        parts = []
+        for stage, (low, high) in enumerate(itertools.pairwise(switches)):
+            if max(start, low) < min(end, high) or (start == end and stage == 0):
+                parts.append((stage, max(start, low), min(end, high)))
+        return tuple(parts)
+
+    def _compile(self, stage: int, length: int) -> None:
+        method = self.job.method.stages()[stage][1]
+        step = make_step(method, self.job.objective, self.bench._prepare)
+        mapped = jax.jit(jax.vmap(partial(self._epochs, step)), donate_argnums=0)
+        order = jnp.zeros((len(self.bench.seeds), length, self.bench.rows), jnp.int32)
+        lowered = mapped.lower(
+            self.states, self.bench.train_set, self.bench.test_set, order, self.bench.keys
+        )
+        self._calls[stage, length] = lowered.compile()
+
+    def _epochs(
+        self, step: Any, state: Any, inputs: Inputs, test: Inputs, order: Any, key: Any
+    ) -> Any:
+        """E epochs of one seed; order is int32[E, rows]."""
+        batch, rows = self.batch, self.bench.rows
+        full, rest = divmod(rows, batch)
+
+        def epoch(state: Any, order: jax.Array) -> Any:
+            def body(state: Any, index: jax.Array) -> Any:
+                return step(state, inputs, index, jnp.arange(batch), batch, key)
+
+            state, seen = jax.lax.scan(body, state, order[: full * batch].reshape(full, batch))
+            loss = batch * seen.loss.sum()
+            if rest:
+                last = order[full * batch :]
+                state, seen = step(state, inputs, last, jnp.arange(rest), rest, key)
+                loss += rest * seen.loss
+            return state, loss / rows
+
+        losses = jnp.zeros(1)
+        if order.shape[0]:
+            state, losses = jax.lax.scan(epoch, state, order)
+        everyone = jnp.arange(test.labels.shape[0])
+        correct, total, _ = count_hits(
+            state, self.bench._prepare, test, everyone, everyone >= 0, flip=False
+        )
+        return state, (losses[-1], correct, total)
+
+    def advance(self, start: int, end: int) -> None:
+        bench, found, took = self.bench, None, 0.0
+        for stage, low, high in self._cut(start, end):
+            order = bench.orders(self.job.settings.sampling, low, high)
+            began = time.perf_counter()
+            self.states, found = self._calls[stage, high - low](
+                self.states, bench.train_set, bench.test_set, order, bench.keys
+            )
+            found = jax.device_get(found)
+            took += time.perf_counter() - began
+            if not np.isfinite(found[0]).all():
+                bad = bench.seeds[int(np.flatnonzero(~np.isfinite(found[0]))[0])]
+                raise RunError(
+                    f"{self.job.name}: the loss is not finite by epoch {high} (step "
+                    f"{high * self.steps_per_epoch}, seed {bad}); nothing was written; lower --lr "
+                    "or --rho"
+                )
+        assert found is not None
+        self.seen.append((*found, took / max(end - start, 1)))
+
+    def params(self) -> Any:
+        return self.states.variables()["params"]
+
+    def curve(self, ends: list[int]) -> Curve:
+        losses, correct, total, seconds = (np.stack(x) for x in zip(*self.seen, strict=True))
+        found = [self.bench.accuracies(c, t) for c, t in zip(correct, total, strict=True)]
+        splits = {split: np.stack([f[split] for f in found]) for split in found[0]}
+        return Curve(ends, losses, splits, correct[-1], total[-1], seconds)

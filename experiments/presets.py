@@ -1,0 +1,230 @@
+"""Settings of the papers and their released code, by name; a flag given beside one wins.
+
+Where a value was not published the preset says so, and what stands in for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NamedTuple
+
+
+class Preset(NamedTuple):
+    """Flags, where they come from, and what nobody published."""
+
+    flags: dict[str, Any]
+    source: str
+    unpublished: tuple[str, ...] = ()
+
+
+_RELEASE_RECIPE: dict[str, Any] = {
+    "dataset": "cifar100",
+    "imbalance_factor": 100.0,
+    "subset": "first",
+    "model": "resnet34_3x3",
+    "epochs": 200,
+    "batch_size": 64,
+    "lr": 0.01,
+    "schedule": "cosine-prestep",
+    "weight_decay": 1e-3,
+    "running_statistics": "every",
+}
+_LDAM_RECIPE: dict[str, Any] = {
+    "dataset": "cifar100",
+    "imbalance_factor": 100.0,
+    "subset": "shuffled",
+    "model": "resnet32",
+    "epochs": 200,
+    "batch_size": 128,
+    "lr": 0.1,
+    "schedule": "steps",
+    "weight_decay": 2e-4,
+    "running_statistics": "every",
+}
+_FOCAL_RECIPE: dict[str, Any] = {
+    **_LDAM_RECIPE,
+    "batch_size": 64,
+    "schedule": "cosine",
+    "loss": "logit_adjusted",
+    "tau": 1.0,
+    "rule": "focal_sam",
+}
+_CC_SAM_RECIPE: dict[str, Any] = {
+    "dataset": "cifar100",
+    "imbalance_factor": 100.0,
+    "subset": "shuffled",
+    "model": "resnet32",
+    "epochs": 200,
+    "batch_size": 64,
+    "lr": 0.1,
+    "schedule": "warmup-steps",
+    "weight_decay": 2e-4,
+    "rule": "cc_sam",
+    "stage2": ["cc-sam"],
+    "stage2_epochs": 30,
+    "stage2_lr": 0.01,
+}
+
+PRESETS: dict[str, Preset] = {
+    "imbsam-paper": Preset(
+        {
+            **_RELEASE_RECIPE,
+            "weight_decay": 5e-3,
+            "running_statistics": "first",
+            "rule": "imbsam",
+            "rho": 0.05,
+            "eta": 100.0,
+            "tail_scale": 1.0,
+            "strict": False,
+        },
+        "Zhou et al., ICCV 2023, section 4.1, Alg. 1",
+        (
+            "learning rate, its schedule and the network's details: the release's",
+            'weight decay ("fine-tuned"): weight balancing\'s 5e-3',
+        ),
+    ),
+    "imbsam-release": Preset(
+        {
+            **_RELEASE_RECIPE,
+            "rule": "imbsam",
+            "rho": 0.05,
+            "eta": 20.0,
+            "tail_scale": 2.0,
+            "strict": True,
+        },
+        "the official code's defaults since September 2023 (the paper has eta 100, scale 1)",
+    ),
+    "focal-sam-paper": Preset(
+        {**_FOCAL_RECIPE, "weight_decay": 1e-3, "rho": 0.3, "gamma": 3.2, "strength": 0.8},
+        "the official scripts for CIFAR-100-LT, imbalance factor 100 (ICML 2025)",
+        ("settings for losses other than logit adjustment and for other imbalance factors",),
+    ),
+    "focal-sam-paper-cifar10": Preset(
+        {**_FOCAL_RECIPE, "dataset": "cifar10", "rho": 0.2, "gamma": 3.0, "strength": 0.5},
+        "the official scripts for CIFAR-10-LT, imbalance factor 100 (ICML 2025)",
+        ("settings for losses other than logit adjustment and for other imbalance factors",),
+    ),
+    "sse-sam-paper": Preset(
+        {
+            **_RELEASE_RECIPE,
+            "rule": "sse_sam",
+            "head_rho": 0.05,
+            "tail_rho": 0.1,
+            "eta": 100.0,
+            "switch_fraction": 0.7,
+        },
+        "the README of the official code (AAAI 2025), CIFAR-100-LT, imbalance factor 100",
+        ("settings for other losses, imbalance factors and data sets",),
+    ),
+    "cc-sam-paper": Preset(
+        {**_CC_SAM_RECIPE, "cc_variant": "paper", "stage2_variant": "paper"},
+        "Zhou et al., CVPR 2023, by way of two digests that agree",
+        (
+            "learning rate, schedule, weight decay, epochs: the release's",
+            "lambda and T of the second stage: the release's 1 and 30 epochs",
+            "strong augmentation, which the authors say the printed figures need, is not here",
+        ),
+    ),
+    "cc-sam-release": Preset(
+        {
+            **_CC_SAM_RECIPE,
+            "imbalance_factor": 200.0,
+            "cc_variant": "release",
+            "noise_ratio": 1e-6,
+            "flat_ratio": 0.5,
+            "mixup": 1.0,
+            "stage2_variant": "release",
+            "stage2_limit": 0.3,
+            "stage2_statistics": "updated",
+        },
+        "the shipped CIFAR-100 configuration (imbalance factor 200; next to no perturbation)",
+        (
+            "differs still: its subset is drawn with seed 42, its network lacks two blocks, its "
+            "first stage drops the last batch, its second starts from the best test epoch",
+        ),
+    ),
+    "saddle": Preset(
+        {**_LDAM_RECIPE, "rule": "sam", "rho": 0.8, "loss": "cross_entropy", "drw_epoch": 160},
+        "Saddle-LongTail (NeurIPS 2022), CE-DRW with SAM on CIFAR-100-LT",
+    ),
+    "saddle-ldam": Preset(
+        {
+            **_LDAM_RECIPE,
+            "rule": "sam",
+            "rho": 0.8,
+            "loss": "ldam",
+            "max_margin": 0.5,
+            "scale": 30.0,
+            "drw_epoch": 160,
+        },
+        "Saddle-LongTail (NeurIPS 2022), LDAM-DRW with SAM on CIFAR-100-LT",
+    ),
+    "ldam-drw": Preset(
+        {
+            **_LDAM_RECIPE,
+            "rule": "sgd",
+            "loss": "ldam",
+            "max_margin": 0.5,
+            "scale": 30.0,
+            "drw_epoch": 160,
+        },
+        "Cao et al., NeurIPS 2019, official code",
+    ),
+    "weight-balancing": Preset(
+        {
+            **_RELEASE_RECIPE,
+            "rule": "sgd",
+            "weight_decay": 5e-3,
+            "stage2": ["weight-balancing"],
+            "stage2_max_norm": "step",
+        },
+        "Alshammari et al., CVPR 2022, MaxNorm each step as the paper means it (200 epochs by the "
+        "author's word; the notebook has 320 and projects once an epoch)",
+        ("that the paper's own decay is the notebook's 5e-3",),
+    ),
+    "density-ratio-protocol": Preset(
+        {
+            **_LDAM_RECIPE,
+            "schedule": "cosine",
+            "running_statistics": "first",
+        },
+        "the independent comparison of Luo et al., NeurIPS 2024: the training recipe alone",
+        (
+            "rho and eta of each method: give --rule and its flags",
+            "which images each class keeps: drawn as LDAM does",
+        ),
+    ),
+}
+
+
+def add_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--preset", choices=sorted(PRESETS), help="settings of a paper or its code; flags win"
+    )
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
+    """Parses with the preset's flags as defaults."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", nargs="?")
+    name = first.parse_known_args(argv)[0].preset
+    if name in PRESETS:  # any other name is the real parser's to refuse
+        parser.set_defaults(**PRESETS[name].flags)
+    return parser.parse_args(argv)
+
+
+def explain(args: argparse.Namespace) -> str:
+    """What --preset expands to, flag by flag, where it comes from and what was not published."""
+    preset = PRESETS[args.preset]
+    words = []
+    for key, value in preset.flags.items():
+        now, flag = getattr(args, key), f"--{key.replace('_', '-')}"
+        note = "" if now == value else f"  (preset: {_shown(value)})"
+        words.append(f"  {flag} {_shown(now)}{note}")
+    lines = [f"preset {args.preset}: {preset.source}", *words]
+    lines += [f"  not published: {text}" for text in preset.unpublished]
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

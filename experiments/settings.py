@@ -1,0 +1,95 @@
+"""How to train, as one value: what a run folder's config.json and --resume compare."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from experiments.errors import RunError
+from experiments.models import CLASSIFIERS
+from experiments.steps import TRAINED
+
+SAMPLING = ("natural", "balanced")
+MAX_NORM = ("none", "step", "epoch")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to train; all of it decides the result, except eval_batch and checkpoint_every."""
+
+    epochs: int = 200
+    batch_size: int = 64
+    lr: float = 0.01
+    schedule: str = "cosine"
+    momentum: float = 0.9
+    weight_decay: float = 5e-3
+    seed: int = 0
+    precision: str = "float32"
+    parallel: str = "jit"
+    devices: int = 1
+    steps_per_call: int = 0  # 0: one on a CPU, where scanned convolutions are slow, else 50
+    augment: bool = True
+    eval_every: int = 1
+    eval_batch: int = 500
+    checkpoint_every: int = 10
+    classifier: str = "linear"
+    mixup: float = 0.0  # alpha; 0 is none
+    weight_decay_inside: bool = False  # in the perturbed loss, by the method, not in Optax
+    sampling: str = "natural"
+    trained: str = "all"
+    statistics: str = "updated"  # or "frozen": normalise by the running ones, and leave them
+    max_norm: str = "none"  # projection of the classifier after each step, or each epoch
+
+    def check(self, least_epochs: int = 1) -> None:
+        """Refuses settings with which no step could be made."""
+        least: dict[str, int] = {"epochs": least_epochs}
+        for name in ("epochs", "batch_size", "eval_every", "eval_batch", "checkpoint_every"):
+            if getattr(self, name) < least.get(name, 1):
+                raise RunError(
+                    f"--{name.replace('_', '-')} must be at least {least.get(name, 1)}, got "
+                    f"{getattr(self, name)}"
+                )
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise RunError(f"--lr must be finite and positive, got {self.lr}")
+        for name in ("weight_decay", "mixup"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise RunError(
+                    f"--{name.replace('_', '-')} must be finite and at least 0, got {value}"
+                )
+        if not 0 <= self.momentum < 1:
+            raise RunError(f"--momentum must lie in [0, 1), got {self.momentum}")
+        if self.seed < 0:
+            raise RunError(f"--seed must be at least 0, got {self.seed}")
+        if self.steps_per_call < 0:
+            raise RunError(f"--steps-per-call must be at least 0, got {self.steps_per_call}")
+        choices = {
+            "classifier": CLASSIFIERS, "sampling": SAMPLING, "trained": TRAINED,
+            "statistics": ("updated", "frozen"), "max_norm": MAX_NORM,
+        }  # fmt: skip
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise RunError(
+                    f"unknown {name} {getattr(self, name)!r}; choose from {', '.join(known)}"
+                )
+
+    def decisive(self) -> dict[str, Any]:
+        """What decides the result, as in config.json."""
+        free = ("checkpoint_every", "eval_batch")
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in free}
+
+
+@dataclasses.dataclass
+class Note:
+    """What a checkpoint holds beside the state: where the run is and what it has seen."""
+
+    epoch: int = 0  # whole epochs done
+    calls: int = 0  # calls of the next epoch done
+    loss_sum: float = 0.0  # over the rows of the epoch so far
+    hit_sum: float = 0.0
+    rows: int = 0
+    seconds_train: float = 0.0
+    seconds_compile: float = 0.0
+    best: dict[str, Any] | None = None
+    best_val: dict[str, Any] | None = None
