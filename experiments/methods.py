@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import jax
 import numpy as np
@@ -116,8 +116,7 @@ def _unused(*_: Any) -> Any:
 
 def as_method(method: Method | Rule) -> Method:
     """A rule alone is a method with the paper's options."""
-    found: Any = method if hasattr(method, "gradient") else Tabled(method)  # type: ignore[arg-type]
-    return found  # type: ignore[no-any-return]
+    return cast(Method, method) if hasattr(method, "gradient") else Tabled(method)
 
 
 def rule_stages(rule: Rule) -> list[tuple[int, Rule]]:
