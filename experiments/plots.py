@@ -84,7 +84,9 @@ def gain_per_class(path: Path, panels: list[dict[str, Any]]) -> None:
         was not tested, and "eta": where the tail begins, or None.
     """
     size = (8, 2.6 * len(panels) + 0.2)
-    figure, axes = plt.subplots(len(panels), figsize=size, layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        len(panels), figsize=size, layout="constrained", squeeze=False, sharey=True
+    )
     for left, panel in zip(axes[:, 0], panels, strict=True):
         counts, gain = np.asarray(panel["counts"]), np.asarray(panel["gain"], float)
         order = np.argsort(-counts, kind="stable")
@@ -102,7 +104,7 @@ def gain_per_class(path: Path, panels: list[dict[str, Any]]) -> None:
         left.set(title=panel["title"], ylabel="gain over SGD (points)")
         left.set_xlabel("class, by training examples")
         if left.get_legend_handles_labels()[0]:
-            left.legend(loc="upper left", fontsize="small")
+            left.legend(loc="lower left", ncols=2, fontsize="small", frameon=False)
         _sizes(left, counts)
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -329,41 +328,48 @@ def plus_minus(figure: Figure | None, sign: str = "") -> str:
 
 def table(groups: list[Group]) -> Table:
     """A row a group, of two lines: last epoch, and what the papers report."""
-    result = Table(
-        title="accuracy (%), mean over classes", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
+    result = Table(title="accuracy (%), mean over classes", box=None, padding=(0, 1, 0, 0))
     result.add_column("run")
     gains = ("all", "few") if any(group.sgd for group in groups) else ()
-    names = ["", *COLUMNS, *(f"{split}-SGD" for split in gains), "ms/step", "FLOPs"]
-    for name in names:
+    for name in ("", *COLUMNS, *(f"{split}-SGD" for split in gains), "ms/step", "FLOPs"):
         result.add_column(name, justify="right", no_wrap=True)
     for group in groups:
-        lines = [[
-            kind.ljust(4) + "*" * (kind == "best"),
-            *(plus_minus(group.figure(kind, split)) for split in COLUMNS),
-            *(plus_minus(group.gain(kind, split), "+") if group.sgd else "" for split in gains),
-        ] for kind in KINDS]  # fmt: skip
-        each = [number(report["all"]) for report in group.reports]
-        label = [f"{group.number}. {method(group)}", data(group), setting(group)]
-        label += [
-            f"seed {_seeds(group)}" if len(each) == 1 else f"{len(each)} seeds: {_seeds(group)}"
+        lines = [
+            [
+                kind + "*" * (kind == "best"),
+                *(plus_minus(group.figure(kind, split)) for split in COLUMNS),
+                *(plus_minus(group.gain(kind, split), "+") if group.sgd else "" for split in gains),
+            ]
+            for kind in KINDS
         ]
-        label += [f"all: {' '.join(each)}"] * (1 < len(each) <= 5)
-        label += [f"protocol: {protocol(group)}"]
-        costs = (number(group.median("step_ms")), number(group.median("flops_ratio_to_sgd"), 2))
-        result.add_row("\n".join(label), *("\n".join(x) for x in zip(*lines, strict=True)), *costs)
+        label = f"{group.number}. {method(group)}"
+        if 1 < len(group.seeds) <= 5:
+            label += f"\nall: {' '.join(number(report['all']) for report in group.reports)}"
+        result.add_row(label, *map("\n".join, zip(*lines, strict=True)), *_costs(group))
     return result
+
+
+def _costs(group: Group) -> list[str]:
+    return [number(group.median("step_ms")), number(group.median("flops_ratio_to_sgd"), 2)]
+
+
+def settings(groups: list[Group]) -> str:
+    """A line for each setting of these groups, with their numbers."""
+    numbers: dict[str, list[str]] = {}
+    for group in groups:
+        seeds = f"{'seed' if len(group.seeds) == 1 else 'seeds'} {_seeds(group)}"
+        shown = f"{data(group)}, {setting(group)}, {seeds}; protocol: {protocol(group)}"
+        numbers.setdefault(shown, []).append(str(group.number))
+    return "\n".join(f"{', '.join(each)}: {shown}" for shown, each in numbers.items())
 
 
 def published_table(groups: list[Group]) -> Table:
     """The published rows of the same data, rule, loss and second stage, beside each group."""
-    result = Table(
-        title="published, same data and method", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
+    result = Table(title="published, same data and method", box=None, padding=(0, 1, 0, 0))
     result.add_column("run")
     for name in COLUMNS:
         result.add_column(name, justify="right", no_wrap=True)
-    for name in ("source", "protocol", "in which the run has another"):
+    for name in ("source", "protocol", "the run differs in"):
         result.add_column(name)
     for group in groups:
         for row in published.beside(group.facts):
@@ -380,8 +386,9 @@ def _console() -> Console:
 
 def show(reports: list[dict[str, Any]]) -> None:
     """Prints the table of these runs."""
-    console = _console()
-    console.print(table(grouped(reports)))
+    console, groups = _console(), grouped(reports)
+    console.print(table(groups))
+    console.print(settings(groups), highlight=False)
     console.print(
         NOTE + " ± is the deviation over seeds; of a difference to SGD, paired by seed, the "
         "standard error. FLOPs: a step's over SGD's.",
@@ -424,23 +431,21 @@ def markdown(groups: list[Group], plot: bool) -> str:
                 "protocol", "source; in what the run differs from its protocol"]  # fmt: skip
         lines += ["", f"## {name}", "", _cells(head), _cells(["---"] * len(head))]
         for group in (group for group in groups if data(group) == name):
-            costs = [number(group.median("step_ms")), number(group.median("flops_ratio_to_sgd"), 2)]
             title = {"last": f"**{group.number}. {method(group)}**", "best": f"{group.number}."}
             about = f"{setting(group)}; seeds {_seeds(group)}"
             for kind, shown in KINDS.items():
                 figures = [plus_minus(group.figure(kind, split)) for split in COLUMNS]
                 figures += [plus_minus(group.gain(kind, split), "+") for split in ("all", "few")]
-                rest = [*costs, protocol(group), about] if kind == "last" else [""] * 4
+                rest = [*_costs(group), protocol(group), about] if kind == "last" else [""] * 4
                 lines.append(_cells([title[kind], shown, len(group.seeds), *figures, *rest]))
             found = published.beside(group.facts)
             if not found:
                 lines.append(_cells(["no published figure of this setting", *[""] * 12]))
             for row in found:
                 used[row.protocol] = None
-                chosen = published.PROTOCOLS[row.protocol].chosen
                 figures = [number(getattr(row, split)) for split in COLUMNS]
                 about_row = [source(row), row.note, "; ".join(differs(group, row))]
-                cells = ["published", f"epoch: {chosen}", "", *figures, *[""] * 4]
+                cells = ["published", f"epoch: {row.chosen}", "", *figures, *[""] * 4]
                 mark = f"{row.protocol}[^{row.protocol}]"
                 lines.append(_cells([*cells, mark, "; ".join(filter(None, about_row))]))
     if plot:
@@ -486,7 +491,7 @@ def csv_records(groups: list[Group]) -> Iterator[dict[str, Any]]:
                 "kind": "published", **shared, "protocol": row.protocol,
                 "model": row.overrides.get("model"), "epochs": None,
                 **{f"published_{split}": getattr(row, split) for split in COLUMNS},
-                "chosen": published.PROTOCOLS[row.protocol].chosen, "source": source(row),
+                "chosen": row.chosen, "source": source(row),
                 "note": row.note, "run_differs": "; ".join(differs(group, row)),
             }  # fmt: skip
 
