@@ -27,9 +27,9 @@ COLUMNS = ("many", "medium", "few", "all")
 # Two kinds of figures that must not be compared with each other.
 KINDS = {"last": "last epoch", "best": "best*"}
 NOTE = (
-    "last: the last epoch, no test-time augmentation. best*: what the papers report, the best "
-    "epoch on the test set, flip-averaged; it is chosen on the test set, so it is optimistic, and "
-    "published figures compare with it alone."
+    "last: the last epoch, no test-time augmentation. best*: what most papers report, the best "
+    "epoch on the test set, flip-averaged; chosen on the test set, it is optimistic. Published "
+    "figures compare with best*, never with last."
 )
 
 # What runs had before a report said so, and what goes without saying.
@@ -98,7 +98,12 @@ def _checked(file: Path) -> dict[str, Any]:
     report = _read(file)
     if "rule" not in report:
         return {}
-    lacks = [name for name in _NEEDED if name not in report]
+    objects = ("rule_args", "settings", "best_epoch_flip")
+    lacks = [
+        name
+        for name in _NEEDED
+        if name not in report or (name in objects and not isinstance(report[name], dict))
+    ]
     if lacks:
         raise RunError(f"{file} is no report of a training run: it lacks {', '.join(lacks)}")
     return report
@@ -345,6 +350,8 @@ def table(groups: list[Group]) -> Table:
         label = f"{group.number}. {method(group)}"
         if 1 < len(group.seeds) <= 5:
             label += f"\nall: {' '.join(number(report['all']) for report in group.reports)}"
+        if group.sgd and len(group.pairs()) < len(group.seeds):
+            label += f"\n{len(group.pairs())} seeds in common with SGD"
         result.add_row(label, *map("\n".join, zip(*lines, strict=True)), *_costs(group))
     return result
 
@@ -380,15 +387,15 @@ def published_table(groups: list[Group]) -> Table:
 
 
 def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=100)
+    width = None if Console().is_terminal else 100
+    return Console(markup=False, highlight=False, width=width)
 
 
 def show(reports: list[dict[str, Any]]) -> None:
     """Prints the table of these runs."""
     console, groups = _console(), grouped(reports)
     console.print(table(groups))
-    console.print(settings(groups), highlight=False)
+    console.print(settings(groups))
     console.print(
         NOTE + " ± is the deviation over seeds; of a difference to SGD, paired by seed, the "
         "standard error. FLOPs: a step's over SGD's.",
@@ -433,6 +440,8 @@ def markdown(groups: list[Group], plot: bool) -> str:
         for group in (group for group in groups if data(group) == name):
             title = {"last": f"**{group.number}. {method(group)}**", "best": f"{group.number}."}
             about = f"{setting(group)}; seeds {_seeds(group)}"
+            if group.sgd and len(group.pairs()) < len(group.seeds):
+                about += f", {len(group.pairs())} of them in common with SGD"
             for kind, shown in KINDS.items():
                 figures = [plus_minus(group.figure(kind, split)) for split in COLUMNS]
                 figures += [plus_minus(group.gain(kind, split), "+") for split in ("all", "few")]
@@ -475,25 +484,26 @@ def csv_records(groups: list[Group]) -> Iterator[dict[str, Any]]:
         for kind in KINDS:
             for split in COLUMNS:
                 name = f"{kind}_{split}"
-                of = {
-                    f"{name}": group.figure(kind, split),
-                    f"{name}_minus_sgd": group.gain(kind, split),
-                }
-                for key, figure in of.items():
-                    found[key] = None if figure is None else round(figure.mean, 4)
-                    error = "_se" if key.endswith("sgd") else "_sd"
-                    spread = None if figure is None else figure.spread
-                    found[key + error] = None if spread is None else round(spread, 4)
+                mean, gain = group.figure(kind, split), group.gain(kind, split)
+                found |= _columns(name, "sd", mean)
+                found |= _columns(f"{name}_minus_sgd", "se", gain)
         costs = ("step_ms", "flops_ratio_to_sgd")
+        found["n_in_common_with_sgd"] = len(group.pairs()) if group.sgd else None
         yield found | {name: group.median(name) for name in costs}
         for row in published.beside(facts):
             yield {
                 "kind": "published", **shared, "protocol": row.protocol,
-                "model": row.overrides.get("model"), "epochs": None,
+                "loss": row.loss, "model": row.overrides.get("model"), "epochs": None,
                 **{f"published_{split}": getattr(row, split) for split in COLUMNS},
                 "chosen": row.chosen, "source": source(row),
                 "note": row.note, "run_differs": "; ".join(differs(group, row)),
             }  # fmt: skip
+
+
+def _columns(name: str, spread: str, figure: Figure | None) -> dict[str, float | None]:
+    mean, width, _ = figure or (None, None, 0)
+    values = {name: mean, f"{name}_{spread}": width}
+    return {key: None if value is None else round(value, 4) for key, value in values.items()}
 
 
 def gains(groups: list[Group]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -569,12 +579,12 @@ def main(args: argparse.Namespace) -> None:
     console.print(beside if beside.row_count else "No published figure of these settings.")
     without = [path for path in args.runs if not any(_files(Path(path)))]
     if without:
-        console.print(f"no finished run in {', '.join(without)}", highlight=False)
+        console.print(f"no finished run in {', '.join(without)}")
     if out:
         missing = write(out, groups)
-        console.print(f"report.md and report.csv are in {out}", highlight=False)
+        console.print(f"report.md and report.csv are in {out}")
         plot = (out / "gain_per_class.png").exists()
-        console.print(*(["gain_per_class.png too"] * plot), *missing, sep="\n", highlight=False)
+        console.print(*(["gain_per_class.png too"] * plot), *missing, sep="\n")
 
 
 if __name__ == "__main__":
