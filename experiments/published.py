@@ -94,7 +94,8 @@ imagenet model=resnet50""",
         "best of every tenth epoch on the test set",
         f"""
 cifar100 model=resnet34_3x3 {_COMMON} weight_decay=0.001 perturbed.running_statistics=every
-cifar100 sse_sam.eta=100 sse_sam.head_rho=0.05 sse_sam.tail_rho=0.1 sse_sam.switch_epoch=140""",
+cifar100 sse_sam.eta=100 sse_sam.head_rho=0.05 sse_sam.tail_rho=0.1 sse_sam.switch_epoch=140
+cifar100 imbsam.group_mean=True""",
         seed=9826,
     ),
     "focal-sam": Protocol(
@@ -117,7 +118,7 @@ inaturalist2018 focal_sam.strength=1.1""",
         settings="""
 * momentum=0.9
 cifar10,cifar100 batch_size=64 model=resnet32? lr=0.1? weight_decay=0.0002? epochs=200?
-cifar10,cifar100 schedule=warmup-steps? mixup=1?
+cifar10,cifar100 schedule=warmup-steps?
 imagenet model=resnext50 batch_size=256
 places model=resnet152 batch_size=128
 inaturalist2018 model=resnet50 batch_size=512""",
@@ -228,8 +229,8 @@ def differences(
             theirs = " or ".join(map(text, allowed)) + " (a guess)" * guessed
             found.append(f"{name} {text(facts.get(name))}, not {theirs}")
     # The passes that move running statistics are told apart only where a protocol names them.
-    own = {k: v for k, v in facts["ascent"].items() if k != "running_statistics"}
-    return found + [f"{name} {text(value)}" for name, value in own.items()]
+    own = facts["ascent"].keys() - stated.keys() - {"running_statistics"}
+    return found + [f"{name} {text(facts['ascent'][name])}" for name in sorted(own)]
 
 
 def marks(facts: Mapping[str, Any]) -> list[str]:

@@ -37,7 +37,7 @@ _DEFAULTS: dict[str, Any] = {
     "subset": "first", "val_per_class": 0, "mixup": 0.0, "classifier": "linear", "momentum": 0.9,
     "precision": "float32", "augment": True, "eval_every": 1, "sampling": "natural",
     "trained": "all", "statistics": "updated", "max_norm": "none", "weight_decay_inside": False,
-    "strict": False, "running_statistics": "first",
+    "strict": False, "running_statistics": "first", "group_mean": False,
 }  # fmt: skip
 # Of the settings: what does not decide a result, or only its rounding.
 _FREE = ("seed", "eval_batch", "checkpoint_every", "steps_per_call", "parallel", "devices")
@@ -185,7 +185,7 @@ def _figure(values: list[Any]) -> Figure | None:
 def grouped(reports: Iterable[dict[str, Any]]) -> list[Group]:
     """Groups in the order of their first run; two runs of one seed in a group are an error."""
     groups: dict[str, Group] = {}
-    for report in reports:
+    for report in _with_first(reports):
         identity = _identity(report)
         new = Group(len(groups) + 1, identity, [], _facts(report))
         runs = groups.setdefault(_key(identity), new).reports
@@ -202,6 +202,17 @@ def grouped(reports: Iterable[dict[str, Any]]) -> list[Group]:
         sgd = of_sgd.get(_key(_setting(group.identity)))
         group.sgd = None if sgd is group else sgd
     return list(groups.values())
+
+
+def _with_first(reports: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Second stages that were not read from a folder follow their first stage, seed by seed."""
+    last: dict[str, Any] = {}
+    for report in reports:
+        if not report.get("stage2"):
+            last = report
+        same = all(report.get(k) == last.get(k) for k in ("seed", "rule", "rule_args", "loss"))
+        alone = report.get("stage2") and not {"first", "path"} & report.keys()
+        yield {**report, "first": last} if alone and same else report
 
 
 def _folder(report: dict[str, Any]) -> Path | str:
@@ -232,8 +243,10 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _setting(identity: dict[str, Any]) -> dict[str, Any]:
-    """What a run shares with its SGD partner."""
+    """What a run shares with its SGD partner, in its second stage too."""
     found = {k: v for k, v in identity.items() if k not in _METHOD}
+    if "stage2_args" in found:
+        found["stage2_args"] = {k: v for k, v in found["stage2_args"].items() if k != "rule"}
     return found | {"first": _setting(found["first"])} if "first" in found else found
 
 
@@ -272,13 +285,28 @@ def method(group: Group) -> str:
             words.append(first["loss"])
         words += _words(first.get(name, {}))
     if "stage2" in group.identity:
-        words += ["then", group.identity["stage2"], *_words(group.identity.get("stage2_args", {}))]
+        own = group.identity.get("stage2_args", {})
+        words += ["then", group.identity["stage2"]]
+        words += _words({k: v for k, v in own.items() if k not in _TRAINING})
         words += [] if "first" in group.identity else ["(first stage not found)"]
     return " ".join(words)
 
 
+# Of the arguments of a second stage, how it is trained.
+_TRAINING = (
+    "epochs",
+    "lr",
+    "weight_decay",
+    "schedule",
+    "sampling",
+    "statistics",
+    "max_norm",
+    "rule",
+)
+
+
 def setting(group: Group) -> str:
-    """Model, length, learning rate, and what else is not as usual."""
+    """Model, length, learning rate, what else is not as usual, and how a second stage trains."""
     facts, first = group.facts, group.identity.get("first", group.identity)
     shown = f"{facts['model']}, {facts['epochs']:g} epochs, batch {facts['batch_size']:g}"
     shown += f", lr {text(facts.get('lr'))} {facts.get('schedule')}"
@@ -286,7 +314,10 @@ def setting(group: Group) -> str:
     hidden = {"lr", "schedule", "weight_decay", "epochs", "batch_size", "model", "dataset",
               "imbalance_factor", "class_counts_sha256", "source", "thresholds", "loss",
               "loss_args", "stage2", "stage2_args", "first", *_METHOD}  # fmt: skip
-    return ", ".join([shown, *_words({k: v for k, v in first.items() if k not in hidden})])
+    shown = ", ".join([shown, *_words({k: v for k, v in first.items() if k not in hidden})])
+    second = group.identity.get("stage2_args", {})
+    words = _words({k: second[k] for k in _TRAINING if k in second})
+    return shown + (f"; then {', '.join(words)}" if words else "")
 
 
 def _words(values: dict[str, Any]) -> list[str]:

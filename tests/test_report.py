@@ -184,23 +184,48 @@ def test_seeds_and_second_stages_are_found(tmp_path):
     assert len(report.find([str(tmp_path / "one" / "report.json")])) == 1
 
 
+SECOND = {"stage2": "weight-balancing", "epochs": 10, "lr": 0.01, "weight_decay": 0.1}
+
+
+def second_args(rule="sgd"):
+    return {"lr": 0.01, "weight_decay": 0.1, "sampling": "natural", "epochs": 10, "rule": rule}
+
+
 def test_a_second_stage_is_of_its_first_stages_setting(tmp_path):
     """Its own report has its own training; what came before decides it too."""
     for seed, (decay, rule) in enumerate([(5e-3, "imbsam"), (1e-3, "imbsam"), (5e-3, "sgd")]):
-        arguments = IMBSAM if rule == "imbsam" else {}
-        first = save(tmp_path / str(seed), 0, rule, rule_args=arguments, weight_decay=decay)
-        second = {"stage2": "weight-balancing", "stage2_args": {"every": 1}}
-        second |= {"epochs": 10, "weight_decay": 0.1, "loss": "softmax_binary"}
-        save(first / "stage2_weight-balancing", 0, "sgd", **second)
+        method = {"rule": rule, "rule_args": IMBSAM if rule == "imbsam" else {}}
+        first = save(tmp_path / str(seed), 0, weight_decay=decay, **method)
+        save(
+            first / "stage2_weight-balancing", 0, stage2_args=second_args(rule), **method, **SECOND
+        )
     groups = report.grouped(report.find([str(tmp_path)]))
     second = [group for group in groups if "stage2" in group.identity]
     assert len(second) == 3
     assert [g.sgd and g.sgd.number for g in second] == [second[2].number, None, None]
-    text = report.method(second[0])
-    assert text == "imbsam rho 0.05 eta 100 tail_scale 1 then weight-balancing every 1"
+    name = report.method(second[0])
+    assert name == "imbsam rho 0.05 eta 100 tail_scale 1 then weight-balancing"
+    shown = report.setting(second[0])
+    assert "200 epochs" in shown and "weight decay 0.005; then epochs 10, lr 0.01" in shown
     assert report.protocol(second[0]) == "imbsam-paper"
     assert {row.all for row in published.beside(second[0].facts)} == {54.8}
     assert {row.all for row in published.beside(second[2].facts)} >= {51.9, 53.1, 52.0}
+
+
+def test_second_stages_just_trained_find_their_first(capsys):
+    """As an entry point shows them: in memory, each after its first stage."""
+    runs = []
+    for seed in (0, 1):
+        runs += [make(seed), make(seed, stage2_args=second_args(), **SECOND)]
+        runs.append(make(seed, stage2="tau-norm", stage2_args={"tau": 1.9}, epochs=0))
+    groups = report.grouped(runs)
+    assert [report.method(group) for group in groups] == [
+        "sgd",
+        "sgd then weight-balancing",
+        "sgd then tau-norm tau 1.9",
+    ]
+    assert [group.facts["epochs"] for group in groups] == [200] * 3
+    assert "not found" in report.method(report.grouped([make(stage2="crt")])[0])
 
 
 @pytest.mark.parametrize(
@@ -348,7 +373,12 @@ EVERY = {"running_statistics": "every"}
         (
             {"weight_decay": 1e-3, "rule": "imbsam", "ascent": EVERY,
              "rule_args": {**IMBSAM, "strict": True, "tail_scale": 2.0}},
-            ["imbsam-release", "sse-sam-release"],
+            ["imbsam-release"],
+        ),
+        (
+            {"weight_decay": 1e-3, "rule": "imbsam", "rule_args": IMBSAM,
+             "ascent": {**EVERY, "group_mean": True}},
+            ["sse-sam-release"],
         ),
         ({"epochs": 320}, ["weight-balancing"]),
         (RATIO, ["density-ratio"]),
