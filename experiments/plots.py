@@ -73,3 +73,46 @@ def curves_by_rule(path: Path, curves: dict[str, tuple[list[int], dict[str, np.n
         axis.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def gain_per_class(path: Path, panels: list[dict[str, Any]]) -> None:
+    """Accuracy gain of each class over SGD, largest class first, a panel a method.
+
+    Args:
+      path: the PNG.
+      panels: each with "title", "counts" int[C], "gain" float[C] in points, NaN for a class that
+        was not tested, and "eta": where the tail begins, or None.
+    """
+    size = (8, 2.6 * len(panels) + 0.2)
+    figure, axes = plt.subplots(
+        len(panels), figsize=size, layout="constrained", squeeze=False, sharey=True
+    )
+    for left, panel in zip(axes[:, 0], panels, strict=True):
+        counts, gain = np.asarray(panel["counts"]), np.asarray(panel["gain"], float)
+        order = np.argsort(-counts, kind="stable")
+        counts, gain, places = counts[order], gain[order], np.arange(len(counts))
+        colours = np.where(gain < 0, "tab:red", "tab:blue")
+        left.bar(places, gain, color=colours, width=0.8, alpha=0.7)
+        left.axhline(0, color="grey", linewidth=0.5)
+        if len(counts) >= 30:
+            window = len(counts) // 10
+            left.plot(places, _running_mean(gain, window), color="tab:orange", linewidth=2,
+                      label=f"mean of {window} classes")  # fmt: skip
+        if panel["eta"] is not None:
+            first = np.count_nonzero(counts > panel["eta"]) - 0.5
+            left.axvline(first, color="grey", linestyle="--", label=f"η = {panel['eta']:g}")
+        left.set(title=panel["title"], ylabel="gain over SGD (points)")
+        left.set_xlabel("class, by training examples")
+        if left.get_legend_handles_labels()[0]:
+            left.legend(loc="lower left", ncols=2, fontsize="small", frameon=False)
+        _sizes(left, counts)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """The mean of the values within window / 2 of each; fewer at the ends, NaN left out."""
+    known = np.isfinite(values)
+    kernel = np.ones(window)
+    sums = np.convolve(np.where(known, values, 0), kernel, "same")
+    return sums / np.maximum(np.convolve(known.astype(float), kernel, "same"), 1)
