@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from experiments import cli, published, report
+from experiments import cli, grouping, published, report
 from experiments.errors import RunError
 
 SPLITS = ("many", "medium", "few", "all")
@@ -56,7 +56,7 @@ def save(folder, *args, accuracies=(90.0, 60.0, 30.0), counts=(500, 100, 5), **c
 
 
 def facts(**changes):
-    return report.grouped([make(**changes)])[0].facts
+    return grouping.grouped([make(**changes)])[0].facts
 
 
 # ---- statistics ------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ def facts(**changes):
 def test_means_deviations_and_paired_differences_by_hand():
     sgd = [make(seed, all=value) for seed, value in ((0, 40.0), (1, 42.0), (2, 47.0))]
     sam = [make(s, "sam", v, {"rho": 0.05}) for s, v in ((3, 10.0), (2, 50.0), (1, 43.0))]
-    groups = report.grouped([sam[0], sgd[2], sgd[0], sam[1], sgd[1], sam[2]])
+    groups = grouping.grouped([sam[0], sgd[2], sgd[0], sam[1], sgd[1], sam[2]])
     assert [group.facts["rule"] for group in groups] == ["sam", "sgd"]
     assert [group.seeds for group in groups] == [[1, 2, 3], [0, 1, 2]]
     mean, deviation, n = groups[1].figure("last", "all")
@@ -81,17 +81,17 @@ def test_means_deviations_and_paired_differences_by_hand():
 def test_one_seed_has_no_deviation_and_an_empty_split_no_mean():
     one, other = make(all=40.0), make(rule="sam", all=41.0)
     one["few"] = None
-    groups = report.grouped([one, other])
+    groups = grouping.grouped([one, other])
     assert groups[0].figure("last", "all") == (40, None, 1)
     assert groups[0].figure("last", "few") is None
     assert groups[1].gain("last", "all") == (1, None, 1)
     assert groups[1].gain("last", "few") is None
-    assert report.plus_minus(groups[0].figure("last", "few")) == "-"
-    assert report.plus_minus(groups[1].gain("last", "all"), "+") == "+1.0"
+    assert grouping.plus_minus(groups[0].figure("last", "few")) == "-"
+    assert grouping.plus_minus(groups[1].gain("last", "all"), "+") == "+1.0"
 
 
 def test_no_common_seed_is_no_difference():
-    groups = report.grouped([make(0), make(1, "sam")])
+    groups = grouping.grouped([make(0), make(1, "sam")])
     assert groups[1].sgd is groups[0] and groups[1].gain("last", "all") is None
 
 
@@ -116,7 +116,7 @@ def test_what_decides_a_result_separates(change):
         make(0, "imbsam", rule_args=IMBSAM),
         make(1, "imbsam", **{"rule_args": IMBSAM, **change}),
     ]
-    assert len(report.grouped(runs)) == 2
+    assert len(grouping.grouped(runs)) == 2
 
 
 @pytest.mark.parametrize(
@@ -136,11 +136,11 @@ def test_what_decides_nothing_does_not_separate(change):
         make(0, "imbsam", rule_args=IMBSAM),
         make(1, "imbsam", **{"rule_args": IMBSAM, **change}),
     ]
-    assert [group.seeds for group in report.grouped(runs)] == [[0, 1]]
+    assert [group.seeds for group in grouping.grouped(runs)] == [[0, 1]]
 
 
 def test_the_sgd_partner_is_that_of_the_same_setting():
-    groups = report.grouped(
+    groups = grouping.grouped(
         [
             make(0),
             make(0, lr=0.1),
@@ -155,7 +155,7 @@ def test_two_runs_of_a_seed_are_an_error_that_names_both(tmp_path):
     save(tmp_path / "a", 3)
     save(tmp_path / "b", 3)
     with pytest.raises(RunError, match=f"{tmp_path}/a and {tmp_path}/b .* seed 3"):
-        report.grouped(report.find([str(tmp_path)]))
+        grouping.grouped(report.find([str(tmp_path)]))
     # One run that was named twice is one run.
     found = report.find([str(tmp_path / "a"), str(tmp_path / "b" / ".." / "a")])
     assert len(found) == 1
@@ -199,15 +199,15 @@ def test_a_second_stage_is_of_its_first_stages_setting(tmp_path):
         save(
             first / "stage2_weight-balancing", 0, stage2_args=second_args(rule), **method, **SECOND
         )
-    groups = report.grouped(report.find([str(tmp_path)]))
+    groups = grouping.grouped(report.find([str(tmp_path)]))
     second = [group for group in groups if "stage2" in group.identity]
     assert len(second) == 3
     assert [g.sgd and g.sgd.number for g in second] == [second[2].number, None, None]
-    name = report.method(second[0])
+    name = grouping.method(second[0])
     assert name == "imbsam rho 0.05 eta 100 tail_scale 1 then weight-balancing"
-    shown = report.setting(second[0])
+    shown = grouping.setting(second[0])
     assert "200 epochs" in shown and "weight decay 0.005; then epochs 10, lr 0.01" in shown
-    assert report.protocol(second[0]) == "imbsam-paper"
+    assert grouping.protocol(second[0]) == "imbsam-paper"
     assert {row.all for row in published.beside(second[0].facts)} == {54.8}
     assert {row.all for row in published.beside(second[2].facts)} >= {51.9, 53.1, 52.0}
 
@@ -218,14 +218,14 @@ def test_second_stages_just_trained_find_their_first(capsys):
     for seed in (0, 1):
         runs += [make(seed), make(seed, stage2_args=second_args(), **SECOND)]
         runs.append(make(seed, stage2="tau-norm", stage2_args={"tau": 1.9}, epochs=0))
-    groups = report.grouped(runs)
-    assert [report.method(group) for group in groups] == [
+    groups = grouping.grouped(runs)
+    assert [grouping.method(group) for group in groups] == [
         "sgd",
         "sgd then weight-balancing",
         "sgd then tau-norm tau 1.9",
     ]
     assert [group.facts["epochs"] for group in groups] == [200] * 3
-    assert "not found" in report.method(report.grouped([make(stage2="crt")])[0])
+    assert "not found" in grouping.method(grouping.grouped([make(stage2="crt")])[0])
 
 
 @pytest.mark.parametrize(
@@ -417,9 +417,9 @@ def test_differences_say_both_values_and_what_is_a_guess():
         facts(weight_decay=0.0), "weight-balancing", {"weight_decay": 0}
     ) == ["epochs 200, not 320"]
     assert "schedule cosine-prestep, not steps" in published.differences(facts(), "saddle")
-    group = report.grouped([make(seed, weight_decay=1e-3) for seed in (0, 1, 2)])[0]
+    group = grouping.grouped([make(seed, weight_decay=1e-3) for seed in (0, 1, 2)])[0]
     (row,) = (r for r in published.beside(group.facts) if r.source == "SSE")
-    assert report.differs(group, row) == ["seeds 0-2, not 9826"]
+    assert grouping.differs(group, row) == ["seeds 0-2, not 9826"]
 
 
 # ---- what is shown and written ---------------------------------------------------------------
@@ -487,7 +487,7 @@ def test_the_files_hold_runs_and_published_rows(runs, tmp_path, capsys):
 
 def test_the_gain_of_a_class_is_the_mean_over_common_seeds(runs):
     save(runs / "imbsam_7", 7, "imbsam", 99.0, IMBSAM, accuracies=(99, 99, 99))
-    (panel,), missing = report.gains(report.grouped(report.find([str(runs)])))
+    (panel,), missing = report.gains(grouping.grouped(report.find([str(runs)])))
     assert panel["gain"] == pytest.approx([-1, 2, 3])  # (0 + 3 + 6) / 3; seed 7 has no partner
     assert panel["counts"] == [500, 100, 5] and panel["eta"] == 100
     assert "n = 3" in panel["title"] and missing == []
