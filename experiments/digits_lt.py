@@ -146,6 +146,7 @@ def summarise(rows: list[Row], seeds: list[int]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {**description, "seeds": seeds}
         for split, values in last.items():
             row[split], row[f"{split}_sd"] = _mean(values), _deviation(values)
+            row[f"{split}_by_seed"] = None if np.isnan(values).any() else values.tolist()
         for split in ("all", "few"):
             paired = None if sgd is None else last[split] - sgd.splits[split][-1]
             row[f"paired_{split}"] = _mean(paired)

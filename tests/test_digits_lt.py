@@ -58,6 +58,7 @@ def test_seeds_in_one_program_are_the_seeds_alone(summaries):
             values = np.array([alone[s][rule][split] for s in (0, 1)])
             assert row[split] == pytest.approx(values.mean(), abs=0.2)
             assert row[f"{split}_sd"] == pytest.approx(values.std(ddof=1), abs=0.3)
+            assert row[f"{split}_by_seed"] == pytest.approx(values, abs=0.4)
         for split in ("all", "few"):
             base = np.array([alone[s]["sgd"][split] for s in (0, 1)])
             paired = np.array([alone[s][rule][split] for s in (0, 1)]) - base
