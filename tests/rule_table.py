@@ -113,10 +113,10 @@ def _focal_sam(
     return reference.focal_sam_gradient(params, x, y, class_counts=COUNTS, rho=rho, **kwargs)
 
 
-def _sse_sam(params: Any, x: Any, y: Any, step: int, rho: float) -> reference.Params:
+def _sse_sam(params: Any, x: Any, y: Any, step: int, rho: float, **kwargs: Any) -> reference.Params:
     return reference.sse_sam_gradient(
         params, x, y, class_counts=COUNTS, head_rho=0.2, tail_rho=rho, eta=ETA,
-        switch_step=SWITCH, step=step,
+        switch_step=SWITCH, step=step, **kwargs,
     )  # fmt: skip
 
 
@@ -130,19 +130,24 @@ def _sam_tail_weight(params: Any, x: Any, y: Any, step: int, rho: float) -> refe
     )
 
 
-def _imbsam_of_classifier(params: Any, x: Any, y: Any, step: int, rho: float) -> reference.Params:
+def _imbsam_of_classifier(
+    params: Any, x: Any, y: Any, step: int, rho: float, *, weight_decay_in_ascent: float = 0.0
+) -> reference.Params:
     """ImbSAM whose perturbation, and its norm, take in w2 and b2 alone: masked by hand."""
     tail_part = reference.part_in(y, COUNTS <= ETA)
-    d = reference.weighted_gradient(params, x, y, tail_part / len(x))
+
+    def tail_at(point: reference.Params) -> reference.Params:
+        of_rows = reference.weighted_gradient(point, x, y, tail_part / len(x))
+        return reference.add(of_rows, reference.scale(weight_decay_in_ascent, point))
+
+    d = tail_at(params)
     length = math.sqrt((d["w2"] ** 2).sum() + (d["b2"] ** 2).sum())
     moved = dict(params)
     if length > 0:
         moved["w2"] = params["w2"] + rho * d["w2"] / length
         moved["b2"] = params["b2"] + rho * d["b2"] / length
-    return reference.add(
-        reference.weighted_gradient(moved, x, y, tail_part / len(x)),
-        reference.weighted_gradient(params, x, y, (1 - tail_part) / len(x)),
-    )
+    head = reference.weighted_gradient(params, x, y, (1 - tail_part) / len(x))
+    return reference.add(tail_at(moved), head)
 
 
 def sam_tail_weight_rule(rho: Any) -> Any:
@@ -240,6 +245,24 @@ ASCENTS = [
     _variant("imbsam", "perturb", ij.Ascent(perturb=_CLASSIFIER_ONLY), _imbsam_of_classifier),
 ]
 
+# The same with weight decay inside the perturbed loss; with SAM this is the official JAX SAM.
+DECAY = 0.05
+
+
+def decaying(row: Row) -> Row:
+    gradient = partial(row.gradient, weight_decay_in_ascent=DECAY)
+    ascent = row.ascent._replace(weight_decay=DECAY)
+    return row._replace(id=f"{row.id}-decay", ascent=ascent, gradient=gradient)
+
+
+ASCENTS += [
+    decaying(row)
+    for row in [
+        *(BY_ID[name] for name in ("sam", "imbsam_release", "sse_sam")),
+        *(row for row in ASCENTS if row.ascent.group_mean),
+    ]
+]
+
 ROWS = RULES + ASCENTS
 
 
@@ -252,8 +275,8 @@ def row_id(row: Row) -> str:
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 1e-3
 
 
-def descent() -> Any:
+def descent(weight_decay: float = WEIGHT_DECAY) -> Any:
     """torch.optim.SGD with momentum, weight decay at theta: what follows the gradient."""
     return optax.chain(
-        optax.add_decayed_weights(WEIGHT_DECAY), optax.sgd(LEARNING_RATE, momentum=MOMENTUM)
+        optax.add_decayed_weights(weight_decay), optax.sgd(LEARNING_RATE, momentum=MOMENTUM)
     )

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 import imbsam_jax as ij
 from imbsam_jax import rules
 from rule_table import (
+    ASCENTS,
     BY_ID,
     CLASSES,
     COUNTS,
@@ -30,6 +31,7 @@ from rule_table import (
     RULES,
     SWITCH,
     Row,
+    decaying,
     init_params,
     losses_fn,
     one_batch,
@@ -118,8 +120,10 @@ def test_limits_of_the_rules() -> None:
 
 @pytest.mark.usefixtures("x64")
 def test_no_radius_is_weighted_sgd() -> None:
+    """And weight decay in the loss is then that of the optimizer, g + wd theta."""
     x, y = one_batch()
     params = to_library(init_params())
+    decay = ij.Ascent(weight_decay=0.3)
 
     def weighted_sgd(row: Row) -> Any:
         table = row.rule(0.0)(SWITCH)
@@ -130,14 +134,19 @@ def test_no_radius_is_weighted_sgd() -> None:
     def both(params: Any) -> Any:
         return {
             row.id: [
-                ij.value_and_grad(losses_fn, rule)(params, y, x, y, step=SWITCH)[1]
-                for rule in (row.rule(0.0), weighted_sgd(row))
+                ij.value_and_grad(losses_fn, rule, ascent=ascent)(params, y, x, y, step=SWITCH)[1]
+                for rule, ascent in (
+                    (row.rule(0.0), ij.Ascent()),
+                    (row.rule(0.0), decay),
+                    (weighted_sgd(row), ij.Ascent()),
+                )
             ]
             for row in RULES
         }
 
-    for grads, want in both(params).values():
+    for grads, decayed, want in both(params).values():
         assert_trees(grads, want, atol=1e-14)
+        assert_trees(decayed, jax.tree.map(lambda g, p: g + 0.3 * p, want, params), atol=1e-14)
 
 
 # --------------------------------------------------------------------- batches that perturb nothing
@@ -175,6 +184,56 @@ def test_group_mean_of_an_absent_group_adds_nothing() -> None:
         _, grads = f(THETA, np.full(5, label), X, mask=np.arange(5) < 3)
         tail_point = imbsam_by_hand(X[:3], np.full(3, label))[1]
         np.testing.assert_allclose(grads, mean_pull(tail_point, X[:3], np.ones(3)), rtol=1e-12)
+
+
+# ------------------------------------------------------------- weight decay in the perturbed loss
+
+
+@pytest.mark.usefixtures("x64")
+def test_weight_decay_goes_with_every_way_to_ascend() -> None:
+    """Norms, scales, masks and means over a group, with padding, against the transcription."""
+    x, y = one_batch()
+    mask = np.arange(7) != 2
+    params = to_library(init_params())
+    rows = [decaying(row) for row in ASCENTS if not row.ascent.weight_decay]
+
+    @quick_jit
+    def gradients(params: Any) -> Any:
+        return {
+            row.id: row.value_and_grad(losses_fn)(params, y, x, y, mask=mask)[1] for row in rows
+        }
+
+    got = gradients(params)
+    for row in rows:
+        assert_trees(to_reference(got[row.id]), by_reference(row, x[mask], y[mask]), atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("group_mean", [False, True])
+def test_weight_decay_of_a_group_without_rows(group_mean: bool) -> None:
+    """The decay is all of the tail's loss; but a mean over no row is none, and nothing moves."""
+    ascent = ij.Ascent(weight_decay=0.3, group_mean=group_mean)
+    (_, _, info), grads = ij.value_and_grad(distances, IMBSAM, ascent=ascent, info=True)(
+        THETA, 0 * LABELS, X
+    )
+    length = np.linalg.norm(THETA)
+    point = THETA if group_mean else THETA + 0.1 * THETA / length
+    np.testing.assert_allclose(grads, mean_pull(THETA, X, np.ones(5)) + 0.3 * point, rtol=1e-12)
+    np.testing.assert_allclose(info.ascent_norm, [0 if group_mean else 0.3 * length], rtol=1e-12)
+
+
+@pytest.mark.parametrize("bad", [-0.1, math.nan, math.inf, np.float32(-1)])
+def test_bad_weight_decay_is_refused(bad: Any) -> None:
+    ascent = ij.Ascent(weight_decay=bad)
+    theta, x = jnp.asarray(THETA), jnp.asarray(X)
+    fn = ij.class_weighted_grad(distances, LABELS, x)
+    message = rf"weight_decay must be finite and at least 0, got {bad}"
+    for rule in (rules.sgd(2), IMBSAM, STAGED):
+        with pytest.raises(ValueError, match=message):
+            ij.value_and_grad(distances, rule, ascent=ascent)(theta, LABELS, x, step=0)
+        tx = ij.sharpness_aware(rule, ascent=ascent)
+        with pytest.raises(ValueError, match=message):
+            tx.update(None, tx.init(theta), theta, weighted_grad_fn=fn)
 
 
 # ---------------------------------------------------------------------- nothing broken is hidden
@@ -258,14 +317,113 @@ def test_both_passes_see_the_same_randomness() -> None:
     np.testing.assert_allclose(grads, imbsam_by_hand(np.where(keep, X, 0))[0], rtol=1e-12)
 
 
+# ------------------------------------------------------------- running statistics, pass by pass
+
+STATS = np.array([5.0])
+
+
+def with_running_mean(theta: Any, x: Any, stats: Any) -> tuple[Any, Any]:
+    """The loss of `distances`; like a batch normalisation of x theta, the aux is a running mean."""
+    return distances(theta, x)[0], 0.9 * stats + 0.1 * (x @ theta).mean()[None]
+
+
+def next_args(args: Any, stats: Any) -> Any:
+    return args[0], stats
+
+
+def stats_after(*points: Any) -> Any:
+    stats = STATS
+    for point in points:
+        stats = 0.9 * stats + 0.1 * (X @ point).mean()
+    return stats
+
+
+def _towards(weights: Any, rho: float) -> Any:
+    d = mean_pull(THETA, X, weights)
+    return THETA + rho * d / np.linalg.norm(d)
+
+
+TAIL = (LABELS == 1).astype(float)
+SSE = rules.sse_sam(TWO, head_rho=0.2, tail_rho=0.1, eta=4, switch_step=5)
+# rule, step, the points of its passes in their order
+PASSES = {
+    "sgd": (rules.sgd(2), None, [THETA]),
+    "sam": (rules.sam(2, rho=0.1), None, [THETA, _towards(np.ones(5), 0.1)]),
+    "imbsam": (IMBSAM, None, [THETA, _towards(TAIL, 0.1)]),
+    "sse_sam": (SSE, 4, [THETA, _towards(1 - TAIL, 0.2), _towards(TAIL, 0.1)]),
+    "sse_sam, then": (SSE, 5, [THETA, _towards(TAIL, 0.1)]),
+    "sgd_then_imbsam": (STAGED, 4, [THETA]),
+    "sgd_then_imbsam, then": (STAGED, 5, [THETA, _towards(TAIL, 0.1)]),
+}
+
+
+@pytest.mark.usefixtures("x64")
+def test_what_a_pass_returns_may_be_carried_to_the_next() -> None:
+    """At theta first, then the groups in order; loss and gradient are as without."""
+
+    def carried(rule: Any, carry: Any, step: Any) -> Any:
+        f = ij.value_and_grad(with_running_mean, rule, carry=carry)
+        (loss, stats), grads = f(THETA, LABELS, X, STATS, step=step)
+        return stats, (loss, grads)
+
+    @quick_jit
+    def traced(steps: Any) -> Any:
+        return {
+            name: [carried(rule, carry, steps.get(name)) for carry in (next_args, None)]
+            for name, (rule, _, _) in PASSES.items()
+        }
+
+    by_name = traced({name: step for name, (_, step, _) in PASSES.items() if step is not None})
+    for name, (rule, step, points) in PASSES.items():
+        (got, outcome), (clean, without) = by_name[name]
+        np.testing.assert_allclose(got, stats_after(*points), rtol=1e-12, err_msg=name)
+        np.testing.assert_allclose(clean, stats_after(THETA), rtol=1e-12, err_msg=name)
+        assert_trees(outcome, without, rtol=0)
+        # The same at a concrete step, which chooses a stage while tracing.
+        np.testing.assert_allclose(carried(rule, next_args, step)[0], got, rtol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_next_pass_computes_with_what_was_carried() -> None:
+    """Targets that move by one from pass to pass: the tail's second pass sees the second ones."""
+
+    def moving(theta: Any, x: Any) -> Any:
+        return distances(theta, x)[0], x + 1
+
+    f = ij.value_and_grad(moving, IMBSAM, carry=lambda args, aux: (aux,), info=True)
+    (loss, aux, info), grads = f(THETA, LABELS, X)
+    point = imbsam_by_hand()[1]
+    want = mean_pull(THETA, X, 1 - TAIL) + mean_pull(point, X + 1, TAIL)
+    np.testing.assert_allclose(grads, want, rtol=1e-12)
+    np.testing.assert_allclose(loss, distances(THETA, X)[0].mean(), rtol=1e-12)
+    there = distances(point, X[TAIL == 1] + 1)[0].mean()
+    np.testing.assert_allclose(info.perturbed_loss, [there], rtol=1e-12)
+    np.testing.assert_allclose(aux, X + 2, rtol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("carry", "got"),
+    [(lambda args, stats: stats, "ArrayImpl"), (lambda args, stats: (stats,), "a tuple of 1")],
+)
+def test_carry_must_return_the_args(carry: Any, got: str) -> None:
+    f = ij.value_and_grad(with_running_mean, IMBSAM, carry=carry)
+    with pytest.raises(TypeError, match=rf"args of the next pass, a tuple of 2 .*; got {got}"):
+        f(*map(jnp.asarray, (THETA, LABELS, X, STATS)))
+
+
 # -------------------------------------------------------------------------------------- padding
 
 
 @pytest.mark.usefixtures("x64")
 def test_padding_alone_gives_zero() -> None:
     for rule in (rules.sgd(2), IMBSAM, rules.focal_sam(TWO, rho=0.1, gamma=1, strength=0.5)):
-        for group_mean in (False, True):
-            f = ij.value_and_grad(distances, rule, ascent=ij.Ascent(group_mean=group_mean))
+        for ascent in (
+            ij.Ascent(),
+            ij.Ascent(group_mean=True),
+            ij.Ascent(weight_decay=0.3),
+            ij.Ascent(weight_decay=0.3, group_mean=True),
+        ):
+            f = ij.value_and_grad(distances, rule, ascent=ascent)
             (loss, _), grads = f(THETA, LABELS, X, mask=np.zeros(5, bool))
             assert loss == 0 and not grads.any()
 

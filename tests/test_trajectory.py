@@ -84,8 +84,13 @@ def padded(x: np.ndarray, y: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndar
 def transcription(row: Row, labels: str) -> list[reference.Params]:
     return reference.train(
         lambda params, x, y, step: row.gradient(params, x, y, step, RHO),
-        init_params(), batches(labels), LEARNING_RATE, MOMENTUM, WEIGHT_DECAY,
+        init_params(), batches(labels), LEARNING_RATE, MOMENTUM, decay_at_theta(row),
     )  # fmt: skip
+
+
+def decay_at_theta(row: Row) -> float:
+    """What the optimizer adds: nothing where the perturbed loss has a decay of its own."""
+    return 0.0 if row.ascent.weight_decay else WEIGHT_DECAY
 
 
 def trained(row: Row, variants: Any) -> dict[str, list[reference.Params]]:
@@ -95,7 +100,8 @@ def trained(row: Row, variants: Any) -> dict[str, list[reference.Params]]:
     short, is not jitted where that changes a shape.
     """
     value_and_grad = row.value_and_grad(losses_fn)
-    after, whole = descent(), optax.chain(row.transform(), descent())
+    after = descent(decay_at_theta(row))
+    whole = optax.chain(row.transform(), after)
 
     def advance(carry: Any, batch: Any, step: Any, door: str) -> Any:
         params, state = carry
