@@ -392,13 +392,14 @@ def cc_sam_gradient(
     *,
     class_counts: ArrayLike,
     perturb: Literal["classifier", "all"],
+    noise_ratio: float = 1.0,
 ) -> Params:
     """g = sum_c grad L^c(theta + e_c), e_c = sqrt(k) rho_c grad L^c / ||grad L^c|| (CC-SAM paper).
 
     rho_c = sqrt(||w|| / (2 ||grad L^c(w)||)) k^(-1/4) (n_c - 1)^(-1/4), where w are the k perturbed
     parameters, both norms are joint over w, and L^c is the sum over the batch's rows of class c
     divided by B. The descent gradient is that of all parameters. A class of one example has no
-    finite radius and is refused.
+    finite radius and is refused. `noise_ratio` multiplies e_c; the paper has none.
     """
     batch_size = len(x)
     counts = np.asarray(class_counts, dtype=np.float64)
@@ -423,7 +424,7 @@ def cc_sam_gradient(
             e_c = zeros(w)
         else:
             rho_c = np.sqrt(norm(w) / (2.0 * length)) * k ** (-0.25) * (counts[c] - 1.0) ** (-0.25)
-            e_c = scale(np.sqrt(k) * rho_c / length, gradient_c)
+            e_c = scale(noise_ratio * np.sqrt(k) * rho_c / length, gradient_c)
 
         gradient = add(gradient, weighted_gradient(add(params, e_c), x_c, y_c, weights))
     return gradient
@@ -437,10 +438,12 @@ def cc_sam_release_gradient(
     class_counts: ArrayLike,
     noise_ratio: float,
     flat_ratio: float,
+    perturb: Literal["classifier", "all"] = "classifier",
 ) -> Params:
     """g = (1 - phi) grad mean_i l_i(theta) + phi grad mean_i l_i(theta + e_{y_i}) (CC-SAM release).
 
-    Only w2 and b2 are perturbed, but features are differentiated through the perturbed classifier.
+    Only w2 and b2 are perturbed, but features are differentiated through the perturbed classifier
+    (perturb="all" does the same with every tensor; the release cannot).
     For class c and each tensor t, with g_ct the gradient of the MEAN loss over the class's rows,
     e_ct = sqrt(k) rho_ct g_ct / ||g_ct||, where
     rho_ct = noise_ratio sqrt(||w||) / sqrt(||g_ct||) / sqrt(2) / (n_c - 1)^(1/4) / k^(1/4), w is
@@ -451,8 +454,9 @@ def cc_sam_release_gradient(
         raise ValueError("the CC-SAM release groups rows by a single class: y must be int[B]")
     batch_size = len(x)
     counts = np.asarray(class_counts, dtype=np.float64)
-    w_norm = norm({name: params[name] for name in CLASSIFIER})
-    k = sum(params[name].size for name in CLASSIFIER)
+    names = {"classifier": CLASSIFIER, "all": ALL}[perturb]
+    w_norm = norm({name: params[name] for name in names})
+    k = sum(params[name].size for name in names)
 
     perturbed_gradient = zeros(params)
     for c in np.unique(y):
@@ -462,7 +466,7 @@ def cc_sam_release_gradient(
         class_mean = weighted_gradient(params, x_c, y_c, np.ones(len(x_c)) / len(x_c))
 
         e_c = {}
-        for name in CLASSIFIER:
+        for name in names:
             g = class_mean[name]
             g_norm = np.sqrt((g**2).sum())
             if g_norm == 0.0:
