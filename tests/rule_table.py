@@ -344,6 +344,7 @@ CLASSES_AT_ONCE = [
 ]
 
 ROWS = METHODS + ASCENTS + CLASSES_AT_ONCE
+BY_ID |= {row.id: row for row in ROWS}
 
 
 def row_id(row: Row) -> str:
