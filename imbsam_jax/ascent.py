@@ -51,7 +51,7 @@ class Ascent(NamedTuple):
     adaptive: Callable[[PyTree], PyTree] | None = None
     perturb: PyTree | Callable[[PyTree], PyTree] | None = None
     group_mean: bool = False
-    weight_decay: float = 0.0
+    weight_decay: float | jax.Array = 0.0
 
 
 def perturbed(params: PyTree, direction: PyTree, radius: Any, ascent: Ascent) -> PyTree:

@@ -84,8 +84,9 @@ def value_and_grad(
     Returns:
       `f(params, labels, *args, step=None, mask=None) -> ((mean_loss, aux), grads)`, or
       `((mean_loss, aux, SharpnessInfo), grads)` with info=True.
-        labels: int[B], or float[B, C] for soft labels. A label outside [0, C) makes the
-          gradient NaN.
+        labels: int[B], or float[B, C] for soft labels. A label outside [0, C) has weight NaN,
+          which makes the gradient NaN unless the loss drops that row by itself (a one-hot
+          cross-entropy of such a label is 0, and so is its gradient under any weight).
         step: number of updates made so far; required where the rule depends on it. A Python int
           chooses a stage of a staged rule while tracing, a traced step under `lax.cond`.
         mask: bool[B], False for padding (anything whose derivative is finite, such as zeros). B

@@ -317,6 +317,7 @@ def test_no_method_hides_what_is_not_finite() -> None:
 
 @pytest.mark.parametrize("label", [-1, CLASSES, 99])
 def test_no_method_takes_a_label_of_no_class(label: int) -> None:
+    """The loss keeps its own labels: a one-hot loss of such a label is 0 under any weight."""
     x, y = one_batch()
     for labels in (np.where(np.arange(len(y)) == 2, label, y), np.full(len(y), label)):
         for row, _, grads in by_each_method(x, y, labels=labels):

@@ -157,8 +157,18 @@ def trained(row: Row, variants: Any) -> dict[str, list[reference.Params]]:
     return history
 
 
+# Ways to ascend that another row takes in as well; test_gradient.py has one step of each.
+TAKEN_IN = (
+    "imbsam-p1.5", "imbsam-p3", "sam-pinf", "imbsam-asam", "imbsam_release-group_mean",
+)  # fmt: skip
+
+
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("row", ROWS, ids=row_id)
+@pytest.mark.parametrize(
+    "row",
+    [pytest.param(row, marks=[pytest.mark.slow] * (row.id in TAKEN_IN)) for row in ROWS],
+    ids=row_id,
+)
 def test_ten_steps_equal_the_transcription(row: Row) -> None:
     variants = variants_of(row)
     expected = {labels: transcription(row, labels) for _, labels, _ in map(VARIANTS.get, variants)}
