@@ -17,6 +17,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from imbsam_jax.priors import _is_concrete
 
 __all__ = ["Ascent", "asam_scale", "magnitude_scale"]
 
@@ -34,12 +37,21 @@ class Ascent(NamedTuple):
         a function that makes one; None moves all. Norms are taken over those that move.
       group_mean: divide each part by the number of its own rows instead of the batch size, as
         the "imbsam" mode of the SSE-SAM release does. A part without a row contributes nothing.
+      weight_decay: puts `0.5 * weight_decay * ||theta||_2^2`, over all parameters, into the
+        perturbed loss: it enters the direction, and its gradient is taken at theta + e. With
+        `rules.sam` this is the official JAX SAM. Several groups share it evenly; a rule without
+        groups has it at theta, as `optax.add_decayed_weights` would. It is no part of the rows:
+        tail_scale does not scale it, and a group without a row in the batch still moves by it,
+        except under group_mean. Finite and at least 0, a number or a traced scalar. 0, the
+        default, leaves weight decay to Optax, outside and at theta, as all released PyTorch code
+        has it; with any other value give Optax none.
     """
 
     p: float = 2.0
     adaptive: Callable[[PyTree], PyTree] | None = None
     perturb: PyTree | Callable[[PyTree], PyTree] | None = None
     group_mean: bool = False
+    weight_decay: float | jax.Array = 0.0
 
 
 def perturbed(params: PyTree, direction: PyTree, radius: Any, ascent: Ascent) -> PyTree:
@@ -75,6 +87,21 @@ def perturbed(params: PyTree, direction: PyTree, radius: Any, ascent: Ascent) ->
     if scale is not None:
         e = jax.tree.map(jnp.multiply, scale, e)
     return jax.tree.map(lambda p, wide, x: (wide + x).astype(p.dtype), params, params_wide, e)
+
+
+def decayed(grads: PyTree, points: list[PyTree], ascent: Ascent, part: Any) -> PyTree:
+    """grads, and the gradients of `part * 0.5 * weight_decay * ||.||_2^2` at the points."""
+    rate = ascent.weight_decay
+    if _is_concrete(rate):
+        if not (np.isfinite(rate) and rate >= 0):
+            raise ValueError(f"weight_decay must be finite and at least 0, got {rate}")
+        if rate == 0:
+            return grads
+
+    def leaf(g: jax.Array, *at: jax.Array) -> jax.Array:
+        return (_widened(g) + part * rate * sum(_widened(p) for p in at)).astype(g.dtype)
+
+    return jax.tree.map(leaf, grads, *points)
 
 
 def asam_scale(eta: float = 0.01) -> Callable[[PyTree], PyTree]:

@@ -20,16 +20,16 @@ import numpy as np
 from jax import lax
 
 from imbsam_jax import collectives
-from imbsam_jax.ascent import Ascent, perturbed
+from imbsam_jax.ascent import Ascent, decayed, perturbed
 from imbsam_jax.rules import ClassWeights, Rule, require_step, stagewise
 
 
 class Batch(NamedTuple):
-    """What the core asks of a batch; all of it is this device's part alone."""
+    """What the core asks of a batch, this device's part alone; `moved` once per group, in order."""
 
     clean: Callable[[Any], Any]  # class weights [C] -> gradient at theta
     moved: Callable[[Any, Any], tuple[Any, Any]]  # (point, class weights) -> gradient there, info
-    share: Callable[[Any], Any] | None  # class weights -> rows they touch / rows of this device
+    share: Callable[[Any], Any]  # class weights -> rows they touch / rows of this device
     real: Any = None  # real rows / rows, where some rows are padding; None where none are
 
 
@@ -38,25 +38,25 @@ def gradient(
 ) -> tuple[Any, list[tuple[Any, Any]]]:
     """This device's part of g, and for each group (d_k, info of its pass); average g yourself."""
     groups = [table.groups[k] for k in range(table.groups.shape[0])]
-    directions = [batch.clean(weights) for weights in groups]
+    # Padding is divided out of the whole gradient later: weight decay counts as the rows do.
+    real = 1.0 if batch.real is None else batch.real
+    share = batch.share if ascent.group_mean else lambda _: real
+    directions = [decayed(batch.clean(w), [params], ascent, share(w) / len(groups)) for w in groups]
     if sync and directions:
         directions = collectives.mean(directions, axis_name)
-    moved = [
-        batch.moved(perturbed(params, direction, radius, ascent), weights)
-        for direction, radius, weights in zip(directions, table.radii, groups, strict=True)
-    ]
-    parts, touched = [part for part, _ in moved], groups
-    if table.base is not None:
-        parts, touched = [batch.clean(table.base), *parts], [table.base, *groups]
+    pairs = zip(directions, table.radii, strict=True)
+    points = [perturbed(params, direction, radius, ascent) for direction, radius in pairs]
+    moved = [batch.moved(point, w) for point, w in zip(points, groups, strict=True)]
+    base = [] if table.base is None else [table.base]
+    parts = [batch.clean(w) for w in base] + [part for part, _ in moved]
     if ascent.group_mean:
-        parts = _by_group_mean(parts, touched, batch, axis_name)
+        parts = _by_group_mean(parts, base + groups, batch, axis_name)
     total = jax.tree.map(lambda *leaves: sum(leaves[1:], start=leaves[0]), *parts)
+    total = decayed(total, points or [params], ascent, real / max(len(groups), 1))
     return total, list(zip(directions, [info for _, info in moved], strict=True))
 
 
 def _by_group_mean(parts: list[Any], touched: list[Any], batch: Batch, axis_name: Any) -> list[Any]:
-    if batch.share is None:
-        raise ValueError("group_mean needs to count rows: build fn with class_weighted_grad")
     shares = collectives.mean([batch.share(weights) for weights in touched], axis_name)
     # Padding is divided out of the whole gradient later, but not of a mean over a group's rows.
     real = 1.0 if batch.real is None else collectives.mean(batch.real, axis_name)

@@ -50,6 +50,7 @@ def value_and_grad(
     ascent: Ascent = Ascent(),
     examples: str = "dependent",
     batched: tuple[bool, ...] | None = None,
+    carry: Callable[[tuple[Any, ...], Any], tuple[Any, ...]] | None = None,
     info: bool = False,
 ) -> Callable[..., Any]:
     """Mean loss and sharpness-aware gradient of per-example losses.
@@ -60,7 +61,8 @@ def value_and_grad(
     Args:
       losses_fn: `losses_fn(params, *args) -> (losses float[B], aux)`, one loss per example, not
         averaged. It is run once at theta and once per perturbed group, each time with the same
-        args, so with the same random keys. Loss and aux reported are those of the run at theta.
+        args, so with the same random keys. Loss and aux reported are those of the run at theta
+        (the aux of another one with `carry`).
       rule: a row of the table, for example `rules.imbsam(class_counts, rho=0.05, eta=100)`.
       axis_name: the device axis, inside pmap, shard_map or vmap; leave it None under plain jit,
         also with a batch sharded over devices.
@@ -70,23 +72,33 @@ def value_and_grad(
       examples: "dependent", every pass sees the whole batch, which is exact for every model,
         batch normalisation included.
       batched: reserved for other values of `examples`; leave it None.
+      carry: None, or `carry(args, aux) -> args`, which makes of the args and the aux of one pass
+        the args of the next: first the pass at theta, then that of each group in the rule's
+        order. The aux reported is then that of the last pass. Running statistics updated by
+        every pass, as in the released PyTorch code, need this: once a step with SGD, twice with
+        SAM, ImbSAM and Focal-SAM, three times in SSE-SAM's first stage (its release makes four
+        passes, one of them a second one at theta). Loss and gradient do not use the aux, so
+        batch normalisation in batch mode trains the same either way.
       info: also return a SharpnessInfo.
 
     Returns:
       `f(params, labels, *args, step=None, mask=None) -> ((mean_loss, aux), grads)`, or
       `((mean_loss, aux, SharpnessInfo), grads)` with info=True.
-        labels: int[B], or float[B, C] for soft labels. A label outside [0, C) makes the
-          gradient NaN.
+        labels: int[B], or float[B, C] for soft labels. A label outside [0, C) has weight NaN,
+          which makes the gradient NaN unless the loss drops that row by itself (a one-hot
+          cross-entropy of such a label is 0, and so is its gradient under any weight).
         step: number of updates made so far; required where the rule depends on it. A Python int
           chooses a stage of a staged rule while tracing, a traced step under `lax.cond`.
         mask: bool[B], False for padding (anything whose derivative is finite, such as zeros). B
           is then the number of True rows, over all devices.
         mean_loss: scalar, `(1/B) sum_i loss_i(theta)`, unweighted, over all devices.
-        aux: what losses_fn returned beside the losses at theta, of this device.
+        aux: what losses_fn returned beside the losses at theta, of this device; with `carry`,
+          beside those of the last pass.
         grads: like params, the same dtypes, averaged over the devices.
 
     Raises:
       ValueError: averaged losses, labels of another shape, a missing step.
+      TypeError: losses_fn returns no pair, or carry no tuple of as many args.
 
     >>> def losses_fn(w, x, y):
     ...     return (x @ w - y) ** 2, None
@@ -98,7 +110,8 @@ def value_and_grad(
     (1.0, 3.4)
 
     Source: ImbSAM, Alg. 1. Its release runs two full forward and three full backward passes,
-    as this does; weight decay, like there, belongs outside, at theta.
+    as this does; weight decay, like there, belongs outside, at theta (`Ascent.weight_decay` has
+    it inside).
     """
     if examples != "dependent":
         raise ValueError(f"examples must be 'dependent', got {examples!r}")
@@ -112,8 +125,8 @@ def value_and_grad(
 
         def compute(table: ClassWeights) -> Any:
             return _one_table(
-                table, local, labels, mask, lambda p: check_pair(losses_fn(p, *args)),
-                ascent, axis_name, sync_ascent, most_groups if info else None,
+                table, local, labels, mask, lambda p, args: check_pair(losses_fn(p, *args)),
+                args, carry, ascent, axis_name, sync_ascent, most_groups if info else None,
             )  # fmt: skip
 
         return core.by_stage(rule, step, compute)
@@ -126,13 +139,15 @@ def _one_table(
     params: Any,
     labels: jax.Array,
     mask: Any,
-    run: Callable[[Any], tuple[jax.Array, Any]],
+    run: Callable[[Any, tuple[Any, ...]], tuple[jax.Array, Any]],
+    args: tuple[Any, ...],
+    carry: Callable[[tuple[Any, ...], Any], tuple[Any, ...]] | None,
     ascent: Ascent,
     axis_name: Any,
     sync: bool,
     most_groups: int | None,
 ) -> Any:
-    losses, pullback, aux = jax.vjp(run, params, has_aux=True)
+    losses, pullback, aux = jax.vjp(lambda p: run(p, args), params, has_aux=True)
     check_losses(losses, labels)
     rows = losses.shape[0]
 
@@ -145,7 +160,12 @@ def _one_table(
         return pullback(cotangent(class_weights))[0]
 
     def moved(point: Any, class_weights: Any) -> tuple[Any, jax.Array]:
-        there, pullback_there = jax.vjp(lambda p: run(p)[0], point)
+        # The two names are of this table alone: each branch of a staged rule has its own.
+        nonlocal args, aux
+        if carry is not None:
+            args = _check_args(carry(args, aux), args)
+        there, pullback_there, seen = jax.vjp(lambda p: run(p, args), point, has_aux=True)
+        aux = aux if carry is None else seen
         return pullback_there(cotangent(class_weights))[0], there
 
     batch = core.Batch(
@@ -163,6 +183,16 @@ def _one_table(
         return (mean_loss, aux), grads
     details = _info(table, groups, losses, labels, mask, batch.real, axis_name, most_groups)
     return (mean_loss, aux, details), grads
+
+
+def _check_args(carried: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not (isinstance(carried, tuple) and len(carried) == len(args)):
+        kind = type(carried).__name__
+        raise TypeError(
+            f"carry must return the args of the next pass, a tuple of {len(args)} like the one it "
+            f"was given; got {f'a tuple of {len(carried)}' if kind == 'tuple' else kind}"
+        )
+    return carried
 
 
 def mean_over_rows(tree: Any, real: Any, axis_name: Any) -> Any:

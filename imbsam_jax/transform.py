@@ -39,7 +39,8 @@ def sharpness_aware(
         g = grad L[base](theta) + sum_k grad L[group_k](theta + e_k)
 
     `update(None, state, params, weighted_grad_fn=fn)` returns g, which the next link treats as
-    any gradient: weight decay, clipping and momentum act on it at theta.
+    any gradient: weight decay, clipping and momentum act on it at theta. Leave the weight decay
+    out of the chain where `ascent` has one.
 
     Args:
       rule: a row of the table, for example `rules.imbsam(class_counts, rho=0.05, eta=100)`.
@@ -102,7 +103,7 @@ def sharpness_aware(
         batch = core.Batch(
             clean=lambda weights: fn(local, weights),
             moved=lambda point, weights: (fn(point, weights), None),
-            share=getattr(fn, "share", None),
+            share=getattr(fn, "share", _no_share),
             real=getattr(fn, "real", None),
         )
 
@@ -116,6 +117,10 @@ def sharpness_aware(
         return grads, SharpnessAwareState(optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _no_share(class_weights: Any) -> Any:
+    raise ValueError("group_mean needs to count rows: build fn with class_weighted_grad")
 
 
 class class_weighted_grad:

@@ -6,7 +6,8 @@ writes it, on sub-batches picked out by boolean indexing. Repetition is wanted: 
 more than the model, the arithmetic on dictionaries and the p = 2 step of SAM.
 
 Each `*_gradient` function returns the descent gradient of one batch, to be given to
-`sgd_momentum`; weight decay is added there, at the unperturbed parameters. Losses are divided by
+`sgd_momentum`; weight decay is added there, at the unperturbed parameters, or with
+`weight_decay_in_ascent` here, inside the perturbed loss, and then not there. Losses are divided by
 the true batch size B (ImbSAM's Alg. 1 has plain sums: the same up to the learning rate). A zero
 ascent gradient perturbs nothing.
 
@@ -260,12 +261,15 @@ def imbsam_gradient(
     p: float = 2.0,
     adaptive: Adaptive = None,
     eta_a: float = 0.01,
+    weight_decay_in_ascent: float = 0.0,
 ) -> Params:
     """g = grad L_tail(theta + e_tail) + grad L_head(theta) (ImbSAM paper Eqs. 15, 18, 19, Alg. 1).
 
     The paper's tail is n_c <= eta; the official release has n_c < eta (`strict`) and, since
     September 2023, twice the tail loss (`tail_scale=2`). The "imbsam" mode of the official SSE-SAM
     release takes the mean over the head rows and the mean over the tail rows (`group_mean`).
+    With `weight_decay_in_ascent`, L_tail contains 0.5 wd ||theta||_2^2 in both passes; a mean over
+    no row is no loss, and then nothing moves.
     """
     batch_size = len(x)
 
@@ -292,12 +296,16 @@ def imbsam_gradient(
     # Lines 7 and 8: their gradients at theta.
     head_gradient = weighted_gradient(params, x_head, y_head, head_weights)
     tail_gradient = weighted_gradient(params, x_tail, y_tail, tail_weights)
+    if len(x_tail) > 0 or not group_mean:
+        tail_gradient = add(tail_gradient, scale(weight_decay_in_ascent, params))
 
     # Line 9, Eq. 19: the perturbation is the tail's alone.
     e_tail = perturbation(params, tail_gradient, rho, p, adaptive, eta_a)
 
     # Line 10, Eq. 18.
-    perturbed_tail_gradient = weighted_gradient(add(params, e_tail), x_tail, y_tail, tail_weights)
+    perturbed = add(params, e_tail)
+    perturbed_tail_gradient = weighted_gradient(perturbed, x_tail, y_tail, tail_weights)
+    perturbed_tail_gradient = add(perturbed_tail_gradient, scale(weight_decay_in_ascent, perturbed))
     return add(perturbed_tail_gradient, head_gradient)
 
 
@@ -344,14 +352,19 @@ def sse_sam_gradient(
     eta: float,
     switch_step: int,
     step: int,
+    weight_decay_in_ascent: float = 0.0,
 ) -> Params:
     """g = grad L_head(theta + e_head) + grad L_tail(theta + e_tail); e_head = 0 after the switch.
 
     The switch is the first step not below `switch_step`; the second stage is ImbSAM. Each
     perturbation is normalised by its own group's gradient (SSE-SAM; official release,
-    ssesam.py: head up, head gradient, back, tail up, tail gradient, back).
+    ssesam.py: head up, head gradient, back, tail up, tail gradient, back). With
+    `weight_decay_in_ascent`, each perturbed loss contains its half of 0.5 wd ||theta||_2^2 in both
+    passes; after the switch the tail's has all of it.
     """
     batch_size = len(x)
+    of_head = weight_decay_in_ascent / 2.0 if step < switch_step else 0.0
+    of_tail = weight_decay_in_ascent - of_head
     counts = np.asarray(class_counts)
     head_part = part_in(y, counts > eta)
     tail_part = part_in(y, counts <= eta)
@@ -360,17 +373,16 @@ def sse_sam_gradient(
     head_rho_now = head_rho if step < switch_step else 0.0
 
     head_ascent = weighted_gradient(params, x[head], y[head], head_part[head] / batch_size)
-    e_head = l2_perturbation(head_ascent, head_rho_now)
-    accumulated = weighted_gradient(
-        add(params, e_head), x[head], y[head], head_part[head] / batch_size
-    )
+    head_ascent = add(head_ascent, scale(of_head, params))
+    at_head = add(params, l2_perturbation(head_ascent, head_rho_now))
+    accumulated = weighted_gradient(at_head, x[head], y[head], head_part[head] / batch_size)
+    accumulated = add(accumulated, scale(of_head, at_head))
 
     tail_ascent = weighted_gradient(params, x[tail], y[tail], tail_part[tail] / batch_size)
-    e_tail = l2_perturbation(tail_ascent, tail_rho)
-    return add(
-        accumulated,
-        weighted_gradient(add(params, e_tail), x[tail], y[tail], tail_part[tail] / batch_size),
-    )
+    tail_ascent = add(tail_ascent, scale(of_tail, params))
+    at_tail = add(params, l2_perturbation(tail_ascent, tail_rho))
+    tail = weighted_gradient(at_tail, x[tail], y[tail], tail_part[tail] / batch_size)
+    return add(accumulated, add(tail, scale(of_tail, at_tail)))
 
 
 def cc_sam_gradient(
@@ -380,13 +392,14 @@ def cc_sam_gradient(
     *,
     class_counts: ArrayLike,
     perturb: Literal["classifier", "all"],
+    noise_ratio: float = 1.0,
 ) -> Params:
     """g = sum_c grad L^c(theta + e_c), e_c = sqrt(k) rho_c grad L^c / ||grad L^c|| (CC-SAM paper).
 
     rho_c = sqrt(||w|| / (2 ||grad L^c(w)||)) k^(-1/4) (n_c - 1)^(-1/4), where w are the k perturbed
     parameters, both norms are joint over w, and L^c is the sum over the batch's rows of class c
     divided by B. The descent gradient is that of all parameters. A class of one example has no
-    finite radius and is refused.
+    finite radius and is refused. `noise_ratio` multiplies e_c; the paper has none.
     """
     batch_size = len(x)
     counts = np.asarray(class_counts, dtype=np.float64)
@@ -411,7 +424,7 @@ def cc_sam_gradient(
             e_c = zeros(w)
         else:
             rho_c = np.sqrt(norm(w) / (2.0 * length)) * k ** (-0.25) * (counts[c] - 1.0) ** (-0.25)
-            e_c = scale(np.sqrt(k) * rho_c / length, gradient_c)
+            e_c = scale(noise_ratio * np.sqrt(k) * rho_c / length, gradient_c)
 
         gradient = add(gradient, weighted_gradient(add(params, e_c), x_c, y_c, weights))
     return gradient
@@ -425,10 +438,12 @@ def cc_sam_release_gradient(
     class_counts: ArrayLike,
     noise_ratio: float,
     flat_ratio: float,
+    perturb: Literal["classifier", "all"] = "classifier",
 ) -> Params:
     """g = (1 - phi) grad mean_i l_i(theta) + phi grad mean_i l_i(theta + e_{y_i}) (CC-SAM release).
 
-    Only w2 and b2 are perturbed, but features are differentiated through the perturbed classifier.
+    Only w2 and b2 are perturbed, but features are differentiated through the perturbed classifier
+    (perturb="all" does the same with every tensor; the release cannot).
     For class c and each tensor t, with g_ct the gradient of the MEAN loss over the class's rows,
     e_ct = sqrt(k) rho_ct g_ct / ||g_ct||, where
     rho_ct = noise_ratio sqrt(||w||) / sqrt(||g_ct||) / sqrt(2) / (n_c - 1)^(1/4) / k^(1/4), w is
@@ -439,8 +454,9 @@ def cc_sam_release_gradient(
         raise ValueError("the CC-SAM release groups rows by a single class: y must be int[B]")
     batch_size = len(x)
     counts = np.asarray(class_counts, dtype=np.float64)
-    w_norm = norm({name: params[name] for name in CLASSIFIER})
-    k = sum(params[name].size for name in CLASSIFIER)
+    names = {"classifier": CLASSIFIER, "all": ALL}[perturb]
+    w_norm = norm({name: params[name] for name in names})
+    k = sum(params[name].size for name in names)
 
     perturbed_gradient = zeros(params)
     for c in np.unique(y):
@@ -450,7 +466,7 @@ def cc_sam_release_gradient(
         class_mean = weighted_gradient(params, x_c, y_c, np.ones(len(x_c)) / len(x_c))
 
         e_c = {}
-        for name in CLASSIFIER:
+        for name in names:
             g = class_mean[name]
             g_norm = np.sqrt((g**2).sum())
             if g_norm == 0.0:

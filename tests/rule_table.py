@@ -2,8 +2,9 @@
 
 A new rule is one more `Row` in `RULES`; every test that takes a row then runs over it: ten steps
 against the transcription, both front doors, masks, soft labels, six ways to spread a batch over
-devices, schedules, limits. CC-SAM does not fit the table (one group per class in the batch, a door
-of its own); test_cc_sam.py is its suite, on the same model.
+devices, schedules, limits. CC-SAM does not fit the table (one group per class in the batch): its
+rows, `CC_SAM`, have a door of their own and no rule, and every test of `METHODS` or `ROWS` goes
+through that; what only this door has is in test_cc_sam.py.
 
 The model is the one of `reference.py`, a tanh layer and a softmax, in nested dictionaries as Flax
 names them.
@@ -23,6 +24,7 @@ import optax
 
 import imbsam_jax as ij
 import reference
+from imbsam_jax import cc_sam
 
 # Class 2 lies exactly at eta: tail by Eq. 15, head by the released code (strict).
 COUNTS = np.array([40, 25, 9, 4, 2])
@@ -36,12 +38,39 @@ TAIL_WEIGHT = 2.5
 # ------------------------------------------------------------------------------------ the model
 
 
-def losses_fn(params: Any, x: Any, y: Any) -> tuple[jax.Array, jax.Array]:
+def features_fn(params: Any, x: Any, y: Any) -> tuple[jax.Array, None]:
+    del y
+    return jnp.tanh(x @ params["hidden"]["kernel"] + params["hidden"]["bias"][None]), None
+
+
+def head_losses_fn(params: Any, features: Any, x: Any, y: Any) -> tuple[jax.Array, jax.Array]:
     """Per-example cross-entropies, and the logits as aux; 0 for a label that is no class."""
-    hidden = jnp.tanh(x @ params["hidden"]["kernel"] + params["hidden"]["bias"][None])
-    logits = hidden @ params["head"]["kernel"] + params["head"]["bias"][None]
+    del x
+    logits = features @ params["head"]["kernel"] + params["head"]["bias"][None]
     target = y if y.ndim == 2 else jax.nn.one_hot(y, CLASSES, dtype=logits.dtype)
     return -(target * jax.nn.log_softmax(logits)).sum(axis=-1), logits
+
+
+def losses_fn(params: Any, x: Any, y: Any) -> tuple[jax.Array, jax.Array]:
+    return head_losses_fn(params, features_fn(params, x, y)[0], x, y)
+
+
+def split(losses: Any) -> tuple[Any, Any]:
+    """(features_fn, head_losses_fn) of losses of parameters with a "head".
+
+    The shared model is split at its hidden layer. Of any other loss the features are the rest of
+    the parameters: its gradient reaches them through the features just the same.
+    """
+    if losses is losses_fn:
+        return features_fn, head_losses_fn
+
+    def rest(params: Any, *args: Any) -> Any:
+        return {name: part for name, part in params.items() if name != "head"}, None
+
+    def with_head(params: Any, features: Any, *args: Any) -> Any:
+        return losses({**features, "head": params["head"]}, *args)
+
+    return rest, with_head
 
 
 def to_library(params: reference.Params, dtype: Any = None) -> Any:
@@ -81,14 +110,19 @@ quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level":
 
 class Row(NamedTuple):
     id: str
-    rule: Callable[[Any], Any]  # rho (number, array or schedule) -> rule of COUNTS
+    # rho (number, array or schedule) -> rule of COUNTS; None for a row with a door of its own
+    rule: Callable[[Any], Any] | None
     gradient: Callable[..., reference.Params]  # (params, x, y, step, rho): the same in NumPy
     takes_rho: bool = True
     needs_step: bool = False
     base: bool = False  # has a part taken at theta (in its last stage)
     ascent: ij.Ascent = ij.Ascent()
+    door: Callable[..., Any] | None = None  # (losses_fn, rho, **options) -> f, its own
+    soft: bool = True  # takes soft labels
 
     def value_and_grad(self, losses_fn: Any, rho: Any = RHO, **options: Any) -> Any:
+        if self.door is not None:
+            return self.door(losses_fn, rho, **options)
         return ij.value_and_grad(losses_fn, self.rule(rho), ascent=self.ascent, **options)
 
     def transform(self, rho: Any = RHO, **options: Any) -> Any:
@@ -113,10 +147,10 @@ def _focal_sam(
     return reference.focal_sam_gradient(params, x, y, class_counts=COUNTS, rho=rho, **kwargs)
 
 
-def _sse_sam(params: Any, x: Any, y: Any, step: int, rho: float) -> reference.Params:
+def _sse_sam(params: Any, x: Any, y: Any, step: int, rho: float, **kwargs: Any) -> reference.Params:
     return reference.sse_sam_gradient(
         params, x, y, class_counts=COUNTS, head_rho=0.2, tail_rho=rho, eta=ETA,
-        switch_step=SWITCH, step=step,
+        switch_step=SWITCH, step=step, **kwargs,
     )  # fmt: skip
 
 
@@ -130,18 +164,35 @@ def _sam_tail_weight(params: Any, x: Any, y: Any, step: int, rho: float) -> refe
     )
 
 
-def _imbsam_of_classifier(params: Any, x: Any, y: Any, step: int, rho: float) -> reference.Params:
+def _imbsam_of_classifier(
+    params: Any, x: Any, y: Any, step: int, rho: float, *, weight_decay_in_ascent: float = 0.0
+) -> reference.Params:
     """ImbSAM whose perturbation, and its norm, take in w2 and b2 alone: masked by hand."""
     tail_part = reference.part_in(y, COUNTS <= ETA)
-    d = reference.weighted_gradient(params, x, y, tail_part / len(x))
+
+    def tail_at(point: reference.Params) -> reference.Params:
+        of_rows = reference.weighted_gradient(point, x, y, tail_part / len(x))
+        return reference.add(of_rows, reference.scale(weight_decay_in_ascent, point))
+
+    d = tail_at(params)
     length = math.sqrt((d["w2"] ** 2).sum() + (d["b2"] ** 2).sum())
     moved = dict(params)
     if length > 0:
         moved["w2"] = params["w2"] + rho * d["w2"] / length
         moved["b2"] = params["b2"] + rho * d["b2"] / length
-    return reference.add(
-        reference.weighted_gradient(moved, x, y, tail_part / len(x)),
-        reference.weighted_gradient(params, x, y, (1 - tail_part) / len(x)),
+    head = reference.weighted_gradient(params, x, y, (1 - tail_part) / len(x))
+    return reference.add(tail_at(moved), head)
+
+
+def _cc_sam(params: Any, x: Any, y: Any, step: int, rho: float, **kwargs: Any) -> reference.Params:
+    return reference.cc_sam_gradient(params, x, y, class_counts=COUNTS, noise_ratio=rho, **kwargs)
+
+
+def _cc_sam_release(
+    params: Any, x: Any, y: Any, step: int, rho: float, **kwargs: Any
+) -> reference.Params:
+    return reference.cc_sam_release_gradient(
+        params, x, y, class_counts=COUNTS, noise_ratio=rho, **kwargs
     )
 
 
@@ -151,6 +202,17 @@ def sam_tail_weight_rule(rho: Any) -> Any:
     return lambda step: ij.ClassWeights(
         None, weights, jnp.reshape(rho(step) if callable(rho) else rho, (1,))
     )
+
+
+def _by_cc_sam(losses_fn: Any, rho: Any, class_counts: Any = COUNTS, **options: Any) -> Any:
+    """CC-SAM's own door, as the other one is called: rho is its noise_ratio, aux the losses'."""
+    f = cc_sam.value_and_grad(*split(losses_fn), class_counts, noise_ratio=rho, **options)
+
+    def like_the_others(params: Any, labels: Any, *args: Any, **kwargs: Any) -> Any:
+        (loss, (_, aux)), grads = f(params, labels, *args, **kwargs)
+        return (loss, aux), grads
+
+    return like_the_others
 
 
 def _sgd_rule(rho: Any) -> Any:
@@ -196,10 +258,26 @@ RULES = [
     Row("sse_sam", _sse_sam_rule, _sse_sam, needs_step=True, base=True),
     Row("sgd_then_imbsam", _sgd_then_imbsam_rule, _sgd_then_imbsam, needs_step=True, base=True),
     Row("sam_tail_weight", sam_tail_weight_rule, _sam_tail_weight),
-    # CC-SAM has a door of its own: test_cc_sam.py.
 ]
 
-BY_ID = {row.id: row for row in RULES}
+
+def _paper(name: str, perturb: str = "classifier", **options: Any) -> Row:
+    door = partial(_by_cc_sam, perturb=perturb, **options)
+    return Row(name, None, partial(_cc_sam, perturb=perturb), door=door)
+
+
+def _release(
+    name: str, perturb: str = "classifier", flat_ratio: float = 0.3, **options: Any
+) -> Row:
+    same = {"perturb": perturb, "flat_ratio": flat_ratio}
+    door = partial(_by_cc_sam, variant="release", **same, **options)
+    return Row(name, None, partial(_cc_sam_release, **same), door=door, base=True, soft=False)
+
+
+CC_SAM = [_paper("cc_sam"), _paper("cc_sam-all", "all"), _release("cc_sam_release")]
+
+METHODS = RULES + CC_SAM
+BY_ID = {row.id: row for row in METHODS}
 
 
 def _variant(of: str, name: str, ascent: ij.Ascent, gradient: Any) -> Row:
@@ -240,7 +318,33 @@ ASCENTS = [
     _variant("imbsam", "perturb", ij.Ascent(perturb=_CLASSIFIER_ONLY), _imbsam_of_classifier),
 ]
 
-ROWS = RULES + ASCENTS
+# The same with weight decay inside the perturbed loss; with SAM this is the official JAX SAM.
+DECAY = 0.05
+
+
+def decaying(row: Row) -> Row:
+    gradient = partial(row.gradient, weight_decay_in_ascent=DECAY)
+    ascent = row.ascent._replace(weight_decay=DECAY)
+    return row._replace(id=f"{row.id}-decay", ascent=ascent, gradient=gradient)
+
+
+ASCENTS += [
+    decaying(row)
+    for row in [
+        *(BY_ID[name] for name in ("sam", "imbsam_release", "sse_sam")),
+        *(row for row in ASCENTS if row.ascent.group_mean),
+    ]
+]
+
+# The second axis of CC-SAM: how many classes are visited side by side, and all parameters moved.
+CLASSES_AT_ONCE = [
+    _paper("cc_sam-two_at_once", classes_at_once=2),
+    _paper("cc_sam-all-five_at_once", "all", classes_at_once=5),
+    _release("cc_sam_release-all-one_at_once", "all", 0.5, classes_at_once=1),
+]
+
+ROWS = METHODS + ASCENTS + CLASSES_AT_ONCE
+BY_ID |= {row.id: row for row in ROWS}
 
 
 def row_id(row: Row) -> str:
@@ -252,8 +356,8 @@ def row_id(row: Row) -> str:
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 1e-3
 
 
-def descent() -> Any:
+def descent(weight_decay: float = WEIGHT_DECAY) -> Any:
     """torch.optim.SGD with momentum, weight decay at theta: what follows the gradient."""
     return optax.chain(
-        optax.add_decayed_weights(WEIGHT_DECAY), optax.sgd(LEARNING_RATE, momentum=MOMENTUM)
+        optax.add_decayed_weights(weight_decay), optax.sgd(LEARNING_RATE, momentum=MOMENTUM)
     )

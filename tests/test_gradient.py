@@ -19,17 +19,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import imbsam_jax as ij
+import reference
 from imbsam_jax import rules
 from rule_table import (
+    ASCENTS,
     BY_ID,
     CLASSES,
     COUNTS,
     ETA,
+    METHODS,
     RHO,
-    ROWS,
     RULES,
     SWITCH,
     Row,
+    decaying,
     init_params,
     losses_fn,
     one_batch,
@@ -75,6 +78,54 @@ def assert_trees(got: Any, want: Any, **tolerance: float) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), got, want)
 
 
+@cache
+def each_method() -> Any:
+    """What every method makes of a batch of 7 rows: one program, traced once, for many tests."""
+
+    @chex.assert_max_traces(n=1)
+    def all_of_them(
+        params: Any, labels: Any, x: Any, y: Any, mask: Any, rho: Any, step: Any, scale: Any
+    ) -> Any:
+        def scaled(params: Any, x: Any, y: Any) -> Any:
+            losses, logits = losses_fn(params, x, y)
+            return scale * losses, logits
+
+        def radius(row: Row) -> Any:
+            # CC-SAM's step is as long as 1 / sqrt(length of the gradient): made up for, so that
+            # the step is that of the loss before it is scaled.
+            made_up = 1.0 if row.rule is not None else jnp.sqrt(jnp.where(scale == 0, 1, scale))
+            return lambda step: made_up * rho[0] * (1 + rho[1] * step)
+
+        return {
+            row.id: row.value_and_grad(scaled, radius(row))(
+                params, labels, x, y, step=step, mask=mask
+            )
+            for row in METHODS
+        }
+
+    return quick_jit(all_of_them, donate_argnums=0)
+
+
+def by_each_method(
+    x: Any, y: Any, *, labels: Any = None, mask: Any = True, rho: float = RHO, slope: float = 0.0,
+    step: int = SWITCH, scale: float = 1.0,
+) -> list[tuple[Row, Any, Any]]:  # fmt: skip
+    """(row, (mean loss, logits), gradient in the transcription's form) of each, in float64.
+
+    The radius is rho (1 + slope step); the loss is multiplied by scale; the labels that choose the
+    weights are the loss's own, if they are not given. The parameters are donated.
+    """
+    with jax.enable_x64(True):
+        params = to_library(init_params())
+        mask = np.broadcast_to(mask, len(y))
+        got = each_method()(
+            params, y if labels is None else labels, x, y, mask, np.array([rho, slope]), step, scale
+        )
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(params))
+    got = jax.device_get(got)
+    return [(row, got[row.id][0], to_reference(got[row.id][1])) for row in METHODS]
+
+
 # ------------------------------------------------------------------------------------- the limits
 
 
@@ -116,28 +167,40 @@ def test_limits_of_the_rules() -> None:
         assert_trees(grads, want_grads, atol=1e-14)
 
 
-@pytest.mark.usefixtures("x64")
 def test_no_radius_is_weighted_sgd() -> None:
     x, y = one_batch()
-    params = to_library(init_params())
+    for row, _, grads in by_each_method(x, y, rho=0.0):
+        weights = np.ones(CLASSES)
+        if row.rule is not None:
+            table = row.rule(0.0)(SWITCH)
+            weights = table.groups.sum(0) + (0 if table.base is None else table.base)
+        want = reference.weighted_gradient(init_params(), x, y, np.asarray(weights)[y] / len(y))
+        assert_trees(grads, want, atol=1e-14)
 
-    def weighted_sgd(row: Row) -> Any:
-        table = row.rule(0.0)(SWITCH)
-        total = table.groups.sum(0) + (0 if table.base is None else table.base)
-        return lambda step: ij.ClassWeights(total, np.zeros((0, CLASSES)), np.zeros(0))
+
+@pytest.mark.usefixtures("x64")
+def test_weight_decay_without_a_radius_is_that_of_the_optimizer() -> None:
+    """g + wd theta: of a rule without groups, with one, with two, and of either stage."""
+    without = {
+        "sgd": rules.sgd(2),
+        "sam": rules.sam(2, rho=0.0),
+        "imbsam": rules.imbsam(TWO, rho=0.0, eta=4, tail_scale=2.0),
+        "sse_sam": rules.sse_sam(TWO, head_rho=0.0, tail_rho=0.0, eta=4, switch_step=5),
+    }
 
     @quick_jit
-    def both(params: Any) -> Any:
+    def gradients(step: Any) -> Any:
         return {
-            row.id: [
-                ij.value_and_grad(losses_fn, rule)(params, y, x, y, step=SWITCH)[1]
-                for rule in (row.rule(0.0), weighted_sgd(row))
+            name: [
+                ij.value_and_grad(distances, rule, ascent=ascent)(THETA, LABELS, X, step=step)[1]
+                for ascent in (ij.Ascent(), ij.Ascent(weight_decay=0.3))
             ]
-            for row in RULES
+            for name, rule in without.items()
         }
 
-    for grads, want in both(params).values():
-        assert_trees(grads, want, atol=1e-14)
+    for step in (4, 5):
+        for plain, decayed in gradients(step).values():
+            np.testing.assert_allclose(decayed, plain + 0.3 * THETA, rtol=1e-14)
 
 
 # --------------------------------------------------------------------- batches that perturb nothing
@@ -152,10 +215,24 @@ def test_a_batch_without_tail_is_not_perturbed(p: float) -> None:
     assert np.isfinite(loss)
 
 
+@pytest.mark.parametrize("label", [0, 2, 4], ids=["largest", "at eta", "smallest"])
+def test_one_class_in_the_batch(label: int) -> None:
+    x, _ = one_batch()
+    y = np.full(len(x), label)
+    for row, _, grads in by_each_method(x, y):
+        assert_trees(grads, by_reference(row, x, y), atol=1e-12)
+
+
+def test_a_zero_gradient_perturbs_nothing() -> None:
+    x, y = one_batch()
+    for row, (loss, _), grads in by_each_method(x, y, scale=0.0):
+        assert loss == 0 and not any(leaf.any() for leaf in grads.values()), row.id
+
+
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("row", ROWS, ids=row_id)
+@pytest.mark.parametrize("row", ASCENTS, ids=row_id)
 def test_a_zero_gradient_stays_finite(row: Row) -> None:
-    """Every example sits at the parameters: each ascent direction is exactly zero."""
+    """Every example sits at the parameters, which are zero: so are directions and scales."""
 
     def at_rest(params: Any, x: Any) -> Any:
         squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(params)]
@@ -177,7 +254,74 @@ def test_group_mean_of_an_absent_group_adds_nothing() -> None:
         np.testing.assert_allclose(grads, mean_pull(tail_point, X[:3], np.ones(3)), rtol=1e-12)
 
 
+# ------------------------------------------------------------- weight decay in the perturbed loss
+
+
+@pytest.mark.usefixtures("x64")
+def test_weight_decay_goes_with_every_way_to_ascend() -> None:
+    """Norms, scales, masks and means over a group, with padding, against the transcription."""
+    x, y = one_batch()
+    mask = np.arange(7) != 2
+    params = to_library(init_params())
+    rows = [decaying(row) for row in ASCENTS if not row.ascent.weight_decay]
+
+    @quick_jit
+    def gradients(params: Any) -> Any:
+        return {
+            row.id: row.value_and_grad(losses_fn)(params, y, x, y, mask=mask)[1] for row in rows
+        }
+
+    got = gradients(params)
+    for row in rows:
+        assert_trees(to_reference(got[row.id]), by_reference(row, x[mask], y[mask]), atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("group_mean", [False, True])
+def test_weight_decay_of_a_group_without_rows(group_mean: bool) -> None:
+    """The decay is all of the tail's loss; but a mean over no row is none, and nothing moves."""
+    ascent = ij.Ascent(weight_decay=0.3, group_mean=group_mean)
+    (_, _, info), grads = ij.value_and_grad(distances, IMBSAM, ascent=ascent, info=True)(
+        THETA, 0 * LABELS, X
+    )
+    length = np.linalg.norm(THETA)
+    point = THETA if group_mean else THETA + 0.1 * THETA / length
+    np.testing.assert_allclose(grads, mean_pull(THETA, X, np.ones(5)) + 0.3 * point, rtol=1e-12)
+    np.testing.assert_allclose(info.ascent_norm, [0 if group_mean else 0.3 * length], rtol=1e-12)
+
+
+@pytest.mark.parametrize("bad", [-0.1, math.nan, math.inf, np.float32(-1)])
+def test_bad_weight_decay_is_refused(bad: Any) -> None:
+    ascent = ij.Ascent(weight_decay=bad)
+    theta, x = jnp.asarray(THETA), jnp.asarray(X)
+    fn = ij.class_weighted_grad(distances, LABELS, x)
+    message = rf"weight_decay must be finite and at least 0, got {bad}"
+    for rule in (rules.sgd(2), IMBSAM, STAGED):
+        with pytest.raises(ValueError, match=message):
+            ij.value_and_grad(distances, rule, ascent=ascent)(theta, LABELS, x, step=0)
+        tx = ij.sharpness_aware(rule, ascent=ascent)
+        with pytest.raises(ValueError, match=message):
+            tx.update(None, tx.init(theta), theta, weighted_grad_fn=fn)
+
+
 # ---------------------------------------------------------------------- nothing broken is hidden
+
+
+def test_no_method_hides_what_is_not_finite() -> None:
+    x, y = one_batch()
+    x[3, 0] = np.nan
+    for row, (loss, _), grads in by_each_method(x, y):
+        assert np.isnan(loss), row.id
+        assert all(np.isnan(leaf).any() for leaf in grads.values()), row.id
+
+
+@pytest.mark.parametrize("label", [-1, CLASSES, 99])
+def test_no_method_takes_a_label_of_no_class(label: int) -> None:
+    """The loss keeps its own labels: a one-hot loss of such a label is 0 under any weight."""
+    x, y = one_batch()
+    for labels in (np.where(np.arange(len(y)) == 2, label, y), np.full(len(y), label)):
+        for row, _, grads in by_each_method(x, y, labels=labels):
+            assert all(np.isnan(leaf).all() for leaf in grads.values()), row.id
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -209,21 +353,15 @@ def test_a_label_that_is_no_class_makes_the_gradient_nan(label: int) -> None:
 # ---------------------------------------------------------------------- loss, aux and randomness
 
 
-@pytest.mark.parametrize("row", RULES, ids=row_id)
-def test_loss_and_aux_are_of_the_clean_pass(row: Row) -> None:
+@pytest.mark.parametrize("step", [0, SWITCH])
+def test_loss_and_aux_are_of_the_clean_pass(step: int) -> None:
     x, y = one_batch()
-    params = to_library(init_params(), jnp.float32)
-
-    def tells_where(params: Any, x: Any, y: Any) -> Any:
-        losses, _ = losses_fn(params, x, y)
-        return losses, {"params": params, "losses": losses}
-
-    f = row.value_and_grad(tells_where)
-    traced = quick_jit(lambda params, step: f(params, y, x, y, step=step))
-    (loss, aux), _ = traced(params, 0)
-    assert_trees(aux["params"], params, rtol=0)
-    np.testing.assert_allclose(loss, aux["losses"].mean(), rtol=1e-6)
-    np.testing.assert_allclose(loss, np.mean(losses_fn(params, x, y)[0]), rtol=1e-6)
+    losses = reference.per_example_losses(init_params(), x, y)
+    with jax.enable_x64(True):
+        logits = losses_fn(to_library(init_params()), x, y)[1]
+    for row, (loss, aux), _ in by_each_method(x, y, step=step):
+        np.testing.assert_allclose(loss, losses.mean(), rtol=1e-14, err_msg=row.id)
+        np.testing.assert_allclose(aux, logits, rtol=1e-13, err_msg=row.id)
 
 
 def test_parameters_may_be_numpy_or_python_numbers() -> None:
@@ -258,14 +396,119 @@ def test_both_passes_see_the_same_randomness() -> None:
     np.testing.assert_allclose(grads, imbsam_by_hand(np.where(keep, X, 0))[0], rtol=1e-12)
 
 
+# ------------------------------------------------------------- running statistics, pass by pass
+
+STATS = np.array([5.0])
+
+
+def with_running_mean(theta: Any, x: Any, stats: Any) -> tuple[Any, Any]:
+    """The loss of `distances`; like a batch normalisation of x theta, the aux is a running mean."""
+    return distances(theta, x)[0], 0.9 * stats + 0.1 * (x @ theta).mean()[None]
+
+
+def next_args(args: Any, stats: Any) -> Any:
+    return args[0], stats
+
+
+def stats_after(*points: Any) -> Any:
+    stats = STATS
+    for point in points:
+        stats = 0.9 * stats + 0.1 * (X @ point).mean()
+    return stats
+
+
+def _towards(weights: Any, rho: float) -> Any:
+    d = mean_pull(THETA, X, weights)
+    return THETA + rho * d / np.linalg.norm(d)
+
+
+TAIL = (LABELS == 1).astype(float)
+SSE = rules.sse_sam(TWO, head_rho=0.2, tail_rho=0.1, eta=4, switch_step=5)
+# rule, step, the points of its passes in their order
+PASSES = {
+    "sgd": (rules.sgd(2), None, [THETA]),
+    "sam": (rules.sam(2, rho=0.1), None, [THETA, _towards(np.ones(5), 0.1)]),
+    "imbsam": (IMBSAM, None, [THETA, _towards(TAIL, 0.1)]),
+    "sse_sam": (SSE, 4, [THETA, _towards(1 - TAIL, 0.2), _towards(TAIL, 0.1)]),
+    "sse_sam, then": (SSE, 5, [THETA, _towards(TAIL, 0.1)]),
+    "sgd_then_imbsam": (STAGED, 4, [THETA]),
+    "sgd_then_imbsam, then": (STAGED, 5, [THETA, _towards(TAIL, 0.1)]),
+}
+
+
+@pytest.mark.usefixtures("x64")
+def test_what_a_pass_returns_may_be_carried_to_the_next() -> None:
+    """At theta first, then the groups in order; loss and gradient are as without."""
+
+    def carried(rule: Any, carry: Any, step: Any) -> Any:
+        f = ij.value_and_grad(with_running_mean, rule, carry=carry)
+        (loss, stats), grads = f(THETA, LABELS, X, STATS, step=step)
+        return stats, (loss, grads)
+
+    @quick_jit
+    def traced(steps: Any) -> Any:
+        return {
+            name: [carried(rule, carry, steps.get(name)) for carry in (next_args, None)]
+            for name, (rule, _, _) in PASSES.items()
+        }
+
+    by_name = traced({name: step for name, (_, step, _) in PASSES.items() if step is not None})
+    for name, (rule, step, points) in PASSES.items():
+        (got, outcome), (clean, without) = by_name[name]
+        np.testing.assert_allclose(got, stats_after(*points), rtol=1e-12, err_msg=name)
+        np.testing.assert_allclose(clean, stats_after(THETA), rtol=1e-12, err_msg=name)
+        assert_trees(outcome, without, rtol=0)
+        # The same at a concrete step, which chooses a stage while tracing.
+        np.testing.assert_allclose(carried(rule, next_args, step)[0], got, rtol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_next_pass_computes_with_what_was_carried() -> None:
+    """Targets that move by one from pass to pass: the tail's second pass sees the second ones."""
+
+    def moving(theta: Any, x: Any) -> Any:
+        return distances(theta, x)[0], x + 1
+
+    f = ij.value_and_grad(moving, IMBSAM, carry=lambda args, aux: (aux,), info=True)
+    (loss, aux, info), grads = f(THETA, LABELS, X)
+    point = imbsam_by_hand()[1]
+    want = mean_pull(THETA, X, 1 - TAIL) + mean_pull(point, X + 1, TAIL)
+    np.testing.assert_allclose(grads, want, rtol=1e-12)
+    np.testing.assert_allclose(loss, distances(THETA, X)[0].mean(), rtol=1e-12)
+    there = distances(point, X[TAIL == 1] + 1)[0].mean()
+    np.testing.assert_allclose(info.perturbed_loss, [there], rtol=1e-12)
+    np.testing.assert_allclose(aux, X + 2, rtol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("carry", "got"),
+    [(lambda args, stats: stats, "ArrayImpl"), (lambda args, stats: (stats,), "a tuple of 1")],
+)
+def test_carry_must_return_the_args(carry: Any, got: str) -> None:
+    f = ij.value_and_grad(with_running_mean, IMBSAM, carry=carry)
+    with pytest.raises(TypeError, match=rf"args of the next pass, a tuple of 2 .*; got {got}"):
+        f(*map(jnp.asarray, (THETA, LABELS, X, STATS)))
+
+
 # -------------------------------------------------------------------------------------- padding
+
+
+def test_padding_alone_changes_nothing() -> None:
+    x, y = one_batch()
+    for row, (loss, _), grads in by_each_method(x, y, mask=False):
+        assert loss == 0 and not any(leaf.any() for leaf in grads.values()), row.id
 
 
 @pytest.mark.usefixtures("x64")
 def test_padding_alone_gives_zero() -> None:
     for rule in (rules.sgd(2), IMBSAM, rules.focal_sam(TWO, rho=0.1, gamma=1, strength=0.5)):
-        for group_mean in (False, True):
-            f = ij.value_and_grad(distances, rule, ascent=ij.Ascent(group_mean=group_mean))
+        for ascent in (
+            ij.Ascent(),
+            ij.Ascent(group_mean=True),
+            ij.Ascent(weight_decay=0.3),
+            ij.Ascent(weight_decay=0.3, group_mean=True),
+        ):
+            f = ij.value_and_grad(distances, rule, ascent=ascent)
             (loss, _), grads = f(THETA, LABELS, X, mask=np.zeros(5, bool))
             assert loss == 0 and not grads.any()
 
@@ -293,20 +536,31 @@ def test_losses_of_padding_may_be_anything() -> None:
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-def test_dtypes_of_gradients_are_those_of_the_parameters(dtype: Any) -> None:
-    params = to_library(init_params(), dtype)
-    params["head"]["bias"] = params["head"]["bias"].astype(jnp.float64)
+@pytest.mark.parametrize("row", METHODS, ids=row_id)
+@pytest.mark.filterwarnings("ignore:parameter .* is bfloat16")
+def test_dtypes_of_gradients_are_those_of_the_parameters(row: Row) -> None:
     x, y = one_batch()
-    f = quick_jit(ij.value_and_grad(losses_fn, IMBSAM_FIVE, info=True))
-    mask = np.arange(7) > 1
-    (loss, _, info), grads = f(params, y, x.astype(dtype), y, mask=mask)
-    chex.assert_trees_all_equal_dtypes(grads, params)
-    assert loss.dtype == jnp.float64  # as the losses
-    assert {value.dtype for value in info} == {jnp.dtype(jnp.float64)}
+    for dtype in (jnp.bfloat16, jnp.float32, jnp.float64):
+        params = to_library(init_params(), dtype)
+        params["head"]["bias"] = params["head"]["bias"].astype(jnp.float64)
+        f = row.value_and_grad(losses_fn)
+
+        def step(params: Any, x: Any, count: Any, f: Any = f) -> Any:
+            return f(params, y, x, y, step=count, mask=np.arange(7) > 1)
+
+        (loss, _), grads = jax.eval_shape(step, params, x.astype(dtype), 0)
+        chex.assert_trees_all_equal_shapes_and_dtypes(grads, params)
+        assert (loss.shape, loss.dtype) == ((), jnp.float64)  # as the losses
 
 
-IMBSAM_FIVE = rules.imbsam(COUNTS, rho=RHO, eta=ETA)
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_dtypes_of_info_are_those_of_the_losses(dtype: Any) -> None:
+    params = to_library(init_params(), dtype)
+    x, y = one_batch()
+    f = BY_ID["imbsam"].value_and_grad(losses_fn, info=True)
+    (loss, _, info), _ = jax.eval_shape(lambda p, x: f(p, y, x, y), params, x.astype(dtype))
+    assert {value.dtype for value in info} == {loss.dtype} == {jnp.dtype(dtype)}
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -436,26 +690,12 @@ def test_info_changes_nothing_else(row: Row) -> None:
 # ------------------------------------------------------------------- steps, schedules and stages
 
 
-@pytest.mark.usefixtures("x64")
-def test_a_radius_may_follow_a_schedule() -> None:
-    """rho(step) at a traced step, every rule that takes one, against the transcription."""
+@pytest.mark.parametrize("step", [1, SWITCH])
+def test_a_radius_may_follow_a_schedule(step: int) -> None:
+    """rho(step) at a traced step, every method that takes one, against the transcription."""
     x, y = one_batch()
-    params = to_library(init_params())
-    scheduled = [row for row in RULES if row.takes_rho]
-
-    @quick_jit
-    def at(step: Any) -> Any:
-        return {
-            row.id: row.value_and_grad(losses_fn, lambda step: 0.05 * (step + 1))(
-                params, y, x, y, step=step
-            )[1]
-            for row in scheduled
-        }
-
-    for step in (1, SWITCH):
-        for row in scheduled:
-            want = by_reference(row, x, y, step, 0.05 * (step + 1))
-            assert_trees(to_reference(at(step)[row.id]), want, atol=1e-12)
+    for row, _, grads in by_each_method(x, y, rho=0.05, slope=1.0, step=step):
+        assert_trees(grads, by_reference(row, x, y, step, 0.05 * (step + 1)), atol=1e-12)
 
 
 @pytest.mark.usefixtures("x64")
@@ -572,21 +812,14 @@ def test_unknown_options_are_refused() -> None:
 # --------------------------------------------------------------------------- under transformations
 
 
-@pytest.mark.parametrize("row", RULES, ids=row_id)
-def test_a_second_call_does_not_trace_again(row: Row) -> None:
-    chex.clear_trace_counter()
-    params = to_library(init_params(), jnp.float32)
-    f = row.value_and_grad(losses_fn)
-
-    @quick_jit
-    @chex.assert_max_traces(n=1)
-    def step(params: Any, x: Any, y: Any, mask: Any, count: Any) -> Any:
-        (loss, _), grads = f(params, y, x, y, step=count, mask=mask)
-        return loss, jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
-
-    for count, kind in enumerate(["mixed", "no_tail", "only_tail", "mixed", "mixed"]):
-        x, y = one_batch(count, kind=kind)
-        _, params = step(params, x, y, np.arange(7) != count, count)
+def test_a_second_call_does_not_trace_again() -> None:
+    """Other classes in the batch, other padding, another step: `each_method` refuses a retrace."""
+    for step, kind in enumerate(["mixed", "no_tail", "only_tail", "mixed", "mixed"]):
+        x, y = one_batch(step, kind=kind)
+        real = np.arange(7) != step
+        for row, _, grads in by_each_method(x, y, mask=real, step=step):
+            want = by_reference(row, x[real], y[real], step)
+            assert_trees(grads, want, atol=1e-12)
 
 
 @pytest.mark.usefixtures("x64")
@@ -608,6 +841,7 @@ def test_seeds_may_be_mapped_over() -> None:
 
 
 def test_parameters_may_be_donated() -> None:
+    """Of each method once in `by_each_method`; of a training step here, with and without."""
     f = BY_ID["sse_sam"].value_and_grad(losses_fn)
     x, y = one_batch()
     params = to_library(init_params(), jnp.float32)
@@ -627,62 +861,62 @@ def test_parameters_may_be_donated() -> None:
 
 # ------------------------------------------------------------------------ properties of all rules
 
-PROPERTY_ROWS = [BY_ID[name] for name in ("sam", "imbsam_release", "focal_sam_1.1", "sse_sam")]
-
-
-@cache
-def all_rules(permutation: tuple[int, ...] | None = None) -> Any:
-    """One program: the gradients of some rules on a batch of 6 rows, classes renamed or not."""
-    order = np.arange(CLASSES) if permutation is None else np.asarray(permutation)
-
-    def gradients(params: Any, x: Any, y: Any, scale: Any) -> Any:
-        def scaled(params: Any) -> Any:
-            return scale * losses_fn(params, x, y)[0], None
-
-        result = {}
-        for row in PROPERTY_ROWS:
-            table = row.rule(RHO)(0 if row.needs_step else None)
-            base = None if table.base is None else table.base[order]
-            renamed = ij.ClassWeights(base, table.groups[:, order], table.radii)
-            labels = jnp.argsort(jnp.asarray(order))[y]
-            f = ij.value_and_grad(scaled, lambda step, table=renamed: table)
-            result[row.id] = f(params, labels)[1]
-        return result
-
-    return quick_jit(gradients)
-
-
-FLOAT = jnp.float32
-PARAMS = init_params(5)
-LABEL_LISTS = st.lists(st.integers(0, CLASSES - 1), min_size=6, max_size=6)
+LABEL_LISTS = st.lists(st.integers(0, CLASSES - 1), min_size=7, max_size=7)
+SEEDS = st.integers(0, 2**16)
 
 
 def _inputs(seed: int) -> Any:
-    return jnp.asarray(np.random.default_rng(seed).normal(size=(6, 5)), FLOAT)
+    return np.random.default_rng(seed).normal(size=(7, 5))
 
 
 @settings(max_examples=25)
-@given(LABEL_LISTS, st.integers(0, 2**16), st.permutations(range(6)))
+@given(LABEL_LISTS, SEEDS, st.permutations(range(7)))
 def test_the_order_of_rows_does_not_matter(labels: Any, seed: int, order: Any) -> None:
-    params, x, y = to_library(PARAMS, FLOAT), _inputs(seed), np.array(labels)
-    order = np.asarray(order)
-    got = all_rules()(params, x[order], y[order], 1.0)
-    assert_trees(got, all_rules()(params, x, y, 1.0), atol=2e-6)
+    x, y, order = _inputs(seed), np.array(labels), np.asarray(order)
+    pairs = zip(by_each_method(x[order], y[order]), by_each_method(x, y), strict=True)
+    for (_, _, got), (_, _, want) in pairs:
+        assert_trees(got, want, atol=1e-12)
+
+
+NAMES = np.array([3, 0, 4, 1, 2])  # the class that each one was called before
+RENAMED = ("sam", "imbsam_release", "focal_sam_1.1", "sse_sam", "cc_sam", "cc_sam_release")
+
+
+@cache
+def with_classes_renamed() -> Any:
+    def renamed(row: Row) -> Any:
+        if row.rule is None:
+            return row.value_and_grad(losses_fn, class_counts=COUNTS[NAMES])
+        table = row.rule(RHO)(0 if row.needs_step else None)
+        base = None if table.base is None else table.base[NAMES]
+        table = ij.ClassWeights(base, table.groups[:, NAMES], table.radii)
+        return ij.value_and_grad(losses_fn, lambda step: table)
+
+    return quick_jit(
+        lambda params, labels, x, y: {
+            name: renamed(BY_ID[name])(params, labels, x, y)[1] for name in RENAMED
+        }
+    )
 
 
 @settings(max_examples=25)
-@given(LABEL_LISTS, st.integers(0, 2**16))
+@given(LABEL_LISTS, SEEDS)
 def test_the_names_of_classes_do_not_matter(labels: Any, seed: int) -> None:
     """Classes renamed with their weights; the labels inside the loss stay."""
-    params, x, y = to_library(PARAMS, FLOAT), _inputs(seed), np.array(labels)
-    got = all_rules((3, 0, 4, 1, 2))(params, x, y, 1.0)
-    assert_trees(got, all_rules()(params, x, y, 1.0), atol=2e-6)
+    x, y = _inputs(seed), np.array(labels)
+    with jax.enable_x64(True):
+        params = to_library(init_params())
+        got = with_classes_renamed()(params, np.argsort(NAMES)[y], x, y)
+    for row, _, want in by_each_method(x, y, step=0):
+        if row.id in RENAMED:
+            assert_trees(to_reference(got[row.id]), want, atol=1e-12)
 
 
 @settings(max_examples=25)
-@given(LABEL_LISTS, st.integers(0, 2**16), st.floats(2**-13, 2**13, width=32))
+@given(LABEL_LISTS, SEEDS, st.floats(2**-13, 2**13))
 def test_the_scale_of_the_loss_scales_the_gradient(labels: Any, seed: int, scale: float) -> None:
     """The perturbation has a length of its own, so it does not change."""
-    params, x, y = to_library(PARAMS, FLOAT), _inputs(seed), np.array(labels)
-    got = jax.tree.map(lambda g: g / scale, all_rules()(params, x, y, scale))
-    assert_trees(got, all_rules()(params, x, y, 1.0), atol=1e-5)
+    x, y = _inputs(seed), np.array(labels)
+    pairs = zip(by_each_method(x, y, scale=scale), by_each_method(x, y), strict=True)
+    for (_, _, got), (_, _, want) in pairs:
+        assert_trees(reference.scale(1 / scale, got), want, atol=1e-12)

@@ -14,7 +14,6 @@ import pytest
 import imbsam_jax as ij
 from imbsam_jax import rules
 from rule_table import (
-    ASCENTS,
     BY_ID,
     CLASSES,
     RULES,
@@ -62,11 +61,13 @@ def test_both_doors_agree() -> None:
     x, y = one_batch()
     mask = np.arange(7) > 1
     params = to_library(init_params())
+    names = ("imbsam_release", "sse_sam", "imbsam_release-group_mean-decay", "imbsam-perturb")
+    rows = [BY_ID[name] for name in names]
 
     @quick_jit
     def both(count: Any) -> Any:
         pairs = {}
-        for row in (BY_ID["imbsam_release"], BY_ID["sse_sam"], *ASCENTS[-2:]):
+        for row in rows:
             state = ij.SharpnessAwareState(count)
             by_optax = row.transform().update(
                 None, state, params, weighted_grad_fn=fn_of(x, y, mask)
@@ -229,6 +230,22 @@ def test_the_radius_may_be_injected(name: str) -> None:
         state.hyperparams["rho"] = jnp.asarray(rho)
         grads, state = update(state)
         assert_trees(to_reference(grads), row.gradient(init_params(), x, y, step, rho), atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+def test_weight_decay_in_the_loss_may_be_injected() -> None:
+    rule = BY_ID["sam"].rule(0.3)
+    tx = optax.inject_hyperparams(
+        lambda weight_decay: ij.sharpness_aware(rule, ascent=ij.Ascent(weight_decay=weight_decay))
+    )(weight_decay=0.0)
+    x, y = one_batch()
+    params, state = start(tx)
+    update = quick_jit(lambda state: tx.update(None, state, params, weighted_grad_fn=fn_of(x, y)))
+    for decay in (0.0, 0.05):
+        state.hyperparams["weight_decay"] = jnp.asarray(decay)
+        grads, state = update(state)
+        want = BY_ID["sam"].gradient(init_params(), x, y, 0, 0.3, weight_decay_in_ascent=decay)
+        assert_trees(to_reference(grads), want, atol=1e-12)
 
 
 def test_injected_radii_follow_schedules() -> None:
