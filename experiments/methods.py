@@ -71,17 +71,22 @@ class Tabled:
         ]
 
     def gradient(self, halves: Halves, params: Any, stats: Any, step: Any, axis: Any) -> Any:
-        def losses_fn(params: Any, stats: Any) -> Any:
+        def losses_fn(params: Any, stats: Any, clean: Any) -> Any:
             features, new = halves.features(params, stats)
             losses, logits = halves.losses(params, features, stats)
-            return losses, (new, logits)
+            # Where passes hand their statistics on, the logits stay those of the first.
+            return losses, (new, logits if clean is None else clean)
 
-        options: dict[str, Any] = {}
-        if self.statistics == "every":
-            options["carry"] = lambda args, aux: (aux[0],)
+        every = self.statistics == "every"
+        f = value_and_grad(
+            losses_fn,
+            self.rule,
+            axis_name=axis,
+            ascent=self.ascent,
+            carry=(lambda args, aux: aux) if every else None,
+        )
         labels = halves.labels if halves.soft is None else halves.soft
-        f = value_and_grad(losses_fn, self.rule, axis_name=axis, ascent=self.ascent, **options)
-        return f(params, labels, stats, step=step)
+        return f(params, labels, stats, None, step=step)
 
 
 class ClassConditional:

@@ -49,6 +49,15 @@ def test_the_ascent_is_the_one_asked_for():
     np.testing.assert_array_equal(scale["w"], [2.0, 3.0])
 
 
+def test_weight_decay_may_be_inside_the_perturbed_loss():
+    method, found = build("sam", weight_decay_inside=True, weight_decay=0.02)
+    assert method.ascent.weight_decay == 0.02
+    assert found["ascent"] == {"weight_decay_inside": True}
+    assert build("sam", weight_decay=0.02)[0].ascent.weight_decay == 0
+    # SGD has one too, which is the same at theta.
+    assert build("sgd", weight_decay_inside=True, weight_decay=0.02)[0].ascent.weight_decay == 0.02
+
+
 def test_sse_sam_switches_after_a_share_of_the_epochs():
     for fraction, epochs, switch in ((0.7, 10, 35), (0.7, 200, 700), (0.65, 10, 35), (0.0, 10, 0)):
         method, found = build("sse_sam", switch_fraction=fraction, epochs=epochs)
@@ -229,6 +238,26 @@ def test_a_rule_in_two_halves_is_the_rule(bench):
     method = methods.Tabled(rule, Ascent(p=3.0))
     after, _ = run(method, Objective(losses.cross_entropy, 5))
     assert_close(moved_by(state, after), expected)
+
+
+def test_running_statistics_of_every_pass(bench):
+    """Updated at theta, then at theta + e; loss and accuracy stay those at theta."""
+    state, images, labels, run = bench
+    rule = rules.sam(5, rho=0.5)
+    objective = Objective(losses.cross_entropy, 5)
+    first, seen = run(rule, objective)
+    after, again = run(methods.Tabled(rule, statistics="every"), objective)
+    jax.tree.map(np.testing.assert_array_equal, after.params, first.params)
+    assert (seen.loss, seen.accuracy) == (again.loss, again.accuracy)
+
+    gradient = jax.grad(
+        lambda p: losses.cross_entropy(logits_of(state, p, images)[0], labels).mean()
+    )(state.params)
+    length = optax.tree.norm(gradient)
+    there = jax.tree.map(lambda p, g: p + 0.5 * g / length, state.params, gradient)
+    second = state.replace(batch_stats=first.batch_stats)
+    _, updated = logits_of(second, there, images)
+    assert_close(after.batch_stats, updated["batch_stats"], 1e-4)
 
 
 @pytest.mark.parametrize("variant", ["paper", "release"])
