@@ -91,14 +91,14 @@ def measure(model: str, args: argparse.Namespace, dataset: Any) -> list[dict[str
                     "temporary_bytes": getattr(memory, "temp_size_in_bytes", None),
                 }
             )  # fmt: skip
-    full = len(dataset.train_labels) // batch
+    full = max(len(dataset.train_labels) // batch, 1)
     times = np.zeros((args.steps, len(rows)))
     for step in range(args.steps):
         order = epoch_order("natural", dataset.train_labels, 0, step // full)
         at = (step % full) * batch
         placed = run_on.place(order[at : at + batch][None])
-        # Another rule begins each round: none is always the one after the longest.
-        for k in np.roll(np.arange(len(rows)), -step):
+        # In another order each round: no rule always follows the longest.
+        for k in np.random.default_rng(step).permutation(len(rows)):
             began = time.perf_counter()
             states[k], seen = calls[k](states[k], inputs, placed)
             jax.block_until_ready((states[k], seen))

@@ -154,21 +154,27 @@ def main(args: argparse.Namespace) -> None:
         **of_method,
         **of_loss,
         "imbalance_factor": imbalance_factor(counts),
-        "subset": args.subset,
-        "subset_seed": args.subset_seed,
+        # What was asked for; an exported file says in its source what it holds.
+        "requested_imbalance_factor": None if args.data else args.imbalance_factor,
+        "subset": None if args.data else args.subset,
+        "subset_seed": None if args.data else args.subset_seed,
         "val_per_class": args.val_per_class,
         "preset": args.preset,
         "stage2": None,
         "stage2_args": {},
     }
-    second = [
-        stage2.make(
+    second = {
+        name: stage2.make(
             name, options, class_counts=counts, first=settings, steps_per_epoch=steps_per_epoch
         )
-        for name in dict.fromkeys(args.stage2)
-    ]
+        for name in args.stage2
+    }
     several = args.seeds is not None or args.num_seeds is not None
+    if args.num_seeds is not None and args.num_seeds < 1:
+        raise RunError(f"--num-seeds must be at least 1, got {args.num_seeds}")
     seeds = args.seeds or (list(range(args.num_seeds)) if args.num_seeds else [args.seed])
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise RunError(f"--seeds must be different numbers, at least 0; got {seeds}")
     more = {"resume": args.resume, "quiet": args.quiet}
     reports = []
     for seed in seeds:
@@ -177,14 +183,14 @@ def main(args: argparse.Namespace) -> None:
         reports.append(
             fit(dataset, args.model, method, loss, mine, out, description=description, **more)
         )
-        for stage in second:
+        for name, stage in second.items():
             trained, fresh = last_variables(out, dataset, args.model, mine)
             start = {**trained, "params": stage.start(trained["params"], fresh["params"])}
             reports.append(
                 fit(
                     dataset, args.model, stage.method, stage.loss,
                     dataclasses.replace(stage.settings, seed=seed),
-                    out / f"stage2_{stage.description['stage2']}", start=start,
+                    out / "_".join(filter(None, ["stage2", name, args.stage2_tag])), start=start,
                     adversary=stage.adversary, description=description | stage.description, **more,
                 )
             )  # fmt: skip

@@ -234,7 +234,6 @@ def write(
         name: (curve.epochs, {s: curve.splits[s].mean(axis=1) for s in ("all", "few")})
         for name, curve in curves.items()
     }
-    by_epoch = {name: curve for name, curve in by_epoch.items() if len(curve[0]) > 1} or by_epoch
     plots.curves_by_rule(out / "curves.png", by_epoch)
     folders.write_json(out / "summary.json", summary)
 

@@ -109,14 +109,15 @@ class Bench:
                 program.advance(start, end)
         return {name: (program.curve(ends), program.params()) for name, program in programs.items()}
 
-    def orders(self, sampling: str, start: int, end: int) -> jax.Array:
+    def orders(self, sampling: str, start: int, end: int, per_visit: int = 1) -> jax.Array:
         """int32[S, E, rows]: epoch and seed decide it, whatever the job."""
         epochs = range(start, end)
         if sampling == "balanced":
             classes, rows = len(self.class_counts), self.rows
 
             def of_epoch(labels: jax.Array, key: jax.Array, epoch: jax.Array) -> jax.Array:
-                return balanced_order(labels, jax.random.fold_in(key, epoch), classes, rows)
+                key = jax.random.fold_in(key, epoch)
+                return balanced_order(labels, key, classes, rows, per_visit)
 
             every = jax.vmap(jax.vmap(of_epoch, (None, None, 0)), (0, 0, None))
             return every(self.train_set.labels, self.keys, jnp.asarray(epochs, jnp.int32))
@@ -213,7 +214,8 @@ class _Program:
     def advance(self, start: int, end: int) -> None:
         bench, found, took = self.bench, None, 0.0
         for stage, low, high in self._cut(start, end):
-            order = bench.orders(self.job.settings.sampling, low, high)
+            settings = self.job.settings
+            order = bench.orders(settings.sampling, low, high, settings.per_visit)
             began = time.perf_counter()
             self.states, found = self._calls[stage, high - low](
                 self.states, bench.train_set, bench.test_set, order, bench.keys

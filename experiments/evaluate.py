@@ -41,8 +41,15 @@ def main(args: argparse.Namespace) -> None:
     if config.get("experiment") != "cifar_lt":
         raise RunError(f"{run} is a run of {config.get('experiment')!r}, not of cifar_lt")
     cli.use_compilation_cache()
-    names = ("dataset", "imbalance_factor", "subset", "subset_seed", "val_per_class")
-    flags = [f"--{name.replace('_', '-')}={config[name]}" for name in names if not args.data]
+    wanted = {name: config.get(name) for name in ("dataset", "subset", "subset_seed")}
+    factor = config.get("requested_imbalance_factor", config["imbalance_factor"])
+    wanted["imbalance_factor"] = factor
+    flags = [
+        f"--{name.replace('_', '-')}={value}"
+        for name, value in wanted.items()
+        if value is not None and not args.data
+    ]
+    flags += [f"--val-per-class={config['val_per_class']}"]
     flags += [f"--data={args.data}"] if args.data else []
     flags += [f"--data-dir={args.data_dir}"] if args.data_dir else []
     dataset = cifar_lt.load(cifar_lt.arguments().parse_args(flags))

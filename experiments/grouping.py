@@ -19,7 +19,7 @@ KINDS = {"last": "last epoch", "best": "best*"}
 # What runs had before a report said so, and what goes without saying.
 _DEFAULTS: dict[str, Any] = {
     "subset": "first", "val_per_class": 0, "mixup": 0.0, "classifier": "linear", "momentum": 0.9,
-    "precision": "float32", "augment": True, "eval_every": 1, "sampling": "natural",
+    "precision": "float32", "augment": True, "eval_every": 1, "sampling": "natural", "per_visit": 1,
     "trained": "all", "statistics": "updated", "max_norm": "none", "weight_decay_inside": False,
     "strict": False, "running_statistics": "first", "group_mean": False,
 }  # fmt: skip
@@ -247,6 +247,8 @@ def _facts(report: dict[str, Any]) -> dict[str, Any]:
     args, ascent = first["rule_args"], first.get("ascent") or {}
     found = {**_DEFAULTS, **first["settings"], **args, **ascent}
     found |= {k: first[k] for k in _DECIDES if first.get(k) is not None}
+    if "subset" in first:  # None where the data came from a file: not known
+        found["subset"] = first["subset"]
     if "switch_step" in args and first.get("train_examples"):
         found["switch_epoch"] = args["switch_step"] / -(
             -first["train_examples"] // first["batch_size"]

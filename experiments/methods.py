@@ -7,6 +7,7 @@ imbsam_jax alone. Which flags a method takes is read off its signature, so none 
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -202,7 +203,12 @@ def build_method(
     """
     options = dict(options)
     epochs = options["epochs"]
-    rho = _radius(options, steps_per_epoch)
+    if "rho" in rule_arguments(name, {"rho": 0.0}):
+        rho = _radius(options, steps_per_epoch)
+    elif name != "sgd" and options.get("rho_schedule", "constant") != "constant":
+        raise RunError(f"--rule {name} has no --rho that --rho-schedule could change")
+    else:
+        rho = None
     fraction = options.get("switch_fraction", 0.7)
     if not 0 <= fraction <= 1:
         raise RunError(f"--switch-fraction must be between 0 and 1, got {fraction}")
@@ -329,20 +335,19 @@ def add_arguments(group: Any, **defaults: Any) -> None:
     add("noise-ratio", 1.0, "cc_sam: factor on the radius; 1e-6 in the released code", type=float)
     add("flat-ratio", None, "cc_sam: weight of the perturbed part; default 1 (paper), 0.5 "
         "(release)", type=float)  # fmt: skip
-    group.add_argument(
-        "--strict", action="store_true", help="the tail is n < eta, as in the ImbSAM release"
-    )
+    switch: dict[str, Any] = {"action": argparse.BooleanOptionalAction, "default": False}
+    group.add_argument("--strict", help="the tail is n < eta, as in the ImbSAM release", **switch)
     add("p-norm", 2.0, "norm of the perturbation's ball, > 1 or inf", type=float)
     add("adaptive", "none", "scale of the ball: ASAM's (weights, by tensor) or davda54's (all)",
         choices=["none", "asam", "magnitude"])  # fmt: skip
     add("asam-eta", 0.01, "--adaptive asam: added to |theta|", type=float)
     group.add_argument(
-        "--group-mean", action="store_true",
-        help="divide each part by its own rows, as SSE-SAM's release does for its ImbSAM",
+        "--group-mean",
+        help="divide each part by its own rows, as SSE-SAM's release does for its ImbSAM", **switch,
     )  # fmt: skip
     group.add_argument(
-        "--weight-decay-inside", action="store_true",
-        help="weight decay inside the perturbed loss, as in the official JAX SAM",
+        "--weight-decay-inside",
+        help="weight decay inside the perturbed loss, as in the official JAX SAM", **switch,
     )  # fmt: skip
     add("running-statistics", "first", "which passes update those of batch normalisation; every "
         "in the released PyTorch code", choices=STATISTICS)  # fmt: skip

@@ -85,7 +85,7 @@ def build_loss(
     Args:
       name: one of LOSSES.
       class_counts: int[C].
-      options: the flags of `add_arguments`.
+      options: the flags of `add_arguments`, and "epochs".
       steps_per_epoch: what --drw-epoch is counted in.
       axis_name: the pmap axis, where there is one.
     """
@@ -100,10 +100,15 @@ def build_loss(
             epoch = options["drw_epoch"]
             if epoch < 0:
                 raise RunError(f"--drw-epoch must be at least 0, got {epoch}")
-            if name == "class_balanced":
+            if epoch >= options["epochs"]:
                 raise RunError(
-                    "--drw-epoch re-weights a loss, and class_balanced is weighted from the "
-                    "start: use --loss cross_entropy"
+                    f"--drw-epoch {epoch} is past the last of {options['epochs']} epochs (from 0): "
+                    "nothing would be re-weighted"
+                )
+            if name in ("class_balanced", "softmax_binary"):
+                raise RunError(
+                    f"--drw-epoch re-weights a loss, and {name} is weighted from the start: use "
+                    "--loss cross_entropy"
                 )
             weights = losses.class_balanced_weights(class_counts, options["beta"])
             later = losses.weighted(

@@ -81,6 +81,7 @@ PRESETS: dict[str, Preset] = {
         (
             "learning rate, its schedule and the network's details: the release's",
             'weight decay ("fine-tuned"): weight balancing\'s 5e-3',
+            "which images each class keeps, which pass updates running statistics",
         ),
     ),
     "imbsam-release": Preset(
@@ -114,7 +115,10 @@ PRESETS: dict[str, Preset] = {
             "switch_fraction": 0.7,
         },
         "the README of the official code (AAAI 2025), CIFAR-100-LT, imbalance factor 100",
-        ("settings for other losses, imbalance factors and data sets",),
+        (
+            "settings for other losses, imbalance factors and data sets",
+            "the release's fourth pass, which only updates running statistics, is not made",
+        ),
     ),
     "cc-sam-paper": Preset(
         {**_CC_SAM_RECIPE, "cc_variant": "paper", "stage2_variant": "paper"},
@@ -122,6 +126,8 @@ PRESETS: dict[str, Preset] = {
         (
             "learning rate, schedule, weight decay, epochs: the release's",
             "lambda and T of the second stage: the release's 1 and 30 epochs",
+            "which images each class keeps; running statistics of the second stage: frozen",
+            "the release's mixup, which the digests do not mention, is left out",
             "strong augmentation, which the authors say the printed figures need, is not here",
         ),
     ),
@@ -180,7 +186,10 @@ PRESETS: dict[str, Preset] = {
         },
         "Alshammari et al., CVPR 2022, MaxNorm each step as the paper means it (200 epochs by the "
         "author's word; the notebook has 320 and projects once an epoch)",
-        ("that the paper's own decay is the notebook's 5e-3",),
+        (
+            "that the paper's own decay is the notebook's 5e-3",
+            "running statistics of the second stage: frozen (the release updates them)",
+        ),
     ),
     "density-ratio-protocol": Preset(
         {
@@ -190,7 +199,7 @@ PRESETS: dict[str, Preset] = {
         },
         "the independent comparison of Luo et al., NeurIPS 2024: the training recipe alone",
         (
-            "rho and eta of each method: give --rule and its flags",
+            "rho and eta of each method: give --rule and its flags, or this script's defaults hold",
             "which images each class keeps: drawn as LDAM does",
         ),
     ),
@@ -220,10 +229,15 @@ def explain(args: argparse.Namespace) -> str:
     for key, value in preset.flags.items():
         now, flag = getattr(args, key), f"--{key.replace('_', '-')}"
         note = "" if now == value else f"  (preset: {_shown(value)})"
-        words.append(f"  {flag} {_shown(now)}{note}")
+        spelled = _switch(flag, now) if isinstance(now, bool) else f"{flag} {_shown(now)}"
+        words.append(f"  {spelled}{note}")
     lines = [f"preset {args.preset}: {preset.source}", *words]
     lines += [f"  not published: {text}" for text in preset.unpublished]
     return "\n".join(lines)
+
+
+def _switch(flag: str, on: bool) -> str:
+    return flag if on else flag.replace("--", "--no-", 1)
 
 
 def _shown(value: Any) -> str:

@@ -10,14 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def epoch_order(kind: str, labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+def epoch_order(
+    kind: str, labels: np.ndarray, seed: int, epoch: int, per_visit: int = 1
+) -> np.ndarray:
     """int32[N]: "natural", every row once; "balanced", every class alike."""
     if kind == "natural":
         rows = np.random.default_rng([seed, epoch]).permutation(len(labels))
         return rows.astype(np.int32)
     present, labels = np.unique(labels, return_inverse=True)
     key = jax.random.fold_in(jax.random.key(seed), epoch)
-    order = balanced_order(jnp.asarray(labels, jnp.int32), key, len(present), len(labels))
+    order = balanced_order(
+        jnp.asarray(labels, jnp.int32), key, len(present), len(labels), per_visit
+    )
     return np.asarray(order)
 
 

@@ -37,6 +37,7 @@ class Settings:
     mixup: float = 0.0  # alpha; 0 is none
     weight_decay_inside: bool = False  # in the perturbed loss, by the method, not in Optax
     sampling: str = "natural"
+    per_visit: int = 1  # rows of a class at each of balanced sampling's visits
     trained: str = "all"
     statistics: str = "updated"  # or "frozen": normalise by the running ones, and leave them
     max_norm: str = "none"  # projection of the classifier after each step, or each epoch
@@ -44,12 +45,18 @@ class Settings:
     def check(self, least_epochs: int = 1) -> None:
         """Refuses settings with which no step could be made."""
         least: dict[str, int] = {"epochs": least_epochs}
-        for name in ("epochs", "batch_size", "eval_every", "eval_batch", "checkpoint_every"):
+        counted = ("batch_size", "eval_every", "eval_batch", "checkpoint_every", "per_visit")
+        for name in ("epochs", *counted):
             if getattr(self, name) < least.get(name, 1):
                 raise RunError(
                     f"--{name.replace('_', '-')} must be at least {least.get(name, 1)}, got "
                     f"{getattr(self, name)}"
                 )
+        if self.schedule == "cosine-prestep" and self.epochs == 1:
+            raise RunError(
+                "schedule cosine-prestep has learning rate 0 in its last epoch: one epoch would "
+                "train nothing; use more, or --schedule cosine"
+            )
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise RunError(f"--lr must be finite and positive, got {self.lr}")
         for name in ("weight_decay", "mixup"):

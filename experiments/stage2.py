@@ -4,8 +4,8 @@
 |------------------|--------------|----------|---------------------------------------------------|
 | tau-norm         | nothing      |          | columns over a power of their norm, no bias       |
 | logit-adjustment | nothing      |          | log priors off the bias                           |
-| crt              | fresh head   | balanced | classifier re-training                            |
-| lws              | scales       | balanced | one learnt factor per class on frozen logits      |
+| crt              | fresh head   | balanced | classifier re-training, 4 rows of a class a visit |
+| lws              | scales       | balanced | one learnt factor per class on frozen logits; 4   |
 | weight-balancing | head         | natural  | class-balanced loss, decay 0.1, MaxNorm           |
 | cc-sam           | head         | balanced | adversarial features, their share growing by epoch|
 
@@ -42,7 +42,7 @@ class Stage(NamedTuple):
       start: makes its first parameters.
       method: how the gradient is taken.
       adversary: see Objective.
-      description: the report's fields "stage2", "stage2_args", "loss", "loss_args", "rule", ...
+      description: the report's fields "stage2" and "stage2_args"; the others are the first stage's.
     """
 
     settings: Settings
@@ -66,6 +66,7 @@ class Plan(NamedTuple):
     loss: str = "cross_entropy"
     classifier: str = "linear"
     max_norm: str = "none"
+    per_visit: int = 1
     start: str = "as it is"
     takes: tuple[str, ...] = ()
 
@@ -73,8 +74,8 @@ class Plan(NamedTuple):
 PLANS: dict[str, Plan] = {
     "tau-norm": Plan(0, start="tau-norm", takes=("tau",)),
     "logit-adjustment": Plan(0, start="logit-adjustment", takes=("tau",)),
-    "crt": Plan(10, start="fresh head"),
-    "lws": Plan(5, trained="scales", classifier="scaled", start="unit scales"),
+    "crt": Plan(10, start="fresh head", per_visit=4),
+    "lws": Plan(5, trained="scales", classifier="scaled", start="unit scales", per_visit=4),
     "weight-balancing": Plan(
         10, lr=0.01, weight_decay=0.1, sampling="natural", loss="softmax_binary", max_norm="step",
     ),
@@ -121,28 +122,38 @@ def make(
         weight_decay=flag("weight_decay", decay),
         schedule=plan.schedule,
         sampling=flag("sampling", plan.sampling),
+        per_visit=plan.per_visit,
         statistics=flag("statistics", "frozen"),
         trained=plan.trained if epochs else "all",
         classifier=plan.classifier,
         max_norm=flag("max_norm", plan.max_norm) if plan.max_norm != "none" else "none",
         mixup=0.0,
     )
+    settings.check(least_epochs=0)
     taken = {key: flag(key, _DEFAULTS[key]) for key in plan.takes}
+    if not np.isfinite(taken.get("tau", 1.0)):
+        raise RunError(f"--stage2-tau must be finite, got {taken['tau']}")
+    if taken.get("variant") == "release" and first.parallel == "pmap" and first.devices > 1:
+        raise RunError(
+            "--stage2-variant release takes norms over the batch, which pmap would take over each "
+            "device's rows: use --parallel jit"
+        )
     described: dict[str, Any] = {"stage2": name, "stage2_args": dict(taken)}
     rule = "sgd"
     if epochs:
         rule = options["rule"] if flag("rule", "sgd") == "same" else "sgd"
         keys = ("lr", "weight_decay", "schedule", "sampling", "statistics", "max_norm")
         described["stage2_args"] |= {key: getattr(settings, key) for key in keys}
-        described["stage2_args"] |= {"epochs": epochs, "rule": rule}
+        described["stage2_args"] |= {"epochs": epochs, "rule": rule, "loss": plan.loss}
+    inside = first.weight_decay_inside and rule != "sgd"
+    settings = dataclasses.replace(settings, weight_decay_inside=inside)
+    own = {"epochs": max(epochs, 1), "weight_decay": settings.weight_decay}
     method, _ = build_method(
         rule,
         class_counts,
-        {**options, "epochs": max(epochs, 1), "weight_decay": settings.weight_decay},
+        {**options, **own, "weight_decay_inside": inside},
         steps_per_epoch=steps_per_epoch,
     )
-    if rule == "sgd":
-        settings = dataclasses.replace(settings, weight_decay_inside=False)
     return Stage(
         settings,
         _loss(plan.loss, class_counts),
@@ -216,8 +227,12 @@ _STARTS: dict[str, Callable[..., Any]] = {
 def add_arguments(group: Any) -> None:
     """The flags of every second stage; None keeps what its source, or the first stage, has."""
     group.add_argument(
-        "--stage2", nargs="+", default=[], choices=sorted(PLANS),
+        "--stage2", nargs="*", default=[], choices=sorted(PLANS),
         help="second stages, each from the end of the first, in OUT/stage2_NAME",
+    )  # fmt: skip
+    group.add_argument(
+        "--stage2-tag", default="",
+        help="in OUT/stage2_NAME_TAG instead: another setting on the same first stage (--resume)",
     )  # fmt: skip
     group.add_argument("--stage2-epochs", type=int, help="crt 10, lws 5, weight-balancing 10, "
         "cc-sam 30")  # fmt: skip

@@ -176,7 +176,7 @@ def make_step(
         images = prepare(inputs.images[index], positions, batch_size, key)
         if not objective.mixup:
             return images, labels, None
-        share_key, pair_key = jax.random.split(jax.random.fold_in(key, 1))
+        share_key, pair_key = jax.random.split(jax.random.fold_in(key, 2))
         share = jax.random.beta(share_key, objective.mixup, objective.mixup)
         others = jax.random.permutation(pair_key, batch_size)[positions]
         whole = index

@@ -97,13 +97,15 @@ def fit(
         **settings.decisive(),
         "class_counts_sha256": class_counts_sha256(dataset.class_counts()),
     }
+    # The same flags spelled out are the same run.
+    preset = config.pop("preset", None)
     folder = folders.RunFolder(out, config, resume)
     try:
         finished = folder.path / "report.json"
         if finished.exists():
             return folders.read_json(finished)
         with StopRequest(deadline) as stop, Progress(settings.epochs, quiet) as progress:
-            return trainer.run(folder, config, stop, progress)
+            return trainer.run(folder, {**config, "preset": preset}, stop, progress)
     finally:
         folder.close()
 
@@ -226,6 +228,10 @@ class _Trainer:
                 if hits is None:  # a run resumed after its last epoch
                     hits = self.evaluator.hits(plain, "test", stop)
                 flipped = self.evaluator.hits(plain, "test", stop, flip=True)
+                if settings.epochs == 0 and self.dataset.val_labels is not None:
+                    val = self.evaluator.accuracies(self.evaluator.hits(plain, "val", stop))
+                    test = self.evaluator.accuracies(hits)
+                    note.best_val = {**test, "epoch": 0, "val": val}
             except StopNow:
                 step = self._save(checkpoints, note)
                 checkpoints.close()
@@ -247,7 +253,9 @@ class _Trainer:
     ) -> None:
         settings = self.settings
         labels = self.dataset.train_labels
-        order = epoch_order(settings.sampling, labels, settings.seed, note.epoch)
+        order = epoch_order(
+            settings.sampling, labels, settings.seed, note.epoch, settings.per_visit
+        )
         calls = self._calls(note.epoch)
         # With emulated devices an un-blocked queue of collectives aborts the process.
         lag = 0 if self.run_on.devices[0].platform == "cpu" else 1
@@ -452,8 +460,10 @@ def last_variables(
         found = checkpoints.restore(parts.initial)
     finally:
         checkpoints.close()
-    if found is None:
-        raise RunError(f"{run} holds no checkpoint to start a second stage from")
+    if found is None or found[1]["epoch"] != settings.epochs:
+        raise RunError(
+            f"{run} holds no whole checkpoint of its last epoch to start a second stage from"
+        )
     again = dataclasses.replace(settings, seed=settings.seed + 2**31, classifier="linear")
     fresh = Parts(dataset, model_name, cross_entropy, again).initial
     return found[0].variables(), fresh.variables()

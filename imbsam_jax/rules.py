@@ -102,6 +102,7 @@ def reweighted_sam(
     rho: ScalarOrSchedule,
     eta: float = 100,
     tail_weight: Scalar,
+    strict: bool = False,
 ) -> Rule:
     """SAM on a loss that weighs the tail more: the control of the ImbSAM paper's Table 3.
 
@@ -113,6 +114,7 @@ def reweighted_sam(
       rho: radius, finite and at least 0; a number, a scalar array or a schedule.
       eta: largest count of a tail class; must leave at least one head and one tail class.
       tail_weight: finite and positive; 1 is SAM. The table has 2, 3, 5, 10 and 20.
+      strict: tail is `n_c < eta`.
 
     Raises:
       ValueError: counts that are not positive, an eta without head or tail, a bad rho or weight.
@@ -123,7 +125,7 @@ def reweighted_sam(
     >>> reweighted_sam([500, 80, 5], rho=0.05, tail_weight=3.0)(None).groups.tolist()
     [[1.0, 3.0, 3.0]]
     """
-    head, tail = _head_and_tail(class_counts, eta, strict=False)
+    head, tail = _head_and_tail(class_counts, eta, strict)
     rho = _checked_radius("rho", rho)
     if _is_concrete(tail_weight) and not (np.isfinite(tail_weight) and tail_weight > 0):
         raise ValueError(f"tail_weight must be finite and positive, got {tail_weight}")
@@ -208,6 +210,7 @@ def sse_sam(
     tail_rho: ScalarOrSchedule,
     eta: float = 100,
     switch_step: Any,
+    strict: bool = False,
 ) -> Rule:
     """Stage-wise saddle-escaping SAM: head and tail perturbed apart, then ImbSAM.
 
@@ -220,6 +223,7 @@ def sse_sam(
       tail_rho: radius of the tail in both.
       eta: largest count of a tail class.
       switch_step: first step of the second stage, at least 0.
+      strict: tail is `n_c < eta`.
 
     The second stage costs what ImbSAM costs: the rule is `stagewise`, and the core puts the
     whole gradient under a branch. The release runs four forward passes in both stages.
@@ -230,7 +234,7 @@ def sse_sam(
     >>> rule(0).radii.tolist(), rule(100).radii.tolist()
     ([0.05, 0.1], [0.1])
     """
-    head, tail = _head_and_tail(class_counts, eta, strict=False)
+    head, tail = _head_and_tail(class_counts, eta, strict)
     head_rho = _checked_radius("head_rho", head_rho)
     tail_rho = _checked_radius("tail_rho", tail_rho)
     both = np.stack([head, tail])

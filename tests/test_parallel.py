@@ -15,23 +15,32 @@ from experiments.models import MODELS
 from experiments.settings import Settings
 from experiments.train import fit
 from imbsam_jax import rules
-from imbsam_jax.losses import cross_entropy
+from experiments.execution import EXECUTIONS
+from imbsam_jax import losses
 
 MODELS["tiny"] = TinyNet
 dataset = tiny_dataset()
 rule = rules.imbsam(dataset.class_counts(), rho=0.1, eta=10)
 base = Settings(epochs=2, batch_size=16, lr=0.05, eval_batch=15, steps_per_call=2)
+weights = losses.class_balanced_weights(dataset.class_counts())
 found = {}
 with tempfile.TemporaryDirectory() as folder:
-    for model in ("mlp", "tiny"):
+    # "mixed": partners from the whole batch, divided by the weights of the whole batch.
+    for model in ("mlp", "tiny", "mixed"):
         for devices, parallel in ((1, "jit"), (2, "jit"), (2, "pmap")):
             settings = dataclasses.replace(base, devices=devices, parallel=parallel)
-            if model == "tiny":
+            loss = losses.cross_entropy
+            if model != "mlp":
                 settings = dataclasses.replace(settings, epochs=1, steps_per_call=1)
+            if model == "mixed":
+                settings = dataclasses.replace(settings, mixup=1.0)
+                axis = EXECUTIONS[parallel].axis_name
+                loss = losses.weighted(loss, weights, normalise="weights", axis_name=axis)
             name = f"{model}_{parallel}_{devices}"
+            network = "mlp" if model == "mixed" else model
             out = Path(folder) / name
             description = dict(rule="imbsam", rule_args={})
-            parts = (dataset, model, rule, cross_entropy, settings, out)
+            parts = (dataset, network, rule, loss, settings, out)
             fit(*parts, description=description, quiet=True)
             lines = [json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines()]
             per_class = (out / "per_class.csv").read_text().splitlines()[1:]
@@ -42,7 +51,7 @@ with tempfile.TemporaryDirectory() as folder:
                 tested=sum(int(row.split(",")[3]) for row in per_class),
             )
             trainer = train._Trainer(
-                dataset, train.Parts(dataset, model, cross_entropy, settings), rule, settings
+                dataset, train.Parts(dataset, network, loss, settings), rule, settings
             )
             inputs = train.Inputs(dataset.train_images, dataset.train_labels)
             inputs = trainer.run_on.put_inputs(inputs)
@@ -79,12 +88,12 @@ def found(request):
     return json.loads(done.stdout.split("FOUND")[1])
 
 
-@pytest.mark.parametrize("model", ["mlp", "tiny"])
+@pytest.mark.parametrize("model", ["mlp", "tiny", "mixed"])
 @pytest.mark.parametrize("way", ["jit_2", "pmap_2"])
 def test_devices_share_a_batch_and_change_no_number(found, model, way):
     """Also the last batch of 14, and batch normalisation over the whole batch."""
     one, other = found[f"{model}_jit_1"], found[f"{model}_{way}"]
-    tolerance = 1e-5 if model == "mlp" else 1e-4
+    tolerance = 1e-4 if model == "tiny" else 1e-5
     for name in ("losses", "test"):
         assert other[name] == pytest.approx(one[name], rel=tolerance)
     assert other["accuracies"] == pytest.approx(one["accuracies"], abs=1e-3)

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+import tiny
 from experiments import cifar_lt, evaluate, stage2
 from experiments.checkpoints import Checkpoints
 from experiments.data import save_npz
@@ -14,7 +15,7 @@ from experiments.models import MODELS, create_model
 from experiments.settings import Settings
 from experiments.train import Parts
 from imbsam_jax import losses
-from tiny import COUNTS, TinyNet, tiny_dataset
+from tiny import TinyNet, tiny_dataset
 
 pytestmark = pytest.mark.allow_rank_promotion  # Flax's bias and batch normalisation
 
@@ -31,7 +32,8 @@ FLAGS = [
     "10",
 ]
 FLAGS += ["--lr", "0.02", "--quiet", "--loss", "logit_adjusted", "--mixup", "1"]
-FLAGS += ["--stage2-epochs", "2", "--stage2-tau", "0.7"]
+FLAGS += ["--stage2-epochs", "2", "--stage2-tau", "0.7", "--val-per-class", "1", "--seeds", "3"]
+COUNTS = [n - 1 for n in tiny.COUNTS]  # one image of each class is held out
 TRAINED = ["crt", "lws", "weight-balancing", "cc-sam"]
 
 
@@ -44,6 +46,7 @@ def run(tmp_path_factory):
     out = folder / "run"
     flags = [*FLAGS, "--data", str(folder / "tiny.npz"), "--out", str(out)]
     cifar_lt.main(cifar_lt.arguments().parse_args(flags))
+    out = out / "seed_3"
     before = (out / "report.json").read_bytes()
     cifar_lt.main(cifar_lt.arguments().parse_args([*flags, "--resume", "--stage2", *stage2.PLANS]))
     assert (out / "report.json").read_bytes() == before
@@ -72,7 +75,10 @@ def test_reports_say_what_was_done(run):
         assert report["epochs"] == (2 if name in TRAINED else 0)
         assert 0 <= report["all"] <= 100
         assert (report["flops_ratio_to_sgd"] is None) == (name not in TRAINED)
+        best = report["best_val_epoch"]  # what --stage2-tau would be chosen by
+        assert best["epoch"] in ((1, 2) if name in TRAINED else (0,)) and best["val"]["all"] >= 0
     assert found["weight-balancing"][0]["stage2_args"]["weight_decay"] == 0.1
+    assert found["weight-balancing"][0]["stage2_args"]["loss"] == "softmax_binary"
     assert found["cc-sam"][0]["stage2_args"]["lr"] == pytest.approx(0.002)
     assert found["lws"][0]["classifier"] == "scaled"
 
@@ -148,6 +154,14 @@ def make(name, first=None, **options):
     )  # fmt: skip
 
 
+def test_weight_decay_is_taken_once():
+    first = Settings(weight_decay=0.01, weight_decay_inside=True)
+    stage = make("crt", first, weight_decay_inside=True, rule="sam")
+    assert stage.method.ascent.weight_decay == 0 and not stage.settings.weight_decay_inside
+    same = make("crt", first, weight_decay_inside=True, rule="sam", stage2_rule="same")
+    assert same.method.ascent.weight_decay == 0.01 and same.settings.weight_decay_inside
+
+
 def test_options_of_a_stage():
     stage = make("weight-balancing", stage2_max_norm="epoch", stage2_statistics="updated")
     assert (stage.settings.max_norm, stage.settings.statistics) == ("epoch", "updated")
@@ -164,6 +178,14 @@ def test_options_of_a_stage():
     ("name", "options", "message"),
     [
         ("tau-norm", {"first": Settings(classifier="normalised")}, "starts from a linear"),
+        ("tau-norm", {"stage2_tau": float("nan")}, "--stage2-tau must be finite"),
+        ("crt", {"stage2_lr": -1.0}, "--lr must be finite and positive"),
+        ("crt", {"stage2_epochs": 1}, "one epoch would train nothing"),
+        (
+            "cc-sam",
+            {"first": Settings(parallel="pmap", devices=2), "stage2_variant": "release"},
+            "use --parallel jit",
+        ),
         ("crt", {"stage2_epochs": 0}, "--stage2-epochs must be at least 1"),
         ("cc-sam", {"stage2_limit": 2.0}, "--stage2-limit: limit must be between 0 and 1"),
     ],
