@@ -23,24 +23,18 @@ dataset = tiny_dataset()
 rule = rules.imbsam(dataset.class_counts(), rho=0.1, eta=10)
 base = Settings(epochs=2, batch_size=16, lr=0.05, eval_batch=15, steps_per_call=2)
 weights = losses.class_balanced_weights(dataset.class_counts())
+WAYS = ((1, "jit"), (2, "jit"), (2, "pmap"))
 found = {}
 with tempfile.TemporaryDirectory() as folder:
-    # "mixed": partners from the whole batch, divided by the weights of the whole batch.
-    for model in ("mlp", "tiny", "mixed"):
-        for devices, parallel in ((1, "jit"), (2, "jit"), (2, "pmap")):
+    for model in ("mlp", "tiny"):
+        for devices, parallel in WAYS:
             settings = dataclasses.replace(base, devices=devices, parallel=parallel)
-            loss = losses.cross_entropy
-            if model != "mlp":
+            if model == "tiny":
                 settings = dataclasses.replace(settings, epochs=1, steps_per_call=1)
-            if model == "mixed":
-                settings = dataclasses.replace(settings, mixup=1.0)
-                axis = EXECUTIONS[parallel].axis_name
-                loss = losses.weighted(loss, weights, normalise="weights", axis_name=axis)
             name = f"{model}_{parallel}_{devices}"
-            network = "mlp" if model == "mixed" else model
             out = Path(folder) / name
             description = dict(rule="imbsam", rule_args={})
-            parts = (dataset, network, rule, loss, settings, out)
+            parts = (dataset, model, rule, losses.cross_entropy, settings, out)
             fit(*parts, description=description, quiet=True)
             lines = [json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines()]
             per_class = (out / "per_class.csv").read_text().splitlines()[1:]
@@ -50,18 +44,28 @@ with tempfile.TemporaryDirectory() as folder:
                 test=[x["test_loss"] for x in lines],
                 tested=sum(int(row.split(",")[3]) for row in per_class),
             )
-            trainer = train._Trainer(
-                dataset, train.Parts(dataset, network, loss, settings), rule, settings
-            )
-            inputs = train.Inputs(dataset.train_images, dataset.train_labels)
-            inputs = trainer.run_on.put_inputs(inputs)
-            state = trainer.run_on.put_state(trainer.initial)
-            index = np.arange(32, dtype=np.int32).reshape(2, 16)
-            if model == "mlp":
-                call = trainer.run_on.compile_steps(rule, state, inputs, index)
-                lone = trainer.run_on.compile_steps(rule, state, inputs, index[:1])
-                found[name]["all_reduce"] = "all-reduce" in call.as_text()
-                found[name]["flops"] = cost.flops(lone)
+
+# Lone steps: mixup meets the whole batch, weights are summed over it.
+index = np.arange(32, dtype=np.int32).reshape(2, 16)
+for devices, parallel in WAYS:
+    settings = dataclasses.replace(base, devices=devices, parallel=parallel, mixup=1.0)
+    axis = EXECUTIONS[parallel].axis_name
+    loss = losses.weighted(
+        losses.cross_entropy, weights, normalise="weights", axis_name=axis
+    )
+    run_on = (parts := train.Parts(dataset, "mlp", loss, settings)).run_on
+    inputs = run_on.put_inputs(train.Inputs(dataset.train_images, dataset.train_labels))
+    state = run_on.put_state(parts.initial)
+    call = run_on.compile_steps(rule, state, inputs, index)
+    lone = run_on.compile_steps(rule, state, inputs, index[:1])
+    state, seen = call(state, inputs, run_on.place(index))
+    jax.block_until_ready(state)
+    found[f"mixed_{parallel}_{devices}"] = dict(
+        losses=np.asarray(seen.loss).tolist(),
+        accuracies=(100 * np.asarray(seen.accuracy)).tolist(),
+        all_reduce="all-reduce" in call.as_text(),
+        flops=cost.flops(lone),
+    )
 print("FOUND" + json.dumps(found))
 """
 
@@ -94,17 +98,17 @@ def test_devices_share_a_batch_and_change_no_number(found, model, way):
     """Also the last batch of 14, and batch normalisation over the whole batch."""
     one, other = found[f"{model}_jit_1"], found[f"{model}_{way}"]
     tolerance = 1e-4 if model == "tiny" else 1e-5
-    for name in ("losses", "test"):
+    for name in {"losses", "test"} & one.keys():
         assert other[name] == pytest.approx(one[name], rel=tolerance)
     assert other["accuracies"] == pytest.approx(one["accuracies"], abs=1e-3)
 
 
 @pytest.mark.parametrize("way", ["jit_2", "pmap_2"])
 def test_the_compiled_epoch_holds_an_all_reduce_and_half_the_work(found, way):
-    one, other = found["mlp_jit_1"], found[f"mlp_{way}"]
+    one, other = found["mixed_jit_1"], found[f"mixed_{way}"]
     assert other["all_reduce"] and not one["all_reduce"]
     assert other["flops"] < 0.75 * one["flops"]
 
 
 def test_every_test_image_counts_once(found):
-    assert {run["tested"] for run in found.values()} == {55}
+    assert {run["tested"] for run in found.values() if "tested" in run} == {55}
