@@ -47,10 +47,10 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 test: lint
-	$(BIN)/python -m pytest -q -n $(WORKERS) --durations=15 -m "not slow"
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --durations=15 -m "not slow"
 
 test-all: lint
-	$(BIN)/python -m pytest -q -n $(WORKERS) --durations=15
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --durations=15
 
 # Keeps runs/ other than the demo, and the environment: to renew that, delete .venv.
 clean:

@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+# One worker runs them all: the fixture is what takes long.
+pytestmark = pytest.mark.xdist_group("parallel")
+
 SCRIPT = """
 import dataclasses, json, sys, tempfile
 from pathlib import Path
