@@ -21,7 +21,7 @@ from jax import lax
 
 from imbsam_jax import collectives
 from imbsam_jax.ascent import Ascent, decayed, perturbed
-from imbsam_jax.rules import ClassWeights, Rule, require_step, stagewise
+from imbsam_jax.rules import ClassWeights, Rule, check_table, require_step, stagewise
 
 
 class Batch(NamedTuple):
@@ -37,7 +37,7 @@ def gradient(
     batch: Batch, params: Any, table: ClassWeights, *, ascent: Ascent, axis_name: Any, sync: bool
 ) -> tuple[Any, list[tuple[Any, Any]]]:
     """This device's part of g, and for each group (d_k, info of its pass); average g yourself."""
-    groups = [table.groups[k] for k in range(table.groups.shape[0])]
+    groups = [table.groups[k] for k in range(check_table(table).groups.shape[0])]
     # Padding is divided out of the whole gradient later: weight decay counts as the rows do.
     real = 1.0 if batch.real is None else batch.real
     share = batch.share if ascent.group_mean else lambda _: real

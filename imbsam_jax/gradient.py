@@ -214,7 +214,8 @@ def _info(
     axis_name: Any,
     most_groups: int,
 ) -> SharpnessInfo:
-    share = 1.0 if real is None else collectives.mean(real, axis_name)
+    share = jnp.ones(()) if real is None else collectives.mean(real, axis_name)
+    share = jnp.where(share == 0, 1, share)  # of padding alone, the norm is 0
     devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
     wide = jnp.promote_types(losses.dtype, jnp.float32)
     columns = []

@@ -294,6 +294,13 @@ def require_step(step: Any) -> None:
         )
 
 
+def check_table(table: ClassWeights) -> ClassWeights:
+    """Refuses a table made by hand that weighs nothing."""
+    if table.base is None and table.groups.shape[0] == 0:
+        raise ValueError("the rule's table has neither a base nor a group: there is no loss in it")
+    return table
+
+
 def _ones(num_classes: int) -> np.ndarray:
     if isinstance(num_classes, bool) or not isinstance(num_classes, int | np.integer):
         raise ValueError(f"num_classes must be a whole number, got {num_classes!r}")

@@ -639,6 +639,19 @@ def test_info_of_a_group_without_rows() -> None:
     np.testing.assert_array_equal([info.loss, info.perturbed_loss], [[np.nan], [np.nan]])
 
 
+def test_info_of_padding_alone_has_no_length() -> None:
+    none = jnp.zeros(LABELS.shape, bool)
+    f = ij.value_and_grad(distances, IMBSAM, info=True)
+    (loss, _, info), _ = f(THETA, LABELS, X, mask=none)
+    np.testing.assert_array_equal([loss, info.ascent_norm[0], info.rows[0]], [0, 0, 0])
+
+
+def test_a_table_that_weighs_nothing_is_refused() -> None:
+    empty = ij.ClassWeights(None, np.zeros((0, 2)), np.zeros(0))
+    with pytest.raises(ValueError, match="neither a base nor a group"):
+        ij.value_and_grad(distances, lambda step: empty)(THETA, LABELS, X)
+
+
 @pytest.mark.usefixtures("x64")
 def test_info_of_stages_of_different_groups_is_padded_with_nan() -> None:
     """SGD (no group), then SSE-SAM (two groups), then ImbSAM (one), at traced steps."""
