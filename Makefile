@@ -46,11 +46,12 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# By file: what a module's tests share is made once, in one worker.
 test: lint
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --durations=15 -m "not slow"
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --durations=15 -m "not slow"
 
 test-all: lint
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --durations=15
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --durations=15
 
 # Keeps runs/ other than the demo, and the environment: to renew that, delete .venv.
 clean:

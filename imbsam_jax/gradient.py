@@ -15,6 +15,7 @@ from imbsam_jax.rows import (
     check_losses,
     check_pair,
     check_params,
+    nan_where_no_class,
     row_weights,
     share_of_rows,
 )
@@ -84,9 +85,8 @@ def value_and_grad(
     Returns:
       `f(params, labels, *args, step=None, mask=None) -> ((mean_loss, aux), grads)`, or
       `((mean_loss, aux, SharpnessInfo), grads)` with info=True.
-        labels: int[B], or float[B, C] for soft labels. A label outside [0, C) has weight NaN,
-          which makes the gradient NaN unless the loss drops that row by itself (a one-hot
-          cross-entropy of such a label is 0, and so is its gradient under any weight).
+        labels: int[B], or float[B, C] for soft labels. A label outside [0, C) makes the
+          gradient NaN, whatever the loss does with it.
         step: number of updates made so far; required where the rule depends on it. A Python int
           chooses a stage of a staged rule while tracing, a traced step under `lax.cond`.
         mask: bool[B], False for padding (anything whose derivative is finite, such as zeros). B
@@ -177,6 +177,8 @@ def _one_table(
     grads, groups = core.gradient(
         batch, params, table, ascent=ascent, axis_name=axis_name, sync=sync
     )
+    some_weights = table.groups[0] if table.base is None else table.base
+    grads = nan_where_no_class(grads, some_weights, labels, mask)
     seen = losses if mask is None else jnp.where(mask, losses, 0)
     mean_loss, grads = mean_over_rows((seen.mean(), grads), batch.real, axis_name)
     if most_groups is None:

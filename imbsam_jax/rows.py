@@ -26,6 +26,19 @@ def row_weights(class_weights: Any, labels: jax.Array, mask: Any, dtype: Any) ->
     return weights if mask is None else jnp.where(mask, weights, 0)
 
 
+def nan_where_no_class(tree: Any, class_weights: Any, labels: jax.Array, mask: Any) -> Any:
+    """The gradients, made NaN by a label outside [0, C).
+
+    A weight of NaN alone may get lost: a loss that is constant there has no gradient to multiply.
+    """
+    bad = jnp.isnan(row_weights(class_weights, labels, mask, float)).any()
+
+    def leaf(x: jax.Array) -> jax.Array:
+        return jnp.where(bad, jnp.asarray(jnp.nan, x.dtype), x)
+
+    return jax.tree.map(leaf, tree)
+
+
 def check_labels(labels: Any, mask: Any) -> jax.Array:
     labels = jnp.asarray(labels)
     kind = jnp.integer if labels.ndim == 1 else jnp.floating

@@ -17,6 +17,7 @@ from imbsam_jax.rows import (
     check_losses,
     check_pair,
     check_params,
+    nan_where_no_class,
     row_weights,
     share_of_rows,
 )
@@ -159,7 +160,8 @@ class class_weighted_grad:
             weights = row_weights(class_weights, self._labels, self._mask, losses.dtype)
             return (weights / losses.shape[0] * losses).sum()
 
-        return jax.grad(weighted)(params)
+        grads = jax.grad(weighted)(params)
+        return nan_where_no_class(grads, class_weights, self._labels, self._mask)
 
     def share(self, class_weights: Any) -> jax.Array:
         """Rows with a non-zero weight, over all rows of this device."""

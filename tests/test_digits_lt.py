@@ -49,7 +49,6 @@ def summaries(tmp_path_factory):
     return out, together, alone
 
 
-@pytest.mark.xdist_group("summaries")
 @pytest.mark.allow_rank_promotion
 def test_seeds_in_one_program_are_the_seeds_alone(summaries):
     _, together, alone = summaries
@@ -71,7 +70,6 @@ def test_seeds_in_one_program_are_the_seeds_alone(summaries):
     assert alone[0]["imbsam"]["all_sd"] is None and alone[0]["imbsam"]["paired_all_se"] is None
 
 
-@pytest.mark.xdist_group("summaries")
 @pytest.mark.allow_rank_promotion
 def test_what_is_written(summaries):
     out, together, _ = summaries

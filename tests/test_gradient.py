@@ -324,6 +324,25 @@ def test_no_method_takes_a_label_of_no_class(label: int) -> None:
             assert all(np.isnan(leaf).all() for leaf in grads.values()), row.id
 
 
+def test_a_label_of_no_class_shows_where_the_loss_drops_it() -> None:
+    """A one-hot loss of such a label is 0 and constant, the library's own is NaN and constant."""
+    x, y = jnp.asarray(X), jnp.asarray([0, 1, 1, 7, 0])
+    w = jnp.ones((x.shape[1], 2))
+
+    def one_hot(w: Any, x: Any, y: Any) -> Any:
+        return -(jax.nn.one_hot(y, 2) * jax.nn.log_softmax(x @ w)).sum(axis=1), None
+
+    def library(w: Any, x: Any, y: Any) -> Any:
+        return ij.losses.cross_entropy(x @ w, y), None
+
+    for fn_of_losses in (one_hot, library):
+        for rule in (rules.sgd(2), rules.sam(2, rho=0.1), IMBSAM):
+            _, grads = jax.jit(ij.value_and_grad(fn_of_losses, rule))(w, y, x, y)
+            assert np.isnan(grads).all()
+        fn = ij.class_weighted_grad(fn_of_losses, y, x, y)
+        assert np.isnan(fn(w, jnp.ones(2))).all()
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("where", [0, 4], ids=["head row", "tail row"])
 def test_numbers_that_are_not_finite_show(where: int, bad: float) -> None:

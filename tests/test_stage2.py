@@ -17,10 +17,7 @@ from experiments.train import Parts
 from imbsam_jax import losses
 from tiny import TinyNet, tiny_dataset
 
-pytestmark = [
-    pytest.mark.allow_rank_promotion,  # Flax's bias and batch normalisation
-    pytest.mark.xdist_group("stage2"),  # one worker trains the run they share
-]
+pytestmark = pytest.mark.allow_rank_promotion  # Flax's bias and batch normalisation
 
 FLAGS = [
     "--model",

@@ -218,7 +218,6 @@ def interrupt(data, out, number):
     return process.returncode, errors
 
 
-@pytest.mark.xdist_group("unkilled")  # one worker makes the run to compare with
 @pytest.mark.parametrize(
     ("number", "code"),
     [
