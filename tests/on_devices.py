@@ -29,6 +29,7 @@ from imbsam_jax import collectives
 from rule_table import (
     BY_ID,
     CLASSES,
+    METHODS,
     RHO,
     SWITCH,
     Row,
@@ -206,13 +207,22 @@ def initial(rows: list[Row]) -> Any:
 
 
 def check_modes() -> None:
-    """Three steps, the second stage of staged rules from the third on: equal numbers everywhere."""
+    """Rows that differ in structure; `check_every_method` takes them all."""
     names = (
         "sgd", "sam", "imbsam", "focal_sam_1.1", "sse_sam", "sgd_then_imbsam", "sam_tail_weight",
         "imbsam_release-group_mean-decay", "sam-decay",
         "cc_sam-two_at_once", "cc_sam_release-all-one_at_once",
     )  # fmt: skip
-    rows = [BY_ID[name] for name in names]
+    compare_modes([BY_ID[name] for name in names])
+
+
+def check_every_method() -> None:
+    """Every row of the shared table: no new one is left out."""
+    compare_modes(METHODS)
+
+
+def compare_modes(rows: list[Row]) -> None:
+    """Three steps, the second stage of staged rules from the third on: equal numbers everywhere."""
     make_step = partial(train_steps, rows)
 
     def run(mode: Any) -> Iterator[Any]:
