@@ -31,10 +31,11 @@ def nan_where_no_class(tree: Any, class_weights: Any, labels: jax.Array, mask: A
 
     A weight of NaN alone may get lost: a loss that is constant there has no gradient to multiply.
     """
-    bad = jnp.isnan(row_weights(class_weights, labels, mask, float)).any()
+    # A sum, not any(): over a sharded batch it rides along with the gradient's all-reduce.
+    bad = jnp.isnan(row_weights(class_weights, labels, mask, float)).sum(dtype=float)
 
     def leaf(x: jax.Array) -> jax.Array:
-        return jnp.where(bad, jnp.asarray(jnp.nan, x.dtype), x)
+        return jnp.where(bad > 0, jnp.asarray(jnp.nan, x.dtype), x)
 
     return jax.tree.map(leaf, tree)
 
