@@ -2,7 +2,7 @@ r"""CIFAR-100-LT and CIFAR-10-LT.
 
     python -m experiments.cifar_lt --rule imbsam --rho 0.05 --eta 100 --out runs/imbsam
     python -m experiments.cifar_lt --preset focal-sam-paper --out runs/focal
-    python -m experiments.cifar_lt --rule sse_sam --loss ldam --drw-epoch 160 --mixup 1 \
+    python -m experiments.cifar_lt --rule sse_sam --loss vs --drw-epoch 160 --mixup 1 \
         --stage2 crt lws tau-norm --out runs/sse
 
 The defaults are the ImbSAM paper's (200 epochs, batch 64, momentum 0.9, cross-entropy, rho 0.05,
@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments import cli, methods, objectives, presets, stage2
 from experiments.errors import RunError
@@ -117,24 +117,22 @@ def load(args: argparse.Namespace) -> Any:
     return hold_out(dataset, args.val_per_class, seed=0) if args.val_per_class else dataset
 
 
-def main(args: argparse.Namespace) -> None:
-    from experiments import report
-    from experiments.data import save_npz
+class Plan(NamedTuple):
+    """What the flags ask for, made for one data set; nothing trained or written yet."""
+
+    settings: Any
+    method: methods.Method
+    loss: objectives.Loss
+    description: dict[str, Any]
+    second: dict[str, stage2.Stage]
+
+
+def make_plan(args: argparse.Namespace, dataset: Any) -> Plan:
+    """Everything that can be refused is refused here."""
     from experiments.execution import EXECUTIONS
     from experiments.settings import Settings
-    from experiments.train import fit, last_variables
     from imbsam_jax import imbalance_factor
 
-    if not args.export and not args.out:
-        raise RunError("--out is missing: name the folder this run is to be written to")
-    if args.preset:
-        print(presets.explain(args))
-    cli.use_compilation_cache()
-    dataset = load(args)
-    if args.export:
-        save_npz(dataset, Path(args.export))
-        print(f"wrote {args.export}: {len(dataset.train_labels)} training images, {dataset.source}")
-        return
     options, counts = vars(args), dataset.class_counts()
     settings = Settings(
         **{name: options[name] for name in Settings.__dataclass_fields__ if name in options}
@@ -169,6 +167,25 @@ def main(args: argparse.Namespace) -> None:
         )
         for name in args.stage2
     }
+    return Plan(settings, method, loss, description, second)
+
+
+def main(args: argparse.Namespace) -> None:
+    from experiments import report
+    from experiments.data import save_npz
+    from experiments.train import fit, last_variables
+
+    if not args.export and not args.out:
+        raise RunError("--out is missing: name the folder this run is to be written to")
+    if args.preset:
+        print(presets.explain(args))
+    cli.use_compilation_cache()
+    dataset = load(args)
+    if args.export:
+        save_npz(dataset, Path(args.export))
+        print(f"wrote {args.export}: {len(dataset.train_labels)} training images, {dataset.source}")
+        return
+    plan = make_plan(args, dataset)
     several = args.seeds is not None or args.num_seeds is not None
     if args.num_seeds is not None and args.num_seeds < 1:
         raise RunError(f"--num-seeds must be at least 1, got {args.num_seeds}")
@@ -178,20 +195,30 @@ def main(args: argparse.Namespace) -> None:
     more = {"resume": args.resume, "quiet": args.quiet}
     reports = []
     for seed in seeds:
-        mine = dataclasses.replace(settings, seed=seed)
+        mine = dataclasses.replace(plan.settings, seed=seed)
         out = Path(args.out) / f"seed_{seed}" if several else Path(args.out)
         reports.append(
-            fit(dataset, args.model, method, loss, mine, out, description=description, **more)
+            fit(
+                dataset,
+                args.model,
+                plan.method,
+                plan.loss,
+                mine,
+                out,
+                description=plan.description,
+                **more,
+            )
         )
-        for name, stage in second.items():
+        for name, stage in plan.second.items():
+            folder = "_".join(filter(None, ["stage2", name, args.stage2_tag]))
             trained, fresh = last_variables(out, dataset, args.model, mine)
             start = {**trained, "params": stage.start(trained["params"], fresh["params"])}
             reports.append(
                 fit(
                     dataset, args.model, stage.method, stage.loss,
-                    dataclasses.replace(stage.settings, seed=seed),
-                    out / "_".join(filter(None, ["stage2", name, args.stage2_tag])), start=start,
-                    adversary=stage.adversary, description=description | stage.description, **more,
+                    dataclasses.replace(stage.settings, seed=seed), out / folder, start=start,
+                    adversary=stage.adversary,
+                    description=plan.description | stage.description, **more,
                 )
             )  # fmt: skip
     report.show(reports)

@@ -1,5 +1,6 @@
 """The README's two code blocks run as they stand and take the same step."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import numpy as np
 import optax
 
 import imbsam_jax as ij
+from experiments import anomaly, cifar_lt, digits_lt, presets
+from tiny import tiny_dataset
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 
@@ -48,3 +51,28 @@ def test_both_blocks_run_and_agree():
     exec(use, names)
     chex.assert_trees_all_close(optax.apply_updates(params, names["updates"]), after, atol=1e-6)
     assert jax.tree.leaves(names["updates"])[0].shape == (4, 3)
+
+
+def commands(text):
+    """Every `python -m experiments.X ...` in it, continued lines joined, comments dropped."""
+    joined = text.replace("\\\n", " ")
+    for line in re.findall(r"^ *python -m experiments\.(.*)$", joined, re.MULTILINE):
+        name, *flags = line.split("#")[0].split()
+        yield name, flags
+
+
+def test_every_shown_command_is_accepted():
+    """Parsed, and for CIFAR made up to where training begins, on CIFAR100-LT's class counts."""
+    dataset = tiny_dataset(counts=tuple(ij.long_tail_counts(100, 500, 100)))
+    texts = [README.read_text(), *(m.__doc__ for m in (cifar_lt, digits_lt, anomaly))]
+    seen = set()
+    for name, flags in (found for text in texts for found in commands(text)):
+        module = importlib.import_module(f"experiments.{name}")
+        seen.add(name)
+        if name == "cifar_lt":
+            args = presets.parse(module.arguments(), flags)
+            plan = cifar_lt.make_plan(args, dataset)
+            assert list(plan.second) == args.stage2
+        else:
+            module.arguments().parse_args(flags)
+    assert seen == {"cifar_lt", "digits_lt", "anomaly", "report", "evaluate"}
