@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 import imbsam_jax
 
-__all__ = ["DataError", "Dataset", "hold_out", "load_npz", "save_npz"]
+__all__ = ["DataError", "Dataset", "draw_held_out", "hold_out", "load_npz", "save_npz"]
 
 # What NumPy raises, by version and kind of damage, on reading a file that is no whole .npz.
 _NOT_AN_NPZ = (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
@@ -136,19 +136,11 @@ def hold_out(dataset: Dataset, per_class: int, seed: int) -> Dataset:
       ValueError: per_class < 1, or something is held out already.
       DataError: no class has two images.
     """
-    if per_class < 1:
-        raise ValueError(f"per_class is {per_class}, but holding out takes at least 1")
     if dataset.val_labels is not None:
         raise ValueError(f"{dataset.name} has a validation split already")
-    # RandomState's stream is frozen for good; Generator's may change with a NumPy release.
-    rng = np.random.RandomState(seed)
-    counts = dataset.class_counts()
-    by_class = np.split(np.argsort(dataset.train_labels, kind="stable"), np.cumsum(counts)[:-1])
-    held = np.zeros(len(dataset.train_labels), bool)
-    for members in by_class:
-        held[rng.permutation(members)[: min(per_class, max(len(members) - 1, 0))]] = True
-    if not held.any():
-        raise DataError(f"{dataset.name}: no class has two images, so none can be held out")
+    held = draw_held_out(
+        dataset.name, dataset.train_labels, dataset.class_counts(), per_class, seed
+    )
     return dataclasses.replace(
         dataset,
         train_images=dataset.train_images[~held],
@@ -157,6 +149,23 @@ def hold_out(dataset: Dataset, per_class: int, seed: int) -> Dataset:
         val_labels=dataset.train_labels[held],
         source=f"{dataset.source}; up to {per_class} images per class held out, seed {seed}",
     )
+
+
+def draw_held_out(
+    name: str, labels: NDArray[np.int32], counts: NDArray[np.int64], per_class: int, seed: int
+) -> NDArray[np.bool_]:
+    """Which training rows `hold_out` moves, bool[N]; the rule and the errors are told there."""
+    if per_class < 1:
+        raise ValueError(f"per_class is {per_class}, but holding out takes at least 1")
+    # RandomState's stream is frozen for good; Generator's may change with a NumPy release.
+    rng = np.random.RandomState(seed)
+    by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
+    held = np.zeros(len(labels), bool)
+    for members in by_class:
+        held[rng.permutation(members)[: min(per_class, max(len(members) - 1, 0))]] = True
+    if not held.any():
+        raise DataError(f"{name}: no class has two images, so none can be held out")
+    return held
 
 
 def save_npz(dataset: Dataset, path: str | os.PathLike[str]) -> None:
