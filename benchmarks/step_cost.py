@@ -57,10 +57,10 @@ def measure(model: str, args: argparse.Namespace, dataset: Any) -> list[dict[str
     import jax
 
     from experiments import cost
+    from experiments.parts import Parts
     from experiments.sampling import epoch_order
     from experiments.settings import Settings
     from experiments.steps import Inputs
-    from experiments.train import Parts
     from imbsam_jax.losses import cross_entropy
 
     counts, batch = dataset.class_counts(), args.batch_size

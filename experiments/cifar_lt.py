@@ -173,7 +173,8 @@ def make_plan(args: argparse.Namespace, dataset: Any) -> Plan:
 def main(args: argparse.Namespace) -> None:
     from experiments import report
     from experiments.data import save_npz
-    from experiments.train import fit, last_variables
+    from experiments.parts import last_variables
+    from experiments.train import fit
 
     if not args.export and not args.out:
         raise RunError("--out is missing: name the folder this run is to be written to")

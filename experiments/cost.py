@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.execution import Jit
 from experiments.methods import Method
-from experiments.steps import Inputs, TrainState
+from experiments.steps import Inputs, Rows, TrainState
 from imbsam_jax.rules import Rule
 
 
@@ -26,22 +26,23 @@ def lone_step(
     run_on: Jit,
     method: Method | Rule,
     state: TrainState,
-    inputs: Inputs,
-    batch_size: int,
+    inputs: Inputs | None,
+    rows: Rows,
     seconds: float,
 ) -> tuple[float, float]:
     """(FLOPs, median milliseconds) of one compiled step; a time of NaN where seconds is 0.
 
     Args:
       state: plain; it is copied, not donated.
-      seconds: how long to go on timing, at least three steps.
+      rows: of one batch, leaves [1, b, ...].
+      seconds: how long to go on timing, at least three steps; several processes time three.
     """
-    index = np.arange(batch_size, dtype=np.int32)[None]
     mine = run_on.put_state(state)
-    call = run_on.compile_steps(method, mine, inputs, index)
+    call = run_on.compile_steps(method, mine, inputs, rows)
     times: list[float] = []
-    while seconds and (len(times) < 4 or (sum(times) < seconds and len(times) < 100)):
-        placed = run_on.place(index)
+    most = 100 if run_on.processes == 1 else 4  # they must make equally many steps
+    while seconds and (len(times) < 4 or (sum(times) < seconds and len(times) < most)):
+        placed = run_on.place(rows)
         began = time.perf_counter()
         mine, seen = call(mine, inputs, placed)
         jax.block_until_ready((mine, seen))

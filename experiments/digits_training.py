@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.augment import normalise
 from experiments.errors import RunError
 from experiments.methods import Method
 from experiments.models import create_model
@@ -22,10 +23,10 @@ from experiments.sampling import balanced_order
 from experiments.settings import Settings
 from experiments.steps import (
     Inputs,
+    Rows,
     count_hits,
     learning_rate,
     make_step,
-    normalise,
     optimizer,
     start_state,
 )
@@ -207,7 +208,7 @@ class _Program:
             state, losses = jax.lax.scan(epoch, state, order)
         everyone = jnp.arange(test.labels.shape[0])
         correct, total, _ = count_hits(
-            state, self.bench._prepare, test, everyone, everyone >= 0, flip=False
+            state, self.bench._prepare, test, Rows(index=everyone), flip=False
         )
         return state, (losses[-1], correct, total)
 

@@ -9,8 +9,11 @@ import jax
 import numpy as np
 
 from experiments.data import Dataset
+from experiments.data.encoded import EncodedDataset
+from experiments.errors import RunError
 from experiments.execution import Jit
-from experiments.steps import Inputs, TrainState, count_hits, normalise
+from experiments.feeds import Feed
+from experiments.steps import Inputs, TrainState, count_hits
 from experiments.stopping import StopRequest
 from imbsam_jax import metrics, shot_splits
 
@@ -28,22 +31,30 @@ class Evaluator:
 
     Args:
       dataset: whose images are evaluated, without augmentation.
+      feed: where they come from.
       run_on: the devices, over which each batch is sharded.
       batch: images of a compiled call.
+      max_corrupt: share of a part's images that may be unreadable; they are left out.
     """
 
-    def __init__(self, dataset: Dataset, run_on: Jit, batch: int):
-        self._dataset, self._run_on, self._batch = dataset, run_on, batch
-        self._splits = shot_splits(dataset.class_counts(), dataset.many_above, dataset.few_below)
-        self._inputs: dict[str, Inputs] = {}
+    def __init__(
+        self,
+        dataset: Dataset | EncodedDataset,
+        feed: Feed,
+        run_on: Jit,
+        batch: int,
+        max_corrupt: float = 0.0,
+    ):
+        self._dataset, self._feed, self._run_on, self._batch = dataset, feed, run_on, batch
+        self._counts, self._max_corrupt = dataset.class_counts(), max_corrupt
+        self._splits = shot_splits(self._counts, dataset.many_above, dataset.few_below)
+        self._inputs: dict[str, Inputs | None] = {}
 
-        def hits(state: TrainState, inputs: Inputs, index: Any, mask: Any, flip: bool) -> Any:
-            def prepare(images: jax.Array) -> jax.Array:
-                return normalise(images, dataset.mean, dataset.std)
+        def hits(state: TrainState, inputs: Inputs | None, placed: Any, flip: bool) -> Any:
+            rows = jax.tree.map(lambda x: x[0], placed[0])
+            return count_hits(state, feed.plain, inputs, rows, flip)
 
-            return count_hits(state, prepare, inputs, index[0], mask[0], flip)
-
-        self._hits = jax.jit(hits, static_argnums=4)
+        self._hits = jax.jit(hits, static_argnums=3, out_shardings=run_on.replicated)
 
     def put_state(self, state: TrainState) -> TrainState:
         """A plain state, as `hits` takes it."""
@@ -57,23 +68,33 @@ class Evaluator:
           flip: average the logits over each image and its mirror image.
         """
         if part not in self._inputs:
-            arrays = (getattr(self._dataset, f"{part}_{what}") for what in ("images", "labels"))
-            self._inputs[part] = self._run_on.put_inputs(Inputs(*arrays))
-        inputs = self._inputs[part]
-        count, devices = len(inputs.labels), len(self._run_on.devices)
+            self._inputs[part] = self._run_on.put_inputs(self._feed.inputs(part))
+        count = len(getattr(self._dataset, f"{part}_labels"))
+        devices = len(self._run_on.devices)
         size = -(-min(self._batch, count) // devices) * devices
         correct, total = (np.zeros(self._dataset.num_classes, np.int64) for _ in range(2))
         loss = 0.0
-        for start in range(0, count, size):
-            stop.check()
-            index = np.arange(start, start + size, dtype=np.int32)[None]
-            rows = self._run_on.place(np.minimum(index, count - 1))
-            found = self._hits(state, inputs, rows, self._run_on.place(index < count), flip)
-            found = jax.device_get(found)
-            correct, total, loss = correct + found[0], total + found[1], loss + float(found[2])
-        return Hits(correct, total, loss / count)
+        with self._feed.evaluation(part, size) as batches:
+            for rows in batches:
+                if self._run_on.processes == 1:  # several would stop at different batches
+                    stop.check()
+                placed = self._run_on.place(rows)
+                found = jax.device_get(self._hits(state, self._inputs[part], placed, flip))
+                correct, total, loss = correct + found[0], total + found[1], loss + float(found[2])
+        seen = int(total.sum())
+        if count - seen > self._max_corrupt * count:
+            raise RunError(
+                f"{count - seen} of {count} images of the {part} set could not be read, more than "
+                f"the share --max-corrupt {self._max_corrupt:g} allows"
+            )
+        return Hits(correct, total, loss / max(seen, 1))
 
     def accuracies(self, hits: Hits) -> dict[str, float | None]:
-        """all, many, medium, few in percent; None for a group without classes."""
-        found = metrics.shot_accuracies(hits.correct, hits.total, self._splits)
+        """all, many, medium, few in percent; None for a group without classes.
+
+        A class without a training image is left out.
+        """
+        total = np.where(self._counts == 0, 0, hits.total)
+        correct = np.where(self._counts == 0, 0, hits.correct)
+        found = metrics.shot_accuracies(correct, total, self._splits)
         return {k: None if math.isnan(float(v)) else float(v) for k, v in found.items()}

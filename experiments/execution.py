@@ -2,9 +2,13 @@
 
     put_state(state)       a state on the host -> what `compile_steps` takes and returns
     get_state(state)       back to a plain state, replicated over the mesh
-    put_inputs(inputs)     a data set, whole on every device
-    place(index)           int32[K, B], rows of K batches -> what the compiled call takes
-    compile_steps(method, state, inputs, index) -> call(state, inputs, placed) -> (state, metrics)
+    put_inputs(inputs)     a data set, whole on every device; None where rows bring their images
+    place(rows, stop)      rows of K batches, leaves [K, b, ...] -> what the compiled call takes
+    compile_steps(method, state, inputs, rows) -> call(state, inputs, placed) -> (state, metrics)
+
+Rows with an index are the whole batch's on every process, rows with images this process's part.
+On several processes `metrics.stop` is the largest of the stops that they gave with the call: they
+all learn of a stop at the same call.
 
 A call is K steps: a scan where K > 1, else a lone step (on XLA:CPU a convolution is many times
 slower to train inside a scan). The state is donated.
@@ -20,32 +24,79 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments.errors import RunError
 from experiments.methods import Method
 from experiments.objectives import Objective
-from experiments.steps import Inputs, StepMetrics, TrainState, make_step
+from experiments.steps import Inputs, Rows, StepMetrics, TrainState, make_step
 from imbsam_jax.rules import Rule
 
 AXIS = "batch"
 
 
+def join_processes(
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    devices: int,
+    heartbeat_seconds: int = 100,
+) -> None:
+    """Joins the processes of a run; all None leaves it to the cluster (TPU pod, Slurm, Open MPI).
+
+    Args:
+      coordinator: HOST:PORT at which process 0 listens.
+      devices: over all processes, for emulated ones on a CPU; 0 takes what is there.
+      heartbeat_seconds: a process that is silent for so long is taken for dead, and ends the run.
+    """
+    given = (coordinator, num_processes, process_id)
+    if any(x is None for x in given) and any(x is not None for x in given):
+        raise RunError("--coordinator, --num-processes and --process-id belong together")
+    if num_processes is not None and process_id is not None:
+        if not 0 <= process_id < num_processes:
+            raise RunError(
+                f"--process-id must be between 0 and --num-processes - 1 = {num_processes - 1}, "
+                f"got {process_id}"
+            )
+        if devices % num_processes:
+            raise RunError(
+                f"--devices {devices} is the number over all processes: it must be a multiple of "
+                f"--num-processes {num_processes}"
+            )
+        if devices:
+            jax.config.update("jax_num_cpu_devices", devices // num_processes)
+    try:
+        jax.distributed.initialize(*given, heartbeat_timeout_seconds=heartbeat_seconds)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(f"the processes of this run did not come together: {reason}") from error
+
+
 def use_devices(count: int) -> list[jax.Device]:
-    """The first `count` devices, emulated ones on a CPU; call it before JAX is otherwise used."""
-    if count < 1:
-        raise RunError(f"--devices must be at least 1, got {count}")
-    if count > 1 and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    """The first `count` devices, 0 for all; emulated ones on a CPU. Call it before JAX is used."""
+    if count < 0:
+        raise RunError(f"--devices must be at least 0, got {count}")
+    alone = not jax.distributed.is_initialized()
+    if alone and count > 1 and _EMULATED not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):  # a backend runs already; there may be enough
             jax.config.update("jax_num_cpu_devices", count)
-    devices = jax.devices()
+    # By process: the rows of a batch that a process reads lie side by side.
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     if len(devices) < count:
         raise RunError(
             f"--devices {count}, but JAX sees {len(devices)} ({devices[0].device_kind}): ask for "
             "fewer"
         )
-    return devices[:count]
+    if not alone and 0 < count < len(devices):
+        raise RunError(
+            f"--devices {count}, but the processes have {len(devices)}, and each must take part: "
+            "leave --devices out"
+        )
+    return devices[: count or len(devices)]
+
+
+_EMULATED = "host_platform_device_count"
 
 
 class Jit:
@@ -54,42 +105,105 @@ class Jit:
     axis_name: str | None = None
 
     def __init__(
-        self, devices: list[jax.Device], objective: Objective, prepare: Any, key: jax.Array
+        self,
+        devices: list[jax.Device],
+        objective: Objective,
+        prepare: Any,
+        key: jax.Array,
+        micro_batches: int = 1,
     ):
         self.devices, self._objective, self._prepare = devices, objective, prepare
-        mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+        self._micro_batches = micro_batches
+        self.processes = jax.process_count() if len(devices) > 1 else 1
+        self._local = len(devices) // self.processes
+        mesh = Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
         self.replicated = NamedSharding(mesh, P())
         self._rows = NamedSharding(mesh, P(None, AXIS))
-        self._key = jax.device_put(key, self.replicated)
+        # As plain numbers: a constant of every compiled call, on any number of processes.
+        self._key = np.asarray(jax.random.key_data(key))
 
     def put_state(self, state: TrainState) -> TrainState:
         # A copy: the caller's arrays must survive donation.
-        return jax.tree.map(
-            lambda x: jax.device_put(jnp.array(x, copy=True), self.replicated), state
-        )
+        return jax.tree.map(self._replicate, state)
 
     def get_state(self, state: TrainState) -> TrainState:
         return state
 
-    def put_inputs(self, inputs: Inputs) -> Inputs:
-        return jax.device_put(inputs, self.replicated)
+    def put_inputs(self, inputs: Inputs | None) -> Inputs | None:
+        return jax.tree.map(self._replicate, inputs)
 
-    def place(self, index: np.ndarray) -> jax.Array:
-        # A last batch that cannot be divided is computed whole by every device: exact, and rare.
-        even = index.shape[1] % len(self.devices) == 0
-        return jax.device_put(index, self._rows if even else self.replicated)
+    def part(self, count: int) -> slice:
+        """Which of `count` rows, spread over all devices, are this process's."""
+        each, me = count // self.processes, jax.process_index() if self.processes > 1 else 0
+        return slice(me * each, (me + 1) * each)
+
+    def place(self, rows: Rows | np.ndarray, stop: int | None = None) -> Any:
+        rows, even = self._mine(rows)
+        spread = self._rows if even else self.replicated
+        placed = jax.tree.map(lambda x: self._put(x, spread), rows)
+        return placed, self._put(self._flags(rows, stop), self._rows)
 
     def compile_steps(
-        self, method: Method | Rule, state: TrainState, inputs: Inputs, index: np.ndarray
+        self,
+        method: Method | Rule,
+        state: TrainState,
+        inputs: Inputs | None,
+        rows: Rows | np.ndarray,
     ) -> Any:
-        step = make_step(method, self._objective, self._prepare, axis_name=self.axis_name)
-        many = _repeat(step, index.shape[0], index.shape[1], self._key)
+        many = self._many(method)
 
-        def call(state: TrainState, inputs: Inputs, index: jax.Array) -> Any:
-            return many(state, inputs, index, jnp.arange(index.shape[1]))
+        def call(state: TrainState, inputs: Inputs | None, placed: Any) -> Any:
+            rows, stop = placed
+            count = jax.tree.leaves(rows)[0].shape[1]
+            state, seen = many(state, inputs, rows, jnp.arange(count), count)
+            return state, seen if stop is None else seen._replace(stop=stop.max())
 
         jitted = jax.jit(call, donate_argnums=0, out_shardings=self.replicated)
-        return jitted.lower(state, inputs, self.place(index)).compile()
+        return jitted.lower(state, inputs, self.place(rows)).compile()
+
+    def _mine(self, rows: Rows | np.ndarray) -> tuple[Rows, bool]:
+        """(this process's part of the rows, are all devices to have equal parts)."""
+        rows = rows if isinstance(rows, Rows) else Rows(index=rows)
+        count = jax.tree.leaves(rows)[0].shape[1]
+        if rows.index is None:
+            if count % self._local:
+                raise ValueError(f"{count} streamed rows for {self._local} devices: pad them")
+            return rows, True
+        # A last batch that cannot be divided is computed whole by every device: exact, and rare.
+        if count % len(self.devices):
+            return rows, False
+        mine = self.part(count)
+        return jax.tree.map(lambda x: x[:, mine], rows), True
+
+    def _flags(self, rows: Rows, stop: int | None) -> np.ndarray | None:
+        """int32[K, devices]: what each process knows of a stop, None where one is alone."""
+        if self.processes == 1:
+            return None
+        steps = jax.tree.leaves(rows)[0].shape[0]
+        return np.full((steps, self._local), stop or 0, np.int32)
+
+    def _many(self, method: Method | Rule) -> Callable[..., tuple[TrainState, StepMetrics]]:
+        step = make_step(
+            method,
+            self._objective,
+            self._prepare,
+            axis_name=self.axis_name,
+            micro_batches=self._micro_batches,
+        )
+        return _repeat(step, self._key)
+
+    def _put(self, x: Any, sharding: NamedSharding) -> Any:
+        if x is None:
+            return None
+        if self.processes == 1:
+            return jax.device_put(x, sharding)
+        return jax.make_array_from_process_local_data(sharding, x)
+
+    def _replicate(self, x: Any) -> jax.Array:
+        if self.processes == 1:
+            return jax.device_put(jnp.array(x, copy=True), self.replicated)
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, self.replicated, lambda part: host[part])
 
 
 class Pmap(Jit):
@@ -101,61 +215,77 @@ class Pmap(Jit):
         return self._everywhere(state)
 
     def get_state(self, state: TrainState) -> TrainState:
-        return jax.tree.map(
-            lambda x: jax.device_put(x.addressable_shards[0].data[0], self.replicated), state
-        )
+        return jax.tree.map(lambda x: self._replicate(x.addressable_shards[0].data[0]), state)
 
-    def put_inputs(self, inputs: Inputs) -> Inputs:
+    def put_inputs(self, inputs: Inputs | None) -> Inputs | None:
         return self._everywhere(inputs)
 
-    def place(self, index: np.ndarray) -> Any:
-        count, (steps, rows) = len(self.devices), index.shape
-        positions = np.arange(rows, dtype=np.int32)
-        if rows % count:
-            return np.stack([index] * count), np.stack([positions] * count)
-        split = index.reshape(steps, count, rows // count)
-        return split.transpose(1, 0, 2), positions.reshape(count, -1)
+    def place(self, rows: Rows | np.ndarray, stop: int | None = None) -> Any:
+        rows, even = self._mine(rows)
+        local, count = self._local, jax.tree.leaves(rows)[0].shape[1]
+        flags = self._flags(rows, stop)
+        if flags is not None:
+            flags = flags.T
+        if not even:
+            positions = np.arange(count, dtype=np.int32)
+            stacked = jax.tree.map(lambda x: np.stack([x] * local), rows)
+            return stacked, np.stack([positions] * local), flags
+
+        def split(x: np.ndarray) -> np.ndarray:
+            return np.moveaxis(x.reshape(len(x), local, count // local, *x.shape[2:]), 1, 0)
+
+        whole = count * self.processes
+        positions = np.arange(whole, dtype=np.int32)[self.part(whole)]
+        return jax.tree.map(split, rows), positions.reshape(local, -1), flags
 
     def compile_steps(
-        self, method: Method | Rule, state: TrainState, inputs: Inputs, index: np.ndarray
+        self,
+        method: Method | Rule,
+        state: TrainState,
+        inputs: Inputs | None,
+        rows: Rows | np.ndarray,
     ) -> Any:
-        step = make_step(method, self._objective, self._prepare, axis_name=self.axis_name)
-        many = _repeat(step, index.shape[0], index.shape[1], self._key)
+        many, placed = self._many(method), self.place(rows)
+        mine, even = self._mine(rows)
+        whole = jax.tree.leaves(mine)[0].shape[1] * (self.processes if even else 1)
 
-        def call(state: TrainState, inputs: Inputs, placed: Any) -> Any:
-            return many(state, inputs, *placed)
+        def call(state: TrainState, inputs: Inputs | None, placed: Any) -> Any:
+            rows, positions, stop = placed
+            state, seen = many(state, inputs, rows, positions, whole)
+            return state, seen if stop is None else seen._replace(stop=jax.lax.pmax(stop, AXIS))
 
         mapped = jax.pmap(call, axis_name=AXIS, donate_argnums=0, devices=self.devices)
-        compiled = mapped.lower(state, inputs, self.place(index)).compile()
+        compiled = mapped.lower(state, inputs, placed).compile()
 
-        def run(state: TrainState, inputs: Inputs, placed: Any) -> Any:
-            state, metrics = compiled(state, inputs, placed)
-            return state, jax.tree.map(lambda x: x[0], metrics)
+        def run(state: TrainState, inputs: Inputs | None, placed: Any) -> Any:
+            state, seen = compiled(state, inputs, placed)
+            return state, jax.tree.map(lambda x: x.addressable_shards[0].data[0], seen)
 
         run.cost_analysis, run.as_text = compiled.cost_analysis, compiled.as_text  # type: ignore[attr-defined]
         return run
 
     def _everywhere(self, tree: Any) -> Any:
         copy = jax.pmap(lambda _, x: x, in_axes=(0, None), devices=self.devices)
-        return copy(np.arange(len(self.devices)), tree)
+        return copy(np.arange(self._local), jax.device_get(tree))
 
 
 EXECUTIONS = {"jit": Jit, "pmap": Pmap}
 
 
 def _repeat(
-    step: Callable[..., tuple[TrainState, StepMetrics]], steps: int, rows: int, key: jax.Array
+    step: Callable[..., tuple[TrainState, StepMetrics]], key_data: np.ndarray
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
-    """K steps as one function of (state, inputs, index int32[K, b], positions int32[b])."""
+    """K steps as one function of (state, inputs, Rows with [K, b], positions int32[b], B)."""
 
-    def lone(state: TrainState, inputs: Inputs, index: jax.Array, positions: jax.Array) -> Any:
-        state, metrics = step(state, inputs, index[0], positions, rows, key)
-        return state, jax.tree.map(lambda x: x[None], metrics)
+    def many(state: TrainState, inputs: Any, rows: Rows, positions: jax.Array, whole: int) -> Any:
+        key = jax.random.wrap_key_data(jnp.asarray(key_data))
 
-    def scanned(state: TrainState, inputs: Inputs, index: jax.Array, positions: jax.Array) -> Any:
-        def body(state: TrainState, rows_of_step: jax.Array) -> Any:
-            return step(state, inputs, rows_of_step, positions, rows, key)
+        def body(state: TrainState, rows_of_step: Rows) -> Any:
+            return step(state, inputs, rows_of_step, positions, whole, key)
 
-        return jax.lax.scan(body, state, index)
+        if jax.tree.leaves(rows)[0].shape[0] > 1:
+            return jax.lax.scan(body, state, rows)
+        state, seen = body(state, jax.tree.map(lambda x: x[0], rows))
+        return state, jax.tree.map(lambda x: x[None], seen)
 
-    return lone if steps == 1 else scanned
+    return many

@@ -25,10 +25,19 @@ class RunFolder:
       path: the folder; made if it is not there.
       config: what decides the result. A resumed run must have the same.
       resume: continue the run in the folder, or start one where there is none.
+      owner: False on the other processes of a run: they look, and write nothing.
     """
 
-    def __init__(self, path: str | os.PathLike[str], config: dict[str, Any], resume: bool):
-        self.path = Path(path)
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        config: dict[str, Any],
+        resume: bool,
+        owner: bool = True,
+    ):
+        self.path, self._lock = Path(path), None
+        if not owner:
+            return
         old = self.path / "config.json"
         if old.exists() and not resume:
             raise RunError(
@@ -53,10 +62,17 @@ class RunFolder:
             ) from error
         write_json(old, config)
 
+    @property
+    def owned(self) -> bool:
+        return self._lock is not None
+
     def close(self) -> None:
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def append_metrics(self, line: dict[str, Any]) -> None:
+        if not self.owned:
+            return
         with open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -72,7 +88,8 @@ class RunFolder:
                     break  # cut short by the kill
                 if line["epoch"] <= epochs:
                     lines.append(line)
-            replace_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+            if self.owned:
+                replace_text(path, "".join(json.dumps(line) + "\n" for line in lines))
         return lines
 
     def write_per_class(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.errors import RunError
@@ -28,18 +29,28 @@ class Halves(NamedTuple):
     """A model and its loss on one batch of b rows.
 
     Attributes:
-      features: (params, stats) -> (features float[b, D], new stats).
-      losses: (params, features, stats) -> (losses float[b], logits float[b, C]).
-      unmixed: the same with the rows' first labels alone, where mixup mixes two.
+      features: (params, stats, images) -> (features float[b, D], new stats).
+      losses: (params, features, target) -> (losses float[b], logits float[b, C]).
+      unmixed: the same for targets that are the first labels, where mixup mixes two.
+      images: [b, H, W, channels], as the model sees them.
       labels: int[b], the first labels.
       soft: float[b, C] where mixup is on, else None.
+      mask: bool[b], False for rows that do not count, or None.
+      micro_batches: into how many parts the batch is to be cut.
     """
 
     features: Callable[..., Any]
     losses: Callable[..., Any]
     unmixed: Callable[..., Any]
+    images: jax.Array
     labels: jax.Array
-    soft: jax.Array | None
+    soft: jax.Array | None = None
+    mask: jax.Array | None = None
+    micro_batches: int = 1
+
+    @property
+    def target(self) -> jax.Array:
+        return self.labels if self.soft is None else self.soft
 
 
 class Method(Protocol):
@@ -72,22 +83,47 @@ class Tabled:
         ]
 
     def gradient(self, halves: Halves, params: Any, stats: Any, step: Any, axis: Any) -> Any:
-        def losses_fn(params: Any, stats: Any, clean: Any) -> Any:
-            features, new = halves.features(params, stats)
-            losses, logits = halves.losses(params, features, stats)
+        parts = halves.micro_batches
+
+        def losses_fn(params: Any, images: Any, target: Any, stats: Any, clean: Any) -> Any:
+            features, new = halves.features(params, stats, images)
+            losses, logits = halves.losses(params, features, target)
             # Where passes hand their statistics on, the logits stay those of the first.
             return losses, (new, logits if clean is None else clean)
 
-        every = self.statistics == "every"
+        def hand_on(args: Any, aux: Any) -> Any:
+            return (*args[:2], *_of_the_whole(aux, parts))
+
+        more: dict[str, Any] = (
+            {} if parts == 1 else {"micro_batches": parts, "batched": (True, True, False, True)}
+        )
         f = value_and_grad(
             losses_fn,
             self.rule,
             axis_name=axis,
             ascent=self.ascent,
-            carry=(lambda args, aux: aux) if every else None,
+            carry=hand_on if self.statistics == "every" else None,
+            **more,
         )
-        labels = halves.labels if halves.soft is None else halves.soft
-        return f(params, labels, stats, None, step=step)
+        images, target = halves.images, halves.target
+        (loss, aux), grads = f(
+            params, target, images, target, stats, None, step=step, mask=halves.mask
+        )
+        return (loss, _of_the_whole(aux, parts)), grads
+
+
+def _of_the_whole(aux: Any, parts: int) -> Any:
+    """(new stats, logits) of a batch from those of its micro-batches, stacked.
+
+    Each micro-batch normalises itself and would move the running statistics from where they were:
+    their mean is one move by the mean of what the micro-batches saw.
+    """
+    if parts == 1:
+        return aux
+    stats, logits = aux
+    # Row i of the batch is row i // parts of micro-batch i % parts.
+    rows = jnp.moveaxis(logits, 0, 1).reshape(-1, *logits.shape[2:])
+    return jax.tree.map(lambda x: x.mean(axis=0), stats), rows
 
 
 class ClassConditional:
@@ -103,17 +139,23 @@ class ClassConditional:
 
     def gradient(self, halves: Halves, params: Any, stats: Any, step: Any, axis: Any) -> Any:
         release = self._variant == "release"
-        labels = halves.labels if release or halves.soft is None else halves.soft
+        if halves.micro_batches > 1:
+            raise RunError("--rule cc_sam takes a batch whole: use --accumulate 1")
+
+        def losses_for(losses: Callable[..., Any], target: Any) -> Callable[..., Any]:
+            return lambda params, features, stats: losses(params, features, target)
+
         f = cc_sam.value_and_grad(
-            halves.features,
-            halves.losses,
+            lambda params, stats: halves.features(params, stats, halves.images),
+            losses_for(halves.losses, halves.target),
             self._counts,
             variant=self._variant,
-            perturbed_losses_fn=halves.unmixed if release else None,
+            perturbed_losses_fn=losses_for(halves.unmixed, halves.labels) if release else None,
             axis_name=axis,
             **self._options,
         )
-        return f(params, labels, stats, step=step)
+        labels = halves.labels if release else halves.target
+        return f(params, labels, stats, step=step, mask=halves.mask)
 
 
 def _unused(*_: Any) -> Any:

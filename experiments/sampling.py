@@ -10,6 +10,52 @@ import jax.numpy as jnp
 import numpy as np
 
 
+class Order:
+    """The rows of every step of a run; worker processes are given one.
+
+    Args:
+      kind, labels, seed, per_visit: see epoch_order.
+      batch_size: the last batch of an epoch is smaller.
+      multiple: every batch is padded to a multiple of it.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        labels: np.ndarray,
+        seed: int,
+        batch_size: int,
+        *,
+        per_visit: int = 1,
+        multiple: int = 1,
+    ):
+        self.rows, self.batch_size = len(labels), batch_size
+        self.steps_per_epoch = -(-self.rows // batch_size)
+        self._of_epoch = (kind, labels, seed)
+        self._per_visit, self._multiple = per_visit, multiple
+        self._drawn: tuple[int, np.ndarray] | None = None
+
+    def real(self, step: int) -> int:
+        """Rows of that step, padding left out."""
+        start = step % self.steps_per_epoch * self.batch_size
+        return min(self.batch_size, self.rows - start)
+
+    def padded(self, rows: int) -> int:
+        return -(-rows // self._multiple) * self._multiple
+
+    def of_step(self, step: int) -> np.ndarray:
+        """int64[b]; -1 is padding."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        if self._drawn is None or self._drawn[0] != epoch:
+            kind, labels, seed = self._of_epoch
+            self._drawn = (epoch, epoch_order(kind, labels, seed, epoch, self._per_visit))
+        start = within * self.batch_size
+        rows = self._drawn[1][start : start + self.batch_size]
+        found = np.full(self.padded(len(rows)), -1, np.int64)
+        found[: len(rows)] = rows
+        return found
+
+
 def epoch_order(
     kind: str, labels: np.ndarray, seed: int, epoch: int, per_visit: int = 1
 ) -> np.ndarray:

@@ -12,11 +12,14 @@ from experiments.steps import TRAINED
 
 SAMPLING = ("natural", "balanced")
 MAX_NORM = ("none", "step", "epoch")
+LOADERS = ("grain", "tf.data")
+# What may change when a run is resumed.
+FREE = ("checkpoint_every", "eval_batch", "workers", "max_corrupt")
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How to train; all of it decides the result, except eval_batch and checkpoint_every."""
+    """How to train; all of it decides the result, except what is named FREE."""
 
     epochs: int = 200
     batch_size: int = 64
@@ -27,12 +30,18 @@ class Settings:
     seed: int = 0
     precision: str = "float32"
     parallel: str = "jit"
-    devices: int = 1
+    devices: int = 1  # 0: all there are
+    accumulate: int = 1  # micro-batches a batch is cut into
+    remat: bool = False  # compute activations again in the backward pass
     steps_per_call: int = 0  # 0: one on a CPU, where scanned convolutions are slow, else 50
     augment: bool = True
+    jitter: float = 0.0  # of brightness, contrast and saturation; for streamed images
     eval_every: int = 1
     eval_batch: int = 500
     checkpoint_every: int = 10
+    loader: str = "grain"  # of streamed images
+    workers: int = 0  # processes that decode; 0 decodes in threads of this one
+    max_corrupt: float = 0.001  # share of images that may be unreadable
     classifier: str = "linear"
     mixup: float = 0.0  # alpha; 0 is none
     weight_decay_inside: bool = False  # in the perturbed loss, by the method, not in Optax
@@ -45,7 +54,9 @@ class Settings:
     def check(self, least_epochs: int = 1) -> None:
         """Refuses settings with which no step could be made."""
         least: dict[str, int] = {"epochs": least_epochs}
-        counted = ("batch_size", "eval_every", "eval_batch", "checkpoint_every", "per_visit")
+        counted = (
+            "batch_size", "eval_every", "eval_batch", "checkpoint_every", "per_visit", "accumulate",
+        )  # fmt: skip
         for name in ("epochs", *counted):
             if getattr(self, name) < least.get(name, 1):
                 raise RunError(
@@ -67,13 +78,17 @@ class Settings:
                 )
         if not 0 <= self.momentum < 1:
             raise RunError(f"--momentum must lie in [0, 1), got {self.momentum}")
-        if self.seed < 0:
-            raise RunError(f"--seed must be at least 0, got {self.seed}")
-        if self.steps_per_call < 0:
-            raise RunError(f"--steps-per-call must be at least 0, got {self.steps_per_call}")
+        for name in ("seed", "steps_per_call", "devices", "workers"):
+            if getattr(self, name) < 0:
+                flag = f"--{name.replace('_', '-')}"
+                raise RunError(f"{flag} must be at least 0, got {getattr(self, name)}")
+        for name in ("jitter", "max_corrupt"):
+            if not 0 <= getattr(self, name) <= 1:
+                flag = f"--{name.replace('_', '-')}"
+                raise RunError(f"{flag} must lie in [0, 1], got {getattr(self, name)}")
         choices = {
             "classifier": CLASSIFIERS, "sampling": SAMPLING, "trained": TRAINED,
-            "statistics": ("updated", "frozen"), "max_norm": MAX_NORM,
+            "statistics": ("updated", "frozen"), "max_norm": MAX_NORM, "loader": LOADERS,
         }  # fmt: skip
         for name, known in choices.items():
             if getattr(self, name) not in known:
@@ -83,8 +98,7 @@ class Settings:
 
     def decisive(self) -> dict[str, Any]:
         """What decides the result, as in config.json."""
-        free = ("checkpoint_every", "eval_batch")
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in free}
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in FREE}
 
 
 @dataclasses.dataclass
@@ -96,7 +110,9 @@ class Note:
     loss_sum: float = 0.0  # over the rows of the epoch so far
     hit_sum: float = 0.0
     rows: int = 0
+    skipped: int = 0  # images of the epoch so far that could not be read
     seconds_train: float = 0.0
+    seconds_waiting: float = 0.0  # for images
     seconds_compile: float = 0.0
     best: dict[str, Any] | None = None
     best_val: dict[str, Any] | None = None

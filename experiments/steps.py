@@ -16,10 +16,11 @@ import optax
 from flax import traverse_util
 from flax.training import train_state
 
+from experiments.augment import mix
 from experiments.methods import Halves, Method, as_method
 from experiments.objectives import Objective
 from imbsam_jax import classifiers, metrics
-from imbsam_jax.losses import cross_entropy
+from imbsam_jax.losses import Loss, cross_entropy
 from imbsam_jax.rules import Rule
 
 # Which parameters are trained; the rest is frozen.
@@ -48,11 +49,33 @@ class Inputs(NamedTuple):
     labels: Any
 
 
+class Rows(NamedTuple):
+    """Rows of a batch: an index int32[b] into Inputs, or images and labels brought along.
+
+    `mask` is bool[b], False for padding and for images that could not be read; None where every
+    row is real.
+    """
+
+    index: Any = None
+    images: Any = None
+    labels: Any = None
+    mask: Any = None
+
+
 class StepMetrics(NamedTuple):
-    """Of one batch, at theta, over all devices: mean loss and share of correct predictions."""
+    """Of one batch, at theta, over all devices.
+
+    Attributes:
+      loss: mean loss of the real rows.
+      accuracy: share of correct predictions among them.
+      real: real rows over all rows.
+      stop: exit code of a stop that some process asks for, else 0; None where there is one process.
+    """
 
     loss: jax.Array
     accuracy: jax.Array
+    real: jax.Array
+    stop: Any = None
 
 
 def create_state(
@@ -103,46 +126,12 @@ def merge(params: Any, frozen: Any) -> Any:
     return traverse_util.unflatten_dict(flat)
 
 
-def normalise(images: jax.Array, mean: Any, std: Any) -> jax.Array:
-    """uint8 to float32 `(x / 255 - mean) / std` per channel."""
-    mean = jnp.asarray(mean, jnp.float32).reshape((1,) * (images.ndim - 1) + (-1,))
-    std = jnp.asarray(std, jnp.float32).reshape(mean.shape)
-    return (images.astype(jnp.float32) / 255 - mean) / std
-
-
-def crop_and_flip(
-    images: jax.Array, positions: jax.Array, batch_size: int, key: jax.Array, pad: int = 4
-) -> jax.Array:
-    """Zero-pads raw pixels, crops the old size at random and flips half of the images.
-
-    The draws are made for the whole batch and picked by position, so a row gets the same crop
-    whichever device holds it.
-
-    Args:
-      images: uint8[b, H, W, C], the rows at `positions` (int[b]) of a batch of batch_size.
-    """
-    crop_key, flip_key = jax.random.split(key)
-    corners = jax.random.randint(crop_key, (batch_size, 2), 0, 2 * pad + 1)[positions]
-    flips = jax.random.bernoulli(flip_key, 0.5, (batch_size,))[positions]
-    padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-
-    def one(image: jax.Array, corner: jax.Array, flip: jax.Array) -> jax.Array:
-        start = (corner[0], corner[1], jnp.zeros((), corner.dtype))
-        cropped = jax.lax.dynamic_slice(image, start, images.shape[1:])
-        return jnp.where(flip, cropped[:, ::-1], cropped)
-
-    return jax.vmap(one)(padded, corners, flips)
-
-
-def mix(
-    soft_of: Callable[[jax.Array], jax.Array],
-    images: tuple[jax.Array, jax.Array],
-    labels: tuple[jax.Array, jax.Array],
-    share: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Mixup: `share` of the first images and labels (made soft), the rest of the second."""
-    mixed = share * images[0] + (1 - share) * images[1]
-    return mixed, share * soft_of(labels[0]) + (1 - share) * soft_of(labels[1])
+def take(inputs: Inputs | None, rows: Rows) -> tuple[jax.Array, jax.Array]:
+    """(images, labels) of these rows: looked up, or brought along."""
+    if rows.index is None:
+        return rows.images, rows.labels
+    assert inputs is not None
+    return inputs.images[rows.index], inputs.labels[rows.index]
 
 
 def make_step(
@@ -151,18 +140,21 @@ def make_step(
     prepare: Callable[[jax.Array, jax.Array, int, jax.Array], jax.Array],
     *,
     axis_name: str | None = None,
+    micro_batches: int = 1,
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
-    """`step(state, inputs, index, positions, batch_size, key) -> (state, StepMetrics)`.
+    """`step(state, inputs, rows, positions, batch_size, key) -> (state, StepMetrics)`.
 
     Args:
       method: how the gradient is taken; its step is state.step.
       objective: what is minimised.
       prepare: (raw images, positions, batch_size, key) -> what the model sees.
+      axis_name: the device axis inside pmap.
+      micro_batches: into how many parts the batch is cut, one after the other in memory.
 
-    The step's rows are `inputs[index]`, at `positions` of a batch of batch_size in all. Its
-    randomness is `fold_in(key, state.step)`, so a resumed run draws what an unkilled one would.
-    With mixup each row meets another of the whole batch, augmented as it is there; accuracy then
-    counts a hit on either label by its share.
+    The step's rows are Rows, or int[b] as an index into inputs, at `positions` of a batch of
+    batch_size in all. Its randomness is `fold_in(key, state.step)`, so a resumed run draws what an
+    unkilled one would. With mixup each row meets another of the whole batch, augmented as it is
+    there; accuracy then counts a hit on either label by its share.
     """
     method = as_method(method)
 
@@ -170,55 +162,63 @@ def make_step(
         return jax.nn.one_hot(labels, objective.num_classes)
 
     def batch(
-        inputs: Inputs, index: jax.Array, positions: jax.Array, batch_size: int, key: jax.Array
+        inputs: Inputs | None, rows: Rows, positions: jax.Array, batch_size: int, key: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-        labels = inputs.labels[index]
-        images = prepare(inputs.images[index], positions, batch_size, key)
+        raw, labels = take(inputs, rows)
+        images = prepare(raw, positions, batch_size, key)
         if not objective.mixup:
             return images, labels, None
         share_key, pair_key = jax.random.split(jax.random.fold_in(key, 2))
         share = jax.random.beta(share_key, objective.mixup, objective.mixup)
         others = jax.random.permutation(pair_key, batch_size)[positions]
-        whole = index
-        if axis_name is not None:  # every device holds all images, but only its rows of the index
-            whole = jax.lax.all_gather(index, axis_name, tiled=True)
-        partners = prepare(inputs.images[whole[others]], others, batch_size, key)
-        both = (labels, inputs.labels[whole[others]])
-        mixed, soft = mix(soft_of, (images, partners), both, share)
+        whole = rows
+        if axis_name is not None:  # every device holds its rows of the batch only
+            whole = jax.lax.all_gather(rows, axis_name, tiled=True)
+        raw, their_labels = take(inputs, jax.tree.map(lambda x: x[others], whole))
+        partners = prepare(raw, others, batch_size, key)
+        mixed, soft = mix(soft_of, (images, partners), (labels, their_labels), share)
         return mixed, labels, soft
 
     def step(
         state: TrainState,
-        inputs: Inputs,
-        index: jax.Array,
+        inputs: Inputs | None,
+        rows: Rows | jax.Array,
         positions: jax.Array,
         batch_size: int,
         key: jax.Array,
     ) -> tuple[TrainState, StepMetrics]:
+        rows = rows if isinstance(rows, Rows) else Rows(index=rows)
         key = jax.random.fold_in(key, state.step)
-        images, labels, soft = batch(inputs, index, positions, batch_size, key)
-        halves = _halves(state, objective, images, labels, soft)
+        images, labels, soft = batch(inputs, rows, positions, batch_size, key)
+        halves = _halves(state, objective, images, labels, soft, rows.mask, micro_batches)
         (mean_loss, (stats, logits)), grads = method.gradient(
             halves, state.params, state.batch_stats, state.step, axis_name
         )
         shown = soft_of(labels) if soft is None else soft
         guess = jnp.argmax(logits, -1)
-        accuracy = jnp.mean(jnp.take_along_axis(shown, guess[:, None], 1), dtype=jnp.float32)
+        hits = jnp.take_along_axis(shown, guess[:, None], 1)[:, 0]
+        real = jnp.ones_like(hits) if rows.mask is None else rows.mask.astype(hits.dtype)
+        accuracy, share = jnp.mean(hits * real), jnp.mean(real)
         if axis_name is not None:
-            accuracy = jax.lax.pmean(accuracy, axis_name)
-        return state.apply_gradients(grads=grads, batch_stats=stats), StepMetrics(
-            mean_loss, accuracy
-        )
+            accuracy, share = jax.lax.pmean((accuracy, share), axis_name)
+        seen = StepMetrics(mean_loss, accuracy / jnp.where(share == 0, 1, share), share)
+        return state.apply_gradients(grads=grads, batch_stats=stats), seen
 
     return step
 
 
 def _halves(
-    state: TrainState, objective: Objective, images: Any, labels: jax.Array, soft: Any
+    state: TrainState,
+    objective: Objective,
+    images: jax.Array,
+    labels: jax.Array,
+    soft: jax.Array | None,
+    mask: jax.Array | None,
+    micro_batches: int,
 ) -> Halves:
     step, train = state.step, objective.train_statistics
 
-    def features(params: Any, stats: Any) -> tuple[jax.Array, Any]:
+    def features(params: Any, stats: Any, images: jax.Array) -> tuple[jax.Array, Any]:
         variables = {"params": merge(params, state.frozen), "batch_stats": stats}
         if not train:
             return state.apply_fn(variables, images, train=False, method="embed"), stats
@@ -227,40 +227,53 @@ def _halves(
         )
         return found, updated.get("batch_stats", {})
 
-    def losses_of(target: jax.Array) -> Callable[..., Any]:
-        def plain(params: Any, features: jax.Array) -> tuple[jax.Array, jax.Array]:
-            variables = {"params": merge(params, state.frozen)}
-            logits = state.apply_fn(variables, features, method="classify")
-            return objective.loss(logits, target, step), logits
+    def losses_of(whole: jax.Array) -> Callable[..., Any]:
+        loss, factor = objective.loss, jnp.ones(())
+        if isinstance(loss, Loss) and loss.factor is not None:
+            # It averages over the whole batch, of which a micro-batch would see a part.
+            factor, loss = loss.factor(whole, step, mask), Loss(loss.per_class)
 
-        if objective.adversary is None:
-            return lambda params, features, stats: plain(params, features)
-        wrapped, share = objective.adversary.wrap(plain), objective.adversary.share(step)
-        return lambda params, features, stats: wrapped(params, target, features, share=share)
+        def losses(params: Any, features: jax.Array, target: jax.Array) -> Any:
+            def plain(params: Any, features: jax.Array) -> tuple[jax.Array, jax.Array]:
+                variables = {"params": merge(params, state.frozen)}
+                logits = state.apply_fn(variables, features, method="classify")
+                found = loss(logits, target, step)
+                return found * factor.astype(found.dtype), logits
+
+            if objective.adversary is None:
+                return plain(params, features)
+            wrapped, share = objective.adversary.wrap(plain), objective.adversary.share(step)
+            return wrapped(params, target, features, share=share, mask=mask)
+
+        return losses
 
     target = labels if soft is None else soft
-    return Halves(features, losses_of(target), losses_of(labels), labels, soft)
+    return Halves(
+        features, losses_of(target), losses_of(labels), images, labels, soft, mask, micro_batches
+    )
 
 
 def count_hits(
     state: TrainState,
     prepare: Callable[[jax.Array], jax.Array],
-    inputs: Inputs,
-    index: jax.Array,
-    mask: jax.Array,
+    inputs: Inputs | None,
+    rows: Rows,
     flip: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(correct int32[C], total int32[C], summed cross-entropy) of the rows whose mask is True.
+    """(correct int32[C], total int32[C], summed cross-entropy) of the rows that are real.
 
     With flip, logits are averaged over the image and its mirror image, as the ImbSAM and weight
     balancing releases do for their final figures.
     """
-    images, labels = prepare(inputs.images[index]), inputs.labels[index]
+    raw, labels = take(inputs, rows)
+    images = prepare(raw)
     logits = state.apply_fn(state.variables(), images, train=False)
     if flip:
         logits = (logits + state.apply_fn(state.variables(), images[:, :, ::-1], train=False)) / 2
-    correct, total = metrics.class_hits(logits, labels, mask)
-    return correct, total, jnp.where(mask, cross_entropy(logits, labels), 0).sum()
+    correct, total = metrics.class_hits(logits, labels, rows.mask)
+    losses = cross_entropy(logits, labels)
+    losses = losses if rows.mask is None else jnp.where(rows.mask, losses, 0)
+    return correct, total, losses.sum()
 
 
 def learning_rate(

@@ -13,43 +13,36 @@ import dataclasses
 import hashlib
 import sys
 import time
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from experiments import cost, folders, plots
 from experiments.checkpoints import Checkpoints
 from experiments.data import Dataset
+from experiments.data.encoded import EncodedDataset
 from experiments.errors import RunError, Stopped
-from experiments.evaluation import Evaluator, Hits
-from experiments.execution import EXECUTIONS, Jit, use_devices
+from experiments.evaluation import Hits
+from experiments.execution import use_devices
 from experiments.methods import Method, as_method
-from experiments.models import create_model
-from experiments.objectives import Adversary, Loss, Objective
+from experiments.objectives import Adversary, Loss
+from experiments.parts import Parts
 from experiments.progress import Progress
-from experiments.sampling import epoch_order
 from experiments.settings import Note, Settings
-from experiments.steps import (
-    Inputs,
-    TrainState,
-    create_state,
-    crop_and_flip,
-    learning_rate,
-    normalise,
-    optimizer,
-    start_state,
-)
+from experiments.steps import Rows, TrainState
 from experiments.stopping import StopNow, StopRequest
 from imbsam_jax import rules
-from imbsam_jax.losses import cross_entropy
 from imbsam_jax.rules import Rule
 
 
 def fit(
-    dataset: Dataset,
+    dataset: Dataset | EncodedDataset,
     model_name: str,
     method: Method | Rule,
     loss: Loss,
@@ -84,9 +77,11 @@ def fit(
       Stopped: asked to stop; the state is saved.
     """
     settings.check(least_epochs=1 if start is None else 0)
+    devices = use_devices(settings.devices)
+    settings = dataclasses.replace(settings, devices=len(devices))
     if settings.steps_per_call == 0:
-        platform = use_devices(settings.devices)[0].platform
-        settings = dataclasses.replace(settings, steps_per_call=1 if platform == "cpu" else 50)
+        on_cpu = devices[0].platform == "cpu"
+        settings = dataclasses.replace(settings, steps_per_call=1 if on_cpu else 50)
     parts = Parts(dataset, model_name, loss, settings, start, adversary)
     trainer = _Trainer(dataset, parts, method, settings)
     config = {
@@ -99,8 +94,12 @@ def fit(
     }
     # The same flags spelled out are the same run.
     preset = config.pop("preset", None)
-    folder = folders.RunFolder(out, config, resume)
+    first = jax.process_index() == 0
+    folder = folders.RunFolder(out, config, resume, owner=first)
+    quiet = quiet or not first
     try:
+        if jax.process_count() > 1:  # the others begin once the first owns the folder
+            multihost_utils.sync_global_devices("run folder")
         finished = folder.path / "report.json"
         if finished.exists():
             return folders.read_json(finished)
@@ -115,84 +114,22 @@ def class_counts_sha256(counts: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(counts, "<i8").tobytes()).hexdigest()
 
 
-class Parts:
-    """What a run is made of, from its data set, model, loss and settings; nothing written yet.
-
-    Attributes:
-      run_on: where training steps run.
-      initial: the state before the first step, decided by the seed.
-      evaluator: how states are evaluated, always under jit over the same devices.
-      schedule: learning rate by step.
-      steps_per_epoch: the partial last batch included.
-    """
-
+class _Trainer:
     def __init__(
         self,
-        dataset: Dataset,
-        model_name: str,
-        loss: Loss,
+        dataset: Dataset | EncodedDataset,
+        parts: Parts,
+        method: Method | Rule,
         settings: Settings,
-        start: Any = None,
-        adversary: Adversary | None = None,
     ):
-        devices = use_devices(settings.devices)
-        init_key, step_key = jax.random.split(jax.random.key(settings.seed))
-
-        def prepare(
-            images: jax.Array, positions: jax.Array, batch_size: int, key: jax.Array
-        ) -> jax.Array:
-            if settings.augment:
-                images = crop_and_flip(images, positions, batch_size, key)
-            return normalise(images, dataset.mean, dataset.std)
-
-        objective = Objective(
-            loss,
-            dataset.num_classes,
-            settings.mixup,
-            train_statistics=settings.statistics == "updated",
-            adversary=adversary,
-        )
-        self.run_on = EXECUTIONS[settings.parallel](devices, objective, prepare, step_key)
-        self.steps_per_epoch = -(-len(dataset.train_labels) // settings.batch_size)
-        dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[settings.precision]
-        try:
-            model = create_model(
-                model_name,
-                dataset.num_classes,
-                dtype=dtype,
-                axis_name=self.run_on.axis_name,
-                classifier=settings.classifier,
-            )
-            self.schedule = learning_rate(
-                settings.schedule, settings.lr, settings.epochs, self.steps_per_epoch
-            )
-        except ValueError as error:
-            raise RunError(str(error)) from error
-        every = {"none": 0, "step": 1, "epoch": self.steps_per_epoch}[settings.max_norm]
-        decay = 0.0 if settings.weight_decay_inside else settings.weight_decay
-        tx = optimizer(self.schedule, settings.momentum, decay, max_norm_every=every)
-        example = jnp.zeros((1, *dataset.train_images.shape[1:]), jnp.float32)
-
-        def create(key: jax.Array) -> TrainState:
-            return create_state(model, tx, example, key, settings.trained)
-
-        if start is None:
-            self.initial: TrainState = jax.jit(create)(init_key)
-        else:
-            self.initial = start_state(model, tx, start, settings.trained)
-        evaluate_on = Jit(devices, objective, prepare, step_key)
-        self.evaluator = Evaluator(dataset, evaluate_on, settings.eval_batch)
-
-
-class _Trainer:
-    def __init__(self, dataset: Dataset, parts: Parts, method: Method | Rule, settings: Settings):
         self.dataset, self.settings = dataset, settings
+        self.feed, self.order = parts.feed, parts.order
         self.run_on, self.evaluator = parts.run_on, parts.evaluator
         self.initial, self.schedule = parts.initial, parts.schedule
         self.steps_per_epoch = parts.steps_per_epoch
-        self.rows = len(dataset.train_labels)
         self.stages = as_method(method).stages()
-        self._compiled: dict[tuple[int, int, int], Any] = {}
+        self.agreed_stop = 0
+        self._compiled: dict[Any, Any] = {}
 
     def run(
         self,
@@ -210,20 +147,20 @@ class _Trainer:
                 initial, note = found[0], Note(**found[1])
                 progress.say(f"resuming {folder.path} after epoch {note.epoch}, call {note.calls}")
             folder.keep_metrics(note.epoch)
-            self.inputs = self.run_on.put_inputs(
-                Inputs(self.dataset.train_images, self.dataset.train_labels)
-            )
+            self.inputs = self.run_on.put_inputs(self.feed.inputs("train"))
             self.state = self.run_on.put_state(initial)
             hits = None
             try:
                 if settings.epochs == 0:  # what it starts from is what it ends with
                     self._save(checkpoints, note)
-                while note.epoch < settings.epochs:
-                    self._epoch(note, stop, progress, checkpoints)
-                    hits = self._after_epoch(note, folder, stop, progress)
-                    last = note.epoch == settings.epochs
-                    if last or note.epoch % settings.checkpoint_every == 0:
-                        self._save(checkpoints, note)
+                with self.feed.training(self.order, self._calls_from(note)) as batches:
+                    ready = self._placed(batches, note, stop)
+                    while note.epoch < settings.epochs:
+                        self._epoch(note, ready, stop, progress, checkpoints)
+                        hits = self._after_epoch(note, folder, stop, progress)
+                        last = note.epoch == settings.epochs
+                        if last or note.epoch % settings.checkpoint_every == 0:
+                            self._save(checkpoints, note)
                 plain = self.run_on.get_state(self.state)
                 if hits is None:  # a run resumed after its last epoch
                     hits = self.evaluator.hits(plain, "test", stop)
@@ -238,7 +175,7 @@ class _Trainer:
                 raise Stopped(
                     f"stopped at step {step}, epoch {note.epoch + 1}: saved. Continue with "
                     f"the same command and --resume",
-                    stop.exit_code or 1,
+                    stop.exit_code or self.agreed_stop or 1,
                 ) from None
         finally:
             checkpoints.close()
@@ -248,72 +185,115 @@ class _Trainer:
 
     # ---- one epoch -------------------------------------------------------------------------
 
+    def _placed(
+        self, batches: Iterator[Rows], note: Note, stop: StopRequest
+    ) -> Iterator[tuple[Rows, Any]]:
+        """Each call's rows, on the host and as the call takes them.
+
+        Streamed rows are sent one call ahead, so that a step never waits for its copy.
+        """
+        ahead = 0 if self.feed.most_steps is None else 1
+        waiting: deque[tuple[Rows, Any]] = deque()
+        while True:
+            began = time.perf_counter()
+            rows = next(batches, None)
+            note.seconds_waiting += time.perf_counter() - began
+            if rows is None:
+                yield from waiting
+                return
+            waiting.append((rows, self.run_on.place(rows, stop.exit_code)))
+            if len(waiting) > ahead:
+                yield waiting.popleft()
+
     def _epoch(
-        self, note: Note, stop: StopRequest, progress: Progress, checkpoints: Checkpoints
+        self,
+        note: Note,
+        ready: Iterator[tuple[Rows, Any]],
+        stop: StopRequest,
+        progress: Progress,
+        checkpoints: Checkpoints,
     ) -> None:
-        settings = self.settings
-        labels = self.dataset.train_labels
-        order = epoch_order(
-            settings.sampling, labels, settings.seed, note.epoch, settings.per_visit
-        )
         calls = self._calls(note.epoch)
+        alone = self.run_on.processes == 1
         # With emulated devices an un-blocked queue of collectives aborts the process.
         lag = 0 if self.run_on.devices[0].platform == "cpu" else 1
         waiting: list[tuple[int, int, Any]] = []
-        progress.start_epoch(note.epoch, note.rows, self.rows)
+        progress.start_epoch(note.epoch, note.rows, self.order.rows)
 
         def settle(keep: int) -> None:
             while len(waiting) > keep:
-                first_step, rows, seen = waiting.pop(0)
-                losses, accuracies = np.asarray(seen.loss), np.asarray(seen.accuracy)
-                bad = np.flatnonzero(~np.isfinite(losses))
-                if bad.size:
-                    last = checkpoints.latest_step()
-                    good = (
-                        "no checkpoint was saved yet"
-                        if last is None
-                        else f"the last good checkpoint is step {last}"
-                    )
-                    raise RunError(
-                        f"the loss is {losses[bad[0]]} at step {first_step + bad[0]} (epoch "
-                        f"{note.epoch + 1}): {good}; lower --lr or --rho"
-                    )
-                note.loss_sum += rows * float(losses.sum(dtype=np.float64))
-                note.hit_sum += rows * float(accuracies.sum(dtype=np.float64))
-                note.rows += rows * len(losses)
+                self._see(*waiting.pop(0), note, checkpoints)
 
         while note.calls < len(calls):
-            start, steps, rows, stage = calls[note.calls]
-            index = order[start : start + steps * rows].reshape(steps, rows)
-            call = self._compile(stage, index, note)
+            first_step, steps, stage = calls[note.calls]
+            rows, placed = next(ready)
+            call = self._compile(stage, rows, note)
             began = time.perf_counter()
-            self.state, seen = call(self.state, self.inputs, self.run_on.place(index))
-            waiting.append(
-                (note.epoch * self.steps_per_epoch + start // settings.batch_size, rows, seen)
-            )
+            self.state, seen = call(self.state, self.inputs, placed)
+            waiting.append((first_step, steps, seen))
             note.calls += 1
-            stopping = stop.exit_code is not None
+            stopping = alone and stop.exit_code is not None
             settle(0 if stopping or note.calls == len(calls) else lag)
+            if self.agreed_stop:
+                settle(0)
             note.seconds_train += time.perf_counter() - began
             progress.update(note.rows, note.loss_sum, note.hit_sum)
-            if stopping:
+            if stopping or self.agreed_stop:
                 raise StopNow
 
-    def _calls(self, epoch: int) -> list[tuple[int, int, int, int]]:
-        """(first row, steps, rows of a step, stage) of each call; none straddles two stages."""
-        batch, most = self.settings.batch_size, self.settings.steps_per_call
-        full, rest = divmod(self.rows, batch)
+    def _see(
+        self, first_step: int, steps: int, seen: Any, note: Note, checkpoints: Checkpoints
+    ) -> None:
+        """Counts what a call of some steps saw into the note."""
+        losses, accuracies, real = (
+            np.asarray(x, np.float64) for x in (seen.loss, seen.accuracy, seen.real)
+        )
+        bad = np.flatnonzero(~np.isfinite(losses))
+        if bad.size:
+            last = checkpoints.latest_step()
+            good = (
+                "no checkpoint was saved yet"
+                if last is None
+                else f"the last good checkpoint is step {last}"
+            )
+            raise RunError(
+                f"the loss is {losses[bad[0]]} at step {first_step + bad[0]} (epoch "
+                f"{note.epoch + 1}): {good}; lower --lr or --rho"
+            )
+        meant = self.order.real(first_step)  # all steps of a call have as many
+        rows = np.rint(real * self.order.padded(meant))
+        note.loss_sum += float(rows @ losses)
+        note.hit_sum += float(rows @ accuracies)
+        note.rows += int(rows.sum())
+        note.skipped += int(meant * steps - rows.sum())
+        if note.skipped > self.settings.max_corrupt * self.order.rows:
+            raise RunError(
+                f"{note.skipped} training images of epoch {note.epoch + 1} could not be read, more "
+                f"than the share --max-corrupt {self.settings.max_corrupt:g} of "
+                f"{self.order.rows} allows"
+            )
+        if seen.stop is not None:
+            self.agreed_stop = max(self.agreed_stop, int(np.max(seen.stop)))
+
+    def _calls(self, epoch: int) -> list[tuple[int, int, int]]:
+        """(first step, steps, stage) of each call of an epoch; none straddles two stages."""
+        most = min(self.settings.steps_per_call, self.feed.most_steps or sys.maxsize)
         first = epoch * self.steps_per_epoch
-        calls, step = [], 0
+        full = first + self.order.rows // self.settings.batch_size
+        calls, step = [], first
         while step < full:
-            steps = min(most, full - step)
-            stage, until = self._stage(first + step)
-            steps = min(steps, until - (first + step))
-            calls.append((step * batch, steps, batch, stage))
+            stage, until = self._stage(step)
+            steps = min(most, full - step, until - step)
+            calls.append((step, steps, stage))
             step += steps
-        if rest:
-            calls.append((full * batch, 1, rest, self._stage(first + full)[0]))
+        if full < first + self.steps_per_epoch:
+            calls.append((full, 1, self._stage(full)[0]))
         return calls
+
+    def _calls_from(self, note: Note) -> list[tuple[int, int]]:
+        """(first step, steps) of every call that is left to make."""
+        left = [c for epoch in range(note.epoch, self.settings.epochs) for c in self._calls(epoch)]
+        return [(first, steps) for first, steps, _ in left[note.calls :]]
 
     def _stage(self, step: int) -> tuple[int, int]:
         """(which stage the step is in, first step of the next)."""
@@ -323,14 +303,14 @@ class _Trainer:
 
     def _position(self, note: Note) -> int:
         calls = self._calls(note.epoch)[: note.calls] if note.epoch < self.settings.epochs else []
-        return note.epoch * self.steps_per_epoch + sum(steps for _, steps, _, _ in calls)
+        return note.epoch * self.steps_per_epoch + sum(steps for _, steps, _ in calls)
 
-    def _compile(self, stage: int, index: np.ndarray, note: Note) -> Any:
-        key = (stage, *index.shape)
+    def _compile(self, stage: int, rows: Rows, note: Note) -> Any:
+        key = (stage, jax.tree.structure(rows), *(x.shape for x in jax.tree.leaves(rows)))
         if key not in self._compiled:
             began = time.perf_counter()
             method = self.stages[stage][1]
-            self._compiled[key] = self.run_on.compile_steps(method, self.state, self.inputs, index)
+            self._compiled[key] = self.run_on.compile_steps(method, self.state, self.inputs, rows)
             note.seconds_compile += time.perf_counter() - began
         return self._compiled[key]
 
@@ -358,9 +338,11 @@ class _Trainer:
             "epoch": epoch,
             "step": step,
             "lr": float(self.schedule(step - 1)),
-            "train_loss": note.loss_sum / note.rows,
-            "train_accuracy": 100 * note.hit_sum / note.rows,
+            "train_loss": note.loss_sum / max(note.rows, 1),
+            "train_accuracy": 100 * note.hit_sum / max(note.rows, 1),
             "seconds_train": note.seconds_train,
+            "seconds_waiting": note.seconds_waiting,
+            "skipped": note.skipped,
         }
         best, best_val, hits = note.best, note.best_val, None
         if epoch % settings.eval_every == 0 or epoch == settings.epochs:
@@ -377,7 +359,7 @@ class _Trainer:
                     best_val = {**test, "epoch": epoch, "val": val}
         note.best, note.best_val = best, best_val
         note.epoch, note.calls = epoch, 0
-        note.loss_sum, note.hit_sum, note.rows = 0.0, 0.0, 0
+        note.loss_sum, note.hit_sum, note.rows, note.skipped = 0.0, 0.0, 0, 0
         folder.append_metrics(line)
         progress.epoch_done(line)
         return hits
@@ -408,9 +390,11 @@ class _Trainer:
             "classifier": self.settings.classifier,
             "mixup": self.settings.mixup,
             "settings": dataclasses.asdict(self.settings),
-            "train_examples": self.rows,
+            "train_examples": self.order.rows,
             "params_sha256": params_sha256(plain.variables()["params"]),
+            "skipped_test_images": len(self.dataset.test_labels) - int(hits.total.sum()),
             "seconds_train": round(note.seconds_train, 3),
+            "seconds_waiting": round(note.seconds_waiting, 3),
             "seconds_compile": round(note.seconds_compile, 3),
             "step_ms": None if step_ms is None else round(step_ms, 3),
             "flops_per_step": flops,
@@ -424,10 +408,11 @@ class _Trainer:
         steps = self.settings.epochs * self.steps_per_epoch
         if steps == 0:
             return None, None, None
-        batch = min(self.settings.batch_size, self.rows)
+        with self.feed.training(self.order, [(0, 1)]) as batches:
+            rows = next(batches)
 
         def of(method: Method | Rule, seconds: float) -> tuple[float, float]:
-            return cost.lone_step(self.run_on, method, plain, self.inputs, batch, seconds)
+            return cost.lone_step(self.run_on, method, plain, self.inputs, rows, seconds)
 
         # A staged rule's step costs the mean over the run of its stages' steps.
         starts = [min(start, steps) for start, _ in self.stages] + [steps]
@@ -437,6 +422,8 @@ class _Trainer:
         return float(flops), of_sgd, float(step_ms)
 
     def _write(self, folder: folders.RunFolder, report: dict[str, Any], hits: Hits) -> None:
+        if not folder.owned:
+            return
         counts = self.dataset.class_counts()
         folder.write_per_class(counts, hits.correct, hits.total, self.dataset.class_names)
         lines = folder.keep_metrics(self.settings.epochs)
@@ -445,28 +432,6 @@ class _Trainer:
         plots.learning_curves(folder.path / "curves.png", title, lines)
         # Last: a report means a whole run folder.
         folders.write_json(folder.path / "report.json", report)
-
-
-def last_variables(
-    run: Path, dataset: Dataset, model_name: str, settings: Settings
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """({"params", "batch_stats"} of a run's last checkpoint, the same freshly drawn anew).
-
-    The fresh ones are another draw than those the run started from.
-    """
-    parts = Parts(dataset, model_name, cross_entropy, settings)
-    checkpoints = Checkpoints(run / "checkpoints")
-    try:
-        found = checkpoints.restore(parts.initial)
-    finally:
-        checkpoints.close()
-    if found is None or found[1]["epoch"] != settings.epochs:
-        raise RunError(
-            f"{run} holds no whole checkpoint of its last epoch to start a second stage from"
-        )
-    again = dataclasses.replace(settings, seed=settings.seed + 2**31, classifier="linear")
-    fresh = Parts(dataset, model_name, cross_entropy, again).initial
-    return found[0].variables(), fresh.variables()
 
 
 def params_sha256(params: Any) -> str:

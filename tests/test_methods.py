@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import cifar_lt, methods, objectives, presets, stage2, steps
+from experiments import augment, cifar_lt, methods, objectives, presets, stage2, steps
 from experiments.errors import RunError
 from experiments.objectives import Adversary, Objective
 from experiments.settings import Settings
@@ -247,7 +247,7 @@ def bench():
 
     def prepare(images, positions, batch_size, key):
         # Depends on the position, as augmentation does.
-        images = steps.normalise(images, dataset.mean, dataset.std)
+        images = augment.normalise(images, dataset.mean, dataset.std)
         return images + 0.1 * positions[:, None, None, None]
 
     def run(method, objective, state=state):

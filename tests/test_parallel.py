@@ -10,9 +10,11 @@ from pathlib import Path
 sys.path.insert(0, "tests")
 import jax, numpy as np
 from tiny import TinyNet, tiny_dataset
-from experiments import cost, train
+from experiments import cost
 from experiments.models import MODELS
+from experiments.parts import Parts
 from experiments.settings import Settings
+from experiments.steps import Inputs
 from experiments.train import fit
 from imbsam_jax import rules
 from experiments.execution import EXECUTIONS
@@ -50,8 +52,8 @@ for devices, parallel in WAYS:
     loss = losses.weighted(
         losses.cross_entropy, weights, normalise="weights", axis_name=axis
     )
-    run_on = (parts := train.Parts(dataset, "mlp", loss, settings)).run_on
-    inputs = run_on.put_inputs(train.Inputs(dataset.train_images, dataset.train_labels))
+    run_on = (parts := Parts(dataset, "mlp", loss, settings)).run_on
+    inputs = run_on.put_inputs(Inputs(dataset.train_images, dataset.train_labels))
     state = run_on.put_state(parts.initial)
     call = run_on.compile_steps(rule, state, inputs, index)
     lone = run_on.compile_steps(rule, state, inputs, index[:1])

@@ -12,8 +12,8 @@ from experiments.checkpoints import Checkpoints
 from experiments.data import save_npz
 from experiments.errors import RunError
 from experiments.models import MODELS, create_model
+from experiments.parts import Parts
 from experiments.settings import Settings
-from experiments.train import Parts
 from imbsam_jax import losses
 from tiny import TinyNet, tiny_dataset
 

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import steps
+from experiments import augment, steps
 from experiments.objectives import Objective
 from imbsam_jax import rules
 from imbsam_jax.losses import cross_entropy
@@ -16,7 +16,7 @@ from tiny import TinyNet, tiny_dataset
 def test_crop_and_flip_equals_a_loop_and_depends_on_the_position_alone():
     images = tiny_dataset().train_images[:6]
     key = jax.random.key(3)
-    found = np.asarray(steps.crop_and_flip(jnp.asarray(images), jnp.arange(6), 6, key, pad=2))
+    found = np.asarray(augment.crop_and_flip(jnp.asarray(images), jnp.arange(6), 6, key, pad=2))
     crop_key, flip_key = jax.random.split(key)
     corners = np.asarray(jax.random.randint(crop_key, (6, 2), 0, 5))
     flips = np.asarray(jax.random.bernoulli(flip_key, 0.5, (6,)))
@@ -27,13 +27,13 @@ def test_crop_and_flip_equals_a_loop_and_depends_on_the_position_alone():
         expected = canvas[top : top + 8, left : left + 8]
         np.testing.assert_array_equal(seen, expected[:, ::-1] if flip else expected)
     rows = jnp.array([4, 1])
-    part = steps.crop_and_flip(jnp.asarray(images)[rows], rows, 6, key, pad=2)
+    part = augment.crop_and_flip(jnp.asarray(images)[rows], rows, 6, key, pad=2)
     np.testing.assert_array_equal(part, found[np.array([4, 1])])
 
 
 def test_normalise_is_the_stated_affine_map():
     images = jnp.array([[[[0, 51, 255]]]], jnp.uint8)
-    found = steps.normalise(images, (0.5, 0.2, 0.0), (0.5, 0.1, 2.0))
+    found = augment.normalise(images, (0.5, 0.2, 0.0), (0.5, 0.1, 2.0))
     np.testing.assert_allclose(found[0, 0, 0], [-1.0, 0.0, 0.5], atol=1e-6)
 
 
@@ -83,7 +83,7 @@ def one_step():
     index = jnp.arange(0, 78, 5)
 
     def prepare(images, positions, batch_size, key):
-        return steps.normalise(images, dataset.mean, dataset.std)
+        return augment.normalise(images, dataset.mean, dataset.std)
 
     def run(rule):
         step = steps.make_step(rule, Objective(cross_entropy, 5), prepare)
@@ -127,7 +127,7 @@ def test_counted_hits_equal_a_count_of_predictions(one_step):
     dataset = tiny_dataset()
 
     def prepare(images):
-        return steps.normalise(images, dataset.mean, dataset.std)
+        return augment.normalise(images, dataset.mean, dataset.std)
 
     images = prepare(jnp.asarray(dataset.test_images))
     variables = {"params": state.params, "batch_stats": state.batch_stats}
@@ -136,7 +136,9 @@ def test_counted_hits_equal_a_count_of_predictions(one_step):
     test = steps.Inputs(jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels))
     everyone, shown = jnp.arange(55), jnp.arange(55) % 7 != 0
     for flip, logits in ((False, plain), (True, (plain + mirrored) / 2)):
-        correct, total, _ = steps.count_hits(state, prepare, test, everyone, shown, flip)
+        correct, total, _ = steps.count_hits(
+            state, prepare, test, steps.Rows(index=everyone, mask=shown), flip
+        )
         hit = (logits.argmax(-1) == dataset.test_labels) & np.asarray(shown)
         for c in range(5):
             mine = dataset.test_labels == c

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import train
 from experiments.data import save_npz
 from experiments.errors import RunError, Stopped
 from experiments.methods import build_rule, rule_stages
 from experiments.models import MODELS
+from experiments.parts import Parts
 from experiments.settings import Settings
-from experiments.train import fit
+from experiments.train import _Trainer, fit
 from imbsam_jax import rules
 from imbsam_jax.losses import cross_entropy
 from tiny import TinyNet, tiny_dataset
@@ -84,7 +84,7 @@ def test_the_path_is_that_of_a_plain_loop(tmp_path):
     """SGD by hand over the trainer's order: full batches, then the last one at its true size."""
     settings = dataclasses.replace(QUICK, augment=False, epochs=2, schedule="constant")
     dataset = tiny_dataset()
-    parts = train.Parts(dataset, "mlp", cross_entropy, settings)
+    parts = Parts(dataset, "mlp", cross_entropy, settings)
     params = jax.device_get(parts.initial.params)
     apply = parts.initial.apply_fn
     images = (dataset.train_images.astype(np.float32) / 255 - dataset.mean) / dataset.std
@@ -144,11 +144,9 @@ def test_a_staged_rule_switches_inside_an_epoch(tmp_path):
     switch = rules.stagewise(rules.sgd(5), rules.sam(5, rho=0.3), switch_step=7)
     settings = dataclasses.replace(QUICK, steps_per_call=4, epochs=2)
     dataset = tiny_dataset()
-    trainer = train._Trainer(
-        dataset, train.Parts(dataset, "mlp", cross_entropy, settings), switch, settings
-    )
-    assert trainer._calls(0) == [(0, 4, 16, 0), (64, 1, 14, 0)]
-    assert trainer._calls(1) == [(0, 2, 16, 0), (32, 2, 16, 1), (64, 1, 14, 1)]
+    trainer = _Trainer(dataset, Parts(dataset, "mlp", cross_entropy, settings), switch, settings)
+    assert trainer._calls(0) == [(0, 4, 0), (4, 1, 0)]
+    assert trainer._calls(1) == [(5, 2, 0), (7, 2, 1), (9, 1, 1)]
     staged = run(tmp_path / "staged", switch, settings)
     # Cost: 7 of 10 steps are SGD's, the others have twice its passes.
     assert staged["flops_ratio_to_sgd"] == pytest.approx(0.7 + 0.3 * 2, rel=0.05)
@@ -171,7 +169,7 @@ def test_held_out_images_choose_an_epoch_and_are_not_trained_on(tmp_path):
 def test_bfloat16_computes_low_and_keeps_high(tmp_path, monkeypatch):
     monkeypatch.setitem(MODELS, "tiny", TinyNet)
     settings = dataclasses.replace(QUICK, precision="bfloat16", epochs=1)
-    parts = train.Parts(tiny_dataset(), "tiny", cross_entropy, settings)
+    parts = Parts(tiny_dataset(), "tiny", cross_entropy, settings)
     leaves = jax.tree.leaves((parts.initial.params, parts.initial.batch_stats))
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
     report = run(tmp_path / "run", settings=settings, model="tiny")

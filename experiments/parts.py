@@ -1,0 +1,138 @@
+"""What a run is made of, before anything is trained or written: feed, model, state, devices."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.checkpoints import Checkpoints
+from experiments.data import Dataset
+from experiments.data.encoded import EncodedDataset
+from experiments.errors import RunError
+from experiments.evaluation import Evaluator
+from experiments.execution import EXECUTIONS, Jit, use_devices
+from experiments.feeds import Place, make_feed
+from experiments.models import create_model
+from experiments.objectives import Adversary, Loss, Objective
+from experiments.sampling import Order
+from experiments.settings import Settings
+from experiments.steps import (
+    TrainState,
+    create_state,
+    learning_rate,
+    optimizer,
+    start_state,
+)
+from imbsam_jax.losses import cross_entropy
+
+
+class Parts:
+    """What a run is made of, from its data set, model, loss and settings; nothing written yet.
+
+    Attributes:
+      feed: where the rows come from.
+      order: which rows each step has.
+      run_on: where training steps run.
+      initial: the state before the first step, decided by the seed; replicated over the devices.
+      evaluator: how states are evaluated, always under jit over the same devices.
+      schedule: learning rate by step.
+      steps_per_epoch: the partial last batch included.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset | EncodedDataset,
+        model_name: str,
+        loss: Loss,
+        settings: Settings,
+        start: Any = None,
+        adversary: Adversary | None = None,
+    ):
+        devices = use_devices(settings.devices)
+        init_key, step_key = jax.random.split(jax.random.key(settings.seed))
+        objective = Objective(
+            loss,
+            dataset.num_classes,
+            settings.mixup,
+            train_statistics=settings.statistics == "updated",
+            adversary=adversary,
+        )
+        processes = jax.process_count()
+        place = Place(len(devices), processes, jax.process_index())
+        self.feed = make_feed(dataset, settings, place)
+        if settings.batch_size % self.feed.multiple:
+            raise RunError(
+                f"--batch-size {settings.batch_size} cannot be divided among {len(devices)} "
+                f"devices and --accumulate {settings.accumulate}: use a multiple of "
+                f"{self.feed.multiple}"
+            )
+        self.order = Order(
+            settings.sampling,
+            dataset.train_labels,
+            settings.seed,
+            settings.batch_size,
+            per_visit=settings.per_visit,
+            multiple=self.feed.multiple,
+        )
+        self.run_on = EXECUTIONS[settings.parallel](
+            devices, objective, self.feed.prepare, step_key, settings.accumulate
+        )
+        self.steps_per_epoch = self.order.steps_per_epoch
+        dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[settings.precision]
+        try:
+            model = create_model(
+                model_name,
+                dataset.num_classes,
+                dtype=dtype,
+                axis_name=self.run_on.axis_name,
+                classifier=settings.classifier,
+            )
+            self.schedule = learning_rate(
+                settings.schedule, settings.lr, settings.epochs, self.steps_per_epoch
+            )
+        except ValueError as error:
+            raise RunError(str(error)) from error
+        every = {"none": 0, "step": 1, "epoch": self.steps_per_epoch}[settings.max_norm]
+        decay = 0.0 if settings.weight_decay_inside else settings.weight_decay
+        tx = optimizer(self.schedule, settings.momentum, decay, max_norm_every=every)
+        example = jnp.zeros((1, *self.feed.image_shape), jnp.float32)
+
+        def create(key: jax.Array) -> TrainState:
+            return create_state(model, tx, example, key, settings.trained)
+
+        if start is None:
+            initial: TrainState = jax.jit(create)(init_key)
+        else:
+            initial = start_state(model, tx, start, settings.trained)
+        evaluate_on = Jit(devices, objective, self.feed.prepare, step_key)
+        # Replicated, as checkpoints hold it: each process alone could not read one.
+        self.initial: TrainState = evaluate_on.put_state(initial)
+        self.evaluator = Evaluator(
+            dataset, self.feed, evaluate_on, settings.eval_batch, settings.max_corrupt
+        )
+
+
+def last_variables(
+    run: Path, dataset: Dataset, model_name: str, settings: Settings
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """({"params", "batch_stats"} of a run's last checkpoint, the same freshly drawn anew).
+
+    The fresh ones are another draw than those the run started from.
+    """
+    parts = Parts(dataset, model_name, cross_entropy, settings)
+    checkpoints = Checkpoints(run / "checkpoints")
+    try:
+        found = checkpoints.restore(parts.initial)
+    finally:
+        checkpoints.close()
+    if found is None or found[1]["epoch"] != settings.epochs:
+        raise RunError(
+            f"{run} holds no whole checkpoint of its last epoch to start a second stage from"
+        )
+    again = dataclasses.replace(settings, seed=settings.seed + 2**31, classifier="linear")
+    fresh = Parts(dataset, model_name, cross_entropy, again).initial
+    return found[0].variables(), fresh.variables()
