@@ -1,6 +1,5 @@
 """A Vision Transformer for small images: LayerNorm alone, so that no row depends on another."""
 
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
