@@ -246,7 +246,7 @@ def _pretend_installed(monkeypatch: pytest.MonkeyPatch, **modules: bool) -> None
             return object() if modules[name] else None
         return importlib.util.find_spec(name)
 
-    monkeypatch.setattr("experiments.data.cifar.find_spec", find_spec)
+    monkeypatch.setattr("experiments.data.prepared.find_spec", find_spec)
 
 
 def test_absent_packages(monkeypatch: pytest.MonkeyPatch) -> None:

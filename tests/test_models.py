@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from experiments.models import MODELS, create_model
+from experiments.models.bottleneck import BottleneckBlock
 from experiments.models.resnet import BasicBlock, pad_shortcut
 
 _IMAGES = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+_D = 192  # width of ViT-Ti
 _KEY = jax.random.key(0, impl="rbg")  # the generator whose programs compile fastest
 
 
@@ -29,6 +31,13 @@ def _variable_shapes(name: str, num_classes: int, dtype: Any = jnp.float32) -> A
         ("resnet32", 10, 464_154),
         ("resnet32", 100, 470_004),
         ("resnet34_3x3", 100, 21_328_292),
+        ("resnet32_gn", 10, 464_154),
+        ("resnet50", 1000, 25_557_032),
+        ("resnext50_32x4d", 1000, 25_028_904),
+        ("resnet152", 1000, 60_192_808),
+        # 48 numbers a patch, 64 positions, and per block 12 D^2 of kernels, 9 D of biases, 4 D of
+        # LayerNorm.
+        ("vit_ti4", 10, 49 * _D + 64 * _D + 12 * (12 * _D**2 + 13 * _D) + 2 * _D + 10 * (_D + 1)),
         ("mlp", 10, 3072 * 128 + 128 + 128 * 128 + 128 + 128 * 10 + 10),
     ],
 )
@@ -92,6 +101,17 @@ def test_resnet34_initialisation() -> None:
     _assert_normal(params["blocks_3"]["conv2"]["kernel"], math.sqrt(2 / (9 * 512)))
     _assert_uniform(params["head"]["kernel"], 1 / math.sqrt(512))
     _assert_uniform(params["head"]["bias"], 1 / math.sqrt(512))
+
+
+def test_bottleneck_initialisation() -> None:
+    """As torchvision: Kaiming normal over the fan out, PyTorch's default in the classifier."""
+    params = _initialise("resnext50_32x4d", 100, stage_sizes=(1, 1, 1, 1))
+    _assert_normal(params["stem"]["kernel"], math.sqrt(2 / (49 * 64)))
+    _assert_normal(params["blocks_1"]["conv2"]["kernel"], math.sqrt(2 / (9 * 256)))
+    _assert_normal(params["blocks_3"]["conv3"]["kernel"], math.sqrt(2 / 2048))
+    _assert_normal(params["blocks_3"]["conv_shortcut"]["kernel"], math.sqrt(2 / 2048))
+    _assert_uniform(params["head"]["kernel"], 1 / math.sqrt(2048))
+    _assert_uniform(params["head"]["bias"], 1 / math.sqrt(2048))
 
 
 def _initialise(name: str, num_classes: int, **changes: Any) -> Any:
@@ -167,6 +187,83 @@ def test_batch_statistics_move_by_a_tenth() -> None:
     got = updates["batch_stats"]["stem_norm"]
     np.testing.assert_allclose(got["mean"], 0.1 * activations.mean((0, 1, 2)), atol=1e-5)
     np.testing.assert_allclose(got["var"], 0.9 + 0.1 * activations.var((0, 1, 2)), rtol=1e-4)
+
+
+def test_strided_bottleneck_block_against_a_hand_computation() -> None:
+    """Two groups, the stride in the 3x3 convolution, a projection on the shortcut."""
+    x = np.random.default_rng(0).normal(size=(2, 6, 6, 4)).astype(np.float32)
+    block = BottleneckBlock(8, 6, 2, 2)
+    variables: Any = jax.jit(functools.partial(block.init, train=False))(_KEY, x)
+    got = jax.jit(functools.partial(block.apply, train=False))(variables, x)
+
+    params = variables["params"]
+    kernels = {name: np.asarray(params[name]["kernel"]) for name in params if "conv" in name}
+    assert kernels["conv2"].shape == (3, 3, 3, 6)
+    scale = 1 / math.sqrt(1 + 1e-5)  # fresh running statistics: mean 0, variance 1
+    y = np.maximum(x @ kernels["conv1"][0, 0] * scale, 0)
+    halves = [_convolve(y[..., g], kernels["conv2"][..., g], 2) for g in (np.s_[:3], np.s_[3:])]
+    y = np.maximum(np.concatenate(halves, axis=-1) * scale, 0)
+    y = y @ kernels["conv3"][0, 0] * scale
+    shortcut = x[:, ::2, ::2] @ kernels["conv_shortcut"][0, 0] * scale
+    np.testing.assert_allclose(got, np.maximum(y + shortcut, 0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("resnet8", 16), ("resnet14_bottleneck", 32), ("vit_ti4", 8)]
+)
+def test_remat_changes_nothing_but_the_memory(name: str, size: int) -> None:
+    changes = {"depth": 2} if name == "vit_ti4" else {}
+    plain, again = (create_model(name, 3, remat=remat).clone(**changes) for remat in (False, True))
+    images = jax.random.normal(jax.random.key(0), (4, size, size, 3))
+    variables = jax.jit(functools.partial(plain.init, train=False))(_KEY, images)
+    shapes = jax.eval_shape(functools.partial(again.init, train=False), _KEY, images)
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, shapes)
+
+    def step(model: Any, params: Any, images: jax.Array) -> Any:
+        def loss(params: Any) -> Any:
+            logits, updates = model.apply(
+                {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
+            )
+            return jnp.sum(jnp.sin(logits)), (logits, updates)
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    steps = [functools.partial(step, model) for model in (plain, again)]
+    jaxprs = [str(jax.make_jaxpr(step)(variables["params"], images)) for step in steps]
+    blocks = sum(name.startswith("blocks") for name in variables["params"])
+    assert [text.count("remat") + text.count("checkpoint[") for text in jaxprs] == [0, blocks]
+    want, got = (jax.jit(step)(variables["params"], images) for step in steps)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), got, want)
+    features = [
+        jax.jit(functools.partial(model.apply, train=False, method="embed"))(variables, images)
+        for model in (plain, again)
+    ]
+    np.testing.assert_allclose(*features, rtol=1e-5, atol=1e-6)
+
+
+def test_remat_needs_blocks() -> None:
+    with pytest.raises(ValueError, match="'mlp' has no blocks"):
+        create_model("mlp", 3, remat=True)
+
+
+@pytest.mark.parametrize("name", ["resnet32_gn", "vit_ti4"])
+def test_rows_stay_independent_without_batch_normalisation(name: str) -> None:
+    """In training too, and whatever the axis name, as there is no collective to name it."""
+    changes = {"depth": 1} if name == "vit_ti4" else {"stage_sizes": (1, 1, 1)}
+    model = create_model(name, 3, axis_name="nowhere").clone(**changes)
+    images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+    variables = jax.jit(functools.partial(model.init, train=True))(_KEY, images)
+    assert set(variables) == {"params"}
+    apply = jax.jit(functools.partial(model.apply, train=True))
+    together = apply(variables, images)
+    alone = apply(variables, images.at[1:].multiply(3.0))
+    np.testing.assert_allclose(alone[:1], together[:1], rtol=1e-4, atol=1e-5)
+    assert np.abs(alone[1:] - together[1:]).max() > 1e-3
+
+
+def test_unknown_norm() -> None:
+    with pytest.raises(ValueError, match='"batch" or "group"'):
+        _initialise("resnet8", 3, norm="layer")
 
 
 def test_axis_name_makes_two_halves_one_batch() -> None:

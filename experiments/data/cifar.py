@@ -5,10 +5,8 @@ TensorFlow too. Neither is imported before `load_cifar_lt` is called.
 """
 
 import io
-import os
 import re
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 
 import imbsam_jax
 from experiments.data import DataError, Dataset
+from experiments.data.prepared import prepared_builder, reading
 
 __all__ = ["load_cifar_lt"]
 
@@ -74,7 +73,7 @@ def load_cifar_lt(
         raise ValueError(f"unknown data set {dataset!r}: the known ones are {', '.join(_SHOTS)}")
     if subset not in ("first", "shuffled"):
         raise ValueError(f"unknown subset {subset!r}: the known ones are first, shuffled")
-    builder = _prepared_builder(dataset, data_dir)
+    builder = prepared_builder(dataset, data_dir, {"id", "image", "label"}, prepare=True)
     classes = builder.info.features["label"]
     largest = builder.info.splits["train"].num_examples // classes.num_classes
     counts = imbsam_jax.long_tail_counts(classes.num_classes, largest, imbalance_factor, kind=kind)
@@ -121,70 +120,18 @@ def _choose(
     return np.concatenate(chosen)
 
 
-def _prepared_builder(name: str, data_dir: str | None) -> Any:
-    """The TFDS builder of data that is on disk and can be read at random."""
-    needed = {
-        "tensorflow_datasets": "tensorflow-datasets",
-        "importlib_resources": "importlib-resources",  # TFDS imports it without requiring it
-        "PIL": "pillow",
-    }
-    absent = [package for module, package in needed.items() if find_spec(module) is None]
-    if absent:
-        raise DataError(
-            f"reading {name} needs packages that are not installed: pip install {' '.join(absent)}"
-        )
-    import tensorflow_datasets as tfds
-
-    if data_dir is not None:
-        origin = "--data-dir"
-    elif data_dir := os.environ.get("TFDS_DATA_DIR"):
-        origin = "TFDS_DATA_DIR"
-    else:
-        origin = "the default of TensorFlow Datasets"
-    if data_dir is not None:
-        data_dir = os.path.expanduser(data_dir)
-    builder: Any = tfds.builder(name, data_dir=data_dir)
-    if not builder.is_prepared():
-        if find_spec("tensorflow") is None:
-            raise DataError(
-                f"{name} is not prepared in {builder.data_dir} (from {origin}): point --data-dir "
-                f"or TFDS_DATA_DIR at a folder that holds {name} in array_record format, or "
-                "install the `prepare` extra (TensorFlow) to have it downloaded there"
-            )
-        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-        print(f"{name} is not there yet: downloading and preparing it in {builder.data_dir}")
-        try:
-            builder.download_and_prepare()
-        except Exception as error:  # network, disk and checksum errors have no common type
-            raise DataError(f"{name} could not be prepared: {error}") from error
-    lacking = {"id", "image", "label"} - set(builder.info.features)
-    if lacking:
-        raise DataError(f"{builder.data_dir} has no feature {', '.join(sorted(lacking))}")
-    return builder
-
-
 def _read(builder: Any, split: str) -> _Split:
     """Every example of a split, in id order; nothing is decoded yet."""
     import tensorflow_datasets as tfds
 
     decoders = {"image": tfds.decode.SkipDecoding()}
-    try:
+    records: list[dict[str, Any]] = []
+    with reading(builder, split):
         source = builder.as_data_source(split, decoders=decoders)
-        records: list[dict[str, Any]] = []
         # In chunks: one record at a time takes three times as long.
         for start in range(0, len(source), _CHUNK):
             stop = min(start + _CHUNK, len(source))
             records += source.__getitems__(list(range(start, stop)))
-    except NotImplementedError as error:
-        raise DataError(
-            f"{builder.data_dir} is prepared in {builder.info.file_format.value} format, which "
-            "cannot be read without TensorFlow: choose another --data-dir, where it is then "
-            "prepared as array_record"
-        ) from error
-    except (OSError, RuntimeError, ValueError) as error:
-        raise DataError(
-            f"the {split} split in {builder.data_dir} is unreadable: {error}"
-        ) from error
     # Of some truncated shards array_record reads empty records instead of raising.
     if any(record[key] is None for record in records for key in ("id", "label", "image")):
         raise DataError(

@@ -29,11 +29,26 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from experiments.models.bottleneck import (
+    BottleneckResNet,
+    resnet14_bottleneck,
+    resnet50,
+    resnet152,
+    resnext50_32x4d,
+)
 from experiments.models.heads import CLASSIFIERS
 from experiments.models.mlp import MLP, mlp
-from experiments.models.resnet import ResNet, resnet8, resnet20, resnet32, resnet34_3x3
+from experiments.models.resnet import (
+    ResNet,
+    resnet8,
+    resnet20,
+    resnet32,
+    resnet32_gn,
+    resnet34_3x3,
+)
+from experiments.models.vit import ViT, vit_ti4
 
-__all__ = ["CLASSIFIERS", "MLP", "MODELS", "ResNet", "create_model"]
+__all__ = ["CLASSIFIERS", "MLP", "MODELS", "BottleneckResNet", "ResNet", "ViT", "create_model"]
 
 # Each value is called as factory(num_classes, dtype=..., axis_name=..., classifier=...).
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -42,6 +57,12 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet32": resnet32,
     "resnet34_3x3": resnet34_3x3,
     "mlp": mlp,
+    "resnet32_gn": resnet32_gn,
+    "vit_ti4": vit_ti4,
+    "resnet14_bottleneck": resnet14_bottleneck,
+    "resnet50": resnet50,
+    "resnet152": resnet152,
+    "resnext50_32x4d": resnext50_32x4d,
 }
 
 
@@ -52,6 +73,7 @@ def create_model(
     dtype: DTypeLike = jnp.float32,
     axis_name: str | None = None,
     classifier: str = "linear",
+    remat: bool = False,
 ) -> nn.Module:
     """Build the model called `name` (a key of MODELS).
 
@@ -62,12 +84,15 @@ def create_model(
       axis_name: the pmap or shard_map axis over which BatchNorm takes its statistics. None is
         right for one device and for jit with a sharded batch (there they are global already).
       classifier: kind of the last layer, one of CLASSIFIERS.
+      remat: keep only what enters a block and compute the rest again in the backward pass. Less
+        memory for one more forward pass; variables, outputs and gradients stay the same.
 
     Returns:
       An unbound linen module that keeps the contract above.
 
     Raises:
-      ValueError: the name or the classifier is not known, or num_classes < 1.
+      ValueError: the name or the classifier is not known, num_classes < 1, or remat for a model
+        that has no blocks.
 
     Example:
       >>> create_model("mlp", 10).num_classes
@@ -81,4 +106,9 @@ def create_model(
         raise ValueError(
             f"unknown classifier {classifier!r}: the known ones are {', '.join(CLASSIFIERS)}"
         )
-    return MODELS[name](num_classes, dtype=dtype, axis_name=axis_name, classifier=classifier)
+    model = MODELS[name](num_classes, dtype=dtype, axis_name=axis_name, classifier=classifier)
+    if not remat:
+        return model
+    if not hasattr(model, "remat"):
+        raise ValueError(f"model {name!r} has no blocks to compute again: leave remat out")
+    return model.clone(remat=True)

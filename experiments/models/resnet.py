@@ -9,6 +9,9 @@ old statistics (momentum 0.9 here, 0.1 there) with epsilon 1e-5. One thing does 
 variance in Flax is the biased one (divided by n), in PyTorch the unbiased one (by n - 1), where
 n = B * H * W. It matters in evaluation only, by a factor n / (n - 1): 1.001 for the last stage of
 ResNet-34 at batch 64, less elsewhere.
+
+With norm="group" the same networks have GroupNorm (Wu and He 2018) and with it no batch statistics:
+no row depends on another.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,12 +26,12 @@ from jax.typing import DTypeLike
 from experiments.models.heads import make_head
 
 _KAIMING_FAN_IN = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-_KAIMING_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+KAIMING_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 # PyTorch's default for linear and convolution layers, U(-b, b) with b = 1 / sqrt(fan_in).
-_TORCH_DEFAULT = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
+TORCH_DEFAULT = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 
 
-def _symmetric_uniform(bound: float) -> Callable[..., jax.Array]:
+def symmetric_uniform(bound: float) -> Callable[..., jax.Array]:
     """U(-bound, bound): PyTorch's bias default, whose bound the bias's own shape cannot tell."""
 
     def init(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
@@ -48,6 +51,7 @@ class BasicBlock(nn.Module):
       kernel_init: initialiser of every convolution.
       dtype: what the layers compute in.
       axis_name: the axis over which BatchNorm takes its statistics, or None.
+      norm: "batch", or "group" for groups of an eighth of the channels.
     """
 
     width: int
@@ -56,18 +60,17 @@ class BasicBlock(nn.Module):
     kernel_init: Initializer
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
+    norm: Literal["batch", "group"] = "batch"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """x [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), width]."""
 
         def conv(size: int, stride: int, name: str) -> nn.Conv:
-            return _conv(self.width, size, stride, self.kernel_init, self.dtype, name)
+            return conv_layer(self.width, size, stride, self.kernel_init, self.dtype, name)
 
         def norm(y: jax.Array, name: str) -> jax.Array:
-            layer = _norm(self.dtype, self.axis_name, name)
-            normalised: jax.Array = layer(y, use_running_average=not train)
-            return normalised
+            return _apply_norm(_norm(self.norm, self.dtype, self.axis_name, name), y, train)
 
         y = nn.relu(norm(conv(3, self.stride, "conv1")(x), "norm1"))
         y = norm(conv(3, 1, "conv2")(y), "norm2")
@@ -100,6 +103,9 @@ class ResNet(nn.Module):
       dtype: what the layers compute in; the classifier computes in at least float32.
       axis_name: the axis over which BatchNorm takes its statistics, or None.
       classifier: kind of the last layer, one of heads.CLASSIFIERS.
+      norm: see BasicBlock.
+      remat: compute the activations inside a block again in the backward pass: less memory, for
+        one more forward pass.
     """
 
     num_classes: int
@@ -112,18 +118,23 @@ class ResNet(nn.Module):
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
     classifier: str = "linear"
+    norm: Literal["batch", "group"] = "batch"
+    remat: bool = False
 
     def setup(self) -> None:
-        self.stem = _conv(self.widths[0], 3, 1, self.stem_init, self.dtype)
-        self.stem_norm = _norm(self.dtype, self.axis_name)
+        self.stem = conv_layer(self.widths[0], 3, 1, self.stem_init, self.dtype)
+        self.stem_norm = _norm(self.norm, self.dtype, self.axis_name)
+        # `train` is argument 2, after self and x.
+        block_type = nn.remat(BasicBlock, static_argnums=(2,)) if self.remat else BasicBlock
         self.blocks = [
-            BasicBlock(
+            block_type(
                 width,
                 2 if stage > 0 and block == 0 else 1,
                 self.shortcut,
                 self.conv_init,
                 self.dtype,
                 self.axis_name,
+                self.norm,
             )
             for stage, (size, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True))
             for block in range(size)
@@ -132,13 +143,13 @@ class ResNet(nn.Module):
             self.classifier,
             self.num_classes,
             self.head_init,
-            _symmetric_uniform(self.widths[-1] ** -0.5),
+            symmetric_uniform(self.widths[-1] ** -0.5),
             self.dtype,
         )
 
     def embed(self, images: jax.Array, train: bool) -> jax.Array:
         """Images [B, H, W, C] to features [B, widths[-1]]."""
-        x = nn.relu(self.stem_norm(self.stem(images), use_running_average=not train))
+        x = nn.relu(_apply_norm(self.stem_norm, self.stem(images), train))
         for block in self.blocks:
             x = block(x, train)
         return x.mean(axis=(1, 2), dtype=_at_least_float32(self.dtype))
@@ -155,13 +166,14 @@ def _at_least_float32(dtype: DTypeLike) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def _conv(
+def conv_layer(
     width: int,
     size: int,
     stride: int,
     kernel_init: Initializer,
     dtype: DTypeLike,
     name: str | None = None,
+    groups: int = 1,
 ) -> nn.Conv:
     """Convolution without bias; the same padding on all four sides whatever the stride."""
     side = (size // 2, size // 2)
@@ -170,6 +182,7 @@ def _conv(
         (size, size),
         (stride, stride),
         (side, side),
+        feature_group_count=groups,
         use_bias=False,
         kernel_init=kernel_init,
         dtype=dtype,
@@ -177,8 +190,24 @@ def _conv(
     )
 
 
-def _norm(dtype: DTypeLike, axis_name: str | None, name: str | None = None) -> nn.BatchNorm:
+def batch_norm(dtype: DTypeLike, axis_name: str | None, name: str | None = None) -> nn.BatchNorm:
     return nn.BatchNorm(momentum=0.9, epsilon=1e-5, dtype=dtype, axis_name=axis_name, name=name)
+
+
+def _norm(
+    kind: str, dtype: DTypeLike, axis_name: str | None, name: str | None = None
+) -> nn.BatchNorm | nn.GroupNorm:
+    if kind == "batch":
+        return batch_norm(dtype, axis_name, name)
+    if kind == "group":
+        return nn.GroupNorm(num_groups=8, epsilon=1e-5, dtype=dtype, name=name)
+    raise ValueError(f'norm is {kind!r}: choose "batch" or "group"')
+
+
+def _apply_norm(layer: nn.BatchNorm | nn.GroupNorm, x: jax.Array, train: bool) -> jax.Array:
+    if isinstance(layer, nn.BatchNorm):
+        return layer(x, use_running_average=not train)
+    return layer(x)
 
 
 def resnet8(num_classes: int, **options: Any) -> ResNet:
@@ -197,6 +226,12 @@ def resnet32(num_classes: int, **options: Any) -> ResNet:
     Every kernel is Kaiming normal (fan in, gain sqrt 2), the classifier's included.
     """
     return _cifar_type(5, num_classes, **options)
+
+
+def resnet32_gn(num_classes: int, *, axis_name: str | None = None, **options: Any) -> ResNet:
+    """ResNet-32, CIFAR type, with GroupNorm; `axis_name` is ignored, as there is no BatchNorm."""
+    del axis_name
+    return _cifar_type(5, num_classes, norm="group", **options)
 
 
 def _cifar_type(blocks: int, num_classes: int, **options: Any) -> ResNet:
@@ -223,8 +258,8 @@ def resnet34_3x3(num_classes: int, **options: Any) -> ResNet:
         stage_sizes=(3, 4, 6, 3),
         widths=(64, 128, 256, 512),
         shortcut="project",
-        conv_init=_KAIMING_FAN_OUT,
-        stem_init=_TORCH_DEFAULT,
-        head_init=_TORCH_DEFAULT,
+        conv_init=KAIMING_FAN_OUT,
+        stem_init=TORCH_DEFAULT,
+        head_init=TORCH_DEFAULT,
         **options,
     )
