@@ -16,6 +16,8 @@ are [K, b, ...], K steps of a call; which rows, an `Order` decides.
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
+import os
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -23,8 +25,9 @@ import jax
 import numpy as np
 
 from experiments.augment import colour_jitter, crop_and_flip, flip, normalise
-from experiments.data import Dataset
+from experiments.data import DataError, Dataset
 from experiments.data.encoded import EncodedDataset
+from experiments.data.stream import HostBatch, StepRows, stream
 from experiments.sampling import Order
 from experiments.settings import Settings
 from experiments.steps import Inputs, Rows
@@ -140,16 +143,29 @@ class InTurn(NamedTuple):
 
 
 class Mine(NamedTuple):
-    """One process's rows of each step and their positions in the whole batch."""
+    """One process's part of each step: called in worker processes."""
 
     order: Order | InTurn
     place: Place
 
-    def __call__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, step: int) -> StepRows:
+        if multiprocessing.parent_process() is not None:
+            # Balanced orders are drawn by JAX; a worker must not take the accelerator for it.
+            jax.config.update("jax_platforms", "cpu")
+        rows, mine = self._part(step)
+        # Padding repeats the first row of the whole batch, whichever process has it.
+        real = np.where(rows >= 0, rows, rows[0])
+        return StepRows(real[mine], np.arange(len(rows), dtype=np.int64)[mine])
+
+    def real(self, step: int) -> np.ndarray:
+        """bool[b]: which of the rows are no padding."""
+        rows, mine = self._part(step)
+        return rows[mine] >= 0
+
+    def _part(self, step: int) -> tuple[np.ndarray, slice]:
         rows = self.order.of_step(step)
         each = len(rows) // self.place.processes
-        mine = slice(self.place.process * each, (self.place.process + 1) * each)
-        return rows[mine], np.arange(len(rows), dtype=np.int64)[mine]
+        return rows, slice(self.place.process * each, (self.place.process + 1) * each)
 
 
 class Streamed(_Images):
@@ -193,5 +209,49 @@ class Streamed(_Images):
         with self._stream(part, order, 0, order.steps, train=False) as batches:
             yield batches
 
-    def _stream(self, *_: Any, train: bool = False) -> Any:
-        raise NotImplementedError
+    @contextlib.contextmanager
+    def _stream(
+        self, part: str, order: Order | InTurn, first: int, last: int, train: bool
+    ) -> Iterator[Iterator[Rows]]:
+        settings, mine = self._settings, Mine(order, self._place)
+        more: dict[str, Any] = {}
+        if settings.loader == "grain":
+            more = {"workers": settings.workers, "threads": 1 if settings.workers else _cores()}
+        with _LOADERS[settings.loader]()(
+            getattr(self._dataset, part),
+            mine,
+            first,
+            last,
+            size=self._dataset.size,
+            resize=self._dataset.resize,
+            train=train,
+            seed=settings.seed,
+            **more,
+        ) as batches:
+            yield _with_masks(batches, mine, first)
+
+
+def _with_masks(batches: Iterator[HostBatch], mine: Mine, step: int) -> Iterator[Rows]:
+    while True:
+        try:
+            batch = next(batches, None)
+        except RuntimeError as error:
+            raise DataError(f"images can no longer be read: {error}") from error
+        if batch is None:
+            return
+        mask = batch.ok & mine.real(step)
+        yield Rows(images=batch.images[None], labels=batch.labels[None], mask=mask[None])
+        step += 1
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _tf_stream() -> Any:
+    from experiments.data.stream_tf import stream as tf_stream
+
+    return tf_stream
+
+
+_LOADERS: dict[str, Any] = {"grain": lambda: stream, "tf.data": _tf_stream}

@@ -320,7 +320,8 @@ def _radius(options: dict[str, Any], steps_per_epoch: int) -> Any:
         if kind == "step":
             given = {} if values is None else {"values": values}
             last = options["epochs"] / 200  # published for 200 epochs
-            boundaries = [round(e * last) for e in (5, 160, 180)]
+            published = [round(e * last) for e in (5, 160, 180)]
+            boundaries = options.get("rho_boundaries") or published
             return schedules.step_radius(
                 **given, boundaries=boundaries, steps_per_epoch=steps_per_epoch
             )
@@ -357,6 +358,8 @@ def add_arguments(group: Any, **defaults: Any) -> None:
     add("rho-schedule", "constant", "radius by epoch: Focal-SAM's step (boundaries at 5/200, "
         "160/200, 180/200 of the epochs) and linear, or late (from 80%% of the epochs)",
         choices=["constant", "step", "linear", "late"])  # fmt: skip
+    add("rho-boundaries", None, "--rho-schedule step: first epochs of its later values",
+        type=int, nargs="+")  # fmt: skip
     add("rho-values", None, "radii of --rho-schedule; default as published", type=float, nargs="+")
     add("eta", 100.0, "largest count of a tail class", type=float)
     add("tail-scale", 1.0, "imbsam: factor on the tail loss; 2 in the released code since "

@@ -18,6 +18,7 @@ from experiments.execution import EXECUTIONS, Jit, use_devices
 from experiments.feeds import Place, make_feed
 from experiments.models import create_model
 from experiments.objectives import Adversary, Loss, Objective
+from experiments.pretrained import load_weights
 from experiments.sampling import Order
 from experiments.settings import Settings
 from experiments.steps import (
@@ -90,6 +91,7 @@ class Parts:
                 dtype=dtype,
                 axis_name=self.run_on.axis_name,
                 classifier=settings.classifier,
+                remat=settings.remat,
             )
             self.schedule = learning_rate(
                 settings.schedule, settings.lr, settings.epochs, self.steps_per_epoch
@@ -136,3 +138,11 @@ def last_variables(
     again = dataclasses.replace(settings, seed=settings.seed + 2**31, classifier="linear")
     fresh = Parts(dataset, model_name, cross_entropy, again).initial
     return found[0].variables(), fresh.variables()
+
+
+def initial_variables(
+    path: str, dataset: Dataset | EncodedDataset, model_name: str, settings: Settings
+) -> tuple[dict[str, Any], str]:
+    """({"params", "batch_stats"} with a file's weights, a line that says what was taken)."""
+    fresh = Parts(dataset, model_name, cross_entropy, settings).initial
+    return load_weights(path, fresh.variables(), model_name)

@@ -206,9 +206,181 @@ PRESETS: dict[str, Preset] = {
 }
 
 
+# ---- ImageNet-LT and iNaturalist 2018 ----------------------------------------------------------
+
+_PAPER_LARGE: dict[str, Any] = {
+    "epochs": 200,
+    "schedule": "cosine-prestep",
+    "running_statistics": "first",
+    "rule": "imbsam",
+    "rho": 0.05,
+    "eta": 100.0,
+    "tail_scale": 1.0,
+    "strict": False,
+    "stage2": ["lws"],
+}
+_PAPER_LARGE_GAPS = (
+    "learning rate, schedule, weight decay, colour jitter: decoupling's, the rate per image",
+    "which stages of LWS use ImbSAM: the first alone",
+)
+_DECOUPLING: dict[str, Any] = {
+    "epochs": 90,
+    "batch_size": 512,
+    "lr": 0.2,
+    "schedule": "cosine-prestep",
+    "running_statistics": "first",
+    "rule": "sgd",
+    "stage2": ["tau-norm", "crt", "lws"],
+    "stage2_statistics": "updated",
+}
+_SADDLE_LARGE: dict[str, Any] = {
+    "model": "resnet50",
+    "epochs": 90,
+    "batch_size": 256,
+    "schedule": "cosine",
+    "running_statistics": "every",
+    "jitter": 0.4,
+    "rule": "sam",
+    "rho_schedule": "step",
+    "rho_boundaries": [5, 60, 75],
+    "drw_epoch": 60,
+}
+_LDAM_LARGE: dict[str, Any] = {"loss": "ldam", "max_margin": 0.3, "scale": 30.0}
+_SADDLE_GAPS = ("differs: the release's Head/Med/Tail are slices of the classes sorted by size",)
+_FOCAL_LARGE: dict[str, Any] = {
+    "model": "resnet50",
+    "epochs": 200,
+    "schedule": "cosine",
+    "running_statistics": "every",
+    "loss": "logit_adjusted",
+    "tau": 1.0,
+    "rule": "focal_sam",
+    "rho_schedule": "late",
+}
+_FOCAL_GAPS = ("differs: the release validates on the test list and reports its best epoch",)
+
+_IMAGENET_LT: dict[str, Preset] = {
+    "imbsam-paper": Preset(
+        {
+            **_PAPER_LARGE,
+            "dataset": "imagenet_lt",
+            "model": "resnext50_32x4d",
+            "batch_size": 64,
+            "lr": 0.025,
+            "weight_decay": 5e-4,
+            "jitter": 0.4,
+        },
+        "Zhou et al., ICCV 2023, section 4.1 and Table 2, ResNeXt-50",
+        _PAPER_LARGE_GAPS,
+    ),
+    "decoupling": Preset(
+        {
+            **_DECOUPLING,
+            "dataset": "imagenet_lt",
+            "model": "resnext50_32x4d",
+            "weight_decay": 5e-4,
+            "jitter": 0.4,
+        },
+        "Kang et al., ICLR 2020, classifier-balancing, feat_uniform and its second stages",
+        (
+            "differs: the release drops the last, smaller batch of an epoch, and chooses the epoch "
+            "on its validation set",
+        ),
+    ),
+    "saddle": Preset(
+        {
+            **_SADDLE_LARGE,
+            **_LDAM_LARGE,
+            "dataset": "imagenet_lt",
+            "lr": 0.2,
+            "weight_decay": 2e-4,
+            "rho_values": [0.05, 0.1, 0.5, 0.5],
+        },
+        "Saddle-LongTail (NeurIPS 2022), LDAM-DRW with SAM on ImageNet-LT",
+        _SADDLE_GAPS,
+    ),
+    "focal-sam-paper": Preset(
+        {
+            **_FOCAL_LARGE,
+            "dataset": "imagenet_lt",
+            "batch_size": 256,
+            "lr": 0.1,
+            "weight_decay": 5e-4,
+            "jitter": 0.4,
+            "rho_values": [0.1, 0.2],
+            "gamma": 0.8,
+            "strength": 0.8,
+        },
+        "the official scripts for ImageNet-LT (ICML 2025), logit adjustment",
+        _FOCAL_GAPS,
+    ),
+}
+_INATURALIST: dict[str, Preset] = {
+    "imbsam-paper": Preset(
+        {
+            **_PAPER_LARGE,
+            "model": "resnet50",
+            "batch_size": 512,
+            "lr": 0.2,
+            "weight_decay": 1e-4,
+            "jitter": 0.0,
+        },
+        "Zhou et al., ICCV 2023, section 4.1 and Table 2, ResNet-50",
+        _PAPER_LARGE_GAPS,
+    ),
+    "decoupling": Preset(
+        {**_DECOUPLING, "model": "resnet50", "weight_decay": 1e-4, "jitter": 0.0},
+        "Kang et al., ICLR 2020, classifier-balancing, 90 epochs (also published with 200)",
+        (
+            "differs: cRT has 30 epochs there (--stage2 crt --stage2-epochs 30); the release drops "
+            "the last, smaller batch of an epoch",
+        ),
+    ),
+    "saddle": Preset(
+        {**_SADDLE_LARGE, "lr": 0.1, "weight_decay": 2e-4, "rho_values": [0.05, 0.1, 0.1, 0.2]},
+        "Saddle-LongTail (NeurIPS 2022), CE-DRW with SAM on iNaturalist 2018",
+        _SADDLE_GAPS,
+    ),
+    "saddle-ldam": Preset(
+        {
+            **_SADDLE_LARGE,
+            **_LDAM_LARGE,
+            "lr": 0.1,
+            "weight_decay": 1e-4,
+            "rho_values": [0.05, 0.1, 0.5, 0.5],
+        },
+        "Saddle-LongTail (NeurIPS 2022), LDAM-DRW with SAM on iNaturalist 2018",
+        _SADDLE_GAPS,
+    ),
+    "focal-sam-paper": Preset(
+        {
+            **_FOCAL_LARGE,
+            "batch_size": 512,
+            "lr": 0.2,
+            "weight_decay": 2e-4,
+            "jitter": 0.0,
+            "rho_values": [0.2, 0.2],
+            "gamma": 2.0,
+            "strength": 1.1,
+        },
+        "the official scripts for iNaturalist 2018 (ICML 2025), logit adjustment",
+        _FOCAL_GAPS,
+    ),
+}
+# By entry point.
+TABLES: dict[str, dict[str, Preset]] = {
+    "cifar_lt": PRESETS,
+    "imagenet_lt": _IMAGENET_LT,
+    "inaturalist": _INATURALIST,
+}
+
+
 def add_argument(parser: argparse.ArgumentParser) -> None:
+    """--preset, of the table of the parser's experiment."""
     parser.add_argument(
-        "--preset", choices=sorted(PRESETS), help="settings of a paper or its code; flags win"
+        "--preset",
+        choices=sorted(_table(parser)),
+        help="settings of a paper or its code; flags win",
     )
 
 
@@ -217,14 +389,19 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> arg
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", nargs="?")
     name = first.parse_known_args(argv)[0].preset
-    if name in PRESETS:  # any other name is the real parser's to refuse
-        parser.set_defaults(**PRESETS[name].flags)
+    presets = _table(parser)
+    if name in presets:  # any other name is the real parser's to refuse
+        parser.set_defaults(**presets[name].flags)
     return parser.parse_args(argv)
+
+
+def _table(parser: argparse.ArgumentParser) -> dict[str, Preset]:
+    return TABLES[parser.get_default("experiment")]
 
 
 def explain(args: argparse.Namespace) -> str:
     """What --preset expands to, flag by flag, where it comes from and what was not published."""
-    preset = PRESETS[args.preset]
+    preset = TABLES[args.experiment][args.preset]
     words = []
     for key, value in preset.flags.items():
         now, flag = getattr(args, key), f"--{key.replace('_', '-')}"

@@ -46,11 +46,13 @@ class Order:
     def of_step(self, step: int) -> np.ndarray:
         """int64[b]; -1 is padding."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        if self._drawn is None or self._drawn[0] != epoch:
+        drawn = self._drawn  # threads share an order: each looks at what it has checked
+        if drawn is None or drawn[0] != epoch:
             kind, labels, seed = self._of_epoch
-            self._drawn = (epoch, epoch_order(kind, labels, seed, epoch, self._per_visit))
+            drawn = (epoch, epoch_order(kind, labels, seed, epoch, self._per_visit))
+            self._drawn = drawn
         start = within * self.batch_size
-        rows = self._drawn[1][start : start + self.batch_size]
+        rows = drawn[1][start : start + self.batch_size]
         found = np.full(self.padded(len(rows)), -1, np.int64)
         found[: len(rows)] = rows
         return found

@@ -1,0 +1,281 @@
+"""What the entry points of image classification share: flags, and from flags to finished runs.
+
+An entry point is a module with `arguments()`, `load(args)` and `describe(args)`; it calls `run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments import cli, methods, objectives, presets, stage2
+from experiments.errors import RunError
+from experiments.models import MODELS
+from experiments.settings import LOADERS, SAMPLING
+from experiments.steps import SCHEDULES
+
+
+def add_method(parser: argparse.ArgumentParser, **defaults: Any) -> None:
+    """Groups "method", "loss" and "second stage"; defaults by name replace those of methods.py."""
+    method = parser.add_argument_group("method")
+    method.add_argument("--rule", default="imbsam", choices=sorted(methods.RULES))
+    methods.add_arguments(method, **defaults)
+    objectives.add_arguments(parser.add_argument_group("loss"))
+    stage2.add_arguments(parser.add_argument_group("second stage"))
+
+
+def add_training(
+    parser: argparse.ArgumentParser,
+    *,
+    model: str,
+    batch_size: int,
+    lr: float,
+    weight_decay: float,
+    devices: int,
+    checkpoint_every: int,
+) -> None:
+    """Groups "training" and "running", with an entry point's own defaults."""
+    training = parser.add_argument_group("training")
+    training.add_argument("--model", default=model, choices=sorted(MODELS))
+    training.add_argument(
+        "--init", metavar="FILE",
+        help="start from these weights: .safetensors under torchvision's names, or .msgpack",
+    )  # fmt: skip
+    training.add_argument("--epochs", type=int, default=200)
+    training.add_argument(
+        "--batch-size", type=int, default=batch_size, help="images, over all devices"
+    )
+    training.add_argument("--lr", type=float, default=lr, help="initial learning rate")
+    training.add_argument(
+        "--schedule", default="cosine-prestep", choices=SCHEDULES,
+        help="by epoch; cosine-prestep ends at 0, as the releases do",
+    )  # fmt: skip
+    training.add_argument("--momentum", type=float, default=0.9)
+    training.add_argument(
+        "--weight-decay", type=float, default=weight_decay,
+        help="coupled, on every parameter, at theta",
+    )  # fmt: skip
+    training.add_argument(
+        "--sampling", default="natural", choices=SAMPLING,
+        help="of the first stage: every image once an epoch, or every class alike",
+    )  # fmt: skip
+    training.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
+    seeds = training.add_mutually_exclusive_group()
+    seeds.add_argument("--seed", type=int, default=0, help="one run, in --out itself")
+    seeds.add_argument("--seeds", type=int, nargs="+", help="a run each, in OUT/seed_S")
+    seeds.add_argument("--num-seeds", type=int, help="seeds 0 to N-1")
+
+    running = parser.add_argument_group("running")
+    running.add_argument("--out", help="run folder; on several hosts, one that all of them see")
+    running.add_argument(
+        "--resume", action="store_true", help="continue the run in --out, or start one"
+    )
+    running.add_argument("--checkpoint-every", type=int, default=checkpoint_every, help="epochs")
+    running.add_argument("--eval-every", type=int, default=1, help="epochs")
+    running.add_argument("--eval-batch", type=int, default=500, help="images")
+    running.add_argument("--parallel", default="jit", choices=["jit", "pmap"])
+    running.add_argument(
+        "--devices", type=int, default=devices,
+        help="over all processes; 0 is all there are; emulated ones on a CPU",
+    )  # fmt: skip
+    running.add_argument(
+        "--accumulate", type=int, default=1,
+        help="cut each batch into so many micro-batches, one after the other: less memory, the "
+        "same step (with batch normalisation each normalises itself)",
+    )  # fmt: skip
+    running.add_argument(
+        "--remat", action="store_true",
+        help="compute a block's activations again in the backward pass: less memory, more time",
+    )  # fmt: skip
+    running.add_argument(
+        "--steps-per-call", type=int, default=0,
+        help="steps of a compiled call; 0 is 1 on a CPU and 50 elsewhere, images streamed always 1",
+    )  # fmt: skip
+    running.add_argument("--quiet", action="store_true")
+
+    hosts = parser.add_argument_group("several processes")
+    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    hosts.add_argument("--num-processes", type=int)
+    hosts.add_argument("--process-id", type=int, help="0 to N-1")
+    hosts.add_argument(
+        "--cluster", action="store_true", help="find the others by TPU pod, Slurm or Open MPI"
+    )
+    hosts.add_argument(
+        "--heartbeat-seconds", type=int, default=100,
+        help="a process silent for so long is taken for dead and ends the run",
+    )  # fmt: skip
+
+
+def add_streaming(parser: argparse.ArgumentParser, *, jitter: float) -> None:
+    """Group "images", of data sets that are read while training."""
+    images = parser.add_argument_group("images")
+    images.add_argument("--image-size", type=int, default=224, help="pixels the model sees")
+    images.add_argument(
+        "--resize", type=int, default=256, help="evaluation: shorter side before the centre is cut"
+    )
+    images.add_argument(
+        "--jitter", type=float, default=jitter,
+        help="of brightness, contrast and saturation, in [0, 1]",
+    )  # fmt: skip
+    images.add_argument(
+        "--loader", default="grain", choices=LOADERS, help="tf.data needs the `prepare` extra"
+    )
+    images.add_argument(
+        "--workers", type=int, default=0, help="processes that decode; 0: threads of this one"
+    )
+    images.add_argument(
+        "--max-corrupt", type=float, default=0.001,
+        help="share of images that may be unreadable; they are left out and counted",
+    )  # fmt: skip
+    images.add_argument(
+        "--allow-empty-classes", action="store_true",
+        help="classes without a training image count as tail and are left out of the accuracies",
+    )  # fmt: skip
+    images.add_argument(
+        "--val-per-class", type=int, default=0,
+        help="training images held out per class (each class keeps one), to tune rho and eta on",
+    )  # fmt: skip
+
+
+def prepared(dataset: Any, args: argparse.Namespace) -> Any:
+    """The data set, checked for empty classes and with images held out as the flags say."""
+    from experiments.data.encoded import check_no_empty_class, hold_out_rows
+
+    check_no_empty_class(dataset, args.allow_empty_classes)
+    if not args.val_per_class:
+        return dataset
+    if dataset.val is not None:
+        raise RunError(f"{dataset.name} has a validation set of its own: leave --val-per-class out")
+    return hold_out_rows(dataset, args.val_per_class, seed=0)
+
+
+class Plan(NamedTuple):
+    """What the flags ask for, made for one data set; nothing trained or written yet."""
+
+    settings: Any
+    method: methods.Method
+    loss: objectives.Loss
+    description: dict[str, Any]
+    second: dict[str, stage2.Stage]
+
+
+def make_plan(args: argparse.Namespace, dataset: Any, about_data: dict[str, Any]) -> Plan:
+    """Everything that can be refused is refused here.
+
+    Args:
+      about_data: the description's fields that say how the data was made.
+    """
+    from experiments.execution import EXECUTIONS
+    from experiments.settings import Settings
+    from imbsam_jax import imbalance_factor
+
+    options, counts = vars(args), dataset.class_counts()
+    settings = Settings(
+        **{name: options[name] for name in Settings.__dataclass_fields__ if name in options}
+        | {"classifier": objectives.classifier_for(args.loss, options)}
+    )
+    settings.check()
+    steps_per_epoch = -(-len(dataset.train_labels) // args.batch_size)
+    method, of_method = methods.build_method(
+        args.rule, counts, options, steps_per_epoch=steps_per_epoch
+    )
+    if args.rule == "cc_sam" and settings.accumulate > 1:
+        raise RunError("--rule cc_sam takes a batch whole: use --accumulate 1")
+    loss, of_loss = objectives.build_loss(
+        args.loss, counts, options, steps_per_epoch=steps_per_epoch,
+        axis_name=EXECUTIONS[args.parallel].axis_name,
+    )  # fmt: skip
+    description = {
+        "experiment": args.experiment,
+        **of_method,
+        **of_loss,
+        "imbalance_factor": imbalance_factor(counts[counts > 0]),
+        **about_data,
+        "val_per_class": args.val_per_class,
+        "preset": args.preset,
+        "stage2": None,
+        "stage2_args": {},
+    }
+    second = {
+        name: stage2.make(
+            name, options, class_counts=counts, first=settings, steps_per_epoch=steps_per_epoch
+        )
+        for name in args.stage2
+    }
+    return Plan(settings, method, loss, description, second)
+
+
+def join(args: argparse.Namespace) -> None:
+    """Meets the other processes of the run, where there are to be some; before JAX is used."""
+    from experiments.execution import join_processes
+
+    asked = (args.coordinator, args.num_processes, args.process_id)
+    if args.cluster and any(x is not None for x in asked):
+        raise RunError("--cluster finds the other processes by itself: leave --coordinator, "
+                       "--num-processes and --process-id out")  # fmt: skip
+    if args.cluster or any(x is not None for x in asked):
+        join_processes(*asked, args.devices, args.heartbeat_seconds)
+
+
+def run(
+    args: argparse.Namespace,
+    load: Callable[[argparse.Namespace], Any],
+    describe: Callable[[argparse.Namespace], dict[str, Any]],
+) -> None:
+    """Trains every seed, and every second stage of each, and shows the table."""
+    import jax
+
+    from experiments import report
+    from experiments.parts import initial_variables, last_variables
+    from experiments.train import fit
+
+    if not args.out:
+        raise RunError("--out is missing: name the folder this run is to be written to")
+    seeds = _seeds(args)
+    several = args.seeds is not None or args.num_seeds is not None
+    join(args)
+    cli.use_compilation_cache()
+    if args.preset and args.process_id in (None, 0):
+        print(presets.explain(args))
+    dataset = load(args)
+    plan = make_plan(args, dataset, describe(args))
+    more = {"resume": args.resume, "quiet": args.quiet}
+    reports = []
+    for seed in seeds:
+        mine = dataclasses.replace(plan.settings, seed=seed)
+        out = Path(args.out) / f"seed_{seed}" if several else Path(args.out)
+        description, start = {**plan.description, "init": None}, None
+        if args.init:
+            start, description["init"] = initial_variables(args.init, dataset, args.model, mine)
+        reports.append(
+            fit(
+                dataset, args.model, plan.method, plan.loss, mine, out, start=start,
+                description=description, **more,
+            )
+        )  # fmt: skip
+        for name, stage in plan.second.items():
+            folder = "_".join(filter(None, ["stage2", name, args.stage2_tag]))
+            trained, fresh = last_variables(out, dataset, args.model, mine)
+            start = {**trained, "params": stage.start(trained["params"], fresh["params"])}
+            reports.append(
+                fit(
+                    dataset, args.model, stage.method, stage.loss,
+                    dataclasses.replace(stage.settings, seed=seed), out / folder, start=start,
+                    adversary=stage.adversary, description=description | stage.description,
+                    **more,
+                )
+            )  # fmt: skip
+    if jax.process_index() == 0:
+        report.show(reports)
+
+
+def _seeds(args: argparse.Namespace) -> list[int]:
+    if args.num_seeds is not None and args.num_seeds < 1:
+        raise RunError(f"--num-seeds must be at least 1, got {args.num_seeds}")
+    seeds = args.seeds or (list(range(args.num_seeds)) if args.num_seeds else [args.seed])
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise RunError(f"--seeds must be different numbers, at least 0; got {seeds}")
+    return list(seeds)
