@@ -48,6 +48,8 @@ def gradient(
     if sync and directions:
         directions = collectives.mean(directions, axis_name)
     points = [perturbed(params, d, r, ascent) for d, r in zip(directions, table.radii, strict=True)]
+    # What the passes at theta kept for their backward passes is given up before the next begins.
+    points, parts = lax.optimization_barrier((points, parts)) if points else (points, parts)
     moved = [batch.moved(point, w) for point, w in zip(points, groups, strict=True)]
     parts = parts[len(groups) :] + [part for part, _ in moved]
     if ascent.group_mean:
