@@ -27,7 +27,7 @@ from imbsam_jax.rules import ClassWeights, Rule, check_table, require_step, stag
 class Batch(NamedTuple):
     """What the core asks of a batch, this device's part alone; `moved` once per group, in order."""
 
-    clean: Callable[[Any], Any]  # class weights [C] -> gradient at theta
+    clean: Callable[[list[Any]], list[Any]]  # class weights [C], several -> gradients at theta
     moved: Callable[[Any, Any], tuple[Any, Any]]  # (point, class weights) -> gradient there, info
     share: Callable[[Any], Any]  # class weights -> rows they touch / rows of this device
     real: Any = None  # real rows / rows, where some rows are padding; None where none are
@@ -41,14 +41,17 @@ def gradient(
     # Padding is divided out of the whole gradient later: weight decay counts as the rows do.
     real = 1.0 if batch.real is None else batch.real
     share = batch.share if ascent.group_mean else lambda _: real
-    directions = [decayed(batch.clean(w), [params], ascent, share(w) / len(groups)) for w in groups]
+    base = [] if table.base is None else [table.base]
+    parts = batch.clean(groups + base)
+    pairs = zip(parts[: len(groups)], groups, strict=True)
+    directions = [decayed(d, [params], ascent, share(w) / len(groups)) for d, w in pairs]
     if sync and directions:
         directions = collectives.mean(directions, axis_name)
-    pairs = zip(directions, table.radii, strict=True)
-    points = [perturbed(params, direction, radius, ascent) for direction, radius in pairs]
+    points = [perturbed(params, d, r, ascent) for d, r in zip(directions, table.radii, strict=True)]
+    # What the passes at theta kept for their backward passes is given up before the next begins.
+    points, parts = lax.optimization_barrier((points, parts)) if points else (points, parts)
     moved = [batch.moved(point, w) for point, w in zip(points, groups, strict=True)]
-    base = [] if table.base is None else [table.base]
-    parts = [batch.clean(w) for w in base] + [part for part, _ in moved]
+    parts = parts[len(groups) :] + [part for part, _ in moved]
     if ascent.group_mean:
         parts = _by_group_mean(parts, base + groups, batch, axis_name)
     total = jax.tree.map(lambda *leaves: sum(leaves[1:], start=leaves[0]), *parts)
@@ -61,10 +64,8 @@ def _by_group_mean(parts: list[Any], touched: list[Any], batch: Batch, axis_name
     # Padding is divided out of the whole gradient later, but not of a mean over a group's rows.
     real = 1.0 if batch.real is None else collectives.mean(batch.real, axis_name)
     factors = [jnp.where(share == 0, 0, real / jnp.where(share == 0, 1, share)) for share in shares]
-    return [
-        jax.tree.map(lambda leaf, f=factor: leaf * f.astype(leaf.dtype), part)
-        for part, factor in zip(parts, factors, strict=True)
-    ]
+    pairs = zip(parts, factors, strict=True)
+    return [jax.tree.map(lambda x, f=f: x * f.astype(x.dtype), part) for part, f in pairs]
 
 
 def by_stage(rule: Rule, step: Any, compute: Callable[[ClassWeights], Any]) -> Any:

@@ -10,10 +10,9 @@ import jax.numpy as jnp
 
 from imbsam_jax import collectives, core
 from imbsam_jax.ascent import Ascent, norm
+from imbsam_jax.passes import Rows, at_once, in_micro_batches
 from imbsam_jax.rows import (
     check_labels,
-    check_losses,
-    check_pair,
     check_params,
     nan_where_no_class,
     row_weights,
@@ -51,6 +50,7 @@ def value_and_grad(
     ascent: Ascent = Ascent(),
     examples: str = "dependent",
     batched: tuple[bool, ...] | None = None,
+    micro_batches: int = 1,
     carry: Callable[[tuple[Any, ...], Any], tuple[Any, ...]] | None = None,
     info: bool = False,
 ) -> Callable[..., Any]:
@@ -72,7 +72,14 @@ def value_and_grad(
       ascent: how the perturbation is taken.
       examples: "dependent", every pass sees the whole batch, which is exact for every model,
         batch normalisation included.
-      batched: reserved for other values of `examples`; leave it None.
+      batched: which of the args have the batch axis, `(True, False, ...)`, where micro-batches are
+        cut from them; an arg that is a tree has it in all of its leaves or in none. None: all of
+        them. An arg without it is given whole to every micro-batch, a random key as well.
+      micro_batches: A, how many parts of B/A rows the batch is worked off in, one after the other,
+        for less memory: row i in part i % A. The gradient is that of the whole batch, since d_k is
+        normalised when all parts are in it. Models that look across rows (batch normalisation)
+        look across those of a part. The sum over devices is taken once per ascent and once for
+        the result inside shard_map and pmap; under plain jit XLA may take it for every part.
       carry: None, or `carry(args, aux) -> args`, which makes of the args and the aux of one pass
         the args of the next: first the pass at theta, then that of each group in the rule's
         order. The aux reported is then that of the last pass. Running statistics updated by
@@ -93,11 +100,12 @@ def value_and_grad(
           is then the number of True rows, over all devices.
         mean_loss: scalar, `(1/B) sum_i loss_i(theta)`, unweighted, over all devices.
         aux: what losses_fn returned beside the losses at theta, of this device; with `carry`,
-          beside those of the last pass.
+          beside those of the last pass. Several micro-batches: theirs in turn, stacked, each leaf
+          with a new leading axis A; `carry` is given that, too.
         grads: like params, the same dtypes, averaged over the devices.
 
     Raises:
-      ValueError: averaged losses, labels of another shape, a missing step.
+      ValueError: averaged losses, labels of another shape, a missing step, B not divisible by A.
       TypeError: losses_fn returns no pair, or carry no tuple of as many args.
 
     >>> def losses_fn(w, x, y):
@@ -115,19 +123,24 @@ def value_and_grad(
     """
     if examples != "dependent":
         raise ValueError(f"examples must be 'dependent', got {examples!r}")
-    if batched is not None:
-        raise ValueError("batched says which args have rows to choose; 'dependent' chooses none")
+    if isinstance(micro_batches, bool) or not isinstance(micro_batches, int) or micro_batches < 1:
+        raise ValueError(f"micro_batches must be a whole number from 1 on, got {micro_batches!r}")
+
+    def run(point: Any, table: list[Any], rows: Rows) -> tuple[list[Any], jax.Array, Any]:
+        if micro_batches == 1:
+            return at_once(losses_fn, point, table, rows, axis_name)
+        return in_micro_batches(losses_fn, point, table, rows, axis_name, batched, micro_batches)
 
     def f(params: Any, labels: Any, *args: Any, step: Any = None, mask: Any = None) -> Any:
         labels = check_labels(labels, mask)
         local = collectives.varying(check_params(params), axis_name)
-        most_groups = _most_groups(rule, step) if info else 0
+        rows = Rows(args, labels, mask, labels.shape[0])
+        most_groups = _most_groups(rule, step) if info else None
 
         def compute(table: ClassWeights) -> Any:
             return _one_table(
-                table, local, labels, mask, lambda p, args: check_pair(losses_fn(p, *args)),
-                args, carry, ascent, axis_name, sync_ascent, most_groups if info else None,
-            )  # fmt: skip
+                table, local, rows, run, carry, ascent, axis_name, sync_ascent, most_groups
+            )
 
         return core.by_stage(rule, step, compute)
 
@@ -137,36 +150,30 @@ def value_and_grad(
 def _one_table(
     table: ClassWeights,
     params: Any,
-    labels: jax.Array,
-    mask: Any,
-    run: Callable[[Any, tuple[Any, ...]], tuple[jax.Array, Any]],
-    args: tuple[Any, ...],
+    rows: Rows,
+    run: Callable[[Any, list[Any], Rows], tuple[list[Any], jax.Array, Any]],
     carry: Callable[[tuple[Any, ...], Any], tuple[Any, ...]] | None,
     ascent: Ascent,
     axis_name: Any,
     sync: bool,
     most_groups: int | None,
 ) -> Any:
-    losses, pullback, aux = jax.vjp(lambda p: run(p, args), params, has_aux=True)
-    check_losses(losses, labels)
-    rows = losses.shape[0]
+    labels, mask = rows.labels, rows.mask
+    # Of this table alone: each branch of a staged rule has its own.
+    losses, aux = jnp.zeros(0), None
 
-    def cotangent(class_weights: Any) -> jax.Array:
-        weights = row_weights(class_weights, labels, mask, losses.dtype) / rows
-        return collectives.varying(weights, axis_name)
-
-    def clean(class_weights: Any) -> Any:
-        # The forward pass at theta is shared: only its backward pass runs once per part.
-        return pullback(cotangent(class_weights))[0]
+    def clean(weights: list[Any]) -> list[Any]:
+        nonlocal losses, aux
+        grads, losses, aux = run(params, weights, rows)
+        return grads
 
     def moved(point: Any, class_weights: Any) -> tuple[Any, jax.Array]:
-        # The two names are of this table alone: each branch of a staged rule has its own.
-        nonlocal args, aux
+        nonlocal rows, aux
         if carry is not None:
-            args = _check_args(carry(args, aux), args)
-        there, pullback_there, seen = jax.vjp(lambda p: run(p, args), point, has_aux=True)
+            rows = rows._replace(args=_check_args(carry(rows.args, aux), rows.args))
+        (grads,), there, seen = run(point, [class_weights], rows)
         aux = aux if carry is None else seen
-        return pullback_there(cotangent(class_weights))[0], there
+        return grads, there
 
     batch = core.Batch(
         clean,

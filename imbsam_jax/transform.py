@@ -102,7 +102,7 @@ def sharpness_aware(
         fn = weighted_grad_fn
         local = collectives.varying(check_params(params), axis_name)
         batch = core.Batch(
-            clean=lambda weights: fn(local, weights),
+            clean=lambda table: [fn(local, weights) for weights in table],
             moved=lambda point, weights: (fn(point, weights), None),
             share=getattr(fn, "share", _no_share),
             real=getattr(fn, "real", None),

@@ -237,6 +237,43 @@ def compare_modes(rows: list[Row]) -> None:
             compare(got, want, f"{name}, step {number}", atol=1e-6)
 
 
+def check_micro_batches() -> None:
+    """One row of each device at a time, in every mode, against the whole batch on one device."""
+    names = (
+        "sgd",
+        "sam",
+        "imbsam",
+        "sse_sam",
+        "sgd_then_imbsam",
+        "imbsam_release-group_mean-decay",
+    )
+
+    def steps(axis_name: Any, number: int = ROWS_EACH) -> Step:
+        def step(carry: Any, batch: Any, count: Any) -> Any:
+            x, y, mask = batch
+            report = {}
+            for place, name in enumerate(names):
+                f = BY_ID[name].value_and_grad(
+                    losses_fn, axis_name=axis_name, micro_batches=number, info=name == "sse_sam"
+                )
+                (loss, _, *info), grads = f(
+                    carry, y, x, y, step=count, mask=mask if place % 2 == 0 else None
+                )
+                report[name] = loss, info, grads
+            return carry, report
+
+        return step
+
+    params = to_library(init_params(), jnp.float32)
+    whole = _whole(partial(steps, number=1))
+    for name, mode in MODES.items():
+        step = mode(steps)
+        for count in (SWITCH - 1, SWITCH):
+            batch = make_batch(count)
+            got = jax.block_until_ready(step(params, batch, count))[1]
+            compare(got, whole(params, batch, count)[1], f"{name}, step {count}", atol=1e-6)
+
+
 def compare(got: Any, want: Any, where: str, **tolerance: float) -> None:
     def leaf(path: Any, a: Any, b: Any) -> None:
         message = f"{where}: {jax.tree_util.keystr(path)}"
@@ -284,8 +321,10 @@ def check_all_reduces() -> None:
     params, batch = to_library(init_params(), jnp.float32), make_batch(0)
     whole, by_rows = NamedSharding(MESH, P()), NamedSharding(MESH, P("batch"))
 
-    def count(door: str, mode: str, name: str, step: int, masked: bool = False) -> int:
-        gradient = DOORS[door](BY_ID[name], None if mode == "jit" else "batch")
+    def count(
+        door: str, mode: str, name: str, step: int, masked: bool = False, **options: Any
+    ) -> int:
+        gradient = DOORS[door](BY_ID[name], None if mode == "jit" else "batch", **options)
 
         def f(params: Any, batch: Any) -> Any:
             # A concrete step: one stage of a staged rule.
@@ -324,6 +363,10 @@ def check_all_reduces() -> None:
     # Counting the real rows rides along with the result.
     for door in DOORS:
         assert count(door, "shard_map", "imbsam", 0, masked=True) == 2, door
+    # Micro-batches are added up on their device first.
+    for mode in ("shard_map", "pmap"):
+        for case in (("imbsam", 0), ("sse_sam", SWITCH - 1)):
+            assert count("value_and_grad", mode, *case, micro_batches=ROWS_EACH) == 2, (mode, case)
 
 
 if __name__ == "__main__":

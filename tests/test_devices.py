@@ -9,7 +9,13 @@ import pytest
 
 @pytest.mark.parametrize(
     "check",
-    ["modes", "sync_ascent", "all_reduces", pytest.param("every_method", marks=pytest.mark.slow)],
+    [
+        "modes",
+        "micro_batches",
+        "sync_ascent",
+        "all_reduces",
+        pytest.param("every_method", marks=pytest.mark.slow),
+    ],
 )
 def test_on_eight_devices(check: str, run_python: Any) -> None:
     run_python(["-W", "error", "tests/on_devices.py", check], devices=8, timeout=900)

@@ -101,7 +101,8 @@ def decode_train(data: bytes, size: int, rng: np.random.Generator) -> NDArray[np
     image = _open(data)
     if image is None:
         return None
-    box = crop_box(*image.size, rng)
+    width, height = image.size
+    box = crop_box(width, height, rng)
     factor = next((f for f in (8, 4, 2) if min(box.width, box.height) >= f * size), 1)
     return _cut(image, box, size, factor)
 
@@ -122,7 +123,8 @@ def decode_eval(data: bytes, size: int, resize: int) -> NDArray[np.uint8] | None
     image = _open(data)
     if image is None:
         return None
-    return _cut(image, eval_box(*image.size, size, resize), size, factor=1)
+    width, height = image.size
+    return _cut(image, eval_box(width, height, size, resize), size, factor=1)
 
 
 def _open(data: bytes) -> Any:

@@ -81,8 +81,8 @@ def reading(builder: Any, split: str) -> Iterator[None]:
     except NotImplementedError as error:
         raise DataError(
             f"{builder.data_dir} is prepared in {builder.info.file_format.value} format, which "
-            "cannot be read without TensorFlow: choose another --data-dir, where it is then "
-            "prepared as array_record"
+            "cannot be read without TensorFlow: choose another --data-dir, for data in "
+            "array_record format"
         ) from error
     except (OSError, RuntimeError, ValueError) as error:
         raise DataError(

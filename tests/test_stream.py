@@ -1,0 +1,346 @@
+"""The input stream: the same batches however they are made, states, bad files, dying workers."""
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tiny_records
+from experiments.data import DataError
+from experiments.data.decode import decode_eval, decode_train
+from experiments.data.records import load_inaturalist
+from experiments.data.stream import HostBatch, StepRows, Stream, stream
+
+pytest.importorskip("grain")
+pytest.importorskip("tensorflow_datasets")
+
+_BATCH, _STEPS, _SIZE, _RESIZE = 6, 8, 16, 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Host `host` of `hosts` takes every hosts-th position of a shuffled epoch, then padding."""
+
+    total: int
+    host: int = 0
+    hosts: int = 1
+
+    def __call__(self, step: int) -> StepRows:
+        order = np.random.RandomState(11).permutation(self.total)
+        positions = np.arange(self.host, _BATCH, self.hosts)
+        at = step * _BATCH + positions
+        rows = np.where(at < self.total, order[np.minimum(at, self.total - 1)], -1)
+        return StepRows(rows, positions)
+
+
+@dataclasses.dataclass(frozen=True)
+class Changed:
+    """A split, some of whose files read as given."""
+
+    split: Any
+    files: dict[int, bytes]
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.split.labels
+
+    def read(self, rows: Sequence[int]) -> list[bytes]:
+        files = self.split.read(rows)
+        return [self.files.get(row, file) for row, file in zip(rows, files, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("tfds")
+    tiny_records.make(folder, num_classes=4, largest=20, smallest=5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        train = load_inaturalist(str(folder)).train
+    assert len(train.labels) == 44  # so the last of eight batches of six is mostly padding
+    return train
+
+
+def _stream(split: Any, rows: Any = None, first: int = 0, **changes: Any) -> Stream:
+    arguments = {"size": _SIZE, "resize": _RESIZE, "train": True, "seed": 3, "threads": 0}
+    rows = rows or Rows(len(split.labels))
+    return stream(split, rows, first, _STEPS, **{**arguments, **changes})  # type: ignore[arg-type]
+
+
+def _all(batches: Any) -> list[HostBatch]:
+    with batches:
+        return list(batches)
+
+
+def _assert_same(got: Sequence[HostBatch], expected: Sequence[HostBatch]) -> None:
+    assert len(got) == len(expected)
+    for one, other in zip(got, expected, strict=True):
+        for part, other_part in zip(one, other, strict=True):
+            assert type(part) is type(other_part)
+            np.testing.assert_array_equal(part, other_part)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_batches_are_the_rows_decoded(split: Any, train: bool) -> None:
+    batches = _all(_stream(split, train=train))
+    assert len(batches) == _STEPS
+    rows_of = Rows(len(split.labels))
+    for step, batch in enumerate(batches):
+        rows, positions = rows_of(step)
+        assert batch.images.dtype == np.uint8 and batch.images.shape == (6, _SIZE, _SIZE, 3)
+        assert batch.labels.dtype == np.int32 and type(batch.images) is np.ndarray
+        assert batch.ok.tolist() == (rows >= 0).tolist() and batch.corrupt == 0
+        for image, label, row, position in zip(
+            batch.images, batch.labels, rows, positions, strict=True
+        ):
+            # Padding is the first row again, its label too.
+            data = split.read([row if row >= 0 else rows[0]])[0]
+            at = position if row >= 0 else 0
+            rng = np.random.default_rng((3, step, at))
+            expected = (
+                decode_train(data, _SIZE, rng) if train else decode_eval(data, _SIZE, _RESIZE)
+            )
+            np.testing.assert_array_equal(image, expected)
+            assert label == split.labels[row if row >= 0 else rows[0]]
+    assert batches[-1].ok.tolist() == [True] * 2 + [False] * 4
+
+
+def test_seed_and_step_decide_the_crops(split: Any) -> None:
+    first, again, other = (_all(_stream(split, seed=seed)) for seed in (3, 3, 4))
+    _assert_same(first, again)
+    assert not np.array_equal(first[0].images, other[0].images)
+    assert np.array_equal(first[0].labels, other[0].labels)
+    # Evaluation draws nothing.
+    _assert_same(_all(_stream(split, train=False, seed=1)), _all(_stream(split, train=False)))
+
+    def same_rows(step: int) -> StepRows:
+        return Rows(len(split.labels))(0)
+
+    batches = _all(_stream(split, same_rows))
+    assert not np.array_equal(batches[0].images, batches[1].images)
+
+
+def test_threads_change_nothing(split: Any) -> None:
+    for threads, prefetch in ((1, 1), (3, 2)):
+        _assert_same(_all(_stream(split, threads=threads, prefetch=prefetch)), _all(_stream(split)))
+
+
+@pytest.mark.parametrize("hosts", [2, 3])
+def test_hosts_change_nothing(split: Any, hosts: int) -> None:
+    whole = _all(_stream(split))
+    total = len(split.labels)
+    parts = [_all(_stream(split, Rows(total, host, hosts))) for host in range(hosts)]
+    for step, batch in enumerate(whole):
+        for host in range(hosts):
+            part, real = parts[host][step], batch.ok[host::hosts]
+            assert part.ok.tolist() == real.tolist()
+            np.testing.assert_array_equal(part.images[real], batch.images[host::hosts][real])
+            np.testing.assert_array_equal(part.labels[real], batch.labels[host::hosts][real])
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_start_anywhere(split: Any, threads: int) -> None:
+    whole = _all(_stream(split))
+    for first in (0, 3, _STEPS):
+        _assert_same(_all(_stream(split, first=first, threads=threads)), whole[first:])
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_state_is_saved_and_restored(split: Any, threads: int) -> None:
+    whole = _all(_stream(split))
+    with _stream(split, threads=threads) as batches:
+        states = [json.loads(json.dumps(batches.get_state()))]
+        for _ in batches:
+            states.append(json.loads(json.dumps(batches.get_state())))
+        for step in (5, 0, _STEPS, 2):  # in the same stream, forward and back, and at the end
+            batches.set_state(states[step])
+            _assert_same(list(batches), whole[step:])
+    with _stream(split, threads=threads) as batches:
+        batches.set_state(states[4])
+        _assert_same(list(batches), whole[4:])
+
+
+def test_damaged_files(split: Any) -> None:
+    total = len(split.labels)
+    rows = Rows(total)(0).rows
+    whole = _all(_stream(split))
+    cut = split.read([rows[3]])[0][:-200]
+    batches = _all(_stream(Changed(split, {int(rows[0]): b"", int(rows[3]): cut})))
+    bad = batches[0]
+    assert (bad.ok.tolist(), bad.corrupt) == ([False, True, True, False, True, True], 2)
+    for at in range(6):
+        same = at if bad.ok[at] else 1
+        np.testing.assert_array_equal(bad.images[at], whole[0].images[same])
+        assert bad.labels[at] == whole[0].labels[same]
+    _assert_same(batches[1:], whole[1:])
+    last = Rows(total)(_STEPS - 1).rows
+    batches = _all(_stream(Changed(split, {int(last[0]): b"junk"})))
+    assert (batches[-1].ok.tolist(), batches[-1].corrupt) == ([False, True] + [False] * 4, 1)
+    np.testing.assert_array_equal(batches[-1].images[5], whole[-1].images[1])
+
+
+def test_no_good_row(split: Any) -> None:
+    def padding(step: int) -> StepRows:
+        return StepRows(np.full(4, -1), np.arange(4))
+
+    batches = _all(_stream(split, padding))
+    assert len(batches) == _STEPS and batches[0].corrupt == 0
+    assert not batches[0].images.any() and not batches[0].labels.any() and not batches[0].ok.any()
+    nothing = Changed(split, {row: b"" for row in range(len(split.labels))})
+    batches = _all(_stream(nothing))
+    assert [batch.corrupt for batch in batches] == [6] * 7 + [2]
+    assert not batches[0].images.any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"first": 9}, "steps 9 to 8"),
+        ({"first": -1}, "steps -1 to 8"),
+        ({"seed": -1}, "seed is -1"),
+        ({"workers": -1}, "workers is -1"),
+        ({"workers": 1}, "threads is 0, but must be at least 1"),
+        ({"prefetch": 0}, "prefetch is 0"),
+        ({"size": 30}, "size is 30 and resize 20"),
+    ],
+)
+def test_bad_arguments(split: Any, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _stream(split, **changes)
+
+
+def test_bad_rows(split: Any) -> None:
+    for rows, positions, message in (
+        ([0, 44], [0, 1], r"step 0: rows lie in \[0, 44\], outside \[-1, 44\)"),
+        ([0, -2], [0, 1], r"rows lie in \[-2, 0\]"),
+        ([0, 1], [0], r"rows have shape \(2,\) and positions \(1,\)"),
+    ):
+        made = StepRows(np.array(rows), np.array(positions))
+        batches = _stream(split, lambda _, made=made: made)
+        with pytest.raises(ValueError, match=message):
+            next(batches)
+
+
+# --- Worker processes ------------------------------------------------------------------------
+
+
+def _children() -> set[int]:
+    """Ids of the workers of this process, of `multiprocessing` and not its resource tracker."""
+    import multiprocessing
+
+    return {child.pid for child in multiprocessing.active_children() if child.pid is not None}
+
+
+def test_workers_change_nothing(split: Any) -> None:
+    """Two workers: the same batches, from any step and any state; they end with the stream."""
+    whole = _all(_stream(split))
+    with _stream(split, workers=2, threads=1) as batches:
+        states = [json.loads(json.dumps(batches.get_state()))]
+        got = []
+        for batch in batches:
+            got.append(batch)
+            states.append(json.loads(json.dumps(batches.get_state())))
+        _assert_same(got, whole)
+    assert not _children()
+    with _stream(split, workers=2, threads=2, prefetch=1) as batches:
+        batches.set_state(states[3])
+        _assert_same([next(batches), next(batches)], whole[3:5])
+        assert len(_children()) == 2
+        batches.set_state(states[1])
+        _assert_same([next(batches)], whole[1:2])
+    assert not _children()  # left in the middle
+    with pytest.raises(ValueError, match="closed"):
+        next(batches)
+
+
+def test_an_abandoned_stream_ends_its_workers(split: Any) -> None:
+    batches = _stream(split, first=2, workers=1, threads=1)
+    _assert_same([next(batches)], _all(_stream(split))[2:3])
+    assert len(_children()) == 1
+    del batches
+    assert not _children()
+
+
+@dataclasses.dataclass(frozen=True)
+class Failing:
+    """Rows whose maker does something bad at step 2."""
+
+    how: str
+    total: int
+
+    def __call__(self, step: int) -> StepRows:
+        if step == 2 and self.how == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if step == 2 and self.how == "raise":
+            raise DataError("the disk is gone")
+        if step == 2 and self.how == "ignored":
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
+        return Rows(self.total)(step)
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "message"),
+    [("die", RuntimeError, "terminated unexpectedly"), ("raise", DataError, "the disk is gone")],
+)
+def test_a_failing_worker_raises(split: Any, how: str, error: Any, message: str) -> None:
+    batches = _stream(split, Failing(how, len(split.labels)), workers=2, threads=1)
+    got = []
+    with pytest.raises(error, match=message):
+        for batch in batches:
+            got.append(batch)
+    assert len(got) <= 2 and not _children()
+
+
+def test_workers_leave_signals_to_the_trainer(split: Any) -> None:
+    failing = Failing("ignored", len(split.labels))
+    _assert_same(_all(_stream(split, failing, workers=1, threads=1)), _all(_stream(split)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_workers_end_with_a_killed_parent(split: Any, tmp_path: Path, run_python: Any) -> None:
+    import pickle
+
+    (tmp_path / "split").write_bytes(pickle.dumps(split))
+    code = f"""
+        import multiprocessing, os, pickle, signal
+        import numpy as np
+        from experiments.data.stream import StepRows, stream
+
+        if __name__ == "__main__":
+            split = pickle.loads(open({str(tmp_path / "split")!r}, "rb").read())
+            rows = StepRows(np.arange(4), np.arange(4))
+            batches = stream(
+                split, lambda _: rows, 0, 10**6, size=16, resize=16, train=True, seed=0, workers=1
+            )
+            next(batches)
+            print(multiprocessing.active_children()[0].pid, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    worker = int(run_python(code, expect=-signal.SIGKILL).stdout)
+    for _ in range(100):
+        if not _runs(worker):
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the worker outlived its parent by ten seconds")
+
+
+def _runs(process: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def test_import_needs_no_grain(run_python: Any) -> None:
+    run_python(
+        "import sys, experiments.data.stream; assert not {'grain', 'PIL'} & set(sys.modules)"
+    )
