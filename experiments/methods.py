@@ -94,16 +94,14 @@ class Tabled:
         def hand_on(args: Any, aux: Any) -> Any:
             return (*args[:2], *_of_the_whole(aux, parts))
 
-        more: dict[str, Any] = (
-            {} if parts == 1 else {"micro_batches": parts, "batched": (True, True, False, True)}
-        )
         f = value_and_grad(
             losses_fn,
             self.rule,
             axis_name=axis,
             ascent=self.ascent,
             carry=hand_on if self.statistics == "every" else None,
-            **more,
+            micro_batches=parts,
+            batched=(True, True, False, True) if parts > 1 else None,
         )
         images, target = halves.images, halves.target
         (loss, aux), grads = f(
