@@ -48,7 +48,11 @@ def test_parameter_count(name: str, num_classes: int, expected: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    # Tracing 50 blocks three times takes seconds, and ResNet-50 has the same ones.
+    [pytest.param(name, marks=[pytest.mark.slow] * (name == "resnet152")) for name in MODELS],
+)
 def test_contract(name: str, dtype: Any) -> None:
     model = create_model(name, 7, dtype=dtype)
     variables = _variable_shapes(name, 7, dtype)
