@@ -12,6 +12,7 @@ doors, core.py is the file to read first.
 from imbsam_jax import cc_sam, classifiers, losses, metrics, rules, schedules
 from imbsam_jax.ascent import Ascent, asam_scale, magnitude_scale
 from imbsam_jax.gradient import SharpnessInfo, value_and_grad
+from imbsam_jax.independent import binomial_buffers, stratified_buffers
 from imbsam_jax.priors import (
     class_counts,
     imbalance_factor,
@@ -30,6 +31,7 @@ __all__ = [
     "SharpnessAwareState",
     "SharpnessInfo",
     "asam_scale",
+    "binomial_buffers",
     "cc_sam",
     "class_counts",
     "class_weighted_grad",
@@ -43,6 +45,7 @@ __all__ = [
     "schedules",
     "sharpness_aware",
     "shot_splits",
+    "stratified_buffers",
     "tail_classes",
     "value_and_grad",
 ]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from imbsam_jax import collectives, core
 from imbsam_jax.ascent import Ascent, norm
+from imbsam_jax.independent import Buffers, over_chosen_rows
 from imbsam_jax.passes import Rows, at_once, in_micro_batches
 from imbsam_jax.rows import (
     check_labels,
@@ -50,6 +51,7 @@ def value_and_grad(
     ascent: Ascent = Ascent(),
     examples: str = "dependent",
     batched: tuple[bool, ...] | None = None,
+    buffers: Buffers | None = None,
     micro_batches: int = 1,
     carry: Callable[[tuple[Any, ...], Any], tuple[Any, ...]] | None = None,
     info: bool = False,
@@ -71,10 +73,20 @@ def value_and_grad(
         device its own perturbation from its own rows (m-sharpness); the result differs.
       ascent: how the perturbation is taken.
       examples: "dependent", every pass sees the whole batch, which is exact for every model,
-        batch normalisation included.
-      batched: which of the args have the batch axis, `(True, False, ...)`, where micro-batches are
-        cut from them; an arg that is a tree has it in all of its leaves or in none. None: all of
-        them. An arg without it is given whole to every micro-batch, a random key as well.
+        batch normalisation included. "independent", a pass sees the rows that have weight in it
+        (and that at theta all rows in several parts): 1 + f times SGD's cost for ImbSAM with a
+        share f of tail rows, instead of 8/3. It is exact to rounding where the loss of an example
+        depends on no other one: layer and group normalisation, frozen batch normalisation.
+        Randomness is then an arg with the batch axis, a key for each example. On several devices
+        it belongs inside shard_map or pmap: every device chooses among its own rows.
+      batched: which of the args have the batch axis, `(True, False, ...)`, where rows are chosen
+        or micro-batches cut; an arg that is a tree has it in all of its leaves or in none. None:
+        all of them. An arg without it is given whole to every pass, a random key as well.
+      buffers: how many rows "independent" makes room for: `buffers(classes bool[C]) -> sizes`, for
+        a part of the table that weighs these classes. The least size that holds the part's rows
+        is taken; let the last be the batch size, or no batch exceed it: the gradient is NaN
+        otherwise. See `binomial_buffers` and `stratified_buffers`. The whole batch is always
+        taken with soft labels, and where the weights of the rule are traced and not NumPy arrays.
       micro_batches: A, how many parts of B/A rows the batch is worked off in, one after the other,
         for less memory: row i in part i % A. The gradient is that of the whole batch, since d_k is
         normalised when all parts are in it. Models that look across rows (batch normalisation)
@@ -101,11 +113,14 @@ def value_and_grad(
         mean_loss: scalar, `(1/B) sum_i loss_i(theta)`, unweighted, over all devices.
         aux: what losses_fn returned beside the losses at theta, of this device; with `carry`,
           beside those of the last pass. Several micro-batches: theirs in turn, stacked, each leaf
-          with a new leading axis A; `carry` is given that, too.
+          with a new leading axis A; `carry` is given that, too. With "independent" examples it is
+          None or has the batch as leading axis in every leaf; its rows where the mask is False
+          mean nothing.
         grads: like params, the same dtypes, averaged over the devices.
 
     Raises:
-      ValueError: averaged losses, labels of another shape, a missing step, B not divisible by A.
+      ValueError: averaged losses, labels of another shape, a missing step, B not divisible by A,
+        options that do not go together.
       TypeError: losses_fn returns no pair, or carry no tuple of as many args.
 
     >>> def losses_fn(w, x, y):
@@ -121,15 +136,33 @@ def value_and_grad(
     as this does; weight decay, like there, belongs outside, at theta (`Ascent.weight_decay` has
     it inside).
     """
-    if examples != "dependent":
-        raise ValueError(f"examples must be 'dependent', got {examples!r}")
+    if examples not in ("dependent", "independent"):
+        raise ValueError(f"examples must be 'dependent' or 'independent', got {examples!r}")
     if isinstance(micro_batches, bool) or not isinstance(micro_batches, int) or micro_batches < 1:
         raise ValueError(f"micro_batches must be a whole number from 1 on, got {micro_batches!r}")
+    if (buffers is None) != (examples == "dependent"):
+        raise ValueError(
+            "buffers says how many rows to make room for with examples='independent': give both, "
+            "for example buffers=binomial_buffers(class_counts, batch_size), or neither"
+        )
+    if buffers is not None and (micro_batches > 1 or carry is not None):
+        raise ValueError(
+            f"examples='independent' leaves rows out and does not go with "
+            f"{'carry' if micro_batches == 1 else 'micro_batches'}, which takes all of them"
+        )
 
-    def run(point: Any, table: list[Any], rows: Rows) -> tuple[list[Any], jax.Array, Any]:
-        if micro_batches == 1:
-            return at_once(losses_fn, point, table, rows, axis_name)
-        return in_micro_batches(losses_fn, point, table, rows, axis_name, batched, micro_batches)
+    def run(
+        point: Any, table: list[Any], rows: Rows, every_row: bool
+    ) -> tuple[list[Any], jax.Array, Any]:
+        if buffers is not None:
+            return over_chosen_rows(
+                losses_fn, point, table, rows, axis_name, batched, buffers, every_row
+            )
+        if micro_batches > 1:
+            return in_micro_batches(
+                losses_fn, point, table, rows, axis_name, batched, micro_batches
+            )
+        return at_once(losses_fn, point, table, rows, axis_name)
 
     def f(params: Any, labels: Any, *args: Any, step: Any = None, mask: Any = None) -> Any:
         labels = check_labels(labels, mask)
@@ -151,7 +184,7 @@ def _one_table(
     table: ClassWeights,
     params: Any,
     rows: Rows,
-    run: Callable[[Any, list[Any], Rows], tuple[list[Any], jax.Array, Any]],
+    run: Callable[..., tuple[list[Any], jax.Array, Any]],
     carry: Callable[[tuple[Any, ...], Any], tuple[Any, ...]] | None,
     ascent: Ascent,
     axis_name: Any,
@@ -164,14 +197,14 @@ def _one_table(
 
     def clean(weights: list[Any]) -> list[Any]:
         nonlocal losses, aux
-        grads, losses, aux = run(params, weights, rows)
+        grads, losses, aux = run(params, weights, rows, every_row=True)
         return grads
 
     def moved(point: Any, class_weights: Any) -> tuple[Any, jax.Array]:
         nonlocal rows, aux
         if carry is not None:
             rows = rows._replace(args=_check_args(carry(rows.args, aux), rows.args))
-        (grads,), there, seen = run(point, [class_weights], rows)
+        (grads,), there, seen = run(point, [class_weights], rows, every_row=False)
         aux = aux if carry is None else seen
         return grads, there
 

@@ -238,7 +238,20 @@ def compare_modes(rows: list[Row]) -> None:
 
 
 def check_micro_batches() -> None:
-    """One row of each device at a time, in every mode, against the whole batch on one device."""
+    """One row of each device at a time."""
+    compare_passes(micro_batches=ROWS_EACH)
+
+
+def check_independent() -> None:
+    """Rows chosen on each device by itself: some take the buffer of one row, others the whole.
+
+    Two devices have no tail row; under jit, of one device or several, the buffers are of all rows.
+    """
+    compare_passes(examples="independent", buffers=lambda classes: (1, ROWS_EACH, BATCH))
+
+
+def compare_passes(**options: Any) -> None:
+    """In every mode, against passes over the whole batch on one device."""
     names = (
         "sgd",
         "sam",
@@ -248,13 +261,13 @@ def check_micro_batches() -> None:
         "imbsam_release-group_mean-decay",
     )
 
-    def steps(axis_name: Any, number: int = ROWS_EACH) -> Step:
+    def steps(axis_name: Any, **options: Any) -> Step:
         def step(carry: Any, batch: Any, count: Any) -> Any:
             x, y, mask = batch
             report = {}
             for place, name in enumerate(names):
                 f = BY_ID[name].value_and_grad(
-                    losses_fn, axis_name=axis_name, micro_batches=number, info=name == "sse_sam"
+                    losses_fn, axis_name=axis_name, info=name == "sse_sam", **options
                 )
                 (loss, _, *info), grads = f(
                     carry, y, x, y, step=count, mask=mask if place % 2 == 0 else None
@@ -265,9 +278,9 @@ def check_micro_batches() -> None:
         return step
 
     params = to_library(init_params(), jnp.float32)
-    whole = _whole(partial(steps, number=1))
+    whole = _whole(steps)
     for name, mode in MODES.items():
-        step = mode(steps)
+        step = mode(partial(steps, **options))
         for count in (SWITCH - 1, SWITCH):
             batch = make_batch(count)
             got = jax.block_until_ready(step(params, batch, count))[1]
@@ -363,10 +376,16 @@ def check_all_reduces() -> None:
     # Counting the real rows rides along with the result.
     for door in DOORS:
         assert count(door, "shard_map", "imbsam", 0, masked=True) == 2, door
-    # Micro-batches are added up on their device first.
+    # Micro-batches are added up on their device first; chosen rows reduce between the branches.
+    ways = (
+        {"micro_batches": ROWS_EACH},
+        {"examples": "independent", "buffers": lambda classes: (1, ROWS_EACH)},
+    )
     for mode in ("shard_map", "pmap"):
         for case in (("imbsam", 0), ("sse_sam", SWITCH - 1)):
-            assert count("value_and_grad", mode, *case, micro_batches=ROWS_EACH) == 2, (mode, case)
+            for options in ways:
+                got = count("value_and_grad", mode, *case, **options)
+                assert got == 2, f"{mode}, {case}, {options}: {got}"
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pytest
     [
         "modes",
         "micro_batches",
+        "independent",
         "sync_ascent",
         "all_reduces",
         pytest.param("every_method", marks=pytest.mark.slow),

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from functools import cache
+import math
+from collections import Counter
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import imbsam_jax as ij
 from imbsam_jax import rules
 from rule_table import (
     BY_ID,
     CLASSES,
+    COUNTS,
+    ETA,
     RHO,
     ROWS,
     RULES,
@@ -212,3 +219,283 @@ def test_bad_micro_batches_are_refused() -> None:
     for args, shape in (((x, y[:5]), r"\[5\]"), ((x, {"y": y, "n": 1.0}), r"\[\]")):
         with pytest.raises(ValueError, match=rf"args\[1\] .* shape {shape} for 8 labels.*batched="):
             by(2, *args)
+
+
+# -------------------------------------------------------------------- rows that carry weight alone
+
+
+@cache
+def all_and_chosen() -> Any:
+    """Of each rule, over all rows and over chosen ones, 3 of 7 at most or all: traced once."""
+
+    @quick_jit
+    @chex.assert_max_traces(n=1)
+    def all_of_them(params: Any, labels: Any, x: Any, mask: Any, step: Any) -> Any:
+        chosen = {"examples": "independent", "buffers": lambda classes: (3, 7)}
+        return {
+            row.id: [
+                row.value_and_grad(losses_fn, info=True, **options)(
+                    params, labels, x, labels, step=step, mask=mask
+                )
+                for options in ({}, chosen)
+            ]
+            for row in BY_TABLE
+        }
+
+    return all_of_them
+
+
+def assert_same(labels: Any, mask: Any, step: int = SWITCH, seed: int = 0) -> None:
+    mask = np.asarray(mask)
+    x = np.random.default_rng(seed).normal(size=(7, 5))
+    with jax.enable_x64(True):
+        results = all_and_chosen()(to_library(init_params()), np.asarray(labels), x, mask, step)
+        for name, (whole, chosen) in results.items():
+            (loss, logits, info), grads = whole
+            (got_loss, got_logits, got_info), got = chosen
+            assert_trees(got, grads, rtol=0, atol=1e-12, err_msg=name)
+            assert_trees((got_loss, got_info), (loss, info), rtol=1e-12, atol=1e-12)
+            np.testing.assert_allclose(got_logits[mask], logits[mask], rtol=1e-12)
+            assert np.isfinite(got_logits).all()
+
+
+CLASS, REAL = st.integers(0, CLASSES - 1), st.booleans()
+
+
+@settings(max_examples=30)
+@given(
+    st.lists(CLASS, min_size=7, max_size=7),
+    st.one_of(st.just([True] * 7), st.lists(REAL, min_size=7, max_size=7)),
+    st.integers(0, 2 * SWITCH),
+    st.integers(0, 2**16),
+)
+def test_rows_without_weight_change_nothing(labels: Any, mask: Any, step: int, seed: int) -> None:
+    assert_same(labels, mask, step, seed)
+
+
+@pytest.mark.parametrize("tail_rows", [0, 1, 3, 4, 6, 7])
+def test_no_number_of_tail_rows_is_too_large(tail_rows: int) -> None:
+    """Buffers of 3 rows: for no tail, for as many as fit, one more, and a tail alone."""
+    labels = np.where(np.arange(7) < tail_rows, 4, 1)[::-1]
+    for step in (SWITCH - 1, SWITCH):
+        assert_same(labels, np.ones(7, bool), step)
+    assert_same(labels, np.arange(7) % 3 != 0)
+    assert_same(labels, np.zeros(7, bool))
+
+
+def chosen(name: str, buffers: Any, losses: Any = losses_fn, **options: Any) -> Any:
+    return BY_ID[name].value_and_grad(
+        losses, examples="independent", buffers=buffers, info=True, **options
+    )
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", ["imbsam", "sse_sam"])
+def test_one_size_needs_no_branch_and_drops_no_row_in_silence(name: str) -> None:
+    """Four rows of the head and three of the tail; with another row of either, NaN."""
+    buffers = ij.stratified_buffers(ij.tail_classes(COUNTS, ETA), rows=(4, 3))
+    f, whole = chosen(name, buffers), BY_ID[name].value_and_grad(losses_fn, info=True)
+    x, _ = one_batch()
+    params = to_library(init_params())
+    jaxpr = str(jax.make_jaxpr(lambda y, x: f(params, y, x, y, step=0))(np.ones(7, int), x))
+    assert "cond[" not in jaxpr
+    f, whole = (quick_jit(partial(g, step=0)) for g in (f, whole))
+    for labels in ([0, 1, 2, 0, 3, 1, 4], [4, 2, 2, 1, 1, 1, 1]):
+        y = np.array(labels)
+        assert_trees(f(params, y, x, y), whole(params, y, x, y), rtol=0, atol=1e-12)
+    for labels in ([0, 1, 2, 0, 0, 1, 4], [4, 3, 2, 4, 1, 0, 1]):
+        y = np.array(labels)
+        (loss, _, _), grads = f(params, y, x, y)
+        assert np.isnan(loss) and all(np.isnan(leaf).all() for leaf in jax.tree.leaves(grads))
+        # As padding, the row too many is none.
+        mask = np.arange(7) != 0
+        padded = (g(params, y, x, y, mask=mask) for g in (f, whole))
+        (got, _, got_info), got_grads = next(padded)
+        (loss, _, info), grads = next(padded)
+        assert_trees((got, got_info, got_grads), (loss, info, grads), rtol=0, atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+def test_soft_labels_and_weights_of_every_class_take_the_whole_batch() -> None:
+    """The same program, number by number: no branch, no row moved."""
+    x, y = one_batch()
+    soft = 0.9 * np.eye(CLASSES)[y] + 0.1 / CLASSES
+    params = to_library(init_params())
+    buffers = ij.binomial_buffers(COUNTS, 7)
+    cases = [("sam", y), ("focal_sam", y), ("sgd", y), ("imbsam", soft), ("focal_sam", soft)]
+    for name, labels in cases:
+        row = BY_ID[name]
+        programs = [
+            jax.make_jaxpr(f)(params, labels, x, labels).jaxpr
+            for f in (row.value_and_grad(losses_fn, info=True), chosen(name, buffers))
+        ]
+        kinds = [[e.primitive.name for e in jaxpr.eqns] for jaxpr in programs]
+        assert not {"cond", "scatter"} & set(kinds[1])
+        assert kinds[0].count("dot_general") == kinds[1].count("dot_general"), name
+    f, whole = chosen("imbsam", buffers), BY_ID["imbsam"].value_and_grad(losses_fn, info=True)
+    assert_trees(f(params, soft, x, soft), whole(params, soft, x, soft), rtol=0, atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+def test_weights_that_are_traced_take_the_whole_batch() -> None:
+    x, y = one_batch()
+    params = to_library(init_params())
+
+    def by(scale: Any, **options: Any) -> Any:
+        rule = rules.imbsam(COUNTS, rho=RHO, eta=ETA, tail_scale=scale)
+        return ij.value_and_grad(losses_fn, rule, **options)(params, y, x, y)
+
+    options = {"examples": "independent", "buffers": lambda classes: (3, 7)}
+    got, want = jax.jit(lambda scale: (by(scale, **options), by(scale)))(2.5)
+    assert_trees(got, want, rtol=0, atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("size", [3, 7])
+def test_a_class_without_weight_shows_in_loss_and_aux(size: int) -> None:
+    """Class 1 is in no part; class 3 in both; the base weighs nothing but 0."""
+    x, y = one_batch()
+    y = np.array([1, 0, 3, 1, 0, 1, 3])
+    params = to_library(init_params())
+    base, group = np.array([1.0, 0, 0, 2, 0]), np.array([0.0, 0, 0, 1, 1])
+    for table in (
+        ij.ClassWeights(base, group[None], np.array([RHO])),
+        ij.ClassWeights(None, np.stack([group, base]), np.array([RHO, 0.1])),
+        ij.ClassWeights(0 * base, group[None], np.array([RHO])),
+        ij.ClassWeights(base, 0 * group[None], np.array([RHO])),
+        ij.ClassWeights(base, base[None], np.array([RHO])),
+    ):
+        rule = lambda step, table=table: table  # noqa: E731
+        results = [
+            quick_jit(ij.value_and_grad(losses_fn, rule, info=True, **options))(params, y, x, y)
+            for options in ({}, {"examples": "independent", "buffers": lambda classes: (size, 7)})
+        ]
+        assert_trees(results[1], results[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+def test_args_with_rows_are_chosen_from_and_others_are_not() -> None:
+    x, y = one_batch()
+    params = to_library(init_params())
+    keys = jax.random.split(jax.random.key(0), 7)
+
+    def noisy(params: Any, inputs: Any, keys: Any, scales: Any) -> Any:
+        noise = jax.vmap(lambda key: jax.random.normal(key, (5,)))(keys)
+        losses, logits = losses_fn(params, inputs["x"] + noise, inputs["y"])
+        return losses * scales[0], {"losses": losses, "right": logits.argmax(1) == inputs["y"]}
+
+    def by(**options: Any) -> Any:
+        f = IMBSAM.value_and_grad(noisy, **options)
+        return quick_jit(f)(params, y, {"x": x, "y": y}, keys, jnp.array([2.0, 3.0]))
+
+    options = {"examples": "independent", "batched": (True, True, False)}
+    for buffers in (lambda classes: (4,), lambda classes: (2, 7)):
+        assert_trees(by(buffers=buffers, **options), by(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+def test_chosen_rows_under_vmap_over_seeds() -> None:
+    """With one batch of all seeds branches stay branches; with their own, one size has none."""
+    x, y = one_batch()
+    params = [to_library(init_params(seed)) for seed in range(3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+    ys = np.stack([y, np.roll(y, 2), y[::-1]])
+    tail = int((y >= 2).sum())
+    fixed = ij.stratified_buffers(ij.tail_classes(COUNTS, ETA), rows=(7 - tail, tail))
+    whole = quick_jit(IMBSAM.value_and_grad(losses_fn, info=True))
+
+    def by(buffers: Any, axis: int | None) -> Any:
+        f = chosen("imbsam", buffers)
+        return jax.vmap(lambda p, y: f(p, y, x, y), in_axes=(0, axis))
+
+    shared, own = by(lambda classes: (tail, 7), None), by(fixed, 0)
+    assert "cond[" in str(jax.make_jaxpr(shared)(stacked, y))
+    assert "cond[" not in str(jax.make_jaxpr(own)(stacked, ys))
+    for f, labels in ((shared, [y] * 3), (own, ys), (by(lambda classes: (tail, 7), 0), ys)):
+        got = quick_jit(f)(stacked, y if f is shared else ys)
+        for seed in range(3):
+            one = jax.tree.map(lambda leaf, seed=seed: leaf[seed], got)
+            want = whole(params[seed], labels[seed], x, labels[seed])
+            assert_trees(one, want, rtol=0, atol=1e-12)
+
+
+# 20 % of the rows drawn are of the tail, whose classes are the last three.
+DRAWN = np.array([50, 30, 10, 7, 3])
+
+
+def test_cost_with_a_fixed_number_of_tail_rows() -> None:
+    """1 + f at most 0.02 more, in SGD's FLOPs, by XLA's count; SSE-SAM's first stage 2."""
+    sgd = flops(rules.sgd(CLASSES))
+    buffers = ij.stratified_buffers(ij.tail_classes(COUNTS, ETA), rows=(205, 51))
+    options = {"examples": "independent", "buffers": buffers}
+    assert flops(IMBSAM.rule(RHO), **options) / sgd < 1 + 0.2 + 0.02
+    assert flops(BY_ID["sse_sam"].rule(RHO), **options) / sgd < 2 + 0.03
+    assert flops(IMBSAM.rule(RHO)) / sgd > 2.6
+
+
+def test_cost_with_tail_rows_drawn_at_random() -> None:
+    """1000 batches: each takes the branches that it takes, of which each is compiled alone."""
+    sgd = flops(rules.sgd(CLASSES))
+    buffers = ij.binomial_buffers(DRAWN, 256)
+    tail = ij.tail_classes(COUNTS, ETA)
+    drawn = np.random.default_rng(0).binomial(256, 0.2, size=1000)
+
+    def taken(classes: Any, rows: int) -> int:
+        return min(size for size in buffers(classes) if size >= rows)
+
+    branches = Counter((taken(tail, rows), taken(~tail, 256 - rows)) for rows in drawn)
+    expected = 0.0
+    for (of_tail, of_head), times in branches.items():
+        alone = {
+            "examples": "independent",
+            "buffers": lambda classes, sizes=(of_tail, of_head): (sizes[int(classes[0])],),
+        }
+        expected += times / 1000 * flops(IMBSAM.rule(RHO), **alone) / sgd
+    assert expected < 1.40
+
+
+def test_sizes_of_buffers() -> None:
+    tail = np.array([False, False, True, True, True])
+    sizes = ij.binomial_buffers(DRAWN, 256)(tail)
+    mean, spread = 256 * 0.2, np.sqrt(256 * 0.2 * 0.8)
+    assert sizes == (math.ceil(mean + 0.5 * spread), math.ceil(mean + 2.5 * spread), 256)
+    assert ij.binomial_buffers(np.ones(5), 10, deviations=(0.0,))(tail) == (6, 10)
+    everything = np.ones(5, bool)
+    assert ij.binomial_buffers(DRAWN, 256)(everything) == (256, 256, 256)
+    assert ij.stratified_buffers([0, 0, 1, 2, 2], (10, 5, 1))(tail) == (6,)
+    assert ij.stratified_buffers([0, 0, 1, 2, 2], (10, 5, 1))(everything) == (16,)
+    for bad in ([], [[1.0, 2.0]], [1.0, -1.0], [0.0, 0.0], [1.0, math.nan]):
+        with pytest.raises(ValueError, match="class_frequencies must be"):
+            ij.binomial_buffers(bad, 8)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        ij.binomial_buffers(DRAWN, 0)
+    for strata in ([0, 2], [-1, 0], [[0], [1]]):
+        with pytest.raises(ValueError, match="from 0 to 1, as there are 2 numbers in rows"):
+            ij.stratified_buffers(strata, (3, 4))
+
+
+def test_options_that_do_not_go_together_are_refused() -> None:
+    def by(**options: Any) -> Any:
+        return ij.value_and_grad(losses_fn, IMBSAM.rule(RHO), **options)
+
+    buffers = ij.binomial_buffers(DRAWN, 7)
+    for options in ({"examples": "independent"}, {"buffers": buffers}):
+        with pytest.raises(ValueError, match=r"give both, for example buffers=.* or neither"):
+            by(**options)
+    options = {"examples": "independent", "buffers": buffers}
+    with pytest.raises(ValueError, match=r"does not go with micro_batches, .* all of them"):
+        by(**options, micro_batches=2)
+    with pytest.raises(ValueError, match=r"does not go with carry"):
+        by(**options, carry=lambda args, aux: args)
+    x, y = map(jnp.asarray, one_batch())
+    params = to_library(init_params(), jnp.float32)
+    with pytest.raises(ValueError, match=r"args\[1\] .* shape \[2\] for 7 labels"):
+        by(**options)(params, y, x, jnp.zeros(2))
+
+    def with_mean(params: Any, x: Any, y: Any) -> Any:
+        losses, logits = losses_fn(params, x, y)
+        return losses, {"mean": logits.mean(axis=0)}
+
+    f = chosen("imbsam", lambda classes: (3, 7), with_mean)
+    with pytest.raises(ValueError, match=r"aux\['mean'\] has shape \[5\] for 3 rows"):
+        f(params, y, x, y)

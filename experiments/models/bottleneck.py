@@ -19,6 +19,7 @@ from experiments.models.resnet import (
     TORCH_DEFAULT,
     batch_norm,
     conv_layer,
+    maybe_remat,
     symmetric_uniform,
 )
 
@@ -98,10 +99,7 @@ class BottleneckResNet(nn.Module):
     def setup(self) -> None:
         self.stem = conv_layer(self.stem_width, 7, 2, KAIMING_FAN_OUT, self.dtype)
         self.stem_norm = batch_norm(self.dtype, self.axis_name)
-        # `train` is argument 2, after self and x.
-        block_type = (
-            nn.remat(BottleneckBlock, static_argnums=(2,)) if self.remat else BottleneckBlock
-        )
+        block_type = maybe_remat(BottleneckBlock, self, static_argnums=(2,))  # `train`
         stages = zip(self.stage_sizes, self.widths, self.inner_widths, strict=True)
         self.blocks = [
             block_type(

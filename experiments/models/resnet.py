@@ -124,8 +124,7 @@ class ResNet(nn.Module):
     def setup(self) -> None:
         self.stem = conv_layer(self.widths[0], 3, 1, self.stem_init, self.dtype)
         self.stem_norm = _norm(self.norm, self.dtype, self.axis_name)
-        # `train` is argument 2, after self and x.
-        block_type = nn.remat(BasicBlock, static_argnums=(2,)) if self.remat else BasicBlock
+        block_type = maybe_remat(BasicBlock, self, static_argnums=(2,))  # `train`, after self, x
         self.blocks = [
             block_type(
                 width,
@@ -160,6 +159,12 @@ class ResNet(nn.Module):
 
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         return self.classify(self.embed(images, train))
+
+
+def maybe_remat(block: type[nn.Module], model: nn.Module, **options: Any) -> Callable[..., Any]:
+    """`nn.remat(block, **options)` if `model.remat`; not in `init`, where it would draw anew."""
+    again: bool = model.remat and not model.is_initializing()
+    return nn.remat(block, **options) if again else block
 
 
 def _at_least_float32(dtype: DTypeLike) -> jnp.dtype:

@@ -6,6 +6,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from experiments.models.heads import make_head
+from experiments.models.resnet import maybe_remat
 
 _NORMAL = nn.initializers.normal(0.02)
 
@@ -105,7 +106,7 @@ class ViT(nn.Module):
 
     def setup(self) -> None:
         self.tokens = Tokens(self.width, self.patch, self.dtype)
-        block_type = nn.remat(EncoderBlock) if self.remat else EncoderBlock
+        block_type = maybe_remat(EncoderBlock, self)
         self.blocks = [
             block_type(self.heads, self.mlp_ratio, self.dtype) for _ in range(self.depth)
         ]

@@ -1,0 +1,203 @@
+"""Images a second and core: the bare Pillow loop against the grain stream, in turn.
+
+    taskset -c 1 python -m benchmarks.input_pipeline --workers 1 --out results/input_pipeline
+
+Both decode the same random crops. The bare loop is `decode_train` over files in memory, in one
+thread of one process; the stream adds reading, batching, and carrying batches out of its workers.
+Rounds alternate (bare, stream, bare, ...), so that what else a noisy machine does slows both alike;
+ratios are taken round by round, and their median and quartiles are reported: per core, by the
+clock, and per second of processor time (of all processes together, on Linux), which other
+programs on the same cores disturb less. Without --data-dir the images are made here: ImageNet's
+usual size, a gradient under noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import itertools
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import cli, folders
+from experiments.data.decode import decode_train
+from experiments.data.stream import StepRows, Stream, stream
+from experiments.errors import RunError
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = cli.parser("Measure the input pipeline against a bare decoding loop, per core.")
+    parser.add_argument("--data-dir", help="prepared TFDS folder that holds i_naturalist2018")
+    parser.add_argument("--images", type=int, default=512, help="images decoded, over and over")
+    parser.add_argument("--size", type=int, default=224, help="pixels of a side of a crop")
+    parser.add_argument("--batch-size", type=int, default=64, help="images")
+    parser.add_argument("--workers", type=int, default=1, help="processes; 0 is this one alone")
+    parser.add_argument("--threads", type=int, default=1, help="in each process")
+    parser.add_argument("--rounds", type=int, default=9, help="of each of the two")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    parser.add_argument("--out", required=True, help="folder for input_pipeline.json and .md")
+    return parser
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class InMemory:
+    """A split whose files are there already."""
+
+    files: list[bytes]
+    labels: np.ndarray
+
+    def read(self, rows: Sequence[int]) -> list[bytes]:
+        return [self.files[row] for row in rows]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cyclic:
+    """Steps that go round the images in order."""
+
+    images: int
+    batch: int
+
+    def __call__(self, step: int) -> StepRows:
+        positions = np.arange(self.batch)
+        return StepRows((step * self.batch + positions) % self.images, positions)
+
+
+def photographs(count: int) -> InMemory:
+    """JPEGs of 500 x 375 pixels and quality 90, about 90 kB each, as ImageNet's are."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0:375, 0:500]
+    files = []
+    for _ in range(min(count, 64)):
+        slopes = rng.uniform(-0.4, 0.4, (2, 3))
+        pixels = 128 + (x - 250)[..., None] * slopes[0] + (y - 188)[..., None] * slopes[1]
+        pixels = pixels + rng.normal(0, 20, (375, 500, 1))
+        file = io.BytesIO()
+        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        image.save(file, "JPEG", quality=90)
+        files.append(file.getvalue())
+    return InMemory([files[i % len(files)] for i in range(count)], np.zeros(count, np.int32))
+
+
+def processor_seconds() -> float:
+    """Used so far by this process and its children; NaN where /proc does not tell."""
+    used = time.process_time()
+    try:
+        for child in multiprocessing.active_children():
+            fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+            used += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except OSError:
+        return float("nan")
+    return used
+
+
+def rate(decode_some: Callable[[], int], seconds: float) -> tuple[float, float]:
+    """Images a second, and a second of processor time, of calls that return how many they made."""
+    began, used = time.perf_counter(), processor_seconds()
+    done = 0
+    while time.perf_counter() - began < seconds:
+        done += decode_some()
+    return done / (time.perf_counter() - began), done / (processor_seconds() - used)
+
+
+def bare(files: Sequence[bytes], size: int) -> Callable[[], int]:
+    numbers = itertools.count()
+
+    def decode_some() -> int:
+        for _ in range(16):
+            number = next(numbers)
+            decode_train(files[number % len(files)], size, np.random.default_rng((0, 0, number)))
+        return 16
+
+    return decode_some
+
+
+def opened(split: Any, args: argparse.Namespace) -> Stream:
+    return stream(
+        split, Cyclic(len(split.labels), args.batch_size), 0, 10**9, size=args.size,
+        resize=args.size, train=True, seed=0, workers=args.workers, threads=args.threads,
+    )  # fmt: skip
+
+
+def measure(split: Any, args: argparse.Namespace) -> dict[str, Any]:
+    files = split.read(range(min(args.images, len(split.labels))))
+    available = len(os.sched_getaffinity(0))
+    cores = min(max(args.workers, 1) * max(args.threads, 1), available)
+    alone = bare(files, args.size)
+    rate(alone, min(args.seconds, 1.0))  # warms caches
+    rates = []
+    for _ in range(args.rounds):
+        before = rate(alone, args.seconds)
+        # Opened anew each round: left open, its workers would work on during the bare loop.
+        with opened(split, args) as batches:
+            for _ in range(max(args.workers, 1) * 3):
+                next(batches)  # what was made while others of the workers still began
+            rates.append((before, rate(lambda: int(next(batches).ok.sum()), args.seconds)))
+    found = np.array(rates)  # [round, bare or stream, by the clock or by processor time]
+    ratios = found[:, 1] / found[:, 0]
+    ratios[:, 0] /= cores
+    return {
+        "bare_images_per_second": float(np.median(found[:, 0, 0])),
+        "stream_images_per_second": float(np.median(found[:, 1, 0])),
+        "cores_available": available,
+        "cores_used": cores,
+        "ratio_per_core": spread(ratios[:, 0]),
+        "bare_images_per_processor_second": spread(found[:, 0, 1]),
+        "ratio_per_processor_second": spread(ratios[:, 1]),
+        "rounds": len(found),
+        "mean_file_bytes": float(np.mean([len(data) for data in files])),
+    }
+
+
+def spread(values: np.ndarray) -> dict[str, float] | None:
+    """Median and quartiles."""
+    if not np.isfinite(values).all():
+        return None
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    return {"median": float(middle), "low": float(low), "high": float(high)}
+
+
+def markdown(row: dict[str, Any]) -> str:
+    def shown(ratio: dict[str, float] | None) -> str:
+        if ratio is None:
+            return "-"
+        return f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
+
+    return (
+        "| workers | threads | cores | bare loop, images/s | stream, images/s | stream / bare, per "
+        "core (quartiles) | per processor second |\n|---|---|---|---|---|---|---|\n"
+        f"| {row['workers']} | {row['threads']} | {row['cores_used']} | "
+        f"{row['bare_images_per_second']:.0f} | {row['stream_images_per_second']:.0f} | "
+        f"{shown(row['ratio_per_core'])} | {shown(row['ratio_per_processor_second'])} |\n"
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    if min(args.rounds, args.images, args.batch_size) < 1 or args.seconds <= 0:
+        raise RunError("--rounds, --images, --batch-size and --seconds must be positive")
+    if args.data_dir:
+        from experiments.data.records import load_inaturalist
+
+        data = load_inaturalist(args.data_dir)
+        split, source = data.train, data.source
+    else:
+        split, source = photographs(args.images), "JPEGs of 500 x 375 made here, quality 90"
+    row = {"workers": args.workers, "threads": args.threads, **measure(split, args)}
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    found = {"command": folders.command_line(), "data": source, **row}
+    folders.write_json(out / "input_pipeline.json", {**found, **folders.environment()})
+    folders.replace_text(out / "input_pipeline.md", markdown(row))
+    print(markdown(row))
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments().parse_args())
