@@ -218,7 +218,7 @@ class Pmap(Jit):
         return jax.tree.map(lambda x: self._replicate(x.addressable_shards[0].data[0]), state)
 
     def put_inputs(self, inputs: Inputs | None) -> Inputs | None:
-        return self._everywhere(inputs)
+        return None if inputs is None else self._everywhere(inputs)
 
     def place(self, rows: Rows | np.ndarray, stop: int | None = None) -> Any:
         rows, even = self._mine(rows)
@@ -256,9 +256,11 @@ class Pmap(Jit):
 
         mapped = jax.pmap(call, axis_name=AXIS, donate_argnums=0, devices=self.devices)
         compiled = mapped.lower(state, inputs, placed).compile()
+        # On several processes, what is compiled ahead asks for the arrays of all of them.
+        use = compiled if self.processes == 1 else mapped
 
         def run(state: TrainState, inputs: Inputs | None, placed: Any) -> Any:
-            state, seen = compiled(state, inputs, placed)
+            state, seen = use(state, inputs, placed)
             return state, jax.tree.map(lambda x: x.addressable_shards[0].data[0], seen)
 
         run.cost_analysis, run.as_text = compiled.cost_analysis, compiled.as_text  # type: ignore[attr-defined]
