@@ -27,7 +27,8 @@ def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> 
     try:
         main(args)
     except (RunError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        _leave_the_others(1)
         sys.exit(1)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
@@ -38,6 +39,17 @@ def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> 
     except KeyboardInterrupt:
         print("interrupted before training began: nothing to save", file=sys.stderr)
         sys.exit(130)
+
+
+def _leave_the_others(code: int) -> None:
+    """Ends one process of several at once: leaving in order would wait for the others."""
+    import os
+
+    import jax
+
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        os._exit(code)
 
 
 def use_compilation_cache() -> None:

@@ -105,6 +105,14 @@ def fit(
             return folders.read_json(finished)
         with StopRequest(deadline) as stop, Progress(settings.epochs, quiet) as progress:
             return trainer.run(folder, {**config, "preset": preset}, stop, progress)
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(
+            f"a step across processes failed, as it does where one of them has ended ({reason}): "
+            "start all of them again with --resume"
+        ) from error
     finally:
         folder.close()
 

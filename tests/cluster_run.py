@@ -12,11 +12,14 @@ from pathlib import Path
 
 if __name__ == "__main__":
     asked = json.loads(sys.argv[1])
-    sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
+    sys.path[:0] = [
+        str(Path(__file__).resolve().parent),
+        str(Path(__file__).resolve().parent.parent),
+    ]
 
     import jax
 
-    from experiments.errors import RunError, Stopped
+    from experiments import cli
     from experiments.execution import join_processes
 
     if asked["processes"] > 1:
@@ -62,12 +65,13 @@ if __name__ == "__main__":
     if asked.get("kill_at") is not None:
         kill_at(asked["kill_at"])
     description = {"experiment": "test", "rule": asked["rule"], "rule_args": {}}
-    try:
+
+    def main(asked):
         report = fit(
             dataset, "tiny", rule, losses.cross_entropy, settings, asked["out"],
             description=description, resume=asked.get("resume", False), quiet=True,
         )  # fmt: skip
-    except (RunError, Stopped) as error:
-        print(error, file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", 1))
-    print("REPORT" + json.dumps({"process": jax.process_index(), "sha": report["params_sha256"]}))
+        found = {"process": jax.process_index(), "sha": report["params_sha256"]}
+        print("REPORT" + json.dumps(found))
+
+    cli.run(main, asked)
