@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +24,40 @@ class Checkpoints:
 
     def __init__(self, path: Path, keep: int = 2):
         logging.getLogger("absl").setLevel(logging.ERROR)
+        self._failed = False
         self._manager = ocp.CheckpointManager(
             path.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         )
 
     def save(self, step: int, state: Any, note: dict[str, Any]) -> None:
-        if step in self._manager.all_steps():
-            return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), note=ocp.args.JsonSave(note)
-            ),
-        )
+        """Begins to save; that it failed may be found out by the next call only."""
+        with self._writing():
+            if step in self._manager.all_steps():
+                return
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), note=ocp.args.JsonSave(note)
+                ),
+            )
 
     def latest_step(self) -> int | None:
-        self._manager.wait_until_finished()
+        with self._writing():
+            self._manager.wait_until_finished()
         return self._manager.latest_step()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # a full disk makes orbax and its writers raise many types
+            self._failed = True
+            last = self._manager.latest_step()
+            whole = "none is whole yet" if last is None else f"the last whole one is step {last}"
+            raise RunError(
+                f"a checkpoint could not be written ({_reason(error)}); {whole}: make room in "
+                f"{self._manager.directory}, and start again with --resume"
+            ) from error
 
     def restore(self, like: Any, say: Any = print) -> tuple[Any, dict[str, Any]] | None:
         """The newest checkpoint that can be read; None where there is none.
@@ -58,10 +77,9 @@ class Checkpoints:
                     ),
                 )
             except Exception as error:  # whatever a damaged file makes orbax or its codecs raise
-                reason = str(error).strip().splitlines()
                 say(
-                    f"checkpoint of step {step} is damaged ({type(error).__name__}: "
-                    f"{reason[0][:120] if reason else 'no message'}); trying the one before it"
+                    f"checkpoint of step {step} is damaged ({_reason(error)}); trying the one "
+                    "before it"
                 )
                 damaged.append(step)
                 continue
@@ -76,5 +94,14 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for what is being saved; RunError where that failed and no call has said so yet."""
+        if self._failed:
+            return
+        with self._writing():
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:400] if lines else 'no message'}"

@@ -20,13 +20,13 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
-    """Runs main(args); exits 1 on a RunError or bad data, 143, 130 or 75 after a stop."""
+    """Runs main(args); exits 1 on what the user can mend, 143, 130 or 75 after a stop."""
     from experiments.data import DataError
     from experiments.stopping import StopNow
 
     try:
         main(args)
-    except (RunError, DataError) as error:
+    except (RunError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         _leave_the_others(1)
         sys.exit(1)

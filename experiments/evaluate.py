@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cifar_lt, cli
+from experiments import cifar_lt, cli, imagenet_lt, inaturalist
 from experiments.errors import RunError
 from experiments.folders import read_json
+from experiments.imagenet_lt import LISTS
 from experiments.report import COLUMNS, number
 
 
@@ -24,7 +26,37 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("run", help="a run folder")
     parser.add_argument("--data-dir", help="folder of prepared TFDS data; default TFDS_DATA_DIR")
     parser.add_argument("--data", help="an exported .npz, for a run that was trained from one")
+    parser.add_argument("--image-dir", help="folder of image files, for a run trained from one")
+    for name in LISTS:
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, help="list file, for a run trained with one")
     return parser
+
+
+def _load(args: argparse.Namespace, config: dict[str, Any], run: Path) -> Any:
+    """The run's data set, by the flags that its entry point would be given."""
+    module = {m.__name__.split(".")[-1]: m for m in (cifar_lt, imagenet_lt, inaturalist)}.get(
+        config.get("experiment", "")
+    )
+    if module is None:
+        raise RunError(f"{run} is a run of {config.get('experiment')!r}, which has no images")
+    wanted = {"val_per_class": config["val_per_class"]}
+    if module is not cifar_lt:
+        wanted |= {key: config[key] for key in ("image_size", "resize")}
+        wanted |= {key: getattr(args, key) for key in ("image_dir", *LISTS)}
+        wanted["dataset"] = config.get("data_of")
+        given = ["--allow-empty-classes"]
+    else:
+        given = []
+        if args.data:
+            wanted["data"] = args.data
+        else:
+            wanted |= {key: config.get(key) for key in ("dataset", "subset", "subset_seed")}
+            factor = config.get("requested_imbalance_factor", config["imbalance_factor"])
+            wanted["imbalance_factor"] = factor
+    wanted["data_dir"] = args.data_dir
+    given += [f"--{k.replace('_', '-')}={v}" for k, v in wanted.items() if v is not None]
+    return module.load(module.arguments().parse_args(given))
 
 
 def main(args: argparse.Namespace) -> None:
@@ -39,21 +71,8 @@ def main(args: argparse.Namespace) -> None:
     if not (run / "config.json").exists():
         raise RunError(f"{run} is no run folder: it has no config.json")
     config = read_json(run / "config.json")
-    if config.get("experiment") != "cifar_lt":
-        raise RunError(f"{run} is a run of {config.get('experiment')!r}, not of cifar_lt")
     cli.use_compilation_cache()
-    wanted = {name: config.get(name) for name in ("dataset", "subset", "subset_seed")}
-    factor = config.get("requested_imbalance_factor", config["imbalance_factor"])
-    wanted["imbalance_factor"] = factor
-    flags = [
-        f"--{name.replace('_', '-')}={value}"
-        for name, value in wanted.items()
-        if value is not None and not args.data
-    ]
-    flags += [f"--val-per-class={config['val_per_class']}"]
-    flags += [f"--data={args.data}"] if args.data else []
-    flags += [f"--data-dir={args.data_dir}"] if args.data_dir else []
-    dataset = cifar_lt.load(cifar_lt.arguments().parse_args(flags))
+    dataset = _load(args, config, run)
     if class_counts_sha256(dataset.class_counts()) != config["class_counts_sha256"]:
         raise RunError("this data has other class counts than the run was trained with")
     fields = Settings.__dataclass_fields__

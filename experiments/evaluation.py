@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.data import Dataset
+from experiments.data import Dataset, filled
 from experiments.data.encoded import EncodedDataset
 from experiments.errors import RunError
 from experiments.execution import Jit
@@ -47,7 +47,7 @@ class Evaluator:
     ):
         self._dataset, self._feed, self._run_on, self._batch = dataset, feed, run_on, batch
         self._counts, self._max_corrupt = dataset.class_counts(), max_corrupt
-        self._splits = shot_splits(self._counts, dataset.many_above, dataset.few_below)
+        self._splits = shot_splits(filled(self._counts), dataset.many_above, dataset.few_below)
         self._inputs: dict[str, Inputs | None] = {}
 
         def hits(state: TrainState, inputs: Inputs | None, placed: Any, flip: bool) -> Any:

@@ -21,14 +21,18 @@ _DEFAULTS: dict[str, Any] = {
     "subset": "first", "val_per_class": 0, "mixup": 0.0, "classifier": "linear", "momentum": 0.9,
     "precision": "float32", "augment": True, "eval_every": 1, "sampling": "natural", "per_visit": 1,
     "trained": "all", "statistics": "updated", "max_norm": "none", "weight_decay_inside": False,
-    "strict": False, "running_statistics": "first", "group_mean": False,
+    "strict": False, "running_statistics": "first", "group_mean": False, "accumulate": 1,
+    "remat": False, "jitter": 0.0, "loader": "grain",
 }  # fmt: skip
 # Of the settings: what does not decide a result, or only its rounding.
-_FREE = ("seed", "eval_batch", "checkpoint_every", "steps_per_call", "parallel", "devices")
+_FREE = (
+    "seed", "eval_batch", "checkpoint_every", "steps_per_call", "parallel", "devices", "workers",
+    "max_corrupt",
+)  # fmt: skip
 _DECIDES = (
     "dataset", "imbalance_factor", "source", "class_counts_sha256", "thresholds", "subset",
     "val_per_class", "model", "classifier", "epochs", "batch_size", "rule", "rule_args", "ascent",
-    "loss", "loss_args", "mixup", "stage2", "stage2_args",
+    "loss", "loss_args", "mixup", "stage2", "stage2_args", "init", "image_size",
 )  # fmt: skip
 _METHOD = ("rule", "rule_args", "ascent")
 _NEEDED = (

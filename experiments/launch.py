@@ -168,11 +168,12 @@ def make_plan(args: argparse.Namespace, dataset: Any, about_data: dict[str, Any]
     Args:
       about_data: the description's fields that say how the data was made.
     """
+    from experiments.data import filled
     from experiments.execution import EXECUTIONS
     from experiments.settings import Settings
     from imbsam_jax import imbalance_factor
 
-    options, counts = vars(args), dataset.class_counts()
+    options, counts = vars(args), filled(dataset.class_counts())
     settings = Settings(
         **{name: options[name] for name in Settings.__dataclass_fields__ if name in options}
         | {"classifier": objectives.classifier_for(args.loss, options)}
@@ -192,7 +193,7 @@ def make_plan(args: argparse.Namespace, dataset: Any, about_data: dict[str, Any]
         "experiment": args.experiment,
         **of_method,
         **of_loss,
-        "imbalance_factor": imbalance_factor(counts[counts > 0]),
+        "imbalance_factor": imbalance_factor(counts),
         **about_data,
         "val_per_class": args.val_per_class,
         "preset": args.preset,

@@ -59,7 +59,7 @@ PROTOCOLS = {
 * reweighted_sam.rho=0.05
 cifar100 model=resnet34_3x3 batch_size=64 lr=0.01? schedule=cosine-prestep? weight_decay=0.005?
 cifar100 subset=first?
-imagenet model=resnext50 batch_size=64
+imagenet model=resnext50_32x4d batch_size=64
 inaturalist2018 model=resnet50 batch_size=512""",
     ),
     "imbsam-release": Protocol(
@@ -119,7 +119,7 @@ inaturalist2018 focal_sam.strength=1.1""",
 * momentum=0.9
 cifar10,cifar100 batch_size=64 model=resnet32? lr=0.1? weight_decay=0.0002? epochs=200?
 cifar10,cifar100 schedule=warmup-steps?
-imagenet model=resnext50 batch_size=256
+imagenet model=resnext50_32x4d batch_size=256
 places model=resnet152 batch_size=128
 inaturalist2018 model=resnet50 batch_size=512""",
     ),
@@ -148,7 +148,7 @@ inaturalist2018 model=resnet50 batch_size=256 lr=0.1 epochs=90""",
         "README: ResNeXt-50 from scratch, then the classifier alone",
         "best epoch on the validation set",
         """
-imagenet model=resnext50 batch_size=512 lr=0.2 momentum=0.9 weight_decay=0.0005 epochs=90
+imagenet model=resnext50_32x4d batch_size=512 lr=0.2 momentum=0.9 weight_decay=0.0005 epochs=90
 imagenet schedule=cosine-prestep""",
     ),
     "logit-adjustment": Protocol(
@@ -265,7 +265,8 @@ def _same_factor(facts: Mapping[str, Any], row: Row) -> bool:
 
 
 def _dataset(facts: Mapping[str, Any]) -> str:
-    return str(facts["dataset"]).lower().replace("-", "_").removesuffix("_lt")
+    name = str(facts["dataset"]).lower().replace("-", "_").removesuffix("_lt")
+    return name.replace("i_naturalist", "inaturalist")
 
 
 def _expected(facts: Mapping[str, Any], protocol: str) -> dict[str, tuple[tuple[Any, ...], bool]]:

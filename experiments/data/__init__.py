@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 import imbsam_jax
 
-__all__ = ["DataError", "Dataset", "draw_held_out", "hold_out", "load_npz", "save_npz"]
+__all__ = ["DataError", "Dataset", "draw_held_out", "filled", "hold_out", "load_npz", "save_npz"]
 
 # What NumPy raises, by version and kind of damage, on reading a file that is no whole .npz.
 _NOT_AN_NPZ = (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
@@ -115,6 +115,16 @@ class Dataset:
     def class_counts(self) -> NDArray[np.int64]:
         """Number of training images of each class, int64[num_classes]."""
         return imbsam_jax.class_counts(self.train_labels, self.num_classes)
+
+
+def filled(class_counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The counts, with that of the smallest class for one that has no image at all.
+
+    No row ever has such a class, so that what it is given does not matter; but it must not become
+    the rarest, to which margins and weights are scaled.
+    """
+    smallest = class_counts[class_counts > 0].min()
+    return np.where(class_counts == 0, smallest, class_counts)
 
 
 def hold_out(dataset: Dataset, per_class: int, seed: int) -> Dataset:
