@@ -137,10 +137,10 @@ def test_micro_batches_carry_what_all_of_them_returned() -> None:
     assert_trees((got_loss, got), (loss, grads), rtol=0, atol=1e-12)
 
 
-def wide(hidden: int = 128) -> Any:
+def wide(hidden: int = 128, layers: int = 2, rows: int = 256) -> Any:
     """(losses_fn, parameters, x, labels) of a network whose matrix products are all it costs."""
     rng = np.random.default_rng(0)
-    sizes = (hidden, hidden, hidden, CLASSES)
+    sizes = (*[hidden] * (layers + 1), CLASSES)
     weights = [
         jnp.asarray(rng.normal(size=pair) / np.sqrt(pair[0]), jnp.float32)
         for pair in pairwise(sizes)
@@ -153,14 +153,31 @@ def wide(hidden: int = 128) -> Any:
             x = jax.nn.relu(x / jnp.sqrt((x**2).mean(axis=-1, keepdims=True) + 1e-5))
         return ij.losses.cross_entropy(x @ weights[-1], y), x
 
-    return losses, weights, jnp.zeros((256, hidden), jnp.float32), jnp.zeros(256, int)
+    return losses, weights, jnp.zeros((rows, hidden), jnp.float32), jnp.zeros(rows, int)
 
 
-def flops(rule: Any, step: int = 0, **options: Any) -> float:
-    losses, weights, x, y = wide()
+def compiled(rule: Any, size: Any, **options: Any) -> Any:
+    losses, weights, x, y = wide(**size)
     f = ij.value_and_grad(losses, rule, **options)
-    compiled = jax.jit(lambda w, y, x: f(w, y, x, y, step=step)).lower(weights, y, x).compile()
-    return compiled.cost_analysis()["flops"]
+    return jax.jit(lambda w, y, x: f(w, y, x, y, step=0)).lower(weights, y, x).compile()
+
+
+def flops(rule: Any, **options: Any) -> float:
+    return compiled(rule, {}, **options).cost_analysis()["flops"]
+
+
+def memory(rule: Any, **options: Any) -> int:
+    size = {"layers": 8, "rows": 4096}
+    return compiled(rule, size, **options).memory_analysis().temp_size_in_bytes
+
+
+def test_memory_where_activations_are_most_of_it() -> None:
+    """A second pass needs hardly more than the first; a quarter of the rows, a third."""
+    sgd = memory(rules.sgd(CLASSES))
+    for name in ("sam", "imbsam"):
+        rule = BY_ID[name].rule(RHO)  # type: ignore[misc]
+        assert memory(rule) < 1.1 * sgd, name
+        assert memory(rule, micro_batches=4) < 0.35 * sgd, name
 
 
 @pytest.mark.parametrize("name", ["imbsam", "sse_sam"])
