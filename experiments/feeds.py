@@ -249,9 +249,9 @@ def _cores() -> int:
 
 
 def _tf_stream() -> Any:
-    from experiments.data.stream_tf import stream as tf_stream
+    from experiments.data.stream_tf import stream_tf
 
-    return tf_stream
+    return stream_tf
 
 
 _LOADERS: dict[str, Any] = {"grain": lambda: stream, "tf.data": _tf_stream}
