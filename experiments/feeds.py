@@ -217,7 +217,7 @@ class Streamed(_Images):
         more: dict[str, Any] = {}
         if settings.loader == "grain":
             more = {"workers": settings.workers, "threads": 1 if settings.workers else _cores()}
-        with _LOADERS[settings.loader]()(
+        batches = _LOADERS[settings.loader]()(
             getattr(self._dataset, part),
             mine,
             first,
@@ -227,7 +227,8 @@ class Streamed(_Images):
             train=train,
             seed=settings.seed,
             **more,
-        ) as batches:
+        )
+        with contextlib.closing(batches):
             yield _with_masks(batches, mine, first)
 
 

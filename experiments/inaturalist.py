@@ -60,5 +60,9 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
     return {"image_size": args.image_size, "resize": args.resize}
 
 
+def main(args: argparse.Namespace) -> None:
+    launch.run(args, load, describe)
+
+
 if __name__ == "__main__":
-    cli.run(lambda args: launch.run(args, load, describe), presets.parse(arguments()))
+    cli.run(main, presets.parse(arguments()))

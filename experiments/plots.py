@@ -11,19 +11,49 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+# Above this many classes a bar each is narrower than a pixel: neighbours are drawn together.
+_MOST_BARS = 300
+
 
 def per_class(path: Path, title: str, counts: Any, correct: Any, total: Any) -> None:
-    """Accuracy of each class, largest first, with its number of training examples."""
+    """Accuracy of each class, largest first, with its number of training examples.
+
+    With more than 300 classes, the mean and the middle half of each hundredth of them; classes
+    that were not tested are left out.
+    """
     counts, correct, total = (np.asarray(x) for x in (counts, correct, total))
     order = np.argsort(-counts, kind="stable")
     accuracy = np.where(total > 0, 100 * correct / np.maximum(total, 1), np.nan)[order]
     figure, left = plt.subplots(figsize=(8, 3.5), layout="constrained")
-    left.bar(np.arange(len(counts)), accuracy, color="tab:blue", width=0.9)
+    if len(counts) <= _MOST_BARS:
+        left.bar(np.arange(len(counts)), accuracy, color="tab:blue", width=0.9)
+    else:
+        centres, means, low, high = hundredths(accuracy)
+        left.fill_between(centres, low, high, color="tab:blue", alpha=0.25, linewidth=0, step="mid",
+                          label="middle half")  # fmt: skip
+        left.plot(centres, means, color="tab:blue", drawstyle="steps-mid",
+                  label=f"mean of {len(counts) // 100} classes")  # fmt: skip
+        left.legend(loc="lower left")
     left.set(xlabel="class, by training examples", ylabel="test accuracy (%)", title=title)
     left.set_ylim(0, 100)
     _sizes(left, counts[order])
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def hundredths(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(centre, mean, lower and upper quartile) of each of 100 parts, NaN left out.
+
+    A part of nothing but NaN is left out.
+    """
+    parts = [
+        (at.mean(), values[at][np.isfinite(values[at])])
+        for at in np.array_split(np.arange(len(values)), 100)
+    ]
+    known = [(centre, part) for centre, part in parts if part.size]
+    centres, means = [c for c, _ in known], [part.mean() for _, part in known]
+    low, high = zip(*(np.percentile(part, [25, 75]) for _, part in known), strict=True)
+    return np.array(centres), np.array(means), np.array(low), np.array(high)
 
 
 def _sizes(axes: Any, counts: np.ndarray) -> None:
