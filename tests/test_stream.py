@@ -256,7 +256,7 @@ def test_workers_change_nothing(split: Any) -> None:
         batches.set_state(states[1])
         _assert_same([next(batches)], whole[1:2])
     assert not _children()  # left in the middle
-    with pytest.raises(ValueError, match="closed"):
+    with pytest.raises(ValueError, match="the stream is closed"):
         next(batches)
 
 
@@ -287,11 +287,16 @@ class Failing:
 
 
 @pytest.mark.parametrize(
-    ("how", "error", "message"),
-    [("die", RuntimeError, "terminated unexpectedly"), ("raise", DataError, "the disk is gone")],
+    ("how", "workers", "error", "message"),
+    [
+        ("die", 2, RuntimeError, "terminated unexpectedly"),
+        ("raise", 1, DataError, "the disk is gone"),
+    ],
 )
-def test_a_failing_worker_raises(split: Any, how: str, error: Any, message: str) -> None:
-    batches = _stream(split, Failing(how, len(split.labels)), workers=2, threads=1)
+def test_a_failing_worker_raises(
+    split: Any, how: str, workers: int, error: Any, message: str
+) -> None:
+    batches = _stream(split, Failing(how, len(split.labels)), workers=workers, threads=1)
     got = []
     with pytest.raises(error, match=message):
         for batch in batches:

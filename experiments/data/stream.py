@@ -59,14 +59,14 @@ class Stream:
     """Iterates over HostBatches and can be closed; made by `stream`."""
 
     def __init__(self, iterator: Any):
-        self._iterator = iterator
+        self._iterator: Any | None = iterator
 
     def __iter__(self) -> "Stream":
         return self
 
     def __next__(self) -> HostBatch:
         try:
-            batch = next(self._iterator)
+            batch = next(self._opened())
         except StopIteration:
             raise
         except BaseException:
@@ -79,14 +79,22 @@ class Stream:
 
     def get_state(self) -> dict[str, Any]:
         """Which batch is next, as JSON can hold it; for a stream of the same arguments."""
-        return self._iterator.get_state()
+        return self._opened().get_state()
 
     def set_state(self, state: dict[str, Any]) -> None:
-        self._iterator.set_state(state)
+        self._opened().set_state(state)
 
     def close(self) -> None:
         """Ends the workers; without effect the second time."""
-        self._iterator.close()
+        if self._iterator is not None:
+            self._iterator.close()
+            # Kept until the interpreter ends, grain's iterator fails in its __del__.
+            self._iterator = None
+
+    def _opened(self) -> Any:
+        if self._iterator is None:
+            raise ValueError("the stream is closed")
+        return self._iterator
 
     def __enter__(self) -> "Stream":
         return self
@@ -95,9 +103,7 @@ class Stream:
         self.close()
 
     def __del__(self) -> None:
-        # Absent where __init__ failed.
-        if hasattr(self, "_iterator"):
-            self.close()
+        self.close()
 
 
 def stream(
