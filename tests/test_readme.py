@@ -11,9 +11,10 @@ import numpy as np
 import optax
 
 import imbsam_jax as ij
-from experiments import anomaly, cifar_lt, digits_lt, presets
+from experiments import anomaly, cifar_lt, digits_lt, imagenet_lt, inaturalist, launch, presets
 from tiny import tiny_dataset
 
+SHOWING = (cifar_lt, digits_lt, anomaly, imagenet_lt, inaturalist)
 README = Path(__file__).resolve().parent.parent / "README.md"
 
 
@@ -62,17 +63,17 @@ def commands(text):
 
 
 def test_every_shown_command_is_accepted():
-    """Parsed, and for CIFAR made up to where training begins, on CIFAR100-LT's class counts."""
+    """Parsed, and for images made up to where training begins, on CIFAR100-LT's class counts."""
     dataset = tiny_dataset(counts=tuple(ij.long_tail_counts(100, 500, 100)))
-    texts = [README.read_text(), *(m.__doc__ for m in (cifar_lt, digits_lt, anomaly))]
+    texts = [README.read_text(), *(m.__doc__ for m in SHOWING)]
     seen = set()
     for name, flags in (found for text in texts for found in commands(text)):
         module = importlib.import_module(f"experiments.{name}")
         seen.add(name)
-        if name == "cifar_lt":
+        if name in presets.TABLES:
             args = presets.parse(module.arguments(), flags)
-            plan = cifar_lt.make_plan(args, dataset)
+            plan = launch.make_plan(args, dataset, module.describe(args))
             assert list(plan.second) == args.stage2
         else:
             module.arguments().parse_args(flags)
-    assert seen == {"cifar_lt", "digits_lt", "anomaly", "report", "evaluate"}
+    assert seen == {*presets.TABLES, "digits_lt", "anomaly", "report", "evaluate"}
