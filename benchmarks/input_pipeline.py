@@ -7,8 +7,9 @@ thread of one process; the stream adds reading, batching, and carrying batches o
 Rounds alternate (bare, stream, bare, ...), so that what else a noisy machine does slows both alike;
 ratios are taken round by round, and their median and quartiles are reported: per core, by the
 clock, and per second of processor time (of all processes together, on Linux), which other
-programs on the same cores disturb less. Without --data-dir the images are made here: ImageNet's
-usual size, a gradient under noise.
+programs on the same cores disturb less. Then a device's steps are played, somewhat longer than the
+decoding of a batch, to see whether they wait. Without --data-dir the images are made here, of
+ImageNet's usual size: a gradient under noise.
 """
 
 from __future__ import annotations
@@ -157,6 +158,30 @@ def measure(split: Any, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def waiting(split: Any, args: argparse.Namespace, batch_seconds: float) -> dict[str, float]:
+    """Whether a step of 1.25 times a batch's decoding would wait for it.
+
+    The step is a sleep: a device that computes leaves the cores to the decoding. As in the trainer,
+    the next batch is asked for once a step has been handed over.
+    """
+    step, waited = 1.25 * batch_seconds, []
+    with opened(split, args) as batches:
+        for _ in range(max(args.workers, 1) * 3):
+            next(batches)
+        for _ in range(20):
+            ends = time.perf_counter() + step
+            next(batches)
+            late = time.perf_counter() - ends
+            waited.append(max(late, 0.0))
+            time.sleep(max(-late, 0.0))
+    return {
+        "step_seconds": step,
+        "share_of_time_waited": sum(waited) / (sum(waited) + len(waited) * step),
+        "steps_that_waited": float(np.count_nonzero(waited)),
+        "steps": float(len(waited)),
+    }
+
+
 def spread(values: np.ndarray) -> dict[str, float] | None:
     """Median and quartiles."""
     if not np.isfinite(values).all():
@@ -171,12 +196,16 @@ def markdown(row: dict[str, Any]) -> str:
             return "-"
         return f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
 
+    wait = row["waiting"]
     return (
         "| workers | threads | cores | bare loop, images/s | stream, images/s | stream / bare, per "
         "core (quartiles) | per processor second |\n|---|---|---|---|---|---|---|\n"
         f"| {row['workers']} | {row['threads']} | {row['cores_used']} | "
         f"{row['bare_images_per_second']:.0f} | {row['stream_images_per_second']:.0f} | "
-        f"{shown(row['ratio_per_core'])} | {shown(row['ratio_per_processor_second'])} |\n"
+        f"{shown(row['ratio_per_core'])} | {shown(row['ratio_per_processor_second'])} |\n\n"
+        f"A device whose step takes {1000 * wait['step_seconds']:.0f} ms, 1.25 times a batch's "
+        f"decoding, waited {100 * wait['share_of_time_waited']:.1f}% of the time, in "
+        f"{wait['steps_that_waited']:.0f} of {wait['steps']:.0f} steps.\n"
     )
 
 
@@ -191,6 +220,8 @@ def main(args: argparse.Namespace) -> None:
     else:
         split, source = photographs(args.images), "JPEGs of 500 x 375 made here, quality 90"
     row = {"workers": args.workers, "threads": args.threads, **measure(split, args)}
+    batch_seconds = args.batch_size / row["stream_images_per_second"]
+    row["waiting"] = waiting(split, args, batch_seconds)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     found = {"command": folders.command_line(), "data": source, **row}

@@ -349,3 +349,19 @@ def test_import_needs_no_grain(run_python: Any) -> None:
     run_python(
         "import sys, experiments.data.stream; assert not {'grain', 'PIL'} & set(sys.modules)"
     )
+
+
+def test_the_benchmark_reports_both_loops_and_the_waiting(tmp_path):
+    from benchmarks import input_pipeline
+
+    flags = "--workers 0 --threads 0 --rounds 2 --seconds 0.05 --images 4 --batch-size 4 --size 32"
+    args = [*flags.split(), "--out", str(tmp_path)]
+    input_pipeline.main(input_pipeline.arguments().parse_args(args))
+    found = json.loads((tmp_path / "input_pipeline.json").read_text())
+    assert found["ratio_per_core"]["low"] <= found["ratio_per_core"]["median"]
+    assert found["cores_used"] == 1 and found["rounds"] == 2
+    waiting = found["waiting"]
+    expected = 1.25 * 4 / found["stream_images_per_second"]
+    assert waiting["step_seconds"] == pytest.approx(expected)
+    assert 0 <= waiting["share_of_time_waited"] < 1 and waiting["steps"] == 20
+    assert "waited" in (tmp_path / "input_pipeline.md").read_text()
