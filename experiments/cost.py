@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import time
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -10,6 +13,7 @@ import numpy as np
 
 from experiments.execution import Jit
 from experiments.methods import Method
+from experiments.sampling import Order
 from experiments.steps import Inputs, Rows, TrainState
 from imbsam_jax.rules import Rule
 
@@ -28,6 +32,7 @@ def lone_step(
     state: TrainState,
     inputs: Inputs | None,
     rows: Rows,
+    order: Order,
     seconds: float,
 ) -> tuple[float, float]:
     """(FLOPs, median milliseconds) of one compiled step; a time of NaN where seconds is 0.
@@ -35,10 +40,17 @@ def lone_step(
     Args:
       state: plain; it is copied, not donated.
       rows: of one batch, leaves [1, b, ...].
+      order: where passes leave out rows, a thousand of its batches say how many they have.
       seconds: how long to go on timing, at least three steps; several processes time three.
     """
     mine = run_on.put_state(state)
-    call = run_on.compile_steps(method, mine, inputs, rows)
+
+    def compiled(room: Any) -> Any:
+        there = copy.copy(run_on)
+        there.room = room
+        return there.compile_steps(method, mine, inputs, rows)
+
+    call, mean_flops = counted(compiled, run_on.room, order.labels_of(1000, run_on.apart))
     times: list[float] = []
     most = 100 if run_on.processes == 1 else 4  # they must make equally many steps
     while seconds and (len(times) < 4 or (sum(times) < seconds and len(times) < most)):
@@ -47,4 +59,51 @@ def lone_step(
         mine, seen = call(mine, inputs, placed)
         jax.block_until_ready((mine, seen))
         times.append(time.perf_counter() - began)
-    return flops(call), 1000 * float(np.median(times[1:])) if times else float("nan")
+    return mean_flops, 1000 * float(np.median(times[1:])) if times else float("nan")
+
+
+def counted(
+    compiled: Callable[[Any], Any], room: Any, batches: Iterable[np.ndarray]
+) -> tuple[Any, float]:
+    """(a compiled step, its FLOPs on average over batches).
+
+    Where passes choose among buffers of several sizes, each choice is compiled alone and weighted
+    by how often it is made. (Every part and pass chooses by itself.)
+
+    Args:
+      compiled: room -> the step, compiled; `room` as in Halves.
+      room: of this step; None where each pass sees the whole batch.
+      batches: labels int[b] of batches as they are drawn, b the rows of one device.
+    """
+    if room is None:
+        call = compiled(None)
+        return call, flops(call)
+    asked: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
+
+    def noted(rows: int) -> Any:
+        buffers = room(rows)
+
+        def sizes(classes: np.ndarray) -> Any:
+            found = np.unique(np.clip(buffers(classes), 1, rows))
+            asked[classes.tobytes()] = classes, found
+            return found.tolist()
+
+        return sizes
+
+    call = compiled(noted)
+    if all(len(sizes) == 1 for _, sizes in asked.values()):
+        return call, flops(call)
+
+    def chosen(labels: np.ndarray) -> tuple[int, ...]:
+        return tuple(
+            int(sizes[np.minimum(np.searchsorted(sizes, classes[labels].sum()), len(sizes) - 1)])
+            for classes, sizes in asked.values()
+        )
+
+    choices = Counter(map(chosen, batches))
+    total = 0.0
+    for choice, times in choices.items():
+        alone = {key: (size,) for key, size in zip(asked, choice, strict=True)}
+        step = compiled(lambda _, alone=alone: lambda classes: alone[classes.tobytes()])
+        total += times * flops(step)
+    return call, total / choices.total()

@@ -104,6 +104,11 @@ class Jit:
 
     axis_name: str | None = None
 
+    @property
+    def apart(self) -> int:
+        """Into how many parts a batch is split, each with passes of its own."""
+        return 1
+
     def __init__(
         self,
         devices: list[jax.Device],
@@ -111,9 +116,10 @@ class Jit:
         prepare: Any,
         key: jax.Array,
         micro_batches: int = 1,
+        room: Callable[[int], Any] | None = None,
     ):
         self.devices, self._objective, self._prepare = devices, objective, prepare
-        self._micro_batches = micro_batches
+        self._micro_batches, self.room = micro_batches, room
         self.processes = jax.process_count() if len(devices) > 1 else 1
         self._local = len(devices) // self.processes
         mesh = Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
@@ -189,6 +195,7 @@ class Jit:
             self._prepare,
             axis_name=self.axis_name,
             micro_batches=self._micro_batches,
+            room=self.room,
         )
         return _repeat(step, self._key)
 
@@ -210,6 +217,10 @@ class Pmap(Jit):
     """pmap with an axis name: every device has its rows, gradients are averaged by the library."""
 
     axis_name: str | None = AXIS
+
+    @property
+    def apart(self) -> int:
+        return len(self.devices)
 
     def put_state(self, state: TrainState) -> TrainState:
         return self._everywhere(state)

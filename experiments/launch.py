@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from experiments import cli, methods, objectives, presets, stage2
 from experiments.errors import RunError
 from experiments.models import MODELS
-from experiments.settings import LOADERS, SAMPLING
+from experiments.settings import EXAMPLES, LOADERS, SAMPLING
 from experiments.steps import SCHEDULES
 
 
@@ -60,7 +60,13 @@ def add_training(
     )  # fmt: skip
     training.add_argument(
         "--sampling", default="natural", choices=SAMPLING,
-        help="of the first stage: every image once an epoch, or every class alike",
+        help="of the first stage: every image once an epoch, every class alike, or every image "
+        "once with the same share of the tail (by --eta) in every batch",
+    )  # fmt: skip
+    training.add_argument(
+        "--examples", default="dependent", choices=EXAMPLES,
+        help="independent: a pass leaves out rows that have no weight in it; the same step for "
+        "less, in models without batch statistics; cheapest with --sampling stratified",
     )  # fmt: skip
     training.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     seeds = training.add_mutually_exclusive_group()
@@ -185,6 +191,11 @@ def make_plan(args: argparse.Namespace, dataset: Any, about_data: dict[str, Any]
     )
     if args.rule == "cc_sam" and settings.accumulate > 1:
         raise RunError("--rule cc_sam takes a batch whole: use --accumulate 1")
+    if settings.examples == "independent":
+        if args.rule == "cc_sam":
+            raise RunError("--rule cc_sam takes a batch whole: use --examples dependent")
+        if "running_statistics" in of_method["ascent"]:
+            raise RunError(methods.NOT_EVERY)
     loss, of_loss = objectives.build_loss(
         args.loss, counts, options, steps_per_epoch=steps_per_epoch,
         axis_name=EXECUTIONS[args.parallel].axis_name,

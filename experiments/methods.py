@@ -37,6 +37,8 @@ class Halves(NamedTuple):
       soft: float[b, C] where mixup is on, else None.
       mask: bool[b], False for rows that do not count, or None.
       micro_batches: into how many parts the batch is to be cut.
+      room: None where each pass sees the whole batch, or b -> `buffers` of value_and_grad, where
+        a pass is to leave out rows that have no weight in it.
     """
 
     features: Callable[..., Any]
@@ -47,6 +49,7 @@ class Halves(NamedTuple):
     soft: jax.Array | None = None
     mask: jax.Array | None = None
     micro_batches: int = 1
+    room: Callable[[int], Any] | None = None
 
     @property
     def target(self) -> jax.Array:
@@ -83,13 +86,17 @@ class Tabled:
         ]
 
     def gradient(self, halves: Halves, params: Any, stats: Any, step: Any, axis: Any) -> Any:
-        parts = halves.micro_batches
+        parts, alone = halves.micro_batches, halves.room is not None
+        if alone and self.statistics == "every":
+            raise RunError(NOT_EVERY)
 
         def losses_fn(params: Any, images: Any, target: Any, stats: Any, clean: Any) -> Any:
             features, new = halves.features(params, stats, images)
             losses, logits = halves.losses(params, features, target)
+            if alone and new is not stats and jax.tree.leaves(new):
+                raise RunError(NO_STATISTICS)
             # Where passes hand their statistics on, the logits stay those of the first.
-            return losses, (new, logits if clean is None else clean)
+            return losses, (None if alone else new, logits if clean is None else clean)
 
         def hand_on(args: Any, aux: Any) -> Any:
             return (*args[:2], *_of_the_whole(aux, parts))
@@ -101,13 +108,27 @@ class Tabled:
             ascent=self.ascent,
             carry=hand_on if self.statistics == "every" else None,
             micro_batches=parts,
-            batched=(True, True, False, True) if parts > 1 else None,
+            batched=(True, True, False, True) if alone or parts > 1 else None,
+            examples="independent" if alone else "dependent",
+            buffers=halves.room(len(halves.labels)) if halves.room is not None else None,
         )
         images, target = halves.images, halves.target
         (loss, aux), grads = f(
             params, target, images, target, stats, None, step=step, mask=halves.mask
         )
-        return (loss, _of_the_whole(aux, parts)), grads
+        stats, logits = (stats, aux[1]) if alone else _of_the_whole(aux, parts)
+        return (loss, (stats, logits)), grads
+
+
+NO_STATISTICS = (
+    "--examples independent leaves rows out of a pass, but this model normalises by the statistics "
+    "of the whole batch, and updates the running ones: use a model without batch statistics "
+    "(mlp, resnet32_gn, vit_ti4), or --examples dependent"
+)
+NOT_EVERY = (
+    "--running-statistics every hands those of a whole batch from pass to pass, of which "
+    "--examples independent leaves rows out: use --running-statistics first"
+)
 
 
 def _of_the_whole(aux: Any, parts: int) -> Any:
@@ -139,6 +160,8 @@ class ClassConditional:
         release = self._variant == "release"
         if halves.micro_batches > 1:
             raise RunError("--rule cc_sam takes a batch whole: use --accumulate 1")
+        if halves.room is not None:
+            raise RunError("--rule cc_sam takes a batch whole: use --examples dependent")
 
         def losses_for(losses: Callable[..., Any], target: Any) -> Callable[..., Any]:
             return lambda params, features, stats: losses(params, features, target)

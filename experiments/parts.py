@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments.checkpoints import Checkpoints
-from experiments.data import Dataset
+from experiments.data import Dataset, filled
 from experiments.data.encoded import EncodedDataset
 from experiments.errors import RunError
 from experiments.evaluation import Evaluator
 from experiments.execution import EXECUTIONS, Jit, use_devices
 from experiments.feeds import Place, make_feed
+from experiments.methods import NO_STATISTICS
 from experiments.models import create_model
 from experiments.objectives import Adversary, Loss, Objective
 from experiments.pretrained import load_weights
@@ -28,6 +31,7 @@ from experiments.steps import (
     optimizer,
     start_state,
 )
+from imbsam_jax import tail_classes
 from imbsam_jax.losses import cross_entropy
 
 
@@ -77,10 +81,28 @@ class Parts:
             settings.seed,
             settings.batch_size,
             per_visit=settings.per_visit,
+            tail=_tail(dataset, settings),
             multiple=self.feed.multiple,
         )
+        alone = settings.examples == "independent"
+        if alone and settings.parallel == "jit" and len(devices) > 1:
+            raise RunError(
+                f"--examples independent with --parallel jit would choose rows over all "
+                f"{len(devices)} devices, and send them about: use --parallel pmap, where each "
+                "device chooses among its own"
+            )
+        if alone and adversary is not None:
+            raise RunError(
+                "--examples independent leaves rows out, but the adversary of this second stage "
+                "averages over all rows of a class: use --examples dependent"
+            )
         self.run_on = EXECUTIONS[settings.parallel](
-            devices, objective, self.feed.prepare, step_key, settings.accumulate
+            devices,
+            objective,
+            self.feed.prepare,
+            step_key,
+            settings.accumulate,
+            partial(self.order.buffers, dataset.num_classes) if alone else None,
         )
         self.steps_per_epoch = self.order.steps_per_epoch
         dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[settings.precision]
@@ -110,12 +132,24 @@ class Parts:
             initial: TrainState = jax.jit(create)(init_key)
         else:
             initial = start_state(model, tx, start, settings.trained)
+        if alone and objective.train_statistics and jax.tree.leaves(initial.batch_stats):
+            raise RunError(NO_STATISTICS)
         evaluate_on = Jit(devices, objective, self.feed.prepare, step_key)
         # Replicated, as checkpoints hold it: each process alone could not read one.
         self.initial: TrainState = evaluate_on.put_state(initial)
         self.evaluator = Evaluator(
             dataset, self.feed, evaluate_on, settings.eval_batch, settings.max_corrupt
         )
+
+
+def _tail(dataset: Dataset | EncodedDataset, settings: Settings) -> np.ndarray | None:
+    """bool[C]: the tail of stratified sampling; None where rows are drawn otherwise."""
+    if settings.sampling != "stratified":
+        return None
+    try:
+        return tail_classes(filled(dataset.class_counts()), settings.eta, strict=settings.strict)
+    except ValueError as error:
+        raise RunError(f"--sampling stratified: {error}") from error
 
 
 def last_variables(

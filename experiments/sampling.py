@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imbsam_jax import binomial_buffers, stratified_buffers
+
 
 class Order:
     """The rows of every step of a run; worker processes are given one.
 
     Args:
-      kind, labels, seed, per_visit: see epoch_order.
+      kind, labels, seed, per_visit, tail: see epoch_order.
       batch_size: the last batch of an epoch is smaller.
       multiple: every batch is padded to a multiple of it.
     """
@@ -27,12 +30,13 @@ class Order:
         batch_size: int,
         *,
         per_visit: int = 1,
+        tail: np.ndarray | None = None,
         multiple: int = 1,
     ):
         self.rows, self.batch_size = len(labels), batch_size
         self.steps_per_epoch = -(-self.rows // batch_size)
         self._of_epoch = (kind, labels, seed)
-        self._per_visit, self._multiple = per_visit, multiple
+        self._per_visit, self._tail, self._multiple = per_visit, tail, multiple
         self._drawn: tuple[int, np.ndarray] | None = None
 
     def real(self, step: int) -> int:
@@ -49,7 +53,8 @@ class Order:
         drawn = self._drawn  # threads share an order: each looks at what it has checked
         if drawn is None or drawn[0] != epoch:
             kind, labels, seed = self._of_epoch
-            drawn = (epoch, epoch_order(kind, labels, seed, epoch, self._per_visit))
+            order = epoch_order(kind, labels, seed, epoch, self._per_visit, self._tail)
+            drawn = (epoch, order)
             self._drawn = drawn
         start = within * self.batch_size
         rows = drawn[1][start : start + self.batch_size]
@@ -57,20 +62,84 @@ class Order:
         found[: len(rows)] = rows
         return found
 
+    def labels_of(self, steps: int, parts: int = 1) -> Iterator[np.ndarray]:
+        """int[b / parts] of each part of the first whole batches, at most so many."""
+        labels = self._of_epoch[1]
+        whole = [k for k in range(steps) if self.real(k) == self.batch_size] or [0]
+        for step in whole:
+            rows = self.of_step(step)
+            yield from np.split(labels[rows[: len(rows) // parts * parts]], parts)
+
+    def buffers(self, num_classes: int, rows: int) -> Callable[[Any], Sequence[int]]:
+        """How many rows of some classes to make room for, as `value_and_grad` takes it.
+
+        Args:
+          num_classes: C.
+          rows: of one device: its part of a batch, side by side in the order.
+        """
+        kind, labels, _ = self._of_epoch
+        if kind == "stratified":
+            assert self._tail is not None
+            return stratified_buffers(self._tail, most_rows(self._tail[labels], rows))
+        counts = np.bincount(labels, minlength=num_classes)
+        return binomial_buffers(counts > 0 if kind == "balanced" else counts, rows)
+
 
 def epoch_order(
-    kind: str, labels: np.ndarray, seed: int, epoch: int, per_visit: int = 1
+    kind: str,
+    labels: np.ndarray,
+    seed: int,
+    epoch: int,
+    per_visit: int = 1,
+    tail: np.ndarray | None = None,
 ) -> np.ndarray:
-    """int32[N]: "natural", every row once; "balanced", every class alike."""
+    """int32[N]: "natural" and "stratified", every row once; "balanced", every class alike.
+
+    Args:
+      labels: int[N].
+      seed, epoch: decide the order.
+      per_visit: of "balanced", see balanced_order.
+      tail: bool[C], the tail classes of "stratified": see stratified_order.
+    """
     if kind == "natural":
         rows = np.random.default_rng([seed, epoch]).permutation(len(labels))
         return rows.astype(np.int32)
+    if kind == "stratified":
+        assert tail is not None
+        return stratified_order(np.asarray(tail)[labels], np.random.default_rng([seed, epoch]))
     present, labels = np.unique(labels, return_inverse=True)
     key = jax.random.fold_in(jax.random.key(seed), epoch)
     order = balanced_order(
         jnp.asarray(labels, jnp.int32), key, len(present), len(labels), per_visit
     )
     return np.asarray(order)
+
+
+def stratified_order(in_tail: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """int32[N]: every row once, the tail's T rows as evenly as can be.
+
+        tail rows among the first p = floor((p T + u) / N),   u uniform in 0 .. N - 1
+
+    Any L rows in a row, so each batch and each device's part of it, hold floor(L T / N) or
+    ceil(L T / N) rows of the tail, and L T / N on average over u: see `most_rows`.
+
+    Args:
+      in_tail: bool[N], which rows are the tail's.
+      draw: decides the order.
+    """
+    size, tail = len(in_tail), int(in_tail.sum())
+    before = (np.arange(size + 1) * tail + draw.integers(size)) // size
+    place = np.diff(before) > 0
+    order = np.empty(size, np.int32)
+    order[place] = draw.permutation(np.flatnonzero(in_tail))
+    order[~place] = draw.permutation(np.flatnonzero(~in_tail))
+    return order
+
+
+def most_rows(in_tail: np.ndarray, length: int) -> tuple[int, int]:
+    """Rows of the head and of the tail that `length` rows of a stratified order hold at most."""
+    size, tail = len(in_tail), int(in_tail.sum())
+    return -(-length * (size - tail) // size), -(-length * tail // size)
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4))

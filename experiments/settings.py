@@ -10,7 +10,8 @@ from experiments.errors import RunError
 from experiments.models import CLASSIFIERS
 from experiments.steps import TRAINED
 
-SAMPLING = ("natural", "balanced")
+SAMPLING = ("natural", "balanced", "stratified")
+EXAMPLES = ("dependent", "independent")
 MAX_NORM = ("none", "step", "epoch")
 LOADERS = ("grain", "tf.data")
 # What may change when a run is resumed.
@@ -47,6 +48,9 @@ class Settings:
     weight_decay_inside: bool = False  # in the perturbed loss, by the method, not in Optax
     sampling: str = "natural"
     per_visit: int = 1  # rows of a class at each of balanced sampling's visits
+    eta: float = 100.0  # of stratified sampling: the largest count of a tail class
+    strict: bool = False  # of stratified sampling: the tail is n < eta
+    examples: str = "dependent"  # or "independent": passes leave out rows without weight
     trained: str = "all"
     statistics: str = "updated"  # or "frozen": normalise by the running ones, and leave them
     max_norm: str = "none"  # projection of the classifier after each step, or each epoch
@@ -89,16 +93,28 @@ class Settings:
         choices = {
             "classifier": CLASSIFIERS, "sampling": SAMPLING, "trained": TRAINED,
             "statistics": ("updated", "frozen"), "max_norm": MAX_NORM, "loader": LOADERS,
+            "examples": EXAMPLES,
         }  # fmt: skip
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise RunError(
                     f"unknown {name} {getattr(self, name)!r}; choose from {', '.join(known)}"
                 )
+        if self.examples == "independent" and self.mixup:
+            raise RunError(
+                "--examples independent leaves out rows whose class has no weight, but with "
+                f"--mixup {self.mixup:g} every row is of two classes: use --examples dependent"
+            )
+        if self.examples == "independent" and self.accumulate > 1:
+            raise RunError(
+                "--examples independent takes of a batch the rows that carry weight, and does not "
+                f"cut it up: use --accumulate 1, not {self.accumulate}"
+            )
 
     def decisive(self) -> dict[str, Any]:
         """What decides the result, as in config.json."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in FREE}
+        free = FREE if self.sampling == "stratified" else (*FREE, "eta", "strict")
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in free}
 
 
 @dataclasses.dataclass

@@ -123,6 +123,7 @@ def make(
         schedule=plan.schedule,
         sampling=flag("sampling", plan.sampling),
         per_visit=plan.per_visit,
+        examples="dependent",
         statistics=flag("statistics", "frozen"),
         trained=plan.trained if epochs else "all",
         classifier=plan.classifier,

@@ -141,6 +141,7 @@ def make_step(
     *,
     axis_name: str | None = None,
     micro_batches: int = 1,
+    room: Callable[[int], Any] | None = None,
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """`step(state, inputs, rows, positions, batch_size, key) -> (state, StepMetrics)`.
 
@@ -150,6 +151,7 @@ def make_step(
       prepare: (raw images, positions, batch_size, key) -> what the model sees.
       axis_name: the device axis inside pmap.
       micro_batches: into how many parts the batch is cut, one after the other in memory.
+      room: see Halves; None where each pass sees the whole batch.
 
     The step's rows are Rows, or int[b] as an index into inputs, at `positions` of a batch of
     batch_size in all. Its randomness is `fold_in(key, state.step)`, so a resumed run draws what an
@@ -190,7 +192,8 @@ def make_step(
         rows = rows if isinstance(rows, Rows) else Rows(index=rows)
         key = jax.random.fold_in(key, state.step)
         images, labels, soft = batch(inputs, rows, positions, batch_size, key)
-        halves = _halves(state, objective, images, labels, soft, rows.mask, micro_batches)
+        halves = _halves(state, objective, images, labels, soft, rows.mask)
+        halves = halves._replace(micro_batches=micro_batches, room=room)
         (mean_loss, (stats, logits)), grads = method.gradient(
             halves, state.params, state.batch_stats, state.step, axis_name
         )
@@ -214,7 +217,6 @@ def _halves(
     labels: jax.Array,
     soft: jax.Array | None,
     mask: jax.Array | None,
-    micro_batches: int,
 ) -> Halves:
     step, train = state.step, objective.train_statistics
 
@@ -248,9 +250,7 @@ def _halves(
         return losses
 
     target = labels if soft is None else soft
-    return Halves(
-        features, losses_of(target), losses_of(labels), images, labels, soft, mask, micro_batches
-    )
+    return Halves(features, losses_of(target), losses_of(labels), images, labels, soft, mask)
 
 
 def count_hits(

@@ -397,6 +397,7 @@ class _Trainer:
             },
             "classifier": self.settings.classifier,
             "mixup": self.settings.mixup,
+            "examples": self.settings.examples,
             "settings": dataclasses.asdict(self.settings),
             "train_examples": self.order.rows,
             "params_sha256": params_sha256(plain.variables()["params"]),
@@ -420,7 +421,9 @@ class _Trainer:
             rows = next(batches)
 
         def of(method: Method | Rule, seconds: float) -> tuple[float, float]:
-            return cost.lone_step(self.run_on, method, plain, self.inputs, rows, seconds)
+            return cost.lone_step(
+                self.run_on, method, plain, self.inputs, rows, self.order, seconds
+            )
 
         # A staged rule's step costs the mean over the run of its stages' steps.
         starts = [min(start, steps) for start, _ in self.stages] + [steps]
