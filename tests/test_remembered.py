@@ -213,5 +213,6 @@ def test_a_step_costs_what_is_promised() -> None:
     assert flops("imbsam", "dependent") / sgd == pytest.approx(2.5, abs=0.08)
 
 
+@pytest.mark.slow
 def test_on_eight_devices(run_python: Any) -> None:
     run_python(["-W", "error", "tests/on_devices.py", "remembered"], devices=8, timeout=900)
