@@ -45,7 +45,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--grid", action="append", nargs="+", metavar=("NAME", "VALUE"),
         help="a numeric flag of the rule and its values; give it once for each flag. The last is "
-        "the figure's axis. Default: " + ", ".join(f"{k} {_shown(v)}" for k, v in GRID.items()),
+        "the figure's axis. Default, of what the rule takes: " + ", ".join(f"{k} {_shown(v)}" for k, v in GRID.items()),
     )  # fmt: skip
     add_method_arguments(parser).add_argument(
         "--memory", type=float, help="remember ascent directions, with this decay"
@@ -61,13 +61,13 @@ def _shown(values: list[float]) -> str:
 
 def grid_of(args: argparse.Namespace) -> dict[str, list[float]]:
     """Values by flag; a flag that the rule does not take, or that is no number, is refused."""
-    given = args.grid or [[name, *map(str, values)] for name, values in GRID.items()]
     numeric = {name for name, value in vars(args).items() if isinstance(value, float)}
     known = numeric & set(methods.rule_arguments(args.rule, vars(args)))
     if args.rule in REMEMBERED:
         known.add("memory")
+    defaults = [[name, *map(str, values)] for name, values in GRID.items() if name in known]
     grid: dict[str, list[float]] = {}
-    for name, *values in given:
+    for name, *values in args.grid or defaults:
         name = name.lstrip("-").replace("-", "_")
         if name not in known or name in grid:
             what = "is given twice" if name in grid else f"is no numeric flag of {args.rule}"
