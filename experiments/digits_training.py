@@ -155,7 +155,7 @@ class Bench:
         model = create_model(MODEL, self.first.num_classes, classifier=classifier)
 
         def hits(params: Any, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
-            logits = model.apply({"params": params}, self._prepare(inputs.images), train=False)
+            logits: Any = model.apply({"params": params}, self._prepare(inputs.images), train=False)
             return metrics.class_hits(logits, inputs.labels)
 
         return self.accuracies(*jax.jit(jax.vmap(hits))(params, self.val_set))

@@ -45,7 +45,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--grid", action="append", nargs="+", metavar=("NAME", "VALUE"),
         help="a numeric flag of the rule and its values; give it once for each flag. The last is "
-        "the figure's axis. Default, of what the rule takes: " + ", ".join(f"{k} {_shown(v)}" for k, v in GRID.items()),
+        "the figure's axis. Default, of what the rule takes: "
+        + ", ".join(f"{name} {_shown(values)}" for name, values in GRID.items()),
     )  # fmt: skip
     add_method_arguments(parser).add_argument(
         "--memory", type=float, help="remember ascent directions, with this decay"
