@@ -133,6 +133,7 @@ def summarise(rows: list[Any], seeds: list[int]) -> list[dict[str, Any]]:
                 row[f"{name}_{split}"] = _number(np.mean(values[split], dtype=np.float64))
                 row[f"{name}_{split}_sgd"] = _number(np.mean(difference, dtype=np.float64))
                 row[f"{name}_{split}_sgd_se"] = _number(spread / np.sqrt(len(seeds)))
+            row[f"{name}_all_by_seed"] = values["all"].tolist()
         summary.append(row)
     for name in ("test", "val"):
         best = max(summary[1:], key=lambda row: row[f"{name}_all"])
@@ -194,7 +195,7 @@ def write(
     make_folder(out, args)
     folders.write_json(out / "summary.json", summary)
     folders.replace_text(out / "table.md", f"{table(summary, grid)}\n\n{verdict(summary)}\n")
-    figures = [key for key in summary[0] if key not in ("point", "seeds")]
+    figures = [key for key, value in summary[0].items() if not isinstance(value, dict | list)]
     with open(out / "sweep.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["rule", *grid, *figures])
