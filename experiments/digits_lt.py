@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,10 @@ from rich.table import Table
 from experiments import cli, methods, objectives, stage2
 from experiments.errors import RunError
 from experiments.report import number
+from experiments.settings import Settings
+
+# Rules whose ascent directions --memory can remember.
+REMEMBERED = ("sam", "reweighted_sam", "imbsam", "focal_sam")
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -31,14 +36,31 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rule", nargs="+", default=["sgd", "sam", "imbsam"], choices=sorted(methods.RULES)
     )
-    # gamma and strength are Focal-SAM's for ten classes, the noise ratio is CC-SAM's as shipped: a
-    # larger one breaks training here (results/digits_lt/README.md). Radii and eta are a guess.
-    methods.add_arguments(
-        parser.add_argument_group("method"),
-        rho=0.2, eta=20.0, gamma=3.0, strength=0.5, head_rho=0.1, tail_rho=0.2, noise_ratio=1e-6,
+    add_method_arguments(parser).add_argument(
+        "--memory", type=float, nargs="+", default=[],
+        help="sam, reweighted_sam, imbsam, focal_sam: train also with a remembered ascent "
+        "direction (imbsam_jax.remembered), a row for each of these decays",
     )  # fmt: skip
     objectives.add_arguments(parser.add_argument_group("loss"), several=True)
     stage2.add_arguments(parser.add_argument_group("second stage"))
+    add_training_arguments(parser)
+    return parser
+
+
+def add_method_arguments(parser: argparse.ArgumentParser) -> Any:
+    """The flags of every method, in the group that is returned."""
+    # gamma and strength are Focal-SAM's for ten classes, the noise ratio is CC-SAM's as shipped: a
+    # larger one breaks training here (results/digits_lt/README.md). Radii and eta are a guess.
+    group = parser.add_argument_group("method")
+    methods.add_arguments(
+        group,
+        rho=0.2, eta=20.0, gamma=3.0, strength=0.5, head_rho=0.1, tail_rho=0.2, noise_ratio=1e-6,
+    )  # fmt: skip
+    return group
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Data, recipe, seeds and output."""
     parser.add_argument(
         "--imbalance-factor", type=float, default=50.0, help="largest over smallest class, 1 to 100"
     )
@@ -52,7 +74,54 @@ def arguments() -> argparse.ArgumentParser:
     seeds.add_argument("--seeds", type=int, nargs="+", help="these seeds instead")
     parser.add_argument("--out", required=True, help="folder for summary.json, tables and plots")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
-    return parser
+
+
+def checked(args: argparse.Namespace) -> tuple[Path, list[int]]:
+    """(where to write, the seeds); refuses what nothing can be done with."""
+    out = Path(args.out)
+    if out.exists() and any(out.iterdir()) and not args.overwrite:
+        raise RunError(f"{out} is not empty: pass --overwrite, or choose another --out")
+    for name in ("epochs", "batch_size", "num_seeds"):
+        if getattr(args, name) < 1:
+            raise RunError(f"--{name.replace('_', '-')} must be at least 1")
+    seeds = args.seeds or list(range(args.num_seeds))
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise RunError(f"--seeds must be different numbers, at least 0; got {seeds}")
+    return out, seeds
+
+
+def settings_of(args: argparse.Namespace, loss_name: str) -> Settings:
+    settings = Settings(
+        epochs=args.epochs, batch_size=args.batch_size, lr=args.lr, schedule="cosine",
+        momentum=args.momentum, weight_decay=args.weight_decay, mixup=args.mixup,
+        weight_decay_inside=args.weight_decay_inside,
+        classifier=objectives.classifier_for(loss_name, vars(args)),
+    )  # fmt: skip
+    settings.check()
+    return settings
+
+
+def build_method(
+    rule: str, memory: float | None, counts: np.ndarray, options: dict[str, Any], **steps: int
+) -> tuple[Any, dict[str, Any]]:
+    """`methods.build_method`, remembered where there is a decay for the memory."""
+    method, described = methods.build_method(rule, counts, options, **steps)
+    if memory is not None:
+        method = methods.remembering(method, memory)
+    return method, {**described, "memory": memory}
+
+
+def make_folder(out: Path, args: argparse.Namespace) -> None:
+    """The folder, and its config.json."""
+    from experiments import folders
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot write to {out}: {error.strerror}") from error
+    settings = {key: value for key, value in vars(args).items() if key != "overwrite"}
+    run = {"command": folders.command_line(), **folders.environment()}
+    folders.write_json(out / "config.json", {**settings, **run})
 
 
 def train(args: argparse.Namespace, datasets: list[Any], seeds: list[int]) -> list[Row]:
@@ -61,7 +130,6 @@ def train(args: argparse.Namespace, datasets: list[Any], seeds: list[int]) -> li
 
     from experiments.digits_training import Bench, Job
     from experiments.objectives import Objective
-    from experiments.settings import Settings
 
     options = vars(args)
     bench = Bench(datasets, seeds)
@@ -71,19 +139,16 @@ def train(args: argparse.Namespace, datasets: list[Any], seeds: list[int]) -> li
         loss, of_loss = objectives.build_loss(
             loss_name, bench.class_counts, options, steps_per_epoch=steps_per_epoch
         )
-        settings = Settings(
-            epochs=args.epochs, batch_size=args.batch_size, lr=args.lr, schedule="cosine",
-            momentum=args.momentum, weight_decay=args.weight_decay, mixup=args.mixup,
-            weight_decay_inside=args.weight_decay_inside,
-            classifier=objectives.classifier_for(loss_name, options),
-        )  # fmt: skip
-        settings.check()
-        for rule in args.rule:
-            method, of_method = methods.build_method(
-                rule, bench.class_counts, options, steps_per_epoch=steps_per_epoch
+        settings = settings_of(args, loss_name)
+        for rule, memory in itertools.product(args.rule, [None, *args.memory]):
+            if memory is not None and rule not in REMEMBERED:
+                continue
+            method, of_method = build_method(
+                rule, memory, bench.class_counts, options, steps_per_epoch=steps_per_epoch
             )
             objective = Objective(loss, len(bench.class_counts), args.mixup)
-            job = Job(f"{rule}, {loss_name}", method, objective, settings)
+            name = rule if memory is None else f"{rule} with memory {memory:g}"
+            job = Job(f"{name}, {loss_name}", method, objective, settings)
             jobs.append(job)
             described[job.name] = {**of_method, **of_loss, "stage2": None, "stage2_args": {}}
     stages = {
@@ -116,15 +181,17 @@ def train(args: argparse.Namespace, datasets: list[Any], seeds: list[int]) -> li
 class Row(NamedTuple):
     """A line of the table: what was run, and what it did."""
 
-    description: dict[str, Any]  # rule, rule_args, ascent, loss, loss_args, stage2, stage2_args
+    # rule, rule_args, ascent, memory, loss, loss_args, stage2, stage2_args
+    description: dict[str, Any]
     curve: Any
 
 
 def names(descriptions: list[dict[str, Any]]) -> list[str]:
-    """Each row's rule, with its loss where there are several, and its second stage."""
+    """Each row's rule, the decay of its memory, its loss where there are several, its stage 2."""
     several = len({row["loss"] for row in descriptions}) > 1
     return [
         row["rule"]
+        + (f" m{row['memory']:g}" if row["memory"] is not None else "")
         + (f" {row['loss']}" if several else "")
         + (f" > {row['stage2']}" if row["stage2"] else "")
         for row in descriptions
@@ -154,6 +221,7 @@ def summarise(rows: list[Row], seeds: list[int]) -> list[dict[str, Any]]:
             row[f"paired_{split}_se"] = (
                 None if deviation is None else deviation / float(np.sqrt(len(seeds)))
             )
+        row["epoch_seconds"] = float(np.median(curve.seconds))
         row["step_cost_ratio"] = None
         if sgd is not None and description["stage2"] is None:
             row["step_cost_ratio"] = float(np.median(curve.seconds / sgd.seconds))
@@ -211,16 +279,9 @@ def write(
 ) -> None:  # fmt: skip
     from experiments import folders, plots
 
+    make_folder(out, args)
     named = names([row.description for row in rows])
     curves = {name: row.curve for name, row in zip(named, rows, strict=True)}
-
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot write to {out}: {error.strerror}") from error
-    settings = {key: value for key, value in vars(args).items() if key != "overwrite"}
-    run = {"command": folders.command_line(), **folders.environment()}
-    folders.write_json(out / "config.json", {**settings, **run})
     with open(out / "per_class.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["rule", "class", "train_examples", "accuracy"])
@@ -239,16 +300,10 @@ def write(
 
 
 def main(args: argparse.Namespace) -> None:
-    out = Path(args.out)
-    if out.exists() and any(out.iterdir()) and not args.overwrite:
-        raise RunError(f"{out} is not empty: pass --overwrite, or choose another --out")
-    for name in ("epochs", "batch_size", "num_seeds"):
-        if getattr(args, name) < 1:
-            raise RunError(f"--{name.replace('_', '-')} must be at least 1")
-    seeds = args.seeds or list(range(args.num_seeds))
-    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise RunError(f"--seeds must be different numbers, at least 0; got {seeds}")
-    args.rule, args.loss = (list(dict.fromkeys(names)) for names in (args.rule, args.loss))
+    out, seeds = checked(args)
+    args.rule, args.loss, args.memory = (
+        list(dict.fromkeys(names)) for names in (args.rule, args.loss, args.memory)
+    )
     cli.use_compilation_cache()
     from experiments.data.digits import load_digits_lt
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ import numpy as np
 
 from experiments.augment import normalise
 from experiments.errors import RunError
-from experiments.methods import Method
+from experiments.methods import Method, Remembered
 from experiments.models import create_model
 from experiments.objectives import Objective
 from experiments.sampling import balanced_order
@@ -57,6 +56,9 @@ class Job(NamedTuple):
       settings: how to train; of these epochs, lr, schedule, momentum, weight_decay, sampling,
         trained, classifier, max_norm, weight_decay_inside and batch_size.
       params: parameters of all seeds to start from, [S, ...] each; None draws fresh ones.
+      numbers: one for each stage, as its `numbers()` gives them, to be used in place of the
+        method's own. They are data of the compiled program: jobs that share method, objective and
+        settings and differ in them are compiled once. None compiles the method's own in.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Job(NamedTuple):
     objective: Objective
     settings: Settings
     params: Any = None
+    numbers: list[Any] | None = None
 
 
 class Bench:
@@ -83,10 +86,12 @@ class Bench:
             Inputs(
                 *(np.stack([getattr(d, f"{part}_{f}") for d in datasets]) for f in Inputs._fields)
             )
-            for part in ("train", "test")
+            for part in ("train", "test", "val")
         )
-        self.train_set, self.test_set = jax.device_put(tuple(parts))
+        self.train_set, self.test_set, self.val_set = jax.device_put(tuple(parts))
         self.keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+        self.compiled: dict[Any, Any] = {}
+        self._parts: dict[Settings, tuple[Any, Any]] = {}
 
     def fresh(self, classifier: str = "linear", draw: int = 0) -> Any:
         """Parameters of all seeds, [S, ...] each; another draw gives others."""
@@ -95,6 +100,21 @@ class Bench:
         keys = jax.vmap(lambda key: jax.random.fold_in(key, draw))(self.keys) if draw else self.keys
         create = jax.jit(jax.vmap(lambda key: model.init(key, example, train=False)["params"]))
         return create(keys)
+
+    def model_and_optimizer(self, settings: Settings) -> tuple[Any, Any]:
+        """The same two for the same settings: a compiled program knows its states by them."""
+        if settings not in self._parts:
+            steps = -(-self.rows // settings.batch_size)
+            self._parts[settings] = (
+                create_model(MODEL, self.first.num_classes, classifier=settings.classifier),
+                optimizer(
+                    learning_rate(settings.schedule, settings.lr, settings.epochs, steps),
+                    settings.momentum,
+                    0.0 if settings.weight_decay_inside else settings.weight_decay,
+                    max_norm_every={"none": 0, "step": 1, "epoch": steps}[settings.max_norm],
+                ),
+            )
+        return self._parts[settings]
 
     def train(self, jobs: list[Job]) -> dict[str, tuple[Curve, Any]]:
         """(curve, final parameters) by job; all have the same number of epochs.
@@ -130,6 +150,16 @@ class Bench:
         )
         return jnp.asarray(orders, jnp.int32).reshape(len(self.seeds), end - start, self.rows)
 
+    def validate(self, params: Any, classifier: str = "linear") -> dict[str, np.ndarray]:
+        """all, many, medium, few of the validation sets in percent, [S] each, of [S, ...] each."""
+        model = create_model(MODEL, self.first.num_classes, classifier=classifier)
+
+        def hits(params: Any, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+            logits: Any = model.apply({"params": params}, self._prepare(inputs.images), train=False)
+            return metrics.class_hits(logits, inputs.labels)
+
+        return self.accuracies(*jax.jit(jax.vmap(hits))(params, self.val_set))
+
     def accuracies(self, correct: np.ndarray, total: np.ndarray) -> dict[str, np.ndarray]:
         """all, many, medium, few in percent, [S] each, of int[S, C]."""
         of = jax.vmap(lambda c, t: metrics.shot_accuracies(c, t, self._splits))
@@ -146,18 +176,19 @@ class _Program:
         settings, self.bench, self.job = job.settings, bench, job
         self.batch = settings.batch_size
         self.steps_per_epoch = -(-bench.rows // self.batch)
-        model = create_model(MODEL, bench.first.num_classes, classifier=settings.classifier)
-        every = {"none": 0, "step": 1, "epoch": self.steps_per_epoch}[settings.max_norm]
-        tx = optimizer(
-            learning_rate(settings.schedule, settings.lr, settings.epochs, self.steps_per_epoch),
-            settings.momentum,
-            0.0 if settings.weight_decay_inside else settings.weight_decay,
-            max_norm_every=every,
-        )
+        model, tx = bench.model_and_optimizer(settings)
         params = bench.fresh(settings.classifier) if job.params is None else job.params
-        begin = jax.vmap(lambda p: start_state(model, tx, {"params": p}, settings.trained))
+
+        def begin(params: Any) -> Any:
+            state = start_state(model, tx, {"params": params}, settings.trained)
+            if isinstance(job.method, Remembered):
+                memory = job.method.with_memory(state.params, state.batch_stats)
+                state = state.replace(batch_stats=memory)
+            return state
+
         # A copy: what other jobs start from must survive donation.
-        self.states = jax.jit(begin)(jax.tree.map(jnp.copy, params))
+        self.states = jax.jit(jax.vmap(begin))(jax.tree.map(jnp.copy, params))
+        self.numbers = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), job.numbers)
         self.seen: list[tuple[Any, ...]] = []
         self._calls: dict[tuple[int, int], Any] = {}
         lengths = {self._cut(start, end) for start, end in spans}
@@ -175,14 +206,28 @@ class _Program:
         return tuple(parts)
 
     def _compile(self, stage: int, length: int) -> None:
-        method = self.job.method.stages()[stage][1]
-        step = make_step(method, self.job.objective, self.bench._prepare)
-        mapped = jax.jit(jax.vmap(partial(self._epochs, step)), donate_argnums=0)
-        order = jnp.zeros((len(self.bench.seeds), length, self.bench.rows), jnp.int32)
-        lowered = mapped.lower(
-            self.states, self.bench.train_set, self.bench.test_set, order, self.bench.keys
-        )
-        self._calls[stage, length] = lowered.compile()
+        job, bench = self.job, self.bench
+        of_all = job.method, job.objective, job.settings, stage, length, job.numbers is None
+        if of_all not in bench.compiled:
+            method = job.method.stages()[stage][1]
+
+            def run(state: Any, numbers: Any, *data: Any) -> Any:
+                # Only methods that have numbers are given any.
+                used: Any = method if numbers is None else cast(Any, method).given(numbers)
+                step = make_step(used, job.objective, bench._prepare)
+                return self._epochs(step, state, *data)
+
+            mapped = jax.jit(jax.vmap(run, in_axes=(0, None, 0, 0, 0, 0)), donate_argnums=0)
+            order = jnp.zeros((len(bench.seeds), length, bench.rows), jnp.int32)
+            lowered = mapped.lower(
+                self.states, self._numbers(stage), bench.train_set, bench.test_set, order,
+                bench.keys,
+            )  # fmt: skip
+            bench.compiled[of_all] = lowered.compile()
+        self._calls[stage, length] = bench.compiled[of_all]
+
+    def _numbers(self, stage: int) -> Any:
+        return None if self.numbers is None else self.numbers[stage]
 
     def _epochs(
         self, step: Any, state: Any, inputs: Inputs, test: Inputs, order: Any, key: Any
@@ -219,8 +264,9 @@ class _Program:
             order = bench.orders(settings.sampling, low, high, settings.per_visit)
             began = time.perf_counter()
             self.states, found = self._calls[stage, high - low](
-                self.states, bench.train_set, bench.test_set, order, bench.keys
-            )
+                self.states, self._numbers(stage), bench.train_set, bench.test_set, order,
+                bench.keys,
+            )  # fmt: skip
             found = jax.device_get(found)
             took += time.perf_counter() - began
             if not np.isfinite(found[0]).all():

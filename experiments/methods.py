@@ -18,7 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.errors import RunError
-from imbsam_jax import Ascent, asam_scale, cc_sam, magnitude_scale, rules, schedules, value_and_grad
+from imbsam_jax import (
+    Ascent,
+    asam_scale,
+    cc_sam,
+    magnitude_scale,
+    remembered,
+    rules,
+    schedules,
+    value_and_grad,
+)
 from imbsam_jax.rules import Rule
 
 # Of the running statistics of batch normalisation.
@@ -85,6 +94,14 @@ class Tabled:
             for start, rule in rule_stages(self.rule)
         ]
 
+    def numbers(self) -> Any:
+        """What two methods of this structure differ in, where the rule is none of the step."""
+        return self.rule(0)
+
+    def given(self, numbers: Any) -> Tabled:
+        """This method with other numbers, which may be traced."""
+        return Tabled(lambda step: numbers, self.ascent, self.statistics)
+
     def gradient(self, halves: Halves, params: Any, stats: Any, step: Any, axis: Any) -> Any:
         parts, alone = halves.micro_batches, halves.room is not None
         if alone and self.statistics == "every":
@@ -143,6 +160,60 @@ def _of_the_whole(aux: Any, parts: int) -> Any:
     # Row i of the batch is row i // parts of micro-batch i % parts.
     rows = jnp.moveaxis(logits, 0, 1).reshape(-1, *logits.shape[2:])
     return jax.tree.map(lambda x: x.mean(axis=0), stats), rows
+
+
+class Remembered:
+    """A rule whose ascent directions are remembered; see imbsam_jax.remembered.
+
+    Args:
+      rule: a row of the table, without stages.
+      decay: how much of the memory a step keeps.
+      ascent: how the perturbation is taken.
+
+    The memory travels with the running statistics: `with_memory` puts it there.
+    """
+
+    KEY = "remembered"
+
+    def __init__(self, rule: Rule, decay: Any, ascent: Ascent = Ascent()):
+        self.rule, self.decay, self.ascent = rule, decay, ascent
+        # Refuses bad options now, not in the first step.
+        remembered.value_and_grad(_unused, rule, decay=decay, ascent=ascent)
+
+    def stages(self) -> list[tuple[int, Method]]:
+        return [(0, self)]
+
+    def numbers(self) -> Any:
+        """As `Tabled.numbers`, and the decay."""
+        return self.rule(0), self.decay
+
+    def given(self, numbers: Any) -> Remembered:
+        """As `Tabled.given`."""
+        table, decay = numbers
+        return Remembered(lambda step: table, decay, self.ascent)
+
+    def with_memory(self, params: Any, stats: Any) -> Any:
+        """The running statistics to begin with, and a memory of nothing."""
+        return {**stats, self.KEY: remembered.init(params, self.rule)}
+
+    def gradient(self, halves: Halves, params: Any, stats: Any, step: Any, axis: Any) -> Any:
+        if halves.micro_batches > 1:
+            raise RunError("a remembered direction takes a batch whole: use --accumulate 1")
+
+        def losses_fn(params: Any, images: Any, target: Any, stats: Any) -> Any:
+            features, new = halves.features(params, stats, images)
+            losses, logits = halves.losses(params, features, target)
+            return losses, (new, logits)
+
+        f = remembered.value_and_grad(
+            losses_fn, self.rule, decay=self.decay, axis_name=axis, ascent=self.ascent
+        )
+        running = {key: value for key, value in stats.items() if key != self.KEY}
+        images, target = halves.images, halves.target
+        (loss, (new, logits)), grads, memory = f(
+            params, stats[self.KEY], target, images, target, running, step=step, mask=halves.mask
+        )
+        return (loss, ({**new, self.KEY: memory}, logits)), grads
 
 
 class ClassConditional:
@@ -296,6 +367,16 @@ def build_method(
         except ValueError as error:
             raise RunError(str(error)) from error
     return method, {"rule": name, "rule_args": described, "ascent": ascent}
+
+
+def remembering(method: Method, decay: float) -> Method:
+    """The method with its ascent directions remembered; a RunError where it has none."""
+    try:
+        if not isinstance(method, Tabled) or method.rule(0).groups.shape[0] == 0:
+            raise ValueError("this rule takes no ascent direction from the table: none to remember")
+        return Remembered(method.rule, decay, method.ascent)
+    except ValueError as error:
+        raise RunError(f"--memory: {error}") from error
 
 
 def ascent_arguments(options: dict[str, Any]) -> dict[str, Any]:

@@ -146,3 +146,36 @@ def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
     kernel = np.ones(window)
     sums = np.convolve(np.where(known, values, 0), kernel, "same")
     return sums / np.maximum(np.convolve(known.astype(float), kernel, "same"), 1)
+
+
+def sweep(path: Path, label: str, lines: dict[str, dict[str, Any]], sgd: dict[str, float]) -> None:
+    """Test accuracy over a hyper-parameter, a line a setting of the others, a panel a split.
+
+    Args:
+      path: the PNG.
+      label: of the hyper-parameter.
+      lines: by name, each with "x" and, by split, "mean" and "se" (of the difference to SGD);
+        "chosen" is the place in x of what validation chose, or None.
+      sgd: accuracy of SGD by split.
+    """
+    figure, axes = plt.subplots(2, 2, figsize=(9, 6.5), layout="constrained", sharex=True)
+    for axis, (split, level) in zip(axes.flat, sgd.items(), strict=True):
+        for name, line in lines.items():
+            mean, se = (np.asarray(line[key][split]) for key in ("mean", "se"))
+            drawn = axis.errorbar(line["x"], mean, se, marker=".", capsize=2, label=name)
+            if line["chosen"] is not None:
+                at = line["chosen"]
+                axis.plot(line["x"][at], mean[at], "o", markersize=12, fillstyle="none",
+                          color=drawn[0].get_color(), label="chosen by validation")  # fmt: skip
+        axis.axhline(level, color="grey", linestyle="--", label="SGD")
+        values = [x for line in lines.values() for x in line["x"]]
+        if min(values) > 0 and max(values) >= 10 * min(values):
+            axis.set_xscale("log")
+            axis.set_xticks(sorted(set(values)), [f"{x:g}" for x in sorted(set(values))])
+            axis.minorticks_off()
+        axis.set(title=split.capitalize(), ylabel="test accuracy (%), mean of seeds")
+    for axis in axes[1]:
+        axis.set_xlabel(label)
+    axes[0, 0].legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -9,7 +9,7 @@
 doors, core.py is the file to read first.
 """
 
-from imbsam_jax import cc_sam, classifiers, losses, metrics, rules, schedules
+from imbsam_jax import cc_sam, classifiers, losses, metrics, remembered, rules, schedules
 from imbsam_jax.ascent import Ascent, asam_scale, magnitude_scale
 from imbsam_jax.gradient import SharpnessInfo, value_and_grad
 from imbsam_jax.independent import binomial_buffers, stratified_buffers
@@ -41,6 +41,7 @@ __all__ = [
     "losses",
     "magnitude_scale",
     "metrics",
+    "remembered",
     "rules",
     "schedules",
     "sharpness_aware",

@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec as P
 
 import imbsam_jax as ij
 import reference
-from imbsam_jax import collectives
+from imbsam_jax import collectives, remembered
 from rule_table import (
     BY_ID,
     CLASSES,
@@ -285,6 +285,41 @@ def compare_passes(**options: Any) -> None:
             batch = make_batch(count)
             got = jax.block_until_ready(step(params, batch, count))[1]
             compare(got, whole(params, batch, count)[1], f"{name}, step {count}", atol=1e-6)
+
+
+def check_remembered() -> None:
+    """Three steps with the memory of the one before, in every mode; and one all-reduce a step."""
+    rule = BY_ID["imbsam"].rule(RHO)
+
+    def make_step(axis_name: Any, **options: Any) -> Step:
+        f = remembered.value_and_grad(losses_fn, rule, decay=0.6, axis_name=axis_name, **options)
+
+        def step(carry: Any, batch: Any, count: Any) -> Any:
+            (params, memory), (x, y, mask) = carry, batch
+            (loss, _), grads, memory = f(params, memory, y, x, y, step=count, mask=mask)
+            params = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
+            return (params, memory), (loss, grads, memory)
+
+        return step
+
+    ways: list[dict[str, Any]] = [
+        {},
+        {"examples": "independent", "buffers": lambda classes: (1, ROWS_EACH, BATCH)},
+    ]
+    params = to_library(init_params(), jnp.float32)
+    for options in ways:
+        whole = _whole(partial(make_step, **options))
+        for name, mode in MODES.items():
+            step = mode(partial(make_step, **options))
+            got = want = params, remembered.init(params, rule)
+            for count in range(3):
+                got, report = jax.block_until_ready(step(got, make_batch(count), count))
+                want, expected = whole(want, make_batch(count), count)
+                compare(report, expected, f"{name}, step {count}", atol=1e-6)
+    specs = {"mesh": MESH, "in_specs": (P(), P("batch"), P()), "out_specs": P()}
+    mapped = quick_jit(jax.shard_map(make_step("batch"), **specs))
+    state = params, remembered.init(params, rule)
+    assert all_reduces(mapped.lower(state, make_batch(0), 0).compile()) == 1
 
 
 def compare(got: Any, want: Any, where: str, **tolerance: float) -> None:

@@ -9,14 +9,17 @@ from experiments.data import DataError, Dataset
 
 MAX_PER_CLASS = 100
 TEST_SHARE = 0.4
+VAL_PER_CLASS = 40
 
 
 def load_digits_lt(imbalance_factor: float, seed: int) -> Dataset:
-    """A long-tailed training set and a 40% test set; the seed decides everything about them.
+    """A long-tailed training set, a 40% test set and a validation set; the seed decides all three.
 
     Class 0 is always the largest: which digit it is, which images are trained on and which are
     tested on are drawn by the seed. Sizes are the same for every seed, so that runs can be mapped
-    over seeds.
+    over seeds. The validation set is of images that are neither trained on nor tested on: 40 of a
+    class, and 4 of the largest, which leaves no more. A long-tailed task has no such images to
+    spare; they are here so that a radius need not be chosen on the test set.
 
     Args:
       imbalance_factor: largest (100 images) over smallest class, 1 to 100.
@@ -38,11 +41,16 @@ def load_digits_lt(imbalance_factor: float, seed: int) -> Dataset:
     # In the order of the digits, not of their ranks: then each seed's test set is as large.
     train: list[np.ndarray] = [np.empty(0, np.int64)] * 10
     test: list[np.ndarray] = [np.empty(0, np.int64)] * 10
+    val: list[np.ndarray] = [np.empty(0, np.int64)] * 10
+    sizes = np.bincount(digits)
+    untested = min(int(size) - round(TEST_SHARE * size) for size in sizes)
     for digit in range(10):
         rank = int(np.flatnonzero(ranked == digit)[0])
         rows = draw.permutation(np.flatnonzero(digits == digit))
         held = round(TEST_SHARE * len(rows))
-        test[rank], train[rank] = rows[:held], rows[held : held + counts[rank]]
+        used = held + counts[rank]
+        test[rank], train[rank] = rows[:held], rows[held:used]
+        val[rank] = rows[used : used + min(VAL_PER_CLASS, untested - counts[rank])]
     labels = np.arange(10, dtype=np.int32)
     return Dataset(
         name="digits",
@@ -50,6 +58,8 @@ def load_digits_lt(imbalance_factor: float, seed: int) -> Dataset:
         train_labels=np.repeat(labels, [len(rows) for rows in train]),
         test_images=images[np.concatenate(test)],
         test_labels=np.repeat(labels, [len(rows) for rows in test]),
+        val_images=images[np.concatenate(val)],
+        val_labels=np.repeat(labels, [len(rows) for rows in val]),
         num_classes=10,
         mean=(0.0,),
         std=(16 / 255,),

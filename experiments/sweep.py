@@ -1,0 +1,236 @@
+r"""Grids of a rule's hyper-parameters on long-tailed digits, as the ImbSAM paper's Figure 4.
+
+    python -m experiments.sweep --out runs/sweep
+
+    python -m experiments.sweep --rule imbsam --grid eta 8 20 40 --grid rho 0.05 0.1 0.2 0.4 \
+        --out runs/sweep
+
+All seeds of a point run in one compiled program, and all points in the same one: radii and class
+weights are its data. A setting is chosen by validation images that are neither trained on nor
+tested on; what the test set would have chosen is shown beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import cli, methods, objectives
+from experiments.digits_lt import (
+    REMEMBERED,
+    add_method_arguments,
+    add_training_arguments,
+    build_method,
+    checked,
+    make_folder,
+    settings_of,
+)
+from experiments.errors import RunError
+
+SPLITS = ("all", "many", "medium", "few")
+# Few, half of Medium and all of it are in the tail: the paper's 20, 60 and 100 of CIFAR100-LT.
+GRID = {"eta": [8.0, 20.0, 40.0], "rho": [0.02, 0.05, 0.1, 0.2, 0.4, 0.8]}
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = cli.parser("Train an MLP on long-tailed 8x8 digits at each point of a grid.")
+    parser.add_argument(
+        "--rule", default="imbsam", choices=sorted(set(methods.RULES) - {"sgd", "cc_sam"})
+    )
+    parser.add_argument(
+        "--grid", action="append", nargs="+", metavar=("NAME", "VALUE"),
+        help="a numeric flag of the rule and its values; give it once for each flag. The last is "
+        "the figure's axis. Default, of what the rule takes: "
+        + ", ".join(f"{name} {_shown(values)}" for name, values in GRID.items()),
+    )  # fmt: skip
+    add_method_arguments(parser).add_argument(
+        "--memory", type=float, help="remember ascent directions, with this decay"
+    )
+    objectives.add_arguments(parser.add_argument_group("loss"))
+    add_training_arguments(parser)
+    return parser
+
+
+def _shown(values: list[float]) -> str:
+    return " ".join(f"{value:g}" for value in values)
+
+
+def grid_of(args: argparse.Namespace) -> dict[str, list[float]]:
+    """Values by flag; a flag that the rule does not take, or that is no number, is refused."""
+    numeric = {name for name, value in vars(args).items() if isinstance(value, float)}
+    known = numeric & set(methods.rule_arguments(args.rule, vars(args)))
+    if args.rule in REMEMBERED:
+        known.add("memory")
+    defaults = [[name, *map(str, values)] for name, values in GRID.items() if name in known]
+    grid: dict[str, list[float]] = {}
+    for name, *values in args.grid or defaults:
+        name = name.lstrip("-").replace("-", "_")
+        if name not in known or name in grid:
+            what = "is given twice" if name in grid else f"is no numeric flag of {args.rule}"
+            raise RunError(f"--grid {name} {what}; it has {', '.join(sorted(known))}")
+        try:
+            grid[name] = sorted({float(value) for value in values})
+        except ValueError as error:
+            raise RunError(f"--grid {name}: {error}") from error
+        if not values:
+            raise RunError(f"--grid {name} has no values: write --grid {name} 0.1 0.2")
+    return grid
+
+
+def train(args: argparse.Namespace, seeds: list[int], grid: dict[str, list[float]]) -> list[Any]:
+    """(point, test accuracies, validation accuracies), of SGD first: float[S] by split each."""
+    from experiments.data.digits import load_digits_lt
+    from experiments.digits_training import Bench, Job
+
+    if args.rho_schedule != "constant":
+        raise RunError("a grid is of constant radii: leave --rho-schedule out")
+    bench = Bench([load_digits_lt(args.imbalance_factor, seed) for seed in seeds], seeds)
+    steps = {"steps_per_epoch": -(-bench.rows // args.batch_size)}
+    loss, _ = objectives.build_loss(args.loss, bench.class_counts, vars(args), **steps)
+    objective = objectives.Objective(loss, len(bench.class_counts), args.mixup)
+    settings = settings_of(args, args.loss)
+    sgd, _ = build_method("sgd", None, bench.class_counts, vars(args), **steps)
+    points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    found: list[Any] = []
+    for point in points:
+        options = {**vars(args), **point}
+        found.append(
+            build_method(args.rule, options["memory"], bench.class_counts, options, **steps)[0]
+        )
+    # One method, and so one program: the others are its numbers.
+    jobs = [Job("sgd", sgd, objective, settings)] + [
+        Job(
+            ", ".join(f"{name} {value:g}" for name, value in point.items()),
+            found[0], objective, settings,
+            numbers=[stage.numbers() for _, stage in method.stages()],
+        )
+        for point, method in zip(points, found, strict=True)
+    ]  # fmt: skip
+    result = bench.train(jobs)
+    rows = []
+    for point, job in zip([{}, *points], jobs, strict=True):
+        curve, params = result[job.name]
+        test = {split: curve.splits[split][-1] for split in SPLITS}
+        rows.append((point, test, bench.validate(params, settings.classifier)))
+    return rows
+
+
+def summarise(rows: list[Any], seeds: list[int]) -> list[dict[str, Any]]:
+    """One object a point, SGD first; percent, means over seeds, differences paired with SGD."""
+    _, *of_sgd = rows[0]
+    summary: list[dict[str, Any]] = []
+    for point, *sets in rows:
+        row: dict[str, Any] = {"point": point, "seeds": seeds}
+        for name, values, base in zip(("test", "val"), sets, of_sgd, strict=True):
+            for split in SPLITS:
+                difference = values[split] - base[split]
+                spread = np.std(difference, ddof=1) if len(seeds) > 1 else np.nan
+                row[f"{name}_{split}"] = _number(np.mean(values[split], dtype=np.float64))
+                row[f"{name}_{split}_sgd"] = _number(np.mean(difference, dtype=np.float64))
+                row[f"{name}_{split}_sgd_se"] = _number(spread / np.sqrt(len(seeds)))
+            row[f"{name}_all_by_seed"] = values["all"].tolist()
+        summary.append(row)
+    for name in ("test", "val"):
+        best = max(summary[1:], key=lambda row: row[f"{name}_all"])
+        for row in summary:
+            row[f"best_{name}"] = row is best
+    return summary
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def table(summary: list[dict[str, Any]], grid: dict[str, list[float]]) -> str:
+    """Markdown; what validation chose is bold."""
+    heads = [*grid, "Many", "Medium", "Few", "All", "All - SGD", "Few - SGD", "val. All - SGD"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for row in summary:
+        cells = [f"{row['point'][name]:g}" for name in grid] if row["point"] else ["SGD"]
+        cells += [""] * (len(grid) - len(cells))
+        cells += [_plain(row[f"test_{split}"]) for split in ("many", "medium", "few", "all")]
+        cells += [
+            "" if not row["point"] else _paired(row[f"{key}_sgd"], row[f"{key}_sgd_se"])
+            for key in ("test_all", "test_few", "val_all")
+        ]
+        mark = "**" if row["best_val"] else ""
+        lines.append("| " + " | ".join(f"{mark}{c}{mark}" if c else "" for c in cells) + " |")
+    return "\n".join(lines)
+
+
+def _plain(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _paired(value: float | None, error: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:+.1f}" + ("" if error is None else f" ± {error:.1f}")
+
+
+def verdict(summary: list[dict[str, Any]]) -> str:
+    """What validation chose, and what choosing on the test set would have shown instead."""
+    lines = []
+    for name, words in (
+        ("val", "Chosen by validation"),
+        ("test", "Best on the test set, no result"),
+    ):
+        row = next(row for row in summary if row[f"best_{name}"])
+        point = ", ".join(f"{key} {value:g}" for key, value in row["point"].items())
+        gain = _paired(row["test_all_sgd"], row["test_all_sgd_se"])
+        lines.append(f"{words}: {point}, All - SGD {gain} on the test set.")
+    return "\n".join(lines)
+
+
+def write(
+    out: Path, summary: list[dict[str, Any]], grid: dict[str, list[float]], args: argparse.Namespace
+) -> None:
+    from experiments import folders, plots
+
+    make_folder(out, args)
+    folders.write_json(out / "summary.json", summary)
+    folders.replace_text(out / "table.md", f"{table(summary, grid)}\n\n{verdict(summary)}\n")
+    figures = [key for key, value in summary[0].items() if not isinstance(value, dict | list)]
+    with open(out / "sweep.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["rule", *grid, *figures])
+        for row in summary:
+            point = [row["point"].get(name, "") for name in grid]
+            rule = args.rule if row["point"] else "sgd"
+            writer.writerow([rule, *point, *(row[key] for key in figures)])
+    *others, last = grid
+    lines: dict[str, Any] = {}
+    for row in summary[1:]:
+        name = ", ".join(f"{key} {row['point'][key]:g}" for key in others) or args.rule
+        line = lines.setdefault(name, {"x": [], "chosen": None, "mean": {}, "se": {}})
+        if row["best_val"]:
+            line["chosen"] = len(line["x"])
+        line["x"].append(row["point"][last])
+        for split in SPLITS:
+            for key, figure in (("mean", f"test_{split}"), ("se", f"test_{split}_sgd_se")):
+                value = np.nan if row[figure] is None else row[figure]
+                line[key].setdefault(split, []).append(value)
+    levels = {
+        s: np.nan if summary[0][f"test_{s}"] is None else summary[0][f"test_{s}"] for s in SPLITS
+    }
+    plots.sweep(out / "sweep.png", last, lines, levels)
+
+
+def main(args: argparse.Namespace) -> None:
+    out, seeds = checked(args)
+    grid = grid_of(args)
+    cli.use_compilation_cache()
+    summary = summarise(train(args, seeds, grid), seeds)
+    write(out, summary, grid, args)
+    print(table(summary, grid))
+    print(verdict(summary))
+    print(f"{len(seeds)} seeds; figure and tables are in {out}: sweep.png, sweep.csv, table.md")
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments().parse_args())

@@ -1,0 +1,243 @@
+"""ImbSAM at SGD's price: the tail is perturbed along what earlier steps saw of its gradient.
+
+    g(theta_t) = grad L[base](theta_t) + sum_k grad L[group_k](theta_t + e_k)
+    e_k        = radius_k * m_k / ||m_k||_2
+    m_k       <- decay * m_k + (1 - decay) * grad L[group_k](theta_t + e_k),   m_k = 0 at first
+
+It is core.py's gradient with d_k = m_k, a memory, in place of d_k = grad L[group_k](theta). No
+group is differentiated at theta, so every row is taken once: rows of the base at theta, those of a
+group at theta + e_k. With the whole batch in each pass that makes 2 forward and 2 backward passes
+where ImbSAM has 2 and 3; with `examples="independent"` it is SGD's price.
+
+This is ours: no paper proposes it. Nearest is Momentum-SAM (Becker et al., 2024, arXiv 2401.12033),
+which moves all parameters against the optimizer's momentum, for all classes alike.
+results/digits_lt/README.md has what it did to the accuracy, beside the exact gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from imbsam_jax import collectives, core
+from imbsam_jax.ascent import Ascent
+from imbsam_jax.gradient import mean_over_rows
+from imbsam_jax.independent import Buffers, _rows_of_either, over_chosen_rows
+from imbsam_jax.passes import Rows, at_once
+from imbsam_jax.priors import _is_concrete
+from imbsam_jax.rows import (
+    check_labels,
+    check_params,
+    nan_where_no_class,
+    row_weights,
+    share_of_rows,
+)
+from imbsam_jax.rules import ClassWeights, Rule, check_table, stagewise
+
+__all__ = ["init", "value_and_grad"]
+
+
+def init(params: Any, rule: Rule) -> tuple[Any, ...]:
+    """A memory of nothing: one tree of zeros like params for each group the rule perturbs.
+
+    Args:
+      params: any tree of arrays.
+      rule: as given to `value_and_grad`.
+
+    Returns:
+      A tuple of G trees, in float32 or, where params are, in float64.
+
+    >>> [m.tolist() for m in init(jnp.ones(2), rules.imbsam([8, 2], rho=0.1, eta=4))]
+    [[0.0, 0.0]]
+    """
+    _refuse_stages(rule)
+
+    def zeros(leaf: Any) -> jax.Array:
+        leaf = jnp.asarray(leaf)
+        return jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))
+
+    return tuple(jax.tree.map(zeros, params) for _ in range(rule(0).groups.shape[0]))
+
+
+def value_and_grad(
+    losses_fn: Callable[..., tuple[jax.Array, Any]],
+    rule: Rule,
+    *,
+    decay: Any,
+    axis_name: Any = None,
+    ascent: Ascent = Ascent(),
+    examples: str = "dependent",
+    batched: tuple[bool, ...] | None = None,
+    buffers: Buffers | None = None,
+) -> Callable[..., Any]:
+    """`imbsam_jax.value_and_grad` with a remembered ascent direction, which goes in and comes out.
+
+        e_k = radius_k * m_k / ||m_k||_2,   m_k <- decay * m_k + (1 - decay) * g_k
+
+    with g_k the group's own gradient at theta + e_k, over all devices.
+
+    Args:
+      losses_fn, rule, axis_name, ascent, examples, batched, buffers: as there. The rule has no
+        stages; `ascent.weight_decay` enters the direction at theta and is not remembered.
+      decay: how much of the memory a step keeps, at least 0 and below 1; may be traced. 0
+        remembers the last batch that had a row of the group.
+
+    Returns:
+      `f(params, memory, labels, *args, step=None, mask=None) ->
+      ((mean_loss, aux), grads, new_memory)`.
+        memory: of the last step; `init(params, rule)` before the first, which perturbs nothing.
+          The same on every device, and so is the new one: it holds averages over all devices. A
+          group without a row in the batch keeps its memory as it is. What is not finite stays.
+        mean_loss, aux: those at theta with "dependent" examples. With "independent" ones a row is
+          seen once: it has its loss and aux at theta where the base weighs it, else at theta +
+          e_k of the first group that does. A rule without a base (SAM) has no pass at theta: its
+          losses are always such, and with "dependent" examples aux is that of the first group.
+        grads: like params, averaged over the devices.
+
+    Inside shard_map and pmap a step has one all-reduce, which carries loss, gradient and the part
+    of each group; the exact gradient has two, of one gradient each (and of one direction a group).
+
+    Raises:
+      ValueError: as there; a staged rule, a memory of another number of groups, a bad decay, a
+        class that neither base nor a group weighs with "independent" examples.
+
+    >>> def losses_fn(w, x, y):
+    ...     return (x @ w - y) ** 2, None
+    >>> rule = rules.imbsam([8, 2], rho=0.1, eta=4)
+    >>> f = jax.jit(value_and_grad(losses_fn, rule, decay=0.5))
+    >>> w, x, y = jnp.array([1.0]), jnp.array([[1.0], [2.0]]), jnp.array([0.0, 1.0])
+    >>> _, grads, memory = f(w, init(w, rule), jnp.array([0, 1]), x, y)
+    >>> float(grads[0]), float(memory[0][0])  # nothing is remembered, so nothing perturbed
+    (3.0, 1.0)
+    >>> _, grads, memory = f(w, memory, jnp.array([0, 1]), x, y)
+    >>> round(float(grads[0]), 4)  # as the exact gradient: in one dimension there is one direction
+    3.4
+    """
+    _refuse_stages(rule)
+    if examples not in ("dependent", "independent") or (buffers is None) != (
+        examples == "dependent"
+    ):
+        raise ValueError(
+            "examples is 'dependent', or 'independent' with buffers=, for example "
+            f"binomial_buffers(class_counts, batch_size); got {examples!r} "
+            f"{'without' if buffers is None else 'with'} buffers"
+        )
+    if _is_concrete(decay) and not (np.ndim(decay) == 0 and 0 <= decay < 1):
+        raise ValueError(f"decay must be a number from 0 to below 1, got {decay}")
+
+    def f(
+        params: Any, memory: Any, labels: Any, *args: Any, step: Any = None, mask: Any = None
+    ) -> Any:
+        labels = check_labels(labels, mask)
+        local = collectives.varying(check_params(params), axis_name)
+        rows = Rows(args, labels, mask, labels.shape[0])
+        table = check_table(rule(step))
+        if len(memory) != table.groups.shape[0]:
+            raise ValueError(
+                f"the memory is of {len(memory)} groups and the rule has {table.groups.shape[0]}: "
+                "begin with init(params, rule)"
+            )
+
+        def run(point: Any, weights: list[Any]) -> tuple[list[Any], jax.Array, Any]:
+            if buffers is None:
+                return at_once(losses_fn, point, weights, rows, axis_name)
+            return over_chosen_rows(
+                losses_fn, point, weights, rows, axis_name, batched, buffers, every_row=False
+            )
+
+        if buffers is not None:
+            _refuse_unseen_classes(table)
+        return _one_step(table, memory, local, rows, run, decay, ascent, axis_name, buffers is None)
+
+    return f
+
+
+def _one_step(
+    table: ClassWeights,
+    memory: Any,
+    params: Any,
+    rows: Rows,
+    run: Callable[[Any, list[Any]], tuple[list[Any], jax.Array, Any]],
+    decay: Any,
+    ascent: Ascent,
+    axis_name: Any,
+    whole: bool,
+) -> Any:
+    labels, mask = rows.labels, rows.mask
+    seen: Any = None  # (losses, aux) of the passes so far, each row's of its first
+    taken = jnp.zeros(labels.shape[0], bool)
+    own: list[Any] = []  # the gradient of each group at its theta + e
+
+    def note(weights: Any, found: Any) -> None:
+        nonlocal seen, taken
+        if seen is None:
+            seen = found
+        elif not whole:
+            seen = _rows_of_either(taken, seen, found)
+        elif table.base is None:
+            seen = _rows_of_either(taken, seen[0], found[0]), seen[1]
+        taken |= row_weights(jnp.asarray(weights) != 0, labels, None, float) != 0
+
+    def clean(weights: list[Any]) -> list[Any]:
+        base = weights[len(memory) :]
+        if not base:
+            return list(memory)
+        grads, *found = run(params, base)
+        note(base[0], found)
+        return [*memory, *grads]
+
+    def moved(point: Any, weights: Any) -> tuple[Any, None]:
+        (grads,), *found = run(point, [weights])
+        note(weights, found)
+        own.append(grads)
+        return grads, None
+
+    batch = core.Batch(
+        clean,
+        moved,
+        lambda weights: share_of_rows(weights, labels, mask),
+        None if mask is None else jnp.mean(jnp.asarray(mask), dtype=float),
+    )
+    grads, _ = core.gradient(batch, params, table, ascent=ascent, axis_name=axis_name, sync=False)
+    some_weights = table.groups[0] if table.base is None else table.base
+    grads, own = nan_where_no_class((grads, own), some_weights, labels, mask)
+    losses, aux = seen
+    losses = losses if mask is None else jnp.where(mask, losses, 0)
+    shares = [batch.share(weights) for weights in table.groups]
+    mean_loss, grads, own, shares = mean_over_rows(
+        (losses.mean(), grads, own, shares), batch.real, axis_name
+    )
+
+    def kept(share: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
+        rate = jnp.asarray(decay, old.dtype)
+        return jnp.where(share == 0, old, rate * old + (1 - rate) * new.astype(old.dtype))
+
+    new_memory = tuple(
+        jax.tree.map(lambda old, new, share=share: kept(share, old, new), m, g)
+        for share, m, g in zip(shares, memory, own, strict=True)
+    )
+    return (mean_loss, aux), grads, new_memory
+
+
+def _refuse_stages(rule: Rule) -> None:
+    if isinstance(rule, stagewise):
+        raise ValueError(
+            "a staged rule perturbs other groups in each stage, so that no memory fits them all: "
+            "make a value_and_grad and a memory for each of rule.stages"
+        )
+
+
+def _refuse_unseen_classes(table: ClassWeights) -> None:
+    parts = [*([] if table.base is None else [table.base]), *table.groups]
+    if not all(map(_is_concrete, parts)):
+        return
+    unseen = np.flatnonzero(~np.any([np.asarray(part) != 0 for part in parts], axis=0))
+    if unseen.size:
+        raise ValueError(
+            f"examples='independent' takes no pass over classes {unseen.tolist()}, which neither "
+            "the base nor a group weighs: their loss would be unknown; use examples='dependent'"
+        )
