@@ -1,18 +1,29 @@
 """What a training step of each rule costs: FLOPs, memory, compile time, and time in turn.
 
     python -m benchmarks.step_cost --model resnet20 --steps 170 --out results/step_cost
+    python -m benchmarks.step_cost --model resnet50 --batch-size 256 --image-size 224 \
+        --counts 1000 1280 256 --compile-only --out results/step_cost/resnet50
 
-Every rule trains its own copy of one model, a step of each in turn (A B C A B C ...), so that what
-else a noisy machine does slows all alike; ratios to SGD are taken round by round, and their median
-and quartiles are reported. FLOPs and temporary memory are XLA's, of one compiled step. Batches are
-those of an epoch of CIFAR100-LT: of an exported set with --data, else of noise with its class
-counts, which costs the same.
+Modes: "dependent" examples, every pass over the whole batch; "uniform" and "stratified", passes
+over the rows that carry weight, of batches drawn so (models without batch statistics, and rules
+that leave rows out: of the others these would be the same program).
+
+Every rule and mode trains its own copy of one model, a step of each in turn, in a new order each
+round, so that what else a noisy machine does slows all alike; ratios to SGD are taken round by
+round, and their median and quartiles are reported. optax.contrib.sam is among them beside SAM.
+FLOPs and temporary memory are XLA's, of one compiled step; where passes choose among buffers of
+several sizes, FLOPs are the mean over a thousand batches, every choice compiled alone, and memory
+is that of the whole program. Batches are those of CIFAR100-LT: of an exported set with --data,
+else of noise with its class counts, or others, which costs the same. With --compile-only nothing
+is run and no batch exists.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +33,11 @@ from experiments import cli, folders, methods
 from experiments.errors import RunError
 
 RULES = ("sgd", "sam", "imbsam", "focal_sam", "sse_sam", "cc_sam")
+# Which batches are drawn in each mode.
+MODES = {"dependent": "natural", "uniform": "natural", "stratified": "stratified"}
+OPTAX = "optax.contrib.sam"
+# Of the released code, in SGD's passes, a backward one as two forward: METHODS.md, 1.1 and 6.5.
+RELEASED = {"sgd": 1, "sam": 2, "imbsam": 2.67, "focal_sam": 2.67, "sse_sam": 4, "cc_sam": 1}
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -30,10 +46,19 @@ def arguments() -> argparse.ArgumentParser:
     parser = cli.parser("Measure the cost of a step of every rule against SGD's.")
     parser.add_argument("--rule", nargs="+", default=list(RULES), choices=sorted(methods.RULES))
     parser.add_argument("--model", nargs="+", default=["resnet20"], choices=sorted(MODELS))
+    parser.add_argument("--mode", nargs="+", default=list(MODES), choices=list(MODES))
     parser.add_argument("--batch-size", type=int, default=64, help="images")
     parser.add_argument("--steps", type=int, default=170, help="rounds; 170 are an epoch of 64")
     parser.add_argument("--data", help="file written by cifar_lt --export")
+    parser.add_argument(
+        "--counts", type=int, nargs=3, default=[100, 500, 100],
+        metavar=("CLASSES", "LARGEST", "FACTOR"), help="class counts of noise, without --data",
+    )  # fmt: skip
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--accumulate", type=int, default=1, help="micro-batches; dependent only")
+    parser.add_argument("--remat", action="store_true", help="compute activations again")
+    parser.add_argument("--compile-only", action="store_true", help="count, and time nothing")
+    parser.add_argument("--image-size", type=int, default=32, help="pixels; with --compile-only")
     parser.add_argument("--out", required=True, help="folder for step_cost.json and step_cost.md")
     methods.add_arguments(parser.add_argument_group("method"))
     return parser
@@ -44,7 +69,10 @@ def noise(counts: np.ndarray) -> Any:
     from experiments.data import Dataset
 
     labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    images = np.random.default_rng(0).integers(0, 256, (len(labels), 32, 32, 3), np.uint8)
+    # Read where nothing was written: no memory, whatever the counts.
+    images = np.broadcast_to(np.uint8(0), (len(labels), 32, 32, 3))
+    if len(labels) < 100_000:
+        images = np.random.default_rng(0).integers(0, 256, images.shape, np.uint8)
     return Dataset(
         name="noise", train_images=images, train_labels=labels, test_images=images[:1],
         test_labels=labels[:1], num_classes=len(counts), mean=(0.5,) * 3, std=(0.25,) * 3,
@@ -52,85 +80,278 @@ def noise(counts: np.ndarray) -> Any:
     )  # fmt: skip
 
 
+class OptaxSAM:
+    """optax.contrib.sam's gradient, as a method: the same model, batch and optimizer around it."""
+
+    def __init__(self, rho: float):
+        import optax
+
+        ascent = optax.chain(optax.contrib.normalize(), optax.sgd(rho))
+        self._tx = optax.contrib.sam(optax.identity(), ascent, sync_period=2, opaque_mode=True)
+
+    def stages(self) -> list[tuple[int, Any]]:
+        return [(0, self)]
+
+    def gradient(self, halves: Any, params: Any, stats: Any, step: Any, axis: Any) -> Any:
+        import jax
+
+        def mean_loss(params: Any) -> Any:
+            features, new = halves.features(params, stats, halves.images)
+            losses, logits = halves.losses(params, features, halves.target)
+            return losses.mean(), (new, logits)
+
+        value_and_grad = jax.value_and_grad(mean_loss, has_aux=True)
+        seen, grads = value_and_grad(params)
+        grads, _ = self._tx.update(
+            grads, self._tx.init(params), params, grad_fn=lambda p, _: value_and_grad(p)[1]
+        )
+        return seen, grads
+
+
+class Bench:
+    """One model and batch size: what compiles a step, and what runs it."""
+
+    def __init__(self, model: str, args: argparse.Namespace, dataset: Any):
+        import jax
+
+        from experiments.parts import Parts
+        from experiments.sampling import Order
+        from experiments.settings import Settings
+        from experiments.steps import Inputs
+        from imbsam_jax import tail_classes
+        from imbsam_jax.losses import cross_entropy
+
+        self.args, self.dataset, self.model = args, dataset, model
+        labels, batch = dataset.train_labels, args.batch_size
+        tail = tail_classes(dataset.class_counts(), args.eta, strict=args.strict)
+        self.tail_share = float(tail[labels].mean())
+        self.orders = {
+            mode: Order(kind, labels, 0, batch, tail=tail) for mode, kind in MODES.items()
+        }
+        if args.compile_only:
+            self.initial = self._abstract_state()
+        else:
+            settings = Settings(
+                epochs=1, batch_size=batch, lr=0.1, precision=args.precision,
+                accumulate=args.accumulate, remat=args.remat,
+            )  # fmt: skip
+            settings.check()
+            parts = Parts(dataset, model, cross_entropy, settings)
+            self.run_on, self.initial = parts.run_on, parts.initial
+            self.inputs = self.run_on.put_inputs(Inputs(dataset.train_images, labels))
+        self.couples = bool(jax.tree.leaves(self.initial.batch_stats)) or args.accumulate > 1
+
+    def room(self, mode: str) -> Any:
+        """See Halves."""
+        if mode == "dependent":
+            return None
+        return partial(self.orders[mode].buffers, self.dataset.num_classes)
+
+    def leaves_rows_out(self, method: Any, mode: str) -> bool:
+        """Whether any pass of this method is over fewer rows than the batch."""
+        import jax
+
+        if self.couples or isinstance(method, OptaxSAM | methods.ClassConditional):
+            return False
+        room, least = self.room(mode), [self.args.batch_size]
+
+        def noted(rows: int) -> Any:
+            buffers = room(rows)
+            return lambda classes: least.append(min(buffers(classes))) or buffers(classes)
+
+        jax.eval_shape(*self._abstract_step(method, noted))
+        return min(least) < self.args.batch_size
+
+    def compiled(self, method: Any, room: Any) -> Any:
+        import jax
+
+        if self.args.compile_only:
+            step, *shapes = self._abstract_step(method, room)
+            return jax.jit(step, donate_argnums=0).lower(*shapes).compile()
+        there = copy.copy(self.run_on)
+        there.room = room
+        rows = np.arange(self.args.batch_size, dtype=np.int32)[None]
+        return there.compile_steps(method, there.put_state(self.initial), self.inputs, rows)
+
+    def _abstract_state(self) -> Any:
+        import jax
+        import jax.numpy as jnp
+
+        from experiments import steps
+        from experiments.models import create_model
+
+        dtype = jnp.dtype(self.args.precision)
+        classes, size = self.dataset.num_classes, self.args.image_size
+        model = create_model(self.model, classes, dtype=dtype, remat=self.args.remat)
+        tx = steps.optimizer(lambda _: 0.1, 0.9, 5e-3)
+        example = jnp.zeros((1, size, size, 3))
+        return jax.eval_shape(
+            lambda key: steps.create_state(model, tx, example, key), jax.random.key(0)
+        )
+
+    def _abstract_step(self, method: Any, room: Any) -> tuple[Any, ...]:
+        """(a step, shapes of its arguments): of images brought along, no array anywhere."""
+        import jax
+        import jax.numpy as jnp
+
+        from experiments.augment import normalise
+        from experiments.objectives import Objective
+        from experiments.steps import Rows, make_step
+        from imbsam_jax.losses import cross_entropy
+
+        batch, size = self.args.batch_size, self.args.image_size
+        step = make_step(
+            method,
+            Objective(cross_entropy, self.dataset.num_classes),
+            lambda images, *_: normalise(images, self.dataset.mean, self.dataset.std),
+            micro_batches=self.args.accumulate,
+            room=room,
+        )
+
+        def call(state: Any, rows: Any, key: Any) -> Any:
+            return step(state, None, rows, jnp.arange(batch), batch, key)
+
+        rows = Rows(
+            images=jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8),
+            labels=jax.ShapeDtypeStruct((batch,), jnp.int32),
+        )
+        state, key = jax.eval_shape(lambda s: (s, jax.random.key(0)), self.initial)
+        return call, state, rows, key
+
+
 def measure(model: str, args: argparse.Namespace, dataset: Any) -> list[dict[str, Any]]:
-    """One row for each rule, and stage of a staged one; SGD is first."""
-    import jax
-
+    """One row for each rule, stage of a staged one, and mode; SGD is first."""
     from experiments import cost
-    from experiments.parts import Parts
-    from experiments.sampling import epoch_order
-    from experiments.settings import Settings
-    from experiments.steps import Inputs
-    from imbsam_jax.losses import cross_entropy
 
-    counts, batch = dataset.class_counts(), args.batch_size
-    settings = Settings(epochs=1, batch_size=batch, lr=0.1, precision=args.precision)
-    parts = Parts(dataset, model, cross_entropy, settings)
-    run_on = parts.run_on
-    inputs = run_on.put_inputs(Inputs(dataset.train_images, dataset.train_labels))
+    bench = Bench(model, args, dataset)
     rows: list[dict[str, Any]] = []
-    calls, states = [], []
+    calls = []
+    for name, method, described in _methods(args, dataset.class_counts()):
+        stages = method.stages()
+        for mode in MODES:
+            for number, (_, stage) in enumerate(stages, start=1):
+                if mode not in args.mode and name != "sgd":
+                    continue
+                if mode != "dependent" and not bench.leaves_rows_out(stage, mode):
+                    continue
+                began = time.perf_counter()
+                seconds: list[float] = []
+
+                def compiled(room: Any, stage=stage, began=began, seconds=seconds) -> Any:
+                    found = bench.compiled(stage, room)
+                    seconds.append(time.perf_counter() - began)
+                    return found
+
+                call, flops = cost.counted(
+                    compiled, bench.room(mode), bench.orders[mode].labels_of(1000)
+                )
+                calls.append(call)
+                memory = call.memory_analysis()
+                rows.append(
+                    {
+                        "model": model, **described, "mode": mode,
+                        "stage": number if len(stages) > 1 else None,
+                        "batch_size": args.batch_size, "precision": args.precision,
+                        "image_size": args.image_size, "accumulate": args.accumulate,
+                        "remat": args.remat, "tail_share": bench.tail_share, "flops": flops,
+                        # Of the step itself; the rest counts its choices.
+                        "seconds_compile": seconds[0],
+                        "temporary_bytes": getattr(memory, "temp_size_in_bytes", None),
+                        "released": RELEASED.get(name),
+                    }
+                )  # fmt: skip
+    times = None if args.compile_only else _timed(bench, rows, calls)
+    ours = [k for k, row in enumerate(rows) if (row["rule"], row["mode"]) == ("sam", "dependent")]
+    for k, row in enumerate(rows):
+        memory, of_sgd = row["temporary_bytes"], rows[0]["temporary_bytes"]
+        row["flops_ratio"] = row["flops"] / rows[0]["flops"]
+        row["memory_ratio"] = memory / of_sgd if memory and of_sgd else None
+        row |= dict.fromkeys(("step_ms", "time_ratio", "time_ratio_quartiles", "rounds"))
+        if times is None:
+            continue
+        row["step_ms"] = 1000 * float(np.median(times[:, k]))
+        row["time_ratio"], row["time_ratio_quartiles"] = _paired(times[:, k], times[:, 0])
+        row["rounds"] = len(times)
+        if row["rule"] == OPTAX and ours:
+            row["our_sam_ratio"], row["our_sam_ratio_quartiles"] = _paired(
+                times[:, ours[0]], times[:, k]
+            )
+    return rows
+
+
+def _methods(args: argparse.Namespace, counts: np.ndarray) -> Any:
+    """(name, method, its description) of each; SGD first, optax.contrib.sam after SAM."""
     for name in ["sgd", *(rule for rule in args.rule if rule != "sgd")]:
         options = {**vars(args), "epochs": 2, "switch_fraction": 0.5, "weight_decay": 5e-4}
         method, described = methods.build_method(name, counts, options, steps_per_epoch=1)
-        stages = method.stages()
-        for number, (_, stage) in enumerate(stages, start=1):
-            began = time.perf_counter()
-            state = run_on.put_state(parts.initial)
-            call = run_on.compile_steps(
-                stage, state, inputs, np.arange(batch, dtype=np.int32)[None]
-            )
-            seconds = time.perf_counter() - began
-            memory = call.memory_analysis()
-            calls.append(call)
-            states.append(state)
-            rows.append(
-                {
-                    "model": model, **described, "stage": number if len(stages) > 1 else None,
-                    "flops": cost.flops(call), "seconds_compile": seconds,
-                    "temporary_bytes": getattr(memory, "temp_size_in_bytes", None),
-                }
-            )  # fmt: skip
-    full = max(len(dataset.train_labels) // batch, 1)
-    times = np.zeros((args.steps, len(rows)))
-    for step in range(args.steps):
-        order = epoch_order("natural", dataset.train_labels, 0, step // full)
-        at = (step % full) * batch
-        placed = run_on.place(order[at : at + batch][None])
+        if name == "cc_sam" and args.accumulate > 1:
+            continue
+        yield name, method, described
+        if name == "sam" and args.accumulate == 1 and not described["ascent"]:
+            arguments = {"rho": args.rho}
+            yield OPTAX, OptaxSAM(args.rho), {"rule": OPTAX, "rule_args": arguments, "ascent": {}}
+
+
+def _timed(bench: Bench, rows: list[dict[str, Any]], calls: list[Any]) -> np.ndarray:
+    """float[rounds, rows]: seconds of a step of each, the first round left out."""
+    import jax
+
+    steps = bench.args.steps
+    states = [bench.run_on.put_state(bench.initial) for _ in rows]
+    whole = [
+        [k for k in range(2 * steps + 1) if order.real(k) == bench.args.batch_size] or [0]
+        for order in bench.orders.values()
+    ]
+    times = np.zeros((steps, len(rows)))
+    for step in range(steps):
+        placed = {
+            mode: bench.run_on.place(order.of_step(at[step % len(at)]).astype(np.int32)[None])
+            for (mode, order), at in zip(bench.orders.items(), whole, strict=True)
+        }
         # In another order each round: no rule always follows the longest.
         for k in np.random.default_rng(step).permutation(len(rows)):
             began = time.perf_counter()
-            states[k], seen = calls[k](states[k], inputs, placed)
+            states[k], seen = calls[k](states[k], bench.inputs, placed[rows[k]["mode"]])
             jax.block_until_ready((states[k], seen))
             times[step, k] = time.perf_counter() - began
-    times = times[1:]  # the first round warms caches
-    for k, row in enumerate(rows):
-        low, middle, high = np.percentile(times[:, k] / times[:, 0], [25, 50, 75])
-        row |= {
-            "step_ms": 1000 * float(np.median(times[:, k])),
-            "time_ratio": float(middle),
-            "time_ratio_quartiles": [float(low), float(high)],
-            "flops_ratio": row["flops"] / rows[0]["flops"],
-            "rounds": len(times),
-        }
-    return rows
+    return times[1:]  # the first round warms caches
+
+
+def _paired(mine: np.ndarray, other: np.ndarray) -> tuple[float, list[float]]:
+    low, middle, high = np.percentile(mine / other, [25, 50, 75])
+    return float(middle), [float(low), float(high)]
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| model | rule | ms/step | time / SGD | quartiles | FLOPs / SGD | temporary MiB |",
-        "|---|---|---|---|---|---|---|",
+        "| model | rule | mode | ms/step | time / SGD | quartiles | FLOPs / SGD | released code | "
+        "temporary MiB | memory / SGD | compile s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         stage = "" if row["stage"] is None else f", stage {row['stage']}"
-        low, high = row["time_ratio_quartiles"]
+        quartiles = row["time_ratio_quartiles"] or (None, None)
+        low, high = (_number(x, 2) for x in quartiles)
         memory = row["temporary_bytes"]
         lines.append(
-            f"| {row['model']} | {row['rule']}{stage} | {row['step_ms']:.0f} | "
-            f"{row['time_ratio']:.2f} | {low:.2f} to {high:.2f} | {row['flops_ratio']:.2f} | "
-            f"{'-' if memory is None else f'{memory / 2**20:.0f}'} |"
+            f"| {row['model']} | {row['rule']}{stage} | {row['mode']} | "
+            f"{_number(row['step_ms'], 0 if (row['step_ms'] or 0) > 100 else 1)} | "
+            f"{_number(row['time_ratio'], 2)} | {low} to {high} | {_number(row['flops_ratio'], 2)} "
+            f"| {_number(row['released'], 2)} | {_number(memory and memory / 2**20, 0)} | "
+            f"{_number(row['memory_ratio'], 2)} | {_number(row['seconds_compile'], 1)} |"
         )
+    for row in rows:
+        if "our_sam_ratio" in row:
+            low, high = row["our_sam_ratio_quartiles"]
+            lines.append(
+                f"\n{row['model']}: our SAM takes {row['our_sam_ratio']:.3f} times the time of "
+                f"{OPTAX}, round by round (quartiles {low:.3f} to {high:.3f})."
+            )
     return "\n".join(lines) + "\n"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def main(args: argparse.Namespace) -> None:
@@ -139,11 +360,23 @@ def main(args: argparse.Namespace) -> None:
 
     if args.steps < 2 or args.batch_size < 1:
         raise RunError("--steps must be at least 2 and --batch-size at least 1")
-    dataset = load_npz(Path(args.data)) if args.data else noise(long_tail_counts(100, 500, 100))
+    if args.image_size != 32 and not args.compile_only:
+        raise RunError(
+            "the images that steps are timed on have 32 pixels: give --image-size with "
+            "--compile-only, or leave it out"
+        )
+    counts = long_tail_counts(*args.counts)
+    dataset = load_npz(Path(args.data)) if args.data else noise(counts)
+    if args.batch_size > len(dataset.train_labels):
+        raise RunError(
+            f"--batch-size {args.batch_size} is more than the {len(dataset.train_labels)} images"
+        )
     rows = [row for model in args.model for row in measure(model, args, dataset)]
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    found = {"command": folders.command_line(), "data": dataset.source, "rows": rows}
+    found = {
+        "command": folders.command_line(), "data": dataset.source, "rows": rows,
+    }  # fmt: skip
     folders.write_json(out / "step_cost.json", {**found, **folders.environment()})
     folders.replace_text(out / "step_cost.md", markdown(rows))
     print(markdown(rows))

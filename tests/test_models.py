@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from experiments.models import MODELS, create_model
-from experiments.models.bottleneck import BottleneckBlock
+from experiments.models.bottleneck import BottleneckBlock, max_pool
 from experiments.models.resnet import BasicBlock, pad_shortcut
 
 _IMAGES = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
@@ -335,3 +336,17 @@ def test_axis_name_makes_two_halves_one_batch() -> None:
             updates,
             expected[1],
         )
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8, 3), (2, 7, 9, 2)])
+def test_max_pooling_is_flaxs_with_its_gradient(shape):
+    """Ties and all: whole numbers, of which every window has several largest."""
+    draw = np.random.default_rng(0)
+    x = jnp.asarray(draw.integers(-3, 4, shape), jnp.float32)
+    expected, pullback = jax.vjp(lambda x: nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))), x)
+    found, back = jax.vjp(max_pool, x)
+    np.testing.assert_array_equal(found, expected)
+    at = jnp.asarray(draw.integers(-5, 5, expected.shape), jnp.float32)
+    np.testing.assert_array_equal(back(at)[0], pullback(at)[0])
+    broken = max_pool(x.at[0, 3, 3, 0].set(jnp.nan))
+    assert jnp.isnan(broken).sum() == 4 and jnp.isnan(broken[0, 1:3, 1:3, 0]).all()

@@ -24,6 +24,33 @@ from experiments.models.resnet import (
 )
 
 
+def max_pool(x: jax.Array) -> jax.Array:
+    """The largest of every 3x3 window, stride 2, padded by 1: [B, H, W, C] to [B, H/2, W/2, C].
+
+    As `nn.max_pool` gives it, gradients too: that of a window goes to the first of its largest.
+    XLA's own gradient keeps the four coordinates of every pixel, each as large as x, from the first
+    backward pass of a step to the last, and has no deterministic form on a GPU; of this one the
+    number of the largest is kept, a byte a window.
+    """
+    rows, columns = (-(-size // 2) for size in x.shape[1:3])
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    window = [
+        padded[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2]
+        for i in range(3)
+        for j in range(3)
+    ]
+    largest, which = jax.lax.stop_gradient(window[0]), jnp.zeros(window[0].shape, jnp.uint8)
+    for number, one in enumerate(jax.lax.stop_gradient(window[1:]), start=1):
+        # Not a number is larger than any.
+        larger = (one > largest) | (jnp.isnan(one) & ~jnp.isnan(largest))
+        which = jnp.where(larger, jnp.uint8(number), which)
+        largest = jnp.where(larger, one, largest)
+    found = window[0]
+    for number, one in enumerate(window[1:], start=1):
+        found = jnp.where(which == number, one, found)
+    return found
+
+
 class BottleneckBlock(nn.Module):
     """relu(y + shortcut(x)), where y is x through convolutions of 1x1, 3x3 and 1x1.
 
@@ -124,7 +151,7 @@ class BottleneckResNet(nn.Module):
     def embed(self, images: jax.Array, train: bool) -> jax.Array:
         """Images [B, H, W, C] to features [B, widths[-1]]."""
         x = nn.relu(self.stem_norm(self.stem(images), use_running_average=not train))
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = max_pool(x)
         for block in self.blocks:
             x = block(x, train)
         return x.mean(axis=(1, 2), dtype=jnp.promote_types(self.dtype, jnp.float32))
