@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 import imbsam_jax as ij
-from experiments import anomaly, cifar_lt, digits_lt, presets
+from experiments import anomaly, cifar_lt, digits_lt, presets, sweep
 from tiny import tiny_dataset
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -64,7 +64,7 @@ def commands(text):
 def test_every_shown_command_is_accepted():
     """Parsed, and for CIFAR made up to where training begins, on CIFAR100-LT's class counts."""
     dataset = tiny_dataset(counts=tuple(ij.long_tail_counts(100, 500, 100)))
-    texts = [README.read_text(), *(m.__doc__ for m in (cifar_lt, digits_lt, anomaly))]
+    texts = [README.read_text(), *(m.__doc__ for m in (cifar_lt, digits_lt, sweep, anomaly))]
     seen = set()
     for name, flags in (found for text in texts for found in commands(text)):
         module = importlib.import_module(f"experiments.{name}")
@@ -75,4 +75,4 @@ def test_every_shown_command_is_accepted():
             assert list(plan.second) == args.stage2
         else:
             module.arguments().parse_args(flags)
-    assert seen == {"cifar_lt", "digits_lt", "anomaly", "report", "evaluate"}
+    assert seen == {"cifar_lt", "digits_lt", "sweep", "anomaly", "report", "evaluate"}
