@@ -73,7 +73,14 @@ def whole_and_in_parts(soft: bool) -> Any:
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("step", [SWITCH - 1, SWITCH])
-@pytest.mark.parametrize("batch", ["whole", "padded", "no_tail", "only_tail", "soft"])
+@pytest.mark.parametrize(
+    "batch",
+    [
+        "padded",
+        "soft",
+        *(pytest.param(b, marks=pytest.mark.slow) for b in ("whole", "no_tail", "only_tail")),
+    ],
+)
 def test_micro_batches_change_nothing(batch: str, step: int) -> None:
     """Gradient, loss and info to rounding; the aux is theirs in turn."""
     kind: Any = batch if batch.endswith("tail") else "mixed"
@@ -180,7 +187,7 @@ def test_memory_where_activations_are_most_of_it() -> None:
         assert memory(rule, micro_batches=4) < 0.35 * sgd, name
 
 
-@pytest.mark.parametrize("name", ["imbsam", "sse_sam"])
+@pytest.mark.parametrize("name", ["imbsam", pytest.param("sse_sam", marks=pytest.mark.slow)])
 def test_micro_batches_share_the_forward_pass_at_theta(name: str) -> None:
     """XLA counts the body of a loop once: a quarter of the whole."""
     rule = BY_ID[name].rule(RHO)  # type: ignore[misc]
@@ -279,6 +286,7 @@ def assert_same(labels: Any, mask: Any, step: int = SWITCH, seed: int = 0) -> No
 CLASS, REAL = st.integers(0, CLASSES - 1), st.booleans()
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(
     st.lists(CLASS, min_size=7, max_size=7),
@@ -307,7 +315,7 @@ def chosen(name: str, buffers: Any, losses: Any = losses_fn, **options: Any) -> 
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", ["imbsam", "sse_sam"])
+@pytest.mark.parametrize("name", ["imbsam", pytest.param("sse_sam", marks=pytest.mark.slow)])
 def test_one_size_needs_no_branch_and_drops_no_row_in_silence(name: str) -> None:
     """Four rows of the head and three of the tail; with another row of either, NaN."""
     buffers = ij.stratified_buffers(ij.tail_classes(COUNTS, ETA), rows=(4, 3))
@@ -367,6 +375,7 @@ def test_weights_that_are_traced_take_the_whole_batch() -> None:
     assert_trees(got, want, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("size", [3, 7])
 def test_a_class_without_weight_shows_in_loss_and_aux(size: int) -> None:
@@ -450,6 +459,7 @@ def test_cost_with_a_fixed_number_of_tail_rows() -> None:
     assert flops(IMBSAM.rule(RHO)) / sgd > 2.6
 
 
+@pytest.mark.slow
 def test_cost_with_tail_rows_drawn_at_random() -> None:
     """1000 batches: each takes the branches that it takes, of which each is compiled alone."""
     sgd = flops(rules.sgd(CLASSES))

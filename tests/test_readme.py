@@ -11,10 +11,19 @@ import numpy as np
 import optax
 
 import imbsam_jax as ij
-from experiments import anomaly, cifar_lt, digits_lt, imagenet_lt, inaturalist, launch, presets
+from experiments import (
+    anomaly,
+    cifar_lt,
+    digits_lt,
+    imagenet_lt,
+    inaturalist,
+    launch,
+    presets,
+    sweep,
+)
 from tiny import tiny_dataset
 
-SHOWING = (cifar_lt, digits_lt, anomaly, imagenet_lt, inaturalist)
+SHOWING = (cifar_lt, digits_lt, sweep, anomaly, imagenet_lt, inaturalist)
 README = Path(__file__).resolve().parent.parent / "README.md"
 
 
@@ -76,4 +85,4 @@ def test_every_shown_command_is_accepted():
             assert list(plan.second) == args.stage2
         else:
             module.arguments().parse_args(flags)
-    assert seen == {*presets.TABLES, "digits_lt", "anomaly", "report", "evaluate"}
+    assert seen == {*presets.TABLES, "digits_lt", "sweep", "anomaly", "report", "evaluate"}

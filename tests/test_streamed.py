@@ -71,7 +71,7 @@ def final_params(out, dataset, settings):
     return state.params
 
 
-@pytest.mark.parametrize("kind", ["dataset", "broken"])
+@pytest.mark.parametrize("kind", [pytest.param("dataset", marks=pytest.mark.slow), "broken"])
 def test_the_path_is_that_of_a_plain_loop(kind, request, tmp_path):
     """SGD by hand over the trainer's order; a file that cannot be read is left out of its batch."""
     dataset = request.getfixturevalue(kind)
@@ -146,6 +146,7 @@ def test_a_stopped_run_ends_bitwise_where_an_unstopped_one_does(dataset, tmp_pat
         assert run(out, dataset, settings=resumed, resume=True)["params_sha256"] == whole
 
 
+@pytest.mark.slow
 def test_balanced_sampling_reads_every_class_alike(dataset, tmp_path):
     """Drawn in a worker as in this process."""
     settings = dataclasses.replace(QUICK, sampling="balanced", epochs=1)
@@ -163,7 +164,7 @@ def test_balanced_sampling_reads_every_class_alike(dataset, tmp_path):
 # ---- micro-batches --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", ["imbsam", "sse_sam"])
+@pytest.mark.parametrize("rule", [pytest.param("imbsam", marks=pytest.mark.slow), "sse_sam"])
 def test_accumulation_changes_no_number(dataset, tmp_path, rule):
     counts = dataset.class_counts()
     rule = {

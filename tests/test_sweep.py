@@ -59,9 +59,13 @@ def test_one_program_serves_every_point(swept):
 @pytest.mark.allow_rank_promotion
 def test_a_point_is_what_digits_lt_trains(swept, tmp_path):
     _, summary, _ = swept
-    flags = ["--rule", "sgd", "imbsam", "--eta", "40", "--rho", "0.4", "--out", str(tmp_path / "x")]
+    flags = ["--rule", "sgd", "imbsam", "--eta", "40", "--rho", "0.4", "--memory", "0.5"]
+    flags += ["--out", str(tmp_path / "x")]
     digits_lt.main(digits_lt.arguments().parse_args([*SMALL, *flags]))
-    sgd, imbsam = json.loads((tmp_path / "x" / "summary.json").read_text())
+    rows = json.loads((tmp_path / "x" / "summary.json").read_text())
+    assert digits_lt.names(rows) == ["sgd", "imbsam", "imbsam m0.5"]
+    sgd, imbsam, remembered = rows
+    assert len({row["all"] for row in rows}) == 3 and remembered["memory"] == 0.5
     assert summary[-1]["point"] == {"eta": 40, "rho": 0.4}
     for split in sweep.SPLITS:
         # Rounding may move a prediction or two.
