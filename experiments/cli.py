@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -37,8 +38,13 @@ def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> 
         print("stopped; nothing was written", file=sys.stderr)
         sys.exit(143)
     except KeyboardInterrupt:
+        _leave_the_others(130)
         print("interrupted before training began: nothing to save", file=sys.stderr)
         sys.exit(130)
+    except Exception:
+        traceback.print_exc()
+        _leave_the_others(1)
+        sys.exit(1)
 
 
 def _leave_the_others(code: int) -> None:

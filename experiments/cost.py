@@ -37,6 +37,8 @@ def lone_step(
 ) -> tuple[float, float]:
     """(FLOPs, median milliseconds) of one compiled step; a time of NaN where seconds is 0.
 
+    FLOPs are those of one device's part.
+
     Args:
       state: plain; it is copied, not donated.
       rows: of one batch, leaves [1, b, ...].
@@ -48,9 +50,12 @@ def lone_step(
     def compiled(room: Any) -> Any:
         there = copy.copy(run_on)
         there.room = room
+        there.micro_batches = 1  # XLA would count one of them
         return there.compile_steps(method, mine, inputs, rows)
 
     call, mean_flops = counted(compiled, run_on.room, order.labels_of(1000, run_on.apart))
+    if run_on.micro_batches > 1:
+        call = run_on.compile_steps(method, mine, inputs, rows)
     times: list[float] = []
     most = 100 if run_on.processes == 1 else 4  # they must make equally many steps
     while seconds and (len(times) < 4 or (sum(times) < seconds and len(times) < most)):

@@ -7,6 +7,7 @@ config.json, or from an exported file with --data.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--data-dir", help="folder of prepared TFDS data; default TFDS_DATA_DIR")
     parser.add_argument("--data", help="an exported .npz, for a run that was trained from one")
     parser.add_argument("--image-dir", help="folder of image files, for a run trained from one")
+    parser.add_argument(
+        "--max-corrupt", type=float, default=0.001, help="share of images that may be unreadable"
+    )
     for name in LISTS:
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, help="list file, for a run trained with one")
@@ -76,7 +80,12 @@ def main(args: argparse.Namespace) -> None:
     if class_counts_sha256(dataset.class_counts()) != config["class_counts_sha256"]:
         raise RunError("this data has other class counts than the run was trained with")
     fields = Settings.__dataclass_fields__
-    settings = Settings(**{name: config[name] for name in fields if name in config})
+    trained = Settings(**{name: config[name] for name in fields if name in config})
+    # On whatever machine this is, not on as many devices as it was trained.
+    settings = dataclasses.replace(
+        trained, devices=1, parallel="jit", accumulate=1, examples="dependent",
+        max_corrupt=args.max_corrupt,
+    )  # fmt: skip
     parts = Parts(dataset, config["model"], cross_entropy, settings)
     if not (run / "checkpoints").is_dir():
         raise RunError(f"{run} holds no checkpoint")

@@ -119,7 +119,7 @@ class Jit:
         room: Callable[[int], Any] | None = None,
     ):
         self.devices, self._objective, self._prepare = devices, objective, prepare
-        self._micro_batches, self.room = micro_batches, room
+        self.micro_batches, self.room = micro_batches, room
         self.processes = jax.process_count() if len(devices) > 1 else 1
         self._local = len(devices) // self.processes
         mesh = Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
@@ -194,7 +194,7 @@ class Jit:
             self._objective,
             self._prepare,
             axis_name=self.axis_name,
-            micro_batches=self._micro_batches,
+            micro_batches=self.micro_batches,
             room=self.room,
         )
         return _repeat(step, self._key)

@@ -237,7 +237,10 @@ def _with_masks(batches: Iterator[HostBatch], mine: Mine, step: int) -> Iterator
         try:
             batch = next(batches, None)
         except RuntimeError as error:
-            raise DataError(f"images can no longer be read: {error}") from error
+            raise DataError(
+                f"images can no longer be read: {error} (each of --workers keeps three batches in "
+                "shared memory: is /dev/shm large enough?)"
+            ) from error
         if batch is None:
             return
         mask = batch.ok & mine.real(step)

@@ -22,7 +22,7 @@ _DEFAULTS: dict[str, Any] = {
     "precision": "float32", "augment": True, "eval_every": 1, "sampling": "natural", "per_visit": 1,
     "trained": "all", "statistics": "updated", "max_norm": "none", "weight_decay_inside": False,
     "strict": False, "running_statistics": "first", "group_mean": False, "accumulate": 1,
-    "remat": False, "jitter": 0.0, "loader": "grain",
+    "remat": False, "jitter": 0.0, "loader": "grain", "examples": "dependent",
 }  # fmt: skip
 # Of the settings: what does not decide a result, or only its rounding.
 _FREE = (
@@ -32,7 +32,7 @@ _FREE = (
 _DECIDES = (
     "dataset", "imbalance_factor", "source", "class_counts_sha256", "thresholds", "subset",
     "val_per_class", "model", "classifier", "epochs", "batch_size", "rule", "rule_args", "ascent",
-    "loss", "loss_args", "mixup", "stage2", "stage2_args", "init", "image_size",
+    "loss", "loss_args", "mixup", "stage2", "stage2_args", "init", "image_size", "resize",
 )  # fmt: skip
 _METHOD = ("rule", "rule_args", "ascent")
 _NEEDED = (
@@ -208,7 +208,9 @@ def _folder(report: dict[str, Any]) -> Path | str:
 
 
 def _identity(report: dict[str, Any]) -> dict[str, Any]:
-    settings = {k: v for k, v in report["settings"].items() if k not in _FREE}
+    # The tail of stratified sampling; without that, what rules take stands in rule_args.
+    unused = () if report["settings"].get("sampling") == "stratified" else ("eta", "strict")
+    settings = {k: v for k, v in report["settings"].items() if k not in (*_FREE, *unused)}
     found = settings | {k: report[k] for k in _DECIDES if report.get(k) is not None}
     if found.get("subset", "first") != "first":
         found["subset_seed"] = report.get("subset_seed", 0)

@@ -130,8 +130,10 @@ def add_streaming(parser: argparse.ArgumentParser, *, jitter: float) -> None:
         "--loader", default="grain", choices=LOADERS, help="tf.data needs the `prepare` extra"
     )
     images.add_argument(
-        "--workers", type=int, default=0, help="processes that decode; 0: threads of this one"
-    )
+        "--workers", type=int, default=0,
+        help="processes that decode, each with three of a host's batches in shared memory "
+        "(/dev/shm); 0: threads of this one",
+    )  # fmt: skip
     images.add_argument(
         "--max-corrupt", type=float, default=0.001,
         help="share of images that may be unreadable; they are left out and counted",

@@ -165,7 +165,8 @@ def last_variables(
         found = checkpoints.restore(parts.initial)
     finally:
         checkpoints.close()
-    if found is None or found[1]["epoch"] != settings.epochs:
+    # Not the note's epoch: a stop in the last evaluation is saved before that epoch is closed.
+    if found is None or int(found[0].step) != settings.epochs * parts.steps_per_epoch:
         raise RunError(
             f"{run} holds no whole checkpoint of its last epoch to start a second stage from"
         )

@@ -128,7 +128,7 @@ class Note:
     rows: int = 0
     skipped: int = 0  # images of the epoch so far that could not be read
     seconds_train: float = 0.0
-    seconds_waiting: float = 0.0  # for images
+    seconds_waiting: float = 0.0  # of seconds_train, for images; a device may be busy meanwhile
     seconds_compile: float = 0.0
     best: dict[str, Any] | None = None
     best_val: dict[str, Any] | None = None

@@ -134,7 +134,9 @@ def make(
     taken = {key: flag(key, _DEFAULTS[key]) for key in plan.takes}
     if not np.isfinite(taken.get("tau", 1.0)):
         raise RunError(f"--stage2-tau must be finite, got {taken['tau']}")
-    if taken.get("variant") == "release" and first.parallel == "pmap" and first.devices > 1:
+    if name == "cc-sam" and first.accumulate > 1:
+        raise RunError("--stage2 cc-sam takes a batch whole: use --accumulate 1")
+    if taken.get("variant") == "release" and first.parallel == "pmap" and first.devices != 1:
         raise RunError(
             "--stage2-variant release takes norms over the batch, which pmap would take over each "
             "device's rows: use --parallel jit"

@@ -176,6 +176,8 @@ def make_step(
         whole = rows
         if axis_name is not None:  # every device holds its rows of the batch only
             whole = jax.lax.all_gather(rows, axis_name, tiled=True)
+        if whole.mask is not None:  # a row whose partner is none stays by itself
+            others = jnp.where(whole.mask[others], others, positions)
         raw, their_labels = take(inputs, jax.tree.map(lambda x: x[others], whole))
         partners = prepare(raw, others, batch_size, key)
         mixed, soft = mix(soft_of, (images, partners), (labels, their_labels), share)

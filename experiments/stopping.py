@@ -47,6 +47,11 @@ class StopRequest:
             return DEADLINE_EXIT_CODE
         return None
 
+    @property
+    def signalled(self) -> int:
+        """128 + the signal that came, 0 without one."""
+        return 0 if self._signal is None else 128 + self._signal
+
     def check(self) -> None:
         if self.exit_code is not None:
             raise StopNow

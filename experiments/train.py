@@ -104,7 +104,13 @@ def fit(
         if finished.exists():
             return folders.read_json(finished)
         with StopRequest(deadline) as stop, Progress(settings.epochs, quiet) as progress:
-            return trainer.run(folder, {**config, "preset": preset}, stop, progress)
+            report = trainer.run(folder, {**config, "preset": preset}, stop, progress)
+            code = stop.signalled
+            if jax.process_count() > 1:
+                code = int(np.max(multihost_utils.process_allgather(np.int32(code))))
+            if code:  # it came too late to stop this run, but not what may follow
+                raise Stopped(f"{folder.path} is finished; stopped before anything else", code)
+            return report
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
@@ -234,9 +240,9 @@ class _Trainer:
 
         while note.calls < len(calls):
             first_step, steps, stage = calls[note.calls]
+            began, compiled = time.perf_counter(), note.seconds_compile
             rows, placed = next(ready)
             call = self._compile(stage, rows, note)
-            began = time.perf_counter()
             self.state, seen = call(self.state, self.inputs, placed)
             waiting.append((first_step, steps, seen))
             note.calls += 1
@@ -244,7 +250,8 @@ class _Trainer:
             settle(0 if stopping or note.calls == len(calls) else lag)
             if self.agreed_stop:
                 settle(0)
-            note.seconds_train += time.perf_counter() - began
+            passed = time.perf_counter() - began
+            note.seconds_train += passed - (note.seconds_compile - compiled)
             progress.update(note.rows, note.loss_sum, note.hit_sum)
             if stopping or self.agreed_stop:
                 raise StopNow

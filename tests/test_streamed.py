@@ -20,10 +20,10 @@ from experiments.data.decode import decode_eval
 from experiments.data.encoded import check_no_empty_class
 from experiments.data.records import load_inaturalist
 from experiments.errors import RunError, Stopped
-from experiments.parts import Parts
+from experiments.parts import Parts, last_variables
 from experiments.settings import Settings
 from experiments.steps import Rows
-from experiments.train import _Trainer, fit
+from experiments.train import _Trainer, fit, params_sha256
 from imbsam_jax import rules
 from imbsam_jax.losses import cross_entropy
 
@@ -144,6 +144,8 @@ def test_a_stopped_run_ends_bitwise_where_an_unstopped_one_does(dataset, tmp_pat
         assert stopped.value.exit_code == 143
         resumed = dataclasses.replace(settings, workers=after)
         assert run(out, dataset, settings=resumed, resume=True)["params_sha256"] == whole
+        trained, _ = last_variables(out, dataset, "mlp", settings)  # for a second stage
+        assert params_sha256(trained["params"]) == whole
 
 
 @pytest.mark.slow
@@ -277,6 +279,29 @@ def test_a_batch_of_nothing_but_broken_images_changes_weight_decay_alone(dataset
     rate = float(parts.schedule(0)) * QUICK.weight_decay
     for one, other in zip(jax.tree.leaves(after.params), jax.tree.leaves(before), strict=True):
         np.testing.assert_allclose(one, np.asarray(other) * (1 - rate), rtol=1e-6, atol=1e-9)
+
+
+def test_what_a_masked_row_holds_changes_nothing(dataset):
+    """Not even with mixup, which pairs rows."""
+    parts = Parts(dataset, "mlp", cross_entropy, dataclasses.replace(QUICK, mixup=1.0))
+    rule = rules.imbsam(dataset.class_counts(), rho=0.1, eta=10)
+    rng, ended = np.random.default_rng(0), []
+    images = rng.integers(0, 256, (1, 8, SIZE, SIZE, 3)).astype(np.uint8)
+    labels, mask = rng.integers(0, 8, (1, 8)).astype(np.int32), np.arange(8)[None] % 3 > 0
+    for seed in (1, 2):
+        other = np.random.default_rng(seed)
+        noise = other.integers(0, 256, images.shape).astype(np.uint8)
+        rows = Rows(
+            images=np.where(mask[..., None, None, None], images, noise),
+            labels=np.where(mask, labels, other.integers(0, 8, (1, 8))).astype(np.int32),
+            mask=mask,
+        )
+        state = parts.run_on.put_state(parts.initial)
+        call = parts.run_on.compile_steps(rule, state, None, rows)
+        after, seen = call(state, None, parts.run_on.place(rows))
+        assert float(seen.real[0]) == mask.mean()
+        ended.append(params_sha256(after.params))
+    assert ended[0] == ended[1]
 
 
 # ---- a full disk ----------------------------------------------------------------------------

@@ -159,7 +159,7 @@ def read_list(path: PathLike) -> tuple[list[str], NDArray[np.int32]]:
                 if not line.strip():
                     continue
                 parts = line.rsplit(None, 1)
-                if len(parts) < 2 or not parts[1].isdecimal():
+                if len(parts) < 2 or not parts[1].isdecimal() or len(parts[1]) > 9:
                     raise DataError(
                         f"{path}, line {number}: expected a path and a label, not {line.strip()!r}"
                     )
@@ -403,14 +403,14 @@ def _of_lists(
     size: int,
     resize: int,
 ) -> EncodedDataset:
-    """A data set whose classes are those that its lists number."""
+    """A data set whose classes are those that its training list numbers."""
     parts: dict[str, Split] = splits
     return EncodedDataset(
         name=name,
         train=parts["train"],
         val=parts.get("val"),
         test=parts["test"],
-        num_classes=1 + max(int(part.labels.max()) for part in parts.values()),
+        num_classes=1 + int(parts["train"].labels.max()),
         mean=mean,
         std=std,
         source=f"{source}, chosen and labelled by lists",

@@ -68,7 +68,16 @@ def _batches(
 
     tf.config.set_visible_devices([], "GPU")  # they are JAX's
 
+    failed: list[Exception] = []
+
     def images() -> Iterator[tuple[int, int, bytes, list[int], Any]]:
+        # What fails here is no damaged image, and ignore_errors would take it for the end.
+        try:
+            yield from encoded()
+        except Exception as error:
+            failed.append(error)
+
+    def encoded() -> Iterator[tuple[int, int, bytes, list[int], Any]]:
         nothing = np.zeros((0, 0, 3), np.uint8)
         for step in steps:
             rows, positions = rows_of_step(step)
@@ -123,6 +132,8 @@ def _batches(
             if image.size:
                 pixels[at], ok[at] = image, True
             following = next(decoded, None)
+        if failed:
+            raise failed[0]
         fill_gaps(pixels, labels, ok)
         yield HostBatch(pixels, labels, ok, corrupt=len(real) - int(ok.sum()))
 
