@@ -11,8 +11,9 @@ where ImbSAM has 2 and 3; with `examples="independent"` it is SGD's price.
 
 This is ours: no paper proposes it. Nearest is Momentum-SAM (Becker et al., 2024, arXiv 2401.12033),
 which moves all parameters against the optimizer's momentum, for all classes alike.
-Measured on long-tailed digits (results/digits_lt/README.md): it keeps most of ImbSAM's gain, at
-about twice its best radius, and less than all of it at equal compute with independent examples.
+Measured on long-tailed digits (results/digits_lt/README.md): at a radius of its own, larger than
+the exact gradient's, it keeps nine tenths of ImbSAM's gain over SGD. Per unit of compute it is no
+better than ImbSAM there; SAM with such a memory broke training at the radius that ImbSAM took.
 """
 
 from __future__ import annotations
