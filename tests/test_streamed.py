@@ -1,6 +1,7 @@
 """The trainer on images that are read while it trains: its path, its stops and its faults."""
 
 import dataclasses
+import gc
 import json
 import os
 import resource
@@ -307,6 +308,9 @@ def test_what_a_masked_row_holds_changes_nothing(dataset):
 # ---- a full disk ----------------------------------------------------------------------------
 
 
+# Of several writers that fail, orbax waits for the first and leaves the others to the collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_full_disk_is_said_and_a_resumed_run_ends_where_another_does(tmp_path, monkeypatch):
     """The limit on file sizes stands for the disk: writing fails in the middle of a checkpoint."""
     from tiny import tiny_dataset
@@ -328,5 +332,6 @@ def test_a_full_disk_is_said_and_a_resumed_run_ends_where_another_does(tmp_path,
                 run(tmp_path / "cut", dataset, settings=settings)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            gc.collect()
     again = run(tmp_path / "cut", dataset, settings=settings, resume=True)
     assert again["params_sha256"] == whole
