@@ -11,11 +11,11 @@ import pytest
     "check",
     [
         "modes",
-        "micro_batches",
-        "independent",
-        "sync_ascent",
         "all_reduces",
-        pytest.param("every_method", marks=pytest.mark.slow),
+        *(
+            pytest.param(check, marks=pytest.mark.slow)
+            for check in ("micro_batches", "independent", "sync_ascent", "every_method")
+        ),
     ],
 )
 def test_on_eight_devices(check: str, run_python: Any) -> None:

@@ -118,6 +118,7 @@ def check(rows):
         assert row["seeds"] == [0]
 
 
+@pytest.mark.slow
 def test_every_rule_and_every_second_stage_runs(tmp_path, run_python):
     from experiments.methods import RULES
     from experiments.stage2 import PLANS
@@ -136,6 +137,7 @@ def test_every_rule_and_every_second_stage_runs(tmp_path, run_python):
     assert first not in others
 
 
+@pytest.mark.slow
 def test_every_loss_runs_and_is_compared_with_plain_sgd(tmp_path, run_python):
     from experiments.objectives import LOSSES
 

@@ -250,7 +250,14 @@ def _filled(model: Any, images: jax.Array) -> Any:
     )
 
 
-@pytest.mark.parametrize("name", ["resnet8", "resnet14_bottleneck", "vit_ti4"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet8",
+        pytest.param("resnet14_bottleneck", marks=pytest.mark.slow),
+        pytest.param("vit_ti4", marks=pytest.mark.slow),
+    ],
+)
 def test_remat_changes_nothing_but_the_memory(name: str) -> None:
     def loss(model: Any, params: Any) -> Any:
         logits, updates = model.apply(

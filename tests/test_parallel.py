@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import dataclasses, json, sys, tempfile
 from pathlib import Path

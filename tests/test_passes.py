@@ -298,6 +298,7 @@ def test_rows_without_weight_change_nothing(labels: Any, mask: Any, step: int, s
     assert_same(labels, mask, step, seed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tail_rows", [0, 1, 3, 4, 6, 7])
 def test_no_number_of_tail_rows_is_too_large(tail_rows: int) -> None:
     """Buffers of 3 rows: for no tail, for as many as fit, one more, and a tail alone."""

@@ -22,6 +22,7 @@ def run(out, *flags):
     return {(row["rule"], row["mode"]): row for row in found["rows"]}, found
 
 
+@pytest.mark.slow
 def test_fields_and_ratios_of_three_rounds(tmp_path):
     flags = ["--rule", "sam", "imbsam", "--mode", "dependent", "stratified", "--steps", "3"]
     flags += ["--batch-size", "50", "--counts", "5", "60", "10", "--eta", "20"]

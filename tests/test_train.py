@@ -73,6 +73,7 @@ def test_a_run_folder_and_its_report(tmp_path):
         assert (tmp_path / "run" / plot).stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_a_group_without_classes_is_null(tmp_path):
     dataset = dataclasses.replace(tiny_dataset(), few_below=2)
     report = run(tmp_path / "run", dataset=dataset, settings=dataclasses.replace(QUICK, epochs=1))
@@ -124,6 +125,7 @@ def final_state(folder, parts):
     return state
 
 
+@pytest.mark.slow
 def test_longer_calls_go_the_same_way(tmp_path):
     """A scan of three steps and lone steps agree to rounding; equal calls agree bitwise."""
     reports = {}
@@ -219,7 +221,7 @@ def interrupt(data, out, number):
 @pytest.mark.parametrize(
     ("number", "code"),
     [
-        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
         (signal.SIGKILL, -signal.SIGKILL),
     ],
@@ -375,6 +377,7 @@ def test_seeds_report_and_evaluate(data, tmp_path, run_python):
     assert "no finished run" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_accelerator_script_goes_on_where_it_was_cut_short(data, tmp_path, run_python):
     out = tmp_path / "out"
     flags = ["-m", "benchmarks.accelerator", "--data", data, "--models", "mlp", "--epochs", "2"]
