@@ -23,7 +23,7 @@ if __name__ == "__main__":
     from experiments.execution import join_processes
 
     if asked["processes"] > 1:
-        join_processes(asked["coordinator"], asked["processes"], asked["process"], 8, 10)
+        join_processes(asked["coordinator"], asked["processes"], asked["process"], 8, 60)
     else:
         jax.config.update("jax_num_cpu_devices", 8)
 
