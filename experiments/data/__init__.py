@@ -79,15 +79,7 @@ class Dataset:
                 f"{self.name}: mean and std have lengths {len(self.mean)} and {len(self.std)}, "
                 f"the images have {channels} channels"
             )
-        if self.few_below > self.many_above + 1:
-            raise DataError(
-                f"{self.name}: few_below {self.few_below} is above many_above + 1 = "
-                f"{self.many_above + 1}, so a class could be both many and few"
-            )
-        if self.class_names is not None and len(self.class_names) != self.num_classes:
-            raise DataError(
-                f"{self.name}: {len(self.class_names)} class names for {self.num_classes} classes"
-            )
+        check_classes(self)
 
     def _check_split(self, split: str, images: np.ndarray, labels: np.ndarray) -> None:
         where = f"{self.name}: {split}"
@@ -115,6 +107,19 @@ class Dataset:
     def class_counts(self) -> NDArray[np.int64]:
         """Number of training images of each class, int64[num_classes]."""
         return imbsam_jax.class_counts(self.train_labels, self.num_classes)
+
+
+def check_classes(dataset: Any) -> None:
+    """DataError where the shot thresholds overlap or the class names are not one a class."""
+    name, above = dataset.name, dataset.many_above + 1
+    if dataset.few_below > above:
+        raise DataError(
+            f"{name}: few_below {dataset.few_below} is above many_above + 1 = {above}, so a class "
+            "could be both many and few"
+        )
+    names = dataset.class_names
+    if names is not None and len(names) != dataset.num_classes:
+        raise DataError(f"{name}: {len(names)} class names for {dataset.num_classes} classes")
 
 
 def filled(class_counts: NDArray[np.int64]) -> NDArray[np.int64]:

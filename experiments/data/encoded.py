@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import imbsam_jax
-from experiments.data import DataError, Dataset, draw_held_out
+from experiments.data import DataError, Dataset, check_classes, draw_held_out
 
 __all__ = ["EncodedDataset", "Split", "Subset", "check_no_empty_class", "hold_out_rows"]
 
@@ -101,15 +101,7 @@ class EncodedDataset:
                 f"{self.name}: mean and std have lengths {len(self.mean)} and {len(self.std)}, "
                 "images are decoded to 3 channels"
             )
-        if self.few_below > self.many_above + 1:
-            raise DataError(
-                f"{self.name}: few_below {self.few_below} is above many_above + 1 = "
-                f"{self.many_above + 1}, so a class could be both many and few"
-            )
-        if self.class_names is not None and len(self.class_names) != self.num_classes:
-            raise DataError(
-                f"{self.name}: {len(self.class_names)} class names for {self.num_classes} classes"
-            )
+        check_classes(self)
         if not 1 <= self.size <= self.resize:
             raise DataError(
                 f"{self.name}: size {self.size} must lie in [1, resize = {self.resize}]: it is cut "
