@@ -155,7 +155,7 @@ def environment() -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """The command as typed, the script by its module. What is to be committed takes relative paths."""
+    """The command as typed, the script by its module; what is to be kept takes relative paths."""
     script = Path(sys.argv[0])
     parts = script.with_suffix("").parts[-2:] if script.suffix == ".py" else script.parts[-1:]
     return " ".join(["python -m", ".".join(parts), *sys.argv[1:]])
