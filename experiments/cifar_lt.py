@@ -48,6 +48,10 @@ def arguments() -> argparse.ArgumentParser:
         "--val-per-class", type=int, default=0,
         help="training images held out per class (each class keeps one), to tune rho and eta on",
     )  # fmt: skip
+    data.add_argument(
+        "--shrink", type=int, default=1, metavar="N",
+        help="average every N x N pixels: a quick look on a CPU, no figure to compare with others",
+    )  # fmt: skip
     launch.add_method(parser)
     launch.add_training(
         parser, model="resnet34_3x3", batch_size=64, lr=0.01, weight_decay=5e-3, devices=1,
@@ -58,7 +62,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def load(args: argparse.Namespace) -> Any:
     """The data set that the flags of group "data" describe."""
-    from experiments.data import hold_out, load_npz
+    from experiments.data import hold_out, load_npz, shrunk
     from experiments.data.cifar import load_cifar_lt
 
     if args.data:
@@ -71,6 +75,9 @@ def load(args: argparse.Namespace) -> Any:
             subset=args.subset,
             subset_seed=args.subset_seed,
         )
+    if args.shrink < 1:
+        raise RunError(f"--shrink must be at least 1, got {args.shrink}")
+    dataset = shrunk(dataset, args.shrink)
     return hold_out(dataset, args.val_per_class, seed=0) if args.val_per_class else dataset
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import imbsam_jax
-from experiments.data import DataError, Dataset, cifar, hold_out, load_npz, save_npz
+from experiments.data import DataError, Dataset, cifar, hold_out, load_npz, save_npz, shrunk
 from experiments.data.cifar import load_cifar_lt
 
 # The lists every public code base arrives at, class 0 first.
@@ -393,6 +393,24 @@ def test_hold_out_follows_its_seed() -> None:
 def test_hold_out_with_an_absent_class() -> None:
     data = _dataset((3, 0, 2), test_labels=np.array([0, 2], np.int32))
     assert hold_out(data, 1, seed=0).class_counts().tolist() == [2, 0, 1]
+
+
+def test_shrunk_averages_squares() -> None:
+    images = np.arange(2 * 4 * 6 * 3, dtype=np.uint8).reshape(2, 4, 6, 3)
+    labels = np.array([0, 1], np.int32)
+    whole = _dataset((1, 1), train_images=images, test_images=images, test_labels=labels)
+    small = shrunk(whole, 2)
+    for n, i, j, c in np.ndindex(small.train_images.shape):
+        square = images[n, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2, c]
+        assert small.train_images[n, i, j, c] == round(square.mean())
+    assert small.train_images.shape == (2, 2, 3, 3)
+    np.testing.assert_array_equal(small.test_images, small.train_images)
+    assert "2x2 pixels" in small.source
+    assert shrunk(whole, 1) is whole
+    with pytest.raises(DataError, match="4 x 6 cannot"):
+        shrunk(whole, 4)
+    with pytest.raises(ValueError, match="at least 1"):
+        shrunk(whole, 0)
 
 
 def test_hold_out_errors() -> None:
