@@ -117,9 +117,10 @@ class Jit:
         key: jax.Array,
         micro_batches: int = 1,
         room: Callable[[int], Any] | None = None,
+        tail_statistics: str | None = None,
     ):
         self.devices, self._objective, self._prepare = devices, objective, prepare
-        self.micro_batches, self.room = micro_batches, room
+        self.micro_batches, self.room, self.tail_statistics = micro_batches, room, tail_statistics
         self.processes = jax.process_count() if len(devices) > 1 else 1
         self._local = len(devices) // self.processes
         mesh = Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
@@ -196,6 +197,7 @@ class Jit:
             axis_name=self.axis_name,
             micro_batches=self.micro_batches,
             room=self.room,
+            tail_statistics=self.tail_statistics,
         )
         return _repeat(step, self._key)
 

@@ -66,7 +66,13 @@ def add_training(
     training.add_argument(
         "--examples", default="dependent", choices=EXAMPLES,
         help="independent: a pass leaves out rows that have no weight in it; the same step for "
-        "less, in models without batch statistics; cheapest with --sampling stratified",
+        "less, in models without batch statistics; cheapest with --sampling stratified. "
+        "split_norm: the same for models with batch normalisation, where it is another step",
+    )  # fmt: skip
+    training.add_argument(
+        "--tail-statistics", default="held", choices=methods.TAIL_STATISTICS,
+        help="--examples split_norm: what normalises a pass over the tail alone: the statistics of "
+        "the whole batch before the perturbation, held fixed, or the tail rows' own",
     )  # fmt: skip
     training.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     seeds = training.add_mutually_exclusive_group()
@@ -193,7 +199,7 @@ def make_plan(args: argparse.Namespace, dataset: Any, about_data: dict[str, Any]
     )
     if args.rule == "cc_sam" and settings.accumulate > 1:
         raise RunError("--rule cc_sam takes a batch whole: use --accumulate 1")
-    if settings.examples == "independent":
+    if settings.examples != "dependent":
         if args.rule == "cc_sam":
             raise RunError("--rule cc_sam takes a batch whole: use --examples dependent")
         if "running_statistics" in of_method["ascent"]:

@@ -32,6 +32,12 @@ from imbsam_jax.rules import Rule
 
 # Of the running statistics of batch normalisation.
 STATISTICS = ("first", "every")
+# Of batch normalisation in passes over a group's own rows.
+TAIL_STATISTICS = ("held", "own")
+
+
+def _unused(*_: Any) -> Any:
+    raise AssertionError("only built, never called")
 
 
 class Halves(NamedTuple):
@@ -48,6 +54,11 @@ class Halves(NamedTuple):
       micro_batches: into how many parts the batch is to be cut.
       room: None where each pass sees the whole batch, or b -> `buffers` of value_and_grad, where
         a pass is to leave out rows that have no weight in it.
+      tail_statistics: by what batch normalisation normalises such a pass, one of TAIL_STATISTICS;
+        None for models without, or with frozen ones.
+      apart: (params, images) -> (features, the batch's own statistics).
+      held: (params, statistics, images) -> features normalised by given statistics.
+      moved_on: (stats, a batch's own statistics) -> new stats.
     """
 
     features: Callable[..., Any]
@@ -59,6 +70,10 @@ class Halves(NamedTuple):
     mask: jax.Array | None = None
     micro_batches: int = 1
     room: Callable[[int], Any] | None = None
+    tail_statistics: str | None = None
+    apart: Callable[..., Any] = _unused
+    held: Callable[..., Any] = _unused
+    moved_on: Callable[..., Any] = _unused
 
     @property
     def target(self) -> jax.Array:
@@ -106,6 +121,8 @@ class Tabled:
         parts, alone = halves.micro_batches, halves.room is not None
         if alone and self.statistics == "every":
             raise RunError(NOT_EVERY)
+        if alone and halves.tail_statistics is not None:
+            return self._split(halves, params, stats, step, axis)
 
         def losses_fn(params: Any, images: Any, target: Any, stats: Any, clean: Any) -> Any:
             features, new = halves.features(params, stats, images)
@@ -136,15 +153,46 @@ class Tabled:
         stats, logits = (stats, aux[1]) if alone else _of_the_whole(aux, parts)
         return (loss, (stats, logits)), grads
 
+    def _split(self, halves: Halves, params: Any, stats: Any, step: Any, axis: Any) -> Any:
+        """Groups by passes over their own rows, with batch normalisation."""
+
+        def losses_fn(params: Any, images: Any, target: Any, held: Any) -> Any:
+            if held is None:
+                features, seen = halves.apart(params, images)
+            else:
+                features, seen = halves.held(params, held, images), held
+            losses, logits = halves.losses(params, features, target)
+            return losses, (seen, logits)
+
+        def hold(args: Any, aux: Any) -> Any:
+            return (*args[:2], aux[0])
+
+        assert halves.room is not None
+        f = value_and_grad(
+            losses_fn,
+            self.rule,
+            axis_name=axis,
+            ascent=self.ascent,
+            carry=hold if halves.tail_statistics == "held" else None,
+            batched=(True, True, False),
+            examples="split_norm",
+            buffers=halves.room(len(halves.labels)),
+        )
+        images, target = halves.images, halves.target
+        (loss, (seen, logits)), grads = f(
+            params, target, images, target, None, step=step, mask=halves.mask
+        )
+        return (loss, (halves.moved_on(stats, seen), logits)), grads
+
 
 NO_STATISTICS = (
     "--examples independent leaves rows out of a pass, but this model normalises by the statistics "
     "of the whole batch, and updates the running ones: use a model without batch statistics "
-    "(mlp, resnet32_gn, vit_ti4), or --examples dependent"
+    "(mlp, resnet32_gn, vit_ti4), --examples dependent, or split_norm, which is another gradient"
 )
 NOT_EVERY = (
     "--running-statistics every hands those of a whole batch from pass to pass, of which "
-    "--examples independent leaves rows out: use --running-statistics first"
+    "--examples independent and split_norm leave rows out: use --running-statistics first"
 )
 
 
@@ -199,6 +247,8 @@ class Remembered:
     def gradient(self, halves: Halves, params: Any, stats: Any, step: Any, axis: Any) -> Any:
         if halves.micro_batches > 1:
             raise RunError("a remembered direction takes a batch whole: use --accumulate 1")
+        if halves.room is not None:
+            raise RunError("a remembered direction takes a batch whole: use --examples dependent")
 
         def losses_fn(params: Any, images: Any, target: Any, stats: Any) -> Any:
             features, new = halves.features(params, stats, images)
@@ -248,10 +298,6 @@ class ClassConditional:
         )
         labels = halves.labels if release else halves.target
         return f(params, labels, stats, step=step, mask=halves.mask)
-
-
-def _unused(*_: Any) -> Any:
-    raise AssertionError("only built, never called")
 
 
 def as_method(method: Method | Rule) -> Method:

@@ -84,17 +84,17 @@ class Parts:
             tail=_tail(dataset, settings),
             multiple=self.feed.multiple,
         )
-        alone = settings.examples == "independent"
+        alone, split = settings.examples != "dependent", settings.examples == "split_norm"
         if alone and settings.parallel == "jit" and len(devices) > 1:
             raise RunError(
-                f"--examples independent with --parallel jit would choose rows over all "
+                f"--examples {settings.examples} with --parallel jit would choose rows over all "
                 f"{len(devices)} devices, and send them about: use --parallel pmap, where each "
                 "device chooses among its own"
             )
         if alone and adversary is not None:
             raise RunError(
-                "--examples independent leaves rows out, but the adversary of this second stage "
-                "averages over all rows of a class: use --examples dependent"
+                f"--examples {settings.examples} leaves rows out, but the adversary of this second "
+                "stage averages over all rows of a class: use --examples dependent"
             )
         self.run_on = EXECUTIONS[settings.parallel](
             devices,
@@ -103,6 +103,7 @@ class Parts:
             step_key,
             settings.accumulate,
             partial(self.order.buffers, dataset.num_classes) if alone else None,
+            settings.tail_statistics if split else None,
         )
         self.steps_per_epoch = self.order.steps_per_epoch
         dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[settings.precision]
@@ -132,8 +133,21 @@ class Parts:
             initial: TrainState = jax.jit(create)(init_key)
         else:
             initial = start_state(model, tx, start, settings.trained)
-        if alone and objective.train_statistics and jax.tree.leaves(initial.batch_stats):
+        couples = objective.train_statistics and bool(jax.tree.leaves(initial.batch_stats))
+        if split and not couples:
+            raise RunError(
+                "--examples split_norm is for models that normalise by the batch: "
+                "--examples independent is as cheap for this one, and exact"
+            )
+        if alone and not split and couples:
             raise RunError(NO_STATISTICS)
+        # Else devices would be in different branches, and wait for each other's statistics.
+        alike = settings.sampling == "stratified" or settings.tail_statistics == "held"
+        if split and len(devices) > 1 and not alike:
+            raise RunError(
+                "--tail-statistics own over several devices needs batches of which every device "
+                "has the same number of tail rows: use --sampling stratified, or held"
+            )
         evaluate_on = Jit(devices, objective, self.feed.prepare, step_key)
         # Replicated, as checkpoints hold it: each process alone could not read one.
         self.initial: TrainState = evaluate_on.put_state(initial)

@@ -7,11 +7,12 @@ import math
 from typing import Any
 
 from experiments.errors import RunError
+from experiments.methods import TAIL_STATISTICS
 from experiments.models import CLASSIFIERS
 from experiments.steps import TRAINED
 
 SAMPLING = ("natural", "balanced", "stratified")
-EXAMPLES = ("dependent", "independent")
+EXAMPLES = ("dependent", "independent", "split_norm")
 MAX_NORM = ("none", "step", "epoch")
 LOADERS = ("grain", "tf.data")
 # What may change when a run is resumed.
@@ -50,7 +51,9 @@ class Settings:
     per_visit: int = 1  # rows of a class at each of balanced sampling's visits
     eta: float = 100.0  # of stratified sampling: the largest count of a tail class
     strict: bool = False  # of stratified sampling: the tail is n < eta
-    examples: str = "dependent"  # or "independent": passes leave out rows without weight
+    # "independent" and "split_norm": passes leave out rows without weight.
+    examples: str = "dependent"
+    tail_statistics: str = "held"  # of split_norm: what normalises a pass over a group's rows
     trained: str = "all"
     statistics: str = "updated"  # or "frozen": normalise by the running ones, and leave them
     max_norm: str = "none"  # projection of the classifier after each step, or each epoch
@@ -93,27 +96,29 @@ class Settings:
         choices = {
             "classifier": CLASSIFIERS, "sampling": SAMPLING, "trained": TRAINED,
             "statistics": ("updated", "frozen"), "max_norm": MAX_NORM, "loader": LOADERS,
-            "examples": EXAMPLES,
+            "examples": EXAMPLES, "tail_statistics": TAIL_STATISTICS,
         }  # fmt: skip
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise RunError(
                     f"unknown {name} {getattr(self, name)!r}; choose from {', '.join(known)}"
                 )
-        if self.examples == "independent" and self.mixup:
+        if self.examples != "dependent" and self.mixup:
             raise RunError(
-                "--examples independent leaves out rows whose class has no weight, but with "
+                f"--examples {self.examples} leaves out rows whose class has no weight, but with "
                 f"--mixup {self.mixup:g} every row is of two classes: use --examples dependent"
             )
-        if self.examples == "independent" and self.accumulate > 1:
+        if self.examples != "dependent" and self.accumulate > 1:
             raise RunError(
-                "--examples independent takes of a batch the rows that carry weight, and does not "
-                f"cut it up: use --accumulate 1, not {self.accumulate}"
+                f"--examples {self.examples} takes of a batch the rows that carry weight, and does "
+                f"not cut it up: use --accumulate 1, not {self.accumulate}"
             )
 
     def decisive(self) -> dict[str, Any]:
         """What decides the result, as in config.json."""
         free = FREE if self.sampling == "stratified" else (*FREE, "eta", "strict")
+        if self.examples != "split_norm":
+            free = (*free, "tail_statistics")
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in free}
 
 

@@ -18,6 +18,7 @@ from flax.training import train_state
 
 from experiments.augment import mix
 from experiments.methods import Halves, Method, as_method
+from experiments.models.resnet import BATCH_NORM_MOMENTUM
 from experiments.objectives import Objective
 from imbsam_jax import classifiers, metrics
 from imbsam_jax.losses import Loss, cross_entropy
@@ -142,6 +143,7 @@ def make_step(
     axis_name: str | None = None,
     micro_batches: int = 1,
     room: Callable[[int], Any] | None = None,
+    tail_statistics: str | None = None,
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """`step(state, inputs, rows, positions, batch_size, key) -> (state, StepMetrics)`.
 
@@ -152,6 +154,7 @@ def make_step(
       axis_name: the device axis inside pmap.
       micro_batches: into how many parts the batch is cut, one after the other in memory.
       room: see Halves; None where each pass sees the whole batch.
+      tail_statistics: see Halves.
 
     The step's rows are Rows, or int[b] as an index into inputs, at `positions` of a batch of
     batch_size in all. Its randomness is `fold_in(key, state.step)`, so a resumed run draws what an
@@ -195,7 +198,9 @@ def make_step(
         key = jax.random.fold_in(key, state.step)
         images, labels, soft = batch(inputs, rows, positions, batch_size, key)
         halves = _halves(state, objective, images, labels, soft, rows.mask)
-        halves = halves._replace(micro_batches=micro_batches, room=room)
+        halves = halves._replace(
+            micro_batches=micro_batches, room=room, tail_statistics=tail_statistics
+        )
         (mean_loss, (stats, logits)), grads = method.gradient(
             halves, state.params, state.batch_stats, state.step, axis_name
         )
@@ -231,6 +236,20 @@ def _halves(
         )
         return found, updated.get("batch_stats", {})
 
+    def apart(params: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+        # Of statistics that were zero, what is new is the batch's share.
+        found, new = features(params, jax.tree.map(jnp.zeros_like, state.batch_stats), images)
+        return found, jax.tree.map(lambda x: x / (1 - BATCH_NORM_MOMENTUM), new)
+
+    def held(params: Any, statistics: Any, images: jax.Array) -> jax.Array:
+        variables = {"params": merge(params, state.frozen), "batch_stats": statistics}
+        found: jax.Array = state.apply_fn(variables, images, train=False, method="embed")
+        return found
+
+    def moved_on(stats: Any, statistics: Any) -> Any:
+        keep = BATCH_NORM_MOMENTUM
+        return jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, stats, statistics)
+
     def losses_of(whole: jax.Array) -> Callable[..., Any]:
         loss, factor = objective.loss, jnp.ones(())
         if isinstance(loss, Loss) and loss.factor is not None:
@@ -252,7 +271,10 @@ def _halves(
         return losses
 
     target = labels if soft is None else soft
-    return Halves(features, losses_of(target), losses_of(labels), images, labels, soft, mask)
+    return Halves(
+        features, losses_of(target), losses_of(labels), images, labels, soft, mask,
+        apart=apart, held=held, moved_on=moved_on,
+    )  # fmt: skip
 
 
 def count_hits(

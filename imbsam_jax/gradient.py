@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from imbsam_jax import collectives, core
 from imbsam_jax.ascent import Ascent, norm
 from imbsam_jax.independent import Buffers, over_chosen_rows
-from imbsam_jax.passes import Rows, at_once, in_micro_batches
+from imbsam_jax.passes import Rows, at_once, carried, in_micro_batches
 from imbsam_jax.rows import (
     check_labels,
     check_params,
@@ -20,6 +20,7 @@ from imbsam_jax.rows import (
     share_of_rows,
 )
 from imbsam_jax.rules import ClassWeights, Rule, stagewise
+from imbsam_jax.split_norm import SplitPasses
 
 __all__ = ["SharpnessInfo", "value_and_grad"]
 
@@ -79,14 +80,20 @@ def value_and_grad(
         depends on no other one: layer and group normalisation, frozen batch normalisation.
         Randomness is then an arg with the batch axis, a key for each example. On several devices
         it belongs inside shard_map or pmap: every device chooses among its own rows.
+        "split_norm", for batch normalisation: the pass at theta sees the whole batch and gives
+        loss, aux and base; a group's two gradients, d_k too, are of passes over its own rows
+        alone, which batch normalisation then normalises by themselves, or by what `carry` puts
+        into the args. About 1 + 2f times SGD's cost. **Not the same gradient**: see
+        `split_norm`. A group with weight on every class is passed over exactly.
       batched: which of the args have the batch axis, `(True, False, ...)`, where rows are chosen
         or micro-batches cut; an arg that is a tree has it in all of its leaves or in none. None:
         all of them. An arg without it is given whole to every pass, a random key as well.
-      buffers: how many rows "independent" makes room for: `buffers(classes bool[C]) -> sizes`, for
-        a part of the table that weighs these classes. The least size that holds the part's rows
-        is taken; let the last be the batch size, or no batch exceed it: the gradient is NaN
-        otherwise. See `binomial_buffers` and `stratified_buffers`. The whole batch is always
-        taken with soft labels, and where the weights of the rule are traced and not NumPy arrays.
+      buffers: how many rows "independent" and "split_norm" make room for: `buffers(classes
+        bool[C]) -> sizes`, for a part of the table that weighs these classes. The least size that
+        holds the part's rows is taken; let the last be the batch size, or no batch exceed it: the
+        gradient is NaN otherwise. See `binomial_buffers` and `stratified_buffers`. The whole batch
+        is always taken with soft labels, and where the weights of the rule are traced, no NumPy
+        arrays.
       micro_batches: A, how many parts of B/A rows the batch is worked off in, one after the other,
         for less memory: row i in part i % A. The gradient is that of the whole batch, since d_k is
         normalised when all parts are in it. Models that look across rows (batch normalisation)
@@ -98,7 +105,9 @@ def value_and_grad(
         every pass, as in the released PyTorch code, need this: once a step with SGD, twice with
         SAM, ImbSAM and Focal-SAM, three times in SSE-SAM's first stage (its release makes four
         passes, one of them a second one at theta). Loss and gradient do not use the aux, so
-        batch normalisation in batch mode trains the same either way.
+        batch normalisation in batch mode trains the same either way. With "split_norm" it is
+        called once, with the aux of the pass at theta, and what it returns are the args of every
+        pass over a group's rows; the aux reported stays that of the pass at theta.
       info: also return a SharpnessInfo.
 
     Returns:
@@ -136,25 +145,34 @@ def value_and_grad(
     as this does; weight decay, like there, belongs outside, at theta (`Ascent.weight_decay` has
     it inside).
     """
-    if examples not in ("dependent", "independent"):
-        raise ValueError(f"examples must be 'dependent' or 'independent', got {examples!r}")
+    if examples not in ("dependent", "independent", "split_norm"):
+        raise ValueError(
+            f"examples must be 'dependent', 'independent' or 'split_norm', got {examples!r}"
+        )
     if isinstance(micro_batches, bool) or not isinstance(micro_batches, int) or micro_batches < 1:
         raise ValueError(f"micro_batches must be a whole number from 1 on, got {micro_batches!r}")
     if (buffers is None) != (examples == "dependent"):
         raise ValueError(
-            "buffers says how many rows to make room for with examples='independent': give both, "
-            "for example buffers=binomial_buffers(class_counts, batch_size), or neither"
+            "buffers says how many rows to make room for with examples='independent' or "
+            "'split_norm': give both, for example "
+            "buffers=binomial_buffers(class_counts, batch_size), or neither"
         )
-    if buffers is not None and (micro_batches > 1 or carry is not None):
+    if buffers is not None and micro_batches > 1:
         raise ValueError(
-            f"examples='independent' leaves rows out and does not go with "
-            f"{'carry' if micro_batches == 1 else 'micro_batches'}, which takes all of them"
+            f"examples={examples!r} leaves rows out and does not go with micro_batches, which "
+            "takes all of them"
+        )
+    if examples == "independent" and carry is not None:
+        raise ValueError(
+            "examples='independent' leaves rows out and does not go with carry, which hands on "
+            "what a pass over all of them made"
         )
 
     def run(
-        point: Any, table: list[Any], rows: Rows, every_row: bool
+        point: Any, table: list[Any], rows: Rows, every_row: bool = True
     ) -> tuple[list[Any], jax.Array, Any]:
-        if buffers is not None:
+        if examples == "independent":
+            assert buffers is not None
             return over_chosen_rows(
                 losses_fn, point, table, rows, axis_name, batched, buffers, every_row
             )
@@ -171,8 +189,14 @@ def value_and_grad(
         most_groups = _most_groups(rule, step) if info else None
 
         def compute(table: ClassWeights) -> Any:
+            passes: _Passes | SplitPasses = _Passes(run, local, rows, carry)
+            if examples == "split_norm":
+                assert buffers is not None
+                passes = SplitPasses(
+                    losses_fn, local, rows, table, axis_name, batched, buffers, carry
+                )
             return _one_table(
-                table, local, rows, run, carry, ascent, axis_name, sync_ascent, most_groups
+                table, local, passes, rows, ascent, axis_name, sync_ascent, most_groups
             )
 
         return core.by_stage(rule, step, compute)
@@ -180,37 +204,50 @@ def value_and_grad(
     return f
 
 
+class _Passes:
+    """The passes over a batch at one table's points; each branch of a staged rule has its own.
+
+    Attributes:
+      losses: float[B] at theta, once `clean` was called.
+      aux: of the pass at theta, with `carry` of the last pass.
+    """
+
+    def __init__(
+        self,
+        run: Callable[..., tuple[list[Any], jax.Array, Any]],
+        params: Any,
+        rows: Rows,
+        carry: Callable[[tuple[Any, ...], Any], tuple[Any, ...]] | None,
+    ):
+        self._run, self._params, self._rows, self._carry = run, params, rows, carry
+        self.losses, self.aux = jnp.zeros(0), None
+
+    def clean(self, weights: list[Any]) -> list[Any]:
+        grads, self.losses, self.aux = self._run(self._params, weights, self._rows)
+        return grads
+
+    def moved(self, point: Any, class_weights: Any) -> tuple[Any, jax.Array]:
+        if self._carry is not None:
+            self._rows = carried(self._carry, self._rows, self.aux)
+        (grads,), there, seen = self._run(point, [class_weights], self._rows, every_row=False)
+        self.aux = self.aux if self._carry is None else seen
+        return grads, there
+
+
 def _one_table(
     table: ClassWeights,
     params: Any,
+    passes: _Passes | SplitPasses,
     rows: Rows,
-    run: Callable[..., tuple[list[Any], jax.Array, Any]],
-    carry: Callable[[tuple[Any, ...], Any], tuple[Any, ...]] | None,
     ascent: Ascent,
     axis_name: Any,
     sync: bool,
     most_groups: int | None,
 ) -> Any:
     labels, mask = rows.labels, rows.mask
-    # Of this table alone: each branch of a staged rule has its own.
-    losses, aux = jnp.zeros(0), None
-
-    def clean(weights: list[Any]) -> list[Any]:
-        nonlocal losses, aux
-        grads, losses, aux = run(params, weights, rows, every_row=True)
-        return grads
-
-    def moved(point: Any, class_weights: Any) -> tuple[Any, jax.Array]:
-        nonlocal rows, aux
-        if carry is not None:
-            rows = rows._replace(args=_check_args(carry(rows.args, aux), rows.args))
-        (grads,), there, seen = run(point, [class_weights], rows, every_row=False)
-        aux = aux if carry is None else seen
-        return grads, there
-
     batch = core.Batch(
-        clean,
-        moved,
+        passes.clean,
+        passes.moved,
         lambda class_weights: share_of_rows(class_weights, labels, mask),
         None if mask is None else jnp.mean(jnp.asarray(mask), dtype=float),
     )
@@ -219,22 +256,13 @@ def _one_table(
     )
     some_weights = table.groups[0] if table.base is None else table.base
     grads = nan_where_no_class(grads, some_weights, labels, mask)
+    losses, aux = passes.losses, passes.aux
     seen = losses if mask is None else jnp.where(mask, losses, 0)
     mean_loss, grads = mean_over_rows((seen.mean(), grads), batch.real, axis_name)
     if most_groups is None:
         return (mean_loss, aux), grads
     details = _info(table, groups, losses, labels, mask, batch.real, axis_name, most_groups)
     return (mean_loss, aux, details), grads
-
-
-def _check_args(carried: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    if not (isinstance(carried, tuple) and len(carried) == len(args)):
-        kind = type(carried).__name__
-        raise TypeError(
-            f"carry must return the args of the next pass, a tuple of {len(args)} like the one it "
-            f"was given; got {f'a tuple of {len(carried)}' if kind == 'tuple' else kind}"
-        )
-    return carried
 
 
 def mean_over_rows(tree: Any, real: Any, axis_name: Any) -> Any:

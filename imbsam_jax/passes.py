@@ -112,3 +112,15 @@ def check_batched(
                     "labels: say by batched=(True, False, ...) which args have the batch axis"
                 )
     return which
+
+
+def carried(carry: Callable[[tuple[Any, ...], Any], tuple[Any, ...]], rows: Rows, aux: Any) -> Rows:
+    """The rows with the args that carry makes of theirs and of a pass's aux."""
+    args = carry(rows.args, aux)
+    if not (isinstance(args, tuple) and len(args) == len(rows.args)):
+        kind = type(args).__name__
+        raise TypeError(
+            f"carry must return the args of the next pass, a tuple of {len(rows.args)} like the "
+            f"one it was given; got {f'a tuple of {len(args)}' if kind == 'tuple' else kind}"
+        )
+    return rows._replace(args=args)

@@ -835,7 +835,7 @@ def test_other_labels_and_masks_are_refused(labels: Any, mask: Any, message: str
 
 
 def test_unknown_options_are_refused() -> None:
-    with pytest.raises(ValueError, match="'dependent' or 'independent', got 'indepndent'"):
+    with pytest.raises(ValueError, match="'independent' or 'split_norm', got 'indepndent'"):
         ij.value_and_grad(distances, IMBSAM, examples="indepndent")
 
 

@@ -25,6 +25,8 @@ from jax.typing import DTypeLike
 
 from experiments.models.heads import make_head
 
+# The share of the old running statistics that a step keeps, in every model here.
+BATCH_NORM_MOMENTUM = 0.9
 _KAIMING_FAN_IN = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 KAIMING_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 # PyTorch's default for linear and convolution layers, U(-b, b) with b = 1 / sqrt(fan_in).
@@ -196,7 +198,9 @@ def conv_layer(
 
 
 def batch_norm(dtype: DTypeLike, axis_name: str | None, name: str | None = None) -> nn.BatchNorm:
-    return nn.BatchNorm(momentum=0.9, epsilon=1e-5, dtype=dtype, axis_name=axis_name, name=name)
+    return nn.BatchNorm(
+        momentum=BATCH_NORM_MOMENTUM, epsilon=1e-5, dtype=dtype, axis_name=axis_name, name=name
+    )
 
 
 def _norm(
