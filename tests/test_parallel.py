@@ -19,6 +19,7 @@ from experiments.settings import Settings
 from experiments.steps import Inputs
 from experiments.train import fit
 from imbsam_jax import rules
+from experiments.errors import RunError
 from experiments.execution import EXECUTIONS
 from imbsam_jax import losses
 
@@ -67,6 +68,38 @@ for devices, parallel in WAYS:
         all_reduce="all-reduce" in call.as_text(),
         flops=cost.flops(lone),
     )
+# Rows chosen on each device: by pmap alone, and what jit gives on one device.
+ways = [
+    ("mlp", dict(examples="independent", sampling="natural")),
+    ("mlp", dict(examples="independent", sampling="stratified")),
+    ("tiny", dict(examples="split_norm", sampling="natural")),
+    ("tiny", dict(examples="split_norm", sampling="stratified")),
+    ("tiny", dict(examples="split_norm", sampling="stratified", tail_statistics="own")),
+]
+for number, (model, changes) in enumerate(ways):
+    for devices, parallel in ((1, "jit"), (2, "pmap")):
+        settings = dataclasses.replace(
+            base, devices=devices, parallel=parallel, steps_per_call=1, eta=10, **changes
+        )
+        parts = Parts(dataset, model, losses.cross_entropy, settings)
+        run_on = parts.run_on
+        inputs = run_on.put_inputs(parts.feed.inputs("train"))
+        state = run_on.put_state(parts.initial)
+        seen = []
+        with parts.feed.training(parts.order, [(k, 1) for k in range(4)]) as batches:
+            for rows in batches:
+                call = run_on.compile_steps(rule, state, inputs, rows)
+                state, got = call(state, inputs, run_on.place(rows))
+                jax.block_until_ready(state)
+                seen.append(float(np.asarray(got.loss)[0]))
+        found[f"chosen_{number}_{devices}"] = dict(losses=seen)
+try:
+    settings = dataclasses.replace(
+        base, devices=2, parallel="pmap", examples="split_norm", tail_statistics="own"
+    )
+    Parts(dataset, "tiny", losses.cross_entropy, settings)
+except RunError as error:
+    found["refused"] = dict(message=str(error))
 print("FOUND" + json.dumps(found))
 """
 
@@ -113,3 +146,17 @@ def test_the_compiled_epoch_holds_an_all_reduce_and_half_the_work(found, way):
 
 def test_every_test_image_counts_once(found):
     assert {run["tested"] for run in found.values() if "tested" in run} == {55}
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_devices_choose_among_their_own_rows_and_change_no_number(found, number):
+    one, two = (found[f"chosen_{number}_{devices}"]["losses"] for devices in (1, 2))
+    assert two == pytest.approx(one, rel=1e-5)
+
+
+def test_statistics_of_the_tail_are_over_all_devices(found):
+    """Where a device has a row less, one of its own counts twice: the first loss is the same."""
+    one, two = (found[f"chosen_4_{devices}"]["losses"] for devices in (1, 2))
+    assert two[0] == pytest.approx(one[0], rel=1e-5)
+    assert two == pytest.approx(one, rel=0.02)
+    assert "use --sampling stratified, or held" in found["refused"]["message"]
