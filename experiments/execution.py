@@ -26,9 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxlib import version
 
 from experiments.errors import RunError
 from experiments.methods import Method
+from experiments.models import CONVOLUTIONAL
 from experiments.objectives import Objective
 from experiments.steps import Inputs, Rows, StepMetrics, TrainState, make_step
 from imbsam_jax.rules import Rule
@@ -78,9 +80,8 @@ def use_devices(count: int) -> list[jax.Device]:
     if count < 0:
         raise RunError(f"--devices must be at least 0, got {count}")
     alone = not jax.distributed.is_initialized()
-    if alone and count > 1 and _EMULATED not in os.environ.get("XLA_FLAGS", ""):
-        with contextlib.suppress(RuntimeError):  # a backend runs already; there may be enough
-            jax.config.update("jax_num_cpu_devices", count)
+    if alone and count > 1:
+        _emulate(count)
     # By process: the rows of a batch that a process reads lie side by side.
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     if len(devices) < count:
@@ -96,7 +97,48 @@ def use_devices(count: int) -> list[jax.Device]:
     return devices[: count or len(devices)]
 
 
-_EMULATED = "host_platform_device_count"
+def devices_by_default(otherwise: int, model: str, batch_size: int, examples: str) -> int:
+    """How many devices to use where nobody said: on a CPU emulated ones, for every core.
+
+    XLA hardly uses a second core for one device's convolutions: a step of ResNet-32 (batch 64) on
+    two cores took a quarter less time when shared by two devices, a step of the MLP twice as long
+    (results/cpu_cores). More than eight have not been tried.
+
+    Args:
+      otherwise: the number on accelerators; on a CPU it matters for several processes alone.
+      model: one of MODELS.
+      batch_size: to be shared evenly.
+      examples: rows are chosen on one device.
+    """
+    if jax.distributed.is_initialized():
+        return otherwise
+    _emulate(min(cores(), 8))
+    if jax.default_backend() != "cpu":
+        return otherwise
+    if model not in CONVOLUTIONAL or examples != "dependent":
+        return 1
+    return max(n for n in range(1, min(jax.device_count(), 8) + 1) if batch_size % n == 0)
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _emulate(count: int) -> None:
+    """So many devices where the backend is a CPU; before JAX is used, later it does nothing."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "host_platform_device_count" in flags:
+        return
+    with contextlib.suppress(RuntimeError):  # a backend runs already; there may be enough
+        jax.config.update("jax_num_cpu_devices", count)
+        if _PATIENT not in flags and version.__version_info__ < (0, 13):
+            # On a busy machine devices meet late, and after 40 seconds XLA would abort. A flag
+            # that XLA does not know would abort, too: not with versions nobody tried it with.
+            os.environ["XLA_FLAGS"] = f"{flags} --{_PATIENT}=600".strip()
+
+
+_PATIENT = "xla_cpu_collective_call_terminate_timeout_seconds"
 
 
 class Jit:

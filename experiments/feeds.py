@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -28,6 +27,7 @@ from experiments.augment import colour_jitter, crop_and_flip, flip, normalise
 from experiments.data import DataError, Dataset
 from experiments.data.encoded import EncodedDataset
 from experiments.data.stream import HostBatch, StepRows, stream
+from experiments.execution import cores
 from experiments.sampling import Order
 from experiments.settings import Settings
 from experiments.steps import Inputs, Rows
@@ -216,7 +216,7 @@ class Streamed(_Images):
         settings, mine = self._settings, Mine(order, self._place)
         more: dict[str, Any] = {}
         if settings.loader == "grain":
-            more = {"workers": settings.workers, "threads": 1 if settings.workers else _cores()}
+            more = {"workers": settings.workers, "threads": 1 if settings.workers else cores()}
         batches = _LOADERS[settings.loader]()(
             getattr(self._dataset, part),
             mine,
@@ -246,10 +246,6 @@ def _with_masks(batches: Iterator[HostBatch], mine: Mine, step: int) -> Iterator
         mask = batch.ok & mine.real(step)
         yield Rows(images=batch.images[None], labels=batch.labels[None], mask=mask[None])
         step += 1
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _tf_stream() -> Any:

@@ -18,6 +18,10 @@ from experiments.settings import EXAMPLES, LOADERS, SAMPLING
 from experiments.steps import SCHEDULES
 
 
+class _LeftOut(int):
+    """The number of a flag that nobody gave."""
+
+
 def add_method(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     """Groups "method", "loss" and "second stage"; defaults by name replace those of methods.py."""
     method = parser.add_argument_group("method")
@@ -90,8 +94,9 @@ def add_training(
     running.add_argument("--eval-batch", type=int, default=500, help="images")
     running.add_argument("--parallel", default="jit", choices=["jit", "pmap"])
     running.add_argument(
-        "--devices", type=int, default=devices,
-        help="over all processes; 0 is all there are; emulated ones on a CPU",
+        "--devices", type=int, default=_LeftOut(devices),
+        help="over all processes; 0 is all there are; on a CPU emulated ones, by default for "
+        "convolution networks one a core",
     )  # fmt: skip
     running.add_argument(
         "--accumulate", type=int, default=1,
@@ -249,6 +254,7 @@ def run(
     import jax
 
     from experiments import report
+    from experiments.execution import devices_by_default
     from experiments.parts import initial_variables, last_variables
     from experiments.train import fit
 
@@ -257,6 +263,10 @@ def run(
     seeds = _seeds(args)
     several = args.seeds is not None or args.num_seeds is not None
     join(args)
+    if isinstance(args.devices, _LeftOut):
+        args.devices = devices_by_default(
+            args.devices, args.model, args.batch_size // max(args.accumulate, 1), args.examples
+        )
     cli.use_compilation_cache()
     if args.preset and args.process_id in (None, 0):
         print(presets.explain(args))

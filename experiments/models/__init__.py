@@ -48,7 +48,10 @@ from experiments.models.resnet import (
 )
 from experiments.models.vit import ViT, vit_ti4
 
-__all__ = ["CLASSIFIERS", "MLP", "MODELS", "BottleneckResNet", "ResNet", "ViT", "create_model"]
+__all__ = [
+    "CLASSIFIERS", "CONVOLUTIONAL", "MLP", "MODELS", "BottleneckResNet", "ResNet", "ViT",
+    "create_model",
+]  # fmt: skip
 
 # Each value is called as factory(num_classes, dtype=..., axis_name=..., classifier=...).
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -64,6 +67,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet152": resnet152,
     "resnext50_32x4d": resnext50_32x4d,
 }
+# Which XLA:CPU runs on one core, however many there are.
+CONVOLUTIONAL = frozenset(MODELS) - {"mlp", "vit_ti4"}
 
 
 def create_model(
