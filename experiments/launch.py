@@ -75,8 +75,9 @@ def add_training(
     )  # fmt: skip
     training.add_argument(
         "--tail-statistics", default="held", choices=methods.TAIL_STATISTICS,
-        help="--examples split_norm: what normalises a pass over the tail alone: the statistics of "
-        "the whole batch before the perturbation, held fixed, or the tail rows' own",
+        help="--examples split_norm: what normalises a pass over the tail alone: the tail rows' "
+        "own statistics; those of the whole batch before the perturbation, held fixed; or "
+        "(renorm) the latter in value and the former in gradient",
     )  # fmt: skip
     training.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     seeds = training.add_mutually_exclusive_group()

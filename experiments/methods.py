@@ -33,7 +33,7 @@ from imbsam_jax.rules import Rule
 # Of the running statistics of batch normalisation.
 STATISTICS = ("first", "every")
 # Of batch normalisation in passes over a group's own rows.
-TAIL_STATISTICS = ("held", "own")
+TAIL_STATISTICS = ("held", "own", "renorm")
 
 
 def _unused(*_: Any) -> Any:
@@ -58,6 +58,7 @@ class Halves(NamedTuple):
         None for models without, or with frozen ones.
       apart: (params, images) -> (features, the batch's own statistics).
       held: (params, statistics, images) -> features normalised by given statistics.
+      renormed: the same features; their gradient passes through the rows' own statistics.
       moved_on: (stats, a batch's own statistics) -> new stats.
     """
 
@@ -73,6 +74,7 @@ class Halves(NamedTuple):
     tail_statistics: str | None = None
     apart: Callable[..., Any] = _unused
     held: Callable[..., Any] = _unused
+    renormed: Callable[..., Any] = _unused
     moved_on: Callable[..., Any] = _unused
 
     @property
@@ -156,11 +158,14 @@ class Tabled:
     def _split(self, halves: Halves, params: Any, stats: Any, step: Any, axis: Any) -> Any:
         """Groups by passes over their own rows, with batch normalisation."""
 
+        kind = halves.tail_statistics
+        by_given = halves.held if kind == "held" else halves.renormed
+
         def losses_fn(params: Any, images: Any, target: Any, held: Any) -> Any:
             if held is None:
                 features, seen = halves.apart(params, images)
             else:
-                features, seen = halves.held(params, held, images), held
+                features, seen = by_given(params, held, images), held
             losses, logits = halves.losses(params, features, target)
             return losses, (seen, logits)
 
@@ -173,7 +178,7 @@ class Tabled:
             self.rule,
             axis_name=axis,
             ascent=self.ascent,
-            carry=hold if halves.tail_statistics == "held" else None,
+            carry=None if kind == "own" else hold,
             batched=(True, True, False),
             examples="split_norm",
             buffers=halves.room(len(halves.labels)),

@@ -145,8 +145,9 @@ class Parts:
         alike = settings.sampling == "stratified" or settings.tail_statistics == "held"
         if split and len(devices) > 1 and not alike:
             raise RunError(
-                "--tail-statistics own over several devices needs batches of which every device "
-                "has the same number of tail rows: use --sampling stratified, or held"
+                f"--tail-statistics {settings.tail_statistics} over several devices needs batches "
+                "of which every device has the same number of tail rows: use --sampling "
+                "stratified, or held"
             )
         evaluate_on = Jit(devices, objective, self.feed.prepare, step_key)
         # Replicated, as checkpoints hold it: each process alone could not read one.

@@ -246,6 +246,10 @@ def _halves(
         found: jax.Array = state.apply_fn(variables, images, train=False, method="embed")
         return found
 
+    def renormed(params: Any, statistics: Any, images: jax.Array) -> jax.Array:
+        with nn.intercept_methods(batch_renormalised):
+            return held(params, statistics, images)
+
     def moved_on(stats: Any, statistics: Any) -> Any:
         keep = BATCH_NORM_MOMENTUM
         return jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, stats, statistics)
@@ -273,8 +277,37 @@ def _halves(
     target = labels if soft is None else soft
     return Halves(
         features, losses_of(target), losses_of(labels), images, labels, soft, mask,
-        apart=apart, held=held, moved_on=moved_on,
+        apart=apart, held=held, renormed=renormed, moved_on=moved_on,
     )  # fmt: skip
+
+
+def batch_renormalised(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    """Makes `nn.BatchNorm`, asked for its running statistics, pass gradients through the batch's.
+
+        y = scale * ((x - m) / s * r + d) + bias,   r = s / s_run,  d = (m - m_run) / s_run
+
+    with r and d held fixed: the value is that of the running statistics (m_run, s_run), the
+    gradient that of the batch's own (m, s). A function for `nn.intercept_methods`.
+
+    Source: Ioffe, Batch Renormalization, NIPS 2017, without its clipping of r and d.
+    """
+    layer = context.module
+    if not isinstance(layer, nn.BatchNorm) or context.method_name != "__call__":
+        return call(*args, **kwargs)
+    (x,) = args
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    axes = tuple(range(x.ndim - 1))
+    mean, square = wide.mean(axes), jnp.square(wide).mean(axes)
+    if layer.axis_name is not None:
+        mean, square = jax.lax.pmean((mean, square), layer.axis_name)
+    std = jnp.sqrt(jnp.maximum(square - jnp.square(mean), 0) + layer.epsilon)
+    running = layer.variables["batch_stats"]
+    std_run = jnp.sqrt(running["var"] + layer.epsilon)
+    r, d = jax.lax.stop_gradient((std / std_run, (mean - running["mean"]) / std_run))
+    params = layer.variables.get("params", {})
+    y = (wide - mean) / std * r + d
+    y = y * params.get("scale", 1) + params.get("bias", 0)
+    return y.astype(layer.dtype or x.dtype)
 
 
 def count_hits(

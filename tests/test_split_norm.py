@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 import imbsam_jax as ij
 from experiments import cifar_lt, launch
@@ -17,6 +18,7 @@ from experiments.models import MODELS
 from experiments.models.resnet import BATCH_NORM_MOMENTUM
 from experiments.parts import Parts
 from experiments.settings import Settings
+from experiments.steps import batch_renormalised
 from rule_table import (
     ASCENTS,
     BY_ID,
@@ -231,7 +233,7 @@ def first_step(**changes: Any) -> Any:
 
 
 @flax
-@pytest.mark.parametrize("kind", ["held", "own"])
+@pytest.mark.parametrize("kind", ["held", "own", "renorm"])
 def test_a_step_of_the_trainer(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODELS, "tiny", TinyNet)
     state, y, raw, after, seen = first_step(tail_statistics=kind)
@@ -244,12 +246,19 @@ def test_a_step_of_the_trainer(kind: str, monkeypatch: pytest.MonkeyPatch) -> No
         hidden = jax.lax.conv_general_dilated(
             x[at], kernel["kernel"], (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         ) + kernel["bias"]  # fmt: skip
-        mean, var = statistics or (hidden.mean((0, 1, 2)), hidden.var((0, 1, 2)))
+        own = mean, var = hidden.mean((0, 1, 2)), hidden.var((0, 1, 2))
+        if statistics is not None and kind == "held":
+            mean, var = statistics
         hidden = (hidden - mean) / jnp.sqrt(var + 1e-5)
+        if statistics is not None and kind == "renorm":  # batch renormalisation, Algorithm 1
+            sigma, of_all = jnp.sqrt(var + 1e-5), jnp.sqrt(statistics[1] + 1e-5)
+            r = jax.lax.stop_gradient(sigma / of_all)
+            d = jax.lax.stop_gradient((mean - statistics[0]) / of_all)
+            hidden = hidden * r + d
         hidden = jax.nn.relu(hidden * params["norm"]["scale"] + params["norm"]["bias"])
         logits = hidden.reshape(len(at), -1) @ params["head"]["kernel"] + params["head"]["bias"]
         found = -jnp.take_along_axis(jax.nn.log_softmax(logits), y[at][:, None], 1)[:, 0]
-        return found, (mean, var)
+        return found, own
 
     everyone, in_tail = np.arange(16), np.array(TINY_COUNTS)[y] <= 10
     tail = np.flatnonzero(in_tail)
@@ -257,7 +266,7 @@ def test_a_step_of_the_trainer(kind: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert fill in (0, 1)
     tail, w = np.concatenate([tail, tail[:fill]]), np.r_[np.ones(len(tail)), np.zeros(fill)]
     clean, statistics = losses(state.params, everyone, None)
-    held = statistics if kind == "held" else None
+    held = None if kind == "own" else statistics
 
     def tail_loss(params: Any) -> Any:
         return (w * losses(params, tail, held)[0]).sum() / 16
@@ -278,6 +287,33 @@ def test_a_step_of_the_trainer(kind: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @flax
+@pytest.mark.usefixtures("x64")
+def test_renormalised_values_are_those_of_the_running_statistics() -> None:
+    """And of equal statistics the gradient is batch normalisation's."""
+    draw = np.random.default_rng(4)
+    x = jnp.asarray(draw.normal(1, 2, (6, 3, 3, 4)))
+    layer = nn.BatchNorm(use_running_average=True, epsilon=1e-5, param_dtype=jnp.float64)
+    params = {"scale": jnp.asarray(draw.normal(size=4)), "bias": jnp.asarray(draw.normal(size=4))}
+    own = {"mean": x.mean((0, 1, 2)), "var": x.var((0, 1, 2))}
+
+    def renormed(x: Any, statistics: Any) -> Any:
+        with nn.intercept_methods(batch_renormalised):
+            return layer.apply({"params": params, "batch_stats": statistics}, x)
+
+    def batch_norm(x: Any) -> Any:
+        hidden = (x - x.mean((0, 1, 2))) / jnp.sqrt(x.var((0, 1, 2)) + 1e-5)
+        return hidden * params["scale"] + params["bias"]
+
+    other = {"mean": own["mean"] + 0.3, "var": own["var"] * 1.7}
+    plain = layer.apply({"params": params, "batch_stats": other}, x)
+    np.testing.assert_allclose(renormed(x, other), plain, rtol=1e-12, atol=1e-12)
+    pull = jnp.asarray(draw.normal(size=x.shape))
+    (got,) = jax.vjp(lambda x: renormed(x, own), x)[1](pull)
+    (expected,) = jax.vjp(batch_norm, x)[1](pull)
+    np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-13)
+
+
+@flax
 def test_statistics_and_loss_are_those_of_exact_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODELS, "tiny", TinyNet)
     *_, exact, seen = first_step(examples="dependent")
@@ -293,7 +329,7 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         Parts(tiny_dataset(), "mlp", ij.losses.cross_entropy, BASE)
     with pytest.raises(RunError, match="--mixup 1 every row is of two classes"):
         dataclasses.replace(BASE, mixup=1.0).check()
-    with pytest.raises(RunError, match="choose from held, own"):
+    with pytest.raises(RunError, match="choose from held, own, renorm"):
         dataclasses.replace(BASE, tail_statistics="none").check()
     assert "tail_statistics" in BASE.decisive()
     assert "tail_statistics" not in dataclasses.replace(BASE, examples="dependent").decisive()
