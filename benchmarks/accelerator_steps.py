@@ -12,8 +12,11 @@ import argparse
 import gc
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from benchmarks import peak, step_cost
 from experiments import folders
@@ -31,7 +34,7 @@ class Cell(NamedTuple):
     eta: float = 100
     rules: tuple[str, ...] = step_cost.RULES
     modes: tuple[str, ...] = ("dependent",)
-    most_steps: int = 1000  # of a call
+    most_steps: int = 50  # of a call: enough to hide its start
 
     @property
     def name(self) -> str:
@@ -135,7 +138,6 @@ def measure(
 
     Rows that are there are not measured again, but for SGD, against which the others are timed.
     """
-    from experiments import cost
     from imbsam_jax import long_tail_counts
 
     args = cell.arguments()
@@ -153,11 +155,9 @@ def measure(
             continue
         try:
             mode = row["mode"]
-            room, labels = bench.room(mode), bench.orders[mode].labels_of(1000)
-            lowered = lambda room, method=method: bench.lowered(method, room)  # noqa: E731
-            _, row["flops"] = cost.counted(lowered, room, labels)
+            row["flops"] = _flops(bench, method, mode)
             began = time.perf_counter()
-            call = bench.compiled(method, room, mode)
+            call = bench.compiled(method, bench.room(mode), mode)
             row["seconds_compile"] = time.perf_counter() - began
             row["temporary_bytes"] = step_cost.temporary_bytes(call)
             step_cost.timed(bench, [dict(row)], [call], 2)  # it fails here, or not at all
@@ -175,8 +175,22 @@ def measure(
     for row in rows:
         row["images_per_second"] = 1000 * cell.batch_size / row["step_ms"]
         row["flops_per_second"] = 1000 * row["flops"] / row["step_ms"]
+        if np.isnan(row["flops"]):
+            row |= dict.fromkeys(("flops", "flops_ratio", "flops_per_second"))
     new = [row for row in rows if row["name"] not in done]
     return {"rows": new + failed, "missing": missing}
+
+
+def _flops(bench: step_cost.Bench, method: Any, mode: str) -> float:
+    """Of a lone step; NaN where they cannot be counted: times without them are worth having."""
+    from experiments import cost
+
+    labels = bench.orders[mode].labels_of(1000)
+    try:
+        return cost.counted(partial(bench.lowered, method), bench.room(mode), labels)[1]
+    except Exception as error:
+        print(f"{bench.model}: FLOPs cannot be counted: {_first_line(error)}", flush=True)
+        return float("nan")
 
 
 def _name(row: dict[str, Any]) -> str:
@@ -193,7 +207,8 @@ def add_shares(cells: list[dict[str, Any]], rates: dict[str, float]) -> None:
     """FLOP/s over the peak of the same type; None where that was not measured."""
     for row in (row for cell in cells for row in cell["rows"] if "failed" not in row):
         most = rates.get(row["precision"])
-        row["share_of_peak"] = row["flops_per_second"] / most if most else None
+        rate = row["flops_per_second"]
+        row["share_of_peak"] = rate / most if rate and most else None
 
 
 def _write(out: Path, measured: dict[str, Any]) -> None:
@@ -230,20 +245,23 @@ def markdown(found: dict[str, Any], ceiling: dict[str, Any]) -> str:
                 lines.append(f"| {cell['cell']} | {failed} |" + 10 * " |")
                 continue
             low, high = row["time_ratio_quartiles"]
-            share, memory = row["share_of_peak"], row["temporary_bytes"]
             diverged = "" if row["finite"] else " (loss not finite)"
             lines.append(
                 f"| {cell['cell']} | {row['name']}{diverged} | {row['step_ms']:.3g} | "
                 f"{row['images_per_second']:.0f} | {row['time_ratio']:.2f} | {low:.2f} to "
-                f"{high:.2f} | {row['flops_ratio']:.2f} | {row['flops'] / 1e9:.4g} | "
-                f"{row['flops_per_second'] / 1e12:.3g} | "
-                f"{'-' if share is None else f'{100 * share:.1f}%'} | "
-                f"{row['seconds_compile']:.1f} | "
-                f"{'-' if memory is None else f'{memory / 2**20:.0f}'} |"
+                f"{high:.2f} | {_shown(row['flops_ratio'], '.2f')} | "
+                f"{_shown(row['flops'], '.4g', 1e-9)} | "
+                f"{_shown(row['flops_per_second'], '.3g', 1e-12)} | "
+                f"{_shown(row['share_of_peak'], '.1%')} | {row['seconds_compile']:.1f} | "
+                f"{_shown(row['temporary_bytes'], '.0f', 2**-20)} |"
             )
         if cell["missing"]:
             lines.append(f"| {cell['cell']} | to do: {'; '.join(cell['missing'])} |" + 10 * " |")
     return "\n".join(lines) + "\n"
+
+
+def _shown(value: float | None, form: str, unit: float = 1) -> str:
+    return "-" if value is None else format(unit * value, form)
 
 
 def _cut(message: str) -> str:

@@ -1,7 +1,9 @@
-"""The accelerator benchmark in the small: peak, steps and runs, what is skipped and what is late."""
+"""The accelerator benchmark in the small: what is measured, what is skipped, and what is late."""
 
+import copy
 import json
 import time
+import types
 
 import jax
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from benchmarks import accelerator, accelerator_steps, peak, step_cost
 from benchmarks.accelerator_steps import Cell
+from experiments import cost
 from experiments.errors import RunError, Stopped
 
 pytestmark = pytest.mark.allow_rank_promotion  # Flax adds a bias[C] to a batch[B, C]
@@ -147,6 +150,19 @@ def test_steps_in_one_scan_have_the_flops_of_a_lone_one(small):
     optimised = lone.compiled(rule, None).cost_analysis()["flops"]
     assert flops[0] == pytest.approx(optimised, rel=0.05)
     assert three.rows("dependent", 1).index.shape == (3, 8)
+
+
+@pytest.mark.slow
+def test_on_a_gpu_a_step_is_counted_on_the_host(small):
+    bench = step_cost.Bench("mlp", small.arguments(), noise(small))
+    rule = next(method for row, method in step_cost.planned(bench) if row["rule"] == "imbsam")
+    rest = (rule, bench.initial, bench.inputs, bench.rows("dependent", 0))
+    order = bench.orders["dependent"]
+    here, _ = cost.lone_step(bench.run_on, *rest, order, 0.0)
+    gpu = copy.copy(bench.run_on)
+    gpu.devices = [types.SimpleNamespace(platform="gpu")]
+    counted, step_ms = cost.lone_step(gpu, *rest, order, 0.01)
+    assert counted == pytest.approx(here, rel=0.05) and step_ms > 0
 
 
 def noise(cell):
