@@ -21,7 +21,9 @@ in under 90 s; the second step times, the third goes on with them, and then with
 
 (169 whole steps are an epoch: one program fewer to compile than by fifties.) Where a machine keeps
 nothing between calls, put the JSON files back into OUT first. --quick tries all of it in the small,
-on a CPU and without --data, in a minute.
+on a CPU and without --data, in a minute or two.
+
+FLOPs are counted on the host (Jit.lower_on_host): leave JAX_PLATFORMS unset, or "cuda,cpu".
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ METHODS = {
 PARTS = ("peak", "steps", "runs")
 # With --quick, where a flag is not given.
 QUICK: dict[str, Any] = {
-    "models": ["mlp"], "methods": ["sgd", "imbsam"], "weight_decays": [5e-3], "epochs": 2,
+    "models": ["mlp"], "methods": ["imbsam"], "weight_decays": [5e-3], "epochs": 2,
     "batch_size": 20, "eta": 20, "rounds": 3,
 }  # fmt: skip
 

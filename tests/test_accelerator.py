@@ -175,7 +175,7 @@ def noise(cell):
 def test_the_whole_in_the_small(tmp_path, run_python):
     flags = ["-m", "benchmarks.accelerator", "--quick", "--out", str(tmp_path / "out")]
     flags += ["--work", str(tmp_path / "work"), "--quiet"]
-    assert "all 2 runs" in run_python(flags).stdout
+    assert "all 1 runs" in run_python(flags).stdout
     found = {p.stem: json.loads(p.read_text()) for p in (tmp_path / "out").glob("*.json")}
     assert {*found} == {"peak", "steps", "runs"}
     assert found["steps"]["default_matmul_precision"] == "default"
