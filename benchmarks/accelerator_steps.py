@@ -54,7 +54,7 @@ class Cell(NamedTuple):
 ALONE: Any = {"batch_size": 256, "rules": ("sgd", "imbsam"), "modes": ("dependent", "stratified")}
 CELLS = {
     "dependent": (
-        Cell("resnet32", 64),
+        Cell("resnet32", 64, modes=("dependent", "split_own")),
         Cell("resnet32", 128),
         Cell("resnet34_3x3", 64),
         # Long steps; and a call's images lie on the device.
@@ -187,7 +187,7 @@ def _flops(bench: step_cost.Bench, method: Any, mode: str) -> float:
 
     labels = bench.orders[mode].labels_of(1000)
     try:
-        return cost.counted(partial(bench.lowered, method), bench.room(mode), labels)[1]
+        return cost.counted(partial(bench.lowered, method, mode), bench.room(mode), labels)[1]
     except Exception as error:
         print(f"{bench.model}: FLOPs cannot be counted: {_first_line(error)}", flush=True)
         return float("nan")

@@ -6,7 +6,9 @@
 
 Modes: "dependent" examples, every pass over the whole batch; "uniform" and "stratified", passes
 over the rows that carry weight, of batches drawn so (models without batch statistics, and rules
-that leave rows out: of the others these would be the same program).
+that leave rows out: of the others these would be the same program). "split_own", "split_renorm":
+passes of groups over their own rows in models with batch statistics, of stratified batches; another
+gradient, by one or the other --tail-statistics.
 
 Every rule and mode trains its own copy of one model, a step of each in turn, in a new order each
 round, so that what else a noisy machine does slows all alike; ratios to SGD are taken round by
@@ -36,7 +38,10 @@ from experiments.errors import RunError
 
 RULES = ("sgd", "sam", "imbsam", "focal_sam", "sse_sam", "cc_sam")
 # Which batches are drawn in each mode.
-MODES = {"dependent": "natural", "uniform": "natural", "stratified": "stratified"}
+MODES = {
+    "dependent": "natural", "uniform": "natural", "stratified": "stratified",
+    "split_own": "stratified", "split_renorm": "stratified",
+}  # fmt: skip
 OPTAX = "optax.contrib.sam"
 # Of the released code, in SGD's passes, a backward one as two forward: METHODS.md, 1.1 and 6.5.
 RELEASED = {"sgd": 1, "sam": 2, "imbsam": 2.67, "focal_sam": 2.67, "sse_sam": 4, "cc_sam": 1}
@@ -149,7 +154,7 @@ class Bench:
             else:
                 shape = (steps_per_call, batch, args.image_size, args.image_size, 3)
                 self._images = jax.random.bits(jax.random.key(0), shape, np.uint8)
-        self.couples = bool(jax.tree.leaves(self.initial.batch_stats)) or args.accumulate > 1
+        self.couples = bool(jax.tree.leaves(self.initial.batch_stats))
 
     def room(self, mode: str) -> Any:
         """See Halves."""
@@ -161,7 +166,9 @@ class Bench:
         """Whether any pass of this method is over fewer rows than the batch."""
         import jax
 
-        if self.couples or isinstance(method, OptaxSAM | methods.ClassConditional):
+        if isinstance(method, OptaxSAM | methods.ClassConditional) or self.args.accumulate > 1:
+            return False
+        if self.couples != (_statistics(mode) is not None):
             return False
         room, least = self.room(mode), [self.args.batch_size]
 
@@ -169,7 +176,7 @@ class Bench:
             buffers = room(rows)
             return lambda classes: least.append(min(buffers(classes))) or buffers(classes)
 
-        jax.eval_shape(*self._abstract_step(method, noted))
+        jax.eval_shape(*self._abstract_step(method, noted, mode))
         return min(least) < self.args.batch_size
 
     def rows(self, mode: str, call: int) -> Any:
@@ -188,19 +195,19 @@ class Bench:
         import jax
 
         if self.args.compile_only:
-            step, *shapes = self._abstract_step(method, room)
+            step, *shapes = self._abstract_step(method, room, mode)
             return jax.jit(step, donate_argnums=0).lower(*shapes).compile()
         there = copy.copy(self.run_on)
-        there.room = room
+        there.room, there.tail_statistics = room, _statistics(mode)
         state = there.put_state(self.initial)
         return there.compile_steps(method, state, self.inputs, self.rows(mode, 0))
 
-    def lowered(self, method: Any, room: Any) -> Any:
+    def lowered(self, method: Any, mode: str, room: Any) -> Any:
         """One step alone, to count; whatever the device."""
         import jax
 
         there = copy.copy(self.run_on)
-        there.room = room
+        there.room, there.tail_statistics = room, _statistics(mode)
         one = jax.tree.map(lambda x: x[:1], self.rows("dependent", 0))
         return there.lower_on_host(method, self.initial, self.inputs, one)
 
@@ -220,7 +227,7 @@ class Bench:
             lambda key: steps.create_state(model, tx, example, key), jax.random.key(0)
         )
 
-    def _abstract_step(self, method: Any, room: Any) -> tuple[Any, ...]:
+    def _abstract_step(self, method: Any, room: Any, mode: str) -> tuple[Any, ...]:
         """(a step, shapes of its arguments): of images brought along, no array anywhere."""
         import jax
         import jax.numpy as jnp
@@ -237,6 +244,7 @@ class Bench:
             lambda images, *_: normalise(images, self.dataset.mean, self.dataset.std),
             micro_batches=self.args.accumulate,
             room=room,
+            tail_statistics=_statistics(mode),
         )
 
         def call(state: Any, rows: Any, key: Any) -> Any:
@@ -248,6 +256,11 @@ class Bench:
         )
         state, key = jax.eval_shape(lambda s: (s, jax.random.key(0)), self.initial)
         return call, state, rows, key
+
+
+def _statistics(mode: str) -> str | None:
+    """See Halves.tail_statistics."""
+    return mode.removeprefix("split_") if mode.startswith("split_") else None
 
 
 def planned(bench: Bench) -> Iterator[tuple[dict[str, Any], Any]]:

@@ -72,6 +72,21 @@ def test_compiled_alone_it_runs_nothing(tmp_path):
     assert "| mlp | imbsam | uniform | - | - | - to - |" in (tmp_path / "step_cost.md").read_text()
 
 
+@pytest.mark.slow
+def test_groups_over_their_own_rows(tmp_path):
+    """1 + 2f with batch statistics, and no mode of models without."""
+    flags = ["--model", "resnet8", "--rule", "sam", "imbsam", "--compile-only"]
+    flags += ["--image-size", "8", "--batch-size", "40", "--counts", "5", "60", "10", "--eta", "20"]
+    rows, _ = run(tmp_path, *flags)
+    assert {mode for rule, mode in rows if rule == "imbsam"} == {
+        "dependent", "split_own", "split_renorm",
+    }  # fmt: skip
+    assert ("sam", "split_own") not in rows
+    share = rows["sgd", "dependent"]["tail_share"]
+    for mode in ("split_own", "split_renorm"):
+        assert rows["imbsam", mode]["flops_ratio"] == pytest.approx(1 + 2 * share, abs=0.1)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
