@@ -106,6 +106,11 @@ def add_training(
         "--steps-per-call", type=int, default=0,
         help="steps of a compiled call; 0 is 1 on a CPU and 50 elsewhere, images streamed always 1",
     )  # fmt: skip
+    running.add_argument(
+        "--together", action=argparse.BooleanOptionalAction, default=False,
+        help="train all --seeds in one program; on a CPU slower for convolutions, which become "
+        "grouped ones",
+    )  # fmt: skip
     running.add_argument("--quiet", action="store_true")
 
     hosts = parser.add_argument_group("several processes")
@@ -245,11 +250,15 @@ def run(
     load: Callable[[argparse.Namespace], Any],
     describe: Callable[[argparse.Namespace], dict[str, Any]],
 ) -> None:
-    """Trains every seed, and every second stage of each, and shows the table."""
+    """Trains every seed, and every second stage of each, and shows the table.
+
+    With --together that is the first stage of all seeds, then the second ones one after the other.
+    """
     import jax
 
     from experiments import report
     from experiments.parts import initial_variables, last_variables
+    from experiments.together import fit_together
     from experiments.train import fit
 
     if not args.out:
@@ -263,15 +272,31 @@ def run(
     dataset = load(args)
     plan = make_plan(args, dataset, describe(args))
     more = {"resume": args.resume, "quiet": args.quiet}
-    reports = []
-    for seed in seeds:
-        mine = dataclasses.replace(plan.settings, seed=seed)
-        out = Path(args.out) / f"seed_{seed}" if several else Path(args.out)
-        description, start = {**plan.description, "init": None}, None
+    each = {seed: dataclasses.replace(plan.settings, seed=seed) for seed in seeds}
+    outs = {seed: Path(args.out) / (f"seed_{seed}" if several else "") for seed in seeds}
+
+    def start_of(mine: Any) -> tuple[Any, dict[str, Any]]:
+        """(what a seed starts from, its description)."""
+        start, init = None, None
         if args.init:
-            start, description["init"] = initial_variables(args.init, dataset, args.model, mine)
+            start, init = initial_variables(args.init, dataset, args.model, mine)
+        return start, {**plan.description, "init": init}
+
+    together: dict[int, dict[str, Any]] = {}
+    if args.together:
+        starts, described = zip(*map(start_of, each.values()), strict=True)
+        found = fit_together(
+            dataset, args.model, plan.method, plan.loss, plan.settings, outs,
+            starts=dict(zip(seeds, starts, strict=True)), description=described[0], **more,
+        )  # fmt: skip
+        together = dict(zip(seeds, found, strict=True))
+    reports = []
+    for seed, mine in each.items():
+        out = outs[seed]
+        start, description = start_of(mine)
         reports.append(
-            fit(
+            together.get(seed)
+            or fit(
                 dataset, args.model, plan.method, plan.loss, mine, out, start=start,
                 description=description, **more,
             )
