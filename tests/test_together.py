@@ -138,6 +138,7 @@ def test_methods_and_settings_agree_with_lone_runs(
 ):
     monkeypatch.setitem(MODELS, "tiny", TinyNet)
     options = {"rho": 0.1, "eta": 10, "epochs": 2, "switch_fraction": 0.7, "weight_decay": 5e-3}
+    options |= {"head_rho": 0.05, "tail_rho": 0.1}
     method, _ = build_method(rule, COUNTS, options, steps_per_epoch=5)
     settings = dataclasses.replace(QUICK, **change)
     together(tmp_path / "both", method, settings, model)
@@ -177,7 +178,8 @@ def end_alike(out, whole):
 @pytest.mark.parametrize(
     ("where", "when", "step"),
     [
-        ("_see", 8, 9),  # within the second epoch, and answered after the call that is under way
+        # Within the second epoch, and answered after the call that is under way.
+        pytest.param("_see", 8, 9, marks=pytest.mark.slow),
         pytest.param("after_epoch", 1, 5, marks=pytest.mark.slow),  # before any is evaluated
         pytest.param("after_training", 1, 10, marks=pytest.mark.slow),
     ],
