@@ -69,28 +69,25 @@ def fit_together(
     settings.check()
     settings, seeds = resolved(settings), list(outs)
     _check(dataset, settings, seeds)
-    each = [dataclasses.replace(settings, seed=seed) for seed in seeds]
-    starts = starts or {}
+    each = {seed: dataclasses.replace(settings, seed=seed) for seed in seeds}
     parts = [
-        Parts(dataset, model_name, loss, mine, starts.get(seed))
-        for seed, mine in zip(seeds, each, strict=True)
+        Parts(dataset, model_name, loss, mine, (starts or {}).get(seed))
+        for seed, mine in each.items()
     ]
-    group = Group(dataset, parts, method, each)
+    group = Group(dataset, parts, method, list(each.values()))
     with contextlib.ExitStack() as opened:
-        runs = []
-        for seed, mine in zip(seeds, each, strict=True):
+        for member, (seed, mine) in zip(group.members, each.items(), strict=True):
             config, preset = run_config(dataset, model_name, mine, description)
             config["together"] = seeds
             folder = folders.RunFolder(outs[seed], config, resume)
             opened.callback(folder.close)
-            runs.append((folder, {**config, "preset": preset}))
-        finished = [folder.path / "report.json" for folder, _ in runs]
+            member.open(folder, {**config, "preset": preset})
+            opened.callback(member.close)
+        finished = [member.folder.path / "report.json" for member in group.members]
         if all(report.exists() for report in finished):
             return [folders.read_json(report) for report in finished]
         stop = opened.enter_context(StopRequest(deadline))
         progress = opened.enter_context(Progress(settings.epochs, quiet))
-        for member, (folder, config) in zip(group.members, runs, strict=True):
-            member.open(folder, config)
         group.run(stop, progress)
         reports = group.reports()
         if stop.signalled:  # too late to stop these runs, but not what may follow
@@ -269,7 +266,7 @@ class Group(_Trainer):
 
     def close(self) -> None:
         for member in self.members:
-            member.checkpoints.close()
+            member.close()
 
     def reports(self) -> list[dict[str, Any]]:
         """Of each seed, with the cost of one's step."""
