@@ -341,3 +341,20 @@ def test_the_command_line_with_second_stages(tmp_path, run_python):
     refused = run_python([*command[:-3], str(tmp_path / "one"), *command[-2:]], expect=1)
     assert "use --seeds or --num-seeds" in refused.stderr.splitlines()[-1]
     assert not (tmp_path / "one").exists()
+
+
+@pytest.mark.slow
+def test_the_benchmark_writes_what_it_measured_and_no_path(tmp_path, run_python):
+    data, out = tmp_path / "tiny.npz", tmp_path / "timed"
+    save_npz(tiny_dataset(), data)
+    flags = ["--data", data, "--seeds", "2", "--rounds", "3", "--batch-size", "16", "--eta", "10"]
+    command = ["-m", "benchmarks.seeds_together", *map(str, flags), "--out", str(out)]
+    shown = run_python(command).stdout
+    text = (out / "seeds_together.json").read_text()
+    assert str(tmp_path) not in text
+    (row,) = json.loads(text)["rows"]
+    assert row["rounds"] == 2 and row["seeds"] == 2 and row["steps_per_call"] == 1
+    assert row["ratio_quartiles"][0] <= row["ratio"] <= row["ratio_quartiles"][1]
+    assert f"{row['ms_together']:.2f}" in shown
+    refused = run_python([*command, "--rounds", "1"], expect=1)
+    assert "--rounds must be at least 2" in refused.stderr.splitlines()[-1]
