@@ -65,33 +65,45 @@ class Checkpoints:
         Damaged ones are reported by `say`, and removed once an older one was read: the run will
         write them again.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        damaged = []
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        steps = self.steps()
         for step in steps:
-            try:
-                found = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(target), note=ocp.args.JsonRestore()
-                    ),
-                )
-            except Exception as error:  # whatever a damaged file makes orbax or its codecs raise
-                say(
-                    f"checkpoint of step {step} is damaged ({_reason(error)}); trying the one "
-                    "before it"
-                )
-                damaged.append(step)
-                continue
-            for bad in damaged:
-                self._manager.delete(bad)
-            return found["state"], found["note"]
+            found = self.read(step, like, say)
+            if found is not None:
+                self.drop_after(step)
+                return found
         if steps:
             raise RunError(
                 f"none of the {len(steps)} checkpoints in {self._manager.directory} can be read: "
                 "start again in another --out"
             )
         return None
+
+    def steps(self) -> list[int]:
+        """The newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def read(self, step: int, like: Any, say: Any = print) -> tuple[Any, dict[str, Any]] | None:
+        """(state, note) of that step; None where it is damaged, which is said."""
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        try:
+            found = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(target), note=ocp.args.JsonRestore()
+                ),
+            )
+        except Exception as error:  # whatever a damaged file makes orbax or its codecs raise
+            say(
+                f"checkpoint of step {step} is damaged ({_reason(error)}); trying the one before it"
+            )
+            return None
+        return found["state"], found["note"]
+
+    def drop_after(self, step: int) -> None:
+        """Removes what is newer: a run that goes on from that step will write it again."""
+        for newer in self.steps():
+            if newer > step:
+                self._manager.delete(newer)
 
     def close(self) -> None:
         """Waits for what is being saved; RunError where that failed and no call has said so yet."""

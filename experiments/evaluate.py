@@ -66,10 +66,9 @@ def _load(args: argparse.Namespace, config: dict[str, Any], run: Path) -> Any:
 def main(args: argparse.Namespace) -> None:
     from experiments import methods
     from experiments.checkpoints import Checkpoints
-    from experiments.parts import Parts
+    from experiments.parts import Parts, class_counts_sha256
     from experiments.settings import Note, Settings
     from experiments.stopping import StopRequest
-    from experiments.train import class_counts_sha256
     from imbsam_jax import rules
     from imbsam_jax.losses import cross_entropy
 

@@ -256,7 +256,10 @@ class Jit:
         steps = jax.tree.leaves(rows)[0].shape[0]
         return np.full((steps, self._local), stop or 0, np.int32)
 
-    def _many(self, method: Method | Rule) -> Callable[..., tuple[TrainState, StepMetrics]]:
+    def _many(
+        self, method: Method | Rule, key: Any = None
+    ) -> Callable[..., tuple[TrainState, StepMetrics]]:
+        """K steps; their randomness is of this key's data, or of the run's own."""
         step = make_step(
             method,
             self._objective,
@@ -266,7 +269,7 @@ class Jit:
             room=self.room,
             tail_statistics=self.tail_statistics,
         )
-        return _repeat(step, self._key)
+        return _repeat(step, self._key if key is None else key)
 
     def _put(self, x: Any, sharding: NamedSharding) -> Any:
         if x is None:
@@ -355,7 +358,7 @@ EXECUTIONS = {"jit": Jit, "pmap": Pmap}
 
 
 def _repeat(
-    step: Callable[..., tuple[TrainState, StepMetrics]], key_data: np.ndarray
+    step: Callable[..., tuple[TrainState, StepMetrics]], key_data: Any
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """K steps as one function of (state, inputs, Rows with [K, b], positions int32[b], B)."""
 

@@ -117,6 +117,11 @@ def add_training(
         "--steps-per-call", type=int, default=0,
         help="steps of a compiled call; 0 is 1 on a CPU and 50 elsewhere, images streamed always 1",
     )  # fmt: skip
+    running.add_argument(
+        "--together", action=argparse.BooleanOptionalAction, default=False,
+        help="train all --seeds in one program: on a CPU slower for convolutions, which become "
+        "grouped ones, a little faster for an MLP; elsewhere not measured yet",
+    )  # fmt: skip
     running.add_argument("--quiet", action="store_true")
 
     hosts = parser.add_argument_group("several processes")
@@ -263,12 +268,16 @@ def run(
     load: Callable[[argparse.Namespace], Any],
     describe: Callable[[argparse.Namespace], dict[str, Any]],
 ) -> None:
-    """Trains every seed, and every second stage of each, and shows the table."""
+    """Trains every seed, and every second stage of each, and shows the table.
+
+    With --together that is the first stage of all seeds, then the second ones one after the other.
+    """
     import jax
 
     from experiments import report
     from experiments.execution import devices_by_default
     from experiments.parts import initial_variables, last_variables
+    from experiments.together import fit_together
     from experiments.train import fit
 
     if not args.out:
@@ -277,8 +286,11 @@ def run(
     several = args.seeds is not None or args.num_seeds is not None
     join(args)
     if isinstance(args.devices, _LeftOut):
-        args.devices = devices_by_default(
-            args.devices, args.model, args.batch_size // max(args.accumulate, 1), args.examples
+        share = args.batch_size // max(args.accumulate, 1)
+        args.devices = (
+            1
+            if args.together
+            else devices_by_default(args.devices, args.model, share, args.examples)
         )
     cli.use_compilation_cache()
     if args.preset and args.process_id in (None, 0):
@@ -286,15 +298,31 @@ def run(
     dataset = load(args)
     plan = make_plan(args, dataset, describe(args))
     more = {"resume": args.resume, "quiet": args.quiet}
-    reports = []
-    for seed in seeds:
-        mine = dataclasses.replace(plan.settings, seed=seed)
-        out = Path(args.out) / f"seed_{seed}" if several else Path(args.out)
-        description, start = {**plan.description, "init": None}, None
+    each = {seed: dataclasses.replace(plan.settings, seed=seed) for seed in seeds}
+    outs = {seed: Path(args.out) / (f"seed_{seed}" if several else "") for seed in seeds}
+
+    def start_of(mine: Any) -> tuple[Any, dict[str, Any]]:
+        """(what a seed starts from, its description)."""
+        start, init = None, None
         if args.init:
-            start, description["init"] = initial_variables(args.init, dataset, args.model, mine)
+            start, init = initial_variables(args.init, dataset, args.model, mine)
+        return start, {**plan.description, "init": init}
+
+    together: dict[int, dict[str, Any]] = {}
+    if args.together:
+        starts, described = zip(*map(start_of, each.values()), strict=True)
+        found = fit_together(
+            dataset, args.model, plan.method, plan.loss, plan.settings, outs,
+            starts=dict(zip(seeds, starts, strict=True)), description=described[0], **more,
+        )  # fmt: skip
+        together = dict(zip(seeds, found, strict=True))
+    reports = []
+    for seed, mine in each.items():
+        out = outs[seed]
+        start, description = start_of(mine)
         reports.append(
-            fit(
+            together.get(seed)
+            or fit(
                 dataset, args.model, plan.method, plan.loss, mine, out, start=start,
                 description=description, **more,
             )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,7 @@ class Parts:
       evaluator: how states are evaluated, always under jit over the same devices.
       schedule: learning rate by step.
       steps_per_epoch: the partial last batch included.
+      began: time.perf_counter() before the first of them.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Parts:
         start: Any = None,
         adversary: Adversary | None = None,
     ):
+        self.began = time.perf_counter()
         devices = use_devices(settings.devices)
         init_key, step_key = jax.random.split(jax.random.key(settings.seed))
         objective = Objective(
@@ -196,3 +200,35 @@ def initial_variables(
     """({"params", "batch_stats"} with a file's weights, a line that says what was taken)."""
     fresh = Parts(dataset, model_name, cross_entropy, settings).initial
     return load_weights(path, fresh.variables(), model_name)
+
+
+def resolved(settings: Settings) -> Settings:
+    """The settings with the number of devices, and of steps of a call, that 0 stands for."""
+    devices = use_devices(settings.devices)
+    settings = dataclasses.replace(settings, devices=len(devices))
+    if settings.steps_per_call:
+        return settings
+    return dataclasses.replace(settings, steps_per_call=1 if devices[0].platform == "cpu" else 50)
+
+
+def run_config(
+    dataset: Dataset | EncodedDataset,
+    model_name: str,
+    settings: Settings,
+    description: dict[str, Any],
+) -> tuple[dict[str, Any], Any]:
+    """(config.json of a run, its preset): the same flags spelled out are the same run."""
+    config = {
+        **description,
+        "dataset": dataset.name,
+        "source": dataset.source,
+        "model": model_name,
+        **settings.decisive(),
+        "class_counts_sha256": class_counts_sha256(dataset.class_counts()),
+    }
+    return config, config.pop("preset", None)
+
+
+def class_counts_sha256(counts: np.ndarray) -> str:
+    """SHA-256 of the counts as little-endian int64: two runs with equal ones had equal tails."""
+    return hashlib.sha256(np.ascontiguousarray(counts, "<i8").tobytes()).hexdigest()

@@ -55,14 +55,15 @@ class Progress:
         self._bar.update(self._task, completed=self._epoch * self._rows + rows_done, text=text)
         self._rate = rate
 
-    def epoch_done(self, line: dict[str, Any]) -> None:
+    def epoch_done(self, line: dict[str, Any], name: str = "") -> None:
+        """Says the epoch's line; `name` is of the run, where there are several."""
         now = time.monotonic()
         done = line["epoch"]
         if self._first is None:
             self._first = (self._began, done - 1)
         each = (now - self._first[0]) / (done - self._first[1])
         parts = [
-            f"epoch {done}/{self._epochs}",
+            f"{name}epoch {done}/{self._epochs}",
             f"loss {line['train_loss']:.4f}",
             f"train {line['train_accuracy']:.1f}%",
         ]

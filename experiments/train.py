@@ -9,6 +9,7 @@ nothing.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import sys
@@ -29,16 +30,17 @@ from experiments.data import Dataset
 from experiments.data.encoded import EncodedDataset
 from experiments.errors import RunError, Stopped
 from experiments.evaluation import Hits
-from experiments.execution import use_devices
 from experiments.methods import Method, Remembered, as_method
 from experiments.objectives import Adversary, Loss
-from experiments.parts import Parts
+from experiments.parts import Parts, resolved, run_config
 from experiments.progress import Progress
 from experiments.settings import Note, Settings
-from experiments.steps import Rows, TrainState
+from experiments.steps import Inputs, Rows, TrainState
 from experiments.stopping import StopNow, StopRequest
 from imbsam_jax import rules
 from imbsam_jax.rules import Rule
+
+Cost = tuple[float | None, float | None, float | None]
 
 
 def fit(
@@ -77,23 +79,10 @@ def fit(
       Stopped: asked to stop; the state is saved.
     """
     settings.check(least_epochs=1 if start is None else 0)
-    devices = use_devices(settings.devices)
-    settings = dataclasses.replace(settings, devices=len(devices))
-    if settings.steps_per_call == 0:
-        on_cpu = devices[0].platform == "cpu"
-        settings = dataclasses.replace(settings, steps_per_call=1 if on_cpu else 50)
+    settings = resolved(settings)
     parts = Parts(dataset, model_name, loss, settings, start, adversary)
     trainer = _Trainer(dataset, parts, method, settings)
-    config = {
-        **description,
-        "dataset": dataset.name,
-        "source": dataset.source,
-        "model": model_name,
-        **settings.decisive(),
-        "class_counts_sha256": class_counts_sha256(dataset.class_counts()),
-    }
-    # The same flags spelled out are the same run.
-    preset = config.pop("preset", None)
+    config, preset = run_config(dataset, model_name, settings, description)
     first = jax.process_index() == 0
     folder = folders.RunFolder(out, config, resume, owner=first)
     quiet = quiet or not first
@@ -104,7 +93,9 @@ def fit(
         if finished.exists():
             return folders.read_json(finished)
         with StopRequest(deadline) as stop, Progress(settings.epochs, quiet) as progress:
-            report = trainer.run(folder, {**config, "preset": preset}, stop, progress)
+            trainer.open(folder, {**config, "preset": preset})
+            trainer.run(stop, progress)
+            report = trainer.report()
             code = stop.signalled
             if jax.process_count() > 1:
                 code = int(np.max(multihost_utils.process_allgather(np.int32(code))))
@@ -123,20 +114,33 @@ def fit(
         folder.close()
 
 
-def class_counts_sha256(counts: np.ndarray) -> str:
-    """SHA-256 of the counts as little-endian int64: two runs with equal ones had equal tails."""
-    return hashlib.sha256(np.ascontiguousarray(counts, "<i8").tobytes()).hexdigest()
-
-
 class _Trainer:
+    """One run: `open` its folder, then `run`, then `report`.
+
+    Args:
+      name: what its messages begin with, where there are several.
+    """
+
+    # Set by open, restore and the evaluation of the last epoch.
+    folder: folders.RunFolder
+    config: dict[str, Any]
+    checkpoints: Checkpoints
+    note: Note
+    state: TrainState
+    inputs: Inputs | None
+    hits: Hits
+    flipped: Hits
+    first_step: float | None
+
     def __init__(
         self,
         dataset: Dataset | EncodedDataset,
         parts: Parts,
         method: Method | Rule,
         settings: Settings,
+        name: str = "",
     ):
-        self.dataset, self.settings = dataset, settings
+        self.dataset, self.settings, self.name = dataset, settings, name
         self.feed, self.order = parts.feed, parts.order
         self.run_on, self.evaluator = parts.run_on, parts.evaluator
         self.initial, self.schedule = parts.initial, parts.schedule
@@ -147,65 +151,68 @@ class _Trainer:
             with_memory = self.initial.replace(batch_stats=stats)
             self.initial = self.evaluator.put_state(with_memory)
         self.agreed_stop = 0
+        self._began, self.first_step = parts.began, None
         self._compiled: dict[Any, Any] = {}
 
-    def run(
-        self,
-        folder: folders.RunFolder,
-        config: dict[str, Any],
-        stop: StopRequest,
-        progress: Progress,
-    ) -> dict[str, Any]:
+    def open(self, folder: folders.RunFolder, config: dict[str, Any]) -> None:
+        self.folder, self.config = folder, config
+        self.checkpoints = Checkpoints(folder.path / "checkpoints")
+
+    def run(self, stop: StopRequest, progress: Progress) -> None:
+        """Trains to the last epoch and evaluates; a stop saves, and raises Stopped."""
         settings = self.settings
-        checkpoints = Checkpoints(folder.path / "checkpoints")
         try:
-            found = checkpoints.restore(self.initial, say=progress.say)
-            initial, note = self.initial, Note()
-            if found is not None:
-                initial, note = found[0], Note(**found[1])
-                progress.say(f"resuming {folder.path} after epoch {note.epoch}, call {note.calls}")
-            folder.keep_metrics(note.epoch)
-            self.inputs = self.run_on.put_inputs(self.feed.inputs("train"))
-            self.state = self.run_on.put_state(initial)
-            hits = None
+            self.restore(progress.say)
+            note = self.note
             try:
                 if settings.epochs == 0:  # what it starts from is what it ends with
-                    self._save(checkpoints, note)
-                with self.feed.training(self.order, self._calls_from(note)) as batches:
-                    ready = self._placed(batches, note, stop)
+                    self.save()
+                with self.batches(self._calls_from(note)) as batches:
+                    ready = self._placed(batches, stop)
                     while note.epoch < settings.epochs:
-                        self._epoch(note, ready, stop, progress, checkpoints)
-                        hits = self._after_epoch(note, folder, stop, progress)
+                        self._epoch(ready, stop, progress)
+                        self.after_epoch(stop, progress)
                         last = note.epoch == settings.epochs
                         if last or note.epoch % settings.checkpoint_every == 0:
-                            self._save(checkpoints, note)
-                plain = self.run_on.get_state(self.state)
-                if hits is None:  # a run resumed after its last epoch
-                    hits = self.evaluator.hits(plain, "test", stop)
-                flipped = self.evaluator.hits(plain, "test", stop, flip=True)
-                if settings.epochs == 0 and self.dataset.val_labels is not None:
-                    val = self.evaluator.accuracies(self.evaluator.hits(plain, "val", stop))
-                    test = self.evaluator.accuracies(hits)
-                    note.best_val = {**test, "epoch": 0, "val": val}
+                            self.save()
+                self.after_training(stop)
             except StopNow:
-                step = self._save(checkpoints, note)
-                checkpoints.close()
+                step = self.save()
+                self.close()
                 raise Stopped(
                     f"stopped at step {step}, epoch {note.epoch + 1}: saved. Continue with "
                     f"the same command and --resume",
                     stop.exit_code or self.agreed_stop or 1,
                 ) from None
         finally:
-            checkpoints.close()
-        report = self._report(config, note, plain, hits, flipped)
-        self._write(folder, report, hits)
-        return report
+            self.close()
+
+    def restore(self, say: Any) -> None:
+        self.begin(self.checkpoints.restore(self.initial, say=say), say)
+        self.inputs = self.run_on.put_inputs(self.feed.inputs("train"))
+
+    def begin(self, found: tuple[TrainState, dict[str, Any]] | None, say: Any) -> None:
+        """From this checkpoint, or afresh where there is none."""
+        initial, self.note = self.initial, Note()
+        if found is not None:
+            initial, self.note = found[0], Note(**found[1])
+            say(
+                f"resuming {self.folder.path} after epoch {self.note.epoch}, call {self.note.calls}"
+            )
+        self.folder.keep_metrics(self.note.epoch)
+        self.state = self.run_on.put_state(initial)
+
+    def close(self) -> None:
+        self.checkpoints.close()
+
+    def batches(
+        self, calls: list[tuple[int, int]]
+    ) -> contextlib.AbstractContextManager[Iterator[Rows]]:
+        return self.feed.training(self.order, calls)
 
     # ---- one epoch -------------------------------------------------------------------------
 
-    def _placed(
-        self, batches: Iterator[Rows], note: Note, stop: StopRequest
-    ) -> Iterator[tuple[Rows, Any]]:
+    def _placed(self, batches: Iterator[Rows], stop: StopRequest) -> Iterator[tuple[Rows, Any]]:
         """Each call's rows, on the host and as the call takes them.
 
         Streamed rows are sent one call ahead, so that a step never waits for its copy.
@@ -215,7 +222,7 @@ class _Trainer:
         while True:
             began = time.perf_counter()
             rows = next(batches, None)
-            note.seconds_waiting += time.perf_counter() - began
+            self.note.seconds_waiting += time.perf_counter() - began
             if rows is None:
                 yield from waiting
                 return
@@ -224,14 +231,9 @@ class _Trainer:
                 yield waiting.popleft()
 
     def _epoch(
-        self,
-        note: Note,
-        ready: Iterator[tuple[Rows, Any]],
-        stop: StopRequest,
-        progress: Progress,
-        checkpoints: Checkpoints,
+        self, ready: Iterator[tuple[Rows, Any]], stop: StopRequest, progress: Progress
     ) -> None:
-        calls = self._calls(note.epoch)
+        note, calls = self.note, self._calls(self.note.epoch)
         alone = self.run_on.processes == 1
         # With emulated devices an un-blocked queue of collectives aborts the process.
         lag = 0 if self.run_on.devices[0].platform == "cpu" else 1
@@ -240,13 +242,13 @@ class _Trainer:
 
         def settle(keep: int) -> None:
             while len(waiting) > keep:
-                self._see(*waiting.pop(0), note, checkpoints)
+                self._see(*waiting.pop(0))
 
         while note.calls < len(calls):
             first_step, steps, stage = calls[note.calls]
             began, compiled = time.perf_counter(), note.seconds_compile
             rows, placed = next(ready)
-            call = self._compile(stage, rows, note)
+            call = self._compile(stage, rows)
             self.state, seen = call(self.state, self.inputs, placed)
             waiting.append((first_step, steps, seen))
             note.calls += 1
@@ -260,23 +262,24 @@ class _Trainer:
             if stopping or self.agreed_stop:
                 raise StopNow
 
-    def _see(
-        self, first_step: int, steps: int, seen: Any, note: Note, checkpoints: Checkpoints
-    ) -> None:
+    def _see(self, first_step: int, steps: int, seen: Any) -> None:
         """Counts what a call of some steps saw into the note."""
+        if self.first_step is None:
+            self.first_step = round(time.perf_counter() - self._began, 3)
+        note = self.note
         losses, accuracies, real = (
             np.asarray(x, np.float64) for x in (seen.loss, seen.accuracy, seen.real)
         )
         bad = np.flatnonzero(~np.isfinite(losses))
         if bad.size:
-            last = checkpoints.latest_step()
+            last = self.checkpoints.latest_step()
             good = (
                 "no checkpoint was saved yet"
                 if last is None
                 else f"the last good checkpoint is step {last}"
             )
             raise RunError(
-                f"the loss is {losses[bad[0]]} at step {first_step + bad[0]} (epoch "
+                f"{self.name}the loss is {losses[bad[0]]} at step {first_step + bad[0]} (epoch "
                 f"{note.epoch + 1}): {good}; lower --lr or --rho"
             )
         meant = self.order.real(first_step)  # all steps of a call have as many
@@ -320,37 +323,38 @@ class _Trainer:
         stage = sum(start <= step for start in starts) - 1
         return stage, starts[stage + 1] if stage + 1 < len(starts) else sys.maxsize
 
-    def _position(self, note: Note) -> int:
+    def _position(self) -> int:
+        note = self.note
         calls = self._calls(note.epoch)[: note.calls] if note.epoch < self.settings.epochs else []
         return note.epoch * self.steps_per_epoch + sum(steps for _, steps, _ in calls)
 
-    def _compile(self, stage: int, rows: Rows, note: Note) -> Any:
+    def _compile(self, stage: int, rows: Rows) -> Any:
         key = (stage, jax.tree.structure(rows), *(x.shape for x in jax.tree.leaves(rows)))
         if key not in self._compiled:
             began = time.perf_counter()
             method = self.stages[stage][1]
             self._compiled[key] = self.run_on.compile_steps(method, self.state, self.inputs, rows)
-            note.seconds_compile += time.perf_counter() - began
+            self.note.seconds_compile += time.perf_counter() - began
         return self._compiled[key]
 
-    def _save(self, checkpoints: Checkpoints, note: Note) -> int:
-        step = self._position(note)
+    def save(self) -> int:
+        """Begins to save, and returns the step."""
+        step = self._position()
         plain = self.run_on.get_state(self.state)
         if not bool(all_finite((plain.params, plain.batch_stats))):
             raise RunError(
-                f"the parameters are not finite at step {step}: not saved; the last good "
-                f"checkpoint is step {checkpoints.latest_step()}; lower --lr or --rho"
+                f"{self.name}the parameters are not finite at step {step}: not saved; the last "
+                f"good checkpoint is step {self.checkpoints.latest_step()}; lower --lr or --rho"
             )
-        checkpoints.save(step, plain, dataclasses.asdict(note))
+        self.checkpoints.save(step, plain, dataclasses.asdict(self.note))
         return step
 
     # ---- what is seen ----------------------------------------------------------------------
 
-    def _after_epoch(
-        self, note: Note, folder: folders.RunFolder, stop: StopRequest, progress: Progress
-    ) -> Hits | None:
+    def after_epoch(self, stop: StopRequest, progress: Progress) -> None:
         """Evaluates where due, then closes the epoch in the note. A stop leaves the note open."""
-        settings, epoch, accuracies = self.settings, note.epoch + 1, self.evaluator.accuracies
+        settings, note, accuracies = self.settings, self.note, self.evaluator.accuracies
+        epoch = note.epoch + 1
         plain = self.run_on.get_state(self.state)
         step = epoch * self.steps_per_epoch
         line: dict[str, Any] = {
@@ -363,9 +367,9 @@ class _Trainer:
             "seconds_waiting": note.seconds_waiting,
             "skipped": note.skipped,
         }
-        best, best_val, hits = note.best, note.best_val, None
+        best, best_val = note.best, note.best_val
         if epoch % settings.eval_every == 0 or epoch == settings.epochs:
-            hits = self.evaluator.hits(plain, "test", stop)
+            hits = self.hits = self.evaluator.hits(plain, "test", stop)
             test = accuracies(hits)
             line |= {"test_loss": hits.loss, **{f"test_{k}": v for k, v in test.items()}}
             if best is None or test["all"] > best["all"]:
@@ -379,20 +383,31 @@ class _Trainer:
         note.best, note.best_val = best, best_val
         note.epoch, note.calls = epoch, 0
         note.loss_sum, note.hit_sum, note.rows, note.skipped = 0.0, 0.0, 0, 0
-        folder.append_metrics(line)
-        progress.epoch_done(line)
-        return hits
+        self.folder.append_metrics(line)
+        progress.epoch_done(line, self.name)
+
+    def after_training(self, stop: StopRequest) -> None:
+        """Evaluates the last state, as far as that was not done."""
+        note, plain = self.note, self.run_on.get_state(self.state)
+        if not hasattr(self, "hits"):  # a run resumed after its last epoch, or without any
+            self.hits = self.evaluator.hits(plain, "test", stop)
+        self.flipped = self.evaluator.hits(plain, "test", stop, flip=True)
+        if self.settings.epochs == 0 and self.dataset.val_labels is not None:
+            val = self.evaluator.accuracies(self.evaluator.hits(plain, "val", stop))
+            test = self.evaluator.accuracies(self.hits)
+            note.best_val = {**test, "epoch": 0, "val": val}
 
     # ---- the report ------------------------------------------------------------------------
 
-    def _report(
-        self, config: dict[str, Any], note: Note, plain: TrainState, hits: Hits, flipped: Hits
-    ) -> dict[str, Any]:
-        flops, of_sgd, step_ms = self._step_cost(plain)
-        accuracies = self.evaluator.accuracies
-        described = {k: v for k, v in config.items() if k not in dataclasses.asdict(self.settings)}
+    def report(self, cost: Cost | None = None) -> dict[str, Any]:
+        """Writes what is left of the run folder; a cost measured already is not measured again."""
+        note, hits, flipped = self.note, self.hits, self.flipped
+        plain, accuracies = self.run_on.get_state(self.state), self.evaluator.accuracies
+        flops, of_sgd, step_ms = cost or self.step_cost()
+        decided = dataclasses.asdict(self.settings)
+        described = {k: v for k, v in self.config.items() if k not in decided}
         best = note.best or {**accuracies(hits), "flip": accuracies(flipped), "epoch": 0}
-        return {
+        report = {
             **described,
             "epochs": self.settings.epochs,
             "batch_size": self.settings.batch_size,
@@ -416,15 +431,21 @@ class _Trainer:
             "seconds_train": round(note.seconds_train, 3),
             "seconds_waiting": round(note.seconds_waiting, 3),
             "seconds_compile": round(note.seconds_compile, 3),
+            # Of the last process, from the data set in memory; None where it made no step.
+            "seconds_to_first_step": self.first_step,
             "step_ms": None if step_ms is None else round(step_ms, 3),
             "flops_per_step": flops,
             "flops_ratio_to_sgd": None if flops is None or of_sgd is None else flops / of_sgd,
             "command": folders.command_line(),
             **folders.environment(),
         }
+        if self.folder.owned:
+            self._write(report)
+        return report
 
-    def _step_cost(self, plain: TrainState) -> tuple[float | None, float | None, float | None]:
+    def step_cost(self) -> Cost:
         """(FLOPs of a step, of SGD's, milliseconds of a step); None where no step was made."""
+        plain = self.run_on.get_state(self.state)
         steps = self.settings.epochs * self.steps_per_epoch
         if steps == 0:
             return None, None, None
@@ -444,10 +465,8 @@ class _Trainer:
         of_sgd, _ = of(rules.sgd(self.dataset.num_classes), 0.0)
         return float(flops), of_sgd, float(step_ms)
 
-    def _write(self, folder: folders.RunFolder, report: dict[str, Any], hits: Hits) -> None:
-        if not folder.owned:
-            return
-        counts = self.dataset.class_counts()
+    def _write(self, report: dict[str, Any]) -> None:
+        folder, hits, counts = self.folder, self.hits, self.dataset.class_counts()
         folder.write_per_class(counts, hits.correct, hits.total, self.dataset.class_names)
         lines = folder.keep_metrics(self.settings.epochs)
         title = f"{report['rule']} on {report['dataset']}, {report['model']}"

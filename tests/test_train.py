@@ -52,7 +52,8 @@ def test_a_run_folder_and_its_report(tmp_path):
     assert json.loads((tmp_path / "run" / "report.json").read_text()) == report
     promised = """experiment dataset rule rule_args model loss imbalance_factor epochs batch_size
     seed all many medium few best_epoch class_counts_sha256 train_examples seconds_train
-    seconds_compile step_ms flops_per_step flops_ratio_to_sgd device versions git"""
+    seconds_compile seconds_to_first_step step_ms flops_per_step flops_ratio_to_sgd device versions
+    git"""
     assert set(promised.split()) <= set(report)
     assert report["thresholds"] == {"many_above": 15, "few_below": 6}
     assert report["train_examples"] == 78

@@ -1,0 +1,360 @@
+"""Seeds trained in one program: each against its lone run; stops, resumes, what is refused."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.data import save_npz
+from experiments.errors import RunError, Stopped
+from experiments.methods import build_method
+from experiments.models import MODELS
+from experiments.settings import Settings
+from experiments.together import Group, fit_together
+from experiments.train import fit
+from imbsam_jax import rules
+from imbsam_jax.losses import cross_entropy
+from tiny import TinyNet, tiny_dataset
+
+pytestmark = pytest.mark.allow_rank_promotion  # Flax adds a bias[C] to a batch[B, C]
+
+COUNTS = tiny_dataset().class_counts()
+# Five steps an epoch, the last of 14 rows.
+QUICK = Settings(epochs=2, batch_size=16, lr=0.05, eval_batch=55, checkpoint_every=1)
+IMBSAM = rules.imbsam(COUNTS, rho=0.1, eta=10)
+ABOUT = {
+    "experiment": "test",
+    "rule": "imbsam",
+    "rule_args": {},
+    "loss": "cross_entropy",
+    "imbalance_factor": 40 / 3,
+}
+SEEDS = (3, 0)
+
+
+def together(out, rule=IMBSAM, settings=QUICK, model="mlp", seeds=SEEDS, **options):
+    options = {"description": ABOUT, "quiet": True, **options}
+    outs = {seed: out / f"seed_{seed}" for seed in seeds}
+    dataset = options.pop("dataset", None) or tiny_dataset()
+    return fit_together(dataset, model, rule, cross_entropy, settings, outs, **options)
+
+
+def alone(out, seed, rule=IMBSAM, settings=QUICK, model="mlp"):
+    settings = dataclasses.replace(settings, seed=seed)
+    return fit(
+        tiny_dataset(), model, rule, cross_entropy, settings, out, description=ABOUT, quiet=True
+    )
+
+
+def lines(folder):
+    return [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def held(folder):
+    return sorted(int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdigit())
+
+
+def agree(mine, other):
+    """Two folders' lines: losses to rounding, all that is counted exactly, times not."""
+    assert len(lines(mine)) == len(lines(other)) > 0
+    for found, expected in zip(lines(mine), lines(other), strict=True):
+        assert found.keys() == expected.keys()
+        for name in ("train_loss", "test_loss"):
+            assert found[name] == pytest.approx(expected[name], rel=1e-4)
+        for name in ("epoch", "step", "lr", "train_accuracy", "test_all", "test_few", "skipped"):
+            assert found[name] == expected[name]
+
+
+@pytest.fixture
+def lean(monkeypatch):
+    """Reports without the cost of a step, and no plots: most of such a short run's time."""
+    monkeypatch.setattr("experiments.cost.lone_step", lambda *_: (1.0, 1.0))
+    for plot in ("per_class", "learning_curves"):
+        monkeypatch.setattr(f"experiments.plots.{plot}", lambda *_: None)
+
+
+# ---- the same as lone runs -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of both seeds that nothing stopped."""
+    out = tmp_path_factory.mktemp("whole")
+    return out, together(out)
+
+
+def test_every_seed_has_the_run_folder_and_the_numbers_of_its_lone_run(whole, tmp_path):
+    out, reports = whole
+    for seed, report in zip(SEEDS, reports, strict=True):
+        mine, other = out / f"seed_{seed}", tmp_path / f"seed_{seed}"
+        expected = alone(other, seed)
+        agree(mine, other)
+        assert {p.name for p in mine.iterdir()} == {p.name for p in other.iterdir()}
+        assert held(mine) == held(other) == [5, 10]
+        assert (mine / "per_class.csv").read_text() == (other / "per_class.csv").read_text()
+        assert json.loads((mine / "report.json").read_text()) == report
+        config, lone = (json.loads((x / "config.json").read_text()) for x in (mine, other))
+        # A lone run's config.json is as it always was; the other's says what differs.
+        assert config == {**lone, "together": list(SEEDS)}
+        assert report.keys() == {*expected, "together"}
+        assert report["seed"] == seed and report["together"] == list(SEEDS)
+        assert report["flops_per_step"] == expected["flops_per_step"]
+        for name in ("all", "many", "few", "best_epoch", "best_epoch_flip", "train_examples"):
+            assert report[name] == pytest.approx(expected[name])
+    first, second = reports
+    assert first["seconds_train"] == second["seconds_train"]
+    assert first["params_sha256"] != second["params_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("model", "rule", "change"),
+    [
+        ("tiny", "imbsam", {}),
+        pytest.param("mlp", "imbsam", {"steps_per_call": 3}, marks=pytest.mark.slow),
+        pytest.param("tiny", "sse_sam", {"steps_per_call": 4}, marks=pytest.mark.slow),
+        pytest.param("tiny", "cc_sam", {}, marks=pytest.mark.slow),
+        pytest.param("tiny", "imbsam", {"mixup": 1.0, "accumulate": 2}, marks=pytest.mark.slow),
+        pytest.param(
+            "mlp",
+            "imbsam",
+            {"examples": "independent", "sampling": "stratified", "eta": 10},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "tiny",
+            "imbsam",
+            {"examples": "split_norm", "sampling": "stratified", "eta": 10},
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_methods_and_settings_agree_with_lone_runs(
+    model, rule, change, tmp_path, monkeypatch, lean
+):
+    monkeypatch.setitem(MODELS, "tiny", TinyNet)
+    options = {"rho": 0.1, "eta": 10, "epochs": 2, "switch_fraction": 0.7, "weight_decay": 5e-3}
+    options |= {"head_rho": 0.05, "tail_rho": 0.1}
+    method, _ = build_method(rule, COUNTS, options, steps_per_epoch=5)
+    settings = dataclasses.replace(QUICK, **change)
+    together(tmp_path / "both", method, settings, model)
+    alone(tmp_path / "lone", 3, method, settings, model)
+    agree(tmp_path / "both" / "seed_3", tmp_path / "lone")
+
+
+# ---- stopping and going on -------------------------------------------------------------------
+
+
+def stop_at(monkeypatch, where, when):
+    """A SIGTERM to this process as a method of the group is called for the when-th time."""
+    plain, calls = getattr(Group, where), []
+
+    def cut(self, *args):
+        calls.append(args)
+        if len(calls) == when:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, *args)
+
+    monkeypatch.setattr(Group, where, cut)
+
+
+def end_alike(out, whole):
+    """The runs in `out` ended bitwise where those of `whole` did, each line written once."""
+    before, _ = whole
+    for seed in SEEDS:
+        folders = out / f"seed_{seed}", before / f"seed_{seed}"
+        reports = [json.loads((x / "report.json").read_text()) for x in folders]
+        for name in ("params_sha256", "all", "few", "best_epoch", "best_epoch_flip"):
+            assert reports[0][name] == reports[1][name]
+        losses = [[x["train_loss"] for x in lines(folder)] for folder in folders]
+        assert losses[0] == losses[1]
+        assert [x["epoch"] for x in lines(folders[0])] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("where", "when", "step"),
+    [
+        # Within the second epoch, and answered after the call that is under way.
+        pytest.param("_see", 8, 9, marks=pytest.mark.slow),
+        pytest.param("after_epoch", 1, 5, marks=pytest.mark.slow),  # before any is evaluated
+        pytest.param("after_training", 1, 10, marks=pytest.mark.slow),
+    ],
+)
+def test_stopped_runs_end_bitwise_where_unstopped_ones_do(
+    where, when, step, whole, tmp_path, monkeypatch, lean
+):
+    with monkeypatch.context() as patch:
+        stop_at(patch, where, when)
+        with pytest.raises(Stopped, match=f"at step {step}.*--resume") as stopped:
+            together(tmp_path)
+    assert stopped.value.exit_code == 143
+    assert [held(tmp_path / f"seed_{seed}")[-1] for seed in SEEDS] == [step, step]
+    together(tmp_path, resume=True)
+    end_alike(tmp_path, whole)
+
+
+def test_a_stop_between_two_evaluations_closes_the_epoch_for_none(
+    whole, tmp_path, monkeypatch, lean
+):
+    """The first seed's epoch is evaluated and written, the second's is not: both are left open."""
+    from experiments.train import _Trainer
+
+    plain = _Trainer.after_epoch
+
+    def after_epoch(self, *args):
+        if self.settings.seed == SEEDS[1]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        plain(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Trainer, "after_epoch", after_epoch)
+        with pytest.raises(Stopped, match="at step 5, epoch 1:"):
+            together(tmp_path)
+    assert len(lines(tmp_path / "seed_3")) == 1
+    together(tmp_path, resume=True)
+    end_alike(tmp_path, whole)
+
+
+def test_after_a_kill_between_two_saves_the_newest_common_step_is_taken(
+    whole, tmp_path, capsys, lean
+):
+    """As if killed once the first seed had saved step 10 and the second had not."""
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    for seed in SEEDS:
+        (tmp_path / f"seed_{seed}" / "report.json").unlink()
+    late = tmp_path / "seed_0" / "checkpoints" / "10"
+    shutil.rmtree(late)
+    together(tmp_path, resume=True, quiet=False)
+    said = capsys.readouterr().out
+    assert said.count("after epoch 1, call 0") == 2
+    assert [held(tmp_path / f"seed_{seed}") for seed in SEEDS] == [[5, 10], [5, 10]]
+    end_alike(tmp_path, whole)
+    # Finished runs say the same again, and train nothing.
+    before = (tmp_path / "seed_0" / "report.json").stat().st_mtime_ns
+    assert together(tmp_path, resume=True)[1]["seed"] == 0
+    assert (tmp_path / "seed_0" / "report.json").stat().st_mtime_ns == before
+    # Without a common step nothing is guessed, and nothing removed.
+    (tmp_path / "seed_3" / "report.json").unlink()
+    shutil.rmtree(late)
+    shutil.rmtree(tmp_path / "seed_3" / "checkpoints" / "5")
+    with pytest.raises(RunError, match=r"no step .* in all folders .*--resume, or choose another"):
+        together(tmp_path, resume=True)
+    assert [held(tmp_path / f"seed_{seed}") for seed in SEEDS] == [[10], [5]]
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_of_one_seed_takes_all_back(whole, tmp_path, capsys, lean):
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "seed_0" / "report.json").unlink()
+    for file in (tmp_path / "seed_0" / "checkpoints" / "10").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    together(tmp_path, resume=True, quiet=False)
+    said = capsys.readouterr().out
+    assert "checkpoint of step 10 is damaged" in said and said.count("after epoch 1") == 2
+    end_alike(tmp_path, whole)
+
+
+def test_a_deadline_stops_all(tmp_path):
+    with pytest.raises(Stopped, match="at step 1,") as stopped:
+        together(tmp_path, deadline=0.0)
+    assert stopped.value.exit_code == 75
+    assert [held(tmp_path / f"seed_{seed}") for seed in SEEDS] == [[1], [1]]
+
+
+# ---- what is refused -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seeds", "change", "message"),
+    [
+        ((4,), {}, r"one, \[4\]: use --seeds"),
+        ((0, 1), {"parallel": "pmap"}, "--parallel jit"),
+        ((0, 1), {"examples": "independent"}, "--sampling stratified"),
+        ((0, 1), {"examples": "split_norm"}, "--sampling stratified"),
+    ],
+)
+def test_what_cannot_be_trained_together_is_refused(tmp_path, seeds, change, message):
+    with pytest.raises(RunError, match=message):
+        together(tmp_path / "runs", settings=dataclasses.replace(QUICK, **change), seeds=seeds)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_devices_processes_and_streamed_images_are_refused(tmp_path, monkeypatch):
+    from experiments import together as module
+
+    two = dataclasses.replace(QUICK, devices=2)
+    with pytest.raises(RunError, match="not on 2: use --devices 1"):
+        module._check(tiny_dataset(), two, [0, 1])
+    with pytest.raises(RunError, match="streamed"):
+        module._check(object(), QUICK, [0, 1])
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(RunError, match="in one process"):
+        module._check(tiny_dataset(), QUICK, [0, 1])
+
+
+def test_a_lone_run_and_one_together_are_not_one_another_resumed(whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    with pytest.raises(RunError, match=r"together \[3, 0\] -> None"):
+        fit(
+            tiny_dataset(), "mlp", IMBSAM, cross_entropy, dataclasses.replace(QUICK, seed=3),
+            tmp_path / "seed_3", description=ABOUT, quiet=True, resume=True,
+        )  # fmt: skip
+    with pytest.raises(RunError, match=r"together \[3, 0\] -> \[3, 0, 1\]"):
+        together(tmp_path, seeds=(*SEEDS, 1), resume=True)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_names_the_seed(tmp_path):
+    nan = rules.sgd(5)(None)._replace(base=np.full(5, np.nan))
+    poisoned = rules.stagewise(rules.sgd(5), lambda step: nan, switch_step=7)
+    with pytest.raises(RunError, match=r"seed 3: the loss is nan at step 8 .*checkpoint is step 5"):
+        together(tmp_path, poisoned)
+
+
+# ---- the command -----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_command_line_with_second_stages(tmp_path, run_python):
+    data, out = tmp_path / "tiny.npz", tmp_path / "runs"
+    save_npz(tiny_dataset(), data)
+    flags = ["--data", data, "--model", "mlp", "--batch-size", "16", "--eta", "10", "--epochs", "2"]
+    command = ["-m", "experiments.cifar_lt", *map(str, flags), "--stage2", "crt", "--out", str(out)]
+    command += ["--quiet", "--together"]
+    done = run_python([*command, "--seeds", "0", "4"])
+    assert "imbsam" in done.stdout
+    for seed in (0, 4):
+        report = json.loads((out / f"seed_{seed}" / "report.json").read_text())
+        assert report["together"] == [0, 4] and report["seed"] == seed
+        assert "--together" in report["command"]
+        second = json.loads((out / f"seed_{seed}" / "stage2_crt" / "report.json").read_text())
+        assert second["stage2"] == "crt" and "together" not in second
+    run_python([*command, "--seeds", "0", "4", "--resume"])
+    run_python(["-m", "experiments.evaluate", str(out / "seed_4"), "--data", str(data)])
+    shown = run_python(["-m", "experiments.report", str(out)]).stdout
+    assert "imbsam" in shown
+    refused = run_python([*command[:-3], str(tmp_path / "one"), *command[-2:]], expect=1)
+    assert "use --seeds or --num-seeds" in refused.stderr.splitlines()[-1]
+    assert not (tmp_path / "one").exists()
+
+
+@pytest.mark.slow
+def test_the_benchmark_writes_what_it_measured_and_no_path(tmp_path, run_python):
+    data, out = tmp_path / "tiny.npz", tmp_path / "timed"
+    save_npz(tiny_dataset(), data)
+    flags = ["--data", data, "--seeds", "2", "--rounds", "3", "--batch-size", "16", "--eta", "10"]
+    command = ["-m", "benchmarks.seeds_together", *map(str, flags), "--out", str(out)]
+    shown = run_python(command).stdout
+    text = (out / "seeds_together.json").read_text()
+    assert str(tmp_path) not in text
+    (row,) = json.loads(text)["rows"]
+    assert row["rounds"] == 2 and row["seeds"] == 2 and row["steps_per_call"] == 1
+    assert row["ratio_quartiles"][0] <= row["ratio"] <= row["ratio_quartiles"][1]
+    assert f"{row['ms_together']:.2f}" in shown
+    refused = run_python([*command, "--rounds", "1"], expect=1)
+    assert "--rounds must be at least 2" in refused.stderr.splitlines()[-1]
