@@ -255,14 +255,21 @@ def run(
     import jax
 
     from experiments import report
+
+    begin(args)
+    dataset = load(args)
+    reports = train(args, dataset, make_plan(args, dataset, describe(args)))
+    if jax.process_index() == 0:
+        report.show(reports)
+
+
+def begin(args: argparse.Namespace) -> None:
+    """What comes before the data: refuses flags, meets other processes, settles the devices."""
     from experiments.execution import devices_by_default
-    from experiments.parts import initial_variables, last_variables
-    from experiments.train import fit
 
     if not args.out:
         raise RunError("--out is missing: name the folder this run is to be written to")
-    seeds = _seeds(args)
-    several = args.seeds is not None or args.num_seeds is not None
+    _seeds(args)
     join(args)
     if isinstance(args.devices, _LeftOut):
         args.devices = devices_by_default(
@@ -271,8 +278,15 @@ def run(
     cli.use_compilation_cache()
     if args.preset and args.process_id in (None, 0):
         print(presets.explain(args))
-    dataset = load(args)
-    plan = make_plan(args, dataset, describe(args))
+
+
+def train(args: argparse.Namespace, dataset: Any, plan: Plan) -> list[dict[str, Any]]:
+    """Trains every seed, and every second stage of each; their reports."""
+    from experiments.parts import initial_variables, last_variables
+    from experiments.train import fit
+
+    seeds = _seeds(args)
+    several = args.seeds is not None or args.num_seeds is not None
     more = {"resume": args.resume, "quiet": args.quiet}
     reports = []
     for seed in seeds:
@@ -299,8 +313,7 @@ def run(
                     **more,
                 )
             )  # fmt: skip
-    if jax.process_index() == 0:
-        report.show(reports)
+    return reports
 
 
 def _seeds(args: argparse.Namespace) -> list[int]:

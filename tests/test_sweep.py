@@ -81,8 +81,10 @@ def made_up(*values):
     def of(value):
         return dict.fromkeys(sweep.SPLITS, np.array([value - 1.0, value + 1.0]))
 
-    points = [({"rho": 0.1 * k}, of(test), of(val)) for k, (test, val) in enumerate(values)]
-    return [({}, of(50.0), of(50.0)), *points]
+    points = [
+        sweep.Row({"rho": 0.1 * k}, of(test), of(val)) for k, (test, val) in enumerate(values)
+    ]
+    return [sweep.Row({}, of(50.0), of(50.0)), *points]
 
 
 def test_the_choice_is_validations():
