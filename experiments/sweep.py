@@ -9,9 +9,10 @@ r"""Grids of a rule's hyper-parameters, as the ImbSAM paper's Figure 4: on digit
 On the digits all seeds of a point run in one compiled program, and all points in the same one:
 radii and class weights are its data. With `cifar_lt` all flags of that command are taken, and each
 point and seed is a run folder, as OUT/eta_60_rho_0.05/seed_0; --resume goes on with a sweep that
-was stopped, or with more values or seeds. A setting is chosen by the accuracy, in the last epoch,
-on validation images that are neither trained on nor tested on; what the test set would have chosen
-is shown beside it.
+was stopped, or with more values or seeds. A point whose loss is not finite is told and left out.
+A setting is chosen by the accuracy, in the last epoch, on validation images that are neither
+trained on nor tested on (class sizes are those of what is left); what the test set would have
+chosen is shown beside it.
 """
 
 from __future__ import annotations

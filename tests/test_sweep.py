@@ -294,13 +294,18 @@ def test_sgd_must_not_diverge(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_radius_that_ruins_training_leaves_the_others(tmp_path):
-    """By the trainer itself: a perturbation of 1e30 overflows."""
+def test_a_radius_that_ruins_training_leaves_the_others(tmp_path, monkeypatch):
+    """By the trainer itself: a perturbation of 1e30 overflows, and again when it is resumed."""
+    quick(monkeypatch)
     args = image_flags(tmp_path, "--eta", "20")
     args.grid = [["rho", "0.1", "1e30"]]
     sweep.main(args)
-    _, good, bad = json.loads((tmp_path / "out" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    _, good, bad = summary
     assert good["best_val"] and "lower --lr or --rho" in bad["diverged"]
+    args.resume = True
+    sweep.main(args)
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
 
 
 @pytest.mark.parametrize(
