@@ -1,12 +1,29 @@
-"""200 epochs of the ImbSAM paper's setting on an accelerator, as far as the time goes.
+"""What an accelerator does with this: its measured peak, step times, 200 epochs of the paper.
 
     python -m experiments.cifar_lt --export cache.npz                          # where TFDS is
     python -m benchmarks.accelerator --data cache.npz --out results/accelerator  # on the GPU
 
-CIFAR100-LT, imbalance factor 100, batch 64, lr 0.01: ResNet-32 and the ResNet-34 that the release
-trains, under SGD, SAM and ImbSAM with tail_scale 1 and 2, each with weight decay 5e-3 and 1e-3.
-One call stops by itself after --minutes; the next one goes on: finished runs stand in
-OUT/runs.json and are skipped, a run cut short is resumed from --work.
+Three parts, in turn: `peak`, the machine's FLOP/s and bytes/s (peak.py); `steps`, times of a step
+of every rule and their share of that peak (accelerator_steps.py); `runs`, CIFAR100-LT, imbalance
+factor 100, batch 64, lr 0.01: ResNet-32 and the ResNet-34 that the release trains, under SGD, SAM
+and ImbSAM with tail_scale 1 and 2, each with weight decay 5e-3 and 1e-3. One call stops by itself
+after --minutes; the next one goes on: what stands in OUT/peak.json, OUT/steps.json and
+OUT/runs.json is not done again, a run cut short is resumed from --work.
+
+A GPU for 30 minutes, 10 a command: the first gives the ceiling and the goal, a whole run of ImbSAM
+in under 90 s; the second step times, the third goes on with them, and then with runs.
+
+    export JAX_COMPILATION_CACHE_DIR=runs/xla XLA_PYTHON_CLIENT_MEM_FRACTION=0.9
+    A="python -m benchmarks.accelerator --data cache.npz --out runs/gpu --steps-per-call 169"
+    $A --parts peak runs --models resnet32 --weight-decays 5e-3 --methods imbsam sgd sam
+    $A --parts steps
+    $A --parts steps runs
+
+(169 whole steps are an epoch: one program fewer to compile than by fifties.) Where a machine keeps
+nothing between calls, put the JSON files back into OUT first. --quick tries all of it in the small,
+on a CPU and without --data, in a minute or two.
+
+FLOPs are counted on the host (Jit.lower_on_host): leave JAX_PLATFORMS unset, or "cuda,cpu".
 """
 
 from __future__ import annotations
@@ -19,6 +36,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import accelerator_steps, peak
 from experiments import cli, folders
 from experiments.errors import RunError, Stopped
 
@@ -29,12 +47,25 @@ METHODS = {
     "imbsam": ("imbsam", {"rho": 0.05, "eta": 100, "tail_scale": 1.0}),
     "imbsam_x2": ("imbsam", {"rho": 0.05, "eta": 100, "tail_scale": 2.0}),
 }
+PARTS = ("peak", "steps", "runs")
+# With --quick, where a flag is not given.
+QUICK: dict[str, Any] = {
+    "models": ["mlp"], "methods": ["imbsam"], "weight_decays": [5e-3], "epochs": 2,
+    "batch_size": 20, "eta": 20, "rounds": 3,
+}  # fmt: skip
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = cli.parser("Train the paper's setting on an accelerator, resumably.")
-    parser.add_argument("--data", required=True, help="file written by cifar_lt --export")
-    parser.add_argument("--out", required=True, help="folder for runs.json, one report a run")
+    parser = cli.parser("Measure an accelerator, and train the paper's setting on it, resumably.")
+    parser.add_argument("--data", help="file written by cifar_lt --export, for runs")
+    parser.add_argument("--out", required=True, help="folder for peak, steps and runs .json")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
+    parser.add_argument(
+        "--modes", nargs="+", default=["dependent"], choices=["dependent", "independent"],
+        help="of steps: independent adds models whose passes may leave rows out",
+    )  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=12, help="of steps; the first is not counted")
+    parser.add_argument("--quick", action="store_true", help="all in the small, to try it")
     parser.add_argument("--work", default="runs/accelerator", help="run folders, checkpoints")
     parser.add_argument("--done", nargs="*", default=[], help="runs.json files of earlier calls")
     parser.add_argument("--minutes", type=float, default=9.0, help="stop after this long")
@@ -50,6 +81,15 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--steps-per-call", type=int, default=0, help="0 is 1 on a CPU, else 50")
     parser.add_argument("--quiet", action="store_true")
     return parser
+
+
+def parsed(flags: list[str] | None = None) -> argparse.Namespace:
+    parser = arguments()
+    args = parser.parse_args(flags)
+    if args.quick:
+        parser.set_defaults(**QUICK)
+        args = parser.parse_args(flags)
+    return args
 
 
 def jobs(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -77,19 +117,43 @@ def finished(paths: list[Path]) -> dict[str, dict[str, Any]]:
 
 
 def main(args: argparse.Namespace) -> None:
+    began = time.monotonic()
+    if "runs" in args.parts and not (args.data or args.quick):
+        raise RunError("--data is missing: a file written by cifar_lt --export; or leave out runs")
+    if args.rounds < 3:
+        raise RunError(f"--rounds must be at least 3, got {args.rounds}")
+    cli.use_compilation_cache()
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    if "peak" in args.parts:
+        peak.run(out, args.quick)
+    if "steps" in args.parts:
+        cells = accelerator_steps.QUICK if args.quick else accelerator_steps.CELLS
+        chosen = [cell for mode in args.modes for cell in cells[mode]]
+        try:
+            accelerator_steps.run(
+                out, chosen, args.steps_per_call, args.rounds, args.minutes, began
+            )
+        finally:
+            if (out / "steps.md").exists():
+                print((out / "steps.md").read_text(), flush=True)
+    if "runs" in args.parts:
+        train(args, began + 60 * args.minutes)
+
+
+def train(args: argparse.Namespace, deadline: float) -> None:
+    """The runs that are not done, each into OUT/runs.json as it ends."""
+    from benchmarks.step_cost import noise
     from experiments.data import load_npz
     from experiments.methods import build_rule, rule_arguments
     from experiments.settings import Settings
     from experiments.train import fit
-    from imbsam_jax import imbalance_factor
+    from imbsam_jax import imbalance_factor, long_tail_counts
     from imbsam_jax.losses import cross_entropy
 
-    deadline = time.monotonic() + 60 * args.minutes
-    cli.use_compilation_cache()
-    dataset = load_npz(Path(args.data))
+    dataset = load_npz(Path(args.data)) if args.data else noise(long_tail_counts(5, 60, 10))
     file = Path(args.out) / "runs.json"
     reports = finished([*map(Path, args.done), file])
-    file.parent.mkdir(parents=True, exist_ok=True)
     todo = [job for job in jobs(args) if job["name"] not in reports]
     print(f"{len(reports)} runs are done, {len(todo)} to do, {args.minutes:g} minutes")
     for job in todo:
@@ -109,12 +173,17 @@ def main(args: argparse.Namespace) -> None:
             "imbalance_factor": imbalance_factor(dataset.class_counts()),
         }
         rule = build_rule(name, dataset.class_counts(), options)
+        folder, start = Path(args.work) / job["name"], time.perf_counter()
+        fresh = not (folder / "config.json").exists()
         try:
             report = fit(
                 dataset, job["model"], rule, cross_entropy, settings,
-                Path(args.work) / job["name"], description=description, resume=True,
+                folder, description=description, resume=True,
                 deadline=deadline, quiet=args.quiet,
             )  # fmt: skip
+            # Compiling, evaluation, checkpoints and plots included; None for a run cut short.
+            passed = time.perf_counter() - start
+            report = {**report, "seconds_whole": round(passed, 3) if fresh else None}
         except RunError as error:
             # A method that diverges is a finding; the others still have their turn.
             report = {**description, "job": job["name"], "failed": str(error)}
@@ -128,7 +197,9 @@ def main(args: argparse.Namespace) -> None:
         folders.replace_text(file, json.dumps(list(reports.values()), indent=1) + "\n")
         summary = report.get("failed") or (
             f"many {_one(report['many'])} medium {_one(report['medium'])} few "
-            f"{_one(report['few'])} all {_one(report['all'])}, {report['seconds_train']:.0f} s"
+            f"{_one(report['few'])} all {_one(report['all'])}, {report['seconds_train']:.0f} s "
+            f"and {report['seconds_compile']:.0f} s to compile, {_one(report['seconds_whole'])} s "
+            "in all"
         )
         print(f"{job['name']}: {summary}", flush=True)
     print(f"all {len(reports)} runs are in {file}")
@@ -140,4 +211,4 @@ def _one(value: float | None) -> str:
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    cli.run(main, arguments().parse_args())
+    cli.run(main, parsed())

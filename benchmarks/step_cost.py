@@ -6,7 +6,9 @@
 
 Modes: "dependent" examples, every pass over the whole batch; "uniform" and "stratified", passes
 over the rows that carry weight, of batches drawn so (models without batch statistics, and rules
-that leave rows out: of the others these would be the same program).
+that leave rows out: of the others these would be the same program). "split_own", "split_renorm":
+passes of groups over their own rows in models with batch statistics, of stratified batches; another
+gradient, by one or the other --tail-statistics.
 
 Every rule and mode trains its own copy of one model, a step of each in turn, in a new order each
 round, so that what else a noisy machine does slows all alike; ratios to SGD are taken round by
@@ -14,8 +16,9 @@ round, and their median and quartiles are reported. optax.contrib.sam is among t
 FLOPs and temporary memory are XLA's, of one compiled step; where passes choose among buffers of
 several sizes, FLOPs are the mean over a thousand batches, every choice compiled alone, and memory
 is that of the whole program. Batches are those of CIFAR100-LT: of an exported set with --data,
-else of noise with its class counts, or others, which costs the same. With --compile-only nothing
-is run and no batch exists.
+else of noise with its class counts, or others, which costs the same. Images of another size than
+32 are noise made on the device, and are not augmented. With --compile-only nothing is run and no
+batch exists.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from __future__ import annotations
 import argparse
 import copy
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +38,10 @@ from experiments.errors import RunError
 
 RULES = ("sgd", "sam", "imbsam", "focal_sam", "sse_sam", "cc_sam")
 # Which batches are drawn in each mode.
-MODES = {"dependent": "natural", "uniform": "natural", "stratified": "stratified"}
+MODES = {
+    "dependent": "natural", "uniform": "natural", "stratified": "stratified",
+    "split_own": "stratified", "split_renorm": "stratified",
+}  # fmt: skip
 OPTAX = "optax.contrib.sam"
 # Of the released code, in SGD's passes, a backward one as two forward: METHODS.md, 1.1 and 6.5.
 RELEASED = {"sgd": 1, "sam": 2, "imbsam": 2.67, "focal_sam": 2.67, "sse_sam": 4, "cc_sam": 1}
@@ -58,20 +65,22 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--accumulate", type=int, default=1, help="micro-batches; dependent only")
     parser.add_argument("--remat", action="store_true", help="compute activations again")
     parser.add_argument("--compile-only", action="store_true", help="count, and time nothing")
-    parser.add_argument("--image-size", type=int, default=32, help="pixels; with --compile-only")
+    parser.add_argument(
+        "--image-size", type=int, default=32, help="pixels; other than 32, of noise"
+    )
     parser.add_argument("--out", required=True, help="folder for step_cost.json and step_cost.md")
     methods.add_arguments(parser.add_argument_group("method"))
     return parser
 
 
-def noise(counts: np.ndarray) -> Any:
-    """A data set of CIFAR's shape and these class counts, without a picture in it."""
+def noise(counts: np.ndarray, size: int = 32) -> Any:
+    """A data set of these class counts, without a picture in it; filled if it has CIFAR's shape."""
     from experiments.data import Dataset
 
     labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     # Read where nothing was written: no memory, whatever the counts.
-    images = np.broadcast_to(np.uint8(0), (len(labels), 32, 32, 3))
-    if len(labels) < 100_000:
+    images = np.broadcast_to(np.uint8(0), (len(labels), size, size, 3))
+    if size == 32 and len(labels) < 100_000:
         images = np.random.default_rng(0).integers(0, 256, images.shape, np.uint8)
     return Dataset(
         name="noise", train_images=images, train_labels=labels, test_images=images[:1],
@@ -109,9 +118,9 @@ class OptaxSAM:
 
 
 class Bench:
-    """One model and batch size: what compiles a step, and what runs it."""
+    """One model and batch size: what compiles a call of some steps, and what runs it."""
 
-    def __init__(self, model: str, args: argparse.Namespace, dataset: Any):
+    def __init__(self, model: str, args: argparse.Namespace, dataset: Any, steps_per_call: int = 1):
         import jax
 
         from experiments.parts import Parts
@@ -122,6 +131,7 @@ class Bench:
         from imbsam_jax.losses import cross_entropy
 
         self.args, self.dataset, self.model = args, dataset, model
+        self.steps_per_call = steps_per_call
         labels, batch = dataset.train_labels, args.batch_size
         tail = tail_classes(dataset.class_counts(), args.eta, strict=args.strict)
         self.tail_share = float(tail[labels].mean())
@@ -133,13 +143,18 @@ class Bench:
         else:
             settings = Settings(
                 epochs=1, batch_size=batch, lr=0.1, precision=args.precision,
-                accumulate=args.accumulate, remat=args.remat,
+                accumulate=args.accumulate, remat=args.remat, augment=args.image_size == 32,
             )  # fmt: skip
             settings.check()
             parts = Parts(dataset, model, cross_entropy, settings)
-            self.run_on, self.initial = parts.run_on, parts.initial
-            self.inputs = self.run_on.put_inputs(Inputs(dataset.train_images, labels))
-        self.couples = bool(jax.tree.leaves(self.initial.batch_stats)) or args.accumulate > 1
+            self.run_on, self.initial, self.inputs = parts.run_on, parts.initial, None
+            self._images = None
+            if args.image_size == 32:
+                self.inputs = self.run_on.put_inputs(Inputs(dataset.train_images, labels))
+            else:
+                shape = (steps_per_call, batch, args.image_size, args.image_size, 3)
+                self._images = jax.random.bits(jax.random.key(0), shape, np.uint8)
+        self.couples = bool(jax.tree.leaves(self.initial.batch_stats))
 
     def room(self, mode: str) -> Any:
         """See Halves."""
@@ -151,7 +166,9 @@ class Bench:
         """Whether any pass of this method is over fewer rows than the batch."""
         import jax
 
-        if self.couples or isinstance(method, OptaxSAM | methods.ClassConditional):
+        if isinstance(method, OptaxSAM | methods.ClassConditional) or self.args.accumulate > 1:
+            return False
+        if self.couples != (_statistics(mode) is not None):
             return False
         room, least = self.room(mode), [self.args.batch_size]
 
@@ -159,19 +176,40 @@ class Bench:
             buffers = room(rows)
             return lambda classes: least.append(min(buffers(classes))) or buffers(classes)
 
-        jax.eval_shape(*self._abstract_step(method, noted))
+        jax.eval_shape(*self._abstract_step(method, noted, mode))
         return min(least) < self.args.batch_size
 
-    def compiled(self, method: Any, room: Any) -> Any:
+    def rows(self, mode: str, call: int) -> Any:
+        """Rows of whole batches, as many as a call has steps; nothing to be placed yet."""
+        from experiments.steps import Rows
+
+        order, steps = self.orders[mode], self.steps_per_call
+        most = order.rows // self.args.batch_size  # of an epoch; the last one may be smaller
+        at = [(call * steps + k) % most for k in range(steps)]
+        index = np.stack([order.of_step(k) for k in at]).astype(np.int32)
+        if self._images is None:
+            return Rows(index=index)
+        return Rows(images=self._images, labels=self.dataset.train_labels[index])
+
+    def compiled(self, method: Any, room: Any, mode: str = "dependent") -> Any:
         import jax
 
         if self.args.compile_only:
-            step, *shapes = self._abstract_step(method, room)
+            step, *shapes = self._abstract_step(method, room, mode)
             return jax.jit(step, donate_argnums=0).lower(*shapes).compile()
         there = copy.copy(self.run_on)
-        there.room = room
-        rows = np.arange(self.args.batch_size, dtype=np.int32)[None]
-        return there.compile_steps(method, there.put_state(self.initial), self.inputs, rows)
+        there.room, there.tail_statistics = room, _statistics(mode)
+        state = there.put_state(self.initial)
+        return there.compile_steps(method, state, self.inputs, self.rows(mode, 0))
+
+    def lowered(self, method: Any, mode: str, room: Any) -> Any:
+        """One step alone, to count; whatever the device."""
+        import jax
+
+        there = copy.copy(self.run_on)
+        there.room, there.tail_statistics = room, _statistics(mode)
+        one = jax.tree.map(lambda x: x[:1], self.rows("dependent", 0))
+        return there.lower_on_host(method, self.initial, self.inputs, one)
 
     def _abstract_state(self) -> Any:
         import jax
@@ -189,7 +227,7 @@ class Bench:
             lambda key: steps.create_state(model, tx, example, key), jax.random.key(0)
         )
 
-    def _abstract_step(self, method: Any, room: Any) -> tuple[Any, ...]:
+    def _abstract_step(self, method: Any, room: Any, mode: str) -> tuple[Any, ...]:
         """(a step, shapes of its arguments): of images brought along, no array anywhere."""
         import jax
         import jax.numpy as jnp
@@ -206,6 +244,7 @@ class Bench:
             lambda images, *_: normalise(images, self.dataset.mean, self.dataset.std),
             micro_batches=self.args.accumulate,
             room=room,
+            tail_statistics=_statistics(mode),
         )
 
         def call(state: Any, rows: Any, key: Any) -> Any:
@@ -219,14 +258,15 @@ class Bench:
         return call, state, rows, key
 
 
-def measure(model: str, args: argparse.Namespace, dataset: Any) -> list[dict[str, Any]]:
-    """One row for each rule, stage of a staged one, and mode; SGD is first."""
-    from experiments import cost
+def _statistics(mode: str) -> str | None:
+    """See Halves.tail_statistics."""
+    return mode.removeprefix("split_") if mode.startswith("split_") else None
 
-    bench = Bench(model, args, dataset)
-    rows: list[dict[str, Any]] = []
-    calls = []
-    for name, method, described in _methods(args, dataset.class_counts()):
+
+def planned(bench: Bench) -> Iterator[tuple[dict[str, Any], Any]]:
+    """(a row, its method) of each rule, stage of a staged one, and mode; SGD is first."""
+    args = bench.args
+    for name, method, described in _methods(args, bench.dataset.class_counts()):
         stages = method.stages()
         for mode in MODES:
             for number, (_, stage) in enumerate(stages, start=1):
@@ -234,33 +274,55 @@ def measure(model: str, args: argparse.Namespace, dataset: Any) -> list[dict[str
                     continue
                 if mode != "dependent" and not bench.leaves_rows_out(stage, mode):
                     continue
-                began = time.perf_counter()
-                seconds: list[float] = []
+                row = {
+                    "model": bench.model, **described, "mode": mode,
+                    "stage": number if len(stages) > 1 else None,
+                    "batch_size": args.batch_size, "precision": args.precision,
+                    "image_size": args.image_size, "accumulate": args.accumulate,
+                    "remat": args.remat, "tail_share": bench.tail_share,
+                }  # fmt: skip
+                yield row, stage
 
-                def compiled(room: Any, stage=stage, began=began, seconds=seconds) -> Any:
-                    found = bench.compiled(stage, room)
-                    seconds.append(time.perf_counter() - began)
-                    return found
 
-                call, flops = cost.counted(
-                    compiled, bench.room(mode), bench.orders[mode].labels_of(1000)
-                )
-                calls.append(call)
-                memory = call.memory_analysis()
-                rows.append(
-                    {
-                        "model": model, **described, "mode": mode,
-                        "stage": number if len(stages) > 1 else None,
-                        "batch_size": args.batch_size, "precision": args.precision,
-                        "image_size": args.image_size, "accumulate": args.accumulate,
-                        "remat": args.remat, "tail_share": bench.tail_share, "flops": flops,
-                        # Of the step itself; the rest counts its choices.
-                        "seconds_compile": seconds[0],
-                        "temporary_bytes": getattr(memory, "temp_size_in_bytes", None),
-                        "released": RELEASED.get(name),
-                    }
-                )  # fmt: skip
-    times = None if args.compile_only else _timed(bench, rows, calls)
+def measure(model: str, args: argparse.Namespace, dataset: Any) -> list[dict[str, Any]]:
+    """One row for each rule, stage of a staged one, and mode; SGD is first."""
+    from experiments import cost
+
+    bench = Bench(model, args, dataset)
+    rows: list[dict[str, Any]] = []
+    calls = []
+    for row, stage in planned(bench):
+        began, mode = time.perf_counter(), row["mode"]
+        seconds: list[float] = []
+
+        def compiled(room: Any, stage=stage, mode=mode, began=began, seconds=seconds) -> Any:
+            found = bench.compiled(stage, room, mode)
+            seconds.append(time.perf_counter() - began)
+            return found
+
+        labels = bench.orders[mode].labels_of(1000)
+        call, row["flops"] = cost.counted(compiled, bench.room(mode), labels)
+        calls.append(call)
+        # Of the step itself; the rest counts its choices.
+        row["seconds_compile"] = seconds[0]
+        row["temporary_bytes"] = temporary_bytes(call)
+        row["released"] = RELEASED.get(row["rule"])
+        rows.append(row)
+    times = None if args.compile_only else timed(bench, rows, calls, args.steps)
+    with_ratios(rows, times)
+    return rows
+
+
+def temporary_bytes(call: Any) -> int | None:
+    return getattr(call.memory_analysis(), "temp_size_in_bytes", None)
+
+
+def with_ratios(rows: list[dict[str, Any]], times: np.ndarray | None) -> None:
+    """Adds times and what is over SGD's, the first row's.
+
+    Args:
+      times: float[rounds, rows], seconds of a step; None where nothing was timed.
+    """
     ours = [k for k, row in enumerate(rows) if (row["rule"], row["mode"]) == ("sam", "dependent")]
     for k, row in enumerate(rows):
         memory, of_sgd = row["temporary_bytes"], rows[0]["temporary_bytes"]
@@ -276,7 +338,6 @@ def measure(model: str, args: argparse.Namespace, dataset: Any) -> list[dict[str
             row["our_sam_ratio"], row["our_sam_ratio_quartiles"] = _paired(
                 times[:, ours[0]], times[:, k]
             )
-    return rows
 
 
 def _methods(args: argparse.Namespace, counts: np.ndarray) -> Any:
@@ -292,29 +353,38 @@ def _methods(args: argparse.Namespace, counts: np.ndarray) -> Any:
             yield OPTAX, OptaxSAM(args.rho), {"rule": OPTAX, "rule_args": arguments, "ascent": {}}
 
 
-def _timed(bench: Bench, rows: list[dict[str, Any]], calls: list[Any]) -> np.ndarray:
-    """float[rounds, rows]: seconds of a step of each, the first round left out."""
+def timed(
+    bench: Bench,
+    rows: list[dict[str, Any]],
+    calls: list[Any],
+    rounds: int,
+    deadline: float = np.inf,
+) -> np.ndarray:
+    """float[rounds - 1, rows]: seconds of a step of each; the first round warms caches.
+
+    Args:
+      deadline: time.monotonic() after which no round begins that is not one of the first three.
+    """
     import jax
 
-    steps = bench.args.steps
     states = [bench.run_on.put_state(bench.initial) for _ in rows]
-    whole = [
-        [k for k in range(2 * steps + 1) if order.real(k) == bench.args.batch_size] or [0]
-        for order in bench.orders.values()
-    ]
-    times = np.zeros((steps, len(rows)))
-    for step in range(steps):
+    times: list[np.ndarray] = []
+    while len(times) < rounds and (len(times) < 3 or time.monotonic() < deadline):
+        number = len(times)
         placed = {
-            mode: bench.run_on.place(order.of_step(at[step % len(at)]).astype(np.int32)[None])
-            for (mode, order), at in zip(bench.orders.items(), whole, strict=True)
+            mode: bench.run_on.place(bench.rows(mode, number))
+            for mode in sorted({row["mode"] for row in rows})
         }
+        jax.block_until_ready(placed)
+        times.append(np.zeros(len(rows)))
         # In another order each round: no rule always follows the longest.
-        for k in np.random.default_rng(step).permutation(len(rows)):
+        for k in np.random.default_rng(number).permutation(len(rows)):
             began = time.perf_counter()
             states[k], seen = calls[k](states[k], bench.inputs, placed[rows[k]["mode"]])
             jax.block_until_ready((states[k], seen))
-            times[step, k] = time.perf_counter() - began
-    return times[1:]  # the first round warms caches
+            times[number][k] = (time.perf_counter() - began) / bench.steps_per_call
+            rows[k]["finite"] = bool(np.isfinite(seen.loss).all())
+    return np.stack(times[1:])
 
 
 def _paired(mine: np.ndarray, other: np.ndarray) -> tuple[float, list[float]]:
@@ -360,13 +430,10 @@ def main(args: argparse.Namespace) -> None:
 
     if args.steps < 2 or args.batch_size < 1:
         raise RunError("--steps must be at least 2 and --batch-size at least 1")
-    if args.image_size != 32 and not args.compile_only:
-        raise RunError(
-            "the images that steps are timed on have 32 pixels: give --image-size with "
-            "--compile-only, or leave it out"
-        )
     counts = long_tail_counts(*args.counts)
-    dataset = load_npz(Path(args.data)) if args.data else noise(counts)
+    if args.data and args.image_size != 32:
+        raise RunError("--data has images of 32 pixels: give --image-size without it")
+    dataset = load_npz(Path(args.data)) if args.data else noise(counts, args.image_size)
     if args.batch_size > len(dataset.train_labels):
         raise RunError(
             f"--batch-size {args.batch_size} is more than the {len(dataset.train_labels)} images"

@@ -18,9 +18,13 @@ from experiments.steps import Inputs, Rows, TrainState
 from imbsam_jax.rules import Rule
 
 
-def flops(compiled: Any) -> float:
-    """XLA's count. It takes a loop's body once and the dearest branch: compile steps alone."""
-    analysis = compiled.cost_analysis()
+def flops(step: Any) -> float:
+    """XLA's count of what is compiled, or lowered on the host: see Jit.lower_on_host.
+
+    It takes a loop's body once and the dearest branch: compile steps alone. Before optimisation it
+    is a percent or two less, for the borders of convolutions.
+    """
+    analysis = step.cost_analysis()
     if isinstance(analysis, list):
         analysis = analysis[0]
     return float((analysis or {}).get("flops", float("nan")))
@@ -37,7 +41,8 @@ def lone_step(
 ) -> tuple[float, float]:
     """(FLOPs, median milliseconds) of one compiled step; a time of NaN where seconds is 0.
 
-    FLOPs are those of one device's part.
+    FLOPs are those of one device's part; on a GPU they are counted on the host, where pmap's
+    cannot be.
 
     Args:
       state: plain; it is copied, not donated.
@@ -46,15 +51,20 @@ def lone_step(
       seconds: how long to go on timing, at least three steps; several processes time three.
     """
     mine = run_on.put_state(state)
+    on_host = run_on.devices[0].platform == "gpu" and run_on.axis_name is None and _host_is_there()
 
     def compiled(room: Any) -> Any:
         there = copy.copy(run_on)
         there.room = room
         there.micro_batches = 1  # XLA would count one of them
+        if on_host:
+            return there.lower_on_host(method, mine, inputs, rows)
         return there.compile_steps(method, mine, inputs, rows)
 
     call, mean_flops = counted(compiled, run_on.room, order.labels_of(1000, run_on.apart))
-    if run_on.micro_batches > 1:
+    if on_host:
+        mean_flops /= len(run_on.devices)
+    if seconds and (on_host or run_on.micro_batches > 1):
         call = run_on.compile_steps(method, mine, inputs, rows)
     times: list[float] = []
     most = 100 if run_on.processes == 1 else 4  # they must make equally many steps
@@ -65,6 +75,13 @@ def lone_step(
         jax.block_until_ready((mine, seen))
         times.append(time.perf_counter() - began)
     return mean_flops, 1000 * float(np.median(times[1:])) if times else float("nan")
+
+
+def _host_is_there() -> bool:
+    try:
+        return bool(jax.local_devices(backend="cpu"))
+    except RuntimeError:  # JAX_PLATFORMS names the GPU alone
+        return False
 
 
 def counted(

@@ -64,11 +64,13 @@ def _load(args: argparse.Namespace, config: dict[str, Any], run: Path) -> Any:
 
 
 def main(args: argparse.Namespace) -> None:
+    from experiments import methods
     from experiments.checkpoints import Checkpoints
     from experiments.parts import Parts
     from experiments.settings import Note, Settings
     from experiments.stopping import StopRequest
     from experiments.train import class_counts_sha256
+    from imbsam_jax import rules
     from imbsam_jax.losses import cross_entropy
 
     run = Path(args.run)
@@ -89,9 +91,14 @@ def main(args: argparse.Namespace) -> None:
     parts = Parts(dataset, config["model"], cross_entropy, settings)
     if not (run / "checkpoints").is_dir():
         raise RunError(f"{run} holds no checkpoint")
+    initial = parts.initial
+    if config.get("memory") is not None:  # every rule that can have one has one group
+        method = methods.Remembered(rules.sam(dataset.num_classes, rho=0.0), config["memory"])
+        stats = method.with_memory(initial.params, initial.batch_stats)
+        initial = parts.evaluator.put_state(initial.replace(batch_stats=stats))
     checkpoints = Checkpoints(run / "checkpoints")
     try:
-        found = checkpoints.restore(parts.initial)
+        found = checkpoints.restore(initial)
     finally:
         checkpoints.close()
     if found is None:

@@ -210,6 +210,31 @@ class Jit:
         jitted = jax.jit(call, donate_argnums=0, out_shardings=self.replicated)
         return jitted.lower(state, inputs, self.place(rows)).compile()
 
+    def lower_on_host(
+        self,
+        method: Method | Rule,
+        state: TrainState,
+        inputs: Inputs | None,
+        rows: Rows | np.ndarray,
+    ) -> Any:
+        """The call over all these rows, lowered for this machine's CPU and not compiled: to count.
+
+        XLA cannot count what it compiled for a GPU, where the work is in calls of libraries, and
+        counts nothing lowered for one.
+        """
+        many = self._many(method)
+        rows = rows if isinstance(rows, Rows) else Rows(index=rows)
+
+        def call(state: TrainState, inputs: Inputs | None, rows: Rows) -> Any:
+            count = jax.tree.leaves(rows)[0].shape[1]
+            return many(state, inputs, rows, jnp.arange(count), count)
+
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, inputs, rows)
+        )
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            return jax.jit(call).lower(*shapes)
+
     def _mine(self, rows: Rows | np.ndarray) -> tuple[Rows, bool]:
         """(this process's part of the rows, are all devices to have equal parts)."""
         rows = rows if isinstance(rows, Rows) else Rows(index=rows)

@@ -27,6 +27,11 @@ def add_method(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     method = parser.add_argument_group("method")
     method.add_argument("--rule", default="imbsam", choices=sorted(methods.RULES))
     methods.add_arguments(method, **defaults)
+    method.add_argument(
+        "--memory", type=float, metavar="DECAY",
+        help="perturb along what earlier steps saw of the direction, of which each step keeps so "
+        "much (ours, see imbsam_jax.remembered): with --examples independent for SGD's price",
+    )  # fmt: skip
     objectives.add_arguments(parser.add_argument_group("loss"))
     stage2.add_arguments(parser.add_argument_group("second stage"))
 
@@ -210,6 +215,13 @@ def make_plan(args: argparse.Namespace, dataset: Any, about_data: dict[str, Any]
             raise RunError("--rule cc_sam takes a batch whole: use --examples dependent")
         if "running_statistics" in of_method["ascent"]:
             raise RunError(methods.NOT_EVERY)
+    if args.memory is not None:
+        if settings.examples == "split_norm" or settings.accumulate > 1 or args.stage2:
+            raise RunError(
+                "--memory does not go with --examples split_norm, --accumulate or --stage2"
+            )
+        method = methods.remembering(method, args.memory)
+        of_method["memory"] = args.memory
     loss, of_loss = objectives.build_loss(
         args.loss, counts, options, steps_per_epoch=steps_per_epoch,
         axis_name=EXECUTIONS[args.parallel].axis_name,

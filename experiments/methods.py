@@ -249,25 +249,41 @@ class Remembered:
         """The running statistics to begin with, and a memory of nothing."""
         return {**stats, self.KEY: remembered.init(params, self.rule)}
 
+    @classmethod
+    def without_memory(cls, stats: Any) -> Any:
+        """The running statistics alone."""
+        return {key: value for key, value in stats.items() if key != cls.KEY}
+
     def gradient(self, halves: Halves, params: Any, stats: Any, step: Any, axis: Any) -> Any:
         if halves.micro_batches > 1:
             raise RunError("a remembered direction takes a batch whole: use --accumulate 1")
-        if halves.room is not None:
-            raise RunError("a remembered direction takes a batch whole: use --examples dependent")
+        if halves.tail_statistics is not None:
+            raise RunError("a remembered direction does not go with --examples split_norm")
+        alone = halves.room is not None
 
         def losses_fn(params: Any, images: Any, target: Any, stats: Any) -> Any:
             features, new = halves.features(params, stats, images)
             losses, logits = halves.losses(params, features, target)
-            return losses, (new, logits)
+            if alone and new is not stats and jax.tree.leaves(new):
+                raise RunError(NO_STATISTICS)
+            return losses, (None if alone else new, logits)
 
         f = remembered.value_and_grad(
-            losses_fn, self.rule, decay=self.decay, axis_name=axis, ascent=self.ascent
+            losses_fn,
+            self.rule,
+            decay=self.decay,
+            axis_name=axis,
+            ascent=self.ascent,
+            batched=(True, True, False) if alone else None,
+            examples="independent" if alone else "dependent",
+            buffers=halves.room(len(halves.labels)) if halves.room is not None else None,
         )
-        running = {key: value for key, value in stats.items() if key != self.KEY}
+        running = self.without_memory(stats)
         images, target = halves.images, halves.target
         (loss, (new, logits)), grads, memory = f(
             params, stats[self.KEY], target, images, target, running, step=step, mask=halves.mask
         )
+        new = running if alone else new
         return (loss, ({**new, self.KEY: memory}, logits)), grads
 
 

@@ -30,7 +30,7 @@ from experiments.data.encoded import EncodedDataset
 from experiments.errors import Diverged, RunError, Stopped
 from experiments.evaluation import Hits
 from experiments.execution import use_devices
-from experiments.methods import Method, as_method
+from experiments.methods import Method, Remembered, as_method
 from experiments.objectives import Adversary, Loss
 from experiments.parts import Parts
 from experiments.progress import Progress
@@ -142,6 +142,10 @@ class _Trainer:
         self.initial, self.schedule = parts.initial, parts.schedule
         self.steps_per_epoch = parts.steps_per_epoch
         self.stages = as_method(method).stages()
+        if isinstance(method, Remembered):
+            stats = method.with_memory(self.initial.params, self.initial.batch_stats)
+            with_memory = self.initial.replace(batch_stats=stats)
+            self.initial = self.evaluator.put_state(with_memory)
         self.agreed_stop = 0
         self._compiled: dict[Any, Any] = {}
 
@@ -436,6 +440,7 @@ class _Trainer:
         starts = [min(start, steps) for start, _ in self.stages] + [steps]
         shares = np.diff(starts) / steps
         flops, step_ms = shares @ [of(stage, 3.0) for _, stage in self.stages]
+        plain = plain.replace(batch_stats=Remembered.without_memory(plain.batch_stats))
         of_sgd, _ = of(rules.sgd(self.dataset.num_classes), 0.0)
         return float(flops), of_sgd, float(step_ms)
 

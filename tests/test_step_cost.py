@@ -46,6 +46,17 @@ def test_fields_and_ratios_of_three_rounds(tmp_path):
 
 
 @pytest.mark.slow
+def test_images_of_another_size_are_brought_along(tmp_path):
+    flags = ["--rule", "imbsam", "--steps", "2", "--batch-size", "8", "--image-size", "12"]
+    flags += ["--counts", "5", "60", "10", "--eta", "20", "--mode", "dependent"]
+    rows, _ = run(tmp_path, *flags)
+    alone, _ = run(tmp_path, *flags, "--compile-only")
+    for key, row in rows.items():
+        assert row["step_ms"] > 0 and row["image_size"] == 12
+        assert row["flops"] == pytest.approx(alone[key]["flops"], rel=0.02)
+
+
+@pytest.mark.slow
 def test_compiled_alone_it_runs_nothing(tmp_path):
     flags = ["--rule", "imbsam", "--compile-only", "--batch-size", "40", "--image-size", "8"]
     rows, _ = run(tmp_path, *flags, "--counts", "5", "60", "10", "--eta", "20")
@@ -61,11 +72,26 @@ def test_compiled_alone_it_runs_nothing(tmp_path):
     assert "| mlp | imbsam | uniform | - | - | - to - |" in (tmp_path / "step_cost.md").read_text()
 
 
+@pytest.mark.slow
+def test_groups_over_their_own_rows(tmp_path):
+    """1 + 2f with batch statistics, and no mode of models without."""
+    flags = ["--model", "resnet8", "--rule", "sam", "imbsam", "--compile-only"]
+    flags += ["--image-size", "8", "--batch-size", "40", "--counts", "5", "60", "10", "--eta", "20"]
+    rows, _ = run(tmp_path, *flags)
+    assert {mode for rule, mode in rows if rule == "imbsam"} == {
+        "dependent", "split_own", "split_renorm",
+    }  # fmt: skip
+    assert ("sam", "split_own") not in rows
+    share = rows["sgd", "dependent"]["tail_share"]
+    for mode in ("split_own", "split_renorm"):
+        assert rows["imbsam", mode]["flops_ratio"] == pytest.approx(1 + 2 * share, abs=0.1)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--steps", "1"], "--steps must be at least 2"),
-        (["--image-size", "8"], "give --image-size with --compile-only"),
+        (["--image-size", "8", "--data", "cache.npz"], "give --image-size without it"),
         (["--batch-size", "900", "--counts", "5", "60", "10"], "900 is more than the 127 images"),
     ],
 )

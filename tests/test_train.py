@@ -381,6 +381,7 @@ def test_seeds_report_and_evaluate(data, tmp_path, run_python):
 def test_the_accelerator_script_goes_on_where_it_was_cut_short(data, tmp_path, run_python):
     out = tmp_path / "out"
     flags = ["-m", "benchmarks.accelerator", "--data", data, "--models", "mlp", "--epochs", "2"]
+    flags += ["--parts", "runs"]
     flags += ["--methods", "sgd", "imbsam_x2", "--weight-decays", "5e-3", "--eta", "10"]
     flags += ["--out", str(out), "--work", str(tmp_path / "work"), "--quiet"]
     done = run_python([*flags, "--minutes", "0"], expect=75)
@@ -389,6 +390,8 @@ def test_the_accelerator_script_goes_on_where_it_was_cut_short(data, tmp_path, r
     reports = json.loads((out / "runs.json").read_text())
     assert [report["rule"] for report in reports] == ["sgd", "imbsam"]
     assert reports[1]["rule_args"] == {"rho": 0.05, "eta": 10, "tail_scale": 2.0}
+    assert reports[0]["seconds_whole"] is None  # cut short, and resumed
+    assert reports[1]["seconds_whole"] >= reports[1]["seconds_train"]
     again = run_python(flags).stdout
     assert "2 runs are done, 0 to do" in again
 
