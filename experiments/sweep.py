@@ -118,7 +118,7 @@ def grid_of(args: argparse.Namespace) -> dict[str, list[float]]:
         raise RunError("a grid is of constant radii: leave --rho-schedule out")
     numeric = {name for name, value in vars(args).items() if isinstance(value, float)}
     known = numeric & set(methods.rule_arguments(args.rule, vars(args)))
-    if args.rule in REMEMBERED and "memory" in args:
+    if args.rule in REMEMBERED:
         known.add("memory")
     defaults = [
         [name, *map(str, values)]

@@ -73,9 +73,9 @@ def train(
         )
     out, runs = Path(args.out), []
     for name, point in {"sgd": {}, **points}.items():
-        rule, folder = args.rule if point else "sgd", name.replace(", ", "_").replace(" ", "_")
-        changed = {**point, "rule": rule, "out": str(out / folder)}
-        mine = argparse.Namespace(**{**vars(args), **changed})
+        changed = point or {"rule": "sgd", "memory": None}
+        folder = name.replace(", ", "_").replace(" ", "_")
+        mine = argparse.Namespace(**{**vars(args), **changed, "out": str(out / folder)})
         runs.append((name, point, mine, cifar_lt.make_plan(mine, dataset)))
     make_folder(out, args)
     rows: list[Any] = []

@@ -287,6 +287,17 @@ def test_a_sweep_of_which_every_point_diverged_chooses_none(tmp_path, monkeypatc
     assert "none is chosen" in (tmp_path / "out" / "table.md").read_text()
 
 
+def test_images_remembered_directions_can_be_swept(tmp_path, monkeypatch):
+    """Up to where training begins; SGD has none to remember."""
+    diverging(monkeypatch)
+    args = image_flags(tmp_path, "--eta", "20", "--memory", "0.5")
+    args.grid = [["memory", "0", "0.9"]]
+    sweep.main(args)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [row["point"] for row in summary] == [{}, {"memory": 0.0}, {"memory": 0.9}]
+    assert (tmp_path / "out" / "memory_0.9" / "seed_1").is_dir()
+
+
 def test_sgd_must_not_diverge(tmp_path, monkeypatch):
     diverging(monkeypatch, "sgd")
     with pytest.raises(RunError, match="SGD, with which every point is compared: the loss is nan"):
@@ -316,9 +327,9 @@ def test_a_radius_that_ruins_training_leaves_the_others(tmp_path, monkeypatch):
         (["--rule", "sgd"], "--rule sgd has no grid"),
         (["--rule", "cc_sam"], "--rule cc_sam has no grid"),
         (["--rho-schedule", "late"], "leave --rho-schedule out"),
-        (["--grid", "gamma", "1"], "gamma is no numeric flag of imbsam; it has eta, rho, tail_sc"),
-        (["--grid", "memory", "1"], "memory is no numeric flag"),
+        (["--grid", "gamma", "1"], "gamma is no numeric flag of imbsam; it has eta, memory, rho"),
         (["--grid", "lr", "1"], "lr is no numeric flag"),
+        (["--grid", "memory", "1"], "--memory: decay must be"),
         (["--grid", "tail-scale", "-1"], "tail_scale"),
         (["--num-seeds", "0"], "--num-seeds must be at least 1"),
         (["--process-id", "0"], "a sweep runs in one process"),
