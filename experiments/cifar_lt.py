@@ -78,7 +78,11 @@ def load(args: argparse.Namespace) -> Any:
     if args.shrink < 1:
         raise RunError(f"--shrink must be at least 1, got {args.shrink}")
     dataset = shrunk(dataset, args.shrink)
-    return hold_out(dataset, args.val_per_class, seed=0) if args.val_per_class else dataset
+    if not args.val_per_class:
+        return dataset
+    if dataset.val_labels is not None:
+        raise RunError(f"{args.data} has a validation set of its own: leave --val-per-class out")
+    return hold_out(dataset, args.val_per_class, seed=0)
 
 
 def describe(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,10 +1,14 @@
-"""The one exception whose message an entry point prints as its last line, without a traceback."""
+"""The exceptions whose message an entry point prints as its last line, without a traceback."""
 
 from __future__ import annotations
 
 
 class RunError(Exception):
     """Something the person who started the run can put right; the message says how."""
+
+
+class Diverged(RunError):
+    """The loss or the parameters are not finite; the same run would do so again."""
 
 
 class Stopped(Exception):

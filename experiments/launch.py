@@ -268,22 +268,25 @@ def run(
     load: Callable[[argparse.Namespace], Any],
     describe: Callable[[argparse.Namespace], dict[str, Any]],
 ) -> None:
-    """Trains every seed, and every second stage of each, and shows the table.
-
-    With --together that is the first stage of all seeds, then the second ones one after the other.
-    """
+    """Trains every seed, and every second stage of each, and shows the table."""
     import jax
 
     from experiments import report
+
+    begin(args)
+    dataset = load(args)
+    reports = train(args, dataset, make_plan(args, dataset, describe(args)))
+    if jax.process_index() == 0:
+        report.show(reports)
+
+
+def begin(args: argparse.Namespace) -> None:
+    """What comes before the data: refuses flags, meets other processes, settles the devices."""
     from experiments.execution import devices_by_default
-    from experiments.parts import initial_variables, last_variables
-    from experiments.together import fit_together
-    from experiments.train import fit
 
     if not args.out:
         raise RunError("--out is missing: name the folder this run is to be written to")
-    seeds = _seeds(args)
-    several = args.seeds is not None or args.num_seeds is not None
+    _seeds(args)
     join(args)
     if isinstance(args.devices, _LeftOut):
         share = args.batch_size // max(args.accumulate, 1)
@@ -295,8 +298,19 @@ def run(
     cli.use_compilation_cache()
     if args.preset and args.process_id in (None, 0):
         print(presets.explain(args))
-    dataset = load(args)
-    plan = make_plan(args, dataset, describe(args))
+
+
+def train(args: argparse.Namespace, dataset: Any, plan: Plan) -> list[dict[str, Any]]:
+    """Trains every seed, and every second stage of each; their reports.
+
+    With --together that is the first stage of all seeds, then the second ones one after the other.
+    """
+    from experiments.parts import initial_variables, last_variables
+    from experiments.together import fit_together
+    from experiments.train import fit
+
+    seeds = _seeds(args)
+    several = args.seeds is not None or args.num_seeds is not None
     more = {"resume": args.resume, "quiet": args.quiet}
     each = {seed: dataclasses.replace(plan.settings, seed=seed) for seed in seeds}
     outs = {seed: Path(args.out) / (f"seed_{seed}" if several else "") for seed in seeds}
@@ -339,8 +353,7 @@ def run(
                     **more,
                 )
             )  # fmt: skip
-    if jax.process_index() == 0:
-        report.show(reports)
+    return reports
 
 
 def _seeds(args: argparse.Namespace) -> list[int]:

@@ -1,13 +1,18 @@
-r"""Grids of a rule's hyper-parameters on long-tailed digits, as the ImbSAM paper's Figure 4.
-
-    python -m experiments.sweep --out runs/sweep
+r"""Grids of a rule's hyper-parameters, as the ImbSAM paper's Figure 4: on digits or CIFAR-LT.
 
     python -m experiments.sweep --rule imbsam --grid eta 8 20 40 --grid rho 0.05 0.1 0.2 0.4 \
         --out runs/sweep
 
-All seeds of a point run in one compiled program, and all points in the same one: radii and class
-weights are its data. A setting is chosen by validation images that are neither trained on nor
-tested on; what the test set would have chosen is shown beside it.
+    python -m experiments.sweep cifar_lt --grid eta 20 60 100 --grid rho 0.01 0.05 0.1 \
+        --val-per-class 5 --num-seeds 3 --model resnet32 --out runs/sweep_cifar
+
+On the digits all seeds of a point run in one compiled program, and all points in the same one:
+radii and class weights are its data. With `cifar_lt` all flags of that command are taken, and each
+point and seed is a run folder, as OUT/eta_60_rho_0.05/seed_0; --resume goes on with a sweep that
+was stopped, or with more values or seeds. A point whose loss is not finite is told and left out.
+A setting is chosen by the accuracy, in the last epoch, on validation images that are neither
+trained on nor tested on (class sizes are those of what is left); what the test set would have
+chosen is shown beside it.
 """
 
 from __future__ import annotations
@@ -15,12 +20,13 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import cli, methods, objectives
+from experiments import cifar_lt, cli, methods, objectives, presets
 from experiments.digits_lt import (
     REMEMBERED,
     add_method_arguments,
@@ -34,20 +40,53 @@ from experiments.errors import RunError
 
 SPLITS = ("all", "many", "medium", "few")
 # Few, half of Medium and all of it are in the tail: the paper's 20, 60 and 100 of CIFAR100-LT.
-GRID = {"eta": [8.0, 20.0, 40.0], "rho": [0.02, 0.05, 0.1, 0.2, 0.4, 0.8]}
+GRIDS = {
+    "digits": {"eta": [8.0, 20.0, 40.0], "rho": [0.02, 0.05, 0.1, 0.2, 0.4, 0.8]},
+    "cifar_lt": {"eta": [20.0, 60.0, 100.0], "rho": [0.01, 0.05, 0.1]},
+}
+
+
+class Row(NamedTuple):
+    """What a point of the grid did; accuracies are float[S] by split, in percent.
+
+    Attributes:
+      point: values by flag; {} is SGD.
+      test, val: of the last epoch; NaN for a shot group without classes.
+      diverged: why there are none at all, or None.
+    """
+
+    point: dict[str, float]
+    test: dict[str, Any]
+    val: dict[str, Any]
+    diverged: str | None = None
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags of the experiment that the first word names, or of the digits."""
+    argv = sys.argv[1:] if argv is None else argv
+    experiment = argv[0] if argv and argv[0] in GRIDS else "digits"
+    parser = arguments() if experiment == "digits" else image_arguments()
+    args = presets.parse(parser, argv) if experiment != "digits" else parser.parse_args(argv)
+    if args.experiment != experiment:
+        parser.error(f"{args.experiment} must be the first word")
+    return args
+
+
+def image_arguments() -> argparse.ArgumentParser:
+    """Those of cifar_lt, and the grid."""
+    parser = cifar_lt.arguments()
+    parser.description = "Train on long-tailed CIFAR at each point of a grid."
+    _add_grid(parser, "cifar_lt")
+    return parser
 
 
 def arguments() -> argparse.ArgumentParser:
+    """Those of the digits."""
     parser = cli.parser("Train an MLP on long-tailed 8x8 digits at each point of a grid.")
     parser.add_argument(
         "--rule", default="imbsam", choices=sorted(set(methods.RULES) - {"sgd", "cc_sam"})
     )
-    parser.add_argument(
-        "--grid", action="append", nargs="+", metavar=("NAME", "VALUE"),
-        help="a numeric flag of the rule and its values; give it once for each flag. The last is "
-        "the figure's axis. Default, of what the rule takes: "
-        + ", ".join(f"{name} {_shown(values)}" for name, values in GRID.items()),
-    )  # fmt: skip
+    _add_grid(parser, "digits")
     add_method_arguments(parser).add_argument(
         "--memory", type=float, help="remember ascent directions, with this decay"
     )
@@ -56,17 +95,36 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_grid(parser: argparse.ArgumentParser, experiment: str) -> None:
+    parser.add_argument(
+        "experiment", nargs="?", default=experiment, choices=list(GRIDS),
+        help="the first word: what is trained; each has its own flags",
+    )  # fmt: skip
+    parser.add_argument(
+        "--grid", action="append", nargs="+", metavar=("NAME", "VALUE"),
+        help="a numeric flag of the rule and its values; give it once for each flag. The last is "
+        "the figure's axis. Default, of what the rule takes: "
+        + ", ".join(f"{name} {_shown(values)}" for name, values in GRIDS[experiment].items()),
+    )  # fmt: skip
+
+
 def _shown(values: list[float]) -> str:
     return " ".join(f"{value:g}" for value in values)
 
 
 def grid_of(args: argparse.Namespace) -> dict[str, list[float]]:
     """Values by flag; a flag that the rule does not take, or that is no number, is refused."""
+    if args.rho_schedule != "constant":
+        raise RunError("a grid is of constant radii: leave --rho-schedule out")
     numeric = {name for name, value in vars(args).items() if isinstance(value, float)}
     known = numeric & set(methods.rule_arguments(args.rule, vars(args)))
     if args.rule in REMEMBERED:
         known.add("memory")
-    defaults = [[name, *map(str, values)] for name, values in GRID.items() if name in known]
+    defaults = [
+        [name, *map(str, values)]
+        for name, values in GRIDS[args.experiment].items()
+        if name in known
+    ]
     grid: dict[str, list[float]] = {}
     for name, *values in args.grid or defaults:
         name = name.lstrip("-").replace("-", "_")
@@ -82,20 +140,25 @@ def grid_of(args: argparse.Namespace) -> dict[str, list[float]]:
     return grid
 
 
-def train(args: argparse.Namespace, seeds: list[int], grid: dict[str, list[float]]) -> list[Any]:
-    """(point, test accuracies, validation accuracies), of SGD first: float[S] by split each."""
+def points_of(grid: dict[str, list[float]]) -> list[dict[str, float]]:
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def named(point: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.12g}" for name, value in point.items()) or "sgd"
+
+
+def train(args: argparse.Namespace, seeds: list[int], points: list[dict[str, float]]) -> list[Row]:
+    """A row of SGD, then one of each point, of the digits."""
     from experiments.data.digits import load_digits_lt
     from experiments.digits_training import Bench, Job
 
-    if args.rho_schedule != "constant":
-        raise RunError("a grid is of constant radii: leave --rho-schedule out")
     bench = Bench([load_digits_lt(args.imbalance_factor, seed) for seed in seeds], seeds)
     steps = {"steps_per_epoch": -(-bench.rows // args.batch_size)}
     loss, _ = objectives.build_loss(args.loss, bench.class_counts, vars(args), **steps)
     objective = objectives.Objective(loss, len(bench.class_counts), args.mixup)
     settings = settings_of(args, args.loss)
     sgd, _ = build_method("sgd", None, bench.class_counts, vars(args), **steps)
-    points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     found: list[Any] = []
     for point in points:
         options = {**vars(args), **point}
@@ -105,8 +168,7 @@ def train(args: argparse.Namespace, seeds: list[int], grid: dict[str, list[float
     # One method, and so one program: the others are its numbers.
     jobs = [Job("sgd", sgd, objective, settings)] + [
         Job(
-            ", ".join(f"{name} {value:g}" for name, value in point.items()),
-            found[0], objective, settings,
+            named(point), found[0], objective, settings,
             numbers=[stage.numbers() for _, stage in method.stages()],
         )
         for point, method in zip(points, found, strict=True)
@@ -116,27 +178,28 @@ def train(args: argparse.Namespace, seeds: list[int], grid: dict[str, list[float
     for point, job in zip([{}, *points], jobs, strict=True):
         curve, params = result[job.name]
         test = {split: curve.splits[split][-1] for split in SPLITS}
-        rows.append((point, test, bench.validate(params, settings.classifier)))
+        rows.append(Row(point, test, bench.validate(params, settings.classifier)))
     return rows
 
 
-def summarise(rows: list[Any], seeds: list[int]) -> list[dict[str, Any]]:
+def summarise(rows: list[Row], seeds: list[int]) -> list[dict[str, Any]]:
     """One object a point, SGD first; percent, means over seeds, differences paired with SGD."""
-    _, *of_sgd = rows[0]
+    sgd = rows[0]
     summary: list[dict[str, Any]] = []
-    for point, *sets in rows:
-        row: dict[str, Any] = {"point": point, "seeds": seeds}
-        for name, values, base in zip(("test", "val"), sets, of_sgd, strict=True):
+    for point, test, val, diverged in rows:
+        row: dict[str, Any] = {"point": point, "seeds": seeds, "diverged": diverged}
+        for name, values, base in (("test", test, sgd.test), ("val", val, sgd.val)):
             for split in SPLITS:
                 difference = values[split] - base[split]
                 spread = np.std(difference, ddof=1) if len(seeds) > 1 else np.nan
                 row[f"{name}_{split}"] = _number(np.mean(values[split], dtype=np.float64))
                 row[f"{name}_{split}_sgd"] = _number(np.mean(difference, dtype=np.float64))
                 row[f"{name}_{split}_sgd_se"] = _number(spread / np.sqrt(len(seeds)))
-            row[f"{name}_all_by_seed"] = values["all"].tolist()
+            row[f"{name}_all_by_seed"] = [_number(value) for value in values["all"]]
         summary.append(row)
     for name in ("test", "val"):
-        best = max(summary[1:], key=lambda row: row[f"{name}_all"])
+        whole = [row for row in summary[1:] if row["diverged"] is None]
+        best = max(whole, key=lambda row: row[f"{name}_all"], default=None)
         for row in summary:
             row[f"best_{name}"] = row is best
     return summary
@@ -158,6 +221,8 @@ def table(summary: list[dict[str, Any]], grid: dict[str, list[float]]) -> str:
             "" if not row["point"] else _paired(row[f"{key}_sgd"], row[f"{key}_sgd_se"])
             for key in ("test_all", "test_few", "val_all")
         ]
+        if row["diverged"] is not None:
+            cells[-1] = "diverged"
         mark = "**" if row["best_val"] else ""
         lines.append("| " + " | ".join(f"{mark}{c}{mark}" if c else "" for c in cells) + " |")
     return "\n".join(lines)
@@ -175,15 +240,20 @@ def _paired(value: float | None, error: float | None) -> str:
 
 def verdict(summary: list[dict[str, Any]]) -> str:
     """What validation chose, and what choosing on the test set would have shown instead."""
-    lines = []
+    lines = [
+        f"Diverged, and not among the choices: {named(row['point'])} ({row['diverged']})."
+        for row in summary
+        if row["diverged"] is not None
+    ]
+    if len(lines) == len(summary) - 1:
+        return "\n".join([*lines, "No point was trained to its end: none is chosen."])
     for name, words in (
         ("val", "Chosen by validation"),
         ("test", "Best on the test set, no result"),
     ):
         row = next(row for row in summary if row[f"best_{name}"])
-        point = ", ".join(f"{key} {value:g}" for key, value in row["point"].items())
         gain = _paired(row["test_all_sgd"], row["test_all_sgd_se"])
-        lines.append(f"{words}: {point}, All - SGD {gain} on the test set.")
+        lines.append(f"{words}: {named(row['point'])}, All - SGD {gain} on the test set.")
     return "\n".join(lines)
 
 
@@ -222,10 +292,18 @@ def write(
 
 
 def main(args: argparse.Namespace) -> None:
-    out, seeds = checked(args)
-    grid = grid_of(args)
-    cli.use_compilation_cache()
-    summary = summarise(train(args, seeds, grid), seeds)
+    if args.experiment == "digits":
+        out, seeds = checked(args)
+        grid = grid_of(args)
+        cli.use_compilation_cache()
+        rows = train(args, seeds, points_of(grid))
+    else:
+        from experiments import sweep_images
+
+        out, grid = sweep_images.checked(args), grid_of(args)
+        found, seeds = sweep_images.train(args, {named(p): p for p in points_of(grid)}, SPLITS)
+        rows = [Row(*values) for values in found]
+    summary = summarise(rows, seeds)
     write(out, summary, grid, args)
     print(table(summary, grid))
     print(verdict(summary))
@@ -233,4 +311,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, arguments().parse_args())
+    cli.run(main, parse())

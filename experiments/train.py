@@ -28,7 +28,7 @@ from experiments import cost, folders, plots
 from experiments.checkpoints import Checkpoints
 from experiments.data import Dataset
 from experiments.data.encoded import EncodedDataset
-from experiments.errors import RunError, Stopped
+from experiments.errors import Diverged, RunError, Stopped
 from experiments.evaluation import Hits
 from experiments.methods import Method, Remembered, as_method
 from experiments.objectives import Adversary, Loss
@@ -75,7 +75,7 @@ def fit(
       deadline: time.monotonic() after which to stop as if by SIGTERM, with exit code 75.
 
     Raises:
-      RunError: bad settings, a folder in use, a loss that is not finite.
+      RunError: bad settings, a folder in use; Diverged: a loss that is not finite.
       Stopped: asked to stop; the state is saved.
     """
     settings.check(least_epochs=1 if start is None else 0)
@@ -278,7 +278,7 @@ class _Trainer:
                 if last is None
                 else f"the last good checkpoint is step {last}"
             )
-            raise RunError(
+            raise Diverged(
                 f"{self.name}the loss is {losses[bad[0]]} at step {first_step + bad[0]} (epoch "
                 f"{note.epoch + 1}): {good}; lower --lr or --rho"
             )
@@ -342,7 +342,7 @@ class _Trainer:
         step = self._position()
         plain = self.run_on.get_state(self.state)
         if not bool(all_finite((plain.params, plain.batch_stats))):
-            raise RunError(
+            raise Diverged(
                 f"{self.name}the parameters are not finite at step {step}: not saved; the last "
                 f"good checkpoint is step {self.checkpoints.latest_step()}; lower --lr or --rho"
             )

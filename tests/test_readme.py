@@ -83,6 +83,8 @@ def test_every_shown_command_is_accepted():
             args = presets.parse(module.arguments(), flags)
             plan = launch.make_plan(args, dataset, module.describe(args))
             assert list(plan.second) == args.stage2
+        elif name == "sweep":
+            sweep.grid_of(sweep.parse(flags))
         else:
             module.arguments().parse_args(flags)
     assert seen == {*presets.TABLES, "digits_lt", "sweep", "anomaly", "report", "evaluate"}
