@@ -33,7 +33,7 @@ from imbsam_jax.rules import Rule
 # Of the running statistics of batch normalisation.
 STATISTICS = ("first", "every")
 # Of batch normalisation in passes over a group's own rows.
-TAIL_STATISTICS = ("held", "own", "renorm")
+TAIL_STATISTICS = ("renorm", "own", "held")
 
 
 def _unused(*_: Any) -> Any:

@@ -53,7 +53,7 @@ class Settings:
     strict: bool = False  # of stratified sampling: the tail is n < eta
     # "independent" and "split_norm": passes leave out rows without weight.
     examples: str = "dependent"
-    tail_statistics: str = "held"  # of split_norm: what normalises a pass over a group's rows
+    tail_statistics: str = "renorm"  # of split_norm: what normalises a pass over a group's rows
     trained: str = "all"
     statistics: str = "updated"  # or "frozen": normalise by the running ones, and leave them
     max_norm: str = "none"  # projection of the classifier after each step, or each epoch

@@ -20,7 +20,7 @@ from experiments.augment import mix
 from experiments.methods import Halves, Method, as_method
 from experiments.models.resnet import BATCH_NORM_MOMENTUM
 from experiments.objectives import Objective
-from imbsam_jax import classifiers, metrics
+from imbsam_jax import batch_renorm, classifiers, metrics
 from imbsam_jax.losses import Loss, cross_entropy
 from imbsam_jax.rules import Rule
 
@@ -282,30 +282,18 @@ def _halves(
 
 
 def batch_renormalised(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-    """Makes `nn.BatchNorm`, asked for its running statistics, pass gradients through the batch's.
+    """Makes `nn.BatchNorm` renormalise by its running statistics; for `nn.intercept_methods`.
 
-        y = scale * ((x - m) / s * r + d) + bias,   r = s / s_run,  d = (m - m_run) / s_run
-
-    with r and d held fixed: the value is that of the running statistics (m_run, s_run), the
-    gradient that of the batch's own (m, s). A function for `nn.intercept_methods`.
-
-    Source: Ioffe, Batch Renormalization, NIPS 2017, without its clipping of r and d.
+    See imbsam_jax.batch_renorm.
     """
     layer = context.module
     if not isinstance(layer, nn.BatchNorm) or context.method_name != "__call__":
         return call(*args, **kwargs)
-    (x,) = args
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    axes = tuple(range(x.ndim - 1))
-    mean, square = wide.mean(axes), jnp.square(wide).mean(axes)
-    if layer.axis_name is not None:
-        mean, square = jax.lax.pmean((mean, square), layer.axis_name)
-    std = jnp.sqrt(jnp.maximum(square - jnp.square(mean), 0) + layer.epsilon)
-    running = layer.variables["batch_stats"]
-    std_run = jnp.sqrt(running["var"] + layer.epsilon)
-    r, d = jax.lax.stop_gradient((std / std_run, (mean - running["mean"]) / std_run))
+    (x,), given = args, layer.variables["batch_stats"]
+    y = batch_renorm(
+        x, given["mean"], given["var"], epsilon=layer.epsilon, axis_name=layer.axis_name
+    )
     params = layer.variables.get("params", {})
-    y = (wide - mean) / std * r + d
     y = y * params.get("scale", 1) + params.get("bias", 0)
     return y.astype(layer.dtype or x.dtype)
 

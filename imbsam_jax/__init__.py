@@ -21,6 +21,7 @@ from imbsam_jax.priors import (
     tail_classes,
 )
 from imbsam_jax.rules import ClassWeights
+from imbsam_jax.split_norm import batch_renorm
 from imbsam_jax.transform import SharpnessAwareState, class_weighted_grad, sharpness_aware
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ __all__ = [
     "SharpnessAwareState",
     "SharpnessInfo",
     "asam_scale",
+    "batch_renorm",
     "binomial_buffers",
     "cc_sam",
     "class_counts",

@@ -83,8 +83,9 @@ def value_and_grad(
         "split_norm", for batch normalisation: the pass at theta sees the whole batch and gives
         loss, aux and base; a group's two gradients, d_k too, are of passes over its own rows
         alone, which batch normalisation then normalises by themselves, or by what `carry` puts
-        into the args. About 1 + 2f times SGD's cost. **Not the same gradient**: see
-        `split_norm`. A group with weight on every class is passed over exactly.
+        into the args (better, with `batch_renorm`). About 1 + 2f times SGD's cost. **Not the same
+        gradient**: imbsam_jax/split_norm.py says what it costs in accuracy. A group with weight
+        on every class is passed over exactly.
       batched: which of the args have the batch axis, `(True, False, ...)`, where rows are chosen
         or micro-batches cut; an arg that is a tree has it in all of its leaves or in none. None:
         all of them. An arg without it is given whole to every pass, a random key as well.

@@ -329,7 +329,7 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         Parts(tiny_dataset(), "mlp", ij.losses.cross_entropy, BASE)
     with pytest.raises(RunError, match="--mixup 1 every row is of two classes"):
         dataclasses.replace(BASE, mixup=1.0).check()
-    with pytest.raises(RunError, match="choose from held, own, renorm"):
+    with pytest.raises(RunError, match="choose from renorm, own, held"):
         dataclasses.replace(BASE, tail_statistics="none").check()
     assert "tail_statistics" in BASE.decisive()
     assert "tail_statistics" not in dataclasses.replace(BASE, examples="dependent").decisive()
