@@ -32,9 +32,10 @@ _FREE = (
 _DECIDES = (
     "dataset", "imbalance_factor", "source", "class_counts_sha256", "thresholds", "subset",
     "val_per_class", "model", "classifier", "epochs", "batch_size", "rule", "rule_args", "ascent",
-    "loss", "loss_args", "mixup", "stage2", "stage2_args", "init", "image_size", "resize",
+    "loss", "loss_args", "mixup", "stage2", "stage2_args", "init", "image_size", "resize", "memory",
 )  # fmt: skip
-_METHOD = ("rule", "rule_args", "ascent")
+# SGD is the same whichever rows the passes of other rules see.
+_METHOD = ("rule", "rule_args", "ascent", "memory", "examples", "tail_statistics")
 _NEEDED = (
     "dataset", "imbalance_factor", "model", "rule", "rule_args", "loss", "epochs", "batch_size",
     "seed", "settings", "best_epoch_flip", *COLUMNS,
@@ -209,7 +210,9 @@ def _folder(report: dict[str, Any]) -> Path | str:
 
 def _identity(report: dict[str, Any]) -> dict[str, Any]:
     # The tail of stratified sampling; without that, what rules take stands in rule_args.
-    unused = () if report["settings"].get("sampling") == "stratified" else ("eta", "strict")
+    unused = [] if report["settings"].get("sampling") == "stratified" else ["eta", "strict"]
+    if report["settings"].get("examples") != "split_norm":
+        unused.append("tail_statistics")
     settings = {k: v for k, v in report["settings"].items() if k not in (*_FREE, *unused)}
     found = settings | {k: report[k] for k in _DECIDES if report.get(k) is not None}
     if found.get("subset", "first") != "first":
@@ -276,6 +279,8 @@ def method(group: Group) -> str:
         if name == "loss_args" and first["loss"] != "cross_entropy":
             words.append(first["loss"])
         words += _words(first.get(name, {}))
+    passes = ("memory", "examples", "tail_statistics")
+    words += _words({name: first[name] for name in passes if name in first})
     if "stage2" in group.identity:
         own = group.identity.get("stage2_args", {})
         words += ["then", group.identity["stage2"]]

@@ -108,6 +108,7 @@ def test_no_common_seed_is_no_difference():
         {"subset": "shuffled"}, {"val_per_class": 5}, {"class_counts_sha256": "other"},
         {"classifier": "normalised"}, {"stage2": "tau-norm"}, {"settings": {"precision": "bf16"}},
         {"settings": {"sampling": "balanced"}}, {"thresholds": {"many_above": 1000}},
+        {"memory": 0.5}, {"settings": {"examples": "split_norm", "tail_statistics": "own"}},
     ],
     ids=str,
 )  # fmt: skip
@@ -128,6 +129,7 @@ def test_what_decides_a_result_separates(change):
         {"mixup": 0.0, "ascent": {}, "loss_args": {}, "stage2": None, "classifier": "linear"},
         {"settings": {"sampling": "natural", "mixup": 0.0, "trained": "all"}, "preset": "paper"},
         {"device": "TPU", "git": "abc", "versions": {"jax": "9"}},
+        {"settings": {"tail_statistics": "own"}, "memory": None},
     ],
     ids=str,
 )  # fmt: skip
@@ -149,6 +151,17 @@ def test_the_sgd_partner_is_that_of_the_same_setting():
         ]
     )
     assert [group.sgd and group.sgd.number for group in groups] == [None, None, 2, None]
+
+
+def test_which_rows_the_passes_see_is_of_the_method():
+    split = {"examples": "split_norm", "tail_statistics": "renorm"}
+    groups = grouping.grouped(
+        [make(0), make(0, "imbsam", settings=split), make(0, "imbsam", memory=0.5)]
+    )
+    assert [group.sgd and group.sgd.number for group in groups] == [None, 1, 1]
+    names = [grouping.method(group) for group in groups]
+    assert names[1].endswith("examples split_norm tail_statistics renorm")
+    assert names[2].endswith("memory 0.5")
 
 
 def test_two_runs_of_a_seed_are_an_error_that_names_both(tmp_path):
