@@ -11,10 +11,15 @@ import pytest
     "check",
     [
         "modes",
-        "all_reduces",
         *(
             pytest.param(check, marks=pytest.mark.slow)
-            for check in ("micro_batches", "independent", "sync_ascent", "every_method")
+            for check in (
+                "all_reduces",
+                "micro_batches",
+                "independent",
+                "sync_ascent",
+                "every_method",
+            )
         ),
     ],
 )

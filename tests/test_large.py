@@ -159,6 +159,7 @@ def test_published_figures_of_these_sets_are_found():
 # ---- eight thousand classes -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_evaluation_at_8142_classes_brings_home_counts_alone(tmp_path):
     """No logits leave the device: what a batch returns is two counts a class and a sum."""
     made = tiny_records.make(

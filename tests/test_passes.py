@@ -72,7 +72,7 @@ def whole_and_in_parts(soft: bool) -> Any:
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("step", [SWITCH - 1, SWITCH])
+@pytest.mark.parametrize("step", [pytest.param(SWITCH - 1, marks=pytest.mark.slow), SWITCH])
 @pytest.mark.parametrize(
     "batch",
     [

@@ -242,6 +242,7 @@ def _tiny_run(tmp_path: Any, *flags: str) -> Any:
     return args
 
 
+@pytest.mark.slow
 @pytest.mark.allow_rank_promotion
 def test_the_trainer_keeps_a_memory(tmp_path: Any, monkeypatch: Any, capsys: Any) -> None:
     """Two steps by hand; a run and one that was stopped and resumed; and `evaluate`."""

@@ -171,7 +171,8 @@ def test_balanced_sampling_reads_every_class_alike(dataset, tmp_path):
 # ---- micro-batches --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", ["imbsam", pytest.param("sse_sam", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["imbsam", "sse_sam"])
 def test_accumulation_changes_no_number(dataset, tmp_path, rule):
     counts = dataset.class_counts()
     rule = {

@@ -114,7 +114,7 @@ def test_every_seed_has_the_run_folder_and_the_numbers_of_its_lone_run(whole, tm
 @pytest.mark.parametrize(
     ("model", "rule", "change"),
     [
-        ("tiny", "imbsam", {}),
+        pytest.param("tiny", "imbsam", {}, marks=pytest.mark.slow),
         pytest.param("mlp", "imbsam", {"steps_per_call": 3}, marks=pytest.mark.slow),
         pytest.param("tiny", "sse_sam", {"steps_per_call": 4}, marks=pytest.mark.slow),
         pytest.param("tiny", "cc_sam", {}, marks=pytest.mark.slow),
