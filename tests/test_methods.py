@@ -308,7 +308,8 @@ def test_running_statistics_of_every_pass(bench):
     assert_close(after.batch_stats, updated["batch_stats"], 1e-4)
 
 
-@pytest.mark.parametrize("variant", [pytest.param("paper", marks=pytest.mark.slow), "release"])
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["paper", "release"])
 def test_mixup_and_class_conditional_sam(bench, variant):
     """Mixed images and labels by hand; the release perturbs for the first labels alone."""
     state, images, labels, run = bench

@@ -76,9 +76,11 @@ def whole_and_in_parts(soft: bool) -> Any:
 @pytest.mark.parametrize(
     "batch",
     [
-        "padded",
         "soft",
-        *(pytest.param(b, marks=pytest.mark.slow) for b in ("whole", "no_tail", "only_tail")),
+        *(
+            pytest.param(b, marks=pytest.mark.slow)
+            for b in ("padded", "whole", "no_tail", "only_tail")
+        ),
     ],
 )
 def test_micro_batches_change_nothing(batch: str, step: int) -> None:

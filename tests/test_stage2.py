@@ -64,6 +64,7 @@ def run(tmp_path_factory):
     del MODELS["tiny"]
 
 
+@pytest.mark.slow
 def test_reports_say_what_was_done(run):
     _, _, found = run
     first, _ = found[None]
@@ -83,6 +84,7 @@ def test_reports_say_what_was_done(run):
     assert found["lws"][0]["classifier"] == "scaled"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", stage2.PLANS)
 def test_features_stay_bitwise(run, name):
     _, _, found = run
@@ -98,6 +100,7 @@ def test_features_stay_bitwise(run, name):
     assert changed.any() == (name != "lws")
 
 
+@pytest.mark.slow
 def test_heads_are_what_each_method_says(run):
     _, _, found = run
     head = found[None][1]["params"]["head"]
@@ -126,6 +129,7 @@ def test_heads_are_what_each_method_says(run):
     assert abs(np.corrcoef(crt.ravel(), head["kernel"].ravel())[0, 1]) < 0.5
 
 
+@pytest.mark.slow
 def test_accuracies_are_of_the_changed_model(run):
     """Post-hoc adjustment by hand: the first stage's logits less the log priors."""
     _, _, found = run
@@ -138,6 +142,7 @@ def test_accuracies_are_of_the_changed_model(run):
     assert report["all"] == pytest.approx(np.mean(hits), abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lws", "tau-norm"])
 def test_evaluate_reads_a_second_stage(run, name, capsys):
     out, data, found = run

@@ -358,6 +358,7 @@ def test_a_folder_without_the_data_is_named(tmp_path, run_python):
 # ---- the commands around a run --------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_seeds_report_and_evaluate(data, tmp_path, run_python):
     out = tmp_path / "runs"
     flags = ["--data", data, "--model", "mlp", "--batch-size", "16", "--eta", "10", "--epochs", "2"]
