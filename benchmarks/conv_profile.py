@@ -1,0 +1,80 @@
+"""Where a CPU step of a CIFAR-type ResNet goes: its convolutions and normalisations, one by one.
+
+    python -m benchmarks.conv_profile --out results/cpu_cores/profile
+
+Each is jitted alone and timed on one device: the forward pass of a 3x3 convolution, its gradient by
+the input and by the kernel, and of batch normalisation with ReLU the forward pass and the gradient.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import cli, folders
+
+# (channels, pixels of a side) of ResNet-32's three stages.
+STAGES = ((16, 32), (32, 16), (64, 8))
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = cli.parser("Time the parts of a step of a CIFAR-type ResNet on this device.")
+    parser.add_argument("--batch-size", type=int, default=64, help="images of noise")
+    parser.add_argument("--rounds", type=int, default=15, help="the first is not counted")
+    parser.add_argument("--out", required=True, help="folder for conv_profile.json")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    import jax
+    import jax.numpy as jnp
+
+    def conv(x: Any, kernel: Any) -> Any:
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=dimensions
+        )
+
+    def norm(x: Any, kernel: Any) -> Any:
+        mean = x.mean((0, 1, 2))
+        var = jnp.square(x).mean((0, 1, 2)) - jnp.square(mean)
+        return jax.nn.relu((x - mean) * jax.lax.rsqrt(var + 1e-5))
+
+    parts = {
+        "convolution": lambda x, k, g: conv(x, k),
+        "by the input": lambda x, k, g: jax.vjp(lambda x: conv(x, k), x)[1](g),
+        "by the kernel": lambda x, k, g: jax.vjp(lambda k: conv(x, k), k)[1](g),
+        "normalisation": lambda x, k, g: norm(x, k),
+        "its gradient": lambda x, k, g: jax.vjp(lambda x: norm(x, k), x)[1](g),
+    }
+    rows = []
+    for channels, side in STAGES:
+        keys = jax.random.split(jax.random.key(0), 3)
+        shape = (args.batch_size, side, side, channels)
+        x, g = (jax.random.normal(key, shape) for key in keys[:2])
+        kernel = jax.random.normal(keys[2], (3, 3, channels, channels))
+        flops = 2 * args.batch_size * side * side * 9 * channels * channels
+        for name, part in parts.items():
+            call, seconds = jax.jit(part), []
+            for _ in range(args.rounds + 1):
+                began = time.perf_counter()
+                jax.block_until_ready(call(x, kernel, g))
+                seconds.append(time.perf_counter() - began)
+            ms = 1000 * float(np.median(seconds[1:]))
+            rate = None if "norm" in name or "its" in name else flops / ms / 1e6
+            rows.append({"channels": channels, "side": side, "part": name, "ms": ms,
+                         "gflops_per_second": rate})  # fmt: skip
+            print(f"{channels} channels, {side} pixels: {name:14} {ms:6.2f} ms"
+                  + ("" if rate is None else f"  {rate:5.1f} GFLOP/s"))  # fmt: skip
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    found = {"command": folders.command_line(), "batch_size": args.batch_size, "rows": rows}
+    folders.write_json(out / "conv_profile.json", found | folders.environment())
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments().parse_args())
