@@ -48,7 +48,7 @@ def ways(model: Any, tail_rows: int, rho: float = 0.05) -> dict[str, Any]:
     import jax.numpy as jnp
     from jax import lax
 
-    from experiments.models.resnet import BATCH_NORM_MOMENTUM
+    from experiments.models import BATCH_NORM_MOMENTUM
     from imbsam_jax.ascent import Ascent, perturbed
     from imbsam_jax.losses import cross_entropy
 

@@ -87,7 +87,10 @@ def load(args: argparse.Namespace) -> Any:
 
 def describe(args: argparse.Namespace) -> dict[str, Any]:
     """How the data was made; an exported file says in its source what it holds."""
+    # Left out at 1, so that runs begun before there was such a flag still resume.
+    shrink = {"shrink": args.shrink} if args.shrink > 1 else {}
     return {
+        **shrink,
         "requested_imbalance_factor": None if args.data else args.imbalance_factor,
         "subset": None if args.data else args.subset,
         "subset_seed": None if args.data else args.subset_seed,

@@ -52,6 +52,7 @@ def _load(args: argparse.Namespace, config: dict[str, Any], run: Path) -> Any:
         given = ["--allow-empty-classes"]
     else:
         given = []
+        wanted["shrink"] = config.get("shrink")
         if args.data:
             wanted["data"] = args.data
         else:

@@ -101,8 +101,8 @@ def devices_by_default(otherwise: int, model: str, batch_size: int, examples: st
     """How many devices to use where nobody said: on a CPU emulated ones, for every core.
 
     XLA hardly uses a second core for one device's convolutions: a step of ResNet-32 (batch 64) on
-    two cores took a quarter less time when shared by two devices, a step of the MLP twice as long
-    (results/cpu_cores). More than eight have not been tried.
+    two cores took a sixth to a quarter less time when shared by two devices, one of the MLP two to
+    three times as long (results/cpu_cores). More than two have not been tried.
 
     Args:
       otherwise: the number on accelerators; on a CPU it matters for several processes alone.

@@ -23,6 +23,7 @@ _DEFAULTS: dict[str, Any] = {
     "trained": "all", "statistics": "updated", "max_norm": "none", "weight_decay_inside": False,
     "strict": False, "running_statistics": "first", "group_mean": False, "accumulate": 1,
     "remat": False, "jitter": 0.0, "loader": "grain", "examples": "dependent",
+    "memory": None, "shrink": 1,
 }  # fmt: skip
 # Of the settings: what does not decide a result, or only its rounding.
 _FREE = (
@@ -33,6 +34,7 @@ _DECIDES = (
     "dataset", "imbalance_factor", "source", "class_counts_sha256", "thresholds", "subset",
     "val_per_class", "model", "classifier", "epochs", "batch_size", "rule", "rule_args", "ascent",
     "loss", "loss_args", "mixup", "stage2", "stage2_args", "init", "image_size", "resize", "memory",
+    "shrink",
 )  # fmt: skip
 # SGD is the same whichever rows the passes of other rules see.
 _METHOD = ("rule", "rule_args", "ascent", "memory", "examples", "tail_statistics")

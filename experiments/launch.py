@@ -82,7 +82,7 @@ def add_training(
         "--tail-statistics", default="renorm", choices=methods.TAIL_STATISTICS,
         help="--examples split_norm: what normalises a pass over the tail alone: the tail rows' "
         "own statistics; those of the whole batch before the perturbation, held fixed; or "
-        "(renorm) the latter in value and the former in gradient, which alone lost no accuracy",
+        "(renorm) the latter in value and the former in gradient, which alone lost nothing overall",
     )  # fmt: skip
     training.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     seeds = training.add_mutually_exclusive_group()

@@ -222,7 +222,7 @@ def differences(
     stated = {**_expected(facts, protocol), **{k: ((v,), False) for k, v in overrides.items()}}
     if not stated:
         return ["its settings are not known"]
-    usual: dict[str, Any] = {k: ((v,), False) for k, v in _USUAL.items()}
+    usual: dict[str, Any] = {k: (allowed, False) for k, allowed in _USUAL.items()}
     found = []
     for name, (allowed, guessed) in sorted({**usual, **stated}.items(), key=_place):
         if facts.get(name) not in allowed:
@@ -247,7 +247,11 @@ def text(value: Any) -> str:
 
 _LARGEST = {"cifar10": 5000, "cifar100": 500}
 # What every protocol is taken to have unless it says otherwise.
-_USUAL = {"val_per_class": 0, "mixup": 0.0, "augment": True, "sampling": "natural"}
+_USUAL: dict[str, tuple[Any, ...]] = {
+    "val_per_class": (0,), "mixup": (0.0,), "augment": (True,), "sampling": ("natural",),
+    # Independent examples change no number, split_norm does.
+    "examples": ("dependent", "independent"), "memory": (None,), "shrink": (1,),
+}  # fmt: skip
 
 
 def _place(item: tuple[str, Any]) -> int:

@@ -18,7 +18,7 @@ from flax.training import train_state
 
 from experiments.augment import mix
 from experiments.methods import Halves, Method, as_method
-from experiments.models.resnet import BATCH_NORM_MOMENTUM
+from experiments.models import BATCH_NORM_MOMENTUM
 from experiments.objectives import Objective
 from imbsam_jax import batch_renorm, classifiers, metrics
 from imbsam_jax.losses import Loss, cross_entropy

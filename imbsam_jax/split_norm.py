@@ -16,8 +16,8 @@ whole batch and gives loss, aux (so the running statistics) and the gradient of 
 group of a share f of the rows costs 2f more. With rho = 0 this is not SGD's gradient.
 
 Measured (results/split_norm; ResNet-8 on CIFAR100-LT of 16 x 16 pixels, three seeds, against the
-exact gradient): renorm loses nothing, own loses a point and a half, most on the tail, and held
-eight points: without a gradient through the statistics nothing keeps the weights' scale.
+exact gradient): renorm loses nothing overall, own a point (two of the few-shot classes), and held
+eight: without a gradient through the statistics nothing keeps the weights' scale.
 """
 
 from __future__ import annotations

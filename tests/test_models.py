@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from experiments.models import MODELS, create_model
+from experiments.models import BATCH_NORM_MOMENTUM, MODELS, create_model
 from experiments.models.bottleneck import BottleneckBlock, max_pool
 from experiments.models.resnet import BasicBlock, pad_shortcut
 
@@ -77,6 +77,22 @@ def test_contract(name: str, dtype: Any) -> None:
     )
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     assert set(variables["params"]["head"]) == {"kernel", "bias"}
+
+
+@pytest.mark.parametrize(("name", "layers"), [("resnet8", 7), ("resnet14_bottleneck", 17)])
+def test_batch_normalisation_keeps_the_published_share(name: str, layers: int) -> None:
+    """A step takes the batch's statistics from the running ones, by this share."""
+    seen = []
+
+    def note(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        if isinstance(context.module, nn.BatchNorm) and context.method_name == "__call__":
+            seen.append((context.module.momentum, context.module.epsilon))
+        return call(*args, **kwargs)
+
+    model, variables = create_model(name, 7), _variable_shapes(name, 7)
+    with nn.intercept_methods(note):
+        jax.eval_shape(lambda v, images: model.apply(v, images, train=False), variables, _IMAGES)
+    assert seen == [(BATCH_NORM_MOMENTUM, 1e-5)] * layers
 
 
 @pytest.mark.parametrize("name", ["resnet8", "resnet32_gn", "vit_ti4", "resnet14_bottleneck"])

@@ -16,6 +16,7 @@ PAPER |= {"lr": 0.01, "schedule": "cosine-prestep", "weight_decay": 5e-3, "momen
 RATIO = {"model": "resnet32", "batch_size": 128, "lr": 0.1, "schedule": "cosine"}
 RATIO |= {"weight_decay": 2e-4}
 IMBSAM = {"rho": 0.05, "eta": 100, "tail_scale": 1.0, "strict": False}
+AS_PAPER = {"rule": "imbsam", "rule_args": IMBSAM}
 SETTINGS = ("epochs", "batch_size", "lr", "schedule", "weight_decay", "momentum", "seed")
 
 
@@ -108,7 +109,8 @@ def test_no_common_seed_is_no_difference():
         {"subset": "shuffled"}, {"val_per_class": 5}, {"class_counts_sha256": "other"},
         {"classifier": "normalised"}, {"stage2": "tau-norm"}, {"settings": {"precision": "bf16"}},
         {"settings": {"sampling": "balanced"}}, {"thresholds": {"many_above": 1000}},
-        {"memory": 0.5}, {"settings": {"examples": "split_norm", "tail_statistics": "own"}},
+        {"memory": 0.5}, {"shrink": 2},
+        {"settings": {"examples": "split_norm", "tail_statistics": "own"}},
     ],
     ids=str,
 )  # fmt: skip
@@ -377,7 +379,7 @@ EVERY = {"running_statistics": "every"}
 @pytest.mark.parametrize(
     "change, names",
     [
-        ({"rule": "imbsam", "rule_args": IMBSAM}, ["imbsam-paper"]),
+        (AS_PAPER, ["imbsam-paper"]),
         ({}, ["imbsam-paper"]),
         ({"rule": "imbsam", "rule_args": {**IMBSAM, "rho": 0.1}}, []),
         ({"lr": 0.1}, []),
@@ -399,6 +401,10 @@ EVERY = {"running_statistics": "every"}
         ({**RATIO, "schedule": "steps", "subset": "shuffled"}, ["saddle"]),
         ({"val_per_class": 5}, []),
         ({"settings": {"augment": False}}, []),
+        ({**AS_PAPER, "settings": {"examples": "independent"}}, ["imbsam-paper"]),
+        ({**AS_PAPER, "settings": {"examples": "split_norm"}}, []),
+        ({**AS_PAPER, "memory": 0.5}, []),
+        ({**AS_PAPER, "shrink": 2}, []),
         ({"rule": "sam", "rule_args": {"rho": 0.05}, "ascent": {"adaptive": "asam"}}, []),
         ({"dataset": "cifar10"}, []),
     ],

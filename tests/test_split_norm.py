@@ -14,8 +14,7 @@ import imbsam_jax as ij
 from experiments import cifar_lt, launch
 from experiments.errors import RunError
 from experiments.methods import Tabled
-from experiments.models import MODELS
-from experiments.models.resnet import BATCH_NORM_MOMENTUM
+from experiments.models import BATCH_NORM_MOMENTUM, MODELS
 from experiments.parts import Parts
 from experiments.settings import Settings
 from experiments.steps import batch_renormalised

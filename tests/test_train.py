@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import cifar_lt, evaluate, presets
 from experiments.data import save_npz
 from experiments.errors import RunError, Stopped
 from experiments.methods import build_rule, rule_stages
@@ -377,6 +378,18 @@ def test_seeds_report_and_evaluate(data, tmp_path, run_python):
     assert f"{reports[1]['last_epoch_flip']['all']:.2f}" in shown
     done = run_python(["-m", "experiments.report", str(tmp_path)], expect=1)
     assert "no finished run" in done.stderr
+
+
+def test_evaluate_shrinks_as_the_run_did(data, tmp_path, capsys):
+    """The multilayer perceptron refuses images of another size; a convolution would not."""
+    out = str(tmp_path / "run")
+    flags = ["--data", data, "--model", "mlp", "--shrink", "2", "--epochs", "2", "--rule", "sgd"]
+    cifar_lt.main(presets.parse(cifar_lt.arguments(), [*flags, "--out", out, "--quiet"]))
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    evaluate.main(evaluate.arguments().parse_args([out, "--data", data]))
+    shown = capsys.readouterr().out
+    for name in ("many", "medium", "few", "all"):
+        assert f"{report[name]:.2f}" in shown
 
 
 @pytest.mark.slow

@@ -7,7 +7,8 @@
     logits = model.apply(variables, images, train=False)
 
 with `images` float[B, H, W, C], already normalised, and `logits` float32[B, num_classes]. Batch
-statistics, where a model has them, are the collection "batch_stats". With `dtype=jnp.bfloat16` the
+statistics, where a model has them, are the collection "batch_stats", of which a step keeps
+BATCH_NORM_MOMENTUM. With `dtype=jnp.bfloat16` the
 layers compute in bfloat16; parameters, statistics and logits stay float32.
 
 Every model is a classifier on top of features, and both halves can be called alone, for methods
@@ -39,6 +40,7 @@ from experiments.models.bottleneck import (
 from experiments.models.heads import CLASSIFIERS
 from experiments.models.mlp import MLP, mlp
 from experiments.models.resnet import (
+    BATCH_NORM_MOMENTUM,
     ResNet,
     resnet8,
     resnet20,
@@ -49,8 +51,8 @@ from experiments.models.resnet import (
 from experiments.models.vit import ViT, vit_ti4
 
 __all__ = [
-    "CLASSIFIERS", "CONVOLUTIONAL", "MLP", "MODELS", "BottleneckResNet", "ResNet", "ViT",
-    "create_model",
+    "BATCH_NORM_MOMENTUM", "CLASSIFIERS", "CONVOLUTIONAL", "MLP", "MODELS", "BottleneckResNet",
+    "ResNet", "ViT", "create_model",
 ]  # fmt: skip
 
 # Each value is called as factory(num_classes, dtype=..., axis_name=..., classifier=...).
