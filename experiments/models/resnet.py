@@ -23,6 +23,7 @@ from flax import linen as nn
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
+from experiments.models.convolution import conv_general_dilated
 from experiments.models.heads import make_head
 
 # The share of the old running statistics that a step keeps, in every model here.
@@ -193,6 +194,7 @@ def conv_layer(
         use_bias=False,
         kernel_init=kernel_init,
         dtype=dtype,
+        conv_general_dilated=conv_general_dilated,
         name=name,
     )
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from experiments.models.convolution import conv_general_dilated
 from experiments.models.heads import make_head
 from experiments.models.resnet import maybe_remat
 
@@ -32,9 +33,10 @@ class Tokens(nn.Module):
             self.width,
             sides,
             sides,
-            padding="VALID",
+            padding=((0, 0), (0, 0)),
             kernel_init=_NORMAL,
             dtype=self.dtype,
+            conv_general_dilated=conv_general_dilated,
             name="projection",
         )(images)
         x = x.reshape(x.shape[0], -1, self.width)
