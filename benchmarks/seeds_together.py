@@ -2,10 +2,12 @@
 
     python -m benchmarks.seeds_together --data cache.npz --model mlp resnet8 --shrink 2 --out DIR
 
-Both ways do the same work: one step of every seed, from the same states on the same rows. They are
-timed in turn, in a new order each round, so that what else a noisy machine does slows both alike;
-the ratio is taken round by round, and its median and quartiles are reported. As in a run, a call
-is one step on a CPU and a scan of 50 elsewhere; milliseconds are of one step of all seeds.
+All ways do the same work: one step of every seed, from the same states on the same rows: one after
+the other on one device; one after the other with every batch shared by all devices; together, with
+the seeds shared among the devices. They are timed in turn, in a new order each round, so that what
+else a noisy machine does slows all alike; ratios are taken round by round, and their medians and
+quartiles reported. As in a run, a call is one step on a CPU and a scan of 50 elsewhere;
+milliseconds are of one step of all seeds.
 Without --data the batches are of noise with the class counts of CIFAR100-LT, which costs the same.
 """
 
@@ -36,6 +38,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rounds", type=int, default=30, help="calls of each; the first is left out"
     )
+    parser.add_argument("--devices", type=int, default=1, help="0 is all; emulated ones on a CPU")
     parser.add_argument(
         "--steps-per-call", type=int, default=0, help="0 is 1 on a CPU and 50 elsewhere"
     )
@@ -47,8 +50,8 @@ def arguments() -> argparse.ArgumentParser:
 
 def measure(model: str, args: argparse.Namespace, dataset: Any) -> dict[str, Any]:
     """Milliseconds of a step of all seeds of one model, both ways; a staged rule's first stage."""
-    import jax
 
+    from experiments.models import CONVOLUTIONAL
     from experiments.parts import Parts, resolved
     from experiments.settings import Settings
     from experiments.together import Group
@@ -61,19 +64,20 @@ def measure(model: str, args: argparse.Namespace, dataset: Any) -> dict[str, Any
     )
     settings = resolved(
         Settings(
-            batch_size=args.batch_size, precision=args.precision,
+            batch_size=args.batch_size, precision=args.precision, devices=args.devices,
             steps_per_call=args.steps_per_call,
         )
     )  # fmt: skip
     settings.check()
+    devices = settings.devices
+    if args.seeds % devices:
+        raise RunError(f"{args.seeds} seeds cannot be divided among {devices} devices")
     each = [dataclasses.replace(settings, seed=seed) for seed in range(args.seeds)]
     group = Group(
-        dataset, [Parts(dataset, model, cross_entropy, one) for one in each], method, each
-    )
+        dataset, [Parts(dataset, model, cross_entropy, one) for one in each], method, each,
+        convolutional=model in CONVOLUTIONAL,
+    )  # fmt: skip
     members, steps = group.members, settings.steps_per_call
-    inputs = group.run_on.put_inputs(group.feed.inputs("train"))
-    lone_states = [member.run_on.put_state(member.initial) for member in members]
-    states = group.run_on.stack([member.initial for member in members])
     # The calls of an epoch, of whole batches alone, over and over.
     whole = len(dataset.train_labels) // args.batch_size // steps
     if not whole:
@@ -82,35 +86,20 @@ def measure(model: str, args: argparse.Namespace, dataset: Any) -> dict[str, Any
         )
     calls = [(k % whole * steps, steps) for k in range(args.rounds)]
     stage = method.stages()[0][1]
-    seconds: dict[str, list[float]] = {"one after the other": [], "together": []}
-    compile_seconds: dict[str, float] = {}
+    # One lone program serves all seeds: theirs differ in a constant, the random key.
+    ways = {"one_device": _InTurn(members[0].run_on.on_one_device(), members, stage)}
+    if devices > 1:
+        ways["shared_batches"] = _InTurn(members[0].run_on, members, stage)
+    ways["together"] = _Together(group, stage)
     with group.batches(calls) as batches:
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
         for number, rows in enumerate(batches):
-            lone_rows = [jax.tree.map(lambda x, k=k: x[k], rows) for k in range(args.seeds)]
-            if number == 0:
-                began = time.perf_counter()
-                # One lone program serves all seeds: theirs differ in a constant, the random key.
-                lone = members[0].run_on.compile_steps(stage, lone_states[0], inputs, lone_rows[0])
-                between = time.perf_counter()
-                mapped = group.run_on.compile_steps(stage, states, inputs, rows)
-                compile_seconds = dict(
-                    zip(seconds, (between - began, time.perf_counter() - between), strict=True)
-                )
-            # In another order each round: neither always follows the longer.
-            for way in np.random.default_rng(number).permutation(list(seconds)):
-                began = time.perf_counter()
-                if way == "together":
-                    states, seen = mapped(states, inputs, group.run_on.place(rows))
-                    jax.block_until_ready((states, seen))
-                else:
-                    for k, member in enumerate(members):
-                        placed = member.run_on.place(lone_rows[k])
-                        lone_states[k], seen = lone(lone_states[k], inputs, placed)
-                        jax.block_until_ready((lone_states[k], seen))
-                seconds[way].append(time.perf_counter() - began)
+            # In another order each round: none always follows the longest.
+            for name in np.random.default_rng(number).permutation(list(ways)):
+                seconds[name].append(ways[name].step(rows))
     # The first round warms caches.
-    times = {way: np.asarray(found[1:]) / steps for way, found in seconds.items()}
-    ratio = times["together"] / times["one after the other"]
+    times = {name: np.asarray(found[1:]) / steps for name, found in seconds.items()}
+    ratios = {name: times["together"] / times[name] for name in ways if name != "together"}
     return {
         "model": model,
         **described,
@@ -118,30 +107,92 @@ def measure(model: str, args: argparse.Namespace, dataset: Any) -> dict[str, Any
         "precision": args.precision,
         "image_shape": list(group.feed.image_shape),
         "seeds": args.seeds,
+        "devices": devices,
         "steps_per_call": steps,
-        "rounds": len(ratio),
-        "ms_one_after_another": 1000 * float(np.median(times["one after the other"])),
-        "ms_together": 1000 * float(np.median(times["together"])),
-        "ratio": float(np.median(ratio)),
-        "ratio_quartiles": [float(x) for x in np.percentile(ratio, [25, 75])],
-        "seconds_compile": compile_seconds,  # of a lone step once
+        "rounds": len(times["together"]),
+        "ms": {name: 1000 * float(np.median(found)) for name, found in times.items()},
+        # Of together over each other way.
+        "ratio": {name: float(np.median(found)) for name, found in ratios.items()},
+        "ratio_quartiles": {
+            name: [float(x) for x in np.percentile(found, [25, 75])]
+            for name, found in ratios.items()
+        },
+        "seconds_compile": {name: way.seconds_compile for name, way in ways.items()},
     }
+
+
+class _InTurn:
+    """A step of one seed after the other."""
+
+    def __init__(self, run_on: Any, members: list[Any], stage: Any):
+        self._run_on, self._stage, self._call = run_on, stage, None
+        self._inputs = run_on.put_inputs(members[0].feed.inputs("train"))
+        self._states = [run_on.put_state(member.initial) for member in members]
+
+    def step(self, rows: Any) -> float:
+        """Seconds."""
+        import jax
+
+        of_seeds = [jax.tree.map(lambda x, k=k: x[k], rows) for k in range(len(self._states))]
+        began = time.perf_counter()
+        if self._call is None:
+            self._call = self._run_on.compile_steps(
+                self._stage, self._states[0], self._inputs, of_seeds[0]
+            )
+            self.seconds_compile = time.perf_counter() - began
+        for k, mine in enumerate(of_seeds):
+            placed = self._run_on.place(mine)
+            self._states[k], seen = self._call(self._states[k], self._inputs, placed)
+            jax.block_until_ready((self._states[k], seen))
+        return time.perf_counter() - began
+
+
+class _Together:
+    """A step of all seeds in one program."""
+
+    def __init__(self, group: Any, stage: Any):
+        self._run_on, self._stage, self._call = group.run_on, stage, None
+        self._inputs = group.run_on.put_inputs(group.feed.inputs("train"))
+        self._states = group.run_on.stack([member.initial for member in group.members])
+
+    def step(self, rows: Any) -> float:
+        """Seconds."""
+        import jax
+
+        began = time.perf_counter()
+        if self._call is None:
+            self._call = self._run_on.compile_steps(self._stage, self._states, self._inputs, rows)
+            self.seconds_compile = time.perf_counter() - began
+        self._states, seen = self._call(self._states, self._inputs, self._run_on.place(rows))
+        jax.block_until_ready((self._states, seen))
+        return time.perf_counter() - began
 
 
 def markdown(rows: list[dict[str, Any]], device: str) -> str:
     lines = [
-        "| model | rule | images | batch | seeds | one after the other, ms | together, ms | "
-        "together / one after the other | quartiles |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | rule | images | batch | seeds | devices | one device, ms | shared batches, ms | "
+        "together, ms | together / one device | together / shared batches |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        low, high = row["ratio_quartiles"]
+
+        def ms(name: str, row: Any = row) -> str:
+            return f"{row['ms'][name]:.2f}" if name in row["ms"] else "-"
+
+        def ratio(name: str, row: Any = row) -> str:
+            if name not in row["ratio"]:
+                return "-"
+            low, high = row["ratio_quartiles"][name]
+            return f"{row['ratio'][name]:.2f} ({low:.2f} to {high:.2f})"
+
         lines.append(
             f"| {row['model']} | {row['rule']} | {'x'.join(map(str, row['image_shape']))} | "
-            f"{row['batch_size']} | {row['seeds']} | {row['ms_one_after_another']:.2f} | "
-            f"{row['ms_together']:.2f} | {row['ratio']:.2f} | {low:.2f} to {high:.2f} |"
+            f"{row['batch_size']} | {row['seeds']} | {row['devices']} | {ms('one_device')} | "
+            f"{ms('shared_batches')} | {ms('together')} | {ratio('one_device')} | "
+            f"{ratio('shared_batches')} |"
         )
-    return "\n".join([*lines, "", f"Milliseconds of one step of all seeds, median; {device}."])
+    lines += ["", f"Milliseconds of one step of all seeds, median; {device}."]
+    return "\n".join(lines)
 
 
 def main(args: argparse.Namespace) -> None:

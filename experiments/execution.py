@@ -17,6 +17,7 @@ slower to train inside a scan). The state is donated.
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 from collections.abc import Callable
 from typing import Any
@@ -120,6 +121,13 @@ def devices_by_default(otherwise: int, model: str, batch_size: int, examples: st
     return max(n for n in range(1, min(jax.device_count(), 8) + 1) if batch_size % n == 0)
 
 
+def devices_for_seeds(seeds: int) -> int:
+    """Among how many devices so many seeds can be divided: the most, with eight of a CPU's."""
+    _emulate(min(cores(), 8))
+    most = min(jax.device_count(), 8) if jax.default_backend() == "cpu" else jax.device_count()
+    return max(n for n in range(1, most + 1) if seeds % n == 0)
+
+
 def cores() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -161,15 +169,25 @@ class Jit:
         room: Callable[[int], Any] | None = None,
         tail_statistics: str | None = None,
     ):
-        self.devices, self._objective, self._prepare = devices, objective, prepare
+        self._objective, self._prepare = objective, prepare
         self.micro_batches, self.room, self.tail_statistics = micro_batches, room, tail_statistics
+        # As plain numbers: a constant of every compiled call, on any number of processes.
+        self._key = np.asarray(jax.random.key_data(key))
+        self._use(devices)
+
+    def _use(self, devices: list[jax.Device]) -> None:
+        self.devices = devices
         self.processes = jax.process_count() if len(devices) > 1 else 1
         self._local = len(devices) // self.processes
         mesh = Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
         self.replicated = NamedSharding(mesh, P())
         self._rows = NamedSharding(mesh, P(None, AXIS))
-        # As plain numbers: a constant of every compiled call, on any number of processes.
-        self._key = np.asarray(jax.random.key_data(key))
+
+    def on_one_device(self) -> Jit:
+        """The same steps on the first device alone."""
+        there = copy.copy(self)
+        there._use(self.devices[:1])
+        return there
 
     def put_state(self, state: TrainState) -> TrainState:
         # A copy: the caller's arrays must survive donation.

@@ -43,7 +43,7 @@ def arguments() -> argparse.ArgumentParser:
     launch.add_method(parser)
     launch.add_training(
         parser, model="resnext50_32x4d", batch_size=64, lr=0.025, weight_decay=5e-4, devices=0,
-        checkpoint_every=1,
+        checkpoint_every=1, together=False,
     )  # fmt: skip
     return parser
 

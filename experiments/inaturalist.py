@@ -39,7 +39,7 @@ def arguments() -> argparse.ArgumentParser:
     launch.add_method(parser)
     launch.add_training(
         parser, model="resnet50", batch_size=512, lr=0.2, weight_decay=1e-4, devices=0,
-        checkpoint_every=1,
+        checkpoint_every=1, together=False,
     )  # fmt: skip
     return parser
 

@@ -11,18 +11,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from experiments import folders
 from experiments.data import Dataset
 from experiments.errors import RunError, Stopped
-from experiments.execution import Jit
+from experiments.execution import AXIS, Jit
 from experiments.methods import Method
+from experiments.models import CONVOLUTIONAL
 from experiments.objectives import Loss
 from experiments.parts import Parts, resolved, run_config
 from experiments.progress import Progress
@@ -74,7 +78,9 @@ def fit_together(
         Parts(dataset, model_name, loss, mine, (starts or {}).get(seed))
         for seed, mine in each.items()
     ]
-    group = Group(dataset, parts, method, list(each.values()))
+    group = Group(
+        dataset, parts, method, list(each.values()), convolutional=model_name in CONVOLUTIONAL
+    )
     with contextlib.ExitStack() as opened:
         for member, (seed, mine) in zip(group.members, each.items(), strict=True):
             config, preset = run_config(dataset, model_name, mine, description)
@@ -101,8 +107,8 @@ def _check(dataset: Any, settings: Settings, seeds: list[int]) -> None:
         f"--together trains several seeds, and there is one, {seeds}: use --seeds or "
         "--num-seeds, or leave it out": len(seeds) < 2,
         "--together maps plain jit over seeds: use --parallel jit": settings.parallel != "jit",
-        f"--together trains on one device, not on {settings.devices}: use --devices 1, or leave it "
-        "out": settings.devices > 1,
+        f"--together gives each device the same number of seeds, but {len(seeds)} seeds cannot be "
+        f"divided among {settings.devices}: leave --devices out": len(seeds) % settings.devices,
         "--together trains in one process: leave it out": jax.process_count() > 1,
         "--together needs the data set on the device, but this one is streamed: leave it "
         "out": not isinstance(dataset, Dataset),
@@ -121,15 +127,20 @@ def of_seed(tree: Any, k: int) -> Any:
 
 
 class Seeds(Jit):
-    """jit of a step mapped over seeds: states, rows and metrics have a leading axis of seeds.
+    """jit of steps of several seeds: states, rows and metrics have a leading axis of seeds.
+
+    Every device has seeds of its own, as many as each other, and nothing to tell the others.
 
     Args:
       alone: where each seed's own steps would run; they differ in their randomness.
+      in_turn: one device's seeds make their steps one after the other, not mapped over.
     """
 
-    def __init__(self, alone: list[Jit]):
+    def __init__(self, alone: list[Jit], in_turn: bool):
         vars(self).update(vars(alone[0]))
-        self._keys = np.stack([one._key for one in alone])
+        self._keys, self._in_turn = np.stack([one._key for one in alone]), in_turn
+        self._mesh = self.replicated.mesh
+        self._by_seed = NamedSharding(self._mesh, P(AXIS))
 
         def stack(states: list[TrainState]) -> TrainState:
             return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
@@ -137,11 +148,11 @@ class Seeds(Jit):
         def unstack(states: TrainState) -> list[TrainState]:
             return [of_seed(states, k) for k in range(len(alone))]
 
-        self.stack = jax.jit(stack, out_shardings=self.replicated)
+        self.stack = jax.jit(stack, out_shardings=self._by_seed)
         self.unstack = jax.jit(unstack, out_shardings=self.replicated)
 
     def place(self, rows: Rows | np.ndarray, stop: int | None = None) -> Any:
-        return jax.device_put(rows, self.replicated)
+        return jax.device_put(rows, self._by_seed)
 
     def compile_steps(
         self,
@@ -150,15 +161,28 @@ class Seeds(Jit):
         inputs: Inputs | None,
         rows: Rows | np.ndarray,
     ) -> Any:
-        def call(states: TrainState, inputs: Inputs | None, placed: Rows) -> Any:
-            count = jax.tree.leaves(placed)[0].shape[2]
+        def of_device(states: TrainState, inputs: Inputs | None, placed: Rows, keys: Any) -> Any:
+            seeds, _, count = jax.tree.leaves(placed)[0].shape[:3]
 
-            def many(state: TrainState, rows: Rows, key: Any) -> Any:
+            def many(one: tuple[TrainState, Rows, Any]) -> Any:
+                state, rows, key = one
                 return self._many(method, key)(state, inputs, rows, jnp.arange(count), count)
 
-            return jax.vmap(many)(states, placed, self._keys)
+            if seeds == 1:  # no batch dimension in any operation: a lone run's program
+                found = many(of_seed((states, placed, keys), 0))
+                return jax.tree.map(lambda leaf: leaf[None], found)
+            mapped = partial(jax.lax.map, many) if self._in_turn else jax.vmap(many)
+            return mapped((states, placed, keys))
 
-        jitted = jax.jit(call, donate_argnums=0, out_shardings=self.replicated)
+        of_each = jax.shard_map(
+            of_device, mesh=self._mesh, in_specs=(P(AXIS), P(), P(AXIS), P(AXIS)),
+            out_specs=P(AXIS), check_vma=False,
+        )  # fmt: skip
+
+        def call(states: TrainState, inputs: Inputs | None, placed: Rows) -> Any:
+            return of_each(states, inputs, placed, jnp.asarray(self._keys))
+
+        jitted = jax.jit(call, donate_argnums=0, out_shardings=self._by_seed)
         return jitted.lower(state, inputs, self.place(rows)).compile()
 
 
@@ -171,6 +195,7 @@ class Group(_Trainer):
     Args:
       parts: of each seed; but for what seeds differ in, those of the first serve all.
       settings: of each seed.
+      convolutional: what the model mostly consists of.
     """
 
     run_on: Seeds
@@ -181,6 +206,8 @@ class Group(_Trainer):
         parts: list[Parts],
         method: Method | Rule,
         settings: list[Settings],
+        *,
+        convolutional: bool,
     ):
         first = parts[0]
         # Model and optimizer are part of a state's structure: by one, all states are one program's.
@@ -191,7 +218,10 @@ class Group(_Trainer):
             part.feed, part.evaluator = first.feed, first.evaluator
             self.members.append(_Trainer(dataset, part, method, mine, f"seed {mine.seed}: "))
         super().__init__(dataset, first, method, settings[0])
-        self.run_on = Seeds([part.run_on for part in parts])
+        alone = [part.run_on for part in parts]
+        # Of several seeds at once convolutions would be grouped ones, which XLA:CPU runs slowly.
+        in_turn = convolutional and alone[0].devices[0].platform == "cpu"
+        self.run_on = Seeds(alone, in_turn)
 
     def restore(self, say: Any) -> None:
         for member, found in zip(self.members, self._found(say), strict=True):
@@ -270,7 +300,8 @@ class Group(_Trainer):
 
     def reports(self) -> list[dict[str, Any]]:
         """Of each seed, with the cost of one's step."""
-        for member in self.members:
-            member.inputs = self.inputs
-        cost = self.members[0].step_cost()
+        first = self.members[0]
+        first.run_on = first.run_on.on_one_device()
+        first.inputs = first.run_on.put_inputs(self.feed.inputs("train"))
+        cost = first.step_cost()
         return [member.report(cost) for member in self.members]
