@@ -4,6 +4,9 @@
 
 Each is jitted alone and timed on one device: the forward pass of a 3x3 convolution, its gradient by
 the input and by the kernel, and of batch normalisation with ReLU the forward pass and the gradient.
+The gradient by the kernel also by matrix products, of each of nine shifts and of all patches at
+once; and both gradients as a side of a branch, as JAX writes them and as the models here do
+(experiments/models/convolution.py).
 """
 
 from __future__ import annotations
@@ -33,11 +36,35 @@ def main(args: argparse.Namespace) -> None:
     import jax
     import jax.numpy as jnp
 
-    def conv(x: Any, kernel: Any) -> Any:
+    from experiments.models.convolution import conv_general_dilated
+
+    def conv(x: Any, kernel: Any, by: Any = jax.lax.conv_general_dilated) -> Any:
         dimensions = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=dimensions
-        )
+        return by(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=dimensions)
+
+    def shifts(x: Any) -> list[Any]:
+        side, channels = x.shape[1], x.shape[3]
+        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        return [
+            padded[:, i : i + side, j : j + side].reshape(-1, channels)
+            for i in range(3)
+            for j in range(3)
+        ]
+
+    def nine(x: Any, kernel: Any, g: Any) -> Any:
+        found = [one.T @ g.reshape(-1, g.shape[3]) for one in shifts(x)]
+        return jnp.stack(found).reshape(kernel.shape)
+
+    def patches(x: Any, kernel: Any, g: Any) -> Any:
+        found = jnp.concatenate(shifts(x), axis=1).T @ g.reshape(-1, g.shape[3])
+        return found.reshape(kernel.shape)
+
+    def in_a_branch(by: Any) -> Any:
+        def gradients(x: Any, kernel: Any, g: Any) -> Any:
+            both = jax.vjp(lambda x, k: conv(x, k, by), x, kernel)[1]
+            return jax.lax.cond(g[0, 0, 0, 0] < jnp.inf, both, lambda g: (x, kernel), g)
+
+        return gradients
 
     def norm(x: Any, kernel: Any) -> Any:
         mean = x.mean((0, 1, 2))
@@ -48,6 +75,11 @@ def main(args: argparse.Namespace) -> None:
         "convolution": lambda x, k, g: conv(x, k),
         "by the input": lambda x, k, g: jax.vjp(lambda x: conv(x, k), x)[1](g),
         "by the kernel": lambda x, k, g: jax.vjp(lambda k: conv(x, k), k)[1](g),
+        "nine products": nine,
+        "one product": patches,
+        "both": lambda x, k, g: jax.vjp(conv, x, k)[1](g),
+        "branch, JAX's": in_a_branch(jax.lax.conv_general_dilated),
+        "branch, ours": in_a_branch(conv_general_dilated),
         "normalisation": lambda x, k, g: norm(x, k),
         "its gradient": lambda x, k, g: jax.vjp(lambda x: norm(x, k), x)[1](g),
     }
@@ -65,7 +97,8 @@ def main(args: argparse.Namespace) -> None:
                 jax.block_until_ready(call(x, kernel, g))
                 seconds.append(time.perf_counter() - began)
             ms = 1000 * float(np.median(seconds[1:]))
-            rate = None if "norm" in name or "its" in name else flops / ms / 1e6
+            two = name == "both" or "branch" in name
+            rate = None if "norm" in name or "its" in name else (1 + two) * flops / ms / 1e6
             rows.append({"channels": channels, "side": side, "part": name, "ms": ms,
                          "gflops_per_second": rate})  # fmt: skip
             print(f"{channels} channels, {side} pixels: {name:14} {ms:6.2f} ms"
