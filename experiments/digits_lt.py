@@ -316,4 +316,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, arguments().parse_args())
+    cli.run(main, stage2.parse(arguments()))

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 from typing import Any, NamedTuple
 
+from experiments import stage2
+
 
 class Preset(NamedTuple):
     """Flags, where they come from, and what nobody published."""
@@ -392,7 +394,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> arg
     presets = _table(parser)
     if name in presets:  # any other name is the real parser's to refuse
         parser.set_defaults(**presets[name].flags)
-    return parser.parse_args(argv)
+    return stage2.parse(parser, argv)
 
 
 def _table(parser: argparse.ArgumentParser) -> dict[str, Preset]:

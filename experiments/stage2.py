@@ -15,6 +15,7 @@ best one on the test set), and is a run of its own in RUN/stage2_NAME.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from collections.abc import Callable
 from functools import partial
@@ -270,3 +271,16 @@ def add_arguments(group: Any) -> None:
         "--stage2-limit", type=float, default=1.0,
         help="cc-sam: largest share of adversarial features; the release has 0.3 on CIFAR-100",
     )  # fmt: skip
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
+    """Parses; flags of a second stage where there is none are refused: nothing would heed them."""
+    args = parser.parse_args(argv)
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name, value in vars(args).items()
+        if name.startswith("stage2_") and value != parser.get_default(name)
+    ]
+    if given and not args.stage2:
+        parser.error(f"{', '.join(given)} without a second stage: name one by --stage2")
+    return args

@@ -1,13 +1,14 @@
 """Second stages on a trained run, through the command line's own main."""
 
 import json
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 
 import tiny
-from experiments import cifar_lt, evaluate, stage2
+from experiments import cifar_lt, digits_lt, evaluate, presets, stage2
 from experiments.checkpoints import Checkpoints
 from experiments.data import save_npz
 from experiments.errors import RunError
@@ -198,4 +199,17 @@ def test_options_of_a_stage():
 def test_bad_options_are_refused(name, options, message):
     with pytest.raises(RunError, match=message):
         make(name, **options)
+
+
+def test_flags_of_a_second_stage_need_one(capsys):
+    """They would change nothing, in silence; a preset's own flags may be left without a stage."""
+    flags = ["--stage2-tau", "1.9", "--stage2-tag", "a", "--out", "runs"]
+    for parse in (partial(presets.parse, cifar_lt.arguments()),
+                  partial(stage2.parse, digits_lt.arguments())):  # fmt: skip
+        with pytest.raises(SystemExit):
+            parse(flags)
+        assert "--stage2-tag, --stage2-tau without a second" in capsys.readouterr().err
+        assert parse([*flags, "--stage2", "tau-norm"]).stage2_tau == 1.9
+    args = presets.parse(cifar_lt.arguments(), ["--preset", "weight-balancing", "--stage2"])
+    assert args.stage2 == [] and args.stage2_max_norm == "step"
     assert make("crt", first=Settings(classifier="normalised")).settings.classifier == "linear"
