@@ -10,8 +10,7 @@ Rows with an index are the whole batch's on every process, rows with images this
 On several processes `metrics.stop` is the largest of the stops that they gave with the call: they
 all learn of a stop at the same call.
 
-A call is K steps: a scan where K > 1, else a lone step (on XLA:CPU a convolution is many times
-slower to train inside a scan). The state is donated.
+A call is K steps: a scan where K > 1, else a lone step. The state is donated.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def add_training(
     running.add_argument(
         "--together", action=argparse.BooleanOptionalAction, default=together,
         help="train all --seeds in one program, shared among the devices: by default on a CPU "
-        "with a core for every seed, or two or four of them, where it is faster",
+        "whose cores can share them out evenly, where that is faster",
     )  # fmt: skip
     running.add_argument("--quiet", action="store_true")
 

@@ -145,7 +145,9 @@ def test_a_rule_that_fails_is_recorded_and_the_next_has_its_turn(tmp_path, small
 def test_steps_in_one_scan_have_the_flops_of_a_lone_one(small):
     lone, three = (step_cost.Bench("mlp", small.arguments(), noise(small), k) for k in (1, 3))
     rule = next(method for row, method in step_cost.planned(lone) if row["rule"] == "imbsam")
-    flops = [bench.lowered(rule, "dependent", None).cost_analysis()["flops"] for bench in (lone, three)]
+    flops = [
+        bench.lowered(rule, "dependent", None).cost_analysis()["flops"] for bench in (lone, three)
+    ]
     assert flops[0] == flops[1]
     optimised = lone.compiled(rule, None).cost_analysis()["flops"]
     assert flops[0] == pytest.approx(optimised, rel=0.05)

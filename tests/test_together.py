@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import cifar_lt, imagenet_lt, launch
+from experiments import cifar_lt, execution, imagenet_lt, launch
 from experiments.data import save_npz
 from experiments.errors import RunError, Stopped
 from experiments.methods import build_method
@@ -393,8 +393,6 @@ def test_a_loss_that_is_not_finite_names_the_seed(tmp_path):
     ids=str,
 )  # fmt: skip
 def test_seeds_are_together_where_that_was_faster(flags, cores, expected, tmp_path, monkeypatch):
-    from experiments import execution
-
     monkeypatch.setattr(execution, "cores", lambda: cores)
     monkeypatch.setattr(jax, "device_count", lambda: cores)  # JAX runs already, on one
     args = cifar_lt.arguments().parse_args([*flags, "--out", str(tmp_path), "--quiet"])
@@ -411,8 +409,6 @@ def test_streamed_images_have_one_seed_after_the_other():
 
 
 def test_resumed_seeds_stay_as_they_were_begun(whole, tmp_path, monkeypatch):
-    from experiments import execution
-
     monkeypatch.setattr(execution, "cores", lambda: 2)
     monkeypatch.setattr(jax, "device_count", lambda: 2)
     shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
@@ -449,6 +445,25 @@ def test_the_command_line_with_second_stages(tmp_path, run_python):
     refused = run_python([*command[:-3], str(tmp_path / "one"), *command[-2:]], expect=1)
     assert "use --seeds or --num-seeds" in refused.stderr.splitlines()[-1]
     assert not (tmp_path / "one").exists()
+
+
+@pytest.mark.slow
+def test_by_default_every_core_has_seeds_and_second_stages_are_lone_runs(tmp_path, run_python):
+    data, out, cores = tmp_path / "tiny.npz", tmp_path / "runs", min(execution.cores(), 8)
+    save_npz(tiny_dataset(), data)
+    flags = ["--data", data, "--model", "mlp", "--batch-size", 16, "--eta", 10, "--epochs", 2]
+    seeds = list(range(cores))
+    command = ["-m", "experiments.cifar_lt", *flags, "--stage2", "crt", "--stage2-epochs", 2]
+    command = [*map(str, [*command, "--seeds", *seeds, "--out", out])]
+    said = run_python(command, env={"XLA_FLAGS": None}).stdout
+    assert (f"{cores} seeds together on {cores} devices" in said) == (cores > 1)
+    for seed in seeds:
+        report = json.loads((out / f"seed_{seed}" / "report.json").read_text())
+        assert report.get("together") == (seeds if cores > 1 else None)
+        assert report["settings"]["devices"] == cores
+        second = json.loads((out / f"seed_{seed}" / "stage2_crt" / "report.json").read_text())
+        assert "together" not in second and second["settings"]["devices"] == 1
+    run_python([*command, "--resume"], env={"XLA_FLAGS": None})
 
 
 @pytest.mark.slow

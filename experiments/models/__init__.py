@@ -7,9 +7,9 @@
     logits = model.apply(variables, images, train=False)
 
 with `images` float[B, H, W, C], already normalised, and `logits` float32[B, num_classes]. Batch
-statistics, where a model has them, are the collection "batch_stats", of which a step keeps
-BATCH_NORM_MOMENTUM. With `dtype=jnp.bfloat16` the
-layers compute in bfloat16; parameters, statistics and logits stay float32.
+statistics, where a model has them, are the collection "batch_stats", of which a step keeps the
+share BATCH_NORM_MOMENTUM. With `dtype=jnp.bfloat16` the layers compute in bfloat16; parameters,
+statistics and logits stay float32.
 
 Every model is a classifier on top of features, and both halves can be called alone, for methods
 that treat them differently:
