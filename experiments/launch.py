@@ -116,7 +116,8 @@ def add_training(
     )  # fmt: skip
     running.add_argument(
         "--remat", action="store_true",
-        help="compute a block's activations again in the backward pass: less memory, more time",
+        help="compute a block's activations again in the backward pass: more time, for less memory "
+        "(none less on a CPU)",
     )  # fmt: skip
     running.add_argument(
         "--steps-per-call", type=int, default=0,
