@@ -49,8 +49,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def measure(model: str, args: argparse.Namespace, dataset: Any) -> dict[str, Any]:
-    """Milliseconds of a step of all seeds of one model, both ways; a staged rule's first stage."""
-
+    """Milliseconds of a step of all seeds of one model, every way; a staged rule's first stage."""
     from experiments.models import CONVOLUTIONAL
     from experiments.parts import Parts, resolved
     from experiments.settings import Settings
@@ -74,7 +73,8 @@ def measure(model: str, args: argparse.Namespace, dataset: Any) -> dict[str, Any
         raise RunError(f"{args.seeds} seeds cannot be divided among {devices} devices")
     each = [dataclasses.replace(settings, seed=seed) for seed in range(args.seeds)]
     group = Group(
-        dataset, [Parts(dataset, model, cross_entropy, one) for one in each], method, each,
+        dataset, [Parts(dataset, model, cross_entropy, one, whole_batches=True) for one in each],
+        method, each,
         convolutional=model in CONVOLUTIONAL,
     )  # fmt: skip
     members, steps = group.members, settings.steps_per_call

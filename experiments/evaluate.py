@@ -81,6 +81,8 @@ def main(args: argparse.Namespace) -> None:
     dataset = _load(args, config, run)
     if class_counts_sha256(dataset.class_counts()) != config["class_counts_sha256"]:
         raise RunError("this data has other class counts than the run was trained with")
+    if dataset.source != config["source"]:
+        print(f"note: this data is: {dataset.source}\nthe run's was: {config['source']}")
     fields = Settings.__dataclass_fields__
     trained = Settings(**{name: config[name] for name in fields if name in config})
     # On whatever machine this is, not on as many devices as it was trained.

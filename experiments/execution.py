@@ -121,9 +121,8 @@ def devices_by_default(otherwise: int, model: str, batch_size: int, examples: st
 
 
 def devices_for_seeds(seeds: int) -> int:
-    """Among how many devices so many seeds can be divided: the most, with eight of a CPU's."""
-    _emulate(min(cores(), 8))
-    most = min(jax.device_count(), 8) if jax.default_backend() == "cpu" else jax.device_count()
+    """Among how many of the devices that JAX has, at most eight of a CPU's, they can be divided."""
+    most = jax.device_count() if jax.default_backend() != "cpu" else min(jax.device_count(), 8)
     return max(n for n in range(1, most + 1) if seeds % n == 0)
 
 

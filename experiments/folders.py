@@ -38,16 +38,7 @@ class RunFolder:
         self.path, self._lock = Path(path), None
         if not owner:
             return
-        old = self.path / "config.json"
-        if old.exists() and not resume:
-            raise RunError(
-                f"{self.path} already holds a run: continue it with --resume, or choose "
-                "another --out"
-            )
-        if old.exists():
-            _check_same(read_json(old), config, self.path)
-        elif self.path.exists() and any(p.name != ".lock" for p in self.path.iterdir()):
-            raise RunError(f"{self.path} is not empty and holds no run: choose another --out")
+        self.check(self.path, config, resume)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held until close()
@@ -60,7 +51,20 @@ class RunFolder:
             raise RunError(
                 f"{self.path} is in use by another process: wait for it, or choose another --out"
             ) from error
-        write_json(old, config)
+        write_json(self.path / "config.json", config)
+
+    @staticmethod
+    def check(path: Path, config: dict[str, Any], resume: bool) -> None:
+        """Refuses what a RunFolder there would refuse, and writes nothing."""
+        old = path / "config.json"
+        if old.exists() and not resume:
+            raise RunError(
+                f"{path} already holds a run: continue it with --resume, or choose another --out"
+            )
+        if old.exists():
+            _check_same(read_json(old), config, path)
+        elif path.exists() and any(p.name != ".lock" for p in path.iterdir()):
+            raise RunError(f"{path} is not empty and holds no run: choose another --out")
 
     @property
     def owned(self) -> bool:

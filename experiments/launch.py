@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,7 +117,7 @@ def add_training(
     running.add_argument(
         "--remat", action="store_true",
         help="compute a block's activations again in the backward pass: more time, for less memory "
-        "(none less on a CPU)",
+        "(not on a CPU)",
     )  # fmt: skip
     running.add_argument(
         "--steps-per-call", type=int, default=0,
@@ -292,54 +292,93 @@ def begin(args: argparse.Namespace) -> None:
 
     if not args.out:
         raise RunError("--out is missing: name the folder this run is to be written to")
-    seeds = _seeds(args)
+    _seeds(args)
     join(args)
-    left_out = isinstance(args.devices, _LeftOut)
-    if left_out:
+    args.devices_left_out = isinstance(args.devices, _LeftOut)
+    if args.devices_left_out:
         share = args.batch_size // max(args.accumulate, 1)
         args.devices = devices_by_default(args.devices, args.model, share, args.examples)
-    _settle_together(args, seeds, left_out)
     cli.use_compilation_cache()
     if args.preset and args.process_id in (None, 0):
         print(presets.explain(args))
 
 
-def _settle_together(args: argparse.Namespace, seeds: list[int], left_out: bool) -> None:
-    """Whether seeds are trained together where nobody said, and on how many devices.
+class Group(NamedTuple):
+    """Seeds that are trained in one program, or a lone one, and on how many devices."""
 
-    Measured on two cores (results/seeds_together) seeds on a core each were faster than one after
-    the other, whether these used one core or shared their batches among both. So they are together
-    if they then use no fewer devices. Only on a CPU: nobody has measured it elsewhere.
+    seeds: list[int]
+    devices: int
+    together: bool
+
+
+def groups(args: argparse.Namespace, seeds: list[int]) -> list[Group]:
+    """Which seeds are trained together; seeds whose folders hold a run, as they were begun.
+
+    Where nobody said, new ones on a CPU are if they then use no fewer devices than a lone run does:
+    on two cores that was faster (results/seeds_together), elsewhere nobody has measured it.
     """
+    from experiments.execution import devices_for_seeds
+
+    held = {}
+    for seed in seeds:
+        config = Path(args.out) / f"seed_{seed}" / "config.json"
+        if args.resume and config.exists():
+            held[seed] = folders.read_json(config)
+
+    def devices_of(group: list[int]) -> int:
+        of_held = [held[seed]["devices"] for seed in group if seed in held]
+        if not args.devices_left_out:
+            return int(args.devices)
+        return int(of_held[0]) if of_held else devices_for_seeds(len(group))
+
+    if args.together:
+        begun = [config.get("together") or [] for config in held.values()]
+        same = [others for others in begun if sorted(others) == sorted(seeds)]
+        return [Group(same[0] if same else seeds, devices_of(seeds), True)]
+    found: list[Group] = []
+    new = []
+    for seed in seeds:
+        others = held[seed].get("together") if seed in held else None
+        if args.together is False or (seed in held and not others):
+            found.append(Group([seed], args.devices, False))
+        elif not others:
+            new.append(seed)
+        elif not set(others) <= set(seeds):
+            raise RunError(
+                f"{args.out}/seed_{seed} was trained together with others: name them all, --seeds "
+                f"{' '.join(map(str, others))}, or choose another --out"
+            )
+        elif not any(seed in group.seeds for group in found):
+            found.append(Group(others, devices_of(others), True))
+    # Of a group that was stopped as it began not every folder holds a run.
+    new = [seed for seed in new if not any(seed in group.seeds for group in found)]
+    number = _devices_of_new(args, len(new))
+    if number > 1:
+        if not args.quiet:
+            print(f"{len(new)} seeds together on {number} devices (not: --no-together)")
+        return [*found, Group(new, number, True)]
+    return [*found, *(Group([seed], args.devices, False) for seed in new)]
+
+
+def _devices_of_new(args: argparse.Namespace, seeds: int) -> int:
+    """For seeds to be trained together; 1 where they had better not be."""
     import jax
 
     from experiments.execution import devices_for_seeds
 
-    args.devices_together = args.devices
-    fits = args.parallel == "jit" and args.examples == "dependent"
-    if args.together is False or not left_out or len(seeds) < 2 or not fits:
-        args.together = bool(args.together)
-        return
-    number = devices_for_seeds(len(seeds))
-    if args.batch_size % (number * max(args.accumulate, 1)):
-        number = 1
-    if args.together is None:
-        before = Path(args.out) / f"seed_{seeds[0]}" / "config.json"
-        if args.resume and before.exists():
-            args.together = "together" in folders.read_json(before)
-        else:
-            on_cpu = jax.default_backend() == "cpu" and not jax.distributed.is_initialized()
-            args.together = on_cpu and number > 1 and number >= args.devices
-            if args.together and not args.quiet:
-                print(f"{len(seeds)} seeds together on {number} devices (not: --no-together)")
-    if args.together:
-        args.devices_together = number
+    possible = args.parallel == "jit" and args.examples == "dependent" and args.devices_left_out
+    on_cpu = not jax.distributed.is_initialized() and jax.default_backend() == "cpu"
+    if seeds < 2 or not possible or not on_cpu:
+        return 1
+    number = devices_for_seeds(seeds)
+    return number if number >= args.devices else 1
 
 
 def train(args: argparse.Namespace, dataset: Any, plan: Plan) -> list[dict[str, Any]]:
-    """Trains every seed, and every second stage of each; their reports.
+    """Trains every seed, and every second stage of each; their reports, in the order of the seeds.
 
-    With --together that is the first stage of all seeds, then the second ones one after the other.
+    Of seeds that are trained together these are the first stages; the second ones follow one after
+    the other.
     """
     from experiments.parts import initial_variables, last_variables
     from experiments.together import fit_together
@@ -358,39 +397,43 @@ def train(args: argparse.Namespace, dataset: Any, plan: Plan) -> list[dict[str, 
             start, init = initial_variables(args.init, dataset, args.model, mine)
         return start, {**plan.description, "init": init}
 
-    together: dict[int, dict[str, Any]] = {}
-    if args.together:
-        starts, described = zip(*map(start_of, each.values()), strict=True)
-        settings = dataclasses.replace(plan.settings, devices=args.devices_together)
-        found = fit_together(
-            dataset, args.model, plan.method, plan.loss, settings, outs,
-            starts=dict(zip(seeds, starts, strict=True)), description=described[0], **more,
+    def first_stages(group: Group) -> list[dict[str, Any]]:
+        starts, described = zip(*(start_of(each[seed]) for seed in group.seeds), strict=True)
+        if not group.together:
+            (seed,), (start,), (description,) = group.seeds, starts, described
+            return [
+                fit(
+                    dataset, args.model, plan.method, plan.loss, each[seed], outs[seed],
+                    start=start, description=description, **more,
+                )
+            ]  # fmt: skip
+        settings = dataclasses.replace(plan.settings, devices=group.devices)
+        return fit_together(
+            dataset, args.model, plan.method, plan.loss, settings,
+            {seed: outs[seed] for seed in group.seeds},
+            starts=dict(zip(group.seeds, starts, strict=True)), description=described[0], **more,
         )  # fmt: skip
-        together = dict(zip(seeds, found, strict=True))
-    reports = []
-    for seed, mine in each.items():
-        out = outs[seed]
-        start, description = start_of(mine)
-        reports.append(
-            together.get(seed)
-            or fit(
-                dataset, args.model, plan.method, plan.loss, mine, out, start=start,
-                description=description, **more,
-            )
-        )  # fmt: skip
+
+    def second_stages(seed: int) -> Iterator[dict[str, Any]]:
+        mine, out = each[seed], outs[seed]
         for name, stage in plan.second.items():
             folder = "_".join(filter(None, ["stage2", name, args.stage2_tag]))
             trained, fresh = last_variables(out, dataset, args.model, mine)
             start = {**trained, "params": stage.start(trained["params"], fresh["params"])}
-            reports.append(
-                fit(
-                    dataset, args.model, stage.method, stage.loss,
-                    dataclasses.replace(stage.settings, seed=seed), out / folder, start=start,
-                    adversary=stage.adversary, description=description | stage.description,
-                    **more,
-                )
+            yield fit(
+                dataset, args.model, stage.method, stage.loss,
+                dataclasses.replace(stage.settings, seed=seed), out / folder, start=start,
+                adversary=stage.adversary, description=start_of(mine)[1] | stage.description,
+                **more,
             )  # fmt: skip
-    return reports
+
+    reports: dict[int, list[dict[str, Any]]] = {}
+    for group in groups(args, seeds):
+        for seed, report in zip(group.seeds, first_stages(group), strict=True):
+            reports[seed] = [report]
+        for seed in group.seeds:
+            reports[seed] += second_stages(seed)
+    return [report for seed in seeds for report in reports[seed]]
 
 
 def _seeds(args: argparse.Namespace) -> list[int]:

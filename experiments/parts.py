@@ -49,6 +49,9 @@ class Parts:
       schedule: learning rate by step.
       steps_per_epoch: the partial last batch included.
       began: time.perf_counter() before the first of them.
+
+    Args:
+      whole_batches: each device has batches of its own, and none is shared.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Parts:
         settings: Settings,
         start: Any = None,
         adversary: Adversary | None = None,
+        whole_batches: bool = False,
     ):
         self.began = time.perf_counter()
         devices = use_devices(settings.devices)
@@ -71,7 +75,8 @@ class Parts:
             adversary=adversary,
         )
         processes = jax.process_count()
-        place = Place(len(devices), processes, jax.process_index())
+        shared = 1 if whole_batches else len(devices)
+        place = Place(shared, processes, jax.process_index())
         self.feed = make_feed(dataset, settings, place)
         if settings.batch_size % self.feed.multiple:
             raise RunError(

@@ -35,7 +35,7 @@ class Settings:
     devices: int = 1  # 0: all there are
     accumulate: int = 1  # micro-batches a batch is cut into
     remat: bool = False  # compute activations again in the backward pass
-    steps_per_call: int = 0  # 0: one on a CPU, where scanned convolutions are slow, else 50
+    steps_per_call: int = 0  # 0: one on a CPU, else 50
     augment: bool = True
     jitter: float = 0.0  # of brightness, contrast and saturation; for streamed images
     eval_every: int = 1

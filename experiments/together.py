@@ -76,16 +76,18 @@ def fit_together(
     _check(dataset, settings, seeds)
     each = {seed: dataclasses.replace(settings, seed=seed) for seed in seeds}
     parts = [
-        Parts(dataset, model_name, loss, mine, (starts or {}).get(seed))
+        Parts(dataset, model_name, loss, mine, (starts or {}).get(seed), whole_batches=True)
         for seed, mine in each.items()
     ]
     group = Group(
         dataset, parts, method, list(each.values()), convolutional=model_name in CONVOLUTIONAL
     )
+    configs = [run_config(dataset, model_name, mine, description) for mine in each.values()]
+    for seed, (config, _) in zip(seeds, configs, strict=True):
+        config["together"] = seeds
+        folders.RunFolder.check(outs[seed], config, resume)  # all, before any is written
     with contextlib.ExitStack() as opened:
-        for member, (seed, mine) in zip(group.members, each.items(), strict=True):
-            config, preset = run_config(dataset, model_name, mine, description)
-            config["together"] = seeds
+        for member, seed, (config, preset) in zip(group.members, seeds, configs, strict=True):
             folder = folders.RunFolder(outs[seed], config, resume)
             opened.callback(folder.close)
             member.open(folder, {**config, "preset": preset})

@@ -162,7 +162,8 @@ seeds = (3, 0, 8, 5) if where == "in turn" else t.SEEDS
 if where != "in turn":  # without what takes most of such a short run's time
     cost.lone_step = lambda *_: (1.0, 1.0)
     plots.per_class = plots.learning_curves = lambda *_: None
-settings = dataclasses.replace(t.QUICK, devices=2)
+accumulate = 2 if where == "in micro-batches" else 1
+settings = dataclasses.replace(t.QUICK, devices=2, accumulate=accumulate)
 options = {"model": model, "settings": settings, "seeds": seeds}
 if where == "stopped":
     patch = pytest.MonkeyPatch()
@@ -171,7 +172,8 @@ if where == "stopped":
         t.together(out / "both", **options)
     patch.undo()
 found = t.together(out / "both", **options, resume=where == "stopped")
-lone = t.alone(out / "lone", 3, model=model)
+settings = dataclasses.replace(settings, devices=1)
+lone = t.alone(out / "lone", 3, model=model, settings=settings)
 print(json.dumps([found, lone]))
 t.agree(out / "both" / "seed_3", out / "lone")
 """
@@ -182,6 +184,7 @@ t.agree(out / "both" / "seed_3", out / "lone")
     [
         ("mlp", "side by side"),
         pytest.param("tiny", "stopped", marks=pytest.mark.slow),
+        pytest.param("tiny", "in micro-batches", marks=pytest.mark.slow),
         pytest.param("resnet8", "in turn", marks=pytest.mark.slow),
     ],
 )
@@ -370,57 +373,98 @@ def test_a_loss_that_is_not_finite_names_the_seed(tmp_path):
 # ---- the command -----------------------------------------------------------------------------
 
 
+def grouped(monkeypatch, out, flags, cores=2):
+    """[(seeds, devices, together)] of a command line on so many cores."""
+    monkeypatch.setattr(execution, "cores", lambda: cores)
+    monkeypatch.setattr(jax, "device_count", lambda: cores)  # JAX runs already, on one
+    args = cifar_lt.arguments().parse_args([*flags, "--out", str(out), "--quiet"])
+    args.preset = None
+    launch.begin(args)
+    return [tuple(group) for group in launch.groups(args, launch._seeds(args))]
+
+
 @pytest.mark.parametrize(
     ("flags", "cores", "expected"),
     [
-        (["--seeds", "0", "4"], 2, (True, 2)),
-        (["--num-seeds", "4"], 2, (True, 2)),
-        (["--num-seeds", "3"], 2, (False, None)),  # two would wait for the third
-        (["--num-seeds", "2"], 4, (False, None)),  # alone they would use more devices
-        (["--num-seeds", "2", "--model", "mlp"], 4, (True, 2)),  # these use one
-        (["--num-seeds", "2"], 1, (False, None)),
-        (["--num-seeds", "2", "--no-together"], 2, (False, None)),
-        (["--num-seeds", "2", "--devices", "2"], 2, (False, None)),
-        (["--num-seeds", "2", "--devices", "1", "--together"], 2, (True, 1)),
-        (["--num-seeds", "3", "--together"], 2, (True, 1)),
-        (["--num-seeds", "4", "--together"], 2, (True, 2)),
-        (["--num-seeds", "2", "--parallel", "pmap"], 2, (False, None)),
-        (["--num-seeds", "2", "--batch-size", "63"], 2, (False, None)),
-        (["--num-seeds", "2", "--accumulate", "2", "--batch-size", "50"], 2, (False, None)),
-        (["--num-seeds", "2", "--examples", "independent"], 2, (False, None)),
-        ([], 2, (False, None)),
+        (["--seeds", "4", "0"], 2, [([4, 0], 2, True)]),
+        (["--num-seeds", "4"], 2, [([0, 1, 2, 3], 2, True)]),
+        # Two would wait for the third, and each alone has both cores.
+        (["--num-seeds", "3"], 2, [([0], 2, False), ([1], 2, False), ([2], 2, False)]),
+        (["--num-seeds", "2"], 4, [([0], 4, False), ([1], 4, False)]),
+        (["--num-seeds", "2", "--model", "mlp"], 4, [([0, 1], 2, True)]),
+        (["--num-seeds", "2"], 1, [([0], 1, False), ([1], 1, False)]),
+        (["--num-seeds", "2", "--no-together"], 2, [([0], 2, False), ([1], 2, False)]),
+        (["--num-seeds", "2", "--devices", "2"], 2, [([0], 2, False), ([1], 2, False)]),
+        (["--num-seeds", "2", "--devices", "1", "--together"], 2, [([0, 1], 1, True)]),
+        (["--num-seeds", "3", "--together"], 2, [([0, 1, 2], 1, True)]),
+        (["--num-seeds", "4", "--together"], 2, [([0, 1, 2, 3], 2, True)]),
+        (["--num-seeds", "2", "--parallel", "pmap"], 2, [([0], 2, False), ([1], 2, False)]),
+        (["--num-seeds", "2", "--batch-size", "63"], 2, [([0, 1], 2, True)]),
+        (["--num-seeds", "2", "--examples", "independent"], 2, [([0], 1, False), ([1], 1, False)]),
+        ([], 2, [([0], 2, False)]),
     ],
     ids=str,
 )  # fmt: skip
 def test_seeds_are_together_where_that_was_faster(flags, cores, expected, tmp_path, monkeypatch):
-    monkeypatch.setattr(execution, "cores", lambda: cores)
-    monkeypatch.setattr(jax, "device_count", lambda: cores)  # JAX runs already, on one
-    args = cifar_lt.arguments().parse_args([*flags, "--out", str(tmp_path), "--quiet"])
-    args.preset = None
-    launch.begin(args)
-    together, devices = expected
-    assert args.together == together
-    if together:
-        assert args.devices_together == devices
+    assert grouped(monkeypatch, tmp_path, flags, cores) == expected
+
+
+def test_on_processes_that_met_every_seed_is_a_lone_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    found = grouped(monkeypatch, tmp_path, ["--num-seeds", "2", "--model", "mlp"])
+    assert found == [([0], 1, False), ([1], 1, False)]
+
+
+def test_resumed_seeds_stay_as_they_were_begun(tmp_path, monkeypatch):
+    def begun(seed, devices, **config):
+        folder = tmp_path / f"seed_{seed}"
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({"devices": devices, **config}))
+
+    begun(3, 1, together=[3, 0])
+    begun(0, 1, together=[3, 0])
+    begun(7, 2)
+    begun(8, 2, together=[8, 9])  # killed before 9 had its folder
+    both = ["--resume", "--seeds", "0", "3"]
+    assert grouped(monkeypatch, tmp_path, both) == [([3, 0], 1, True)]
+    assert grouped(monkeypatch, tmp_path, [*both, "--together"]) == [([3, 0], 1, True)]
+    assert grouped(monkeypatch, tmp_path, [*both, "--devices", "2"]) == [([3, 0], 2, True)]
+    alone = [([0], 2, False), ([3], 2, False)]
+    assert grouped(monkeypatch, tmp_path, [*both, "--no-together"]) == alone
+    more = grouped(monkeypatch, tmp_path, [*both, "7", "5", "9", "8", "6"])
+    assert more == [([3, 0], 1, True), ([7], 2, False), ([8, 9], 2, True), ([5, 6], 2, True)]
+    with pytest.raises(RunError, match=r"seed_3 was trained together .* --seeds 3 0,"):
+        grouped(monkeypatch, tmp_path, ["--resume", "--seeds", "3"])
 
 
 def test_streamed_images_have_one_seed_after_the_other():
     assert imagenet_lt.arguments().parse_args([]).together is False
 
 
-def test_resumed_seeds_stay_as_they_were_begun(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(execution, "cores", lambda: 2)
-    monkeypatch.setattr(jax, "device_count", lambda: 2)
-    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
-    path = tmp_path / "seed_3" / "config.json"
-    for as_begun in (True, False):
-        flags = ["--seeds", "3", "0", "--out", str(tmp_path), "--quiet", "--resume"]
-        args = cifar_lt.arguments().parse_args(flags)
-        args.preset = None
-        launch.begin(args)
-        assert args.together is as_begun
-        lone = {k: v for k, v in json.loads(path.read_text()).items() if k != "together"}
-        path.write_text(json.dumps(lone))
+def test_nothing_is_written_where_one_folder_is_refused(tmp_path):
+    (tmp_path / "seed_0").mkdir()
+    (tmp_path / "seed_0" / "config.json").write_text("{}")
+    for resume, message in ((True, "seed_0 holds a run with other"), (False, "already holds")):
+        with pytest.raises(RunError, match=message):
+            together(tmp_path, resume=resume)
+        assert not (tmp_path / "seed_3").exists()
+
+
+@pytest.mark.slow
+def test_more_seeds_are_added_to_those_that_were_together(tmp_path, run_python):
+    data, out = tmp_path / "tiny.npz", tmp_path / "runs"
+    save_npz(tiny_dataset(), data)
+    flags = ["--data", data, "--model", "mlp", "--batch-size", 16, "--eta", 10, "--epochs", 2]
+    command = ["-m", "experiments.cifar_lt", *map(str, flags), "--out", str(out), "--seeds"]
+    run_python([*command, "0", "1"], devices=2)
+    before = (out / "seed_0" / "report.json").read_bytes()
+    said = run_python([*command, "1", "0", "5", "--resume"], devices=2).stdout
+    assert "seeds 1, 0, 5" in said.replace("\n", " ")
+    reports = {s: json.loads((out / f"seed_{s}" / "report.json").read_text()) for s in (0, 1, 5)}
+    assert {s: report.get("together") for s, report in reports.items()} == {
+        0: [0, 1], 1: [0, 1], 5: None,
+    }  # fmt: skip
+    assert (out / "seed_0" / "report.json").read_bytes() == before
 
 
 @pytest.mark.slow
@@ -453,13 +497,15 @@ def test_by_default_every_core_has_seeds_and_second_stages_are_lone_runs(tmp_pat
     save_npz(tiny_dataset(), data)
     flags = ["--data", data, "--model", "mlp", "--batch-size", 16, "--eta", 10, "--epochs", 2]
     seeds = list(range(cores))
+    if cores == 1:
+        pytest.skip("one core")
     command = ["-m", "experiments.cifar_lt", *flags, "--stage2", "crt", "--stage2-epochs", 2]
     command = [*map(str, [*command, "--seeds", *seeds, "--out", out])]
     said = run_python(command, env={"XLA_FLAGS": None}).stdout
-    assert (f"{cores} seeds together on {cores} devices" in said) == (cores > 1)
+    assert f"{cores} seeds together on {cores} devices" in said
     for seed in seeds:
         report = json.loads((out / f"seed_{seed}" / "report.json").read_text())
-        assert report.get("together") == (seeds if cores > 1 else None)
+        assert report["together"] == seeds
         assert report["settings"]["devices"] == cores
         second = json.loads((out / f"seed_{seed}" / "stage2_crt" / "report.json").read_text())
         assert "together" not in second and second["settings"]["devices"] == 1
