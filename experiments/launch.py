@@ -326,7 +326,7 @@ def groups(args: argparse.Namespace, seeds: list[int]) -> list[Group]:
             held[seed] = folders.read_json(config)
 
     def devices_of(group: list[int]) -> int:
-        of_held = [held[seed]["devices"] for seed in group if seed in held]
+        of_held = [held[seed].get("devices", 1) for seed in group if seed in held]
         if not args.devices_left_out:
             return int(args.devices)
         return int(of_held[0]) if of_held else devices_for_seeds(len(group))

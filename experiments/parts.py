@@ -94,7 +94,7 @@ class Parts:
             multiple=self.feed.multiple,
         )
         alone, split = settings.examples != "dependent", settings.examples == "split_norm"
-        if alone and settings.parallel == "jit" and len(devices) > 1:
+        if alone and settings.parallel == "jit" and shared > 1:
             raise RunError(
                 f"--examples {settings.examples} with --parallel jit would choose rows over all "
                 f"{len(devices)} devices, and send them about: use --parallel pmap, where each "
@@ -152,7 +152,7 @@ class Parts:
             raise RunError(NO_STATISTICS)
         # Else devices would be in different branches, and wait for each other's statistics.
         alike = settings.sampling == "stratified" or settings.tail_statistics == "held"
-        if split and len(devices) > 1 and not alike:
+        if split and shared > 1 and not alike:
             raise RunError(
                 f"--tail-statistics {settings.tail_statistics} over several devices needs batches "
                 "of which every device has the same number of tail rows: use --sampling "

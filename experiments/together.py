@@ -1,10 +1,10 @@
 """Several seeds in one compiled program, shared among the devices.
 
 Every seed keeps what a lone run has: its folder, its initial parameters, its order of rows, its
-randomness. Alone on its device it ends bitwise where a lone run on one device ends; else numbers
-agree to rounding, so config.json says which seeds were together. They make the same steps and are
-saved one after the other: a stop leaves all folders at one step, and after a kill the newest step
-that all of them hold is gone on from.
+randomness. Alone on its device it ends bitwise where a lone run on one device ends (split_norm: to
+rounding); else numbers agree to rounding, so config.json says which seeds were together. They make
+the same steps and are saved one after the other: a stop leaves all folders at one step, and after a
+kill the newest step that all of them hold is gone on from.
 """
 
 from __future__ import annotations

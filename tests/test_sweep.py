@@ -188,6 +188,7 @@ def reports_of(out, name):
     return [json.loads((out / name / f"seed_{s}" / "report.json").read_text()) for s in (0, 1)]
 
 
+@pytest.mark.slow
 def test_an_image_sweeps_figures_are_those_of_its_run_folders(images):
     folder, summary = images
     assert [row["point"] for row in summary] == [{}, *({"eta": e, "rho": 0.1} for e in (5, 30))]
@@ -211,6 +212,7 @@ def test_an_image_sweeps_figures_are_those_of_its_run_folders(images):
     assert (folder / "out" / "sweep.png").stat().st_size > 10000
 
 
+@pytest.mark.slow
 def test_a_resumed_image_sweep_trains_nothing_again(images, monkeypatch):
     folder, summary = images
     with pytest.raises(RunError, match="is not empty: go on with a sweep in it by --resume"):

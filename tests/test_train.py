@@ -143,6 +143,7 @@ def test_longer_calls_go_the_same_way(tmp_path):
         assert one["train_loss"] == pytest.approx(three["train_loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_staged_rule_switches_inside_an_epoch(tmp_path):
     """sgd -> sam after 7 steps, 5 an epoch: calls end at the switch, stages cost their own."""
     switch = rules.stagewise(rules.sgd(5), rules.sam(5, rho=0.3), switch_step=7)
@@ -170,6 +171,7 @@ def test_held_out_images_choose_an_epoch_and_are_not_trained_on(tmp_path):
     assert 1 <= report["best_val_epoch"]["epoch"] <= 3
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_low_and_keeps_high(tmp_path, monkeypatch):
     monkeypatch.setitem(MODELS, "tiny", TinyNet)
     settings = dataclasses.replace(QUICK, precision="bfloat16", epochs=1)
