@@ -469,11 +469,14 @@ class _Trainer:
         folder, hits, counts = self.folder, self.hits, self.dataset.class_counts()
         folder.write_per_class(counts, hits.correct, hits.total, self.dataset.class_names)
         lines = folder.keep_metrics(self.settings.epochs)
-        title = f"{report['rule']} on {report['dataset']}, {report['model']}"
-        plots.per_class(folder.path / "per_class.png", title, counts, hits.correct, hits.total)
-        plots.learning_curves(folder.path / "curves.png", title, lines)
+        self._draw(f"{report['rule']} on {report['dataset']}, {report['model']}", lines)
         # Last: a report means a whole run folder.
         folders.write_json(folder.path / "report.json", report)
+
+    def _draw(self, title: str, lines: list[dict[str, Any]]) -> None:
+        at, hits, counts = self.folder.path, self.hits, self.dataset.class_counts()
+        plots.per_class(at / "per_class.png", title, counts, hits.correct, hits.total)
+        plots.learning_curves(at / "curves.png", title, lines)
 
 
 def params_sha256(params: Any) -> str:

@@ -27,14 +27,18 @@ if __name__ == "__main__":
     else:
         jax.config.update("jax_num_cpu_devices", 8)
 
+    from experiments import train
     from experiments.data.records import load_inaturalist
     from experiments.models import MODELS
     from experiments.settings import Settings
     from experiments.train import fit
     from imbsam_jax import losses, rules
-    from tiny import TinyNet, tiny_dataset
+    from tiny import LEAN, TinyNet, tiny_dataset
 
     MODELS["tiny"] = TinyNet
+    if asked.get("lean"):
+        for name, method in LEAN.items():
+            setattr(train._Trainer, name, method)
     if asked.get("data"):
         dataset = load_inaturalist(asked["data"], size=16, resize=18)
     else:
@@ -51,8 +55,6 @@ if __name__ == "__main__":
 
     def kill_at(step: int) -> None:
         """This process sends itself a signal once it has begun that step."""
-        from experiments import train
-
         plain = train._Trainer._see
 
         def see(self, first_step, *rest):

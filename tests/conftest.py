@@ -111,6 +111,17 @@ def _text(captured: bytes | str | None) -> str:
     return captured.decode(errors="replace") if isinstance(captured, bytes) else captured or ""
 
 
+@pytest.fixture
+def lean(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs neither draw nor measure what a step costs, but in tests marked in_full."""
+    from experiments.train import _Trainer
+    from tiny import LEAN
+
+    if request.node.get_closest_marker("in_full") is None:
+        for name, method in LEAN.items():
+            monkeypatch.setattr(_Trainer, name, method)
+
+
 @pytest.fixture(scope="session")
 def cifar_dir() -> str:
     """The data directory of tensorflow-datasets that holds a prepared CIFAR-100."""

@@ -17,7 +17,10 @@ from experiments.pretrained import save_weights
 from experiments.settings import Settings
 from imbsam_jax.losses import cross_entropy
 
-pytestmark = pytest.mark.allow_rank_promotion  # Flax adds a bias[C] to a batch[B, C]
+pytestmark = [
+    pytest.mark.allow_rank_promotion,  # Flax adds a bias[C] to a batch[B, C]
+    pytest.mark.usefixtures("lean"),
+]
 
 MODULES = {"inaturalist": inaturalist, "imagenet_lt": imagenet_lt}
 SMALL = ["--image-size", "16", "--resize", "18", "--model", "mlp", "--devices", "1", "--quiet"]

@@ -28,7 +28,10 @@ from experiments.train import _Trainer, fit, params_sha256
 from imbsam_jax import rules
 from imbsam_jax.losses import cross_entropy
 
-pytestmark = pytest.mark.allow_rank_promotion  # Flax adds a bias[C] to a batch[B, C]
+pytestmark = [
+    pytest.mark.allow_rank_promotion,  # Flax adds a bias[C] to a batch[B, C]
+    pytest.mark.usefixtures("lean"),
+]
 
 QUICK = Settings(epochs=2, batch_size=16, lr=0.05, eval_batch=10, checkpoint_every=1)
 SIZE, RESIZE = 16, 18

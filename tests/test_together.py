@@ -22,7 +22,10 @@ from imbsam_jax import rules
 from imbsam_jax.losses import cross_entropy
 from tiny import TinyNet, tiny_dataset
 
-pytestmark = pytest.mark.allow_rank_promotion  # Flax adds a bias[C] to a batch[B, C]
+pytestmark = [
+    pytest.mark.allow_rank_promotion,  # Flax adds a bias[C] to a batch[B, C]
+    pytest.mark.usefixtures("lean"),
+]
 
 COUNTS = tiny_dataset().class_counts()
 # Five steps an epoch, the last of 14 rows.
@@ -71,14 +74,6 @@ def agree(mine, other):
             assert found[name] == expected[name]
 
 
-@pytest.fixture
-def lean(monkeypatch):
-    """Reports without the cost of a step, and no plots: most of such a short run's time."""
-    monkeypatch.setattr("experiments.cost.lone_step", lambda *_: (1.0, 1.0))
-    for plot in ("per_class", "learning_curves"):
-        monkeypatch.setattr(f"experiments.plots.{plot}", lambda *_: None)
-
-
 # ---- the same as lone runs -------------------------------------------------------------------
 
 
@@ -89,6 +84,7 @@ def whole(tmp_path_factory):
     return out, together(out)
 
 
+@pytest.mark.in_full
 def test_every_seed_has_the_run_folder_and_the_numbers_of_its_lone_run(whole, tmp_path):
     out, reports = whole
     for seed, report in zip(SEEDS, reports, strict=True):
@@ -134,9 +130,7 @@ def test_every_seed_has_the_run_folder_and_the_numbers_of_its_lone_run(whole, tm
         ),
     ],
 )
-def test_methods_and_settings_agree_with_lone_runs(
-    model, rule, change, tmp_path, monkeypatch, lean
-):
+def test_methods_and_settings_agree_with_lone_runs(model, rule, change, tmp_path, monkeypatch):
     monkeypatch.setitem(MODELS, "tiny", TinyNet)
     options = {"rho": 0.1, "eta": 10, "epochs": 2, "switch_fraction": 0.7, "weight_decay": 5e-3}
     options |= {"head_rho": 0.05, "tail_rho": 0.1}
@@ -245,7 +239,7 @@ def end_alike(out, whole):
     ],
 )
 def test_stopped_runs_end_bitwise_where_unstopped_ones_do(
-    where, when, step, whole, tmp_path, monkeypatch, lean
+    where, when, step, whole, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as patch:
         stop_at(patch, where, when)
@@ -257,9 +251,7 @@ def test_stopped_runs_end_bitwise_where_unstopped_ones_do(
     end_alike(tmp_path, whole)
 
 
-def test_a_stop_between_two_evaluations_closes_the_epoch_for_none(
-    whole, tmp_path, monkeypatch, lean
-):
+def test_a_stop_between_two_evaluations_closes_the_epoch_for_none(whole, tmp_path, monkeypatch):
     """The first seed's epoch is evaluated and written, the second's is not: both are left open."""
     from experiments.train import _Trainer
 
@@ -279,9 +271,7 @@ def test_a_stop_between_two_evaluations_closes_the_epoch_for_none(
     end_alike(tmp_path, whole)
 
 
-def test_after_a_kill_between_two_saves_the_newest_common_step_is_taken(
-    whole, tmp_path, capsys, lean
-):
+def test_after_a_kill_between_two_saves_the_newest_common_step_is_taken(whole, tmp_path, capsys):
     """As if killed once the first seed had saved step 10 and the second had not."""
     shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
     for seed in SEEDS:
@@ -307,7 +297,7 @@ def test_after_a_kill_between_two_saves_the_newest_common_step_is_taken(
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_of_one_seed_takes_all_back(whole, tmp_path, capsys, lean):
+def test_a_damaged_checkpoint_of_one_seed_takes_all_back(whole, tmp_path, capsys):
     shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
     (tmp_path / "seed_0" / "report.json").unlink()
     for file in (tmp_path / "seed_0" / "checkpoints" / "10").rglob("*"):

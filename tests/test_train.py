@@ -27,7 +27,10 @@ from imbsam_jax import rules
 from imbsam_jax.losses import cross_entropy
 from tiny import TinyNet, tiny_dataset
 
-pytestmark = pytest.mark.allow_rank_promotion  # Flax adds a bias[C] to a batch[B, C]
+pytestmark = [
+    pytest.mark.allow_rank_promotion,  # Flax adds a bias[C] to a batch[B, C]
+    pytest.mark.usefixtures("lean"),
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNTS = tiny_dataset().class_counts()
@@ -48,6 +51,7 @@ def run(out, rule=None, settings=QUICK, model="mlp", dataset=None, **options):
     return fit(dataset, model, rule, cross_entropy, settings, out, **options)
 
 
+@pytest.mark.in_full
 def test_a_run_folder_and_its_report(tmp_path):
     report = run(tmp_path / "run")
     assert json.loads((tmp_path / "run" / "report.json").read_text()) == report
