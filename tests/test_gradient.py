@@ -852,6 +852,22 @@ def test_a_second_call_does_not_trace_again() -> None:
             assert_trees(grads, want, atol=1e-12)
 
 
+def test_every_method_is_lowered_for_gpus_and_tpus() -> None:
+    """Without one at hand: to operations of StableHLO alone, no call of a library or the host."""
+    x, y = one_batch()
+
+    def all_of_them(params: Any, x: Any, y: Any) -> Any:
+        found = {}
+        for row in METHODS:
+            found[row.id] = row.value_and_grad(losses_fn, RHO)(params, y, x, y, step=SWITCH)
+        return found
+
+    traced = jax.jit(all_of_them).trace(to_library(init_params()), x, y)
+    lowered = traced.lower(lowering_platforms=("cuda", "tpu")).as_text()
+    assert lowered.count("stablehlo.dot_general") > len(METHODS)
+    assert "custom_call" not in lowered
+
+
 @pytest.mark.usefixtures("x64")
 def test_seeds_may_be_mapped_over() -> None:
     """vmap over parameters, the batch and the step shared: each seed its own perturbation."""

@@ -180,6 +180,7 @@ def memory(rule: Any, **options: Any) -> int:
     return compiled(rule, size, **options).memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_memory_where_activations_are_most_of_it() -> None:
     """A second pass needs hardly more than the first; a quarter of the rows, a third."""
     sgd = memory(rules.sgd(CLASSES))

@@ -232,7 +232,9 @@ def first_step(**changes: Any) -> Any:
 
 
 @flax
-@pytest.mark.parametrize("kind", [pytest.param("held", marks=pytest.mark.slow), "own", "renorm"])
+@pytest.mark.parametrize(
+    "kind", ["renorm", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("own", "held"))]
+)
 def test_a_step_of_the_trainer(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODELS, "tiny", TinyNet)
     state, y, raw, after, seen = first_step(tail_statistics=kind)
