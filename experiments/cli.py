@@ -20,6 +20,14 @@ def parser(description: str) -> argparse.ArgumentParser:
     )
 
 
+def given(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> list[str]:
+    """The flags on a command line without mistakes, whatever their values: ["--data", ...]."""
+    left_out: list[Any] = []  # a list, for flags that append to theirs
+    nothing = dict.fromkeys(vars(parser.parse_args(argv)), left_out)
+    found = vars(parser.parse_args(argv, argparse.Namespace(**nothing)))
+    return [f"--{name.replace('_', '-')}" for name, value in found.items() if value is not left_out]
+
+
 def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
     """Runs main(args); exits 1 on what the user can mend, 143, 130 or 75 after a stop."""
     from experiments.data import DataError

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import cli
 from experiments.errors import RunError
 from experiments.methods import Method, build_method
 from experiments.objectives import Adversary, Loss
@@ -276,11 +277,7 @@ def add_arguments(group: Any) -> None:
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
     """Parses; flags of a second stage where there is none are refused: nothing would heed them."""
     args = parser.parse_args(argv)
-    given = [
-        f"--{name.replace('_', '-')}"
-        for name, value in vars(args).items()
-        if name.startswith("stage2_") and value != parser.get_default(name)
-    ]
-    if given and not args.stage2:
-        parser.error(f"{', '.join(given)} without a second stage: name one by --stage2")
+    unheeded = [flag for flag in cli.given(parser, argv) if flag.startswith("--stage2-")]
+    if unheeded and not args.stage2:
+        parser.error(f"{', '.join(unheeded)} without a second stage: name one by --stage2")
     return args

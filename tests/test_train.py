@@ -340,6 +340,7 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_written(
     [
         (["--rule", "sgdd"], 2, "invalid choice: 'sgdd'"),
         (["--rhoo", "0.1"], 2, "unrecognized arguments: --rhoo"),
+        (["--imbalance-factor", "100"], 2, "--imbalance-factor beside --data, whose file was exp"),
         (["--eta", "10", "--rho", "-0.1"], 1, "rho must be finite and at least 0, got -0.1"),
         (["--eta", "1"], 1, "eta=1.0 leaves no tail class: the counts range from 3 to 40"),
         (["--eta", "1000"], 1, "leaves no head class"),
