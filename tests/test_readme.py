@@ -43,7 +43,8 @@ def test_both_blocks_run_and_agree():
     optimizer = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.1, 0.9))
     names = {
         "model": Model(),
-        "class_counts": [500, 100, 20],
+        "train_labels": np.repeat(np.arange(3), [500, 100, 20]),
+        "num_classes": 3,
         "optimizer": optimizer,
         "images": images,
         "labels": labels,
