@@ -148,6 +148,7 @@ def test_longer_calls_go_the_same_way(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.in_full
 def test_a_staged_rule_switches_inside_an_epoch(tmp_path):
     """sgd -> sam after 7 steps, 5 an epoch: calls end at the switch, stages cost their own."""
     switch = rules.stagewise(rules.sgd(5), rules.sam(5, rho=0.3), switch_step=7)
