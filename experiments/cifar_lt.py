@@ -21,6 +21,8 @@ from typing import Any
 from experiments import cli, launch, presets
 from experiments.errors import RunError
 
+_OF_AN_EXPORT = {"--dataset", "--imbalance-factor", "--subset", "--subset-seed", "--data-dir"}
+
 
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser("Train on long-tailed CIFAR with a sharpness-aware rule.")
@@ -58,6 +60,17 @@ def arguments() -> argparse.ArgumentParser:
         checkpoint_every=10,
     )  # fmt: skip
     return parser
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
+    """Parses; flags that the file of --data has settled are refused: nothing would heed them."""
+    args = presets.parse(parser, argv)
+    settled = [flag for flag in cli.given(parser, argv) if flag in _OF_AN_EXPORT]
+    if settled and args.data:
+        parser.error(
+            f"{', '.join(settled)} beside --data, whose file was exported with settings of its own"
+        )
+    return args
 
 
 def load(args: argparse.Namespace) -> Any:
@@ -116,4 +129,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, presets.parse(arguments()))
+    cli.run(main, parse(arguments()))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, NamedTuple
 
-from experiments import cli, stage2
+from experiments import stage2
 
 
 class Preset(NamedTuple):
@@ -377,10 +377,6 @@ TABLES: dict[str, dict[str, Preset]] = {
 }
 
 
-# What an exported file has settled; beside --data nothing would heed them.
-_OF_AN_EXPORT = {"--dataset", "--imbalance-factor", "--subset", "--subset-seed", "--data-dir"}
-
-
 def add_argument(parser: argparse.ArgumentParser) -> None:
     """--preset, of the table of the parser's experiment."""
     parser.add_argument(
@@ -398,13 +394,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> arg
     presets = _table(parser)
     if name in presets:  # any other name is the real parser's to refuse
         parser.set_defaults(**presets[name].flags)
-    args = stage2.parse(parser, argv)
-    settled = [flag for flag in cli.given(parser, argv) if flag in _OF_AN_EXPORT]
-    if settled and getattr(args, "data", None):
-        parser.error(
-            f"{', '.join(settled)} beside --data, whose file was exported with settings of its own"
-        )
-    return args
+    return stage2.parse(parser, argv)
 
 
 def _table(parser: argparse.ArgumentParser) -> dict[str, Preset]:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import cifar_lt, cli, methods, objectives, presets
+from experiments import cifar_lt, cli, methods, objectives
 from experiments.digits_lt import (
     REMEMBERED,
     add_method_arguments,
@@ -66,7 +66,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     argv = sys.argv[1:] if argv is None else argv
     experiment = argv[0] if argv and argv[0] in GRIDS else "digits"
     parser = arguments() if experiment == "digits" else image_arguments()
-    args = presets.parse(parser, argv) if experiment != "digits" else parser.parse_args(argv)
+    args = cifar_lt.parse(parser, argv) if experiment != "digits" else parser.parse_args(argv)
     if args.experiment != experiment:
         parser.error(f"{args.experiment} must be the first word")
     return args
