@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 
+class DataError(Exception):
+    """Data that is absent, unreadable or contradicts itself; the message says what to do."""
+
+
 class RunError(Exception):
     """Something the person who started the run can put right; the message says how."""
 

@@ -496,7 +496,7 @@ def test_folders_without_data_are_named(tmp_path: Path) -> None:
         assert code == 1 and str(folder) in error and message in error
     (tmp_path / "torn.npz").write_bytes(b"PK\x03\x04 and no more")
     code, _, error = _run("--data-dir", tmp_path, "--out", tmp_path / "out")
-    assert code == 1 and "torn.npz: is not a readable .npz file" in error
+    assert code == 1 and "torn.npz is not an .npz file" in error
 
 
 def test_out_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -476,7 +476,9 @@ def test_files_that_are_no_npz(tmp_path: Path) -> None:
     (tmp_path / "text.npz").write_text("hello")
     (tmp_path / "truncated.npz").write_bytes(truncated)
     (tmp_path / "folder.npz").mkdir()
-    for name in ("pickled", "single.npy", "empty", "text", "truncated", "folder"):
+    with pytest.raises(DataError, match=r"folder.npz is a folder, not a file to read"):
+        load_npz(tmp_path / "folder.npz")
+    for name in ("pickled", "single.npy", "empty", "text", "truncated"):
         path = tmp_path / (name if "." in name else f"{name}.npz")
         with pytest.raises(DataError, match=f"{path.name} is not an .npz file"):
             load_npz(path)

@@ -8,9 +8,9 @@ and exits with code 1.
 """
 
 import dataclasses
+import math
 import os
-import zipfile
-import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 import imbsam_jax
+from experiments import inputs
+from experiments.errors import DataError
 
 __all__ = [
     "DataError", "Dataset", "draw_held_out", "filled", "hold_out", "load_npz", "save_npz", "shrunk",
 ]  # fmt: skip
 
-# What NumPy raises, by version and kind of damage, on reading a file that is no whole .npz.
-_NOT_AN_NPZ = (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
-
-
-class DataError(Exception):
-    """Data that is absent, unreadable or contradicts itself; the message says what to do."""
+# A hundredth of the step between two values of a pixel.
+_LEAST_STD = 4e-5
+_SUBSETS = ("first", "shuffled")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -48,6 +47,12 @@ class Dataset:
       few_below: a class is few-shot below this many; at most many_above + 1.
       source: one line saying where it came from, the rule that chose the subset included.
       class_names: one per class, or None.
+      imbalance_factor, subset, subset_seed: of a set cut out of a whole one what was asked for,
+        largest over smallest class, and which images of a class stayed (see `load_cifar_lt`); None
+        where nothing was cut out, or where that is not known.
+      shrink: pixels of a side that were averaged into one.
+      val_per_class: training images of a class that were held out as val at most, 0 where none
+        were or that is not known.
 
     Raises:
       DataError: when made from arrays that break the above.
@@ -67,6 +72,11 @@ class Dataset:
     few_below: int
     source: str
     class_names: tuple[str, ...] | None = None
+    imbalance_factor: float | None = None
+    subset: str | None = None
+    subset_seed: int | None = None
+    shrink: int = 1
+    val_per_class: int = 0
 
     def __post_init__(self) -> None:
         self._check_split("train", self.train_images, self.train_labels)
@@ -82,12 +92,38 @@ class Dataset:
                 f"the images have {channels} channels"
             )
         check_classes(self)
+        # A class has an image or two somewhere; so many counts would not fit into memory.
+        if self.num_classes > len(self.train_labels):
+            raise DataError(
+                f"{self.name}: num_classes is {self.num_classes}, but there are only "
+                f"{len(self.train_labels)} training images to learn them from"
+            )
+        self._check_making()
+
+    def _check_making(self) -> None:
+        """How the set was made, as far as it is known."""
+        factor, subset, seed = self.imbalance_factor, self.subset, self.subset_seed
+        for name, wrong, right in (
+            ("imbalance_factor", factor is not None and not 1 <= factor < math.inf, "1 or more"),
+            ("subset", subset is not None and subset not in _SUBSETS, " or ".join(_SUBSETS)),
+            ("subset_seed", seed is not None and not 0 <= seed < 2**32, "in [0, 2**32)"),
+            ("shrink", self.shrink < 1, "1 or more"),
+            ("val_per_class", self.val_per_class < 0, "0 or more"),
+            (
+                "val_per_class",
+                self.val_per_class > 0 and self.val_labels is None,
+                "0 without val_images",
+            ),
+        ):
+            if wrong:
+                value = getattr(self, name)
+                raise DataError(f"{self.name}: {name} must be {right}, not {value!r}")
 
     def _check_split(self, split: str, images: np.ndarray, labels: np.ndarray) -> None:
         where = f"{self.name}: {split}"
-        if images.dtype != np.uint8 or images.ndim != 4 or len(images) == 0:
+        if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
             raise DataError(
-                f"{where}_images must be uint8[N, H, W, C] with N > 0, not "
+                f"{where}_images must be uint8[N, H, W, C] with N > 0 and no other 0, not "
                 f"{images.dtype}{list(images.shape)}"
             )
         if images.shape[1:] != self.train_images.shape[1:]:
@@ -112,16 +148,34 @@ class Dataset:
 
 
 def check_classes(dataset: Any) -> None:
-    """DataError where the shot thresholds overlap or the class names are not one a class."""
-    name, above = dataset.name, dataset.many_above + 1
-    if dataset.few_below > above:
+    """DataError where the fields of both kinds of data set that describe classes and pixels are
+    out of their range or contradict one another.
+    """
+    name = dataset.name
+    if dataset.num_classes < 2:
+        raise DataError(f"{name}: num_classes must be 2 or more, not {dataset.num_classes}")
+    for field in ("many_above", "few_below"):
+        if getattr(dataset, field) < 0:
+            raise DataError(f"{name}: {field} must be 0 or more, not {getattr(dataset, field)}")
+    if dataset.few_below > dataset.many_above + 1:
         raise DataError(
-            f"{name}: few_below {dataset.few_below} is above many_above + 1 = {above}, so a class "
-            "could be both many and few"
+            f"{name}: few_below {dataset.few_below} is above many_above + 1 = "
+            f"{dataset.many_above + 1}, so a class could be both many and few"
+        )
+    if not all(0 <= mean <= 1 for mean in dataset.mean):
+        raise DataError(
+            f"{name}: mean must lie in [0, 1], of images scaled so, not {list(dataset.mean)}"
+        )
+    if not all(_LEAST_STD <= std <= 1 for std in dataset.std):
+        raise DataError(
+            f"{name}: std must lie in [{_LEAST_STD:g}, 1], of images scaled to [0, 1], not "
+            f"{list(dataset.std)}"
         )
     names = dataset.class_names
     if names is not None and len(names) != dataset.num_classes:
-        raise DataError(f"{name}: {len(names)} class names for {dataset.num_classes} classes")
+        raise DataError(
+            f"{name}: class_names: {len(names)} class names for {dataset.num_classes} classes"
+        )
 
 
 def filled(class_counts: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -165,6 +219,7 @@ def hold_out(dataset: Dataset, per_class: int, seed: int) -> Dataset:
         val_images=dataset.train_images[held],
         val_labels=dataset.train_labels[held],
         source=f"{dataset.source}; up to {per_class} images per class held out, seed {seed}",
+        val_per_class=per_class,
     )
 
 
@@ -190,12 +245,17 @@ def shrunk(dataset: Dataset, factor: int) -> Dataset:
 
     Raises:
       ValueError: factor < 1.
-      DataError: the images cannot be divided so.
+      DataError: the images cannot be divided so, or have been shrunk already.
     """
     if factor < 1:
         raise ValueError(f"factor is {factor}, but shrinking takes at least 1")
     if factor == 1:
         return dataset
+    if dataset.shrink > 1:
+        raise DataError(
+            f"{dataset.name} has every {dataset.shrink} x {dataset.shrink} pixels averaged "
+            f"already, and would be shrunk by {factor} once more: leave --shrink out"
+        )
     height, width = dataset.train_images.shape[1:3]
     if height % factor or width % factor:
         raise DataError(
@@ -212,7 +272,10 @@ def shrunk(dataset: Dataset, factor: int) -> Dataset:
     parts = ("train_images", "test_images", "val_images")
     images: dict[str, Any] = {part: small(getattr(dataset, part)) for part in parts}
     return dataclasses.replace(
-        dataset, **images, source=f"{dataset.source}; every {factor}x{factor} pixels averaged"
+        dataset,
+        **images,
+        source=f"{dataset.source}; every {factor}x{factor} pixels averaged",
+        shrink=factor,
     )
 
 
@@ -234,45 +297,37 @@ def save_npz(dataset: Dataset, path: str | os.PathLike[str]) -> None:
         partial.unlink(missing_ok=True)
 
 
+# How each field is read from the array of its key.
+_READ: dict[str, Callable[[NDArray[Any], str], Any]] = {
+    "name": inputs.line, "source": inputs.line, "class_names": inputs.lines,
+    "train_images": inputs.array, "train_labels": inputs.array, "test_images": inputs.array,
+    "test_labels": inputs.array, "val_images": inputs.array, "val_labels": inputs.array,
+    "num_classes": inputs.whole, "many_above": inputs.whole, "few_below": inputs.whole,
+    "mean": inputs.numbers, "std": inputs.numbers, "imbalance_factor": inputs.real,
+    "subset": inputs.line, "subset_seed": inputs.whole, "shrink": inputs.whole,
+    "val_per_class": inputs.whole,
+}  # fmt: skip
+
+
 def load_npz(path: str | os.PathLike[str]) -> Dataset:
     """Read what `save_npz` wrote; nothing in the file is unpickled.
 
     Raises:
-      DataError: there is no such file, it is no .npz, a key is missing, or the arrays break the
-        contract of Dataset.
+      DataError: there is no such file, it is no .npz, a key is missing or unknown, or the arrays
+        break the contract of Dataset; the message names the file, and the key where there is one.
     """
-    try:
-        # Opened here: of a damaged file NumPy would leave its own handle open.
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist: write it with save_npz") from error
-    except _NOT_AN_NPZ as error:
-        raise DataError(f"{path} is not an .npz file written by save_npz: {error}") from error
-    missing = [
-        field.name
-        for field in dataclasses.fields(Dataset)
-        if field.default is dataclasses.MISSING and field.name not in arrays
-    ]
+    arrays = inputs.read_npz(path)
+    fields = dataclasses.fields(Dataset)
+    missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in arrays]
     if missing:
         raise DataError(f"{path} lacks the key {', '.join(missing)}: write it with save_npz")
-    names = arrays.get("class_names")
-    try:
-        return Dataset(
-            name=str(arrays["name"]),
-            train_images=arrays["train_images"],
-            train_labels=arrays["train_labels"],
-            test_images=arrays["test_images"],
-            test_labels=arrays["test_labels"],
-            val_images=arrays.get("val_images"),
-            val_labels=arrays.get("val_labels"),
-            num_classes=int(arrays["num_classes"]),
-            mean=tuple(arrays["mean"].tolist()),
-            std=tuple(arrays["std"].tolist()),
-            many_above=int(arrays["many_above"]),
-            few_below=int(arrays["few_below"]),
-            source=str(arrays["source"]),
-            class_names=None if names is None else tuple(names.tolist()),
+    unknown = sorted(arrays.keys() - _READ.keys())
+    if unknown:
+        raise DataError(
+            f"{path} holds the unknown key {', '.join(unknown)}: write it with save_npz"
         )
+    read = {key: _READ[key](value, f"{path}: {key}") for key, value in arrays.items()}
+    try:
+        return Dataset(**read)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error

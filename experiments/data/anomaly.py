@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.data import DataError
+from experiments.inputs import read_npz
 
 __all__ = [
     "PROTOCOLS",
@@ -209,21 +210,13 @@ def _chosen(known: dict[str, _T], names: Sequence[str] | None, where: str) -> li
 
 
 def _read(path: Path) -> Table:
-    try:
-        # Opened here: of a damaged file NumPy would leave its own handle open.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            missing = [key for key in ("X", "y") if key not in file.files]
-            if missing:
-                raise DataError(
-                    f"{path}: lacks {' and '.join(missing)} (it holds "
-                    f"{', '.join(file.files) or 'nothing'}); X are features, y are labels"
-                )
-            features, labels = file["X"], file["y"]
-    except DataError:
-        raise
-    except Exception as error:  # NumPy raises half a dozen kinds, by version and damage
-        raise DataError(f"{path}: is not a readable .npz file: {error}") from error
-    return _checked(path.stem, str(path), features, labels)
+    arrays = read_npz(path, ("X", "y"))
+    missing = [key for key in ("X", "y") if key not in arrays]
+    if missing:
+        raise DataError(
+            f"{path}: lacks {' and '.join(missing)} among its keys; X are features, y are labels"
+        )
+    return _checked(path.stem, str(path), arrays["X"], arrays["y"])
 
 
 def _checked(name: str, source: str, features: NDArray[Any], labels: NDArray[Any]) -> Table:
@@ -250,6 +243,13 @@ def _checked(name: str, source: str, features: NDArray[Any], labels: NDArray[Any
         raise DataError(
             f"{source}: X[{row}, {column}] is {features[row, column]} in float32 "
             f"({len(bad)} such features): fill them in or drop the rows"
+        )
+    with np.errstate(over="ignore"):
+        wide = np.flatnonzero(~np.isfinite(features.max(0) - features.min(0)))
+    if wide.size:
+        raise DataError(
+            f"{source}: X[:, {wide[0]}] spans more than float32 can hold ({wide.size} such "
+            "features), so it cannot be scaled to [0, 1]: rescale it or drop it"
         )
     return Table(name, source, features, labels.astype(np.int64))
 
