@@ -15,13 +15,16 @@ what the release trains under the name ResNet-32.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
 from experiments import cli, launch, presets
-from experiments.errors import RunError
+from experiments.data import Dataset, hold_out, load_npz, save_npz, shrunk
+from experiments.data.encoded import check_no_empty_class, empty_classes
+from experiments.errors import DataError, RunError
 
-_OF_AN_EXPORT = {"--dataset", "--imbalance-factor", "--subset", "--subset-seed", "--data-dir"}
+_OF_AN_EXPORT = {f"--{name.replace('_', '-')}" for name in presets.OF_AN_EXPORT}
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -75,49 +78,71 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> arg
 
 def load(args: argparse.Namespace) -> Any:
     """The data set that the flags of group "data" describe."""
-    from experiments.data import hold_out, load_npz, shrunk
     from experiments.data.cifar import load_cifar_lt
 
+    for name, least in (("shrink", 1), ("val_per_class", 0)):
+        if getattr(args, name) < least:
+            flag = f"--{name.replace('_', '-')}"
+            raise RunError(f"{flag} must be at least {least}, got {getattr(args, name)}")
     if args.data:
-        dataset = load_npz(Path(args.data))
-    else:
-        dataset = load_cifar_lt(
-            args.dataset,
-            imbalance_factor=args.imbalance_factor,
-            data_dir=args.data_dir,
-            subset=args.subset,
-            subset_seed=args.subset_seed,
+        return finished(read(args.data), args.shrink, args.val_per_class)
+    dataset = load_cifar_lt(
+        args.dataset,
+        imbalance_factor=args.imbalance_factor,
+        data_dir=args.data_dir,
+        subset=args.subset,
+        subset_seed=args.subset_seed,
+    )
+    check_no_empty_class(dataset, allow=None)
+    return finished(dataset, args.shrink, args.val_per_class)
+
+
+def read(path: str) -> Dataset:
+    """The data set of an exported file, whose every class can be learnt and tested."""
+    dataset = load_npz(Path(path))
+    try:
+        check_no_empty_class(dataset, allow=None)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    empty = None if dataset.val_labels is None else empty_classes(dataset, dataset.val_labels)
+    if empty:
+        print(
+            f"note: {path}: {empty[0]} of {dataset.num_classes} classes have no validation image "
+            f"and do not count in validation accuracies: {empty[1]}",
+            file=sys.stderr,
         )
-    if args.shrink < 1:
-        raise RunError(f"--shrink must be at least 1, got {args.shrink}")
-    dataset = shrunk(dataset, args.shrink)
-    if not args.val_per_class:
+    return dataset
+
+
+def finished(dataset: Dataset, shrink: int, val_per_class: int) -> Dataset:
+    """The data set shrunk, and with so many images of a class held out."""
+    dataset = shrunk(dataset, shrink)
+    if not val_per_class:
         return dataset
     if dataset.val_labels is not None:
-        raise RunError(f"{args.data} has a validation set of its own: leave --val-per-class out")
-    return hold_out(dataset, args.val_per_class, seed=0)
+        raise RunError(f"{dataset.name} has a validation set of its own: leave --val-per-class out")
+    return hold_out(dataset, val_per_class, seed=0)
 
 
-def describe(args: argparse.Namespace) -> dict[str, Any]:
-    """How the data was made; an exported file says in its source what it holds."""
+def describe(args: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
+    """How the data was made, whether now or when the file of --data was exported."""
     # Left out at 1, so that runs begun before there was such a flag still resume.
-    shrink = {"shrink": args.shrink} if args.shrink > 1 else {}
+    shrink = {"shrink": dataset.shrink} if dataset.shrink > 1 else {}
     return {
         **shrink,
-        "requested_imbalance_factor": None if args.data else args.imbalance_factor,
-        "subset": None if args.data else args.subset,
-        "subset_seed": None if args.data else args.subset_seed,
+        "requested_imbalance_factor": dataset.imbalance_factor,
+        "subset": dataset.subset,
+        "subset_seed": dataset.subset_seed,
+        "val_per_class": dataset.val_per_class,
     }
 
 
 def make_plan(args: argparse.Namespace, dataset: Any) -> launch.Plan:
     """What the flags ask for, made for this data set; everything that can be refused is."""
-    return launch.make_plan(args, dataset, describe(args))
+    return launch.make_plan(args, dataset, describe(args, dataset))
 
 
 def main(args: argparse.Namespace) -> None:
-    from experiments.data import save_npz
-
     if not args.export and not args.out:
         raise RunError("--out is missing: name the folder this run is to be written to")
     if args.export:

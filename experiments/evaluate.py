@@ -50,18 +50,37 @@ def _load(args: argparse.Namespace, config: dict[str, Any], run: Path) -> Any:
         wanted |= {key: getattr(args, key) for key in ("image_dir", *LISTS)}
         wanted["dataset"] = config.get("data_of")
         given = ["--allow-empty-classes"]
+    elif args.data:
+        return _exported(args.data, config)
     else:
         given = []
         wanted["shrink"] = config.get("shrink")
-        if args.data:
-            wanted["data"] = args.data
-        else:
-            wanted |= {key: config.get(key) for key in ("dataset", "subset", "subset_seed")}
-            factor = config.get("requested_imbalance_factor", config["imbalance_factor"])
-            wanted["imbalance_factor"] = factor
+        wanted |= {key: config.get(key) for key in ("dataset", "subset", "subset_seed")}
+        factor = config.get("requested_imbalance_factor", config["imbalance_factor"])
+        wanted["imbalance_factor"] = factor
+        if None in (config.get("subset", ""), factor):
+            raise RunError(
+                f"{run} was trained from a file that does not say what it was cut out of: give "
+                "that file with --data"
+            )
     wanted["data_dir"] = args.data_dir
     given += [f"--{k.replace('_', '-')}={v}" for k, v in wanted.items() if v is not None]
     return module.load(module.arguments().parse_args(given))
+
+
+def _exported(path: str, config: dict[str, Any]) -> Any:
+    """The data set of an exported file, as the run had it: what the file has is not done twice."""
+    dataset, shrink = cifar_lt.read(path), config.get("shrink", 1)
+    if dataset.shrink > 1:
+        if dataset.shrink != shrink:
+            seen = f"of {shrink} x {shrink} pixels averaged" if shrink > 1 else "as they are"
+            raise RunError(
+                f"{path} has every {dataset.shrink} x {dataset.shrink} pixels averaged, and the "
+                f"run saw images {seen}: give the file that it was trained from"
+            )
+        shrink = 1
+    held_out = 0 if dataset.val_labels is not None else config["val_per_class"]
+    return cifar_lt.finished(dataset, shrink, held_out)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -324,7 +324,13 @@ def _words(values: dict[str, Any]) -> list[str]:
 
 
 def data(group: Group) -> str:
-    return f"{group.facts['dataset']} IF {round(group.facts['imbalance_factor'], 1):g}"
+    facts, shrink = group.facts, group.facts["shrink"]
+    found = f"{facts['dataset']} IF {round(facts['imbalance_factor'], 1):g}"
+    if shrink != 1:
+        found += f", every {shrink:g}x{shrink:g} pixels averaged (not the papers' data)"
+    elif facts["subset"] is None:
+        found += " of a file (not known to be the papers' data)"
+    return found
 
 
 def protocol(group: Group) -> str:

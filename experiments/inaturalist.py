@@ -55,7 +55,7 @@ def load(args: argparse.Namespace) -> Any:
     return launch.prepared(dataset, args)
 
 
-def describe(args: argparse.Namespace) -> dict[str, Any]:
+def describe(args: argparse.Namespace, dataset: Any) -> dict[str, Any]:
     """How the data was made, as far as its source does not say it."""
     return {"image_size": args.image_size, "resize": args.resize}
 

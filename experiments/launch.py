@@ -1,6 +1,7 @@
 """What the entry points of image classification share: flags, and from flags to finished runs.
 
-An entry point is a module with `arguments()`, `load(args)` and `describe(args)`; it calls `run`.
+An entry point is a module with `arguments()`, `load(args)` and `describe(args, dataset)`; it calls
+`run`.
 """
 
 from __future__ import annotations
@@ -242,8 +243,8 @@ def make_plan(args: argparse.Namespace, dataset: Any, about_data: dict[str, Any]
         **of_method,
         **of_loss,
         "imbalance_factor": imbalance_factor(counts),
-        **about_data,
         "val_per_class": args.val_per_class,
+        **about_data,
         "preset": args.preset,
         "stage2": None,
         "stage2_args": {},
@@ -272,7 +273,7 @@ def join(args: argparse.Namespace) -> None:
 def run(
     args: argparse.Namespace,
     load: Callable[[argparse.Namespace], Any],
-    describe: Callable[[argparse.Namespace], dict[str, Any]],
+    describe: Callable[[argparse.Namespace, Any], dict[str, Any]],
 ) -> None:
     """Trains every seed, and every second stage of each, and shows the table."""
     import jax
@@ -281,7 +282,7 @@ def run(
 
     begin(args)
     dataset = load(args)
-    reports = train(args, dataset, make_plan(args, dataset, describe(args)))
+    reports = train(args, dataset, make_plan(args, dataset, describe(args, dataset)))
     if jax.process_index() == 0:
         report.show(reports)
 

@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 
 from experiments import stage2
 
+# What a file written by --export has settled.
+OF_AN_EXPORT = ("dataset", "imbalance_factor", "subset", "subset_seed", "data_dir")
+
 
 class Preset(NamedTuple):
     """Flags, where they come from, and what nobody published."""
@@ -405,7 +408,11 @@ def explain(args: argparse.Namespace) -> str:
     """What --preset expands to, flag by flag, where it comes from and what was not published."""
     preset = TABLES[args.experiment][args.preset]
     words = []
+    file = getattr(args, "data", None)
     for key, value in preset.flags.items():
+        if file and key in OF_AN_EXPORT:
+            words.append(f"  not --{key.replace('_', '-')} {_shown(value)}: {file} decides that")
+            continue
         now, flag = getattr(args, key), f"--{key.replace('_', '-')}"
         note = "" if now == value else f"  (preset: {_shown(value)})"
         spelled = _switch(flag, now) if isinstance(now, bool) else f"{flag} {_shown(now)}"

@@ -209,6 +209,8 @@ def beside(facts: Mapping[str, Any]) -> list[Row]:
         class), "rule", "loss" (with "+drw"), "stage2", the dict "ascent", and its settings and
         arguments of the rule by name.
     """
+    if facts.get("shrink", 1) != 1 or facts.get("subset", "first") is None:
+        return []  # other images, or nobody knows which
     found = [row for row in ROWS if row.dataset == _dataset(facts) and _same_factor(facts, row)]
     found = [r for r in found if (r.rule, r.recipe) == (facts["rule"], facts["stage2"])]
     found = [r for r in found if r.loss in (None, facts["loss"])]

@@ -139,7 +139,7 @@ def test_presets_build_what_they_name(name, preset, folders):
     args = presets.parse(module.arguments(), flags)
     assert set(presets.TABLES[name][preset].flags) <= set(vars(args))
     dataset = module.load(args)
-    plan = launch.make_plan(args, dataset, module.describe(args))
+    plan = launch.make_plan(args, dataset, module.describe(args, dataset))
     assert list(plan.second) == args.stage2
     assert presets.explain(args).startswith(f"preset {preset}: ")
     # The last radius of a schedule is the last value that was published.

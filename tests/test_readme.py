@@ -82,7 +82,7 @@ def test_every_shown_command_is_accepted():
         seen.add(name)
         if name in presets.TABLES:
             args = presets.parse(module.arguments(), flags)
-            plan = launch.make_plan(args, dataset, module.describe(args))
+            plan = launch.make_plan(args, dataset, module.describe(args, dataset))
             assert list(plan.second) == args.stage2
         elif name == "sweep":
             sweep.grid_of(sweep.parse(flags))

@@ -97,6 +97,10 @@ def load_cifar_lt(
         source=f"TensorFlow Datasets {builder.info.full_name}, long-tailed ({kind}, imbalance "
         f"factor {imbalance_factor:g}; of each class {rule})",
         class_names=tuple(classes.names),
+        imbalance_factor=imbalance_factor,
+        # Of the other kind there is no flag, and no published result on the same images.
+        subset=subset if kind == "exp" else None,
+        subset_seed=subset_seed if kind == "exp" else None,
     )
 
 

@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 import imbsam_jax
 from experiments.data import DataError, Dataset, check_classes, draw_held_out
 
-__all__ = ["EncodedDataset", "Split", "Subset", "check_no_empty_class", "hold_out_rows"]
+__all__ = [
+    "EncodedDataset",
+    "Split",
+    "Subset",
+    "check_no_empty_class",
+    "empty_classes",
+    "hold_out_rows",
+]
 
 
 class Split(Protocol):
@@ -138,22 +145,39 @@ class EncodedDataset:
         return imbsam_jax.class_counts(self.train_labels, self.num_classes)
 
 
-def check_no_empty_class(dataset: Dataset | EncodedDataset, allow: bool) -> None:
-    """Stops where a class has no training image: no rule can learn it, and reports would hide it.
+def check_no_empty_class(dataset: Dataset | EncodedDataset, allow: bool | None) -> None:
+    """Stops where a class has no image to train or to test on: accuracies would leave it out.
+
+    Args:
+      dataset: what is checked. Its validation split is not: a class of one image gives it none.
+      allow: whether there may be such classes; None where nobody can be asked to allow it.
 
     Raises:
-      DataError: there are such classes and `allow` is False; it names the first few.
+      DataError: there are such classes and `allow` is not True; it names the first few.
     """
-    empty = np.flatnonzero(dataset.class_counts() == 0)
-    if allow or not len(empty):
+    if allow:
         return
+    remedy = "" if allow is None else ", or train without them: --allow-empty-classes"
+    for split, labels in (("training", dataset.train_labels), ("test", dataset.test_labels)):
+        found = empty_classes(dataset, labels)
+        if found:
+            raise DataError(
+                f"{dataset.name}: {found[0]} of {dataset.num_classes} classes have no {split} "
+                f"image: {found[1]}. Check the data{remedy}"
+            )
+
+
+def empty_classes(
+    dataset: Dataset | EncodedDataset, labels: NDArray[np.int32]
+) -> tuple[int, str] | None:
+    """How many classes none of these labels has, and the first few; None where there are none."""
+    empty = np.flatnonzero(imbsam_jax.class_counts(labels, dataset.num_classes) == 0)
+    if not len(empty):
+        return None
     names = dataset.class_names
     first = [f"{c} ({names[c]})" if names else f"{c}" for c in empty[:5]]
     more = f" and {len(empty) - len(first)} more" if len(empty) > len(first) else ""
-    raise DataError(
-        f"{dataset.name}: {len(empty)} of {dataset.num_classes} classes have no training image: "
-        f"{', '.join(first)}{more}. Check the data, or train without them: --allow-empty-classes"
-    )
+    return len(empty), f"{', '.join(first)}{more}"
 
 
 def hold_out_rows(dataset: EncodedDataset, per_class: int, seed: int) -> EncodedDataset:

@@ -9,6 +9,8 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import posixpath
+import re
 import threading
 import zipfile
 import zlib
@@ -16,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,7 @@ from numpy.typing import NDArray
 from experiments.data import DataError
 from experiments.data.encoded import EncodedDataset, Split, Subset
 from experiments.data.prepared import prepared_builder, reading
+from experiments.inputs import ascii_safe, read_bytes
 
 __all__ = [
     "FolderSplit",
@@ -44,6 +47,7 @@ _LISTED_IN = {"train": "train", "val": "train", "test": "validation"}
 _CHUNK = 256
 _READERS = 8
 _LONG_SCAN = 20_000
+_MANY_CLASSES = 100_000
 _NOT_A_CACHE = (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error)
 
 
@@ -135,47 +139,81 @@ class FolderSplit:
     labels: NDArray[np.int32]
 
     def read(self, rows: Sequence[int]) -> list[bytes]:
-        return [self._read(os.path.join(self.root, self.files[row].decode())) for row in rows]
-
-    def _read(self, path: str) -> bytes:
-        try:
-            with open(path, "rb") as file:
-                return file.read()
-        except OSError as error:
-            raise DataError(f"{path} is unreadable: {error.strerror}") from error
+        return [read_bytes(os.path.join(self.root, self.files[row].decode())) for row in rows]
 
 
-def read_list(path: PathLike) -> tuple[list[str], NDArray[np.int32]]:
+class _List(NamedTuple):
+    """A list file: paths without `.` or doubled slashes, labels, and in which line each stands."""
+
+    names: list[str]
+    labels: NDArray[np.int32]
+    lines: list[int]
+
+
+def read_list(
+    path: PathLike, num_classes: int | None = None
+) -> tuple[list[str], NDArray[np.int32]]:
     """Names and labels of a list file: one `train/n01440764/n01440764_190.JPEG 0` a line.
 
+    UTF-8, with or without a byte-order mark; lines without anything are passed over.
+
+    Args:
+      path: of the list.
+      num_classes: that the labels stay below; None where the list itself, of the training images,
+        says how many there are.
+
     Raises:
-      DataError: there is no such file, a line is not of that form, a name stands twice, or there
-        are no lines.
+      DataError: there is no such file, a line is not of that form or leads out of the folder that
+        paths begin in, a file stands twice, labels are too high, or there are no lines.
     """
-    names, labels = [], []
+    found = _read_list(path, num_classes)
+    return found.names, found.labels
+
+
+def _read_list(path: PathLike, num_classes: int | None) -> _List:
+    data = read_bytes(path)
     try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                parts = line.rsplit(None, 1)
-                if len(parts) < 2 or not parts[1].isdecimal() or len(parts[1]) > 9:
-                    raise DataError(
-                        f"{path}, line {number}: expected a path and a label, not {line.strip()!r}"
-                    )
-                names.append(parts[0].strip())
-                labels.append(int(parts[1]))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the list {path} is unreadable: {error}") from error
-    if not names:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = 1 + data.count(b"\n", 0, error.start)
+        raise DataError(f"{path}, line {number}: is not UTF-8") from error
+    line_of: dict[str, int] = {}
+    labels = []
+    for number, line in enumerate(re.split("\r\n|\r|\n", text), start=1):
+        if not line.strip():
+            continue
+        parts, where = line.rsplit(None, 1), f"{path}, line {number}"
+        if len(parts) < 2 or not re.fullmatch("[0-9]{1,9}", parts[1]) or line.startswith("#"):
+            shown = ascii_safe(line.strip()[:100])
+            raise DataError(f"{where}: expected a path and a label, not {shown!r}")
+        given = parts[0].strip()
+        if any(c < " " or c in "\x7f\ufeff" for c in given):
+            raise DataError(f"{where}: {given!a} has characters that are in no path")
+        name = posixpath.normpath(given)
+        if name.startswith(("/", "\\")) or {"..", "."} & set(re.split(r"[/\\]", name)):
+            raise DataError(
+                f"{where}: {given} leads out of the folder of the images: give a path in it"
+            )
+        if name in line_of:
+            raise DataError(f"{where}: {given} stands in line {line_of[name]} already")
+        line_of[name] = number
+        labels.append(int(parts[1]))
+    if not labels:
         raise DataError(f"the list {path} is empty")
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise DataError(f"{path} lists {_some(twice)} more than once")
-    return names, np.array(labels, np.int32)
+    lines = list(line_of.values())
+    # Some classes may have no image, but an absurd number of them fills the memory.
+    limit = max(len(labels), _MANY_CLASSES) if num_classes is None else num_classes
+    high = next((n for n, label in enumerate(labels) if label >= limit), None)
+    if high is not None:
+        said = f"{len(labels)} images" if num_classes is None else f"{limit} classes"
+        raise DataError(
+            f"{path}, line {lines[high]}: label {labels[high]} with {said}: labels number the "
+            "classes of the training list from 0"
+        )
+    return _List(list(line_of), np.array(labels, np.int32), lines)
 
 
-def select(split: TfdsSplit, list_file: PathLike) -> Subset:
+def select(split: TfdsSplit, list_file: PathLike, num_classes: int | None = None) -> Subset:
     """The rows of a split that a list file names, in its order and with its labels.
 
     Paths in lists and records begin differently, so names are compared from their end: by as many
@@ -184,7 +222,7 @@ def select(split: TfdsSplit, list_file: PathLike) -> Subset:
 
     Args:
       split: one whose records hold file names.
-      list_file: see `read_list`.
+      list_file, num_classes: see `read_list`.
 
     Raises:
       DataError: the records hold no names, or names of the list are not among them; it counts and
@@ -192,8 +230,8 @@ def select(split: TfdsSplit, list_file: PathLike) -> Subset:
     """
     if split.names is None:
         raise DataError(f"{split.directory} has no file names for {list_file} to choose by")
-    names, labels = read_list(list_file)
-    own = [name.decode() for name in split.names]
+    names, labels, _ = listed = _read_list(list_file, num_classes)
+    own = [name.decode(errors="backslashreplace") for name in split.names]
     deepest = max(name.count("/") for name in own) + 1
     for parts in range(1, deepest + 1):
         row_of = {_tail(name, parts): row for row, name in enumerate(own)}
@@ -208,30 +246,39 @@ def select(split: TfdsSplit, list_file: PathLike) -> Subset:
     if missing:
         raise DataError(
             f"{list_file} lists {_some(missing)} that the {split.split} split in "
-            f"{split.directory} lacks; its names are like {own[0]}"
+            f"{split.directory} lacks, the first in line {_line_of(missing[0], listed)}; its names "
+            f"are like {own[0]}"
         )
     rows = np.array([row_of[_tail(name, parts)] for name in names], np.int64)
     if len(np.unique(rows)) < len(rows):
         counts = Counter(rows.tolist())
         twice = [name for name, row in zip(names, rows.tolist(), strict=True) if counts[row] > 1]
-        raise DataError(f"{list_file} lists {_some(twice)} that mean the same records")
+        raise DataError(
+            f"{list_file} lists {_some(twice)} that mean the same records, the first in line "
+            f"{_line_of(twice[0], listed)}"
+        )
     return Subset(split, rows, labels)
 
 
-def folder_split(root: PathLike, list_file: PathLike) -> FolderSplit:
-    """The files below a folder that a list file names.
+def folder_split(
+    root: PathLike, list_file: PathLike, num_classes: int | None = None
+) -> FolderSplit:
+    """The files below a folder that a list file names; num_classes as of `read_list`.
 
     Raises:
-      DataError: files are not there; it counts and names them.
+      DataError: files are not there, or are folders or pipes; it counts and names them.
     """
     root = os.path.expanduser(os.fspath(root))
-    names, labels = read_list(list_file)
+    names, labels, _ = listed = _read_list(list_file, num_classes)
     # One listing a folder: asking for every file takes minutes on a network disk.
     folders = {os.path.dirname(name) for name in names}
     there = {os.path.join(folder, file) for folder in folders for file in _files(root, folder)}
     missing = [name for name in names if name not in there]
     if missing:
-        raise DataError(f"{list_file} lists {_some(missing)} that are not below {root}")
+        raise DataError(
+            f"{list_file} lists {_some(missing)} that are not below {root}, or no files, the first "
+            f"in line {_line_of(missing[0], listed)}"
+        )
     return FolderSplit(root, np.array([name.encode() for name in names]), labels)
 
 
@@ -345,7 +392,7 @@ def load_imagenet_lt(
             whole = _LISTED_IN[split]
             if whole not in wholes:
                 wholes[whole] = TfdsSplit(builder.data_dir, whole)
-            chosen[split] = select(wholes[whole], path)
+            chosen[split] = select(wholes[whole], path, _classes(chosen.get("train")))
     source = f"TensorFlow Datasets {builder.info.full_name}"
     names = wholes["train"].class_names
     # Lists may number the classes in another way than TFDS.
@@ -389,9 +436,16 @@ def _from_folder(
     if train_list is None or test_list is None:
         raise DataError("--image-dir needs --train-list and --test-list: they hold the labels")
     lists = {"train": train_list, "val": val_list, "test": test_list}
-    return {
-        split: folder_split(image_dir, path) for split, path in lists.items() if path is not None
-    }
+    splits: dict[str, FolderSplit] = {}
+    for split, path in lists.items():
+        if path is not None:
+            splits[split] = folder_split(image_dir, path, _classes(splits.get("train")))
+    return splits
+
+
+def _classes(train: Split | None) -> int | None:
+    """How many classes a training list numbers, once it is read."""
+    return None if train is None else 1 + int(train.labels.max())
 
 
 def _of_lists(
@@ -410,7 +464,7 @@ def _of_lists(
         train=parts["train"],
         val=parts.get("val"),
         test=parts["test"],
-        num_classes=1 + int(parts["train"].labels.max()),
+        num_classes=_classes(parts["train"]) or 0,
         mean=mean,
         std=std,
         source=f"{source}, chosen and labelled by lists",
@@ -506,9 +560,14 @@ def _in_order(pool: ThreadPoolExecutor, function: Any, items: Sequence[Any]) -> 
 
 def _files(root: str, folder: str) -> list[str]:
     try:
-        return os.listdir(os.path.join(root, folder))
+        with os.scandir(os.path.join(root, folder)) as entries:
+            return [entry.name for entry in entries if entry.is_file()]
     except OSError:
         return []  # its files are reported as missing
+
+
+def _line_of(name: str, listed: _List) -> int:
+    return listed.lines[listed.names.index(name)]
 
 
 def _tail(name: str, parts: int) -> str:
