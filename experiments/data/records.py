@@ -148,6 +148,11 @@ class _List(NamedTuple):
     names: list[str]
     labels: NDArray[np.int32]
     lines: list[int]
+    path: PathLike
+
+    def place(self, name: str) -> str:
+        """Where a name stands, as error messages begin."""
+        return f"{self.path}, line {self.lines[self.names.index(name)]}"
 
 
 def read_list(
@@ -210,7 +215,7 @@ def _read_list(path: PathLike, num_classes: int | None) -> _List:
             f"{path}, line {lines[high]}: label {labels[high]} with {said}: labels number the "
             "classes of the training list from 0"
         )
-    return _List(list(line_of), np.array(labels, np.int32), lines)
+    return _List(list(line_of), np.array(labels, np.int32), lines, path)
 
 
 def select(split: TfdsSplit, list_file: PathLike, num_classes: int | None = None) -> Subset:
@@ -230,7 +235,8 @@ def select(split: TfdsSplit, list_file: PathLike, num_classes: int | None = None
     """
     if split.names is None:
         raise DataError(f"{split.directory} has no file names for {list_file} to choose by")
-    names, labels, _ = listed = _read_list(list_file, num_classes)
+    listed = _read_list(list_file, num_classes)
+    names, labels = listed.names, listed.labels
     own = [name.decode(errors="backslashreplace") for name in split.names]
     deepest = max(name.count("/") for name in own) + 1
     for parts in range(1, deepest + 1):
@@ -245,17 +251,15 @@ def select(split: TfdsSplit, list_file: PathLike, num_classes: int | None = None
     missing = [name for name in names if _tail(name, parts) not in row_of]
     if missing:
         raise DataError(
-            f"{list_file} lists {_some(missing)} that the {split.split} split in "
-            f"{split.directory} lacks, the first in line {_line_of(missing[0], listed)}; its names "
-            f"are like {own[0]}"
+            f"{listed.place(missing[0])}: lists {_some(missing)} that the {split.split} split in "
+            f"{split.directory} lacks; its names are like {own[0]}"
         )
     rows = np.array([row_of[_tail(name, parts)] for name in names], np.int64)
     if len(np.unique(rows)) < len(rows):
         counts = Counter(rows.tolist())
         twice = [name for name, row in zip(names, rows.tolist(), strict=True) if counts[row] > 1]
         raise DataError(
-            f"{list_file} lists {_some(twice)} that mean the same records, the first in line "
-            f"{_line_of(twice[0], listed)}"
+            f"{listed.place(twice[0])}: lists {_some(twice)} that mean the same records"
         )
     return Subset(split, rows, labels)
 
@@ -269,15 +273,16 @@ def folder_split(
       DataError: files are not there, or are folders or pipes; it counts and names them.
     """
     root = os.path.expanduser(os.fspath(root))
-    names, labels, _ = listed = _read_list(list_file, num_classes)
+    listed = _read_list(list_file, num_classes)
+    names, labels = listed.names, listed.labels
     # One listing a folder: asking for every file takes minutes on a network disk.
     folders = {os.path.dirname(name) for name in names}
     there = {os.path.join(folder, file) for folder in folders for file in _files(root, folder)}
     missing = [name for name in names if name not in there]
     if missing:
         raise DataError(
-            f"{list_file} lists {_some(missing)} that are not below {root}, or no files, the first "
-            f"in line {_line_of(missing[0], listed)}"
+            f"{listed.place(missing[0])}: lists {_some(missing)} that are not below {root}, or are "
+            "no files"
         )
     return FolderSplit(root, np.array([name.encode() for name in names]), labels)
 
@@ -564,10 +569,6 @@ def _files(root: str, folder: str) -> list[str]:
             return [entry.name for entry in entries if entry.is_file()]
     except OSError:
         return []  # its files are reported as missing
-
-
-def _line_of(name: str, listed: _List) -> int:
-    return listed.lines[listed.names.index(name)]
 
 
 def _tail(name: str, parts: int) -> str:
