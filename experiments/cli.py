@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -26,6 +27,15 @@ def given(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> lis
     nothing = dict.fromkeys(vars(parser.parse_args(argv)), left_out)
     found = vars(parser.parse_args(argv, argparse.Namespace(**nothing)))
     return [f"--{name.replace('_', '-')}" for name, value in found.items() if value is not left_out]
+
+
+def is_plain_name(text: str) -> bool:
+    """Whether a flag's value may become part of the name of a file: it leads nowhere else.
+
+    >>> [is_plain_name(text) for text in ("tau_1.9", "é", "", "..", "a/b", "-x", "a*")]
+    [True, True, False, False, False, False, False]
+    """
+    return bool(re.fullmatch(r"[\w+=,][\w.+=,-]*", text)) and len(text.encode()) <= 100
 
 
 def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from experiments.errors import DataError
 
 __all__ = [
-    "array", "line", "lines", "numbers", "open_regular", "read_bytes", "read_npz", "real", "reason",
-    "whole",
+    "array", "ascii_safe", "line", "lines", "numbers", "open_regular", "read_bytes", "read_npz",
+    "real", "reason", "whole",
 ]  # fmt: skip
 
 _KINDS = (

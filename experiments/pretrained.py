@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import msgpack
 import numpy as np
 from flax import serialization, traverse_util
 from numpy.typing import NDArray
 
-from experiments.errors import RunError
+from experiments.errors import DataError, RunError
+from experiments.inputs import ascii_safe, read_bytes, reason
 from experiments.models import create_model
 
 _FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
@@ -67,7 +70,8 @@ def load_weights(
       the classifier is the file's.
 
     Raises:
-      RunError: the file cannot be read, is of another type, or does not fit the model.
+      RunError: the file cannot be read, is of another type, names a tensor twice, holds numbers
+        that are not finite or variances below 0, or does not fit the model.
     """
     path = Path(path)
     name_of: Callable[[tuple[str, ...]], str]
@@ -80,10 +84,11 @@ def load_weights(
     else:
         raise RunError(f"{path} is neither a .safetensors nor a .msgpack file")
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise RunError(f"cannot read {path}: {error}") from error
-    found = decode(data, path)
+        data = read_bytes(path)
+    except DataError as error:
+        raise RunError(str(error)) from error
+    found = {ascii_safe(name): leaf for name, leaf in decode(data, path).items()}
+    _check_numbers(found, path)
 
     flat = traverse_util.flatten_dict(dict(variables))
     ours = {name_of(key): leaf for key, leaf in flat.items()}
@@ -117,16 +122,41 @@ def load_weights(
     return traverse_util.unflatten_dict(flat), note
 
 
+def _check_numbers(found: dict[str, NDArray[Any]], path: Path) -> None:
+    for name, leaf in found.items():
+        bad = leaf.size - int(np.isfinite(leaf).sum())
+        if bad:
+            raise RunError(
+                f"{path}: {name} holds numbers that are not finite in float32 ({bad} of "
+                f"{leaf.size}): take weights from before they diverged"
+            )
+        if name.endswith(("running_var", "/var")) and (leaf < 0).any():
+            raise RunError(f"{path}: {name} holds variances below 0")
+
+
+def _once(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    """The object of these pairs; ValueError where a key stands twice, and one would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"{twice!r} stands in it more than once")
+    return found
+
+
 def _decode_msgpack(data: bytes, path: Path) -> dict[str, NDArray[Any]]:
     try:
+        msgpack.unpackb(data, object_pairs_hook=_once, raw=False, strict_map_key=False)
         flat = traverse_util.flatten_dict(serialization.msgpack_restore(data))
-        leaves = {"/".join(map(str, key)): np.asarray(leaf) for key, leaf in flat.items()}
+        named = [("/".join(map(str, key)), np.asarray(leaf)) for key, leaf in flat.items()]
+        leaves = _once(named)
     except Exception as error:  # whatever damaged bytes make msgpack and its callers raise
-        raise RunError(f"{path} is no msgpack file of weights: {error}") from error
+        raise RunError(f"{path} is no msgpack file of weights: {reason(error)}") from error
     for name, leaf in leaves.items():
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise RunError(f"{path}: {name} is {leaf.dtype}, not floating point")
-    return {name: leaf.astype(np.float32) for name, leaf in leaves.items()}
+            raise RunError(f"{path}: {ascii_safe(name)} is {leaf.dtype}, not floating point")
+    with np.errstate(over="ignore"):
+        return {name: leaf.astype(np.float32) for name, leaf in leaves.items()}
 
 
 def _decode_safetensors(data: bytes, path: Path) -> dict[str, NDArray[Any]]:
@@ -137,17 +167,23 @@ def _decode_safetensors(data: bytes, path: Path) -> dict[str, NDArray[Any]]:
         raise RunError(f"{path} needs the package safetensors: pip install safetensors") from error
     try:
         tensors = safetensors.deserialize(data)
-    except safetensors.SafetensorError as error:
-        raise RunError(f"{path} is no safetensors file: {error}") from error
+        # Of a name that stands twice it keeps one tensor, and says nothing.
+        length = int.from_bytes(data[:8], "little")
+        json.loads(data[8 : 8 + length], object_pairs_hook=_once)
+    except Exception as error:  # its own, and json's
+        raise RunError(f"{path} is no safetensors file: {reason(error)}") from error
     found = {}
     for name, tensor in tensors:
         if name.endswith("num_batches_tracked"):
             continue
         if tensor["dtype"] not in _FLOATS:
-            raise RunError(f"{path}: {name} is {tensor['dtype']}, not one of {', '.join(_FLOATS)}")
+            raise RunError(
+                f"{path}: {ascii_safe(name)} is {tensor['dtype']}, not one of {', '.join(_FLOATS)}"
+            )
         x = np.frombuffer(tensor["data"], _FLOATS[tensor["dtype"]]).reshape(tensor["shape"])
         axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(x.ndim)
-        found[name] = (x if axes is None else x.transpose(axes)).astype(np.float32)
+        with np.errstate(over="ignore"):
+            found[name] = (x if axes is None else x.transpose(axes)).astype(np.float32)
     return found
 
 

@@ -277,7 +277,13 @@ def add_arguments(group: Any) -> None:
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
     """Parses; flags of a second stage where there is none are refused: nothing would heed them."""
     args = parser.parse_args(argv)
-    unheeded = [flag for flag in cli.given(parser, argv) if flag.startswith("--stage2-")]
+    given = cli.given(parser, argv)
+    unheeded = [flag for flag in given if flag.startswith("--stage2-")]
     if unheeded and not args.stage2:
         parser.error(f"{', '.join(unheeded)} without a second stage: name one by --stage2")
+    if "--stage2-tag" in given and not cli.is_plain_name(args.stage2_tag):
+        parser.error(
+            f"--stage2-tag {args.stage2_tag!r} becomes the end of a folder's name: give letters, "
+            "digits and _ . + = , - alone, at most 100 and none of . and - first"
+        )
     return args
