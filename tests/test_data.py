@@ -256,7 +256,7 @@ def test_absent_packages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kept", "message"), [(0.0, "is unreadable"), (0.5, "holds empty records")]
+    ("kept", "message"), [(0.0, "is unreadable"), (0.5, "is unreadable")]
 )
 def test_damaged_shard(prepared: Path, tmp_path: Path, kept: float, message: str) -> None:
     original = prepared / "cifar10" / "3.0.2"

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 import imbsam_jax
 from experiments.data import DataError, Dataset
-from experiments.data.prepared import prepared_builder, reading
+from experiments.data.prepared import check_shards, check_split, prepared_builder, reading
+from experiments.inputs import reason
 
 __all__ = ["load_cifar_lt"]
 
@@ -23,6 +24,7 @@ _MEAN = (0.4914, 0.4822, 0.4465)
 _STD = (0.2023, 0.1994, 0.2010)
 # Shot thresholds (many above, few below) of the papers that report each set.
 _SHOTS = {"cifar10": (1000, 200), "cifar100": (100, 20)}
+_CLASSES = {"cifar10": 10, "cifar100": 100}
 _CHUNK = 5000
 
 
@@ -74,6 +76,13 @@ def load_cifar_lt(
     if subset not in ("first", "shuffled"):
         raise ValueError(f"unknown subset {subset!r}: the known ones are first, shuffled")
     builder = prepared_builder(dataset, data_dir, {"id", "image", "label"}, prepare=True)
+    for split in ("train", "test"):
+        found = check_split(builder, split)
+        if found != _CLASSES[dataset]:
+            raise DataError(
+                f"{builder.data_dir} has {found} classes, {dataset} {_CLASSES[dataset]}"
+            )
+        check_shards(builder, split)
     classes = builder.info.features["label"]
     largest = builder.info.splits["train"].num_examples // classes.num_classes
     counts = imbsam_jax.long_tail_counts(classes.num_classes, largest, imbalance_factor, kind=kind)
@@ -161,8 +170,8 @@ def _decode(encoded: Sequence[bytes], shape: tuple[int, ...]) -> NDArray[np.uint
         try:
             with Image.open(io.BytesIO(data)) as image:
                 pixels = np.asarray(image.convert("RGB"))
-        except OSError as error:
-            raise DataError(f"an image cannot be decoded: {error}") from error
+        except Exception as error:  # on damaged files Pillow's readers raise nearly anything
+            raise DataError(f"an image cannot be decoded: {reason(error)}") from error
         if pixels.shape != shape:
             raise DataError(f"an image has shape {pixels.shape} instead of {shape}")
         images[i] = pixels

@@ -132,19 +132,20 @@ def _open(data: bytes) -> Any:
     from PIL import Image
 
     try:
-        return Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except Exception:  # on damaged files Pillow's readers raise nearly anything
         return None
+    return image if min(image.size) > 0 else None
 
 
 def _cut(image: Any, box: Box, size: int, factor: int) -> NDArray[np.uint8] | None:
     from PIL import Image
 
     width, height = image.size
-    # Formats other than JPEG stay at full scale.
-    drafted = factor > 1 and image.draft(None, (width // factor, height // factor))
-    scale = width / drafted[1][2] if drafted else 1.0
     try:
+        # Formats other than JPEG stay at full scale.
+        drafted = factor > 1 and image.draft(None, (width // factor, height // factor))
+        scale = width / drafted[1][2] if drafted else 1.0
         image = _rgb(image)
     except Exception:  # as in _open
         return None

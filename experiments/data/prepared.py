@@ -1,14 +1,17 @@
 """TensorFlow Datasets on disk, found and opened without TensorFlow; imported only when called."""
 
 import contextlib
+import json
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from experiments.data import DataError
+from experiments.inputs import open_regular, reason
 
-__all__ = ["prepared_builder", "reading"]
+__all__ = ["check_shards", "check_split", "from_directory", "prepared_builder", "reading"]
 
 
 def prepared_builder(
@@ -46,7 +49,12 @@ def prepared_builder(
         origin = "the default of TensorFlow Datasets"
     if data_dir is not None:
         data_dir = os.path.expanduser(data_dir)
-    builder: Any = tfds.builder(name, data_dir=data_dir)
+    folder = Path(data_dir or "~/tensorflow_datasets").expanduser() / name
+    for path in [*folder.glob("*/*.json"), *folder.glob("*/*.txt")]:
+        if path.exists() and not path.is_file():  # a pipe would hang TFDS
+            raise DataError(f"{path} is no regular file: {name} is damaged, prepare it again")
+    with _opening(folder.glob("*/*"), f"{name} in {folder}"):
+        builder: Any = tfds.builder(name, data_dir=data_dir)
     if not builder.is_prepared():
         if not prepare:
             raise DataError(
@@ -67,10 +75,98 @@ def prepared_builder(
             builder.download_and_prepare()
         except Exception as error:  # network, disk and checksum errors have no common type
             raise DataError(f"{name} could not be prepared: {error}") from error
-    lacking = set(features) - set(builder.info.features)
+    lacking = set(features) - set(builder.info.features or ())
     if lacking:
         raise DataError(f"{builder.data_dir} has no feature {', '.join(sorted(lacking))}")
     return builder
+
+
+def from_directory(directory: str) -> Any:
+    """The TFDS builder of one version's folder, as the files there describe it.
+
+    Raises:
+      DataError: those files are damaged.
+    """
+    import tensorflow_datasets as tfds
+
+    with _opening(Path(directory).glob("*"), directory):
+        return tfds.builder_from_directory(directory)
+
+
+def check_split(builder: Any, split: str) -> int:
+    """The number of classes of a split whose records are as many as dataset_info.json says.
+
+    Raises:
+      DataError: there is no such split, or what the files say of it contradicts itself.
+    """
+    import tensorflow_datasets as tfds
+
+    where = builder.data_dir
+    if split not in builder.info.splits:
+        raise DataError(f"{where} has no split {split}, only {', '.join(builder.info.splits)}")
+    info, label = builder.info.splits[split], builder.info.features["label"]
+    if not isinstance(label, tfds.features.ClassLabel) or not label.num_classes:
+        raise DataError(f"{where}: features.json is damaged: label is no ClassLabel with classes")
+    if not isinstance(builder.info.features["image"], tfds.features.Image):
+        raise DataError(f"{where}: features.json is damaged: image is no Image")
+    if info.num_examples < 1 or min(info.shard_lengths) < 1:
+        raise DataError(
+            f"{where}: dataset_info.json is damaged: the {split} split has shards of "
+            f"{info.shard_lengths} records"
+        )
+    # So many class names would not fit into memory.
+    if label.num_classes > info.num_examples:
+        raise DataError(
+            f"{where}: features.json has {label.num_classes} classes, but the {split} split only "
+            f"{info.num_examples} images"
+        )
+    return int(label.num_classes)
+
+
+def check_shards(builder: Any, split: str) -> None:
+    """Stops where a file of the split holds another number of records than dataset_info.json says.
+
+    TFDS reads as many as that says, and of some truncated files empty ones.
+    """
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    info = builder.info.splits[split]
+    with reading(builder, split):
+        if builder.info.file_format.value != "array_record":
+            raise NotImplementedError
+        for path, length in zip(info.filepaths, info.shard_lengths, strict=True):
+            open_regular(path).close()
+            try:
+                reader = ArrayRecordReader(str(path))
+                found = reader.num_records()
+                reader.close()
+            except Exception as error:  # often without a word
+                raise ValueError(f"{path.name} is no whole array_record file") from error
+            if found != length:
+                raise DataError(
+                    f"{path} holds {found} records, and dataset_info.json says {length}: the "
+                    f"{split} split is damaged, prepare it again"
+                )
+
+
+@contextlib.contextmanager
+def _opening(files: Iterable[Path], what: str) -> Iterator[None]:
+    """Turns what TFDS raises on damaged descriptions into a DataError that names them."""
+    try:
+        yield
+    except Exception as error:  # TFDS, protobuf and json raise a dozen kinds
+        for file in sorted(files):
+            if file.suffix == ".json":
+                try:
+                    whole = isinstance(json.loads(file.read_text("utf-8")), dict)
+                except (OSError, ValueError, RecursionError):
+                    whole = False
+                if not whole:
+                    raise DataError(f"{file} is damaged, prepare the data again") from error
+        raise DataError(
+            f"{what}: dataset_info.json, features.json or a .txt beside them is damaged, prepare "
+            f"the data again: {reason(error)}"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -78,13 +174,15 @@ def reading(builder: Any, split: str) -> Iterator[None]:
     """Turns what reading a split raises into a DataError that names it."""
     try:
         yield
+    except DataError:
+        raise
     except NotImplementedError as error:
         raise DataError(
             f"{builder.data_dir} is prepared in {builder.info.file_format.value} format, which "
             "cannot be read without TensorFlow: choose another --data-dir, for data in "
             "array_record format"
         ) from error
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # whatever damaged records make their readers raise
         raise DataError(
-            f"the {split} split in {builder.data_dir} is unreadable: {error}"
+            f"the {split} split in {builder.data_dir} is unreadable: {reason(error)}"
         ) from error

@@ -12,8 +12,6 @@ import os
 import posixpath
 import re
 import threading
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +23,14 @@ from numpy.typing import NDArray
 
 from experiments.data import DataError
 from experiments.data.encoded import EncodedDataset, Split, Subset
-from experiments.data.prepared import prepared_builder, reading
-from experiments.inputs import ascii_safe, read_bytes
+from experiments.data.prepared import (
+    check_shards,
+    check_split,
+    from_directory,
+    prepared_builder,
+    reading,
+)  # fmt: skip
+from experiments.inputs import ascii_safe, read_bytes, read_npz, reason
 
 __all__ = [
     "FolderSplit",
@@ -48,7 +52,6 @@ _CHUNK = 256
 _READERS = 8
 _LONG_SCAN = 20_000
 _MANY_CLASSES = 100_000
-_NOT_A_CACHE = (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error)
 
 
 class TfdsSplit:
@@ -81,10 +84,7 @@ class TfdsSplit:
         self.directory, self.split = os.fspath(directory), split
         self._forget()
         builder = self._builder()
-        if split not in builder.info.splits:
-            raise DataError(
-                f"{self.directory} has no split {split}, only {', '.join(builder.info.splits)}"
-            )
+        check_split(builder, split)
         self.class_names = tuple(builder.info.features["label"].names)
         self.labels, self.names = _labels_and_names(builder, split)
 
@@ -100,17 +100,15 @@ class TfdsSplit:
                     )
         try:
             records = self._source.__getitems__([int(row) for row in rows])
-        except (OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # as in `reading`, for which there is no builder here
             raise DataError(
-                f"the {self.split} split in {self.directory} is unreadable: {error}"
+                f"the {self.split} split in {self.directory} is unreadable: {reason(error)}"
             ) from error
         return [record["image"] or b"" for record in records]
 
     def _builder(self) -> Any:
-        import tensorflow_datasets as tfds
-
         # From the folder, not by name: its features are those it was prepared with.
-        return tfds.builder_from_directory(self.directory)
+        return from_directory(self.directory)
 
     def _forget(self) -> None:
         self.names, self._source, self._lock = None, None, threading.Lock()
@@ -484,17 +482,20 @@ def _labels_and_names(
     """From the cache, or else from the records."""
     with reading(builder, split):
         digest = hashlib.sha256()
-        for path in builder.info.splits[split].filepaths:
+        info = builder.info.splits[split]
+        for path, length in zip(info.filepaths, info.shard_lengths, strict=True):
             found = os.stat(path)
-            digest.update(f"{path.name} {found.st_size} {found.st_mtime_ns}\n".encode())
+            digest.update(f"{path.name} {found.st_size} {found.st_mtime_ns} {length}\n".encode())
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     stem = f"{builder.info.full_name.replace('/', '-')}-{split}-{digest.hexdigest()[:16]}"
     cache = Path(home) / "imbsam_jax" / "labels" / f"{stem}.npz"
-    size = builder.info.splits[split].num_examples
-    with contextlib.suppress(*_NOT_A_CACHE), open(cache, "rb") as stream:
-        with np.load(stream, allow_pickle=False) as file:
-            labels, names = file["labels"], file["names"]
-        if labels.dtype == np.int32 and labels.shape == (size,) and len(names) in (0, size):
+    classes = builder.info.features["label"].num_classes
+    with contextlib.suppress(DataError, KeyError):
+        kept = read_npz(cache)
+        labels, names = kept["labels"], kept["names"]
+        whole = labels.dtype == np.int32 and labels.shape == (info.num_examples,)
+        named = names.dtype.kind == "S" and names.shape in ((0,), labels.shape)
+        if whole and named and 0 <= labels.min() <= labels.max() < classes:
             return labels, names if len(names) else None
     labels, names = _scan(builder, split, cache)
     with contextlib.suppress(OSError):  # without a cache the next run scans again
@@ -515,6 +516,7 @@ def _scan(builder: Any, split: str, cache: Path) -> tuple[NDArray[np.int32], NDA
     from rich.console import Console
     from rich.progress import Progress
 
+    check_shards(builder, split)
     features = builder.info.features
     name = next((key for key in ("file_name", "filename") if key in features), None)
     wanted = ["label", name] if name else ["label"]
@@ -549,7 +551,8 @@ def _scan(builder: Any, split: str, cache: Path) -> tuple[NDArray[np.int32], NDA
         for part in _in_order(pool, read, chunks):
             found += part
             bar.update(task, advance=len(part))
-    labels = np.array([label for label, _ in found], np.int32)
+    with reading(builder, split):
+        labels = np.array([label for label, _ in found], np.int32)
     return labels, np.array([row for _, row in found] if name else [], np.bytes_)
 
 
