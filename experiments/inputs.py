@@ -130,7 +130,7 @@ def _member(archive: zipfile.ZipFile, member: Any, path: Any, key: str) -> NDArr
             f"{path} is not an .npz file of whole arrays: {key}: {reason(error)}"
         ) from error
     if surplus:
-        raise DataError(f"{path}: {key} holds more bytes than its shape {list(found.shape)}")
+        raise DataError(f"{path}: {key}: there are more bytes than its shape {found.shape} takes")
     return found
 
 

@@ -255,9 +255,7 @@ def test_absent_packages(monkeypatch: pytest.MonkeyPatch) -> None:
         load_cifar_lt("cifar10", imbalance_factor=10)
 
 
-@pytest.mark.parametrize(
-    ("kept", "message"), [(0.0, "is unreadable"), (0.5, "is unreadable")]
-)
+@pytest.mark.parametrize(("kept", "message"), [(0.0, "is unreadable"), (0.5, "is unreadable")])
 def test_damaged_shard(prepared: Path, tmp_path: Path, kept: float, message: str) -> None:
     original = prepared / "cifar10" / "3.0.2"
     copy = tmp_path / "cifar10" / "3.0.2"

@@ -8,7 +8,6 @@ and exits with code 1.
 """
 
 import dataclasses
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -79,7 +78,15 @@ class Dataset:
     val_per_class: int = 0
 
     def __post_init__(self) -> None:
+        if self.num_classes < 2:
+            raise DataError(f"{self.name}: num_classes must be 2 or more, not {self.num_classes}")
         self._check_split("train", self.train_images, self.train_labels)
+        # A class has an image or two somewhere; so many counts would not fit into memory.
+        if self.num_classes > len(self.train_labels):
+            raise DataError(
+                f"{self.name}: num_classes is {self.num_classes}, but there are only "
+                f"{len(self.train_labels)} training images to learn them from"
+            )
         self._check_split("test", self.test_images, self.test_labels)
         if self.val_images is not None and self.val_labels is not None:
             self._check_split("val", self.val_images, self.val_labels)
@@ -92,23 +99,17 @@ class Dataset:
                 f"the images have {channels} channels"
             )
         check_classes(self)
-        # A class has an image or two somewhere; so many counts would not fit into memory.
-        if self.num_classes > len(self.train_labels):
-            raise DataError(
-                f"{self.name}: num_classes is {self.num_classes}, but there are only "
-                f"{len(self.train_labels)} training images to learn them from"
-            )
         self._check_making()
 
     def _check_making(self) -> None:
         """How the set was made, as far as it is known."""
         factor, subset, seed = self.imbalance_factor, self.subset, self.subset_seed
         for name, wrong, right in (
-            ("imbalance_factor", factor is not None and not 1 <= factor < math.inf, "1 or more"),
+            ("imbalance_factor", factor is not None and not 1 <= factor <= 1e9, "in [1, 1e9]"),
             ("subset", subset is not None and subset not in _SUBSETS, " or ".join(_SUBSETS)),
             ("subset_seed", seed is not None and not 0 <= seed < 2**32, "in [0, 2**32)"),
-            ("shrink", self.shrink < 1, "1 or more"),
-            ("val_per_class", self.val_per_class < 0, "0 or more"),
+            ("shrink", not 1 <= self.shrink < 2**31, "in [1, 2**31)"),
+            ("val_per_class", not 0 <= self.val_per_class < 2**31, "in [0, 2**31)"),
             (
                 "val_per_class",
                 self.val_per_class > 0 and self.val_labels is None,
@@ -152,11 +153,11 @@ def check_classes(dataset: Any) -> None:
     out of their range or contradict one another.
     """
     name = dataset.name
-    if dataset.num_classes < 2:
-        raise DataError(f"{name}: num_classes must be 2 or more, not {dataset.num_classes}")
     for field in ("many_above", "few_below"):
-        if getattr(dataset, field) < 0:
-            raise DataError(f"{name}: {field} must be 0 or more, not {getattr(dataset, field)}")
+        if not 0 <= getattr(dataset, field) < 2**31:
+            raise DataError(
+                f"{name}: {field} must lie in [0, 2**31), not {getattr(dataset, field)}"
+            )
     if dataset.few_below > dataset.many_above + 1:
         raise DataError(
             f"{name}: few_below {dataset.few_below} is above many_above + 1 = "

@@ -99,6 +99,8 @@ class EncodedDataset:
     resize: int = 256
 
     def __post_init__(self) -> None:
+        if self.num_classes < 2:
+            raise DataError(f"{self.name}: num_classes must be 2 or more, not {self.num_classes}")
         self._check_split("train", self.train)
         self._check_split("test", self.test)
         if self.val is not None:
