@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import io
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 import imbsam_jax
+from damage import damaged_json
 from experiments.data import DataError, Dataset, cifar, hold_out, load_npz, save_npz, shrunk
 from experiments.data.cifar import load_cifar_lt
 
@@ -480,3 +482,78 @@ def test_files_that_are_no_npz(tmp_path: Path) -> None:
         path = tmp_path / (name if "." in name else f"{name}.npz")
         with pytest.raises(DataError, match=f"{path.name} is not an .npz file"):
             load_npz(path)
+
+
+# --- TFDS's own files, damaged ----------------------------------------------------------------
+
+
+@pytest.fixture
+def copied(prepared: Path, tmp_path: Path) -> Path:
+    """The folder of the prepared version, to be damaged."""
+    return shutil.copytree(prepared / "cifar10" / "3.0.2", tmp_path / "cifar10" / "3.0.2")
+
+
+def _digest(data: Dataset) -> tuple[Any, ...]:
+    parts = (data.train_images, data.train_labels, data.test_images, data.test_labels)
+    return (*(part.tobytes() for part in parts), data.class_names)
+
+
+def test_damaged_description(prepared: Path, copied: Path) -> None:
+    """One sentence, or the very same data where nothing reads what was damaged."""
+    right = _digest(load_cifar_lt("cifar10", imbalance_factor=4, data_dir=str(prepared)))
+    file = copied / "dataset_info.json"
+    refused = 0
+    for what, data in damaged_json(file.read_text()):
+        file.write_bytes(data)
+        try:
+            loaded = load_cifar_lt("cifar10", imbalance_factor=4, data_dir=str(copied.parents[1]))
+        except DataError as error:
+            refused += 1
+            assert str(error).isprintable() and str(copied.parent) in str(error), what
+        else:
+            assert _digest(loaded) == right, what
+    assert refused > 50
+
+
+def test_damaged_class_names(copied: Path) -> None:
+    file = copied / "label.labels.txt"
+    for data in (b"\xff\xfe", b"a\n" * 10, b"a\nb\n"):
+        file.write_bytes(data)
+        with pytest.raises(DataError, match="is damaged, prepare the data again"):
+            load_cifar_lt("cifar10", imbalance_factor=4, data_dir=str(copied.parents[1]))
+
+
+def test_a_pipe_among_the_prepared_files(copied: Path) -> None:
+    for file in (*copied.glob("*.json"), *copied.glob("*.array_record*")):
+        content = file.read_bytes()
+        file.unlink()
+        os.mkfifo(file)
+        with pytest.raises(DataError, match=f"{file.name} is (no regular file|a pipe)"):
+            load_cifar_lt("cifar10", imbalance_factor=4, data_dir=str(copied.parents[1]))
+        file.unlink()
+        file.write_bytes(content)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_damaged_records(prepared: Path, copied: Path, split: str) -> None:
+    right = _digest(load_cifar_lt("cifar10", imbalance_factor=4, data_dir=str(prepared)))
+    file = next(copied.glob(f"*-{split}.array_record*"))
+    whole = file.read_bytes()
+    cuts = [whole[: len(whole) * part // 7] for part in range(7)]
+    flips = []
+    for at in range(7, len(whole), len(whole) // 23):
+        flipped = bytearray(whole)
+        flipped[at] ^= 0x10
+        flips.append(bytes(flipped))
+    other = next(copied.glob("*-test.*" if split == "train" else "*-train.*")).read_bytes()
+    refused = 0
+    for data in (*cuts, whole[:-1], whole + b"\0" * 9, b"junk" * 999, other, *flips):
+        file.write_bytes(data)
+        try:
+            loaded = load_cifar_lt("cifar10", imbalance_factor=4, data_dir=str(copied.parents[1]))
+        except DataError as error:
+            refused += 1
+            assert str(error).isprintable()
+        else:
+            assert _digest(loaded) == right
+    assert refused > 10

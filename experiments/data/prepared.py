@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.data import DataError
-from experiments.inputs import open_regular, reason
+from experiments.inputs import open_regular, read_bytes, reason
 
 __all__ = ["check_shards", "check_split", "from_directory", "prepared_builder", "reading"]
 
@@ -120,6 +120,18 @@ def check_split(builder: Any, split: str) -> int:
             f"{where}: features.json has {label.num_classes} classes, but the {split} split only "
             f"{info.num_examples} images"
         )
+    # TFDS goes on without names where it cannot read them, and says nothing.
+    names = Path(where) / "label.labels.txt"
+    if names.exists():
+        try:
+            found = len({*filter(None, map(str.strip, read_bytes(names).decode().split("\n")))})
+        except UnicodeDecodeError as error:
+            raise DataError(f"{names} is damaged, prepare the data again: no UTF-8") from error
+        if found != label.num_classes:
+            raise DataError(
+                f"{names} is damaged, prepare the data again: {found} different names for "
+                f"{label.num_classes} classes"
+            )
     return int(label.num_classes)
 
 
