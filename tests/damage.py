@@ -29,7 +29,7 @@ def _changed(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 
 
 def damaged_json(text: str) -> Iterator[tuple[Any, bytes]]:
-    """(what was done, the bytes then) of each; what still means the same is for the test to tell."""
+    """(what was done, the bytes then) of each; some of them still mean the same."""
     whole = text.encode()
     for data in (b"", b"{", b"not JSON", b"[]", b"3", b"null", b'"x"', b"\xff\xfe" + whole,
                  whole[: len(whole) // 2], whole.replace(b"a", b"\xe9", 1), whole + b"}",

@@ -1,7 +1,9 @@
 """Weights from files: torchvision's logits from its names, and whatever does not fit is named."""
 
 import functools
+import json
 import math
+import os
 import sys
 import zlib
 from pathlib import Path
@@ -258,3 +260,147 @@ def test_own_weights_that_do_not_fit(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(RunError, match="no msgpack file of weights"):
         load_weights(path, given, "mlp")
+
+
+# --- damaged ---------------------------------------------------------------------------------
+
+
+def _header(data: bytes) -> dict[str, Any]:
+    return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+
+
+def _with_header(data: bytes, header: str | bytes, tensors: bytes | None = None) -> bytes:
+    """The .safetensors file with another header, and with other tensors where they are given."""
+    if tensors is None:
+        tensors = data[8 + int.from_bytes(data[:8], "little") :]
+    header = header.encode() if isinstance(header, str) else header
+    return len(header).to_bytes(8, "little") + header + tensors
+
+
+def _refused(path: Path, data: bytes, *said: str, name: str = "resnet14_bottleneck") -> None:
+    path.write_bytes(data)
+    with pytest.raises(RunError) as error:
+        load_weights(path, _variables(name), name)
+    message = str(error.value)
+    assert str(path) in message and message.isprintable() and len(message) < 1000
+    assert all(part in message for part in said), message
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+def test_numbers_that_are_not_finite(value: float, path: Path) -> None:
+    for name in ("conv1.weight", "bn1.running_mean", "layer2.0.bn1.running_var", "fc.bias"):
+        for dtype in (np.float64, *((np.float16,) if value != 1e300 else ())):
+            tensors = _small()
+            tensors[name] = tensors[name].astype(dtype)
+            tensors[name].flat[3] = value
+            with pytest.raises(RunError, match=f"{name} holds numbers that are not finite .*1 of"):
+                _load(path, tensors)
+
+
+def test_variances_below_zero(path: Path, tmp_path: Path) -> None:
+    tensors = _small()
+    tensors["bn1.running_var"][2] = -1e-3
+    with pytest.raises(RunError, match=r"bn1\.running_var holds variances below 0"):
+        _load(path, tensors)
+    given = jax.tree.map(np.array, _variables("resnet14_bottleneck"))
+    given["batch_stats"]["stem_norm"]["var"][2] = -1
+    save_weights(tmp_path / "w.msgpack", given)
+    with pytest.raises(RunError, match="batch_stats/stem_norm/var holds variances below 0"):
+        load_weights(tmp_path / "w.msgpack", given, "resnet14_bottleneck")
+
+
+def test_damaged_safetensors(path: Path) -> None:
+    save_file(_small(), path)
+    whole = path.read_bytes()
+    header = _header(whole)
+    text = json.dumps(header)
+    first, second = sorted(header, key=lambda name: header[name]["data_offsets"])[:2]
+    said = "is no safetensors file"
+    # A tensor's name twice: safetensors keeps one of them.
+    twice = "{" + json.dumps(first) + ": " + json.dumps(header[first]) + ", " + text[1:]
+    _refused(path, _with_header(whole, twice), said, first, "more than once")
+    for data in (
+        b"", b"\0" * 8, b"\xff" * 8, whole[:7], whole[:99], whole[:-1], whole + b"\0",
+        (2**63).to_bytes(8, "little") + whole[8:], (10**9).to_bytes(8, "little") + whole[8:],
+        (0).to_bytes(8, "little"), whole[8:], *map(functools.partial(_with_header, whole), (
+            "", "{", "[]", "3", "null", "not JSON", text[:-1], b"\xff\xfe{}", "[" * 9999,
+            text.replace('"F32"', '"F33"'), text.replace('"F32"', "null"),
+        )),
+    ):  # fmt: skip
+        _refused(path, data)
+    for change in (
+        {"data_offsets": header[second]["data_offsets"]},
+        {"data_offsets": [0, 10**15]}, {"data_offsets": [8, 0]}, {"data_offsets": [-4, 0]},
+        {"data_offsets": [0]}, {"data_offsets": None}, {"data_offsets": "x"},
+        {"shape": [10**18]}, {"shape": [2**32, 2**32]}, {"shape": [-1]}, {"shape": 3},
+        {"shape": []}, {"shape": None}, {"dtype": "F16"}, {"dtype": "F64"}, {"dtype": 3},
+    ):  # fmt: skip
+        changed = json.dumps({**header, first: {**header[first], **change}})
+        _refused(path, _with_header(whole, changed), said)
+    for dtype in ("I32", "U32"):
+        changed = json.dumps({**header, first: {**header[first], "dtype": dtype}})
+        _refused(path, _with_header(whole, changed), f"{first} is {dtype}, not one of")
+    renamed = json.dumps({("a\nb" if k == first else k): v for k, v in header.items()})
+    _refused(path, _with_header(whole, renamed), f"{first} is missing; 'a\\nb' is not in the model")
+
+
+def test_damaged_msgpack(tmp_path: Path) -> None:
+    path = tmp_path / "w.msgpack"
+    given = jax.device_get(_variables("mlp"))
+    whole = serialization.msgpack_serialize(given)
+    said = "no msgpack file of weights"
+    for data in (
+        b"", b"\xc1", b"\xff" * 9, b"junk", whole[:-1], whole[: len(whole) // 2], whole + b"\0",
+        whole[1:], b"\xdf\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"\x91" * 9999, b"\xc0",
+        b"\x90", b"\x82" + whole[1:] + whole[1:],
+    ):  # fmt: skip
+        _refused(path, data, said, name="mlp")
+    # A map with a key twice, of which msgpack keeps the last.
+    params = serialization.msgpack_serialize(given["params"])
+    key = b"\xa6params"
+    _refused(path, b"\x82" + key + params + key + params, said, "more than once", name="mlp")
+    both = {"params/head": given["params"]["head"], **given}
+    _refused(path, serialization.msgpack_serialize(both), said, "more than once", name="mlp")
+    for value, told in (
+        (np.full(10, np.nan, np.float32), "head/bias holds numbers that are not finite"),
+        (np.full(10, 1e300), "head/bias holds numbers that are not finite"),
+        (np.zeros(10, np.int32), "head/bias is int32, not floating point"),
+        (np.zeros(10, complex), "head/bias is complex128, not floating point"),
+        ("x", "head/bias is <U1, not floating point"),
+        (np.zeros(10, bool), "head/bias is bool, not floating point"),
+    ):
+        head = {**given["params"]["head"], "bias": value}
+        tree = {"params": {**given["params"], "head": head}}
+        _refused(path, serialization.msgpack_serialize(tree), told, name="mlp")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".msgpack"])
+def test_weights_that_are_no_file(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"w{suffix}"
+    for make, said in ((os.mkfifo, "is a pipe"), (os.mkdir, "is a folder")):
+        make(path)
+        with pytest.raises(RunError, match=f"{path.name} {said}, not a file to read"):
+            load_weights(path, _variables("resnet14_bottleneck"), "resnet14_bottleneck")
+        (os.unlink if make is os.mkfifo else os.rmdir)(path)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".msgpack"])
+def test_bits_flipped_in_weights(suffix: str, tmp_path: Path) -> None:
+    """Neither format has a checksum: a sentence, or finite weights of the right shapes."""
+    path, given = tmp_path / f"w{suffix}", _variables("resnet14_bottleneck")
+    if suffix == ".msgpack":
+        save_weights(path, given)
+    else:
+        save_file(_small(), path)
+    whole = path.read_bytes()
+    for at in [*range(0, 3000, 37), *range(3000, len(whole), len(whole) // 20)]:
+        data = bytearray(whole)
+        data[at] ^= 0x41
+        path.write_bytes(data)
+        try:
+            got, _ = load_weights(path, given, "resnet14_bottleneck")
+        except RunError as error:
+            assert str(error).isprintable()
+        else:
+            assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(got))
+            assert jax.tree.map(np.shape, got) == jax.tree.map(np.shape, given)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import tiny_records
+from damage import damaged_json
 from experiments.data import DataError, Dataset, hold_out
 from experiments.data.encoded import (
     EncodedDataset,
@@ -369,6 +370,119 @@ def test_bad_lists(tmp_path: Path) -> None:
     assert read_list(path)[0] == ["with a space.jpg"] and read_list(path)[1].tolist() == [4]
 
 
+# What a list may not hold, and what is said of it; b.jpg and c/d.jpg are there.
+LISTS: dict[str, tuple[bytes, str]] = {
+    "above the folder": (b"b.jpg 0\n../x.jpg 0\n", "line 2: ../x.jpg leads out of the folder"),
+    "above it further on": (b"c/../../x.jpg 0\n", "line 1: c/../../x.jpg leads out of the folder"),
+    "an absolute path": (b"b.jpg 0\n/etc/passwd 1", "line 2: /etc/passwd leads out of the folder"),
+    "two slashes": (b"//etc/passwd 1", "line 1: //etc/passwd leads out of the folder"),
+    "another system's": (b"..\\x.jpg 1", "leads out of the folder"),
+    "the folder": (b". 1", "line 1: . leads out of the folder"),
+    "twice": (b"b.jpg 0\nb.jpg 0\n", "line 2: b.jpg stands in line 1 already"),
+    "twice by a dot": (b"b.jpg 0\n./b.jpg 0\n", "line 2: ./b.jpg stands in line 1 already"),
+    "twice by a slash": (b"c/d.jpg 0\nc//d.jpg 1", "line 2: c//d.jpg stands in line 1 already"),
+    "twice through a folder": (b"b.jpg 0\nc/../b.jpg 1", "line 2: c/../b.jpg stands in line 1"),
+    "a label too high": (b"b.jpg 0\nc/d.jpg 100000000\n", "line 2: label 100000000 with 2 images"),
+    "a label beyond int32": (b"b.jpg 99999999999\n", "line 1: expected a path and a label"),
+    "a label below 0": (b"b.jpg -1\n", "line 1: expected a path and a label"),
+    "half a label": (b"b.jpg 1.5\n", "line 1: expected a path and a label"),
+    "no label": (b"b.jpg\n", "line 1: expected a path and a label"),
+    "a label with a sign": (b"b.jpg +1\n", "line 1: expected a path and a label"),
+    "digits of another script": ("b.jpg ٣\n".encode(), "line 1: expected a path and a label"),
+    "NaN": (b"b.jpg nan\n", "line 1: expected a path and a label"),
+    "a comment": (b"# of 5\nb.jpg 1\n", "line 1: expected a path and a label"),
+    "commas": (b"b.jpg,1\n", "line 1: expected a path and a label"),
+    "three columns": (b"b.jpg\t1\t2\n", "line 1: 'b.jpg\\t1' has characters that are in no path"),
+    "NUL": (b"b\0.jpg 1\n", "line 1: 'b\\x00.jpg' has characters"),
+    "an escape": (b"\x1b[2Jb.jpg 1\n", "line 1: '\\x1b[2Jb.jpg' has characters"),
+    "two byte-order marks": (b"\xef\xbb\xbf" * 2 + b"b.jpg 1", "line 1: '\\ufeffb.jpg' has"),
+    "UTF-16": ("b.jpg 1\n".encode("utf-16"), "line 1: is not UTF-8"),
+    "Latin-1": ("b.jpg 1\nä.jpg 1\n".encode("latin-1"), "line 2: is not UTF-8"),
+    "nothing": (b"", "is empty"),
+    "nothing but lines": (b"\n \n\t\r\n\xef\xbb\xbf", "characters|is empty|expected"),
+    "a pipe": (b"b.jpg 0\npipe.jpg 0\n", "line 2: lists 1 file (pipe.jpg) that are not below"),
+    "a folder": (b"b.jpg 0\nc 0\n", "line 2: lists 1 file (c) that are not below"),
+    "a device": (b"zero.jpg 0\n", "line 1: lists 1 file (zero.jpg) that are not below"),
+    "a broken link": (b"broken.jpg 0\n", "line 1: lists 1 file (broken.jpg) that are not below"),
+    "a file that is not there": (b"b.jpg 0\n\nx.jpg 0", "line 3: lists 1 file (x.jpg) that are"),
+    "a file as a folder": (b"b.jpg/x 0", "line 1: lists 1 file (b.jpg/x) that are not below"),
+    "a name too long": (b"a" * 300 + b" 0", "line 1: lists 1 file (aaa"),
+}
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    (folder / "c").mkdir(parents=True)
+    for name in ("b.jpg", "c/d.jpg", "with  two spaces.jpg", "ä.jpg", "../x.jpg"):
+        (folder / name).write_bytes(name.encode())
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "zero.jpg").symlink_to("/dev/zero")
+    (folder / "broken.jpg").symlink_to("absent")
+    return folder
+
+
+@pytest.mark.parametrize("what", LISTS)
+@pytest.mark.parametrize("which", ["train", "test"])
+def test_what_a_list_may_not_hold(
+    images: Path, tmp_path: Path, what: str, which: str, capsys: Any
+) -> None:
+    """Through the entry, in the list of either split."""
+    from experiments import cli, inaturalist
+
+    content, said = LISTS[what]
+    lists = {"train": tmp_path / "train.txt", "test": tmp_path / "test.txt"}
+    for path in lists.values():
+        path.write_bytes(b"b.jpg 0\nc/d.jpg 1\n")
+    lists[which].write_bytes(content)
+    flags = ["--image-dir", images, "--train-list", lists["train"], "--test-list", lists["test"]]
+    flags += ["--out", tmp_path / "run", "--devices", "1"]
+    args = inaturalist.arguments().parse_args(list(map(str, flags)))
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(inaturalist.main, args)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 1 and error.startswith("error: ") and error.count("\n") == 1
+    assert error.rstrip("\n").isprintable() and str(lists[which]) in error
+    if which == "test":
+        said = said.replace("with 2 images", "with 2 classes")
+    assert any(part in error for part in said.split("|"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        (b"\xef\xbb\xbfb.jpg 1\r\nc/d.jpg 0\r\n", ["b.jpg", "c/d.jpg"]),
+        (b"./b.jpg\t1\n  c//d.jpg   0   \n\n", ["b.jpg", "c/d.jpg"]),
+        ("with  two spaces.jpg 0\rä.jpg 1".encode(), ["with  two spaces.jpg", "ä.jpg"]),
+    ],
+)
+def test_what_a_list_may_hold(
+    images: Path, tmp_path: Path, content: bytes, names: list[str]
+) -> None:
+    path = tmp_path / "list.txt"
+    path.write_bytes(content)
+    split = folder_split(images, path)
+    assert split.read([0, 1]) == [name.encode() for name in names]
+    assert sorted(split.labels.tolist()) == [0, 1]
+
+
+def test_a_list_that_is_a_pipe(images: Path, tmp_path: Path) -> None:
+    for make in (os.mkfifo, os.mkdir):
+        make(tmp_path / "list.txt")
+        with pytest.raises(DataError, match=r"list.txt is a (pipe|folder), not a file to read"):
+            folder_split(images, tmp_path / "list.txt")
+        (os.unlink if make is os.mkfifo else os.rmdir)(tmp_path / "list.txt")
+
+
+def test_a_file_that_became_a_pipe(images: Path, tmp_path: Path) -> None:
+    split = folder_split(images, _write_list(tmp_path / "list.txt", {"b.jpg": 0}))
+    (images / "b.jpg").unlink()
+    os.mkfifo(images / "b.jpg")
+    with pytest.raises(DataError, match=r"b.jpg is a pipe, not a file to read"):
+        split.read([0])
+
+
 def test_arguments_that_contradict_each_other(
     imagenet: dict[str, tiny_records.Tiny], tmp_path: Path
 ) -> None:
@@ -444,6 +558,47 @@ def test_damaged_shard(
 
     with pytest.raises(DataError, match=f"the train split in .* ({message})"):
         load_inaturalist(_copy(inaturalist, tmp_path, cut))
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+def test_damaged_descriptions(inaturalist: tiny_records.Tiny, tmp_path: Path, name: str) -> None:
+    """One sentence, or the very same data where nothing reads what was damaged."""
+
+    def digest(data: EncodedDataset) -> tuple[Any, ...]:
+        files = [data.train.read(range(9)), data.test.read(range(9))]
+        return files, data.train_labels.tolist(), data.test_labels.tolist(), data.class_names
+
+    folder = _copy(inaturalist, tmp_path, lambda _, content: content)
+    right, file = digest(load_inaturalist(folder)), next(tmp_path.rglob(name))
+    refused = 0
+    for what, data in damaged_json(file.read_text()):
+        file.write_bytes(data)
+        try:
+            found = digest(load_inaturalist(folder))
+        except DataError as error:
+            refused += 1
+            assert str(error).isprintable() and str(tmp_path) in str(error), what
+        else:
+            assert found == right, what
+    assert refused > 50
+
+
+def test_a_damaged_cache_is_made_anew(inaturalist: tiny_records.Tiny, cache: Path) -> None:
+    right = load_inaturalist(str(inaturalist.folder)).train_labels
+    path = next(cache.glob("*train*"))
+    with np.load(path) as file:
+        good = dict(file)
+    for key, value in (
+        ("labels", right + 1), ("labels", right.astype(float)), ("labels", right - 5),
+        ("labels", right[:-1]), ("labels", np.array([None])), ("names", np.arange(len(right))),
+        ("names", np.zeros((len(right), 2), "S1")), ("names", None),
+    ):  # fmt: skip
+        np.savez(path, **{k: v for k, v in {**good, key: value}.items() if v is not None})
+        assert np.array_equal(load_inaturalist(str(inaturalist.folder)).train_labels, right)
+    path.unlink()
+    os.mkfifo(path)
+    assert np.array_equal(load_inaturalist(str(inaturalist.folder)).train_labels, right)
+    assert path.is_file()
 
 
 def test_absent_shard(inaturalist: tiny_records.Tiny, tmp_path: Path) -> None:

@@ -213,3 +213,24 @@ def test_flags_of_a_second_stage_need_one(capsys):
     args = presets.parse(cifar_lt.arguments(), ["--preset", "weight-balancing", "--stage2"])
     assert args.stage2 == [] and args.stage2_max_norm == "step"
     assert make("crt", first=Settings(classifier="normalised")).settings.classifier == "linear"
+
+
+@pytest.mark.parametrize(
+    "tag",
+    ["", ".", "..", "../../evil", "/etc", "a/b", "a\\b", "a\0b", "-x", "--out", "~", "a b", "a*",
+     "a[1]", "a\n", "é" * 51, "x" * 101, "\udcff", ".hidden", "stage2_crt/../.."],
+)  # fmt: skip
+def test_a_tag_leads_nowhere_else(tag, capsys):
+    flags = ["--stage2", "crt", f"--stage2-tag={tag}", "--out", "runs"]
+    for parse in (presets.parse, cifar_lt.parse):
+        with pytest.raises(SystemExit) as stopped:
+            parse(cifar_lt.arguments(), flags)
+        assert stopped.value.code == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert "--stage2-tag" in said and "becomes the end of a folder's name" in said
+
+
+@pytest.mark.parametrize("tag", ["tau_1.9", "lr=0.1,wd=5e-4", "été", "2", "a+b", "x" * 100])
+def test_a_plain_tag_stays(tag):
+    flags = ["--stage2", "crt", f"--stage2-tag={tag}", "--out", "runs"]
+    assert cifar_lt.parse(cifar_lt.arguments(), flags).stage2_tag == tag

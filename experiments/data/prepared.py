@@ -75,7 +75,9 @@ def prepared_builder(
             builder.download_and_prepare()
         except Exception as error:  # network, disk and checksum errors have no common type
             raise DataError(f"{name} could not be prepared: {error}") from error
-    lacking = set(features) - set(builder.info.features or ())
+    found = builder.info.features
+    named = isinstance(found, tfds.features.FeaturesDict)
+    lacking = set(features) - set(found if named else ())
     if lacking:
         raise DataError(f"{builder.data_dir} has no feature {', '.join(sorted(lacking))}")
     return builder
@@ -104,11 +106,14 @@ def check_split(builder: Any, split: str) -> int:
     where = builder.data_dir
     if split not in builder.info.splits:
         raise DataError(f"{where} has no split {split}, only {', '.join(builder.info.splits)}")
-    info, label = builder.info.splits[split], builder.info.features["label"]
-    if not isinstance(label, tfds.features.ClassLabel) or not label.num_classes:
-        raise DataError(f"{where}: features.json is damaged: label is no ClassLabel with classes")
-    if not isinstance(builder.info.features["image"], tfds.features.Image):
-        raise DataError(f"{where}: features.json is damaged: image is no Image")
+    info, features = builder.info.splits[split], builder.info.features
+    for name, kind in (("label", tfds.features.ClassLabel), ("image", tfds.features.Image)):
+        known = isinstance(features, tfds.features.FeaturesDict) and name in features
+        if not known or not isinstance(features[name], kind):
+            raise DataError(f"{where}: features.json is damaged: {name} is no {kind.__name__}")
+    label = features["label"]
+    if not label.num_classes:
+        raise DataError(f"{where}: features.json is damaged: label has no classes")
     if info.num_examples < 1 or min(info.shard_lengths) < 1:
         raise DataError(
             f"{where}: dataset_info.json is damaged: the {split} split has shards of "
