@@ -23,6 +23,7 @@ from experiments import cli, launch, presets
 from experiments.data import Dataset, hold_out, load_npz, save_npz, shrunk
 from experiments.data.encoded import check_no_empty_class, empty_classes
 from experiments.errors import DataError, RunError
+from experiments.inputs import reason
 
 _OF_AN_EXPORT = {f"--{name.replace('_', '-')}" for name in presets.OF_AN_EXPORT}
 
@@ -147,7 +148,10 @@ def main(args: argparse.Namespace) -> None:
         raise RunError("--out is missing: name the folder this run is to be written to")
     if args.export:
         dataset = load(args)
-        save_npz(dataset, Path(args.export))
+        try:
+            save_npz(dataset, Path(args.export))
+        except OSError as error:
+            raise RunError(f"cannot write {args.export}: {reason(error)}") from error
         print(f"wrote {args.export}: {len(dataset.train_labels)} training images, {dataset.source}")
         return
     launch.run(args, load, describe)

@@ -207,7 +207,8 @@ def beside(facts: Mapping[str, Any]) -> list[Row]:
     Args:
       facts: what is known of the run, flat: "dataset", "imbalance_factor" (largest over smallest
         class), "rule", "loss" (with "+drw"), "stage2", the dict "ascent", and its settings and
-        arguments of the rule by name.
+        arguments of the rule by name; of shrunk images, or of a "subset" None that nobody knows,
+        there are no such rows.
     """
     if facts.get("shrink", 1) != 1 or facts.get("subset", "first") is None:
         return []  # other images, or nobody knows which

@@ -355,6 +355,15 @@ def test_an_export_is_not_shrunk_twice(tmp_path: Path, capsys: Any) -> None:
         cifar_lt.load(held)
 
 
+def test_an_export_that_cannot_be_written(tmp_path: Path, capsys: Any) -> None:
+    save_npz(tiny_dataset(), tmp_path / "whole.npz")
+    (tmp_path / "file").touch()
+    for target in (tmp_path, tmp_path / "file" / "a.npz"):
+        flags = ["--data", str(tmp_path / "whole.npz"), "--export", str(target)]
+        args = cifar_lt.parse(cifar_lt.arguments(), flags)
+        assert f"cannot write {target}: " in _message(cifar_lt.main, args, capsys)
+
+
 @pytest.mark.parametrize(
     ("shrink_of_run", "shrink_of_file", "seen"),
     [(1, 1, 8), (2, 1, 4), (2, 2, 8), (1, 2, None), (4, 2, None)],

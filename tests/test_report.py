@@ -367,6 +367,24 @@ def test_factor_200_of_cifar100_is_250_in_whole_images():
     assert [row.all for row in found] == [68.6]
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"shrink": 2}, "cifar100 IF 100, every 2x2 pixels averaged (not the papers' data)"),
+        ({"subset": None}, "cifar100 IF 100 of a file (not known to be the papers' data)"),
+        ({"subset": None, "shrink": 4}, "every 4x4 pixels averaged (not the papers' data)"),
+    ],
+)
+def test_other_data_do_not_stand_beside_the_papers(changes, said):
+    group = grouping.grouped([make(rule="imbsam", rule_args=IMBSAM, **changes)])[0]
+    assert published.beside(group.facts) == [] and said in grouping.data(group)
+    shown = report.markdown([group], False)
+    assert said in shown and "no published figure of this setting" in shown
+    assert "None" not in shown
+    same = grouping.grouped([make(rule="imbsam", rule_args=IMBSAM)])[0]
+    assert published.beside(same.facts) and grouping.data(same) == "cifar100 IF 100"
+
+
 def test_reweighted_sam_stands_beside_its_weight():
     arguments = {"rho": 0.05, "eta": 100.0, "tail_weight": 5.0}
     found = published.beside(facts(rule="reweighted_sam", rule_args=arguments))
