@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from experiments.errors import RunError, is_full, reason
-from experiments.folders import different, same_text
+from experiments.folders import check_run, different, same_text
 
 # (state, note) -> why the two contradict one another; None where they do not.
 Check = Callable[[Any, dict[str, Any]], str | None]
@@ -52,7 +52,7 @@ class Checkpoints:
         _hush()
         self.path, self._failed, self._read_back = path.absolute(), False, reading
         self._config = None if config is None else json.loads(json.dumps(config))
-        usable(self.path)
+        check_run(path)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if reading else keep, create=not reading, read_only=reading
         )
@@ -237,20 +237,6 @@ class _Damage(Exception):
     """What is wrong with a checkpoint that its files alone do not show."""
 
 
-def usable(path: Path) -> None:
-    """RunError for a path under which checkpoints could be written and not read.
-
-    Orbax looks for their parts with the path as part of a pattern, and what writes the arrays
-    takes a backslash for a slash, and no bytes that are not UTF-8.
-    """
-    found = [c for c in "[]*?\\" if c in str(path)]
-    if found:
-        raise RunError(
-            f"checkpoints cannot be kept under {path}, because of the {' and '.join(found)} in it: "
-            "name another folder, or a symbolic link to this one"
-        )
-
-
 def _is_step(name: str) -> bool:
     return name.isascii() and name.isdecimal() and name == str(int(name))
 
@@ -264,7 +250,7 @@ def _sha256(state: Any, note: dict[str, Any]) -> str:
             leaf = leaf.addressable_shards[0].data
         host = np.ascontiguousarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {host.dtype} {np.shape(leaf)}\n".encode())
-        digest.update(host.reshape(-1).view(np.uint8))
+        digest.update(host.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -34,6 +34,7 @@ class Lock:
 
     def __init__(self, path: Path):
         check_out(path)
+        self._path, self._fresh = path, not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
             # Not through a link, whose target would be taken for ours; not waiting for a pipe.
@@ -64,7 +65,10 @@ class Lock:
     def __enter__(self) -> Lock:
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, failed: Any, *_: Any) -> None:
+        if failed and self._fresh and os.listdir(self._path) == [LOCK]:  # nothing came of it
+            (self._path / LOCK).unlink()
+            self._path.rmdir()
         self.close()
 
 
@@ -83,6 +87,33 @@ def check_out(path: Path) -> None:
             raise RunError(f"{path} is no folder: choose another --out")
     except OSError as error:  # a name that is too long, a folder above that is closed to us
         raise cannot_write(path, error) from error
+
+
+def check_run(path: Path) -> None:
+    """As `check_out`, and for a path under which checkpoints could be written and not read.
+
+    Orbax looks for their parts with the path as part of a pattern, and what writes the arrays
+    takes a backslash for a slash.
+    """
+    check_out(path)
+    found = [c for c in "[]*?\\" if c in str(path.absolute())]
+    if found:
+        raise RunError(
+            f"checkpoints cannot be kept under {path.absolute()}, because of the "
+            f"{' and '.join(found)} in it: choose another --out, or a symbolic link to this one"
+        )
+
+
+def begun(path: Path) -> dict[str, Any]:
+    """config.json of a run that may be resumed, as far as it says how the run is shared out."""
+    config = read_object(path)
+    together, devices = config.get("together"), config.get("devices", 1)
+    seeds = together if isinstance(together, list) else []
+    if not (together is None or (seeds and all(type(seed) is int for seed in seeds))):
+        raise RunError(f"cannot read {path}: together is {same_text(together)}, no list of seeds")
+    if type(devices) is not int or devices < 1:
+        raise RunError(f"cannot read {path}: devices is {same_text(devices)}, no number of them")
+    return config
 
 
 def holds_something(path: Path) -> bool:
@@ -125,6 +156,7 @@ class RunFolder:
     @staticmethod
     def check(path: Path, config: dict[str, Any], resume: bool) -> None:
         """Refuses what a RunFolder there would refuse, and writes nothing."""
+        check_run(path)
         something, old = holds_something(path), path / "config.json"
         if old.exists() and not resume:
             raise RunError(
