@@ -8,11 +8,15 @@ over, never gone on from. None is deleted but those that newer whole ones replac
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
+import io
 import json
 import logging
 import os
+import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,7 +76,7 @@ class Checkpoints:
         with self._writing():
             if step in self._manager.all_steps():
                 return
-            held = {"note": note, "config": self._config, "sha256": _sha256(state, note)}
+            held = {"note": note, "config": self._config, "sha256": _sha256(step, state, note)}
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -82,14 +86,13 @@ class Checkpoints:
         if not self._read_back:
             self._read_back = True
             self.latest_step()
-            try:
-                self._verified(step, state, None)
-            except Exception as error:
+            _, why = self._tried(lambda: self._verified(step, state, None))
+            if why is not None:
                 self._failed = True
                 raise RunError(
-                    f"what was written to {self.path} cannot be read back ({reason(error)}): "
-                    "choose another --out"
-                ) from error
+                    f"what was written to {self.path} cannot be read back ({why}): choose another "
+                    "--out"
+                )
 
     def latest_step(self) -> int | None:
         with self._writing():
@@ -171,22 +174,20 @@ class Checkpoints:
         last: bool = False,
     ) -> tuple[Any, dict[str, Any]] | None:
         """(state, note) of that step; None where it is damaged, which is said."""
-        try:
-            return self._verified(step, like, check)
-        except Exception as error:  # whatever a damaged file makes orbax or its codecs raise
-            self._say_damaged(step, error, say, last)
-            return None
+        found, why = self._tried(lambda: self._verified(step, like, check))
+        if why is not None:
+            self._say_damaged(step, why, say, last)
+        return found
 
     def check_config(self, file: Path, config: dict[str, Any], say: Any = print) -> None:
         """RunError unless the newest note that can be read says the same as this config.json."""
         steps = self.steps()
         for k, step in enumerate(steps):
-            try:
-                held = self._held(step)["config"]
-            except Exception as error:
-                self._say_damaged(step, error, say, last=k == len(steps) - 1)
+            held, why = self._tried(lambda step=step: self._held(step))
+            if why is not None:
+                self._say_damaged(step, why, say, last=k == len(steps) - 1)
                 continue
-            if differs := different(held or {}, config):
+            if differs := different(held["config"] or {}, config):
                 raise RunError(
                     f"{file} is not as the run was trained ({differs}): put back what it was, it "
                     "stands in the checkpoints' notes"
@@ -202,11 +203,8 @@ class Checkpoints:
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
         state = self._manager.restore(step, args=args)["state"]
-        if _sha256(state, note) != held["sha256"]:
-            raise _Damage("its bytes are not those that were saved")
-        at = getattr(state, "step", step)
-        if int(at) != step:
-            raise _Damage(f"its state is that of step {int(at)}")
+        if _sha256(step, state, note) != held["sha256"]:
+            raise _Damage("its bytes are not those that were saved at this step")
         why = None if check is None else check(state, note)
         if why is not None:
             raise _Damage(why)
@@ -222,9 +220,20 @@ class Checkpoints:
                 raise _Damage(f"{name} of its note is {same_text(held[name])}")
         return held
 
-    def _say_damaged(self, step: int, error: Exception, say: Any, last: bool) -> None:
+    @staticmethod
+    def _tried(read: Callable[..., Any]) -> tuple[Any, str | None]:
+        """(what was read, None), or (None, why it cannot be)."""
+        with _quietly():
+            try:
+                return read(), None
+            except Exception as error:  # whatever a damaged file makes orbax or its codecs raise
+                why = reason(error)
+            _settle()
+        return None, why
+
+    def _say_damaged(self, step: int, why: str, say: Any, last: bool) -> None:
         then = "there is none before it" if last else "trying the one before it"
-        say(f"checkpoint of step {step} is damaged ({reason(error)}); {then}")
+        say(f"checkpoint of step {step} is damaged ({why}), in {self.path}; {then}")
 
     def _none_can_be_read(self) -> RunError:
         return RunError(
@@ -241,9 +250,9 @@ def _is_step(name: str) -> bool:
     return name.isascii() and name.isdecimal() and name == str(int(name))
 
 
-def _sha256(state: Any, note: dict[str, Any]) -> str:
-    """Of every leaf's path, dtype, shape and bytes, and of the note."""
-    digest = hashlib.sha256(json.dumps(note, sort_keys=True).encode())
+def _sha256(step: int, state: Any, note: dict[str, Any]) -> str:
+    """Of every leaf's path, dtype, shape and bytes, of the step and of the note."""
+    digest = hashlib.sha256(f"{step} {json.dumps(note, sort_keys=True)}\n".encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         if isinstance(leaf, jax.Array):
             # Another view of the buffer: the array itself would keep its copy on the host.
@@ -256,14 +265,14 @@ def _sha256(state: Any, note: dict[str, Any]) -> str:
 
 def _hush() -> None:
     """What fails in orbax's threads is raised to who waits for them: no traceback beside that."""
-    for name in ("absl", "asyncio"):
+    for name in ("absl", "asyncio", "concurrent.futures"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if not isinstance(threading.excepthook, _Hook):
         threading.excepthook = _Hook(threading.excepthook)
 
 
 class _Hook:
-    """threading.excepthook for the exceptions of all threads but orbax's."""
+    """threading.excepthook, for the exceptions of all threads but orbax's."""
 
     def __init__(self, plain: Callable[[Any], Any]):
         self._plain = plain
@@ -272,3 +281,21 @@ class _Hook:
         frames = traceback.extract_tb(args.exc_traceback)
         if not any("orbax" in Path(frame.filename).parts for frame in frames):
             self._plain(args)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Of several reads that fail one is raised; nothing is printed of the others."""
+    plain = sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        sys.unraisablehook = plain
+
+
+def _settle() -> None:
+    """Lets what a failed call left under way end, and lets go of it."""
+    time.sleep(0.1)
+    gc.collect()
