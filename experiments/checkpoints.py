@@ -212,7 +212,10 @@ class Checkpoints:
 
     def _held(self, step: int) -> dict[str, Any]:
         args = ocp.args.Composite(note=ocp.args.JsonRestore())
-        held = self._manager.restore(step, args=args)["note"]
+        try:
+            held = self._manager.restore(step, args=args)["note"]
+        except Exception as error:
+            raise _Damage(f"its note cannot be read: {reason(error)}") from error
         if not isinstance(held, dict) or not {"note", "config", "sha256"} <= held.keys():
             raise _Damage("its note has no digest to verify it by")
         for name, kinds in {"note": dict, "config": dict | None, "sha256": str}.items():
@@ -226,6 +229,8 @@ class Checkpoints:
         with _quietly():
             try:
                 return read(), None
+            except _Damage as error:
+                return None, str(error)
             except Exception as error:  # whatever a damaged file makes orbax or its codecs raise
                 why = reason(error)
             _settle()

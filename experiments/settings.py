@@ -147,7 +147,7 @@ class Note:
             raise RunError(f"its note has too much or too little: {', '.join(odd)}")
         for name, kind in kinds.items():
             found = value[name]
-            whole = isinstance(found, int) and not isinstance(found, bool) and found >= 0
+            whole = type(found) is int and 0 <= found < 2**63
             right = {
                 "int": whole,
                 "float": whole or (isinstance(found, float) and math.isfinite(found)),
