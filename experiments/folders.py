@@ -212,7 +212,7 @@ class RunFolder:
     def keep_metrics(self, epochs: int, say: Any = print) -> list[dict[str, Any]]:
         """Drops lines past that many epochs: those a killed run wrote after its last checkpoint."""
         path = self.path / METRICS
-        lines = [line for line in read_metrics(path, say) if line["epoch"] <= epochs]
+        lines = [line for line in read_metrics(path, say, EVERY) if line["epoch"] <= epochs]
         if self.owned and path.exists():
             replace_text(path, "".join(json.dumps(line) + "\n" for line in lines))
         return lines
@@ -235,7 +235,7 @@ _REPORTED = (
     "rule", "rule_args", "loss", "seed", "settings", "best_epoch_flip", "params_sha256",
     "many", "medium", "few", "all",
 )  # fmt: skip
-_IN_EVERY_LINE = ("epoch", "step", "lr", "train_loss", "train_accuracy")
+EVERY = ("epoch", "step", "lr", "train_loss", "train_accuracy")
 
 
 def different(old: dict[str, Any], new: dict[str, Any]) -> str:
@@ -285,10 +285,12 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_metrics(path: Path, say: Any = print) -> list[dict[str, Any]]:
+def read_metrics(
+    path: Path, say: Any = print, needed: tuple[str, ...] = ("epoch",)
+) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, of one epoch each; those that are damaged are said and left.
 
-    The first line of an epoch counts.
+    The first line of an epoch counts. One that lacks what is needed is damaged.
     """
     try:
         if path.exists() and not path.is_file():
@@ -301,7 +303,7 @@ def read_metrics(path: Path, say: Any = print) -> list[dict[str, Any]]:
     for number, text in enumerate(raw.split(b"\n"), start=1):
         if not text.strip():
             continue
-        line = _metrics_line(text)
+        line = _metrics_line(text, needed)
         if line is None or line["epoch"] in lines:
             damaged.append(number)
         else:
@@ -312,20 +314,20 @@ def read_metrics(path: Path, say: Any = print) -> list[dict[str, Any]]:
     return [lines[epoch] for epoch in sorted(lines)]
 
 
-def _metrics_line(text: bytes) -> dict[str, Any] | None:
-    """None unless it is an object of numbers, with all that every epoch has finite."""
+def _metrics_line(text: bytes, needed: tuple[str, ...]) -> dict[str, Any] | None:
+    """None unless it is an object of numbers, those that every epoch has finite."""
     try:
         line = json.loads(text.decode())
     except (ValueError, RecursionError):
         return None
     if not isinstance(line, dict):
         return None
-    others = [value for name, value in line.items() if name not in _IN_EVERY_LINE]
-    if not all(is_number(line.get(name)) for name in _IN_EVERY_LINE):
+    others = [value for name, value in line.items() if name not in EVERY]
+    if not all(is_number(line.get(name)) for name in EVERY if name in line or name in needed):
         return None
     if not all(value is None or isinstance(value, float) or is_number(value) for value in others):
         return None
-    epoch, step = line["epoch"], line["step"]
+    epoch, step = line["epoch"], line.get("step", 0)
     whole = isinstance(epoch, int) and isinstance(step, int) and epoch > 0
     return line if whole and step % epoch == 0 else None  # every epoch has as many steps
 
