@@ -259,7 +259,7 @@ def _sha256(step: int, state: Any, note: dict[str, Any]) -> str:
     """Of every leaf's path, dtype, shape and bytes, of the step and of the note."""
     digest = hashlib.sha256(f"{step} {json.dumps(note, sort_keys=True)}\n".encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        if isinstance(leaf, jax.Array):
+        if isinstance(leaf, jax.Array) and leaf.is_fully_replicated:
             # Another view of the buffer: the array itself would keep its copy on the host.
             leaf = leaf.addressable_shards[0].data
         host = np.ascontiguousarray(leaf)

@@ -168,7 +168,7 @@ class RunFolder:
                 raise RunError(
                     f"{path} holds a run with other settings ({what}): choose another --out"
                 )
-        elif something:
+        elif set(os.listdir(path) if something else []) - {LOCK, "config.json.partial"}:
             raise RunError(f"{path} is not empty and holds no run: choose another --out")
 
     @property
@@ -353,6 +353,8 @@ def replace_text(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)  # of a kill; never written through a link
         with open(partial, "x", encoding="utf-8", newline="") as file:
             file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave an empty file in its place
         os.replace(partial, path)
     except OSError as error:
         raise cannot_write(path, error) from error

@@ -230,9 +230,9 @@ class Group(_Trainer):
         in_turn = convolutional and alone[0].devices[0].platform == "cpu"
         self.run_on = Seeds(alone, in_turn)
 
-    def restore(self, say: Any) -> None:
-        for member, found in zip(self.members, self._found(say), strict=True):
-            member.begin(found, say)
+    def restore(self, progress: Progress) -> None:
+        for member, found in zip(self.members, self._found(progress.warn), strict=True):
+            member.begin(found, progress)
         self.note = self.members[0].note
         self.inputs = self.run_on.put_inputs(self.feed.inputs("train"))
         self.state = self.run_on.stack([member.state for member in self.members])

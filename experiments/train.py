@@ -162,7 +162,7 @@ class _Trainer:
         """Trains to the last epoch and evaluates; a stop saves, and raises Stopped."""
         settings = self.settings
         try:
-            self.restore(progress.say)
+            self.restore(progress)
             note = self.note
             try:
                 if settings.epochs == 0:  # what it starts from is what it ends with
@@ -187,21 +187,22 @@ class _Trainer:
         finally:
             self.close()
 
-    def restore(self, say: Any) -> None:
-        self.begin(self.checkpoints.restore(self.initial, say, self.contradiction), say)
+    def restore(self, progress: Progress) -> None:
+        found = self.checkpoints.restore(self.initial, progress.warn, self.contradiction)
+        self.begin(found, progress)
         self.inputs = self.run_on.put_inputs(self.feed.inputs("train"))
 
-    def begin(self, found: tuple[TrainState, dict[str, Any]] | None, say: Any) -> None:
+    def begin(self, found: tuple[TrainState, dict[str, Any]] | None, progress: Progress) -> None:
         """From this checkpoint, or afresh where there is none; newer ones are set aside."""
         initial, self.note = self.initial, Note()
         if found is not None:
             initial, self.note = found[0], Note.read(found[1])
         self.checkpoints.set_aside_after(None if found is None else int(initial.step))
         if found is not None:
-            say(
+            progress.say(
                 f"resuming {self.folder.path} after epoch {self.note.epoch}, call {self.note.calls}"
             )
-        self.folder.keep_metrics(self.note.epoch, say)
+        self.folder.keep_metrics(self.note.epoch, progress.warn)
         self.state = self.run_on.put_state(initial)
 
     def contradiction(self, state: TrainState, note: dict[str, Any]) -> str | None:

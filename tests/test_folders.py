@@ -17,6 +17,7 @@ from experiments import anomaly, cifar_lt, digits_lt, evaluate, folders, launch,
 from experiments.checkpoints import Checkpoints
 from experiments.data import save_npz
 from experiments.errors import RunError
+from experiments.progress import Progress
 from experiments.settings import Note
 from experiments.train import _Trainer
 from tiny import LEAN, tiny_dataset
@@ -516,10 +517,11 @@ def test_a_note_that_contradicts_its_state_is_named(run, data, capsys, fields):
         assert "checkpoint of step 10 is damaged" in capsys.readouterr().out
         assert {p.name for p in (run / "checkpoints").iterdir()} == {"5", "10"}
     trainer = _trainer_of(run, data)
-    said = []
-    trainer.restore(said.append)
+    capsys.readouterr()
+    trainer.restore(Progress(2, quiet=True))
     trainer.close()
-    assert "checkpoint of step 10 is damaged (" in said[0] and "note" in said[0]
+    said = capsys.readouterr().err  # even of a quiet run
+    assert "checkpoint of step 10 is damaged (" in said and "note" in said
     assert trainer.note.epoch == 1 and whole["epoch"] == 2
     assert os.listdir(run / "aside") == ["10"]
 
@@ -570,6 +572,24 @@ def test_evaluate_of_a_folder_of_runs_says_which_to_name(run, data, tmp_path):
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(RunError, match="holds no checkpoint"):
         evaluated(data, run)
+
+
+def test_what_a_kill_left_before_the_first_checkpoint_blocks_nothing(tmp_path):
+    """The lock alone, or half of a config.json."""
+    (tmp_path / ".lock").touch()
+    (tmp_path / "config.json.partial").write_text('{"se')
+    folders.RunFolder(tmp_path, CONFIG, resume=True).close()
+    assert sorted(os.listdir(tmp_path)) == [".lock", "config.json"]
+
+
+def test_the_config_of_a_sweep_damaged_is_named(tmp_path):
+    flags = ["cifar_lt", "--out", str(tmp_path), "--resume", "--val-per-class", "1"]
+    path = tmp_path / "config.json"
+    raw = json.dumps({"grid": None, "experiment": "cifar_lt"}).encode()
+    for content in damages(raw).values():
+        path.write_bytes(content)
+        with pytest.raises(RunError, match=r"config\.json|holds no sweep"):
+            sweep.main(sweep.parse(flags))
 
 
 @pytest.mark.parametrize("where", ["_draw", "replace_text", "append_metrics"])
