@@ -112,7 +112,11 @@ def finished(paths: list[Path]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for path in paths:
         if path.exists():
-            found |= {report["job"]: report for report in folders.read_json(path)}
+            reports = folders.read_json(path)
+            try:
+                found |= {report["job"]: report for report in reports}
+            except (TypeError, KeyError) as error:
+                raise RunError(f"cannot read {path}: it is no list of jobs' reports") from error
     return found
 
 

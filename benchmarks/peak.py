@@ -117,12 +117,12 @@ def read(file: Path) -> dict[str, Any]:
     """
     if not file.exists():
         return {}
-    found: dict[str, Any] = folders.read_json(file)
+    found: dict[str, Any] = folders.read_object(file)
     here = folders.environment()["device"]
-    if found["device"] != here:
+    if found.get("device") != here:
         raise RunError(
-            f"{file} is of {found['device']}, and this is {here}: choose another --out, figures of "
-            "two machines are not to be mixed"
+            f"{file} is of {found.get('device')}, and this is {here}: choose another --out, "
+            "figures of two machines are not to be mixed"
         )
     return found
 

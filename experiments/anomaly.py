@@ -29,7 +29,7 @@ from experiments.anomaly_report import (
 )
 from experiments.anomaly_training import METHODS, OPTIMIZERS, RULES, Result, plan, train
 from experiments.data.anomaly import PROTOCOLS, load_tables
-from experiments.errors import RunError
+from experiments.errors import RunError, cannot_write
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -122,24 +122,28 @@ def check(args: argparse.Namespace) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as TimeLeft
-
     from experiments import folders
 
     began = time.perf_counter()
     check(args)
     out = Path(args.out)
+    folders.check_out(out)
     if (out / "runs.csv").exists() and not args.overwrite:
         raise RunError(f"{out} already holds a runs.csv: pass --overwrite, or choose another --out")
     tables = load_tables(args.data_dir, args.datasets)
     jobs = plan(tables, seeds=args.seeds, label_ratios=args.label_ratio, protocols=args.protocol)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot write to {out}: {error.strerror}") from error
     cli.use_compilation_cache()
+    with folders.Lock(out):
+        _run(args, out, tables, jobs, began)
+
+
+def _run(args: argparse.Namespace, out: Path, tables: Any, jobs: Any, began: float) -> None:
+    """Trains, writes and shows, in a folder that is ours."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as TimeLeft
+
+    from experiments import folders
 
     results: list[Result] = []
     seconds: dict[str, Any] = {}
@@ -179,7 +183,7 @@ def main(args: argparse.Namespace) -> None:
         for protocol in args.protocol:
             draw_curves(out / f"curves_{protocol}.png", summary, protocol)
     except OSError as error:
-        raise RunError(f"cannot write to {out}: {error.strerror}") from error
+        raise cannot_write(out, error) from error
     what = "" if args.rule == ["sgd"] else f", rho {args.rho:g}"
     title = f"{len(names)} data sets, {len(args.seeds)} seeds, {args.optimizer}, lr {args.lr:g}"
     show(summary, quoted, f"{title}{what}, {args.epochs} epochs")

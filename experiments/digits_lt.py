@@ -78,8 +78,10 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 
 def checked(args: argparse.Namespace) -> tuple[Path, list[int]]:
     """(where to write, the seeds); refuses what nothing can be done with."""
+    from experiments.folders import holds_something
+
     out = Path(args.out)
-    if out.exists() and any(out.iterdir()) and not args.overwrite:
+    if holds_something(out) and not args.overwrite:
         raise RunError(f"{out} is not empty: pass --overwrite, or choose another --out")
     for name in ("epochs", "batch_size", "num_seeds"):
         if getattr(args, name) < 1:
@@ -112,13 +114,9 @@ def build_method(
 
 
 def make_folder(out: Path, args: argparse.Namespace) -> None:
-    """The folder, and its config.json."""
+    """The config.json of a folder that is ours."""
     from experiments import folders
 
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot write to {out}: {error.strerror}") from error
     settings = {key: value for key, value in vars(args).items() if key != "overwrite"}
     run = {"command": folders.command_line(), **folders.environment()}
     folders.write_json(out / "config.json", {**settings, **run})
@@ -305,12 +303,15 @@ def main(args: argparse.Namespace) -> None:
         list(dict.fromkeys(names)) for names in (args.rule, args.loss, args.memory)
     )
     cli.use_compilation_cache()
+    from experiments import folders
     from experiments.data.digits import load_digits_lt
 
     datasets = [load_digits_lt(args.imbalance_factor, seed) for seed in seeds]
-    rows = train(args, datasets, seeds)
-    summary = summarise(rows, seeds)
-    write(out, rows, summary, datasets[0].class_counts(), args)
+    with folders.Lock(out):
+        rows = train(args, datasets, seeds)
+        summary = summarise(rows, seeds)
+        with folders.writing(out):
+            write(out, rows, summary, datasets[0].class_counts(), args)
     show(summary, args)
     print(f"summary, tables and plots are in {out}: per_class.png, curves.png, summary.json")
 

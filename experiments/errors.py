@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+
 
 class DataError(Exception):
     """Data that is absent, unreadable or contradicts itself; the message says what to do."""
@@ -21,3 +24,45 @@ class Stopped(Exception):
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)
         self.exit_code = exit_code
+
+
+# What a full disk, a used-up quota and a limit on file sizes are called, by their number or by
+# libraries that pass on the words alone.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether it says, or was caused by one that says, that there is no room left."""
+    return any(
+        getattr(one, "errno", None) in _FULL or any(words in str(one) for words in _FULL_WORDS)
+        for one in _chain(error)
+    )
+
+
+def reason(error: BaseException) -> str:
+    """One line that says why: the system's words, or the first line of a library's message."""
+    for one in _chain(error):
+        if isinstance(one, OSError) and one.strerror:
+            return one.strerror
+        if found := [words for words in _FULL_WORDS if words in str(one)]:
+            return found[0]
+    lines = str(error).strip().splitlines()
+    if lines and type(error).__module__.startswith("experiments"):
+        return str(error)
+    return f"{type(error).__name__}: {lines[0][:200] if lines else 'no message'}"
+
+
+def cannot_write(path: object, error: OSError) -> RunError:
+    """The sentence for a file or folder that the system does not let us write."""
+    remedy = "make room there" if is_full(error) else "choose another --out"
+    return RunError(f"cannot write to {path}: {reason(error)}; {remedy}")
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: BaseException | None = error
+    for _ in range(20):
+        if seen is None:
+            return
+        yield seen
+        seen = seen.__cause__ or seen.__context__

@@ -14,10 +14,11 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from experiments import cifar_lt, cli, imagenet_lt, inaturalist
 from experiments.errors import RunError
-from experiments.folders import read_json
+from experiments.folders import read_object
 from experiments.imagenet_lt import LISTS
 from experiments.report import COLUMNS, number
 
@@ -83,6 +84,25 @@ def _exported(path: str, config: dict[str, Any]) -> Any:
     return cifar_lt.finished(dataset, shrink, held_out)
 
 
+def _no_run(path: Path) -> str:
+    """Why there is nothing to evaluate in a path, and which folders in it could be meant."""
+    if not path.is_dir():
+        what = "a file" if path.exists() else "not there"
+        return f"{path} is no run folder: it is {what}"
+    below = ("*/" * depth for depth in range(1, 4))
+    found = [
+        config.parent
+        for pattern in below
+        for config in sorted(path.glob(f"{pattern}config.json"))
+        if (config.parent / "checkpoints").is_dir()
+    ]
+    if found:
+        names = ", ".join(map(str, found[:10])) + (", ..." if len(found) > 10 else "")
+        return f"{path} is no run folder, but holds some: name one of {names}"
+    lacks = "checkpoint" if (path / "config.json").exists() else "config.json"
+    return f"{path} is no run folder to evaluate: it holds no {lacks}"
+
+
 def main(args: argparse.Namespace) -> None:
     from experiments import methods
     from experiments.checkpoints import Checkpoints
@@ -93,10 +113,15 @@ def main(args: argparse.Namespace) -> None:
     from imbsam_jax.losses import cross_entropy
 
     run = Path(args.run)
-    if not (run / "config.json").exists():
-        raise RunError(f"{run} is no run folder: it has no config.json")
-    config = read_json(run / "config.json")
+    held = run / "checkpoints"
+    if not (run / "config.json").exists() or not held.is_dir():
+        raise RunError(_no_run(run))
+    config = read_object(run / "config.json")
     cli.use_compilation_cache()
+    checkpoints = Checkpoints(held, config=config, reading=True)
+    # What a run was trained with is what its checkpoints say: a config.json that was damaged or
+    # changed since, in whatever field, stops here.
+    checkpoints.check_config(run / "config.json", config)
     dataset = _load(args, config, run)
     if class_counts_sha256(dataset.class_counts()) != config["class_counts_sha256"]:
         raise RunError("this data has other class counts than the run was trained with")
@@ -110,22 +135,25 @@ def main(args: argparse.Namespace) -> None:
         max_corrupt=args.max_corrupt,
     )  # fmt: skip
     parts = Parts(dataset, config["model"], cross_entropy, settings)
-    if not (run / "checkpoints").is_dir():
-        raise RunError(f"{run} holds no checkpoint")
     initial = parts.initial
     if config.get("memory") is not None:  # every rule that can have one has one group
         method = methods.Remembered(rules.sam(dataset.num_classes, rho=0.0), config["memory"])
         stats = method.with_memory(initial.params, initial.batch_stats)
         initial = parts.evaluator.put_state(initial.replace(batch_stats=stats))
-    checkpoints = Checkpoints(run / "checkpoints")
-    try:
-        found = checkpoints.restore(initial)
-    finally:
-        checkpoints.close()
-    if found is None:
-        raise RunError(f"{run} holds no checkpoint")
-    state, note = parts.evaluator.put_state(found[0]), Note(**found[1])
-    table = Table(title=f"{run} after epoch {note.epoch}: accuracy (%)", box=box.SIMPLE_HEAD)
+
+    def contradiction(state: Any, note: dict[str, Any]) -> str | None:
+        read, step = Note.read(note), int(state.step)
+        first = read.epoch * parts.steps_per_epoch
+        if first <= step <= first + (parts.steps_per_epoch if read.calls else 0):
+            return None
+        return f"its note is of epoch {read.epoch}, but its state of step {step}"
+
+    found = checkpoints.restore(initial, check=contradiction)
+    assert found is not None  # check_config found one
+    checkpoints.close()
+    state, note = parts.evaluator.put_state(found[0]), Note.read(found[1])
+    heading = Text(f"{run} after epoch {note.epoch}: accuracy (%)")
+    table = Table(title=heading, box=box.SIMPLE_HEAD)
     table.add_column("test set")
     for name in COLUMNS:
         table.add_column(name, justify="right")

@@ -293,6 +293,7 @@ def begin(args: argparse.Namespace) -> None:
 
     if not args.out:
         raise RunError("--out is missing: name the folder this run is to be written to")
+    folders.check_run(Path(args.out))
     _seeds(args)
     join(args)
     args.devices_left_out = isinstance(args.devices, _LeftOut)
@@ -324,7 +325,7 @@ def groups(args: argparse.Namespace, seeds: list[int]) -> list[Group]:
     for seed in seeds:
         config = Path(args.out) / f"seed_{seed}" / "config.json"
         if args.resume and config.exists():
-            held[seed] = folders.read_json(config)
+            held[seed] = folders.begun(config)
 
     def devices_of(group: list[int]) -> int:
         of_held = [held[seed].get("devices", 1) for seed in group if seed in held]

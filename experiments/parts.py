@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import folders
 from experiments.checkpoints import Checkpoints
 from experiments.data import Dataset, filled
 from experiments.data.encoded import EncodedDataset
@@ -184,7 +185,8 @@ def last_variables(
     The fresh ones are another draw than those the run started from.
     """
     parts = Parts(dataset, model_name, cross_entropy, settings)
-    checkpoints = Checkpoints(run / "checkpoints")
+    config = folders.read_object(run / "config.json")
+    checkpoints = Checkpoints(run / "checkpoints", config=config, reading=True)
     try:
         found = checkpoints.restore(parts.initial)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -77,6 +78,13 @@ class Progress:
 
     def say(self, text: str) -> None:
         self._console.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """What a quiet run says too, on stderr."""
+        if self._console.quiet:
+            print(text, file=sys.stderr, flush=True)
+        else:
+            self.say(text)
 
 
 def _clock(seconds: float) -> str:

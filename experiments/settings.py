@@ -137,3 +137,21 @@ class Note:
     seconds_compile: float = 0.0
     best: dict[str, Any] | None = None
     best_val: dict[str, Any] | None = None
+
+    @classmethod
+    def read(cls, value: dict[str, Any]) -> Note:
+        """From JSON; RunError for what no run has written."""
+        kinds = {field.name: field.type for field in dataclasses.fields(cls)}
+        if value.keys() != kinds.keys():
+            odd = sorted(value.keys() ^ kinds.keys())
+            raise RunError(f"its note has too much or too little: {', '.join(odd)}")
+        for name, kind in kinds.items():
+            found = value[name]
+            whole = type(found) is int and 0 <= found < 2**63
+            right = {
+                "int": whole,
+                "float": whole or (isinstance(found, float) and math.isfinite(found)),
+            }.get(str(kind), found is None or isinstance(found, dict))
+            if not right:
+                raise RunError(f"{name} of its note is {found!r:.80}")
+        return cls(**value)

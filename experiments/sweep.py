@@ -18,6 +18,7 @@ chosen is shown beside it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import itertools
 import sys
@@ -292,19 +293,23 @@ def write(
 
 
 def main(args: argparse.Namespace) -> None:
-    if args.experiment == "digits":
-        out, seeds = checked(args)
-        grid = grid_of(args)
-        cli.use_compilation_cache()
-        rows = train(args, seeds, points_of(grid))
-    else:
-        from experiments import sweep_images
+    from experiments import folders, sweep_images
 
-        out, grid = sweep_images.checked(args), grid_of(args)
-        found, seeds = sweep_images.train(args, {named(p): p for p in points_of(grid)}, SPLITS)
-        rows = [Row(*values) for values in found]
-    summary = summarise(rows, seeds)
-    write(out, summary, grid, args)
+    with contextlib.ExitStack() as opened:
+        if args.experiment == "digits":
+            out, seeds = checked(args)
+            grid = grid_of(args)
+            cli.use_compilation_cache()
+            opened.enter_context(folders.Lock(out))
+            rows = train(args, seeds, points_of(grid))
+        else:
+            out, grid = sweep_images.checked(args), grid_of(args)
+            points = {named(point): point for point in points_of(grid)}
+            found, seeds = sweep_images.train(args, points, SPLITS, opened)
+            rows = [Row(*values) for values in found]
+        summary = summarise(rows, seeds)
+        with folders.writing(out):
+            write(out, summary, grid, args)
     print(table(summary, grid))
     print(verdict(summary))
     print(f"{len(seeds)} seeds; figure and tables are in {out}: sweep.png, sweep.csv, table.md")

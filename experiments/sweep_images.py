@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import numpy as np
 from experiments import cifar_lt, folders, launch
 from experiments.digits_lt import make_folder
 from experiments.errors import Diverged, RunError
+
+_WANTED = {"val_all", "val_many", "val_medium", "val_few"}
 
 
 def checked(args: argparse.Namespace) -> Path:
@@ -33,15 +35,13 @@ def checked(args: argparse.Namespace) -> Path:
         raise RunError("a sweep runs in one process: leave --cluster, --coordinator, "
                        "--num-processes and --process-id out")  # fmt: skip
     out = Path(args.out)
-    if out.exists() and not out.is_dir():
-        raise RunError(f"{out} is no folder: choose another --out")
-    if out.exists() and any(out.iterdir()):
+    if folders.holds_something(out):
         if not args.resume:
             raise RunError(
                 f"{out} is not empty: go on with a sweep in it by --resume, or choose another --out"
             )
         config = out / "config.json"
-        old = folders.read_json(config) if config.exists() else {}
+        old = folders.read_object(config) if config.exists() else {}
         if "grid" not in old or old.get("experiment") != args.experiment:
             raise RunError(
                 f"{out} holds no sweep of {args.experiment} to go on with: choose another --out"
@@ -50,7 +50,10 @@ def checked(args: argparse.Namespace) -> Path:
 
 
 def train(
-    args: argparse.Namespace, points: dict[str, dict[str, float]], splits: tuple[str, ...]
+    args: argparse.Namespace,
+    points: dict[str, dict[str, float]],
+    splits: tuple[str, ...],
+    opened: contextlib.ExitStack,
 ) -> tuple[list[Any], list[int]]:
     """Trains every seed of SGD and of every point that is not finished yet.
 
@@ -58,6 +61,7 @@ def train(
       args: the flags, `checked`.
       points: values by flag of each point, by its name.
       splits: which accuracies are wanted.
+      opened: owns --out from here on, once nothing is left to refuse.
 
     Returns:
       The fields of a Row of SGD, then of each point; and the seeds.
@@ -77,6 +81,7 @@ def train(
         folder = name.replace(", ", "_").replace(" ", "_")
         mine = argparse.Namespace(**{**vars(args), **changed, "out": str(out / folder)})
         runs.append((name, point, mine, cifar_lt.make_plan(mine, dataset)))
+    opened.enter_context(folders.Lock(out))
     make_folder(out, args)
     rows: list[Any] = []
     seeds: list[int] = []
@@ -100,9 +105,8 @@ def train(
 
 def _last_validation(folder: Path, epochs: int) -> dict[str, float | None]:
     """Accuracies by split on the held-out images after the last epoch, from metrics.jsonl."""
-    lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        if line["epoch"] == epochs and "val_all" in line:
+    for line in folders.read_metrics(folder / folders.METRICS):
+        if line["epoch"] == epochs and line.keys() >= _WANTED:
             return {key.removeprefix("val_"): line[key] for key in line if key.startswith("val_")}
     raise RunError(f"{folder}/metrics.jsonl has no validation accuracy of epoch {epochs}")
 

@@ -90,11 +90,15 @@ def fit_together(
         for member, seed, (config, preset) in zip(group.members, seeds, configs, strict=True):
             folder = folders.RunFolder(outs[seed], config, resume)
             opened.callback(folder.close)
-            member.open(folder, {**config, "preset": preset})
+            member.open(folder, config, preset)
             opened.callback(member.close)
-        finished = [member.folder.path / "report.json" for member in group.members]
-        if all(report.exists() for report in finished):
-            return [folders.read_json(report) for report in finished]
+        finished = [
+            member.folder.finished(config)
+            for member, (config, _) in zip(group.members, configs, strict=True)
+        ]
+        whole = [report for report in finished if report is not None]
+        if len(whole) == len(finished):
+            return whole
         stop = opened.enter_context(StopRequest(deadline))
         progress = opened.enter_context(Progress(settings.epochs, quiet))
         group.run(stop, progress)
@@ -226,9 +230,9 @@ class Group(_Trainer):
         in_turn = convolutional and alone[0].devices[0].platform == "cpu"
         self.run_on = Seeds(alone, in_turn)
 
-    def restore(self, say: Any) -> None:
-        for member, found in zip(self.members, self._found(say), strict=True):
-            member.begin(found, say)
+    def restore(self, progress: Progress) -> None:
+        for member, found in zip(self.members, self._found(progress.warn), strict=True):
+            member.begin(found, progress)
         self.note = self.members[0].note
         self.inputs = self.run_on.put_inputs(self.feed.inputs("train"))
         self.state = self.run_on.stack([member.state for member in self.members])
@@ -237,12 +241,16 @@ class Group(_Trainer):
         """Of each member, its checkpoint of the newest step that all of them can read, or None."""
         held = {member.folder.path: member.checkpoints.steps() for member in self.members}
         for step in sorted(set.intersection(*map(set, held.values())), reverse=True):
-            found = [member.checkpoints.read(step, member.initial, say) for member in self.members]
+            found = [
+                member.checkpoints.read(step, member.initial, say, member.contradiction)
+                for member in self.members
+            ]
             if all(one is not None for one in found):
-                for member in self.members:
-                    member.checkpoints.drop_after(step)
                 return found
-        if any(held.values()):
+        without = [str(path) for path, of_it in held.items() if not of_it]
+        if without and any(held.values()):  # a kill between their first saves
+            say(f"no checkpoint in {', '.join(without)}: all seeds start afresh")
+        elif any(held.values()):
             steps = ", ".join(f"{path}: {of_it or 'none'}" for path, of_it in held.items())
             raise RunError(
                 f"no step has a checkpoint that can be read in all folders ({steps}): remove their "

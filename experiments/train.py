@@ -89,11 +89,11 @@ def fit(
     try:
         if jax.process_count() > 1:  # the others begin once the first owns the folder
             multihost_utils.sync_global_devices("run folder")
-        finished = folder.path / "report.json"
-        if finished.exists():
-            return folders.read_json(finished)
+        finished = folder.finished(config)
+        if finished is not None:
+            return finished
         with StopRequest(deadline) as stop, Progress(settings.epochs, quiet) as progress:
-            trainer.open(folder, {**config, "preset": preset})
+            trainer.open(folder, config, preset)
             trainer.run(stop, progress)
             report = trainer.report()
             code = stop.signalled
@@ -154,15 +154,15 @@ class _Trainer:
         self._began, self.first_step = parts.began, None
         self._compiled: dict[Any, Any] = {}
 
-    def open(self, folder: folders.RunFolder, config: dict[str, Any]) -> None:
-        self.folder, self.config = folder, config
-        self.checkpoints = Checkpoints(folder.path / "checkpoints")
+    def open(self, folder: folders.RunFolder, config: dict[str, Any], preset: Any = None) -> None:
+        self.folder, self.config = folder, {**config, "preset": preset}
+        self.checkpoints = Checkpoints(folder.path / "checkpoints", config=config)
 
     def run(self, stop: StopRequest, progress: Progress) -> None:
         """Trains to the last epoch and evaluates; a stop saves, and raises Stopped."""
         settings = self.settings
         try:
-            self.restore(progress.say)
+            self.restore(progress)
             note = self.note
             try:
                 if settings.epochs == 0:  # what it starts from is what it ends with
@@ -187,20 +187,37 @@ class _Trainer:
         finally:
             self.close()
 
-    def restore(self, say: Any) -> None:
-        self.begin(self.checkpoints.restore(self.initial, say=say), say)
+    def restore(self, progress: Progress) -> None:
+        found = self.checkpoints.restore(self.initial, progress.warn, self.contradiction)
+        self.begin(found, progress)
         self.inputs = self.run_on.put_inputs(self.feed.inputs("train"))
 
-    def begin(self, found: tuple[TrainState, dict[str, Any]] | None, say: Any) -> None:
-        """From this checkpoint, or afresh where there is none."""
+    def begin(self, found: tuple[TrainState, dict[str, Any]] | None, progress: Progress) -> None:
+        """From this checkpoint, or afresh where there is none; newer ones are set aside."""
         initial, self.note = self.initial, Note()
         if found is not None:
-            initial, self.note = found[0], Note(**found[1])
-            say(
+            initial, self.note = found[0], Note.read(found[1])
+        self.checkpoints.set_aside_after(None if found is None else int(initial.step))
+        if found is not None:
+            progress.say(
                 f"resuming {self.folder.path} after epoch {self.note.epoch}, call {self.note.calls}"
             )
-        self.folder.keep_metrics(self.note.epoch)
+        self.folder.keep_metrics(self.note.epoch, progress.warn)
         self.state = self.run_on.put_state(initial)
+
+    def contradiction(self, state: TrainState, note: dict[str, Any]) -> str | None:
+        """Why the note of a checkpoint cannot be of its state; None where it can."""
+        try:
+            read = Note.read(note)
+        except RunError as error:
+            return str(error)
+        position = self._position(read) if read.epoch <= self.settings.epochs else None
+        if position == int(state.step):
+            return None
+        return (
+            f"its note is of epoch {read.epoch}, call {read.calls}, but its state of step "
+            f"{int(state.step)}"
+        )
 
     def close(self) -> None:
         self.checkpoints.close()
@@ -323,8 +340,8 @@ class _Trainer:
         stage = sum(start <= step for start in starts) - 1
         return stage, starts[stage + 1] if stage + 1 < len(starts) else sys.maxsize
 
-    def _position(self) -> int:
-        note = self.note
+    def _position(self, note: Note | None = None) -> int:
+        note = note or self.note
         calls = self._calls(note.epoch)[: note.calls] if note.epoch < self.settings.epochs else []
         return note.epoch * self.steps_per_epoch + sum(steps for _, steps, _ in calls)
 
@@ -469,7 +486,8 @@ class _Trainer:
         folder, hits, counts = self.folder, self.hits, self.dataset.class_counts()
         folder.write_per_class(counts, hits.correct, hits.total, self.dataset.class_names)
         lines = folder.keep_metrics(self.settings.epochs)
-        self._draw(f"{report['rule']} on {report['dataset']}, {report['model']}", lines)
+        with folders.writing(folder.path):
+            self._draw(f"{report['rule']} on {report['dataset']}, {report['model']}", lines)
         # Last: a report means a whole run folder.
         folders.write_json(folder.path / "report.json", report)
 

@@ -296,6 +296,21 @@ def test_after_a_kill_between_two_saves_the_newest_common_step_is_taken(whole, t
     assert [held(tmp_path / f"seed_{seed}") for seed in SEEDS] == [[10], [5]]
 
 
+def test_after_a_kill_between_the_first_saves_all_start_afresh(whole, tmp_path, capsys):
+    """As if killed once the first seed had saved step 5, and the second nothing yet."""
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    for seed in SEEDS:
+        (tmp_path / f"seed_{seed}" / "report.json").unlink()
+    shutil.rmtree(tmp_path / "seed_3" / "checkpoints" / "10")
+    shutil.rmtree(tmp_path / "seed_0" / "checkpoints")
+    together(tmp_path, resume=True, quiet=False)
+    said = capsys.readouterr().out
+    assert "seed_0: all seeds start afresh" in said.replace("\n", "") and "resuming" not in said
+    assert [held(tmp_path / f"seed_{seed}") for seed in SEEDS] == [[5, 10], [5, 10]]
+    assert os.listdir(tmp_path / "seed_3" / "aside") == ["5"]  # nothing is removed
+    end_alike(tmp_path, whole)
+
+
 @pytest.mark.slow
 def test_a_damaged_checkpoint_of_one_seed_takes_all_back(whole, tmp_path, capsys):
     shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
