@@ -400,6 +400,24 @@ def test_evaluate_does_not_guess_what_a_file_held() -> None:
         evaluate._load(args, config, Path("run"))
 
 
+@pytest.mark.parametrize(
+    ("experiment", "flags", "unheeded"),
+    [
+        ("cifar_lt", ["--data", "a", "--data-dir", "b"], "--data, --data-dir"),
+        ("cifar_lt", ["--image-dir", "a", "--train-list", "b"], "--image-dir, --train-list"),
+        ("inaturalist", ["--data", "a"], "--data"),
+    ],
+)
+def test_evaluate_heeds_its_flags(experiment: str, flags: list[str], unheeded: str) -> None:
+    from experiments import evaluate
+    from experiments.errors import RunError
+
+    args = evaluate.arguments().parse_args(["run", *flags])
+    config = {"val_per_class": 0, "experiment": experiment, "image_size": 8, "resize": 8}
+    with pytest.raises(RunError, match=f"{experiment}: {unheeded} would go unheeded"):
+        evaluate._load(args, config, Path("run"))
+
+
 def test_a_preset_beside_a_file_shows_what_it_does(tmp_path: Path) -> None:
     from experiments import presets
 
