@@ -7,6 +7,7 @@ an entry that reads it. A new field of `Dataset` is covered without a word here.
 import argparse
 import dataclasses
 import io
+import itertools
 import os
 import zipfile
 from collections.abc import Callable, Iterator
@@ -287,6 +288,20 @@ def test_a_bit_flipped_in_each_member(kind: Kind) -> None:
             if name.removesuffix(".npy") in kind.arrays:
                 assert f"{name.removesuffix('.npy')}: " in kind.read()
         kind.path.write_bytes(whole)
+
+
+def test_an_entry_that_swallows_others(kind: Kind) -> None:
+    """The list of members with another length of one's comment or extra field."""
+    np.savez(kind.path, **kind.arrays)
+    whole = kind.path.read_bytes()
+    starts = [at for at in range(len(whole)) if whole[at : at + 4] == b"PK\x01\x02"]
+    assert len(starts) == len(kind.arrays)
+    for start, following in itertools.pairwise(starts):
+        for field in (start + 30, start + 32):
+            data = bytearray(whole)
+            data[field] += following - start
+            kind.path.write_bytes(data)
+            assert "is not an .npz file" in kind.read()
 
 
 def test_members_that_are_no_arrays(kind: Kind) -> None:
