@@ -98,6 +98,13 @@ def read_npz(
             raise DataError(f"{path} is not an .npz file: {reason(error)}") from error
         with archive:
             members = archive.infolist()
+            # A length that is damaged makes one entry swallow those after it, in silence.
+            stream.seek(-12 - len(archive.comment), os.SEEK_END)
+            told = int.from_bytes(stream.read(2), "little")
+            if told not in (len(members), 2**16 - 1):
+                raise DataError(
+                    f"{path} is not an .npz file of whole arrays: it lists {len(members)} of {told}"
+                )
             keys = [ascii_safe(member.filename).removesuffix(".npy") for member in members]
             twice = [key for key in dict.fromkeys(keys) if keys.count(key) > 1]
             if twice:

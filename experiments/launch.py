@@ -169,7 +169,8 @@ def add_streaming(parser: argparse.ArgumentParser, *, jitter: float) -> None:
     )  # fmt: skip
     images.add_argument(
         "--allow-empty-classes", action="store_true",
-        help="classes without a training image count as tail and are left out of the accuracies",
+        help="there may be classes without a training image, which count as tail, or without a "
+        "test image; both are left out of the accuracies",
     )  # fmt: skip
     images.add_argument(
         "--val-per-class", type=int, default=0,

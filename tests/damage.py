@@ -37,8 +37,10 @@ def damaged_json(text: str) -> Iterator[tuple[Any, bytes]]:
         yield data[:20], data
     value = json.loads(text)
     for path in _nodes(value):
-        for new in (..., None, -1, "x", [], {}, "1000000000", float("nan")):
+        here = functools.reduce(lambda v, key: v[key], path, value)
+        beside = [str(int(here) + d) for d in (-1, 1)] if str(here).isdecimal() else []
+        for new in (*beside, ..., None, -1, "x", [], {}, "1000000000", float("nan")):
             if path or new is not ...:
                 yield (path, new), json.dumps(_changed(value, path, new)).encode()
-        if isinstance(functools.reduce(lambda v, key: v[key], path, value), dict):
+        if isinstance(here, dict):
             yield (path, "unknown"), json.dumps(_changed(value, (*path, "unknown"), 1)).encode()

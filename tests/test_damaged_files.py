@@ -7,6 +7,7 @@ an entry that reads it. A new field of `Dataset` is covered without a word here.
 import argparse
 import dataclasses
 import io
+import itertools
 import os
 import zipfile
 from collections.abc import Callable, Iterator
@@ -289,6 +290,20 @@ def test_a_bit_flipped_in_each_member(kind: Kind) -> None:
         kind.path.write_bytes(whole)
 
 
+def test_an_entry_that_swallows_others(kind: Kind) -> None:
+    """The list of members with another length of one's comment or extra field."""
+    np.savez(kind.path, **kind.arrays)
+    whole = kind.path.read_bytes()
+    starts = [at for at in range(len(whole)) if whole[at : at + 4] == b"PK\x01\x02"]
+    assert len(starts) == len(kind.arrays)
+    for start, following in itertools.pairwise(starts):
+        for field in (start + 30, start + 32):
+            data = bytearray(whole)
+            data[field] += following - start
+            kind.path.write_bytes(data)
+            assert "is not an .npz file" in kind.read()
+
+
 def test_members_that_are_no_arrays(kind: Kind) -> None:
     """A header whose shape is absurd, or does not fit the bytes, with a right checksum."""
     members = dict(_members(kind))
@@ -397,6 +412,24 @@ def test_evaluate_does_not_guess_what_a_file_held() -> None:
         "requested_imbalance_factor": None, "imbalance_factor": 100.0,
     }  # fmt: skip
     with pytest.raises(RunError, match="give that file with --data"):
+        evaluate._load(args, config, Path("run"))
+
+
+@pytest.mark.parametrize(
+    ("experiment", "flags", "unheeded"),
+    [
+        ("cifar_lt", ["--data", "a", "--data-dir", "b"], "--data, --data-dir"),
+        ("cifar_lt", ["--image-dir", "a", "--train-list", "b"], "--image-dir, --train-list"),
+        ("inaturalist", ["--data", "a"], "--data"),
+    ],
+)
+def test_evaluate_heeds_its_flags(experiment: str, flags: list[str], unheeded: str) -> None:
+    from experiments import evaluate
+    from experiments.errors import RunError
+
+    args = evaluate.arguments().parse_args(["run", *flags])
+    config = {"val_per_class": 0, "experiment": experiment, "image_size": 8, "resize": 8}
+    with pytest.raises(RunError, match=f"{experiment}: {unheeded} would go unheeded"):
         evaluate._load(args, config, Path("run"))
 
 

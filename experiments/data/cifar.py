@@ -94,9 +94,9 @@ def load_cifar_lt(
     many_above, few_below = _SHOTS[dataset]
     return Dataset(
         name=dataset,
-        train_images=_decode([train.images[i] for i in chosen], shape),
+        train_images=_decode([train.images[i] for i in chosen], shape, builder.data_dir),
         train_labels=train.labels[chosen],
-        test_images=_decode(test.images, shape),
+        test_images=_decode(test.images, shape, builder.data_dir),
         test_labels=test.labels,
         num_classes=classes.num_classes,
         mean=_MEAN,
@@ -161,7 +161,9 @@ def _natural(name: bytes) -> list[bytes | int]:
     return [int(part) if part.isdigit() else part for part in re.split(rb"(\d+)", name)]
 
 
-def _decode(encoded: Sequence[bytes], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def _decode(
+    encoded: Sequence[bytes], shape: tuple[int, ...], where: Any = "the data"
+) -> NDArray[np.uint8]:
     """PNG or JPEG files to uint8[N, H, W, 3]."""
     from PIL import Image
 
@@ -171,8 +173,8 @@ def _decode(encoded: Sequence[bytes], shape: tuple[int, ...]) -> NDArray[np.uint
             with Image.open(io.BytesIO(data)) as image:
                 pixels = np.asarray(image.convert("RGB"))
         except Exception as error:  # on damaged files Pillow's readers raise nearly anything
-            raise DataError(f"an image cannot be decoded: {reason(error)}") from error
+            raise DataError(f"{where}: an image cannot be decoded: {reason(error)}") from error
         if pixels.shape != shape:
-            raise DataError(f"an image has shape {pixels.shape} instead of {shape}")
+            raise DataError(f"{where}: an image has shape {pixels.shape} instead of {shape}")
         images[i] = pixels
     return images
