@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.anomaly_training import METHODS, RULES, Result
+from experiments.anomaly_training import Result
 
 COLUMNS = (
     "dataset", "method", "rule", "seed", "label_ratio", "protocol",
     "auroc", "ap_anomaly", "ap_normal", "seconds",
 )  # fmt: skip
-_SIDES = {"ap_anomaly": "anomalies", "ap_normal": "normal examples"}
 METRICS = {"auroc": "AUROC", "ap_anomaly": "AP anomaly", "ap_normal": "AP normal"}
 
 # Table 4 of the paper, AUROC in percent at 25% labels, and the names its families have in ADBench.
@@ -230,42 +229,10 @@ def show(summary: Sequence[dict[str, Any]], quoted: Sequence[dict[str, Any]], ti
 
 
 def draw_curves(path: Path, summary: Sequence[dict[str, Any]], protocol: str) -> None:
-    """Average precision of anomalies and of normals over the label ratio (the paper's Fig. 5)."""
-    from matplotlib.figure import Figure
+    """AUROC and average precisions over the label ratio (the paper's Fig. 5)."""
+    from experiments import plots
 
-    rows = [row for row in summary if row["protocol"] == protocol]
-    colours = dict(zip(RULES, ("#7f7f7f", "#1f77b4", "#d62728"), strict=True))
-    styles = dict(zip(METHODS, (("--", "s"), ("-", "o")), strict=True))
-    lines = list(dict.fromkeys((row["method"], row["rule"]) for row in rows))
-    ratios = sorted({100 * row["label_ratio"] for row in rows})
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    axes = figure.subplots(1, 2)
-    for axis, metric in zip(axes, ("ap_anomaly", "ap_normal"), strict=True):
-        axis.set_xscale("log")
-        for k, (method, rule) in enumerate(lines):
-            mine = [row for row in rows if (row["method"], row["rule"]) == (method, rule)]
-            mine = sorted(mine, key=lambda row: row["label_ratio"])
-            line, marker = styles[method]
-            beside = 1.03 ** (k - (len(lines) - 1) / 2)  # so that bars do not hide each other
-            axis.errorbar(
-                [100 * row["label_ratio"] * beside for row in mine],
-                [math.nan if row[metric] is None else row[metric] for row in mine],
-                yerr=[row[f"{metric}_sd"] or 0 for row in mine],
-                linestyle=line, marker=marker, markersize=4, capsize=2, linewidth=1,
-                color=colours[rule], label=f"{method} {rule}",
-            )  # fmt: skip
-        axis.set_xlim(ratios[0] / 1.3, ratios[-1] * 1.3)
-        axis.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
-        axis.minorticks_off()
-        axis.set_xlabel("labelled part of the training anomalies (%)")
-        axis.set_ylabel(f"average precision of {_SIDES[metric]} (%)")
-    axes[0].legend(fontsize=8)
-    figure.suptitle(
-        f"{protocol} protocol, mean over {rows[0]['datasets']} data sets; bars: standard deviation "
-        f"over {rows[0]['seeds']} seeds",
-        fontsize=9,
-    )
-    figure.savefig(path, dpi=150)
+    plots.anomaly_levels(path, [row for row in summary if row["protocol"] == protocol])
 
 
 def write_runs(path: Path, results: Sequence[Result]) -> None:

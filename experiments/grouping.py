@@ -84,12 +84,12 @@ def files(path: Path) -> Iterator[Path]:
         if path.suffix == ".json" or not path.exists():
             yield path
         return
-    for folder in _folders(path):
+    for folder in folders_in(path):
         report = folder / "report.json"
         yield from [report] if report.is_file() else _other_reports(folder)[0]
 
 
-def _folders(path: Path) -> Iterator[Path]:
+def folders_in(path: Path) -> Iterator[Path]:
     """It and all folders in it, sorted; each once, though links may lead in circles."""
     seen: set[str] = set()
     for name, below, _ in os.walk(path, followlinks=True):
@@ -127,7 +127,7 @@ def passed_over(paths: list[str]) -> list[str]:
         for folder, file in runs.items():
             if not _checked(file):
                 found.append(f"{folder} (no training run)")
-        alone = [folder for folder in _folders(path) if folder not in runs]
+        alone = [folder for folder in folders_in(path) if folder not in runs]
         unreadable = [file for folder in alone for file in _other_reports(folder)[1]]
         found += [f"{file} (unreadable)" for file in unreadable]
         unfinished = [

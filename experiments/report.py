@@ -251,7 +251,7 @@ def gains(groups: list[Group]) -> tuple[list[dict[str, Any]], list[str]]:
     """(panels for `plots.gain_per_class`, why there is none for the other groups).
 
     The gain of a class is its last-epoch accuracy minus that of SGD's run of the same seed, mean
-    over the common seeds.
+    and standard error over the common seeds.
     """
     panels, missing = [], []
     for group in groups:
@@ -269,9 +269,17 @@ def gains(groups: list[Group]) -> tuple[list[dict[str, Any]], list[str]]:
                 raise RunError(f"the runs of {method(group)} and of SGD differ in class sizes")
             seeds = [[a - b for a, b in zip(x[1], y[1], strict=True)] for x, y in read]
             mean = [statistics.fmean(values) for values in zip(*seeds, strict=True)]
-            title = f"{method(group)}; {data(group)}; n = {len(pairs)}"
-            eta = group.facts.get("eta")
-            panels.append({"title": title, "counts": counts, "gain": mean, "eta": eta})
+            title = f"{method(group)}; {data(group)}; {plural(len(pairs), 'seed')}"
+            eta, shots = group.facts.get("eta"), pairs[0][0].get("thresholds")
+            panel = {"title": title, "counts": counts, "gain": mean, "eta": eta}
+            if len(pairs) > 1:
+                panel["se"] = [
+                    statistics.stdev(values) / len(values) ** 0.5
+                    for values in zip(*seeds, strict=True)
+                ]
+            if isinstance(shots, dict) and {"many_above", "few_below"} <= shots.keys():
+                panel["thresholds"] = (shots["many_above"], shots["few_below"])
+            panels.append(panel)
     return panels, missing
 
 

@@ -648,7 +648,8 @@ def test_the_gain_of_a_class_is_the_mean_over_common_seeds(runs):
     (panel,), missing = report.gains(grouping.grouped(report.find([str(runs)])))
     assert panel["gain"] == pytest.approx([-1, 2, 3])  # (0 + 3 + 6) / 3; seed 7 has no partner
     assert panel["counts"] == [500, 100, 5] and panel["eta"] == 100
-    assert "n = 3" in panel["title"] and missing == []
+    assert panel["title"].endswith("3 seeds") and missing == []
+    assert panel["se"] == pytest.approx([0, 0, math.sqrt(3)])  # of 0, 3 and 6
 
 
 def test_without_an_sgd_partner_there_is_no_plot_and_it_is_said(tmp_path, capsys):
