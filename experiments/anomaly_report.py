@@ -156,45 +156,52 @@ def families(results: Sequence[Result]) -> list[dict[str, Any]]:
     return rows
 
 
-def _figure(value: float | None, spread: float | None = None, sign: str = "") -> str:
+def _figure(
+    value: float | None, spread: float | None = None, sign: str = "", digits: int = 2
+) -> str:
     if value is None:
         return "-"
-    return f"{value:{sign}.2f}" + ("" if spread is None else f" ± {spread:.2f}")
+    return f"{value:{sign}.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
 
 
 def show(summary: Sequence[dict[str, Any]], quoted: Sequence[dict[str, Any]], title: str) -> None:
-    from rich import box
+    """Prints the tables; they fit in 80 columns."""
     from rich.console import Console
     from rich.table import Table as Grid
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=170)  # a file has no edge to wrap at
-    grid = Grid(title=title, box=box.SIMPLE_HEAD)
-    for name in ("protocol", "labels", "method", "rule"):
-        grid.add_column(name, no_wrap=True)
-    for name in [*METRICS.values(), *(f"{name} - SGD" for name in METRICS.values())]:
-        grid.add_column(name, justify="right")
-    before = None
-    for row in summary:
-        group = (row["protocol"], f"{100 * row['label_ratio']:g}%", row["method"])
-        if before not in (None, group):
-            grid.add_section()
-        cells = [_figure(row[m], row[f"{m}_sd"]) for m in METRICS]
-        for m in METRICS:
-            difference = row.get(f"{m}_minus_sgd")
-            shown = _figure(difference, row.get(f"{m}_minus_sgd_se"), "+")
-            counted = "" if difference is None else f"  {row[f'{m}_improved']}/{row['datasets']}"
-            cells.append("" if row["rule"] == "sgd" else shown + counted)
-        grid.add_row(*(group if group != before else ("", "", "")), row["rule"], *cells)
-        before = group
-    console.print(grid)
+        console = Console(width=100)
+    console.print(title, style="bold")
+    groups = dict.fromkeys((row["protocol"], row["label_ratio"]) for row in summary)
+    for group in groups:
+        rows = [row for row in summary if (row["protocol"], row["label_ratio"]) == group]
+        grid = Grid(
+            title=f"{group[0]} protocol, {100 * group[1]:g}% of the training anomalies labelled",
+            title_justify="left", box=None, padding=(0, 1, 0, 0),
+        )  # fmt: skip
+        for name in ("method", "rule", ""):
+            grid.add_column(name, no_wrap=True)
+        for name in METRICS.values():
+            grid.add_column(name, justify="right", no_wrap=True)
+        before = None
+        for row in rows:
+            method = row["method"] if row["method"] != before else ""
+            levels = [_figure(row[m], row[f"{m}_sd"]) for m in METRICS]
+            grid.add_row(method, row["rule"], "", *levels)
+            if row["rule"] != "sgd" and any(f"{m}_minus_sgd" in row for m in METRICS):
+                grid.add_row("", "", "- SGD", *(_difference(row, m) for m in METRICS))
+            before = row["method"]
+        console.print(grid, "")
     console.print(
         "Percent, last epoch: mean over data sets ± standard deviation of that mean over seeds. "
-        "Differences are paired by data set and seed:\nmean over data sets ± standard error, and "
+        "Differences are paired by data set and seed: mean over data sets ± standard error, and "
         "on how many data sets the difference is above zero.",
         style="dim",
     )
+    left, number = standing(summary)
+    if number:
+        console.print(_stands(left, number), style="dim")
     lost = [row for row in summary if row["diverged"]]
     for row in lost:
         console.print(
@@ -205,26 +212,47 @@ def show(summary: Sequence[dict[str, Any]], quoted: Sequence[dict[str, Any]], ti
         )
 
     grid = Grid(
-        title="Table 4 of the paper (AUROC %, 25% labels), as quoted | mean of the subsets here",
-        box=box.SIMPLE_HEAD,
-    )
-    for name in ("method", "rule", "protocol here"):
+        title="Table 4 of the paper (AUROC %, 25% labels): as quoted, below it the subsets here",
+        title_justify="left", box=None, padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    for name in ("method", "rule", "protocol"):
         grid.add_column(name, no_wrap=True)
-    for name in (*_FAMILIES, "average of five"):
-        grid.add_column(name, justify="right")
+    for name in _FAMILIES:
+        grid.add_column(name.replace("-", "-\n").replace("Fashion", "Fashion-\n"), justify="right")
+    grid.add_column("average", justify="right", no_wrap=True)
     for row in quoted:
         cells = []
         for family in _FAMILIES:
-            cell = row[family]
-            subsets = f" ({cell['subsets']})" if cell["subsets"] else ""
-            cells.append(f"{cell['paper']:.1f} | {_figure(cell['here'])}{subsets}")
+            cell, here = row[family], ""
+            if cell["subsets"]:
+                here = f"\n{_figure(cell['here'], digits=1)} ({cell['subsets']})"
+            cells.append(f"{cell['paper']:.1f}{here}")
         cells.append(f"{row['average']['paper']:.1f}")
         grid.add_row(row["method"], row["rule"], row["protocol"], *cells)
-    console.print(grid)
+    console.print("", grid)
     console.print(
         "In brackets: subsets trained here. The paper's levels do not come out of ADBench's own "
         "code and protocol either; they are quoted, not a target.",
         style="dim",
+    )
+
+
+def _difference(row: Mapping[str, Any], metric: str) -> str:
+    mean = row[f"{metric}_minus_sgd"]
+    shown = _figure(mean, row[f"{metric}_minus_sgd_se"], "+")
+    return shown if mean is None else f"{shown} {row[f'{metric}_improved']}/{row['datasets']}"
+
+
+def _stands(left: Sequence[tuple[Mapping[str, Any], str, float]], number: int) -> str:
+    each = "; ".join(
+        f"{row['method']} {row['rule']} {METRICS[metric]} "
+        f"({row['protocol']}, {100 * row['label_ratio']:g}%)"
+        for row, metric, _ in left
+    )
+    return (
+        f"Of these {number} differences {len(left) or 'none'} "
+        f"{'stands' if len(left) < 2 else 'stand'} at 5% when each is tested (paired t over data "
+        "sets) and all are corrected for their number (Holm)" + (f": {each}." if each else ".")
     )
 
 
