@@ -304,7 +304,7 @@ def gains_by_rule(path: Path, panels: Mapping[str, Any], against: str, seeds: in
         axis.set_xlabel("difference (points)")
         axis.grid(axis="x", linewidth=0.3)
     axes[0].set_yticks(range(len(names)), names)
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(len(names) - 0.5, -0.5)  # the first on top
     bars = "; bars: standard error" if seeds > 1 else ""
     figure.suptitle(f"accuracy minus {against}{_of_seeds(seeds)}{bars}", fontsize="medium")
     return save(figure, path)
