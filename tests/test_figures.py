@@ -675,14 +675,13 @@ def test_convolutions():
     found = table(page("cpu_cores"), "channels, pixels", "convolution")
     parts = list(dict.fromkeys(row["part"] for row in rows))
     names = list(found[0])[1:]
-    ratios = []
     for shown in found:
         channels, side = re.match(r"(\d+), (\d+)x", shown["channels, pixels"]).groups()
         values = {part: ms.get((int(channels), int(side), part)) for part in parts}
         cells = {f"{v:.1f}" if v < 100 else f"{v:.0f}" for v in values.values() if v is not None}
         assert {shown[name] for name in names} <= cells
-        ratios.append(float(shown["in a branch, JAX's"]) / float(shown["both gradients"]))
-    says(page("cpu_cores"), f"take {min(ratios):.0f} to {max(ratios):.0f} times as long")
+    low, high = ratios_of_a_branch()
+    says(page("cpu_cores"), f"take {low:.0f} to {high:.0f} times as long")
 
 
 def test_exact_batch_norm():
@@ -736,3 +735,78 @@ def test_seeds_together():
     spread = f"{min(medians):.2f} to {max(medians):.2f} of "
     says(page("seeds_together"), f"Together takes {spread}that time in the median")
     says(page(), f"On two CPU cores this takes {spread}the time of one after the other")
+
+
+def test_the_estimate_for_inaturalist():
+    """437,513 images, 200 epochs, 30% of the peak, 350 images decoded a second and core."""
+    rows = read("step_cost/resnet50_256/step_cost.json")["rows"]
+    sgd = next(row for row in rows if row["rule"] == "sgd" and row["precision"] == "float32")
+    flops = sgd["flops"] / sgd["batch_size"]
+    says(page(), f"({flops / 1e9:.1f} GFLOP an image for SGD; ImbSAM 2.66 times that)")
+    peaks = {"one H100": 989e12, "eight H100": 8 * 989e12, "TPU v5e-16": 16 * 197e12}
+    for shown in table(page(), "SGD", "images/s ImbSAM needs"):
+        peak = next(value for name, value in peaks.items() if shown["0"].startswith(name))
+        hours = 437_513 * 200 * flops / (0.3 * peak) / 3600
+        for name, factor in (("SGD", 1), ("ImbSAM", 2.66)):
+            figure = float(shown[name].removesuffix(" h"))
+            assert figure == pytest.approx(hours * factor, rel=0.04)
+        rate = 437_513 * 200 / (2.66 * hours * 3600)
+        assert float(shown["images/s ImbSAM needs"].replace(",", "")) == pytest.approx(
+            rate, rel=0.02
+        )
+        cores = int(shown["CPU cores to decode them"])
+        assert rate / 350 <= cores < rate / 350 + 4
+
+
+def test_the_independent_rerun():
+    from experiments import published
+
+    rows = {
+        (row.rule, row.loss): row
+        for row in published.ROWS
+        if (row.source, row.dataset, row.imbalance_factor) == ("RDR", "cifar100", 100)
+    }
+    ce, la = "cross_entropy", "logit_adjusted"
+    levels = [[rows[rule, loss].all for rule in ("sgd", "sam", "imbsam")] for loss in (ce, la)]
+    says(page(), "SGD had {}, SAM {}, ImbSAM {}; with a logit-adjusted loss SGD had {}, SAM {}, "
+         "ImbSAM {}".format(*levels[0], *levels[1]))  # fmt: skip
+
+    def change(loss):
+        sam, imbsam = rows["sam", loss], rows["imbsam", loss]
+        return [getattr(imbsam, split) - getattr(sam, split) for split in SPLITS]
+
+    many, _, few, _ = change(ce)
+    says(page(), f"Many falls by {-many:.1f} and Few gains {few:.1f}")
+    many, medium, few, overall = change(la)
+    says(page(), f"Many falls by {-many:.1f} and Medium by {-medium:.1f}, Few gains {few:.1f}, and "
+         f"All falls by {-overall:.1f}")  # fmt: skip
+
+
+def test_prose_on_costs():
+    imbsam = next(row for row in step_rows("") if row["rule"] == "imbsam")
+    says(page(), f"costs {imbsam['time_ratio']:.1f} times SGD's in time and "
+         f"{imbsam['flops_ratio']:.2f} in FLOPs (ResNet-20")  # fmt: skip
+    for folder, start in (("resnet32", "Our SAM takes"), ("mlp_256", "our SAM takes")):
+        row = next(row for row in step_rows(folder) if "our_sam_ratio" in row)
+        low, high = row["our_sam_ratio_quartiles"]
+        says(page("step_cost"), f"{start} {row['our_sam_ratio']:.3f} times the time of "
+             f"optax.contrib.sam, round by round (quartiles {low:.3f} to {high:.3f})")  # fmt: skip
+    below = [
+        100 * (1 - row["time_ratio"] / row["flops_ratio"]) for row in step_rows("vit_ti4_32")[1:]
+    ]
+    says(page("step_cost"), f"Time is {min(below):.0f} to {max(below):.0f}% below FLOPs")
+    parts = defaultdict(list)
+    for row in read("cpu_cores/profile/conv_profile.json")["rows"]:
+        parts[row["part"]].append(row)
+    speed = {part: [row["gflops_per_second"] for row in rows] for part, rows in parts.items()}
+    kernel, others = speed["by the kernel"], speed["convolution"] + speed["by the input"]
+    says(page("cpu_cores"), f"at {min(kernel):.0f} to {max(kernel):.0f} GFLOP/s where the other "
+         f"two have {min(others):.0f} to {max(others):.0f}")  # fmt: skip
+    low, high = ratios_of_a_branch()
+    says(page(), f"are {low:.0f} to {high:.0f} times slower than outside")
+
+
+def ratios_of_a_branch():
+    found = table(page("cpu_cores"), "channels, pixels", "convolution")
+    ratios = [float(x["in a branch, JAX's"]) / float(x["both gradients"]) for x in found]
+    return min(ratios), max(ratios)
