@@ -168,20 +168,20 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _is_positive(value: Any) -> bool:
-    return _is_number(value) and value > 0
+    return is_number(value) and value > 0
 
 
 def _is_count(value: Any) -> bool:
-    return _is_number(value) and value >= 0 and value == int(value)
+    return is_number(value) and value >= 0 and value == int(value)
 
 
 def _is_accuracy(value: Any) -> bool:
-    return value is None or (_is_number(value) and 0 <= value <= 100.001)
+    return value is None or (is_number(value) and 0 <= value <= 100.001)
 
 
 def _are_options(value: Any) -> bool:
@@ -192,7 +192,7 @@ def _are_options(value: Any) -> bool:
 def _is_option(value: Any) -> bool:
     if isinstance(value, dict | list):
         return all(_is_option(x) for x in (value.values() if isinstance(value, dict) else value))
-    return value is None or isinstance(value, bool | str) or _is_number(value)
+    return value is None or isinstance(value, bool | str) or is_number(value)
 
 
 def _are_accuracies(value: Any) -> bool:
@@ -215,7 +215,7 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("stage2", "subset", "source", "classifier"), _or_none(_is_text)),
     **dict.fromkeys(("step_ms", "flops_ratio_to_sgd", "shrink", "train_examples"),
                     _or_none(_is_positive)),
-    **dict.fromkeys(("mixup", "memory", "val_per_class", "subset_seed"), _or_none(_is_number)),
+    **dict.fromkeys(("mixup", "memory", "val_per_class", "subset_seed"), _or_none(is_number)),
 }  # fmt: skip
 
 
@@ -383,7 +383,7 @@ def _facts(report: dict[str, Any]) -> dict[str, Any]:
     if "subset" in first:  # None where the data came from a file
         found["subset"] = first["subset"]
     found |= _of_source(first)
-    if "switch_step" in args and first.get("train_examples"):
+    if is_number(args.get("switch_step")) and first.get("train_examples"):
         found["switch_epoch"] = args["switch_step"] / -(
             -first["train_examples"] // first["batch_size"]
         )
@@ -465,8 +465,8 @@ def _words(values: dict[str, Any]) -> list[str]:
 def data(group: Group) -> str:
     """Data set and imbalance factor, and what was done to the images where that is known."""
     shown = f"{group.facts['dataset']} IF {round(group.facts['imbalance_factor'], 1):g}"
-    shrink = group.facts.get("shrink") or 1
-    return shown + (f", {shrink:g}x{shrink:g} pixels averaged" if shrink != 1 else "")
+    shrink = text(group.facts.get("shrink") or 1)
+    return shown + (f", {shrink}x{shrink} pixels averaged" if shrink != "1" else "")
 
 
 def protocol(group: Group) -> str:

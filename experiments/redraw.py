@@ -16,6 +16,12 @@ from typing import Any
 from experiments import cli
 from experiments.errors import RunError
 
+# What reading tables that are damaged, or of different runs, comes to.
+_UNFIT = (
+    ArithmeticError, AttributeError, LookupError, RecursionError, StopIteration, TypeError,
+    ValueError, csv.Error,
+)  # fmt: skip
+
 
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser("Draw the plots of finished folders again, from the files in them.")
@@ -42,7 +48,7 @@ def _read(folder: Path, draw: Callable[[Path], list[Path]]) -> list[Path]:
         return draw(folder)
     except OSError as error:
         raise RunError(f"cannot read {error.filename}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, StopIteration) as error:
+    except _UNFIT as error:
         why = f"{type(error).__name__}: {error}"
         raise RunError(f"the files in {folder} do not fit together ({why}): no plot") from error
 

@@ -28,6 +28,7 @@ from experiments.grouping import (
     differs,
     find,
     grouped,
+    is_number,
     method,
     number,
     passed_over,
@@ -271,14 +272,16 @@ def gains(groups: list[Group]) -> tuple[list[dict[str, Any]], list[str]]:
             mean = [statistics.fmean(values) for values in zip(*seeds, strict=True)]
             title = f"{method(group)}; {data(group)}; {plural(len(pairs), 'seed')}"
             eta, shots = group.facts.get("eta"), pairs[0][0].get("thresholds")
-            panel = {"title": title, "counts": counts, "gain": mean, "eta": eta}
+            panel: dict[str, Any] = {"title": title, "counts": counts, "gain": mean}
+            panel["eta"] = eta if is_number(eta) else None
             if len(pairs) > 1:
                 panel["se"] = [
                     statistics.stdev(values) / len(values) ** 0.5
                     for values in zip(*seeds, strict=True)
                 ]
-            if isinstance(shots, dict) and {"many_above", "few_below"} <= shots.keys():
-                panel["thresholds"] = (shots["many_above"], shots["few_below"])
+            named = [(shots or {}).get(name) for name in ("many_above", "few_below")]
+            if all(map(is_number, named)):
+                panel["thresholds"] = tuple(named)
             panels.append(panel)
     return panels, missing
 
@@ -297,7 +300,7 @@ def _classes(report: dict[str, Any]) -> tuple[list[int], list[float]]:
             rows = list(csv.DictReader(stream))
         counts = [int(row["train_examples"]) for row in rows]
         return counts, [float(row["accuracy"] or "nan") for row in rows]
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise RunError(f"cannot read {file}: {error!r}") from error
 
 

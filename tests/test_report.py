@@ -337,6 +337,28 @@ def test_a_report_damaged_in_any_field_is_told_in_a_sentence(field, tmp_path, ca
     capsys.readouterr()
 
 
+def test_a_setting_damaged_in_any_way_is_no_traceback(tmp_path, monkeypatch, capsys):
+    """Options are the run's own business: a report shows whatever they hold."""
+    monkeypatch.setattr("experiments.plots.gain_per_class", lambda *_: None)
+    arguments = {**IMBSAM, "switch_step": 10, "tail_weight": 2.0}
+    good = make(0, "imbsam", rule_args=arguments, ascent={"p": 2.0}, thresholds=dict(SHOTS))
+    save(tmp_path / "sgd", 0)
+    run = save(tmp_path / "run", 0)
+    for part in ("settings", "rule_args", "ascent", "loss_args", "thresholds", "stage2_args"):
+        for name in [*(good.get(part) or {}), "shrink", "subset", "own"]:
+            for value in (None, "x", -1, [1], {"a": {}}):
+                damaged = {**good, part: {**(good.get(part) or {}), name: value}}
+                (run / "report.json").write_text(json.dumps(damaged))
+                try:
+                    run_command(tmp_path, "--out", tmp_path / "out", "--overwrite")
+                except RunError as error:
+                    assert str(run) in str(error), (part, name, value)
+        capsys.readouterr()
+
+
+SHOTS = (("many_above", 100), ("few_below", 20))
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"\xff\xfe", b"[" * 100_000, b"9" * 5000, b'{"rule": "sgd"', b"null", b"[1]"]
 )
@@ -670,7 +692,9 @@ def test_without_class_tables_there_is_no_plot(runs, tmp_path, capsys):
     assert "no per_class.csv beside its reports" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("damage", ["class,name\n0,a\n", "train_examples,accuracy\nx,1\n"])
+@pytest.mark.parametrize(
+    "damage", ["class,name\n0,a\n", "train_examples,accuracy\nx,1\n", "a\0b\n\0"]
+)
 def test_a_broken_class_table_is_named(runs, tmp_path, damage):
     (runs / "imbsam_0" / "per_class.csv").write_text(damage)
     with pytest.raises(RunError, match=r"imbsam_0/per_class.csv"):
