@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -76,6 +77,11 @@ def save(figure: Figure, path: Path, dpi: int = 120) -> Figure:
             partial.unlink(missing_ok=True)
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
     return figure
+
+
+def _wrapped(title: str) -> str:
+    """In lines that fit the width of a plot."""
+    return textwrap.fill(title, 85)
 
 
 def _legend(figure: Figure, axes: Iterable[Axes], place: Place = "outside right upper") -> None:
@@ -152,7 +158,7 @@ def per_class(
         left.plot(centres, means, color="tab:blue", drawstyle="steps-mid",
                   label=f"mean of {len(counts) // 100} classes")  # fmt: skip
     left.set(xlabel=_CLASSES + _shot_note(thresholds), ylabel=_ACCURACY)
-    left.set_title(title, pad=20)
+    left.set_title(_wrapped(title), pad=20)
     left.set_ylim(0, 100)
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     _shots(left, counts[order], thresholds)
@@ -205,7 +211,7 @@ def learning_curves(
     right.set_ylim(-2, 100)  # a line at 0 is seen
     for axis in (left, right):
         _whole_epochs(axis)
-    figure.suptitle(title, fontsize="medium")
+    figure.suptitle(_wrapped(title), fontsize="medium")
     _legend(figure, (right,))
     return save(figure, path)
 
@@ -341,7 +347,7 @@ def gain_per_class(path: Path, panels: Sequence[Mapping[str, Any]]) -> Figure:
             first = np.count_nonzero(counts > panel["eta"]) - 0.5
             left.axvline(first, color="black", linestyle="-.", label=f"η = {panel['eta']:g}")
         one = "" if error is not None else "; one seed: its error is not known"
-        left.set_title(panel["title"] + one, fontsize="medium", pad=20)
+        left.set_title(_wrapped(panel["title"] + one), fontsize="medium", pad=20)
         left.set_ylabel("gain over SGD (points)")
         left.set_xlabel(_CLASSES + _shot_note(panel.get("thresholds")))
         left.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -163,6 +163,19 @@ def test_rules_look_the_same_in_every_panel(tmp_path):
     assert legend(figure) == list(RULES)
 
 
+def test_long_titles_are_not_cut_off(tmp_path):
+    long = "imbsam rho 0.05 eta 100 tail_scale 1 logit_adjusted tau 1 examples split_norm " * 2
+    for figure in (
+        plots.per_class(tmp_path / "a.png", long, COUNTS, COUNTS % 3, COUNTS, SHOTS),
+        plots.learning_curves(tmp_path / "b.png", long, epochs(3), SHOTS),
+        plots.gain_per_class(tmp_path / "c.png", [{**GAIN, "title": long}]),
+    ):
+        figure.draw_without_rendering()
+        for text in (figure.axes[0].title, *filter(None, [figure._suptitle])):
+            box = text.get_window_extent()
+            assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+
+
 def test_as_many_styles_as_lines():
     looks = [plots.style(k) for k in range(36)]
     assert len({(look["linestyle"], look["marker"]) for look in looks}) == 36
