@@ -30,6 +30,7 @@ from experiments.anomaly_report import (
 from experiments.anomaly_training import METHODS, OPTIMIZERS, RULES, Result, plan, train
 from experiments.data.anomaly import PROTOCOLS, load_tables
 from experiments.errors import RunError, cannot_write
+from experiments.grouping import plural
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -185,7 +186,8 @@ def _run(args: argparse.Namespace, out: Path, tables: Any, jobs: Any, began: flo
     except OSError as error:
         raise cannot_write(out, error) from error
     what = "" if args.rule == ["sgd"] else f", rho {args.rho:g}"
-    title = f"{len(names)} data sets, {len(args.seeds)} seeds, {args.optimizer}, lr {args.lr:g}"
+    title = f"{plural(len(names), 'data set')}, {plural(len(args.seeds), 'seed')}, {args.optimizer}"
+    title += f", lr {args.lr:g}"
     show(summary, quoted, f"{title}{what}, {args.epochs} epochs")
     waited = sum(seconds[method]["compiling"] for method in args.method)
     print(

@@ -5,20 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.anomaly_training import METHODS, RULES, Result
+from experiments.anomaly_training import Result
 
 COLUMNS = (
     "dataset", "method", "rule", "seed", "label_ratio", "protocol",
     "auroc", "ap_anomaly", "ap_normal", "seconds",
 )  # fmt: skip
-_SIDES = {"ap_anomaly": "anomalies", "ap_normal": "normal examples"}
 METRICS = {"auroc": "AUROC", "ap_anomaly": "AP anomaly", "ap_normal": "AP normal"}
 
 # Table 4 of the paper, AUROC in percent at 25% labels, and the names its families have in ADBench.
@@ -33,14 +32,19 @@ _PAPER = {
 }
 PAPER_RATIO = 0.25
 
+# Percentage points. Equal figures of three seeds in another order differ by 1e-14; one pair of
+# test rows that changes places moves AUROC by more than this up to some 10^10 pairs.
+_ROUNDING = 1e-9
+
 
 def summarise(results: Sequence[Result], rules: Sequence[str]) -> list[dict[str, Any]]:
     """One object for each protocol, label ratio, method and rule, all figures in percent.
 
     For each metric: the mean over data sets; its standard deviation over seeds (of the mean over
     data sets); the difference to sgd, paired by data set (each the mean over seeds), its standard
-    error over data sets, and on how many it is positive. None where there is nothing to take it
-    of; one diverged run leaves its means None too, and is counted.
+    error over data sets, and on how many it is positive, where a tie within rounding is none. None
+    where there is nothing to take it of; one diverged run leaves its means None too, and is
+    counted.
     """
     datasets = list(dict.fromkeys(r.dataset for r in results))
     seeds = list(dict.fromkeys(r.seed for r in results))
@@ -74,7 +78,7 @@ def summarise(results: Sequence[Result], rules: Sequence[str]) -> list[dict[str,
                     row[f"{metric}_minus_sgd_se"] = (
                         None if spread is None else spread / math.sqrt(len(datasets))
                     )
-                    row[f"{metric}_improved"] = int((paired > 0).sum())
+                    row[f"{metric}_improved"] = int((paired > _ROUNDING).sum())
             summary.append(row)
     return summary
 
@@ -86,6 +90,48 @@ def _mean(values: NDArray[np.float64]) -> float | None:
 def _deviation(values: NDArray[np.float64]) -> float | None:
     """Sample standard deviation; none for a single value."""
     return None if len(values) < 2 or np.isnan(values).any() else float(values.std(ddof=1))
+
+
+def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
+    """p-values corrected for their number, by Holm's step-down: in the order given, at most 1.
+
+    >>> holm([0.01, 0.5, 0.03]).tolist()
+    [0.03, 0.5, 0.06]
+
+    Source: S. Holm, "A simple sequentially rejective multiple test procedure", 1979.
+    """
+    p = np.asarray(p_values, np.float64)
+    order = np.argsort(p, kind="stable")
+    corrected = np.empty_like(p)
+    corrected[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    return np.minimum(corrected, 1.0)
+
+
+def standing(
+    summaries: Iterable[Mapping[str, Any]],
+    metrics: Sequence[str] = tuple(METRICS),
+    level: float = 0.05,
+) -> tuple[list[tuple[Mapping[str, Any], str, float]], int]:
+    """(the differences to sgd that Holm's correction leaves, of how many).
+
+    Each is tested by itself with a two-sided paired t test over data sets; those left are (row of
+    `summarise`, metric, corrected p-value). Differences that are all zero are none.
+    """
+    from scipy import stats
+
+    known = [
+        (row, metric, row[f"{metric}_minus_sgd"] / row[f"{metric}_minus_sgd_se"])
+        for row in summaries
+        for metric in metrics
+        if row.get(f"{metric}_minus_sgd") is not None and row[f"{metric}_minus_sgd_se"]
+    ]
+    p = [2 * stats.t.sf(abs(t), row["datasets"] - 1) for row, _, t in known]
+    left = [
+        (row, metric, float(corrected))
+        for (row, metric, _), corrected in zip(known, holm(p), strict=True)
+        if corrected <= level
+    ]
+    return left, len(known)
 
 
 def families(results: Sequence[Result]) -> list[dict[str, Any]]:
@@ -110,45 +156,52 @@ def families(results: Sequence[Result]) -> list[dict[str, Any]]:
     return rows
 
 
-def _figure(value: float | None, spread: float | None = None, sign: str = "") -> str:
+def _figure(
+    value: float | None, spread: float | None = None, sign: str = "", digits: int = 2
+) -> str:
     if value is None:
         return "-"
-    return f"{value:{sign}.2f}" + ("" if spread is None else f" ± {spread:.2f}")
+    return f"{value:{sign}.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
 
 
 def show(summary: Sequence[dict[str, Any]], quoted: Sequence[dict[str, Any]], title: str) -> None:
-    from rich import box
+    """Prints the tables; they fit in 80 columns."""
     from rich.console import Console
     from rich.table import Table as Grid
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=170)  # a file has no edge to wrap at
-    grid = Grid(title=title, box=box.SIMPLE_HEAD)
-    for name in ("protocol", "labels", "method", "rule"):
-        grid.add_column(name, no_wrap=True)
-    for name in [*METRICS.values(), *(f"{name} - SGD" for name in METRICS.values())]:
-        grid.add_column(name, justify="right")
-    before = None
-    for row in summary:
-        group = (row["protocol"], f"{100 * row['label_ratio']:g}%", row["method"])
-        if before not in (None, group):
-            grid.add_section()
-        cells = [_figure(row[m], row[f"{m}_sd"]) for m in METRICS]
-        for m in METRICS:
-            difference = row.get(f"{m}_minus_sgd")
-            shown = _figure(difference, row.get(f"{m}_minus_sgd_se"), "+")
-            counted = "" if difference is None else f"  {row[f'{m}_improved']}/{row['datasets']}"
-            cells.append("" if row["rule"] == "sgd" else shown + counted)
-        grid.add_row(*(group if group != before else ("", "", "")), row["rule"], *cells)
-        before = group
-    console.print(grid)
+        console = Console(width=100)
+    console.print(title, style="bold")
+    groups = dict.fromkeys((row["protocol"], row["label_ratio"]) for row in summary)
+    for group in groups:
+        rows = [row for row in summary if (row["protocol"], row["label_ratio"]) == group]
+        grid = Grid(
+            title=f"{group[0]} protocol, {100 * group[1]:g}% of the training anomalies labelled",
+            title_justify="left", box=None, padding=(0, 1, 0, 0),
+        )  # fmt: skip
+        for name in ("method", "rule", ""):
+            grid.add_column(name, no_wrap=True)
+        for name in METRICS.values():
+            grid.add_column(name, justify="right", no_wrap=True)
+        before = None
+        for row in rows:
+            method = row["method"] if row["method"] != before else ""
+            levels = [_figure(row[m], row[f"{m}_sd"]) for m in METRICS]
+            grid.add_row(method, row["rule"], "", *levels)
+            if row["rule"] != "sgd" and any(f"{m}_minus_sgd" in row for m in METRICS):
+                grid.add_row("", "", "- SGD", *(_difference(row, m) for m in METRICS))
+            before = row["method"]
+        console.print(grid, "")
     console.print(
         "Percent, last epoch: mean over data sets ± standard deviation of that mean over seeds. "
-        "Differences are paired by data set and seed:\nmean over data sets ± standard error, and "
+        "Differences are paired by data set and seed: mean over data sets ± standard error, and "
         "on how many data sets the difference is above zero.",
         style="dim",
     )
+    left, number = standing(summary)
+    if number:
+        console.print(_stands(left, number), style="dim")
     lost = [row for row in summary if row["diverged"]]
     for row in lost:
         console.print(
@@ -159,22 +212,24 @@ def show(summary: Sequence[dict[str, Any]], quoted: Sequence[dict[str, Any]], ti
         )
 
     grid = Grid(
-        title="Table 4 of the paper (AUROC %, 25% labels), as quoted | mean of the subsets here",
-        box=box.SIMPLE_HEAD,
-    )
-    for name in ("method", "rule", "protocol here"):
+        title="Table 4 of the paper (AUROC %, 25% labels): as quoted, below it the subsets here",
+        title_justify="left", box=None, padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    for name in ("method", "rule", "protocol"):
         grid.add_column(name, no_wrap=True)
-    for name in (*_FAMILIES, "average of five"):
-        grid.add_column(name, justify="right")
+    for name in _FAMILIES:
+        grid.add_column(name.replace("-", "-\n").replace("Fashion", "Fashion-\n"), justify="right")
+    grid.add_column("average", justify="right", no_wrap=True)
     for row in quoted:
         cells = []
         for family in _FAMILIES:
-            cell = row[family]
-            subsets = f" ({cell['subsets']})" if cell["subsets"] else ""
-            cells.append(f"{cell['paper']:.1f} | {_figure(cell['here'])}{subsets}")
+            cell, here = row[family], ""
+            if cell["subsets"]:
+                here = f"\n{_figure(cell['here'], digits=1)} ({cell['subsets']})"
+            cells.append(f"{cell['paper']:.1f}{here}")
         cells.append(f"{row['average']['paper']:.1f}")
         grid.add_row(row["method"], row["rule"], row["protocol"], *cells)
-    console.print(grid)
+    console.print("", grid)
     console.print(
         "In brackets: subsets trained here. The paper's levels do not come out of ADBench's own "
         "code and protocol either; they are quoted, not a target.",
@@ -182,43 +237,30 @@ def show(summary: Sequence[dict[str, Any]], quoted: Sequence[dict[str, Any]], ti
     )
 
 
-def draw_curves(path: Path, summary: Sequence[dict[str, Any]], protocol: str) -> None:
-    """Average precision of anomalies and of normals over the label ratio (the paper's Fig. 5)."""
-    from matplotlib.figure import Figure
+def _difference(row: Mapping[str, Any], metric: str) -> str:
+    mean = row[f"{metric}_minus_sgd"]
+    shown = _figure(mean, row[f"{metric}_minus_sgd_se"], "+")
+    return shown if mean is None else f"{shown} {row[f'{metric}_improved']}/{row['datasets']}"
 
-    rows = [row for row in summary if row["protocol"] == protocol]
-    colours = dict(zip(RULES, ("#7f7f7f", "#1f77b4", "#d62728"), strict=True))
-    styles = dict(zip(METHODS, (("--", "s"), ("-", "o")), strict=True))
-    lines = list(dict.fromkeys((row["method"], row["rule"]) for row in rows))
-    ratios = sorted({100 * row["label_ratio"] for row in rows})
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    axes = figure.subplots(1, 2)
-    for axis, metric in zip(axes, ("ap_anomaly", "ap_normal"), strict=True):
-        axis.set_xscale("log")
-        for k, (method, rule) in enumerate(lines):
-            mine = [row for row in rows if (row["method"], row["rule"]) == (method, rule)]
-            mine = sorted(mine, key=lambda row: row["label_ratio"])
-            line, marker = styles[method]
-            beside = 1.03 ** (k - (len(lines) - 1) / 2)  # so that bars do not hide each other
-            axis.errorbar(
-                [100 * row["label_ratio"] * beside for row in mine],
-                [math.nan if row[metric] is None else row[metric] for row in mine],
-                yerr=[row[f"{metric}_sd"] or 0 for row in mine],
-                linestyle=line, marker=marker, markersize=4, capsize=2, linewidth=1,
-                color=colours[rule], label=f"{method} {rule}",
-            )  # fmt: skip
-        axis.set_xlim(ratios[0] / 1.3, ratios[-1] * 1.3)
-        axis.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
-        axis.minorticks_off()
-        axis.set_xlabel("labelled part of the training anomalies (%)")
-        axis.set_ylabel(f"average precision of {_SIDES[metric]} (%)")
-    axes[0].legend(fontsize=8)
-    figure.suptitle(
-        f"{protocol} protocol, mean over {rows[0]['datasets']} data sets; bars: standard deviation "
-        f"over {rows[0]['seeds']} seeds",
-        fontsize=9,
+
+def _stands(left: Sequence[tuple[Mapping[str, Any], str, float]], number: int) -> str:
+    each = "; ".join(
+        f"{row['method']} {row['rule']} {METRICS[metric]} "
+        f"({row['protocol']}, {100 * row['label_ratio']:g}%)"
+        for row, metric, _ in left
     )
-    figure.savefig(path, dpi=150)
+    return (
+        f"Of these {number} differences {len(left) or 'none'} "
+        f"{'stands' if len(left) < 2 else 'stand'} at 5% when each is tested (paired t over data "
+        "sets) and all are corrected for their number (Holm)" + (f": {each}." if each else ".")
+    )
+
+
+def draw_curves(path: Path, summary: Sequence[dict[str, Any]], protocol: str) -> None:
+    """AUROC and average precisions over the label ratio (the paper's Fig. 5)."""
+    from experiments import plots
+
+    plots.anomaly_levels(path, [row for row in summary if row["protocol"] == protocol])
 
 
 def write_runs(path: Path, results: Sequence[Result]) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +25,13 @@ from rich.table import Table
 
 from experiments import cli, methods, objectives, stage2
 from experiments.errors import RunError
+from experiments.grouping import plural
 from experiments.report import number
 from experiments.settings import Settings
 
+SPLITS = ("all", "many", "medium", "few")
+# A class of the digits is Many above the first, Few below the second.
+SHOTS = (40, 9)
 # Rules whose ascent directions --memory can remember.
 REMEMBERED = ("sam", "reweighted_sam", "imbsam", "focal_sam")
 
@@ -189,7 +194,7 @@ def names(descriptions: list[dict[str, Any]]) -> list[str]:
     several = len({row["loss"] for row in descriptions}) > 1
     return [
         row["rule"]
-        + (f" m{row['memory']:g}" if row["memory"] is not None else "")
+        + (f" m{row['memory']:g}" if row.get("memory") is not None else "")
         + (f" {row['loss']}" if several else "")
         + (f" > {row['stage2']}" if row["stage2"] else "")
         for row in descriptions
@@ -263,8 +268,9 @@ def show(summary: list[dict[str, Any]], args: argparse.Namespace) -> None:
     if not console.is_terminal:
         console = Console(width=120)
     console.print(table)
+    seeds = plural(len(summary[0]["seeds"]), "seed")
     console.print(
-        f"{len(summary[0]['seeds'])} seeds, last epoch; mean ± standard deviation over seeds.\n"
+        f"{seeds}, last epoch; mean ± standard deviation over seeds.\n"
         f"Differences to SGD with {summary[0]['loss']} are paired by seed, mean ± standard error.\n"
         "Cost: time of a step over SGD's, median of interleaved calls.",
         style="dim",
@@ -275,7 +281,7 @@ def write(
     out: Path, rows: list[Row], summary: list[dict[str, Any]], counts: np.ndarray,
     args: argparse.Namespace,
 ) -> None:  # fmt: skip
-    from experiments import folders, plots
+    from experiments import folders
 
     make_folder(out, args)
     named = names([row.description for row in rows])
@@ -287,14 +293,85 @@ def write(
             accuracy = 100 * (curve.correct / curve.total).mean(axis=0)
             for c, n in enumerate(counts):
                 writer.writerow([name, c, int(n), f"{accuracy[c]:.4f}"])
-    per_class = {n: 100 * (c.correct / c.total).mean(axis=0) for n, c in curves.items()}
-    plots.classes_by_rule(out / "per_class.png", counts, per_class)
-    by_epoch = {
-        name: (curve.epochs, {s: curve.splits[s].mean(axis=1) for s in ("all", "few")})
-        for name, curve in curves.items()
-    }
-    plots.curves_by_rule(out / "curves.png", by_epoch)
+    write_curves(out / "curves.csv", curves)
     folders.write_json(out / "summary.json", summary)
+    redraw(out)
+
+
+def write_curves(path: Path, curves: dict[str, Any]) -> None:
+    """Test accuracies by epoch, means over seeds, of each row of the table."""
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["rule", "epoch", *SPLITS])
+        for name, curve in curves.items():
+            means = [curve.splits[split].mean(axis=1) for split in SPLITS]
+            for epoch, *values in zip(curve.epochs, *means, strict=True):
+                writer.writerow([name, epoch, *(f"{value:.4f}" for value in values)])
+
+
+def redraw(out: Path) -> list[Path]:
+    """The plots of a folder from its files; which were made."""
+    from experiments import plots
+
+    summary = json.loads((out / "summary.json").read_text())
+    named = dict(zip(names(summary), summary, strict=True))
+    rows = {name: (_panel(row), _line(row)) for name, row in named.items()}
+    one = len({panel for panel, _ in rows.values()}) == 1
+    seeds, made = len(summary[0]["seeds"]), []
+
+    def panels(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
+        for name, (panel, line) in rows.items():
+            if name in values:
+                found.setdefault("" if one else panel, {})[line] = values[name]
+        return found
+
+    classes = _by_rule(out / "per_class.csv")
+    counts = [int(row["train_examples"]) for row in next(iter(classes.values()))]
+    by_class = {n: [float(row["accuracy"]) for row in of] for n, of in classes.items()}
+    made.append(out / "per_class.png")
+    plots.classes_by_rule(made[-1], counts, panels(by_class), SHOTS, seeds)
+    if (out / "curves.csv").exists():
+        by_epoch = {
+            name: (
+                [int(row["epoch"]) for row in of],
+                {split: [float(row[split]) for row in of] for split in ("all", "few")},
+            )
+            for name, of in _by_rule(out / "curves.csv").items()
+        }
+        made.append(out / "curves.png")
+        plots.curves_by_rule(made[-1], panels(by_epoch), seeds)
+    against = [row for row in summary if is_base(row, summary)]
+    if against and len(summary) > 1:
+        gains = {
+            split: {
+                name: (row[f"paired_{split}"], row[f"paired_{split}_se"])
+                for name, row in named.items()
+                if not is_base(row, summary)
+            }
+            for split in ("all", "few")
+        }
+        made.append(out / "gains.png")
+        plots.gains_by_rule(made[-1], gains, f"SGD's with {summary[0]['loss']}", seeds)
+    return made
+
+
+def _by_rule(path: Path) -> dict[str, list[dict[str, str]]]:
+    found: dict[str, list[dict[str, str]]] = {}
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row["rule"], []).append(row)
+    return found
+
+
+def _panel(row: dict[str, Any]) -> str:
+    """What its plots share with others: the loss, and a second stage."""
+    return row["loss"] + (f", then {row['stage2']}" if row["stage2"] else "")
+
+
+def _line(row: dict[str, Any]) -> str:
+    memory = row.get("memory")
+    return row["rule"] + (f" m{memory:g}" if memory is not None else "")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -313,7 +390,7 @@ def main(args: argparse.Namespace) -> None:
         with folders.writing(out):
             write(out, rows, summary, datasets[0].class_counts(), args)
     show(summary, args)
-    print(f"summary, tables and plots are in {out}: per_class.png, curves.png, summary.json")
+    print(f"summary, tables and plots are in {out}: summary.json, per_class.png, curves.png")
 
 
 if __name__ == "__main__":

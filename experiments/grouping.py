@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import os
+import re
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,11 +52,16 @@ def number(value: float | None, digits: int = 1) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def plural(n: int, one: str) -> str:
+    """As in "1 seed" and "2 seeds"."""
+    return f"{n} {one}" + "s" * (n != 1)
+
+
 # ---- reading --------------------------------------------------------------------------------
 
 
 def find(paths: list[str]) -> list[dict[str, Any]]:
-    """The reports in these run folders, folders of runs or seeds, or report files.
+    """The reports in these folders at any depth, or report files; `passed_over` is the rest.
 
     Each has its "path"; that of a second stage has its first stage's report as "first".
     """
@@ -71,17 +79,72 @@ def find(paths: list[str]) -> list[dict[str, Any]]:
 
 
 def files(path: Path) -> Iterator[Path]:
+    """The report files in a folder at any depth, or the one file named; not all are of runs."""
     if not path.is_dir():
-        yield path
+        if path.suffix == ".json" or not path.exists():
+            yield path
         return
-    for folder in [path, *sorted(child for child in path.iterdir() if child.is_dir())]:
-        for run in (folder, *sorted(folder.glob("stage2_*"))):
-            if (run / "report.json").exists():
-                yield run / "report.json"
-    if not (path / "report.json").exists():
-        yield from (
-            file for file in sorted(path.glob("*.json")) if "best_epoch_flip" in _read(file)
-        )
+    for folder in folders_in(path):
+        report = folder / "report.json"
+        yield from [report] if report.is_file() else _other_reports(folder)[0]
+
+
+def folders_in(path: Path) -> Iterator[Path]:
+    """It and all folders in it, sorted; each once, though links may lead in circles."""
+    seen: set[str] = set()
+    for name, below, _ in os.walk(path, followlinks=True):
+        real = os.path.realpath(name)
+        if real in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        below[:] = sorted(x for x in below if not x.startswith(".") and x != "checkpoints")
+        yield Path(name)
+
+
+def _other_reports(folder: Path) -> tuple[list[Path], list[Path]]:
+    """(reports kept under another name, JSON files that nobody named and that cannot be read)."""
+    reports, unreadable = [], []
+    for file in sorted(folder.glob("*.json")):
+        try:
+            reports += [file] if "best_epoch_flip" in _read(file) else []
+        except RunError:
+            unreadable.append(file)
+    return reports, unreadable
+
+
+def passed_over(paths: list[str]) -> list[str]:
+    """What `find` makes nothing of in these paths, each with why."""
+    found = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            if path.suffix != ".json":
+                found.append(f"{path} (no report)")
+            elif not _checked(path):
+                found.append(f"{path} (no training run)")
+            continue
+        runs = {file.parent: file for file in files(path)}
+        for folder, file in runs.items():
+            if not _checked(file):
+                found.append(f"{folder} (no training run)")
+        alone = [folder for folder in folders_in(path) if folder not in runs]
+        unreadable = [file for folder in alone for file in _other_reports(folder)[1]]
+        found += [f"{file} (unreadable)" for file in unreadable]
+        unfinished = [
+            folder
+            for folder in alone
+            if (folder / "config.json").exists() and not _above_a_run(folder, runs)
+        ]
+        for folder in unfinished:
+            other = (folder / "summary.json").exists()
+            found.append(f"{folder} ({'no training run' if other else 'not finished'})")
+        if not (runs or unfinished or unreadable):
+            found.append(f"{path} (no run)")
+    return found
+
+
+def _above_a_run(folder: Path, runs: Iterable[Path]) -> bool:
+    return any(folder in (run, *run.parents) for run in runs)
 
 
 def _checked(file: Path) -> dict[str, Any]:
@@ -89,21 +152,79 @@ def _checked(file: Path) -> dict[str, Any]:
     report = _read(file)
     if "rule" not in report:
         return {}
-    objects = ("rule_args", "settings", "best_epoch_flip")
-    lacks = [
-        name
-        for name in _NEEDED
-        if name not in report or (name in objects and not isinstance(report[name], dict))
-    ]
+    lacks = [name for name in _NEEDED if name not in report]
     if lacks:
         raise RunError(f"{file} is no report of a training run: it lacks {', '.join(lacks)}")
+    wrong = [name for name, fits in _FITS.items() if not fits(report.get(name))]
+    if wrong:
+        raise RunError(
+            f"{file} is damaged: its {wrong[0]} is {str(report.get(wrong[0]))[:60]!r}, which no "
+            "run writes; evaluate or repeat the run, or leave its report out"
+        )
     return report
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _is_positive(value: Any) -> bool:
+    return is_number(value) and value > 0
+
+
+def _is_count(value: Any) -> bool:
+    return is_number(value) and value >= 0 and value == int(value)
+
+
+def _is_accuracy(value: Any) -> bool:
+    return value is None or (is_number(value) and 0 <= value <= 100.001)
+
+
+def _are_options(value: Any) -> bool:
+    """By name: numbers, words, lists of them; options within options too."""
+    return isinstance(value, dict) and all(_is_option(x) for x in value.values())
+
+
+def _is_option(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return all(_is_option(x) for x in (value.values() if isinstance(value, dict) else value))
+    return value is None or isinstance(value, bool | str) or is_number(value)
+
+
+def _are_accuracies(value: Any) -> bool:
+    return isinstance(value, dict) and all(_is_accuracy(value.get(split)) for split in COLUMNS)
+
+
+def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or fits(value)
+
+
+# What a field of a report can be.
+_FITS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("dataset", "model", "rule", "loss"), _is_text),
+    **dict.fromkeys(("imbalance_factor", "batch_size"), _is_positive),
+    **dict.fromkeys(("epochs", "seed"), _is_count),
+    **dict.fromkeys(COLUMNS, _is_accuracy),
+    "best_epoch_flip": _are_accuracies,
+    **dict.fromkeys(("rule_args", "settings"), _are_options),
+    **dict.fromkeys(("ascent", "loss_args", "stage2_args", "thresholds"), _or_none(_are_options)),
+    **dict.fromkeys(("stage2", "subset", "source", "classifier"), _or_none(_is_text)),
+    **dict.fromkeys(("step_ms", "flops_ratio_to_sgd", "shrink", "train_examples"),
+                    _or_none(_is_positive)),
+    **dict.fromkeys(("mixup", "memory", "val_per_class", "subset_seed"), _or_none(is_number)),
+}  # fmt: skip
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(file.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        if file.exists() and not file.is_file():
+            raise RunError(f"{file} is no file to read a report from")
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"cannot read {file}: {error}") from error
     return value if isinstance(value, dict) else {}
 
@@ -217,8 +338,9 @@ def _identity(report: dict[str, Any]) -> dict[str, Any]:
         unused.append("tail_statistics")
     settings = {k: v for k, v in report["settings"].items() if k not in (*_FREE, *unused)}
     found = settings | {k: report[k] for k in _DECIDES if report.get(k) is not None}
+    found |= _of_source(report)
     if found.get("subset", "first") != "first":
-        found["subset_seed"] = report.get("subset_seed", 0)
+        found.setdefault("subset_seed", report.get("subset_seed") or 0)
     if "first" in report:
         found["first"] = _identity(report["first"])
     return {k: v for k, v in _plain(found).items() if v != {}}
@@ -258,16 +380,33 @@ def _facts(report: dict[str, Any]) -> dict[str, Any]:
     args, ascent = first["rule_args"], first.get("ascent") or {}
     found = {**_DEFAULTS, **first["settings"], **args, **ascent}
     found |= {k: first[k] for k in _DECIDES if first.get(k) is not None}
-    if "subset" in first:  # None where the data came from a file: not known
+    if "subset" in first:  # None where the data came from a file
         found["subset"] = first["subset"]
-    if "switch_step" in args and first.get("train_examples"):
+    found |= _of_source(first)
+    if is_number(args.get("switch_step")) and first.get("train_examples"):
         found["switch_epoch"] = args["switch_step"] / -(
             -first["train_examples"] // first["batch_size"]
         )
     if found["subset"] != "first":
-        found["subset_seed"] = first.get("subset_seed", 0)
+        found.setdefault("subset_seed", first.get("subset_seed", 0))
     drw = "+drw" if "drw_epoch" in (first.get("loss_args") or {}) else ""
     return found | {"loss": first["loss"] + drw, "ascent": ascent, "stage2": report.get("stage2")}
+
+
+def _of_source(report: dict[str, Any]) -> dict[str, Any]:
+    """What an exported file says of its images, where the run's flags left that to the file."""
+    source = str(report.get("source"))
+    found: dict[str, Any] = {}
+    factors = map(int, re.findall(r"every (\d+)x\1 pixels averaged", source))
+    shrink = math.prod(factors)
+    if report.get("shrink") is None and shrink > 1:
+        found["shrink"] = shrink
+    subset = re.search(r"of each class (first n_i by id|shuffled, seed (\d+))", source)
+    if report.get("subset") is None and subset:
+        found["subset"] = "shuffled" if subset[2] else "first"
+        if subset[2]:
+            found["subset_seed"] = int(subset[2])
+    return found
 
 
 # ---- naming ---------------------------------------------------------------------------------
@@ -312,7 +451,7 @@ def setting(group: Group) -> str:
     shown += f", weight decay {text(facts.get('weight_decay'))}"
     hidden = {"lr", "schedule", "weight_decay", "epochs", "batch_size", "model", "dataset",
               "imbalance_factor", "class_counts_sha256", "source", "thresholds", "loss",
-              "loss_args", "stage2", "stage2_args", "first", *_METHOD}  # fmt: skip
+              "loss_args", "stage2", "stage2_args", "first", "shrink", *_METHOD}  # fmt: skip
     shown = ", ".join([shown, *_words({k: v for k, v in first.items() if k not in hidden})])
     second = group.identity.get("stage2_args", {})
     words = _words({k: second[k] for k in _TRAINING if k in second})
@@ -324,6 +463,7 @@ def _words(values: dict[str, Any]) -> list[str]:
 
 
 def data(group: Group) -> str:
+    """Data set and imbalance factor, and what was done to the images where that is known."""
     facts, shrink = group.facts, group.facts["shrink"]
     found = f"{facts['dataset']} IF {round(facts['imbalance_factor'], 1):g}"
     if shrink != 1:
@@ -348,7 +488,8 @@ def differs(group: Group, row: published.Row) -> list[str]:
     found = published.differences(group.facts, row.protocol, row.overrides)
     seed = published.PROTOCOLS[row.protocol].seed
     known = seed is not None and group.seeds != [seed]
-    return found + [f"seeds {seed_list(group)}, not {seed}"] * known
+    own = "seed" if len(group.seeds) == 1 else "seeds"
+    return found + [f"{own} {seed_list(group)}, not {seed}"] * known
 
 
 def seed_list(group: Group) -> str:

@@ -230,10 +230,12 @@ def differences(
     for name, (allowed, guessed) in sorted({**usual, **stated}.items(), key=_place):
         if facts.get(name) not in allowed:
             theirs = " or ".join(map(text, allowed)) + " (a guess)" * guessed
-            found.append(f"{name} {text(facts.get(name))}, not {theirs}")
+            own = facts.get(name)
+            known = f"{name} {text(own)}, not {theirs}"
+            found.append(f"{name} not known, theirs {theirs}" if own is None else known)
     # The passes that move running statistics are told apart only where a protocol names them.
-    own = facts["ascent"].keys() - stated.keys() - {"running_statistics"}
-    return found + [f"{name} {text(facts['ascent'][name])}" for name in sorted(own)]
+    beyond = facts["ascent"].keys() - stated.keys() - {"running_statistics"}
+    return found + [f"{name} {text(facts['ascent'][name])}" for name in sorted(beyond)]
 
 
 def marks(facts: Mapping[str, Any]) -> list[str]:

@@ -26,11 +26,13 @@ from experiments.grouping import (
     Group,
     data,
     differs,
-    files,
     find,
     grouped,
+    is_number,
     method,
     number,
+    passed_over,
+    plural,
     plus_minus,
     protocol,
     rules_of,
@@ -46,6 +48,9 @@ NOTE = (
     "epoch on the test set, flip-averaged; chosen on the test set, it is optimistic. Published "
     "figures compare with best*, never with last."
 )
+
+
+_SHOWN = 12  # paths that were passed over
 
 
 # ---- on the terminal ------------------------------------------------------------------------
@@ -71,7 +76,7 @@ def table(groups: list[Group]) -> Table:
         if 1 < len(group.seeds) <= 5:
             label += f"\nall: {' '.join(number(report['all']) for report in group.reports)}"
         if group.sgd and len(group.pairs()) < len(group.seeds):
-            label += f"\n{len(group.pairs())} seeds in common with SGD"
+            label += f"\n{plural(len(group.pairs()), 'seed')} in common with SGD"
         result.add_row(label, *map("\n".join, zip(*lines, strict=True)), *_costs(group))
     return result
 
@@ -80,12 +85,15 @@ def _costs(group: Group) -> list[str]:
     return [number(group.median("step_ms")), number(group.median("flops_ratio_to_sgd"), 2)]
 
 
+def _seeds(group: Group) -> str:
+    return f"{'seed' if len(group.seeds) == 1 else 'seeds'} {seed_list(group)}"
+
+
 def settings(groups: list[Group]) -> str:
     """A line for each setting of these groups, with their numbers."""
     numbers: dict[str, list[str]] = {}
     for group in groups:
-        seeds = f"{'seed' if len(group.seeds) == 1 else 'seeds'} {seed_list(group)}"
-        shown = f"{data(group)}, {setting(group)}, {seeds}; protocol: {protocol(group)}"
+        shown = f"{data(group)}, {setting(group)}, {_seeds(group)}; protocol: {protocol(group)}"
         numbers.setdefault(shown, []).append(str(group.number))
     return "\n".join(f"{', '.join(each)}: {shown}" for shown, each in numbers.items())
 
@@ -101,9 +109,23 @@ def published_table(groups: list[Group]) -> Table:
     for group in groups:
         for row in published.beside(group.facts):
             figures = (number(getattr(row, split)) for split in COLUMNS)
-            names = ", ".join(x.split()[0] if ", not " in x else x for x in differs(group, row))
+            names = ", ".join(map(_short, differs(group, row)))
             result.add_row(f"{group.number}.", *figures, source(row), row.protocol, names or "-")
     return result
+
+
+def _few_seeds(groups: list[Group]) -> str:
+    """How much wider than a standard error the 95% t intervals of so few differences are."""
+    wider = {2: "12.7", 3: "4.3", 4: "3.2"}  # quantiles of t with n - 1 degrees of freedom
+    found = sorted({len(group.pairs()) for group in groups} & wider.keys())
+    each = ", ".join(f"{wider[n]} of them for {n} seeds" for n in found)
+    return f" (a 95% interval is {each}, to either side)" if each else ""
+
+
+def _short(difference: str) -> str:
+    """The name alone of "lr 0.1, not 0.01"."""
+    both = ", not " in difference or ", theirs " in difference
+    return difference.split()[0] if both else difference
 
 
 def _console() -> Console:
@@ -118,7 +140,7 @@ def show(reports: list[dict[str, Any]]) -> None:
     console.print(settings(groups))
     console.print(
         NOTE + " ± is the deviation over seeds; of a difference to SGD, paired by seed, the "
-        "standard error. FLOPs: a step's over SGD's.",
+        "standard error" + _few_seeds(groups) + ". FLOPs: a step's over SGD's.",
         style="dim",
     )
 
@@ -151,7 +173,7 @@ def markdown(groups: list[Group], plot: bool) -> str:
     """A section for each data set: each group, and beside it what was published."""
     lines = ["# Runs beside published figures", "", NOTE, "", "Accuracy in percent, mean over "
              "classes. n: number of seeds. ± is the sample deviation over seeds; of differences to "
-             "SGD, paired by seed, the standard error."]  # fmt: skip
+             f"SGD, paired by seed, the standard error{_few_seeds(groups)}."]  # fmt: skip
     used: dict[str, None] = {}
     for name in dict.fromkeys(map(data, groups)):
         head = ["", "figures", "n", *COLUMNS, "all - SGD", "few - SGD", "ms/step", "FLOPs",
@@ -159,7 +181,7 @@ def markdown(groups: list[Group], plot: bool) -> str:
         lines += ["", f"## {name}", "", _cells(head), _cells(["---"] * len(head))]
         for group in (group for group in groups if data(group) == name):
             title = {"last": f"**{group.number}. {method(group)}**", "best": f"{group.number}."}
-            about = f"{setting(group)}; seeds {seed_list(group)}"
+            about = f"{setting(group)}; {_seeds(group)}"
             if group.sgd and len(group.pairs()) < len(group.seeds):
                 about += f", {len(group.pairs())} of them in common with SGD"
             for kind, shown in KINDS.items():
@@ -230,7 +252,7 @@ def gains(groups: list[Group]) -> tuple[list[dict[str, Any]], list[str]]:
     """(panels for `plots.gain_per_class`, why there is none for the other groups).
 
     The gain of a class is its last-epoch accuracy minus that of SGD's run of the same seed, mean
-    over the common seeds.
+    and standard error over the common seeds.
     """
     panels, missing = [], []
     for group in groups:
@@ -248,9 +270,19 @@ def gains(groups: list[Group]) -> tuple[list[dict[str, Any]], list[str]]:
                 raise RunError(f"the runs of {method(group)} and of SGD differ in class sizes")
             seeds = [[a - b for a, b in zip(x[1], y[1], strict=True)] for x, y in read]
             mean = [statistics.fmean(values) for values in zip(*seeds, strict=True)]
-            title = f"{method(group)}; {data(group)}; n = {len(pairs)}"
-            eta = group.facts.get("eta")
-            panels.append({"title": title, "counts": counts, "gain": mean, "eta": eta})
+            title = f"{method(group)}; {data(group)}; {plural(len(pairs), 'seed')}"
+            eta, shots = group.facts.get("eta"), pairs[0][0].get("thresholds")
+            panel: dict[str, Any] = {"title": title, "counts": counts, "gain": mean}
+            panel["eta"] = eta if is_number(eta) else None
+            if len(pairs) > 1:
+                panel["se"] = [
+                    statistics.stdev(values) / len(values) ** 0.5
+                    for values in zip(*seeds, strict=True)
+                ]
+            named = [(shots or {}).get(name) for name in ("many_above", "few_below")]
+            if all(map(is_number, named)):
+                panel["thresholds"] = tuple(named)
+            panels.append(panel)
     return panels, missing
 
 
@@ -268,7 +300,7 @@ def _classes(report: dict[str, Any]) -> tuple[list[int], list[float]]:
             rows = list(csv.DictReader(stream))
         counts = [int(row["train_examples"]) for row in rows]
         return counts, [float(row["accuracy"] or "nan") for row in rows]
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise RunError(f"cannot read {file}: {error!r}") from error
 
 
@@ -278,7 +310,9 @@ def _classes(report: dict[str, Any]) -> tuple[list[int], list[float]]:
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser("Group finished runs over seeds and set published figures beside them.")
     parser.add_argument(
-        "runs", nargs="+", help="run folders, folders of seeds or runs, or report.json files"
+        "runs",
+        nargs="+",
+        help="run folders, folders with runs in them at any depth, or report files",
     )
     parser.add_argument("--out", help="folder for report.md, report.csv and gain_per_class.png")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
@@ -297,9 +331,10 @@ def main(args: argparse.Namespace) -> None:
     console = _console()
     beside = published_table(groups)
     console.print(beside if beside.row_count else "No published figure of these settings.")
-    without = [path for path in args.runs if not any(files(Path(path)))]
-    if without:
-        console.print(f"no finished run in {', '.join(without)}")
+    passed = passed_over(args.runs)
+    if passed:
+        more = f" and {len(passed) - _SHOWN} more" if len(passed) > _SHOWN else ""
+        console.print(f"passed over, no finished run in: {', '.join(passed[:_SHOWN])}{more}")
     if out:
         missing = write(out, groups)
         console.print(f"report.md and report.csv are in {out}")

@@ -38,6 +38,7 @@ from experiments.digits_lt import (
     settings_of,
 )
 from experiments.errors import RunError
+from experiments.grouping import plural
 
 SPLITS = ("all", "many", "medium", "few")
 # Few, half of Medium and all of it are in the tail: the paper's 20, 60 and 100 of CIFAR100-LT.
@@ -261,7 +262,7 @@ def verdict(summary: list[dict[str, Any]]) -> str:
 def write(
     out: Path, summary: list[dict[str, Any]], grid: dict[str, list[float]], args: argparse.Namespace
 ) -> None:
-    from experiments import folders, plots
+    from experiments import folders
 
     make_folder(out, args)
     folders.write_json(out / "summary.json", summary)
@@ -274,10 +275,17 @@ def write(
             point = [row["point"].get(name, "") for name in grid]
             rule = args.rule if row["point"] else "sgd"
             writer.writerow([rule, *point, *(row[key] for key in figures)])
-    *others, last = grid
+    draw(out / "sweep.png", summary, args.rule)
+
+
+def draw(path: Path, summary: list[dict[str, Any]], rule: str) -> None:
+    """The figure, from the objects of summary.json."""
+    from experiments import plots
+
+    *others, last = summary[-1]["point"]
     lines: dict[str, Any] = {}
     for row in summary[1:]:
-        name = ", ".join(f"{key} {row['point'][key]:g}" for key in others) or args.rule
+        name = ", ".join(f"{key} {row['point'][key]:g}" for key in others) or rule
         line = lines.setdefault(name, {"x": [], "chosen": None, "mean": {}, "se": {}})
         if row["best_val"]:
             line["chosen"] = len(line["x"])
@@ -289,7 +297,7 @@ def write(
     levels = {
         s: np.nan if summary[0][f"test_{s}"] is None else summary[0][f"test_{s}"] for s in SPLITS
     }
-    plots.sweep(out / "sweep.png", last, lines, levels)
+    plots.sweep(path, last, lines, levels)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -312,7 +320,7 @@ def main(args: argparse.Namespace) -> None:
             write(out, summary, grid, args)
     print(table(summary, grid))
     print(verdict(summary))
-    print(f"{len(seeds)} seeds; figure and tables are in {out}: sweep.png, sweep.csv, table.md")
+    print(f"{plural(len(seeds), 'seed')}; sweep.png, sweep.csv and table.md are in {out}")
 
 
 if __name__ == "__main__":

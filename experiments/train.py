@@ -493,8 +493,9 @@ class _Trainer:
 
     def _draw(self, title: str, lines: list[dict[str, Any]]) -> None:
         at, hits, counts = self.folder.path, self.hits, self.dataset.class_counts()
-        plots.per_class(at / "per_class.png", title, counts, hits.correct, hits.total)
-        plots.learning_curves(at / "curves.png", title, lines)
+        shots = (self.dataset.many_above, self.dataset.few_below)
+        plots.per_class(at / "per_class.png", title, counts, hits.correct, hits.total, shots)
+        plots.learning_curves(at / "curves.png", title, lines, shots)
 
 
 def params_sha256(params: Any) -> str:

@@ -342,6 +342,59 @@ def test_summary_pairs_by_data_set() -> None:
     assert sharp["ap_anomaly_improved"] == 0
 
 
+def test_a_tie_within_rounding_is_no_win() -> None:
+    """The same ranking, by two programs: their sums differ in the last bit."""
+    seeds = dict(enumerate((70.1, 80.2, 90.4)))
+    results = [_result("a", "sgd", s, x) for s, x in seeds.items()]
+    results += [_result("a", "sam", s, math.nextafter(x, 100)) for s, x in seeds.items()]
+    results += [_result("a", "imbsam", s, x + 1e-6) for s, x in seeds.items()]
+    _, tied, better = anomaly.summarise(results, ["sgd", "sam", "imbsam"])
+    assert 0 < tied["auroc_minus_sgd"] < 1e-12  # what a plain comparison counts as higher
+    assert (tied["auroc_improved"], better["auroc_improved"]) == (0, 1)
+
+
+def test_holms_correction_by_hand() -> None:
+    # Sorted: .005, .01, .03, .04 times 4, 3, 2, 1, never falling.
+    found = anomaly_report.holm([0.01, 0.04, 0.03, 0.005])
+    np.testing.assert_allclose(found, [0.03, 0.06, 0.06, 0.02])
+    assert anomaly_report.holm([]).size == 0 and anomaly_report.holm([0.9, 0.8]).tolist() == [1, 1]
+
+
+def test_what_stands_is_said_with_the_number_of_tests(capsys: pytest.CaptureFixture[str]) -> None:
+    from scipy import stats
+
+    gains = np.array([2.0, 3.1, 2.4, 2.9, 2.2, 3.3]), np.array([2.0, -1.1, 1.4, -0.9, 0.2, -1.3])
+    results = [
+        _result(str(d), rule, 0, 70 + x)
+        for rule, values in zip(("sgd", "sam", "imbsam"), (np.zeros(6), *gains), strict=True)
+        for d, x in enumerate(values)
+    ]
+    summary = anomaly.summarise(results, ["sgd", "sam", "imbsam"])
+    left, number = anomaly_report.standing(summary, ["auroc"])
+    p = [stats.ttest_1samp(x, 0).pvalue for x in gains]
+    assert number == 2 and p[0] < 0.01 < 0.1 < p[1]
+    ((row, metric, corrected),) = left
+    assert (row["rule"], metric) == ("sam", "auroc") and corrected == pytest.approx(2 * p[0])
+    # Precisions are all equal here: differences without spread are not tested.
+    assert anomaly_report.standing(summary)[1] == 2
+    anomaly_report.show(summary, [], "")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Of these 2 differences 1 stands at 5%" in shown
+    assert "(Holm): deepsad sam AUROC (adbench, 25%)" in shown
+
+
+def test_the_table_fits_in_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    file = Path(__file__).resolve().parents[1] / "results" / "anomaly" / "protocol" / "summary.json"
+    found = json.loads(file.read_text())
+    anomaly_report.show(found["groups"], found["paper_table_4"], "title")
+    shown = capsys.readouterr().out
+    # Not the sentences: a file has no edge to wrap them at.
+    table = [line.rstrip() for line in shown.splitlines() if "/14" in line or " (12)" in line]
+    assert len(table) == 12 + 18 and max(map(len, table)) <= 80
+    for part in ("97.59 ± 0.31", "+0.29 ± 0.32 4/14", "91.7 (12)", "MVTec-"):
+        assert part in shown
+
+
 def test_summary_never_hides_a_diverged_run() -> None:
     results = [_result("a", "sgd", 0, 70.0), _result("a", "sam", 0, math.nan)]
     plain, sharp = anomaly.summarise(results, ["sgd", "sam"])
@@ -404,7 +457,7 @@ def test_command_from_data_to_files(tmp_path: Path) -> None:
     )  # fmt: skip
     code, shown, _ = _run(*args)
     assert code == 0
-    for part in ("adbench", "full", "imbsam", "AUROC - SGD", "Table 4", "88.7", "24 runs in"):
+    for part in ("adbench", "full", "imbsam", "AUROC", " - SGD ", "Table 4", "88.7", "24 runs in"):
         assert part in shown, part
     rows = _rows(out)
     assert list(rows[0]) == list(anomaly_report.COLUMNS) == [

@@ -1,7 +1,8 @@
-"""The README's two code blocks run as they stand and take the same step."""
+"""The README's code blocks run as they stand; every command of README and results pages parses."""
 
 import importlib
 import re
+import subprocess
 from pathlib import Path
 
 import chex
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import imbsam_jax as ij
 from experiments import (
@@ -19,12 +21,16 @@ from experiments import (
     inaturalist,
     launch,
     presets,
+    report,
+    stage2,
     sweep,
 )
 from tiny import tiny_dataset
 
 SHOWING = (cifar_lt, digits_lt, sweep, anomaly, imagenet_lt, inaturalist)
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = next(p for p in Path(__file__).resolve().parents if (p / "results").is_dir())
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "results").rglob("README.md"))]
 
 
 class Model:
@@ -64,28 +70,115 @@ def test_both_blocks_run_and_agree():
     assert jax.tree.leaves(names["updates"])[0].shape == (4, 3)
 
 
-def commands(text):
-    """Every `python -m experiments.X ...` in it, continued lines joined, comments dropped."""
-    joined = text.replace("\\\n", " ")
-    for line in re.findall(r"^ *python -m experiments\.(.*)$", joined, re.MULTILINE):
+SHELL = """
+set -euf # no pattern is expanded: nothing need lie where the commands point
+python() { printf '%s\\0' "$@"; printf '\\n\\0'; }
+taskset() { shift 2; "$@"; }
+"""
+
+
+def scripts(page):
+    """The blocks of shell commands in a page: fenced without a language, or indented."""
+    blocks, fenced = [[]], None
+    for line in page.read_text().splitlines():
+        if line.startswith("```"):
+            fenced = line[3:] if fenced is None else None
+            blocks.append([])
+        elif fenced == "" or (fenced is None and line.startswith("    ")):
+            blocks[-1].append(line)
+        elif fenced is None and line:
+            blocks.append([])
+    return ["\n".join(block) for block in blocks if any("python -m" in line for line in block)]
+
+
+def commands(script):
+    """(module, flags) of each `python -m module flags` as a shell would run them, loops and all."""
+    done = subprocess.run(
+        ["bash", "-c", SHELL + script], capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    for words in done.stdout.split("\n\0")[:-1]:
+        minus_m, module, *flags = words.split("\0")[:-1]
+        assert minus_m == "-m"
+        yield module, flags
+
+
+def documented(module):
+    """The commands in a module's docstring."""
+    joined = module.__doc__.replace("\\\n", " ")
+    for line in re.findall(r"^ *python -m (.*)$", joined, re.MULTILINE):
         name, *flags = line.split("#")[0].split()
         yield name, flags
 
 
-def test_every_shown_command_is_accepted():
-    """Parsed, and for images made up to where training begins, on CIFAR100-LT's class counts."""
-    dataset = tiny_dataset(counts=tuple(ij.long_tail_counts(100, 500, 100)))
-    texts = [README.read_text(), *(m.__doc__ for m in SHOWING)]
-    seen = set()
-    for name, flags in (found for text in texts for found in commands(text)):
-        module = importlib.import_module(f"experiments.{name}")
-        seen.add(name)
-        if name in presets.TABLES:
-            args = presets.parse(module.arguments(), flags)
+@pytest.fixture(scope="module")
+def dataset():
+    return tiny_dataset(counts=tuple(ij.long_tail_counts(100, 500, 100)))
+
+
+def parsed(name, flags, dataset):
+    """As the command would; for images made up to where training begins."""
+    module = importlib.import_module(name)
+    short = name.rpartition(".")[2]
+    if short in presets.TABLES:
+        args = presets.parse(module.arguments(), flags)
+        if getattr(args, "export", None) is None:
             plan = launch.make_plan(args, dataset, module.describe(args, dataset))
             assert list(plan.second) == args.stage2
-        elif name == "sweep":
-            sweep.grid_of(sweep.parse(flags))
-        else:
-            module.arguments().parse_args(flags)
-    assert seen == {*presets.TABLES, "digits_lt", "sweep", "anomaly", "report", "evaluate"}
+    elif short == "sweep":
+        args = sweep.parse(flags)
+        sweep.grid_of(args)
+    elif short == "digits_lt":
+        args = stage2.parse(module.arguments(), flags)
+    else:
+        args = module.arguments().parse_args(flags)
+    return args
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_every_command_of_a_page_is_accepted(page, dataset, monkeypatch, capsys):
+    """On CIFAR100-LT's class counts; those of `report` that name committed runs are run."""
+    monkeypatch.chdir(ROOT)
+    found = [command for script in scripts(page) for command in commands(script)]
+    assert found
+    for name, flags in found:
+        args = parsed(name, flags, dataset)
+        if name.endswith(".report") and not args.out and all(Path(x).exists() for x in args.runs):
+            report.main(args)
+            assert "accuracy (%)" in capsys.readouterr().out
+    if page == README:
+        entries = (*presets.TABLES, "digits_lt", "sweep", "anomaly", "report", "evaluate")
+        assert {name for name, _ in found} | {"experiments.digits_lt"} >= {
+            f"experiments.{entry}" for entry in entries
+        }
+
+
+def test_results_pages_name_their_reports():
+    """`report` is run at least on these: a command that nothing runs is not tested."""
+    run = [
+        path
+        for page in PAGES
+        for script in scripts(page)
+        for name, flags in commands(script)
+        if name.endswith(".report")
+        for path in flags
+    ]
+    for folder in ("cifar100_lt_100", "split_norm"):
+        assert f"results/{folder}" in run
+
+
+@pytest.mark.parametrize("module", SHOWING, ids=lambda module: module.__name__)
+def test_every_documented_command_is_accepted(module, dataset):
+    for name, flags in documented(module):
+        parsed(name, flags, dataset)
+
+
+def test_report_takes_every_folder_of_results(capsys, monkeypatch):
+    """As a shell expands them, pages and pictures too."""
+    monkeypatch.chdir(ROOT)
+    for folder in ("cifar100_lt_100", "cifar100_lt_cpu10", "split_norm"):
+        children = sorted(map(str, Path("results", folder).iterdir()))
+        for paths in ([f"results/{folder}"], children):
+            report.main(report.arguments().parse_args(paths))
+            shown = " ".join(capsys.readouterr().out.split())
+            assert ("README.md (no report)" in shown) == (paths is children)

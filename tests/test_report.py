@@ -199,6 +199,49 @@ def test_seeds_and_second_stages_are_found(tmp_path):
     assert len(report.find([str(tmp_path / "one" / "report.json")])) == 1
 
 
+def test_runs_are_found_at_any_depth_and_once(tmp_path):
+    for rule in ("sgd", "imbsam"):
+        for seed in (0, 1):
+            save(tmp_path / "a" / "b" / rule / f"seed_{seed}", seed, rule)
+    save(tmp_path / "a" / "b" / "sgd" / "seed_0" / "checkpoints" / "9")  # nobody's business
+    save(tmp_path / ".trash" / "old", 7)
+    (tmp_path / "a" / "again").symlink_to(tmp_path / "a")
+    found = report.find([str(tmp_path), str(tmp_path / "a" / "b")])
+    assert Counter(run["rule"] for run in found) == {"sgd": 2, "imbsam": 2}
+
+
+def test_what_is_no_run_is_passed_over_and_said(tmp_path, capsys):
+    """As `report DIR/*` meets it: a page, a table, folders begun, of other experiments, empty."""
+    runs = tmp_path / "runs"
+    save(runs / "good" / "seed_0")
+    for name, content in (("README.md", "# what was run"), ("table.csv", "a,b\n"), ("blob", "\0")):
+        (runs / name).write_text(content)
+    (runs / "empty").mkdir()
+    for name, files in {
+        "begun": {"config.json": "{}"},
+        "digits": {"config.json": "{}", "summary.json": "[]"},
+        "anomaly": {"report.json": json.dumps({"method": "devnet"})},
+        "torn": {"other.json": "{"},
+    }.items():
+        (runs / name).mkdir()
+        for file, content in files.items():
+            (runs / name / file).write_text(content)
+    run_command(*sorted(runs.iterdir()))
+    shown = " ".join(capsys.readouterr().out.split())
+    for name, why in (
+        ("README.md", "no report"), ("table.csv", "no report"), ("blob", "no report"),
+        ("empty", "no run"), ("begun", "not finished"), ("digits", "no training run"),
+        ("anomaly", "no training run"), ("torn/other.json", "unreadable"),
+    ):  # fmt: skip
+        # The terminal may break a line in a long path.
+        assert f"{name}({why})".replace(" ", "") in shown.replace(" ", ""), name
+    assert "good (" not in shown
+    run_command(runs / "good")
+    assert "passed over" not in capsys.readouterr().out
+    with pytest.raises(RunError, match="no finished run"):
+        report.find([str(runs / "README.md"), str(runs / "empty")])
+
+
 SECOND = {"stage2": "weight-balancing", "epochs": 10, "lr": 0.01, "weight_decay": 0.1}
 
 
@@ -248,13 +291,80 @@ def test_second_stages_just_trained_find_their_first(capsys):
     [
         ("{", "cannot read"),
         (json.dumps({"rule": "sgd", "all": 1.0}), "is no report of a training run: it lacks"),
-        (json.dumps({**make(), "settings": None}), "lacks settings"),
+        (json.dumps({**make(), "settings": None}), "is damaged: its settings is 'None'"),
         (json.dumps({"method": "devnet"}), "no finished run"),
     ],
 )
 def test_a_bad_report_is_one_clear_error(tmp_path, content, message):
     (tmp_path / "report.json").write_text(content)
     with pytest.raises(RunError, match=message):
+        report.find([str(tmp_path)])
+
+
+BAD = (
+    None,
+    True,
+    -1,
+    0.5,
+    1e400,
+    float("nan"),
+    10**400,
+    "",
+    "x",
+    [],
+    [1],
+    {},
+    {"a": {}},
+    {"all": "x"},
+)
+
+
+@pytest.mark.parametrize(
+    "field", sorted({*make(), "step_ms", "stage2_args", "shrink", "thresholds"})
+)
+def test_a_report_damaged_in_any_field_is_told_in_a_sentence(field, tmp_path, capsys):
+    """Or does no harm: never a traceback, and never another exit than 1."""
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good" / "report.json").write_text(json.dumps(make(1, "imbsam")))
+    for number, value in enumerate(BAD):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "report.json").write_text(json.dumps({**make(), "ascent": {}, field: value}))
+        try:
+            run_command(tmp_path / "good", folder)
+        except RunError as error:
+            assert str(folder) in str(error) and "\n" not in str(error), value
+    capsys.readouterr()
+
+
+def test_a_setting_damaged_in_any_way_is_no_traceback(tmp_path, monkeypatch, capsys):
+    """Options are the run's own business: a report shows whatever they hold."""
+    monkeypatch.setattr("experiments.plots.gain_per_class", lambda *_: None)
+    arguments = {**IMBSAM, "switch_step": 10, "tail_weight": 2.0}
+    good = make(0, "imbsam", rule_args=arguments, ascent={"p": 2.0}, thresholds=dict(SHOTS))
+    save(tmp_path / "sgd", 0)
+    run = save(tmp_path / "run", 0)
+    for part in ("settings", "rule_args", "ascent", "loss_args", "thresholds", "stage2_args"):
+        for name in [*(good.get(part) or {}), "shrink", "subset", "own"]:
+            for value in (None, "x", -1, [1], {"a": {}}):
+                damaged = {**good, part: {**(good.get(part) or {}), name: value}}
+                (run / "report.json").write_text(json.dumps(damaged))
+                try:
+                    run_command(tmp_path, "--out", tmp_path / "out", "--overwrite")
+                except RunError as error:
+                    assert str(run) in str(error), (part, name, value)
+        capsys.readouterr()
+
+
+SHOTS = (("many_above", 100), ("few_below", 20))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe", b"[" * 100_000, b"9" * 5000, b'{"rule": "sgd"', b"null", b"[1]"]
+)
+def test_what_is_no_json_object_is_told_in_a_sentence(content, tmp_path):
+    (tmp_path / "report.json").write_bytes(content)
+    with pytest.raises(RunError, match=r"cannot read .*report.json|no finished run"):
         report.find([str(tmp_path)])
 
 
@@ -432,6 +542,45 @@ def test_a_run_is_marked_by_the_protocols_it_follows(change, names):
     assert published.marks(facts(**change)) == names
 
 
+EXPORTED = "TFDS cifar100, long-tailed (exp, imbalance factor 100; of each class "
+
+
+@pytest.mark.parametrize(
+    "source, known",
+    [
+        (EXPORTED + "first n_i by id)", {"subset": "first", "shrink": 1}),
+        (EXPORTED + "shuffled, seed 3)", {"subset": "shuffled", "subset_seed": 3, "shrink": 1}),
+        (
+            EXPORTED + "first n_i by id); every 2x2 pixels averaged",
+            {"subset": "first", "shrink": 2},
+        ),
+        ("mine; every 2x2 pixels averaged; every 4x4 pixels averaged", {"shrink": 8}),
+    ],
+)
+def test_an_exported_file_says_what_it_holds(source, known, capsys):
+    """Its run has no flag of its own for either: it must not stand beside papers as their data."""
+    run = make(source=source, subset=None, subset_seed=None)
+    found = grouping.grouped([run])[0]
+    assert {name: found.facts[name] for name in known} == known
+    differences = published.differences(found.facts, "imbsam-paper")
+    assert ("shrink 2, not 1" in differences) == (known["shrink"] == 2)
+    assert not any("None" in difference for difference in differences)
+    unknown = "subset not known, theirs first (a guess)" in differences
+    assert unknown == ("subset" not in known)
+    assert (published.marks(found.facts) == ["imbsam-paper"]) == (differences == [])
+    report.show([run])
+    shown = " ".join(capsys.readouterr().out.split())
+    averaged = f"IF 100, {known['shrink']}x{known['shrink']} pixels averaged"
+    assert (averaged in shown) == (known["shrink"] > 1) and "None" not in shown
+
+
+def test_an_exported_set_is_the_set_that_it_was_exported_from():
+    source = EXPORTED + "shuffled, seed 3); every 2x2 pixels averaged"
+    direct = make(0, source=source, subset="shuffled", subset_seed=3, shrink=2)
+    exported = make(1, source=source, subset=None, subset_seed=None)
+    assert [group.seeds for group in grouping.grouped([direct, exported])] == [[0, 1]]
+
+
 def test_sse_sams_switch_is_counted_in_epochs():
     """170 steps an epoch: the release switches after 140 of 200 epochs."""
     arguments = {"eta": 100.0, "head_rho": 0.05, "tail_rho": 0.1, "switch_step": 140 * 170}
@@ -485,6 +634,18 @@ def test_the_terminal_fits_100_columns_and_names_both_kinds(runs, capsys):
     assert "never with last" in " ".join(shown.split())
 
 
+@pytest.mark.parametrize("n, factor", [(1, None), (2, "12.7"), (3, "4.3"), (4, "3.2"), (5, None)])
+def test_few_seeds_are_said_to_have_wide_intervals(n, factor, capsys):
+    from scipy import stats
+
+    report.show([make(s, rule, 50.0 + s) for s in range(n) for rule in ("sgd", "sam")])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert ("a 95% interval" in shown) == (factor is not None)
+    if factor:
+        assert f"{stats.t.ppf(0.975, n - 1):.1f}" == factor and f"is {factor} of them" in shown
+    assert ("1 seeds" in shown, "seed 0;" in shown) == (False, n == 1)
+
+
 def test_show_takes_reports_that_were_never_saved(capsys):
     report.show([make(0), make(1, "imbsam", rule_args={"rho": "step(0.1, 0.2)", "strict": True})])
     shown = " ".join(capsys.readouterr().out.split())
@@ -523,11 +684,12 @@ def test_the_files_hold_runs_and_published_rows(runs, tmp_path, capsys):
 
 
 def test_the_gain_of_a_class_is_the_mean_over_common_seeds(runs):
-    save(runs / "imbsam_7", 7, "imbsam", 99.0, IMBSAM, accuracies=(99, 99, 99))
+    save(runs / "imbsam_7", 7, "imbsam", 79.0, IMBSAM, accuracies=(99, 99, 99))
     (panel,), missing = report.gains(grouping.grouped(report.find([str(runs)])))
     assert panel["gain"] == pytest.approx([-1, 2, 3])  # (0 + 3 + 6) / 3; seed 7 has no partner
     assert panel["counts"] == [500, 100, 5] and panel["eta"] == 100
-    assert "n = 3" in panel["title"] and missing == []
+    assert panel["title"].endswith("3 seeds") and missing == []
+    assert panel["se"] == pytest.approx([0, 0, math.sqrt(3)])  # of 0, 3 and 6
 
 
 def test_without_an_sgd_partner_there_is_no_plot_and_it_is_said(tmp_path, capsys):
@@ -548,7 +710,9 @@ def test_without_class_tables_there_is_no_plot(runs, tmp_path, capsys):
     assert "no per_class.csv beside its reports" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("damage", ["class,name\n0,a\n", "train_examples,accuracy\nx,1\n"])
+@pytest.mark.parametrize(
+    "damage", ["class,name\n0,a\n", "train_examples,accuracy\nx,1\n", "a\0b\n\0"]
+)
 def test_a_broken_class_table_is_named(runs, tmp_path, damage):
     (runs / "imbsam_0" / "per_class.csv").write_text(damage)
     with pytest.raises(RunError, match=r"imbsam_0/per_class.csv"):

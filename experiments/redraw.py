@@ -1,0 +1,128 @@
+"""Draws the plots of finished folders again, from their files: `python -m experiments.redraw DIR`.
+
+Folders at any depth of training runs, of `digits_lt`, `sweep` and `anomaly`. Nothing is trained and
+no other file is changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from experiments import cli
+from experiments.errors import RunError
+
+# What reading tables that are damaged, or of different runs, comes to.
+_UNFIT = (
+    ArithmeticError, AttributeError, LookupError, RecursionError, StopIteration, TypeError,
+    ValueError, csv.Error,
+)  # fmt: skip
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = cli.parser("Draw the plots of finished folders again, from the files in them.")
+    parser.add_argument("folders", nargs="+", help="folders of results, at any depth")
+    return parser
+
+
+def redraw(folder: Path) -> list[Path]:
+    """The plots made of one folder; none where it holds nothing that is plotted."""
+    summary = folder / "summary.json"
+    for kind, named, draw in (
+        ("report", folder / "report.json", _run),
+        ("anomaly", folder / "runs.csv", _anomaly),
+        ("sweep", folder / "sweep.csv", _sweep),
+        ("digits", folder / "per_class.csv", _digits),
+    ):
+        if named.is_file() and (kind == "report" or summary.is_file()):
+            return _read(folder, draw)
+    return []
+
+
+def _read(folder: Path, draw: Callable[[Path], list[Path]]) -> list[Path]:
+    try:
+        return draw(folder)
+    except OSError as error:
+        raise RunError(f"cannot read {error.filename}: {error.strerror}") from error
+    except _UNFIT as error:
+        why = f"{type(error).__name__}: {error}"
+        raise RunError(f"the files in {folder} do not fit together ({why}): no plot") from error
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _run(folder: Path) -> list[Path]:
+    from experiments import plots
+
+    report = _json(folder / "report.json")
+    title = f"{report['rule']} on {report['dataset']}, {report['model']}"
+    shots = report.get("thresholds") and (
+        report["thresholds"]["many_above"],
+        report["thresholds"]["few_below"],
+    )
+    made = []
+    if (folder / "per_class.csv").exists():
+        with open(folder / "per_class.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        counts, correct, total = (
+            [int(row[name]) for row in rows]
+            for name in ("train_examples", "correct", "test_examples")
+        )
+        made.append(folder / "per_class.png")
+        plots.per_class(made[-1], title, counts, correct, total, shots)
+    if (folder / "metrics.jsonl").exists():
+        text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+        lines = [json.loads(line) for line in text.splitlines()]
+        made.append(folder / "curves.png")
+        plots.learning_curves(made[-1], title, lines, shots)
+    return made
+
+
+def _anomaly(folder: Path) -> list[Path]:
+    from experiments.anomaly_report import draw_curves
+
+    groups = _json(folder / "summary.json")["groups"]
+    made = []
+    for protocol in dict.fromkeys(row["protocol"] for row in groups):
+        made.append(folder / f"curves_{protocol}.png")
+        draw_curves(made[-1], groups, protocol)
+    return made
+
+
+def _sweep(folder: Path) -> list[Path]:
+    from experiments.sweep import draw
+
+    draw(
+        folder / "sweep.png", _json(folder / "summary.json"), _json(folder / "config.json")["rule"]
+    )
+    return [folder / "sweep.png"]
+
+
+def _digits(folder: Path) -> list[Path]:
+    from experiments import digits_lt
+
+    return digits_lt.redraw(folder)
+
+
+def main(args: argparse.Namespace) -> None:
+    from experiments.grouping import folders_in
+
+    made = []
+    for path in map(Path, args.folders):
+        if not path.is_dir():
+            raise RunError(f"{path} is no folder: name folders of results")
+        for folder in folders_in(path):
+            made += redraw(folder)
+    if not made:
+        raise RunError(f"nothing to draw in {', '.join(args.folders)}: no finished run or table")
+    print(*made, sep="\n")
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments().parse_args())

@@ -1,0 +1,812 @@
+"""The figures of README and of results/*/README.md, computed again from the files beside them."""
+
+import csv
+import json
+import re
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments.anomaly_report import holm
+
+ROOT = next(p for p in Path(__file__).resolve().parents if (p / "results").is_dir())
+RESULTS = ROOT / "results"
+SPLITS = ("many", "medium", "few", "all")
+
+
+@cache
+def page(name=""):
+    return (RESULTS / name / "README.md" if name else ROOT / "README.md").read_text()
+
+
+@cache
+def read(path):
+    return json.loads((RESULTS / path).read_text())
+
+
+def table(text, *heads):
+    """The rows of the first table with these columns, as dicts of cells; empty heads by place."""
+    lines = text.splitlines()
+    for at, line in enumerate(lines):
+        cells = _cells(line)
+        if cells and set(heads) <= set(cells) and re.match(r"\|[-|]+\|$", lines[at + 1]):
+            names = [name or str(k) for k, name in enumerate(cells)]
+            rows = []
+            for row in lines[at + 2 :]:
+                if not row.startswith("|"):
+                    return rows
+                rows.append(dict(zip(names, _cells(row), strict=True)))
+            return rows
+    raise AssertionError(f"no table with {heads}")
+
+
+def _cells(line):
+    if not line.startswith("|"):
+        return []
+    return [cell.strip().replace("**", "").replace("−", "-") for cell in line.split("|")[1:-1]]
+
+
+def says(text, *phrases):
+    """Each stands in the page, whatever its line breaks."""
+    flat = " ".join(text.replace("**", "").split())
+    for phrase in phrases:
+        assert " ".join(phrase.split()) in flat, phrase
+
+
+def pm(mean, spread, sign="", digits=1):
+    return f"{mean:{sign}.{digits}f} ± {spread:.{digits}f}"
+
+
+def error(values):
+    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def paired(values, digits=1):
+    return pm(np.mean(values), error(values), "+", digits)
+
+
+def ends(values):
+    half = stats.t.ppf(0.975, len(values) - 1) * error(values)
+    return np.mean(values) - half, np.mean(values) + half
+
+
+def interval(values):
+    low, high = ends(values)
+    return f"{low:+.1f} to {high:+.1f}"
+
+
+# ---- anomalies ------------------------------------------------------------------------------
+
+
+@cache
+def anomaly_runs(folder):
+    """By (protocol, label ratio, method, metric, rule), [subset, seed] in percent."""
+    found = defaultdict(dict)
+    with open(RESULTS / "anomaly" / folder / "runs.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            for metric in ("auroc", "ap_anomaly", "ap_normal"):
+                key = row["protocol"], float(row["label_ratio"]), row["method"], metric, row["rule"]
+                found[key].setdefault(row["dataset"], []).append(float(row[metric]))
+    return {key: np.array(list(values.values())) for key, values in found.items()}
+
+
+def gain(folder, protocol, ratio, method, metric, rule, base="sgd"):
+    """[subset]: the difference, mean over seeds."""
+    runs = anomaly_runs(folder)
+    key = protocol, ratio, method, metric
+    return (runs[*key, rule] - runs[*key, base]).mean(axis=1)
+
+
+def counted(values):
+    # Figures are filed to four decimals; the smallest true difference of a mean of three is 3e-5.
+    return f"{paired(values, 2)} ({(values > 1e-9).sum()}/{len(values)})"
+
+
+FOLDERS = ("levels", "rho_0.01", "rho_0.02", "rho_0.1", "rho_0.2", "label_ratio", "protocol")
+
+
+@pytest.mark.parametrize("folder", [*FOLDERS, "bundled"])
+def test_anomaly_summaries_come_of_their_runs(folder):
+    groups = read(f"anomaly/{folder}/summary.json")["groups"]
+    for row in groups:
+        key = row["protocol"], row["label_ratio"], row["method"]
+        for metric in ("auroc", "ap_anomaly", "ap_normal"):
+            runs = anomaly_runs(folder)[*key, metric, row["rule"]]
+            assert runs.shape == (row["datasets"], row["seeds"])
+            assert row[metric] == pytest.approx(runs.mean(), abs=1e-4)
+            assert row[f"{metric}_sd"] == pytest.approx(runs.mean(axis=0).std(ddof=1), abs=1e-4)
+            if row["rule"] == "sgd":
+                continue
+            values = gain(folder, *key, metric, row["rule"])
+            assert row[f"{metric}_minus_sgd"] == pytest.approx(values.mean(), abs=2e-4)
+            assert row[f"{metric}_minus_sgd_se"] == pytest.approx(error(values), abs=2e-4)
+            assert row[f"{metric}_improved"] == (values > 1e-9).sum(), (folder, row)
+
+
+def test_anomaly_levels():
+    rows = table(page("anomaly"), "method", "rule", "AP normal")
+    assert len(rows) == 6
+    for row in rows:
+        for name, metric in (("AUROC", "auroc"), ("AP anomaly", "ap_anomaly"),
+                             ("AP normal", "ap_normal")):  # fmt: skip
+            runs = anomaly_runs("levels")["adbench", 0.25, row["method"], metric, row["rule"]]
+            assert row[name] == f"{runs.mean():.2f}"
+        if row["rule"] != "sgd":
+            values = gain("levels", "adbench", 0.25, row["method"], "auroc", row["rule"])
+            assert row["AUROC - SGD"] == counted(values)
+
+
+def rho_folder(rho):
+    return "levels" if rho == "0.05" else f"rho_{rho}"
+
+
+def at_ratio(row):
+    ratio = float(row["labelled"].rstrip("%")) / 100
+    return ("levels" if ratio == 0.25 else "label_ratio"), "adbench", ratio
+
+
+def at_protocol(row):
+    if row["protocol"] == "adbench":
+        return "levels", "adbench", 0.25
+    return "protocol", row["protocol"], 1.0 if row["protocol"] == "full" else 0.25
+
+
+@pytest.mark.parametrize(
+    "heading, place, rows",
+    [
+        ("## rho", lambda row: (rho_folder(row["rho"]), "adbench", 0.25), 10),
+        ("## Share of", at_ratio, 10),
+        ("## Protocol", at_protocol, 8),
+    ],
+)
+def test_anomaly_differences(heading, place, rows):
+    found = table(page("anomaly").split(heading)[1], "SGD: AUROC", "ImbSAM - SGD")
+    assert len(found) == rows
+    # Names of columns come twice: by place.
+    text = page("anomaly").split(heading)[1]
+    lines = [_cells(line) for line in text.split("\n## ")[0].splitlines() if line.startswith("|")]
+    for row, cells in zip(found, lines[2:], strict=True):
+        folder, protocol, ratio = place(row)
+        for start, metric in ((2, "auroc"), (5, "ap_anomaly")):
+            key = protocol, ratio, row["method"], metric
+            assert cells[start] == f"{anomaly_runs(folder)[*key, 'sgd'].mean():.2f}"
+            for k, rule in enumerate(("sam", "imbsam"), 1):
+                assert cells[start + k] == counted(gain(folder, *key, rule)), (row, rule, metric)
+
+
+def test_imbsam_against_sam():
+    rows = table(page("anomaly"), "protocol", "ImbSAM - SAM")
+    assert len(rows) == 8
+    for row in rows:
+        folder = "protocol" if row["protocol"] != "adbench" else rho_folder(row["rho"])
+        ratio = float(row["labelled"].rstrip("%")) / 100
+        key = row["protocol"], ratio, row["method"], "auroc"
+        assert row["ImbSAM - SAM"] == counted(gain(folder, *key, "imbsam", "sam"))
+
+
+def test_what_is_left_of_the_anomaly_differences():
+    """Holm over all that the tables hold, each counted once."""
+    tests = {}
+    for folder in FOLDERS:
+        rho = read(f"anomaly/{folder}/config.json")["rho"]
+        for *key, metric, rule in anomaly_runs(folder):
+            if rule != "sgd" and metric != "ap_normal":
+                values = gain(folder, *key, metric, rule)
+                p = stats.ttest_1samp(values, 0).pvalue
+                tests.setdefault((rho, *key, metric, rule), (p, values.mean()))
+    corrected = dict(zip(tests, holm([p for p, _ in tests.values()]), strict=True))
+    left = {
+        (key[0], key[1], key[2], key[3], key[4]): f"{tests[key][1]:+.2f}"
+        for key, p in corrected.items()
+        if p <= 0.05
+    }
+    assert left == {
+        (0.05, "adbench", 0.1, "deepsad", "auroc"): "+3.74",
+        (0.05, "adbench", 0.1, "deepsad", "ap_anomaly"): "+4.80",
+        (0.05, "adbench", 0.25, "deepsad", "auroc"): "+3.31",
+        (0.05, "adbench", 0.25, "deepsad", "ap_anomaly"): "+4.89",
+        (0.02, "adbench", 0.25, "deepsad", "auroc"): "+1.81",
+        (0.02, "adbench", 0.25, "deepsad", "ap_anomaly"): "+2.70",
+        (0.05, "full", 1.0, "devnet", "ap_anomaly"): "-0.93",
+    }
+    least = min(p for key, p in corrected.items() if key[-1] == "imbsam")
+    says(page("anomaly"), f"hold {len(tests)} different differences", f"{len(left)} stand at 5%",
+         f"the smallest corrected p-value of one is {least:.2f}", *left.values())  # fmt: skip
+    says(page(), f"Of the {len(tests)} differences in that page's tables {len(left)} stand")
+
+
+def test_anomaly_prose():
+    groups = {(r["method"], r["rule"]): r for r in read("anomaly/bundled/summary.json")["groups"]}
+    assert {f"{r['auroc']:.1f}" for (m, _), r in groups.items() if m == "devnet"} == {"99.0"}
+    sam, imbsam = (
+        pm(groups["deepsad", rule]["auroc_minus_sgd"],
+           groups["deepsad", rule]["auroc_minus_sgd_se"], "+", 2)
+        for rule in ("sam", "imbsam")
+    )  # fmt: skip
+    level = groups["deepsad", "sgd"]["auroc"]
+    says(page("anomaly"), f"DeepSAD {level:.1f} under SGD, SAM {sam}, ImbSAM {imbsam}")
+    auroc = "auroc"
+
+    def of(rule, rho="0.05", method="deepsad", base="sgd"):
+        return paired(gain(rho_folder(rho), "adbench", 0.25, method, auroc, rule, base))
+
+    def under(protocol, rule, base="sgd"):
+        ratio = 1.0 if protocol == "full" else 0.25
+        return paired(gain("protocol", protocol, ratio, "deepsad", auroc, rule, base))
+
+    def devnet(ratio):
+        return paired(gain("label_ratio", "adbench", ratio, "devnet", auroc, "imbsam"))
+
+    says(
+        page(),
+        f"({of('sam')} at rho 0.05, 25% labelled; it stands)",
+        f"from ImbSAM ({of('imbsam')})",
+        f"ImbSAM minus SAM, paired: {of('imbsam', base='sam')} there, "
+        f"{of('imbsam', '0.02', base='sam')} at rho 0.02",
+        f"ImbSAM's from {of('imbsam', '0.01')} at 0.01 by {of('imbsam', '0.02')} at 0.02 to "
+        f"{of('imbsam', '0.2')} at 0.2 (SAM there {of('sam', '0.2')})",
+        f"(SAM {under('clean', 'sam')}, ImbSAM {under('clean', 'imbsam')}; ImbSAM minus SAM there "
+        f"is {under('clean', 'imbsam', 'sam')})",
+        f"(`full`: {under('full', 'sam')}, {under('full', 'imbsam')})",
+        f"(`nodup`) it is {under('nodup', 'sam')} and {under('nodup', 'imbsam')}",
+        f"(ImbSAM {of('imbsam', method='devnet')} at 25%, {devnet(0.5)} at 50%)",
+        f"({devnet(0.01)} at 1%)",
+    )
+
+
+# ---- CIFAR100-LT ----------------------------------------------------------------------------
+
+
+def reports(folder, seeds):
+    return [read(f"{folder}/seed_{seed}/report.json") for seed in seeds]
+
+
+def differences(folder, seeds, name, base, split):
+    pairs = zip(reports(f"{folder}/{name}", seeds), reports(f"{folder}/{base}", seeds), strict=True)
+    return [a[split] - b[split] for a, b in pairs]
+
+
+@pytest.mark.parametrize(
+    "folder, seeds, base, names",
+    [
+        ("cifar100_lt_100", (0, 1), "sgd", ("sgd", "imbsam", "renorm")),
+        ("split_norm", (0, 1, 2), "imbsam", ("sgd", "imbsam", "renorm", "own", "held", "memory")),
+    ],
+)
+def test_runs_over_seeds(folder, seeds, base, names):
+    rows = table(page(folder), "Many", "FLOPs / SGD")
+    for name, row in zip(names, rows, strict=True):
+        runs = reports(f"{folder}/{name}", seeds)
+        for split in SPLITS:
+            expected = f"{np.mean([run[split] for run in runs]):.1f}"
+            if name != base:
+                values = differences(folder, seeds, name, base, split)
+                expected += f", {np.mean(values):+.1f} ({interval(values)})"
+            assert row[split.capitalize()] == expected, (name, split)
+        assert row["FLOPs / SGD"] == f"{runs[0]['flops_ratio_to_sgd']:.2f}"
+        if "All of each seed" in row:
+            assert row["All of each seed"] == ", ".join(f"{run['all']:.1f}" for run in runs)
+
+
+def test_prose_on_few_seeds():
+    def of(folder, seeds, name, base):
+        return {split: differences(folder, seeds, name, base, split) for split in SPLITS}
+
+    two = of("cifar100_lt_100", (0, 1), "renorm", "imbsam")
+    says(page("cifar100_lt_100"), *(
+        f"{split.capitalize()} {np.mean(values):+.1f} ({interval(values)})"
+        for split, values in two.items()
+    ))  # fmt: skip
+    gained = of("cifar100_lt_100", (0, 1), "imbsam", "sgd")
+    low, high = ends(gained["all"])
+    says(page("cifar100_lt_100"), f"anything from {low:+.1f} to {high:+.1f}",
+         f"SGD's ({interval(gained['few'])})")  # fmt: skip
+    three = of("split_norm", (0, 1, 2), "renorm", "imbsam")
+    own, held = (of("split_norm", (0, 1, 2), x, "imbsam")["all"] for x in ("own", "held"))
+    memory = of("split_norm", (0, 1, 2), "memory", "sgd")
+    lost = [f"{-np.mean(x):.1f} ({-ends(x)[1]:.1f} to {-ends(x)[0]:.1f})" for x in (own, held)]
+    says(
+        page(),
+        "three seeds, " + ", ".join(
+            f"{split.capitalize()} {interval(three[split])}"
+            for split in ("all", "many", "medium", "few")
+        ),
+        f"with two, All {interval(two['all'])}",
+        f"it lost {lost[0].replace(' (', ' points (')}, by statistics held fixed {lost[1]}",
+        f"95% interval of the difference {interval(gained['all'])}",
+    )  # fmt: skip
+    sgd = of("split_norm", (0, 1, 2), "sgd", "imbsam")["all"]
+    renorm = differences("split_norm", (0, 1, 2), "sgd", "renorm", "all")
+    says(
+        page("split_norm"),
+        f"(All {np.mean(memory['all']):+.1f}, {interval(memory['all'])}; Few "
+        f"{np.mean(memory['few']):+.1f}, {interval(memory['few'])})",
+        f"({interval(sgd)} and {interval(renorm)})",
+        f"({interval(three['medium'])})",
+    )
+
+
+def test_ten_epochs():
+    rows = table(page("cifar100_lt_cpu10"), "rule", "many")
+    for row, rule in zip(rows, ("sgd", "sam", "imbsam"), strict=True):
+        report = read(f"cifar100_lt_cpu10/{rule}/report.json")
+        assert row["rule"].split(",")[0] == rule == report["rule"]
+        assert [row[split] for split in SPLITS] == [f"{report[split]:.1f}" for split in SPLITS]
+        assert float(row["FLOPs / SGD"]) == round(report["flops_ratio_to_sgd"], 2)
+    right = {}
+    for rule in ("sgd", "sam", "imbsam"):
+        with open(RESULTS / "cifar100_lt_cpu10" / rule / "per_class.csv", newline="") as file:
+            classes = [row for row in csv.DictReader(file) if int(row["train_examples"]) < 20]
+        right[rule] = sum(int(row["correct"]) for row in classes)
+        assert sum(int(row["test_examples"]) for row in classes) == 3000
+    assert right == {"sgd": 1, "sam": 0, "imbsam": 1}  # as the page says
+    levels = [f"{read(f'cifar100_lt_cpu10/{rule}/report.json')['all']:.1f}"
+              for rule in ("sgd", "sam", "imbsam")]  # fmt: skip
+    says(page(), "SGD All {}, SAM {}, ImbSAM {}, Few 0.0 for all three".format(*levels))
+
+
+# ---- digits ---------------------------------------------------------------------------------
+
+
+def digits(folder):
+    return read(f"digits_lt/{folder}summary.json")
+
+
+def by_seed(row, split="all"):
+    return np.array(row[f"{split}_by_seed"])
+
+
+def digit_row(row, base):
+    cells = [pm(row[split], row[f"{split}_sd"]) for split in SPLITS]
+    for split in ("all", "few"):
+        difference = by_seed(row, split) - by_seed(base, split)
+        cells.append("" if row is base else paired(difference))
+    return [*cells, f"{row['step_cost_ratio']:.2f}"]
+
+
+HEADS = ("Many", "Medium", "Few", "All", "All - SGD", "Few - SGD", "cost")
+
+
+def test_digits_summaries_come_of_their_seeds():
+    for file in sorted((RESULTS / "digits_lt").rglob("summary.json")):
+        for row in json.loads(file.read_text()):
+            prefixes = ("test_", "val_") if "point" in row else ("",)
+            for prefix in prefixes:
+                seeds = row[f"{prefix}all_by_seed"]
+                assert len(seeds) == len(row["seeds"]), file
+                assert row[f"{prefix}all"] == pytest.approx(np.mean(seeds), abs=1e-4), file
+
+
+def test_the_demo():
+    rows, base = digits(""), digits("")[0]
+    found = table(page(), "rule", "Many", "cost")
+    for row, shown in zip(rows, found, strict=True):
+        assert [shown[head] for head in HEADS] == digit_row(row, base)
+    sam, imbsam = rows[1:]
+    many = by_seed(imbsam, "many") - by_seed(base, "many")
+    few = by_seed(imbsam, "few") - by_seed(sam, "few")
+    says(page(), f"Many-shot accuracy changes by {paired(many)} under ImbSAM",
+         f"Many falls by {pm(-many.mean(), error(many))} points in the demo",
+         f"{sam['paired_few']:+.1f} against {imbsam['paired_few']:+.1f} few-shot points in the "
+         f"demo ({pm(few.mean(), error(few))} less)")  # fmt: skip
+
+
+def test_every_rule():
+    rows = digits("all_rules/")
+    found = table(page("digits_lt"), "rule", "loss", "All - SGD")
+    for row, shown in zip(rows, found, strict=True):
+        assert (shown["rule"], shown["loss"]) == (row["rule"], row["loss"])
+        assert [shown[head] for head in HEADS[:-1]] == digit_row(row, rows[0])[:-1]
+    of = {(row["rule"], row["loss"]): row for row in rows}
+    for shown in table(page(), "rule", "on LA"):
+        rule = shown["rule"].split("`")[1]
+        for column, loss in (("All - SGD", "cross_entropy"), ("on LA", "logit_adjusted")):
+            row = of[rule, loss]
+            difference = by_seed(row) - by_seed(rows[0])
+            assert shown[column] == ("" if row is rows[0] else paired(difference)), (rule, loss)
+    ce = {rule: by_seed(of[rule, "cross_entropy"]) for rule in dict.fromkeys(r for r, _ in of)}
+    la = {rule: by_seed(of[rule, "logit_adjusted"]) for rule in ce}
+    both, alone = la["imbsam"] - ce["sgd"], ce["imbsam"] - ce["sgd"]
+    adjusted = la["sgd"] - ce["sgd"]
+    ahead, missing = adjusted - alone, alone + adjusted - both
+    says(page("digits_lt"),
+         f"(+{adjusted.mean():.1f}) beats every rule alone (ImbSAM: +{alone.mean():.1f}, paired "
+         f"{pm(ahead.mean(), error(ahead))} less)",
+         f"they gain {both.mean():.1f}, more than either and less than the sum of both (by "
+         f"{pm(missing.mean(), error(missing))})",
+         f"ImbSAM gains {paired(la['imbsam'] - la['sgd'])} (paired), SAM "
+         f"{paired(la['sam'] - la['sgd'])}",
+         f"plain SAM ({paired(ce['imbsam'] - ce['sam'])}, paired)",
+         f"re-weighted loss ({paired(ce['imbsam'] - ce['reweighted_sam'])})",
+         f"Focal-SAM at this radius ({paired(ce['imbsam'] - ce['focal_sam'])})",
+         f"it is not told ({paired(ce['imbsam'] - ce['sse_sam'])})")  # fmt: skip
+    says(page(), f"(by {pm(ahead.mean(), error(ahead))}); both together gain more than either, "
+         f"{both.mean():.1f}, and less than the sum of both, {(alone + adjusted).mean():.1f}",
+         f"not told from ImbSAM ({paired(ce['imbsam'] - ce['sse_sam'])} for that)")  # fmt: skip
+    doubled = {(row["rule"], row["loss"]): row for row in digits("tail_scale_2/")}
+    weighted = digits("reweighted_sgd/")[1]
+    shown = [pm(doubled["imbsam", loss]["paired_all"], doubled["imbsam", loss]["paired_all_se"],
+                "+") for loss in ("cross_entropy", "logit_adjusted")]  # fmt: skip
+    says(page("digits_lt"), "{} with cross-entropy, {} with logit adjustment".format(*shown),
+         f"against {paired(alone)} and {paired(both)} with 1",
+         f"gains {pm(weighted['paired_all'], weighted['paired_all_se'], '+')} (`reweighted_sgd/`",
+         )  # fmt: skip
+
+
+def test_cc_sams_radius():
+    for shown in table(page("digits_lt"), "variant", "noise ratio"):
+        variant, ratio = shown["variant"], shown["noise ratio"].split()[0].rstrip(";")
+        if (variant, ratio) == ("paper", "1e-6"):
+            row = next(r for r in digits("all_rules/") if r["rule"] == "cc_sam")
+            base = digits("all_rules/")[0]
+        else:
+            base, row = digits(f"cc_sam/{variant}_{ratio}/")
+            assert row["rule_args"]["noise_ratio"] == float(ratio)
+        assert shown["All"] == pm(row["all"], row["all_sd"])
+        assert shown["All - SGD"] == paired(by_seed(row) - by_seed(base))
+
+
+def points(folder):
+    return {tuple(row["point"].values()): row for row in digits(folder)}
+
+
+def test_the_sweep():
+    found = points("sweep/")
+    rows = table(page("digits_lt"), "eta", "rho", "validation, All - SGD")
+    for shown in rows:
+        key = () if shown["eta"] == "SGD" else (float(shown["eta"]), float(shown["rho"]))
+        row = found[key]
+        assert [shown[s.capitalize()] for s in SPLITS] == [
+            f"{row[f'test_{s}']:.1f}" for s in SPLITS
+        ]
+        if key:
+            for column, name in (("All - SGD", "test_all"), ("Few - SGD", "test_few"),
+                                 ("validation, All - SGD", "val_all")):  # fmt: skip
+                assert shown[column] == pm(row[f"{name}_sgd"], row[f"{name}_sgd_se"], "+")
+    chosen = [key for key, row in found.items() if row["best_val"]]
+    assert chosen == [(8.0, 0.4)] == [key for key, row in found.items() if row["best_test"]]
+    small, middle = (np.array(found[eta, 0.4]["test_all_by_seed"]) for eta in (8.0, 20.0))
+    says(page("digits_lt"), f"not told from 20 ({paired(small - middle)} at rho 0.4)")
+
+
+def remembered(folder, *point):
+    if folder.startswith("sgd"):
+        return by_seed(digits(f"remembered/{folder}/")[0])
+    return np.array(points(f"remembered/{folder}/")[point]["test_all_by_seed"])
+
+
+REMEMBERED = {
+    ("SGD", "100"): ("choice",),
+    ("SGD", "116"): ("epochs_116",),
+    ("SGD", "200"): ("sgd_epochs_200",),
+    ("SGD", "267"): ("sgd_epochs_267",),
+    ("SAM, rho 0.2", "100"): ("choice_sam", 0.2),
+    ("ImbSAM, rho 0.3", "75"): ("imbsam_epochs_75", 0.3),
+    ("ImbSAM, rho 0.3", "86"): ("imbsam_epochs_86", 0.3),
+    ("ImbSAM, rho 0.3", "100"): ("choice_imbsam", 0.3),
+    ("remembered, decay 0.5, rho 0.4", "100"): ("choice", 0.5, 0.4),
+    ("remembered, decay 0.5, rho 0.4", "116"): ("epochs_116", 0.5, 0.4),
+    ("remembered, decay 0.5, rho 0.4", "133"): ("epochs_133", 0.5, 0.4),
+    ("ImbSAM, rho 0.2", "22"): ("imbsam_epochs_22", 0.2),
+    ("ImbSAM, rho 0.2", "26"): ("imbsam_epochs_26", 0.2),
+    ("remembered, decay 0.5, rho 0.4", "30"): ("epochs_30", 0.5, 0.4),
+}
+
+
+def test_the_remembered_direction():
+    sgd = remembered("choice")
+    rows = table(page("digits_lt"), "method", "units, whole batch")
+    assert {(row["method"], row["epochs"]) for row in rows} == set(REMEMBERED)
+    for row in rows:
+        values = remembered(*REMEMBERED[row["method"], row["epochs"]])
+        assert row["All"] == f"{values.mean():.1f}"
+        if (row["method"], row["epochs"]) != ("SGD", "100"):
+            assert row["All - SGD of 100 epochs"] == paired(values - sgd), row
+    hundred, full = remembered("choice", 0.5, 0.4), remembered("choice_imbsam", 0.3)
+    few = remembered("epochs_30", 0.5, 0.4)
+
+    def over(*other, mine=hundred):
+        return paired(mine - remembered(*other))
+
+    levels = {row["rule"]: row for row in digits("remembered/rho_0.4/") if row["memory"]}
+    exact = next(r for r in digits("remembered/rho_0.4/")
+                 if r["rule"] == "imbsam" and not r["memory"])  # fmt: skip
+    grid = points("remembered/choice/")
+    assert all(grid[0.9, rho]["test_all"] < grid[0.5, rho]["test_all"] for rho in (0.4, 0.6))
+    says(
+        page("digits_lt"),
+        f"it is at {over('imbsam_epochs_75', 0.3)} (whole batch",
+        f"and {over('imbsam_epochs_86', 0.3)} (independent",
+        f"at ImbSAM's full price, {paired(remembered('epochs_133', 0.5, 0.4) - full)} and "
+        f"{paired(remembered('epochs_116', 0.5, 0.4) - full)}",
+        f"by {over('choice_sam', 0.2)}, and of SGD with twice the epochs by "
+        f"{over('sgd_epochs_200')}",
+        f"it is at {over('imbsam_epochs_22', 0.2, mine=few)} (whole batch) and "
+        f"{over('imbsam_epochs_26', 0.2, mine=few)} (independent)",
+        f"lost by {(few - remembered('imbsam_epochs_22', 0.3)).mean():.1f}",
+        f"at rho 0.2 it gains {grid[0.5, 0.2]['test_all_sgd']:+.1f}",
+        f"exact direction gains {points('sweep/')[20.0, 0.2]['test_all_sgd']:+.1f}",
+        f"(All {pm(levels['sam']['all'], levels['sam']['all_sd'])}, `rho_0.4/`)",
+        f"all seeds at once: {levels['imbsam']['step_cost_ratio']:.2f}, ImbSAM "
+        f"{exact['step_cost_ratio']:.2f}",
+    )
+    says(page(), f"({over('imbsam_epochs_75', 0.3)} and {over('imbsam_epochs_86', 0.3)}, "
+         "`results/digits_lt/`)")  # fmt: skip
+
+
+# ---- times, FLOPs, memory -------------------------------------------------------------------
+
+STEP_TABLES = ("", "resnet32", "mlp_256", "vit_ti4_32", "resnet32_gn", "resnet20_split")
+
+
+def step_rows(folder):
+    return read(f"step_cost/{folder}/step_cost.json" if folder else "step_cost/step_cost.json")[
+        "rows"
+    ]
+
+
+def step_cells(row):
+    quartiles = row["time_ratio_quartiles"]
+    cells = {
+        "ms/step": f"{row['step_ms']:.{0 if row['step_ms'] > 100 else 1}f}",
+        "time / SGD": f"{row['time_ratio']:.2f}",
+        "quartiles": f"{quartiles[0]:.2f} to {quartiles[1]:.2f}",
+        "FLOPs / SGD": f"{row['flops_ratio']:.2f}",
+        "temporary MiB": f"{row['temporary_bytes'] / 2**20:.0f}",
+    }
+    if "memory_ratio" in row:
+        cells["memory / SGD"] = f"{row['memory_ratio']:.2f}"
+        cells["compile s"] = f"{row['seconds_compile']:.1f}"
+        released = row["released"]
+        cells["released code"] = "-" if released is None else f"{released:.2f}"
+    return cells
+
+
+def test_step_costs():
+    text = page("step_cost")
+    tables = [part for part in re.split(r"\n(?=\| model \| rule)", text) if "ms/step" in part[:120]]
+    for folder, part in zip(STEP_TABLES, tables, strict=True):
+        rows = table(part, "model", "rule", "ms/step")
+        assert len(rows) == len(step_rows(folder))
+        for shown, row in zip(rows, step_rows(folder), strict=True):
+            stage = "" if row["stage"] is None else f", stage {row['stage']}"
+            assert shown["rule"] == row["rule"] + stage and shown["model"] == row["model"]
+            assert shown.get("mode") == row.get("mode")
+            cells = step_cells(row)
+            for name in shown.keys() & cells.keys():
+                assert shown[name] == cells[name], (folder, row["rule"], name)
+    for folder, dependent, uniform, stratified in (
+        ("resnet32_gn_256_f020", "2.66", "1.28", "1.20"),
+        ("vit_ti4_256_f020", "2.65", "1.28", "1.20"),
+        ("mlp_256_f020", "2.50", "1.30", "1.22"),
+    ):
+        flops = {r.get("mode"): f"{r['flops_ratio']:.2f}" for r in step_rows(folder) if
+                 r["rule"] == "imbsam"}  # fmt: skip
+        expected = {"dependent": dependent, "uniform": uniform, "stratified": stratified}
+        assert expected.items() <= flops.items(), folder
+        says(text, f"| {dependent} | {uniform} | {stratified} |")
+    network, mlp = (
+        next(row for row in step_rows(folder) if row["rule"] == "cc_sam")
+        for folder in ("", "mlp_256")
+    )
+    says(text, f"CC-SAM on the classifier alone costs {network['time_ratio']:.2f} times SGD",
+         f"On the MLP below it costs {mlp['time_ratio']:.1f} times SGD")  # fmt: skip
+
+
+def test_less_memory():
+    rows = table(page("step_cost"), "time / its SGD", "GFLOP")
+    folders = ("resnet32", "resnet32", *["resnet32_accumulate4"] * 2, *["resnet32_remat"] * 2)
+    for shown, folder in zip(rows, folders, strict=True):
+        row = next(
+            r for r in step_rows(folder)
+            if r["rule"] == shown["rule"] and r.get("mode") == "dependent"
+        )  # fmt: skip
+        assert shown["ms/step"] == f"{row['step_ms']:.0f}"
+        assert shown["time / its SGD"] == f"{row['time_ratio']:.2f}"
+        assert shown["temporary MiB"] == f"{row['temporary_bytes'] / 2**20:.0f}"
+        assert shown["GFLOP"].split()[0] == f"{row['flops'] / 1e9:.1f}"
+
+
+def test_resnet50_memory():
+    found = defaultdict(dict)
+    for row in read("step_cost/resnet50_256/step_cost.json")["rows"]:
+        name = row["rule"] if row["stage"] is None else f"{row['rule']}, stage {row['stage']}"
+        now = "nn." not in row["pooling"]
+        found[name]["now" if now else row["precision"]] = row
+    columns = {"float32": "memory / SGD, float32, before", "bfloat16": "bfloat16, before",
+               "now": "float32, now"}  # fmt: skip
+    for shown in table(page("step_cost"), *columns.values()):
+        name = shown["0"].lower().replace("-", "_")
+        name = {"imbsam": "imbsam", "focal_sam": "focal_sam"}.get(name, name)
+        for kind, column in columns.items():
+            row = found[name].get(kind)
+            if row is None:
+                assert shown[column].startswith("as ImbSAM")
+            elif name == "sgd":
+                assert shown[column] == f"{row['temporary_bytes'] / 2**30:.1f} GiB"
+            else:
+                assert shown[column] == f"{row['memory_ratio']:.2f}", (name, kind)
+        flops = found[name]["float32"]["flops"] / found["sgd"]["float32"]["flops"]
+        assert shown["FLOPs / SGD"].split()[0] == f"{flops:.2f}"
+
+
+NETWORKS = {"ResNet-32": "resnet32", "ResNet-8": "resnet8", "ViT-Ti/4": "vit_ti4", "MLP": "mlp"}
+
+
+def test_cores():
+    rows = {
+        (row["model"], row["rule"], row["way"]): row
+        for folder in ("resnet32", "others")
+        for row in read(f"cpu_cores/{folder}/cpu_cores.json")["rows"]
+    }
+    ways = {way for _, _, way in rows}
+    (torch,) = (way for way in ways if "torch" in way.lower())
+    for shown in table(page("cpu_cores"), "model, batch", "rule"):
+        model = NETWORKS[shown["model, batch"].split(",")[0]]
+        key = model, shown["rule"].lower()
+        one = rows[*key, "1 device"]["step_ms"]
+        assert shown["one device, ms"] == (f"{one:.0f}" if one >= 10 else f"{one:.1f}")
+        for column, way in (("two devices over one (quartiles)", "2 devices, jit"),
+                            ("PyTorch over one device", torch)):  # fmt: skip
+            row = rows.get((*key, way))
+            expected = "" if row is None else "{:.2f} ({:.2f} to {:.2f})".format(
+                row["over_one_device"], *row["quartiles"])  # fmt: skip
+            assert shown[column] == expected, (key, way)
+    both = [[rows["resnet32", rule, way]["step_ms"] for way in (torch, "2 devices, jit")]
+            for rule in ("sgd", "imbsam")]  # fmt: skip
+    (a, b), (c, d) = both
+    says(page("cpu_cores"), f"PyTorch takes {a / b:.2f} of our time for SGD on two devices "
+         f"({a:.0f} against {b:.0f} ms)",
+         f"and {c / d:.2f} for ImbSAM ({c:.0f} against {d:.0f})")  # fmt: skip
+    sgd, imbsam = (
+        rows["resnet32", rule, "2 devices, jit"]["over_one_device"] for rule in ("sgd", "imbsam")
+    )
+    says(page(), f"PyTorch takes {a / b:.2f} and {c / d:.2f} of that", "a step of ResNet-32 then "
+         f"takes {sgd:.2f} of the time for SGD and {imbsam:.2f} for ImbSAM")  # fmt: skip
+
+
+def test_convolutions():
+    rows = read("cpu_cores/profile/conv_profile.json")["rows"]
+    ms = {(row["channels"], row["side"], row["part"]): row["ms"] for row in rows}
+    found = table(page("cpu_cores"), "channels, pixels", "convolution")
+    parts = list(dict.fromkeys(row["part"] for row in rows))
+    names = list(found[0])[1:]
+    for shown in found:
+        channels, side = re.match(r"(\d+), (\d+)x", shown["channels, pixels"]).groups()
+        values = {part: ms.get((int(channels), int(side), part)) for part in parts}
+        cells = {f"{v:.1f}" if v < 100 else f"{v:.0f}" for v in values.values() if v is not None}
+        assert {shown[name] for name in names} <= cells
+    low, high = ratios_of_a_branch()
+    says(page("cpu_cores"), f"take {low:.0f} to {high:.0f} times as long")
+
+
+def test_exact_batch_norm():
+    rows = {row["way"]: row for row in read("exact_batch_norm/exact_batch_norm.json")["rows"]}
+    found = table(page("exact_batch_norm"), "FLOPs", "kept?")
+    for shown, way in zip(found, ("exact", "batched", "remat", "stopped"), strict=True):
+        row = rows[way]
+        assert shown["FLOPs"] == f"{row['flops_ratio']:.2f}"
+        assert shown["temporary memory"] == f"{row['memory_ratio']:.2f}"
+        low, high = row["time_ratio_quartiles"]
+        assert shown["time (quartiles)"] == f"{row['time_ratio']:.2f} ({low:.2f} to {high:.2f})"
+
+
+def test_the_input_pipeline():
+    found = table(page("input_pipeline"), "bare loop, images/s")
+    for shown, folder in zip(found, ("", "no_workers/"), strict=True):
+        row = read(f"input_pipeline/{folder}input_pipeline.json")
+        assert shown["bare loop, images/s"] == f"{row['bare_images_per_second']:.0f}"
+        assert shown["stream, images/s"] == f"{row['stream_images_per_second']:.0f}"
+        ratio = "{median:.2f} ({low:.2f} to {high:.2f})".format(**row["ratio_per_core"])
+        assert shown["ratio (quartiles of 9 rounds)"] == ratio and row["rounds"] == 9
+    waiting = read("input_pipeline/input_pipeline.json")["waiting"]
+    waited, steps = waiting["steps_that_waited"], waiting["steps"]
+    says(page("input_pipeline"), f"({waited:.0f} of {steps:.0f} steps)")
+
+
+def test_seeds_together():
+    rows = {}
+    for file in sorted((RESULTS / "seeds_together").rglob("*.json")):
+        for row in json.loads(file.read_text())["rows"]:
+            rows[row["model"], row["rule"]] = row
+    medians = []
+    for shown in table(page("seeds_together"), "model, images", "together, ms"):
+        model = NETWORKS[shown["model, images"].split(",")[0]]
+        row = rows[model, shown["rule"].lower()]
+        assert int(shown["seeds"]) == row["seeds"]
+        places = {
+            "one after the other, ms: on one device": "one_device",
+            "each batch shared by two": "shared_batches",
+            "together, ms": "together",
+        }
+        for column, name in places.items():
+            value = row["ms"][name]
+            assert shown[column] in (f"{value:.0f}", f"{value:.1f}")
+        for column, name in (("over one device (quartiles)", "one_device"),
+                             ("over shared batches", "shared_batches")):  # fmt: skip
+            low, high = row["ratio_quartiles"][name]
+            assert shown[column] == f"{row['ratio'][name]:.2f} ({low:.2f} to {high:.2f})"
+        usual = "one_device" if model in ("mlp", "vit_ti4") else "shared_batches"
+        medians.append(row["ratio"][usual])
+    spread = f"{min(medians):.2f} to {max(medians):.2f} of "
+    says(page("seeds_together"), f"Together takes {spread}that time in the median")
+    says(page(), f"On two CPU cores this takes {spread}the time of one after the other")
+
+
+def test_the_estimate_for_inaturalist():
+    """437,513 images, 200 epochs, 30% of the peak, 350 images decoded a second and core."""
+    rows = read("step_cost/resnet50_256/step_cost.json")["rows"]
+    sgd = next(row for row in rows if row["rule"] == "sgd" and row["precision"] == "float32")
+    flops = sgd["flops"] / sgd["batch_size"]
+    says(page(), f"({flops / 1e9:.1f} GFLOP an image for SGD; ImbSAM 2.66 times that)")
+    peaks = {"one H100": 989e12, "eight H100": 8 * 989e12, "TPU v5e-16": 16 * 197e12}
+    for shown in table(page(), "SGD", "images/s ImbSAM needs"):
+        peak = next(value for name, value in peaks.items() if shown["0"].startswith(name))
+        hours = 437_513 * 200 * flops / (0.3 * peak) / 3600
+        for name, factor in (("SGD", 1), ("ImbSAM", 2.66)):
+            figure = float(shown[name].removesuffix(" h"))
+            assert figure == pytest.approx(hours * factor, rel=0.04)
+        rate = 437_513 * 200 / (2.66 * hours * 3600)
+        assert float(shown["images/s ImbSAM needs"].replace(",", "")) == pytest.approx(
+            rate, rel=0.02
+        )
+        cores = int(shown["CPU cores to decode them"])
+        assert rate / 350 <= cores < rate / 350 + 4
+
+
+def test_the_independent_rerun():
+    from experiments import published
+
+    rows = {
+        (row.rule, row.loss): row
+        for row in published.ROWS
+        if (row.source, row.dataset, row.imbalance_factor) == ("RDR", "cifar100", 100)
+    }
+    ce, la = "cross_entropy", "logit_adjusted"
+    levels = [[rows[rule, loss].all for rule in ("sgd", "sam", "imbsam")] for loss in (ce, la)]
+    says(page(), "SGD had {}, SAM {}, ImbSAM {}; with a logit-adjusted loss SGD had {}, SAM {}, "
+         "ImbSAM {}".format(*levels[0], *levels[1]))  # fmt: skip
+
+    def change(loss):
+        sam, imbsam = rows["sam", loss], rows["imbsam", loss]
+        return [getattr(imbsam, split) - getattr(sam, split) for split in SPLITS]
+
+    many, _, few, _ = change(ce)
+    says(page(), f"Many falls by {-many:.1f} and Few gains {few:.1f}")
+    many, medium, few, overall = change(la)
+    says(page(), f"Many falls by {-many:.1f} and Medium by {-medium:.1f}, Few gains {few:.1f}, and "
+         f"All falls by {-overall:.1f}")  # fmt: skip
+
+
+def test_prose_on_costs():
+    imbsam = next(row for row in step_rows("") if row["rule"] == "imbsam")
+    says(page(), f"costs {imbsam['time_ratio']:.1f} times SGD's in time and "
+         f"{imbsam['flops_ratio']:.2f} in FLOPs (ResNet-20")  # fmt: skip
+    for folder, start in (("resnet32", "Our SAM takes"), ("mlp_256", "our SAM takes")):
+        row = next(row for row in step_rows(folder) if "our_sam_ratio" in row)
+        low, high = row["our_sam_ratio_quartiles"]
+        says(page("step_cost"), f"{start} {row['our_sam_ratio']:.3f} times the time of "
+             f"optax.contrib.sam, round by round (quartiles {low:.3f} to {high:.3f})")  # fmt: skip
+    below = [
+        100 * (1 - row["time_ratio"] / row["flops_ratio"]) for row in step_rows("vit_ti4_32")[1:]
+    ]
+    says(page("step_cost"), f"Time is {min(below):.0f} to {max(below):.0f}% below FLOPs")
+    parts = defaultdict(list)
+    for row in read("cpu_cores/profile/conv_profile.json")["rows"]:
+        parts[row["part"]].append(row)
+    speed = {part: [row["gflops_per_second"] for row in rows] for part, rows in parts.items()}
+    kernel, others = speed["by the kernel"], speed["convolution"] + speed["by the input"]
+    says(page("cpu_cores"), f"at {min(kernel):.0f} to {max(kernel):.0f} GFLOP/s where the other "
+         f"two have {min(others):.0f} to {max(others):.0f}")  # fmt: skip
+    low, high = ratios_of_a_branch()
+    says(page(), f"are {low:.0f} to {high:.0f} times slower than outside")
+
+
+def ratios_of_a_branch():
+    found = table(page("cpu_cores"), "channels, pixels", "convolution")
+    ratios = [float(x["in a branch, JAX's"]) / float(x["both gradients"]) for x in found]
+    return min(ratios), max(ratios)
