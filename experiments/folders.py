@@ -1,4 +1,4 @@
-"""A run folder: config.json, metrics.jsonl, checkpoints/, report.json, per_class.csv, plots."""
+"""A run folder: config.json, metrics.jsonl, checkpoints/, aside/, report.json, plots."""
 
 from __future__ import annotations
 
