@@ -11,14 +11,13 @@ and a rule are trained by one compiled program, mapped over runs and spread over
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments import cli
+from experiments import cli, heeded
 from experiments.anomaly_report import (
     PAPER_RATIO,
     draw_curves,
@@ -33,16 +32,18 @@ from experiments.errors import RunError
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = cli.parser("Train DevNet and DeepSAD on anomaly data under several rules.")
+    parser = cli.parser(
+        "Train DevNet and DeepSAD on anomaly data under several rules.", heeded.ANOMALY
+    )
     data = parser.add_argument_group("data")
     data.add_argument(
-        "--data-dir", metavar="DIR", default=os.environ.get("ADBENCH_DIR") or None,
+        "--data-dir", metavar="DIR", type=cli.text, default=os.environ.get("ADBENCH_DIR") or None,
         help="folder of NAME.npz files with X real[n, d] and y [n], 1 for an anomaly; default the "
         "variable ADBENCH_DIR, then scikit-learn's digits (one digit is the anomaly) and breast "
         "cancer",
     )  # fmt: skip
     data.add_argument(
-        "--datasets", metavar="NAME", nargs="+", default=None,
+        "--datasets", metavar="NAME", type=cli.text, nargs="+", default=None,
         help="data sets, without .npz; None takes all of the folder",
     )  # fmt: skip
     data.add_argument(
@@ -53,8 +54,8 @@ def arguments() -> argparse.ArgumentParser:
         "whatever --label-ratio says, once, and reported with label ratio 1",
     )  # fmt: skip
     data.add_argument(
-        "--label-ratio", metavar="R", type=float, nargs="+", default=[PAPER_RATIO],
-        help="part of the training anomalies that are labelled, over 0 and up to 1",
+        "--label-ratio", metavar="R", type=cli.number(over=0, most=1), nargs="+",
+        default=[PAPER_RATIO], help="part of the training anomalies that are labelled",
     )  # fmt: skip
 
     method = parser.add_argument_group("method")
@@ -66,13 +67,14 @@ def arguments() -> argparse.ArgumentParser:
         help="differences are paired with sgd; imbsam perturbs the labelled anomalies alone",
     )  # fmt: skip
     method.add_argument(
-        "--rho", type=float, default=0.05,
-        help="radius of sam and imbsam, in parameter units, at least 0",
+        "--rho", type=cli.number(least=0), default=0.05,
+        help="radius of sam and imbsam, in parameter units",
     )  # fmt: skip
 
     training = parser.add_argument_group("training")
     training.add_argument(
-        "--seeds", metavar="S", type=int, nargs="+", default=[0, 1, 2],
+        "--seeds", metavar="S", type=cli.number(least=0, most=2**32 - 20001, whole=True),
+        nargs="+", default=[0, 1, 2],
         help="of split, initial weights and batches; a run each",
     )  # fmt: skip
     training.add_argument(
@@ -81,17 +83,17 @@ def arguments() -> argparse.ArgumentParser:
         "gradient clipped to norm 1 after weight decay, as in Keras",
     )  # fmt: skip
     training.add_argument(
-        "--lr", type=float, default=1e-3,
-        help="learning rate, constant, over 0; with sgd at 1e-2 DeepSAD diverges under sam, imbsam",
+        "--lr", type=cli.number(over=0), default=1e-3,
+        help="learning rate, constant; with sgd at 1e-2 DeepSAD diverges under sam, imbsam",
     )  # fmt: skip
     training.add_argument(
-        "--epochs", type=int, default=50,
+        "--epochs", type=cli.counted(), default=50,
         help="DevNet: 20 steps of 128 rows each; DeepSAD: one pass over the rows in batches of 128",
     )  # fmt: skip
 
     running = parser.add_argument_group("running")
     running.add_argument(
-        "--out", metavar="DIR", default="runs/anomaly",
+        "--out", metavar="DIR", type=cli.text, default="runs/anomaly",
         help="folder for runs.csv, summary.json, config.json and curves_PROTOCOL.png",
     )  # fmt: skip
     running.add_argument(
@@ -101,24 +103,12 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuses numbers outside their range, before anything is read."""
+    """Refuses what is named twice, before anything is read."""
     for flag in ("method", "rule", "protocol", "seeds", "label_ratio", "datasets"):
         values = getattr(args, flag) or []
         twice = [value for value in dict.fromkeys(values) if values.count(value) > 1]
         if twice:
             raise RunError(f"--{flag.replace('_', '-')} names {twice[0]} twice")
-    for ratio in args.label_ratio:
-        if not 0 < ratio <= 1:
-            raise RunError(f"--label-ratio must be over 0 and at most 1, got {ratio:g}")
-    for seed in args.seeds:
-        if not 0 <= seed < 2**32 - 20000:
-            raise RunError(f"--seeds must be at least 0 and below 2**32 - 20000, got {seed}")
-    if not (math.isfinite(args.lr) and args.lr > 0):
-        raise RunError(f"--lr must be a positive number, got {args.lr:g}")
-    if not (math.isfinite(args.rho) and args.rho >= 0):
-        raise RunError(f"--rho must be at least 0, got {args.rho:g}")
-    if args.epochs < 1:
-        raise RunError(f"--epochs must be at least 1, got {args.epochs}")
 
 
 def main(args: argparse.Namespace) -> None:

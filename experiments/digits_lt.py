@@ -22,22 +22,23 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cli, methods, objectives, stage2
+from experiments import cli, heeded, methods, objectives, stage2
 from experiments.errors import RunError
+from experiments.heeded import REMEMBERED
 from experiments.report import number
 from experiments.settings import Settings
 
-# Rules whose ascent directions --memory can remember.
-REMEMBERED = ("sam", "reweighted_sam", "imbsam", "focal_sam")
-
 
 def arguments() -> argparse.ArgumentParser:
-    parser = cli.parser("Train an MLP on long-tailed 8x8 digits under several rules.")
-    parser.add_argument(
-        "--rule", nargs="+", default=["sgd", "sam", "imbsam"], choices=sorted(methods.RULES)
+    parser = cli.parser(
+        "Train an MLP on long-tailed 8x8 digits under several rules.", heeded.DIGITS
     )
+    parser.add_argument(
+        "--rule", nargs="+", default=["sgd", "sam", "imbsam"], choices=sorted(methods.RULES),
+        help="how gradients are taken, a row each",
+    )  # fmt: skip
     add_method_arguments(parser).add_argument(
-        "--memory", type=float, nargs="+", default=[],
+        "--memory", type=cli.number(least=0, below=1), nargs="+", default=[],
         help="sam, reweighted_sam, imbsam, focal_sam: train also with a remembered ascent "
         "direction (imbsam_jax.remembered), a row for each of these decays",
     )  # fmt: skip
@@ -62,17 +63,24 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> Any:
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """Data, recipe, seeds and output."""
     parser.add_argument(
-        "--imbalance-factor", type=float, default=50.0, help="largest over smallest class, 1 to 100"
+        "--imbalance-factor", type=cli.number(least=1, most=100), default=50.0,
+        help="largest over smallest class",
+    )  # fmt: skip
+    parser.add_argument("--epochs", type=cli.counted(), default=100, help="of the first stage")
+    parser.add_argument("--batch-size", type=cli.counted(), default=32, help="images")
+    parser.add_argument(
+        "--lr", type=cli.number(over=0), default=0.1, help="initial learning rate; cosine"
     )
-    parser.add_argument("--epochs", type=int, default=100)
-    parser.add_argument("--batch-size", type=int, default=32, help="images")
-    parser.add_argument("--lr", type=float, default=0.1, help="initial learning rate; cosine")
-    parser.add_argument("--momentum", type=float, default=0.9)
-    parser.add_argument("--weight-decay", type=float, default=5e-4)
+    parser.add_argument("--momentum", type=cli.number(least=0, below=1), default=0.9, help="of SGD")
+    parser.add_argument(
+        "--weight-decay", type=cli.number(least=0), default=5e-4, help="coupled, at theta"
+    )
     seeds = parser.add_mutually_exclusive_group()
-    seeds.add_argument("--num-seeds", type=int, default=20, help="seeds 0 to N-1")
-    seeds.add_argument("--seeds", type=int, nargs="+", help="these seeds instead")
-    parser.add_argument("--out", required=True, help="folder for summary.json, tables and plots")
+    seeds.add_argument("--num-seeds", type=cli.counted(10**4), default=20, help="seeds 0 to N-1")
+    seeds.add_argument("--seeds", type=cli.seed, nargs="+", help="these seeds instead")
+    parser.add_argument(
+        "--out", type=cli.text, required=True, help="folder for summary.json, tables and plots"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
 
 
@@ -316,4 +324,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, stage2.parse(arguments()))
+    cli.run(main, arguments().parse_args())

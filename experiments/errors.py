@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 
 class RunError(Exception):
     """Something the person who started the run can put right; the message says how."""
@@ -17,3 +21,14 @@ class Stopped(Exception):
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)
         self.exit_code = exit_code
+
+
+# Of every seed: JAX's keys and NumPy's older generators take 32 bits.
+SEEDS = range(2**32)
+
+
+def check_seed(*seeds: Any) -> None:
+    """Refuses a seed out of range: JAX would take the key of a smaller one, in silence."""
+    for seed in seeds:
+        if not isinstance(seed, int | np.integer) or int(seed) not in SEEDS:
+            raise RunError(f"a seed must be from 0 to 2**32 - 1, got {seed!r}")

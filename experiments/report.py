@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cli, published
+from experiments import cli, heeded, published
 from experiments.errors import RunError
 from experiments.grouping import (
     COLUMNS,
@@ -276,11 +276,18 @@ def _classes(report: dict[str, Any]) -> tuple[list[int], list[float]]:
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = cli.parser("Group finished runs over seeds and set published figures beside them.")
-    parser.add_argument(
-        "runs", nargs="+", help="run folders, folders of seeds or runs, or report.json files"
+    parser = cli.parser(
+        "Group finished runs over seeds and set published figures beside them.", heeded.REPORT
     )
-    parser.add_argument("--out", help="folder for report.md, report.csv and gain_per_class.png")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=cli.text,
+        help="run folders, folders of seeds or runs, or report.json files",
+    )
+    parser.add_argument(
+        "--out", type=cli.text, help="folder for report.md, report.csv and gain_per_class.png"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
     return parser
 

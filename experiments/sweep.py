@@ -26,9 +26,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import cifar_lt, cli, methods, objectives
+from experiments import cifar_lt, cli, heeded, methods, objectives
 from experiments.digits_lt import (
-    REMEMBERED,
     add_method_arguments,
     add_training_arguments,
     build_method,
@@ -37,6 +36,7 @@ from experiments.digits_lt import (
     settings_of,
 )
 from experiments.errors import RunError
+from experiments.heeded import REMEMBERED
 
 SPLITS = ("all", "many", "medium", "few")
 # Few, half of Medium and all of it are in the tail: the paper's 20, 60 and 100 of CIFAR100-LT.
@@ -68,28 +68,34 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = arguments() if experiment == "digits" else image_arguments()
     args = cifar_lt.parse(parser, argv) if experiment != "digits" else parser.parse_args(argv)
     if args.experiment != experiment:
-        parser.error(f"{args.experiment} must be the first word")
+        what = "must be" if args.experiment in GRIDS else f"is not {' or '.join(GRIDS)},"
+        parser.error(f"{args.experiment} {what} the first word")
     return args
 
 
-def image_arguments() -> argparse.ArgumentParser:
+def image_arguments() -> cli.Parser:
     """Those of cifar_lt, and the grid."""
     parser = cifar_lt.arguments()
     parser.description = "Train on long-tailed CIFAR at each point of a grid."
+    parser.needs = {**heeded.IMAGES_SWEEP}
     _add_grid(parser, "cifar_lt")
     return parser
 
 
 def arguments() -> argparse.ArgumentParser:
     """Those of the digits."""
-    parser = cli.parser("Train an MLP on long-tailed 8x8 digits at each point of a grid.")
-    parser.add_argument(
-        "--rule", default="imbsam", choices=sorted(set(methods.RULES) - {"sgd", "cc_sam"})
+    parser = cli.parser(
+        "Train an MLP on long-tailed 8x8 digits at each point of a grid.", heeded.DIGITS_SWEEP
     )
+    parser.add_argument(
+        "--rule", default="imbsam", choices=sorted(set(methods.RULES) - {"sgd", "cc_sam"}),
+        help="whose grid; SGD is trained beside it",
+    )  # fmt: skip
     _add_grid(parser, "digits")
     add_method_arguments(parser).add_argument(
-        "--memory", type=float, help="remember ascent directions, with this decay"
-    )
+        "--memory", type=cli.number(least=0, below=1),
+        help="remember ascent directions, with this decay",
+    )  # fmt: skip
     objectives.add_arguments(parser.add_argument_group("loss"))
     add_training_arguments(parser)
     return parser
@@ -97,8 +103,8 @@ def arguments() -> argparse.ArgumentParser:
 
 def _add_grid(parser: argparse.ArgumentParser, experiment: str) -> None:
     parser.add_argument(
-        "experiment", nargs="?", default=experiment, choices=list(GRIDS),
-        help="the first word: what is trained; each has its own flags",
+        "experiment", nargs="?", default=experiment, type=cli.text,
+        help=f"the first word, {' or '.join(GRIDS)}: what is trained; each has its own flags",
     )  # fmt: skip
     parser.add_argument(
         "--grid", action="append", nargs="+", metavar=("NAME", "VALUE"),
