@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,11 +111,8 @@ def check(args: argparse.Namespace) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as TimeLeft
-
     from experiments import folders
+    from experiments.progress import Counted
 
     began = time.perf_counter()
     check(args)
@@ -133,20 +129,15 @@ def main(args: argparse.Namespace) -> None:
 
     results: list[Result] = []
     seconds: dict[str, Any] = {}
-    console = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("runs"),
-        TimeLeft(), console=console, disable=not console.is_terminal, transient=True,
-    ) as bar:  # fmt: skip
-        for method in args.method:
-            shown = bar.add_task(method, total=len(jobs) * len(args.rule))
-            start = time.perf_counter()
+    for method in args.method:
+        start = time.perf_counter()
+        with Counted(len(jobs) * len(args.rule), "runs", method) as shown:
             found, spent = train(
                 jobs, method=method, rules=args.rule, optimizer=args.optimizer, lr=args.lr,
-                rho=args.rho, epochs=args.epochs, advance=partial(bar.advance, shown),
+                rho=args.rho, epochs=args.epochs, advance=shown.advance,
             )  # fmt: skip
-            results += found
-            seconds[method] = {**spent._asdict(), "total": time.perf_counter() - start}
+        results += found
+        seconds[method] = {**spent._asdict(), "total": time.perf_counter() - start}
 
     names = [table.name for table in tables]
     results.sort(
@@ -171,12 +162,15 @@ def main(args: argparse.Namespace) -> None:
     except OSError as error:
         raise RunError(f"cannot write to {out}: {error.strerror}") from error
     what = "" if args.rule == ["sgd"] else f", rho {args.rho:g}"
-    title = f"{len(names)} data sets, {len(args.seeds)} seeds, {args.optimizer}, lr {args.lr:g}"
-    show(summary, quoted, f"{title}{what}, {args.epochs} epochs")
+    title = (
+        f"{cli.noun(len(names), 'data set')}, {cli.noun(len(args.seeds), 'seed')}, "
+        f"{args.optimizer}, lr {args.lr:g}"
+    )
+    show(summary, quoted, f"{title}{what}, {cli.noun(args.epochs, 'epoch')}")
     waited = sum(seconds[method]["compiling"] for method in args.method)
     print(
-        f"{len(results)} runs in {seconds['total']:.1f} s, {waited:.1f} s of it waiting for the "
-        f"compiler; runs.csv, summary.json and curves are in {out}"
+        f"{cli.noun(len(results), 'run')} in {seconds['total']:.1f} s, {waited:.1f} s of it "
+        f"waiting for the compiler; runs.csv, summary.json and curves are in {out}"
     )
 
 

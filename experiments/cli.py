@@ -13,6 +13,7 @@ from experiments.errors import SEEDS, RunError, Stopped
 
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 _REAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_OF_TYPE = r"^argument (\S+): (?=must |is |holds |becomes )"
 _FLOAT32 = (2.0**-126, (2 - 2.0**-23) * 2.0**127)  # smallest normal number, and the largest
 
 
@@ -83,11 +84,13 @@ class number:
         )
 
     def _refuse(self, text: str, why: str = "") -> NoReturn:
-        kind = "a whole number" if self.whole else "a finite number"
-        words = self.range.removeprefix("whole").removeprefix(", ")
-        words = "" if words == "any number" else f", {words}"
-        shown = text if len(text) <= 40 else f"{text[:40]}..."
-        raise argparse.ArgumentTypeError(f"must be {kind}{words}, got {shown!r}{why}")
+        kind = "a whole number" if self.whole else "finite"
+        if self.whole and _WHOLE.fullmatch(text):
+            kind = ""  # it is one
+        words = self.range.removeprefix("whole, ")
+        must = " and ".join(filter(None, (kind, "" if words == "any number" else words)))
+        shown = text if re.fullmatch(r"\S{1,40}", text) else repr(text[:40])
+        raise argparse.ArgumentTypeError(f"must be {must}, got {shown}{why}")
 
 
 def _plain(bound: float) -> str:
@@ -170,7 +173,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """One sentence; the usage would bury it."""
-        self.exit(2, f"error: {message}\n")
+        self.exit(2, "error: " + re.sub(_OF_TYPE, r"\1 ", message) + "\n")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         argv = sys.argv[1:] if args is None else list(args)

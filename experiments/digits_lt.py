@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli, heeded, methods, objectives, stage2
-from experiments.errors import RunError
+from experiments.errors import RunError, check_seed
 from experiments.heeded import REMEMBERED
 from experiments.report import number
 from experiments.settings import Settings
@@ -89,12 +89,10 @@ def checked(args: argparse.Namespace) -> tuple[Path, list[int]]:
     out = Path(args.out)
     if out.exists() and any(out.iterdir()) and not args.overwrite:
         raise RunError(f"{out} is not empty: pass --overwrite, or choose another --out")
-    for name in ("epochs", "batch_size", "num_seeds"):
-        if getattr(args, name) < 1:
-            raise RunError(f"--{name.replace('_', '-')} must be at least 1")
     seeds = args.seeds or list(range(args.num_seeds))
-    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise RunError(f"--seeds must be different numbers, at least 0; got {seeds}")
+    check_seed(*seeds)
+    if len(set(seeds)) < len(seeds):
+        raise RunError(f"--seeds must be different numbers; got {seeds}")
     return out, seeds
 
 
@@ -167,7 +165,7 @@ def train(args: argparse.Namespace, datasets: list[Any], seeds: list[int]) -> li
         for job in jobs
         for name in dict.fromkeys(args.stage2)
     }  # fmt: skip
-    found = bench.train(jobs)
+    found = bench.train(jobs, "training")
     rows = [Row(described[name], curve) for name, (curve, _) in found.items()]
     fresh = bench.fresh(draw=1)
     for (name, stage_name), stage in stages.items():
@@ -181,7 +179,7 @@ def train(args: argparse.Namespace, datasets: list[Any], seeds: list[int]) -> li
             stage.settings,
             jax.vmap(stage.start)(found[name][1], fresh),
         )  # fmt: skip
-        curve, _ = bench.train([job])[job.name]
+        curve, _ = bench.train([job], job.name)[job.name]
         rows.append(Row(described[name] | stage.description, curve))
     return rows
 
@@ -274,7 +272,8 @@ def show(summary: list[dict[str, Any]], args: argparse.Namespace) -> None:
         console = Console(width=120)
     console.print(table)
     console.print(
-        f"{len(summary[0]['seeds'])} seeds, last epoch; mean ± standard deviation over seeds.\n"
+        f"{cli.noun(len(summary[0]['seeds']), 'seed')}, last epoch; mean ± standard deviation over "
+        "seeds.\n"
         f"Differences to SGD with {summary[0]['loss']} are paired by seed, mean ± standard error.\n"
         "Cost: time of a step over SGD's, median of interleaved calls.",
         style="dim",

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.augment import normalise
-from experiments.errors import RunError
+from experiments.errors import RunError, check_seed
 from experiments.methods import Method, Remembered
 from experiments.models import create_model
 from experiments.objectives import Objective
+from experiments.progress import Counted
 from experiments.sampling import balanced_order
 from experiments.settings import Settings
 from experiments.steps import (
@@ -78,6 +79,7 @@ class Bench:
     """
 
     def __init__(self, datasets: list[Any], seeds: list[int]):
+        check_seed(*seeds)
         first = self.first = datasets[0]
         self.seeds, self.rows = seeds, len(first.train_labels)
         self.class_counts = first.class_counts()
@@ -116,18 +118,28 @@ class Bench:
             )
         return self._parts[settings]
 
-    def train(self, jobs: list[Job]) -> dict[str, tuple[Curve, Any]]:
+    def train(self, jobs: list[Job], what: str = "") -> dict[str, tuple[Curve, Any]]:
         """(curve, final parameters) by job; all have the same number of epochs.
 
         A few epochs of each are run in turn, so that a noisy machine slows all alike.
+
+        Args:
+          jobs: of different names.
+          what: for the progress that is shown.
         """
         epochs = jobs[0].settings.epochs
         ends = [*range(EPOCHS_PER_CALL, epochs, EPOCHS_PER_CALL), epochs]
         spans = list(zip([0, *ends[:-1]], ends, strict=True))
-        programs = {job.name: _Program(self, job, spans) for job in jobs}
-        for start, end in spans:
-            for program in programs.values():
-                program.advance(start, end)
+        programs = {}
+        with Counted(epochs * len(jobs), "epochs", what) as shown:
+            for number, job in enumerate(jobs, start=1):
+                shown.compiling(number, len(jobs))
+                programs[job.name] = _Program(self, job, spans)
+            for start, end in spans:
+                for program in programs.values():
+                    began = time.perf_counter()
+                    program.advance(start, end)
+                    shown.advance(end - start, time.perf_counter() - began)
         return {name: (program.curve(ends), program.params()) for name, program in programs.items()}
 
     def orders(self, sampling: str, start: int, end: int, per_visit: int = 1) -> jax.Array:

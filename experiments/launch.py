@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import cli, folders, methods, objectives, presets, stage2
-from experiments.errors import RunError
+from experiments.errors import RunError, check_seed
 from experiments.models import MODELS
 from experiments.settings import EXAMPLES, LOADERS, SAMPLING
 from experiments.steps import SCHEDULES
@@ -226,6 +226,7 @@ def make_plan(args: argparse.Namespace, dataset: Any, about_data: dict[str, Any]
     """
     from experiments.data import filled
     from experiments.execution import EXECUTIONS
+    from experiments.parts import tail_of
     from experiments.settings import Settings
     from imbsam_jax import imbalance_factor
 
@@ -274,6 +275,14 @@ def make_plan(args: argparse.Namespace, dataset: Any, about_data: dict[str, Any]
         )
         for name in args.stage2
     }
+    for each in (settings, *(stage.settings for stage in second.values())):
+        tail_of(dataset, each)  # refuses stratified sampling without one
+        steps = each.epochs * steps_per_epoch
+        if steps >= 2**31:
+            raise RunError(
+                f"{each.epochs} epochs of {steps_per_epoch} steps are more than steps are counted "
+                "to, 2**31: use fewer"
+            )
     return Plan(settings, method, loss, description, second)
 
 
@@ -308,14 +317,21 @@ def run(
 
 def begin(args: argparse.Namespace) -> None:
     """What comes before the data: refuses flags, meets other processes, settles the devices."""
-    from experiments.execution import devices_by_default
+    from experiments.execution import devices_by_default, emulate
 
     if not args.out:
         raise RunError("--out is missing: name the folder this run is to be written to")
     _seeds(args)
+    if "resize" in args and args.image_size > args.resize:
+        raise RunError(
+            f"--image-size {args.image_size} cannot be cut from images resized to --resize "
+            f"{args.resize}: give a --resize at least as large"
+        )
     join(args)
     args.devices_left_out = isinstance(args.devices, _LeftOut)
-    if args.devices_left_out:
+    if not args.devices_left_out:
+        emulate(args.devices)  # now: whatever loads data or makes a plan may start the backend
+    else:
         share = args.batch_size // max(args.accumulate, 1)
         args.devices = devices_by_default(args.devices, args.model, share, args.examples)
     cli.use_compilation_cache()
@@ -375,7 +391,7 @@ def groups(args: argparse.Namespace, seeds: list[int]) -> list[Group]:
     number = _devices_of_new(args, len(new))
     if number > 1:
         if not args.quiet:
-            print(f"{len(new)} seeds together on {number} devices (not: --no-together)")
+            print(f"{cli.noun(len(new), 'seed')} together on {number} devices (not: --no-together)")
         return [*found, Group(new, number, True)]
     return [*found, *(Group([seed], args.devices, False) for seed in new)]
 
@@ -457,9 +473,8 @@ def train(args: argparse.Namespace, dataset: Any, plan: Plan) -> list[dict[str, 
 
 
 def _seeds(args: argparse.Namespace) -> list[int]:
-    if args.num_seeds is not None and args.num_seeds < 1:
-        raise RunError(f"--num-seeds must be at least 1, got {args.num_seeds}")
     seeds = args.seeds or (list(range(args.num_seeds)) if args.num_seeds else [args.seed])
-    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise RunError(f"--seeds must be different numbers, at least 0; got {seeds}")
+    check_seed(*seeds)
+    if len(set(seeds)) < len(seeds):
+        raise RunError(f"--seeds must be different numbers; got {seeds}")
     return list(seeds)

@@ -148,7 +148,13 @@ def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
     return sums / np.maximum(np.convolve(known.astype(float), kernel, "same"), 1)
 
 
-def sweep(path: Path, label: str, lines: dict[str, dict[str, Any]], sgd: dict[str, float]) -> None:
+def sweep(
+    path: Path,
+    label: str,
+    lines: dict[str, dict[str, Any]],
+    sgd: dict[str, float],
+    sgd_chosen: bool = False,
+) -> None:
     """Test accuracy over a hyper-parameter, a line a setting of the others, a panel a split.
 
     Args:
@@ -157,6 +163,7 @@ def sweep(path: Path, label: str, lines: dict[str, dict[str, Any]], sgd: dict[st
       lines: by name, each with "x" and, by split, "mean" and "se" (of the difference to SGD);
         "chosen" is the place in x of what validation chose, or None.
       sgd: accuracy of SGD by split.
+      sgd_chosen: SGD is what validation chose.
     """
     figure, axes = plt.subplots(2, 2, figsize=(9, 6.5), layout="constrained", sharex=True)
     for axis, (split, level) in zip(axes.flat, sgd.items(), strict=True):
@@ -167,7 +174,8 @@ def sweep(path: Path, label: str, lines: dict[str, dict[str, Any]], sgd: dict[st
                 at = line["chosen"]
                 axis.plot(line["x"][at], mean[at], "o", markersize=12, fillstyle="none",
                           color=drawn[0].get_color(), label="chosen by validation")  # fmt: skip
-        axis.axhline(level, color="grey", linestyle="--", label="SGD")
+        name = "SGD, chosen by validation" if sgd_chosen else "SGD"
+        axis.axhline(level, color="grey", linestyle="--", label=name)
         values = [x for line in lines.values() for x in line["x"]]
         if min(values) > 0 and max(values) >= 10 * min(values):
             axis.set_xscale("log")

@@ -71,7 +71,7 @@ def table(groups: list[Group]) -> Table:
         if 1 < len(group.seeds) <= 5:
             label += f"\nall: {' '.join(number(report['all']) for report in group.reports)}"
         if group.sgd and len(group.pairs()) < len(group.seeds):
-            label += f"\n{len(group.pairs())} seeds in common with SGD"
+            label += f"\n{cli.noun(len(group.pairs()), 'seed')} in common with SGD"
         result.add_row(label, *map("\n".join, zip(*lines, strict=True)), *_costs(group))
     return result
 

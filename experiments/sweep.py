@@ -10,15 +10,16 @@ On the digits all seeds of a point run in one compiled program, and all points i
 radii and class weights are its data. With `cifar_lt` all flags of that command are taken, and each
 point and seed is a run folder, as OUT/eta_60_rho_0.05/seed_0; --resume goes on with a sweep that
 was stopped, or with more values or seeds. A point whose loss is not finite is told and left out.
-A setting is chosen by the accuracy, in the last epoch, on validation images that are neither
-trained on nor tested on (class sizes are those of what is left); what the test set would have
-chosen is shown beside it.
+A setting, or SGD, is chosen by the accuracy, in the last epoch, on validation images that are
+neither trained on nor tested on (class sizes are those of what is left); what the test set would
+have chosen is shown beside it.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import inspect
 import itertools
 import sys
 from pathlib import Path
@@ -70,6 +71,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if args.experiment != experiment:
         what = "must be" if args.experiment in GRIDS else f"is not {' or '.join(GRIDS)},"
         parser.error(f"{args.experiment} {what} the first word")
+    try:
+        grid = grid_of(args)
+    except RunError as error:
+        parser.error(str(error))
+    for flag in cli.given(parser, argv):
+        name = flag.removeprefix("--").replace("-", "_")
+        if name in grid:
+            parser.error(f"{flag} beside --grid {name}, which gives its values")
     return args
 
 
@@ -122,8 +131,14 @@ def grid_of(args: argparse.Namespace) -> dict[str, list[float]]:
     """Values by flag; a flag that the rule does not take, or that is no number, is refused."""
     if args.rho_schedule != "constant":
         raise RunError("a grid is of constant radii: leave --rho-schedule out")
-    numeric = {name for name, value in vars(args).items() if isinstance(value, float)}
-    known = numeric & set(methods.rule_arguments(args.rule, vars(args)))
+    parser = arguments() if args.experiment == "digits" else image_arguments()
+    types = {
+        action.dest: action.type
+        for action in parser._actions
+        if isinstance(action.type, cli.number) and not (action.type.whole or action.nargs)
+    }
+    of_rule = inspect.signature(methods.RULES[args.rule]).parameters
+    known = {name for name in types if name in of_rule}
     if args.rule in REMEMBERED:
         known.add("memory")
     defaults = [
@@ -138,9 +153,9 @@ def grid_of(args: argparse.Namespace) -> dict[str, list[float]]:
             what = "is given twice" if name in grid else f"is no numeric flag of {args.rule}"
             raise RunError(f"--grid {name} {what}; it has {', '.join(sorted(known))}")
         try:
-            grid[name] = sorted({float(value) for value in values})
-        except ValueError as error:
-            raise RunError(f"--grid {name}: {error}") from error
+            grid[name] = sorted({types[name](value) for value in values})
+        except argparse.ArgumentTypeError as error:
+            raise RunError(f"--grid {name} {error}") from error
         if not values:
             raise RunError(f"--grid {name} has no values: write --grid {name} 0.1 0.2")
     return grid
@@ -179,7 +194,7 @@ def train(args: argparse.Namespace, seeds: list[int], points: list[dict[str, flo
         )
         for point, method in zip(points, found, strict=True)
     ]  # fmt: skip
-    result = bench.train(jobs)
+    result = bench.train(jobs, "sweep")
     rows = []
     for point, job in zip([{}, *points], jobs, strict=True):
         curve, params = result[job.name]
@@ -189,7 +204,11 @@ def train(args: argparse.Namespace, seeds: list[int], points: list[dict[str, flo
 
 
 def summarise(rows: list[Row], seeds: list[int]) -> list[dict[str, Any]]:
-    """One object a point, SGD first; percent, means over seeds, differences paired with SGD."""
+    """One object a point, SGD first; percent, means over seeds, differences paired with SGD.
+
+    "best_val" and "best_test" mark the best row, SGD among them: a radius that loses to none is
+    not chosen.
+    """
     sgd = rows[0]
     summary: list[dict[str, Any]] = []
     for point, test, val, diverged in rows:
@@ -204,8 +223,10 @@ def summarise(rows: list[Row], seeds: list[int]) -> list[dict[str, Any]]:
             row[f"{name}_all_by_seed"] = [_number(value) for value in values["all"]]
         summary.append(row)
     for name in ("test", "val"):
-        whole = [row for row in summary[1:] if row["diverged"] is None]
-        best = max(whole, key=lambda row: row[f"{name}_all"], default=None)
+        # SGD first, the rule with radius 0: of equals it is taken.
+        best = max(
+            (row for row in summary if row["diverged"] is None), key=lambda row: row[f"{name}_all"]
+        )
         for row in summary:
             row[f"best_{name}"] = row is best
     return summary
@@ -252,12 +273,18 @@ def verdict(summary: list[dict[str, Any]]) -> str:
         if row["diverged"] is not None
     ]
     if len(lines) == len(summary) - 1:
-        return "\n".join([*lines, "No point was trained to its end: none is chosen."])
+        return "\n".join(
+            [*lines, "No point was trained to its end: none is chosen, SGD alone is left."]
+        )
     for name, words in (
         ("val", "Chosen by validation"),
         ("test", "Best on the test set, no result"),
     ):
         row = next(row for row in summary if row[f"best_{name}"])
+        if not row["point"]:
+            where = "validation" if name == "val" else "the test set"
+            lines.append(f"{words}: SGD (rho 0), as no point was better than it on {where}.")
+            continue
         gain = _paired(row["test_all_sgd"], row["test_all_sgd_se"])
         lines.append(f"{words}: {named(row['point'])}, All - SGD {gain} on the test set.")
     return "\n".join(lines)
@@ -294,7 +321,7 @@ def write(
     levels = {
         s: np.nan if summary[0][f"test_{s}"] is None else summary[0][f"test_{s}"] for s in SPLITS
     }
-    plots.sweep(out / "sweep.png", last, lines, levels)
+    plots.sweep(out / "sweep.png", last, lines, levels, sgd_chosen=summary[0]["best_val"])
 
 
 def main(args: argparse.Namespace) -> None:
@@ -313,7 +340,10 @@ def main(args: argparse.Namespace) -> None:
     write(out, summary, grid, args)
     print(table(summary, grid))
     print(verdict(summary))
-    print(f"{len(seeds)} seeds; figure and tables are in {out}: sweep.png, sweep.csv, table.md")
+    print(
+        f"{cli.noun(len(seeds), 'seed')}; figure and tables are in {out}: sweep.png, sweep.csv, "
+        "table.md"
+    )
 
 
 if __name__ == "__main__":

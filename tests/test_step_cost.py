@@ -90,7 +90,6 @@ def test_groups_over_their_own_rows(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--steps", "1"], "--steps must be at least 2"),
         (["--image-size", "8", "--data", "cache.npz"], "give --image-size without it"),
         (["--batch-size", "900", "--counts", "5", "60", "10"], "900 is more than the 127 images"),
     ],

@@ -102,6 +102,26 @@ def test_the_choice_is_validations():
     assert "no result" in sweep.verdict(summary).splitlines()[1]
 
 
+def test_sgd_is_a_candidate():
+    """Where every point loses to it on validation, and where the best is only as good."""
+    for points in (((60, 49), (55, 48)), ((60, 50), (55, 48))):
+        summary = sweep.summarise(made_up(*points), [0, 1])
+        assert [row["best_val"] for row in summary] == [True, False, False]
+        assert [row["best_test"] for row in summary] == [False, True, False]
+        chosen, best = sweep.verdict(summary).splitlines()
+        assert chosen.startswith("Chosen by validation: SGD (rho 0), as no point was better")
+        assert "rho 0, All - SGD +10.0" in best
+        bold = [line for line in sweep.table(summary, {"rho": []}).splitlines() if "**" in line]
+        assert len(bold) == 1 and bold[0].startswith("| **SGD**")
+
+
+def test_sgd_is_left_where_all_points_diverged():
+    rows = made_up((60, 60))
+    summary = sweep.summarise([rows[0], rows[1]._replace(diverged="at step 3")], [0, 1])
+    assert [row["best_val"] for row in summary] == [True, False]
+    assert sweep.verdict(summary).endswith("SGD alone is left.")
+
+
 @pytest.mark.allow_rank_promotion
 def test_what_is_written(swept):
     out, summary, _ = swept
@@ -117,21 +137,23 @@ def test_what_is_written(swept):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--grid", "rho", "a"], "could not convert"),
+        (["--grid", "rho", "a"], "--grid rho must be finite and at least 0, got a"),
         (["--grid", "rho"], "has no values"),
         (["--grid", "gamma", "1"], "gamma is no numeric flag of imbsam; it has eta, memory, rho"),
         (["--grid", "lr", "1"], "lr is no numeric flag"),
         (["--grid", "rho", "1", "--grid", "rho", "2"], "is given twice"),
         (["--rho-schedule", "late"], "leave --rho-schedule out"),
         (["--grid", "eta", "0"], "leaves no tail class"),
-        (["--grid", "memory", "1"], "--memory: decay must be"),
-        (["--rule", "sse_sam", "--memory", "0.5"], "--memory: a staged rule"),
+        (["--grid", "memory", "1"], "--grid memory must be finite and at least 0 and below 1"),
+        (["--grid", "rho", "0.1", "nan"], "--grid rho must be finite and at least 0, got nan"),
+        (["--grid", "rho", "0.1", "--rho", "0.2"], "--rho beside --grid rho"),
+        (["--rule", "sse_sam", "--memory", "0.5"], "--memory needs --rule"),
     ],
 )
-def test_bad_grids_write_nothing(tmp_path, flags, message):
-    args = sweep.arguments().parse_args([*SMALL, *flags, "--out", str(tmp_path / "x")])
-    with pytest.raises(RunError, match=message):
-        sweep.main(args)
+def test_bad_grids_write_nothing(tmp_path, flags, message, capsys):
+    with pytest.raises((RunError, SystemExit)) as refused:
+        sweep.main(sweep.parse([*SMALL, *flags, "--out", str(tmp_path / "x")]))
+    assert message in str(refused.value) + capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 
@@ -163,9 +185,10 @@ def image_flags(folder, *more):
     if not (folder / "tiny.npz").exists():
         save_npz(tiny_dataset(), folder / "tiny.npz")
     flags = ["--data", str(folder / "tiny.npz"), "--model", "mlp", "--epochs", "2", "--quiet"]
-    flags += ["--batch-size", "16", "--lr", "0.1", "--rho", "0.1", "--num-seeds", "2"]
+    flags += ["--batch-size", "16", "--lr", "0.1"]
     flags += ["--grid", "eta", "5", "30", "--grid", "rho", "0.1", "--val-per-class", "2"]
-    return sweep.parse(["cifar_lt", *flags, "--out", str(folder / "out"), *more])
+    seeds = [] if "--num-seeds" in more else ["--num-seeds", "2"]
+    return sweep.parse(["cifar_lt", *flags, *seeds, "--out", str(folder / "out"), *more])
 
 
 def quick(patch):
@@ -331,16 +354,17 @@ def test_a_radius_that_ruins_training_leaves_the_others(tmp_path, monkeypatch):
         (["--rho-schedule", "late"], "leave --rho-schedule out"),
         (["--grid", "gamma", "1"], "gamma is no numeric flag of imbsam; it has eta, memory, rho"),
         (["--grid", "lr", "1"], "lr is no numeric flag"),
-        (["--grid", "memory", "1"], "--memory: decay must be"),
+        (["--grid", "memory", "1"], "--grid memory must be"),
         (["--grid", "tail-scale", "-1"], "tail_scale"),
         (["--num-seeds", "0"], "--num-seeds must be at least 1"),
         (["--process-id", "0"], "a sweep runs in one process"),
-        (["--export", "x.npz"], "--export trains nothing"),
+        (["--export", "x.npz"], "--export left out, which trains nothing"),
     ],
 )
-def test_bad_image_sweeps_write_nothing(tmp_path, flags, message):
-    with pytest.raises(RunError, match=message):
+def test_bad_image_sweeps_write_nothing(tmp_path, flags, message, capsys):
+    with pytest.raises((RunError, SystemExit)) as refused:
         sweep.main(image_flags(tmp_path, *flags))
+    assert message in str(refused.value) + capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
