@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.anomaly_training import METHODS, RULES, Result
+from experiments.cli import noun
 
 COLUMNS = (
     "dataset", "method", "rule", "seed", "label_ratio", "protocol",
@@ -117,69 +118,85 @@ def _figure(value: float | None, spread: float | None = None, sign: str = "") ->
 
 
 def show(summary: Sequence[dict[str, Any]], quoted: Sequence[dict[str, Any]], title: str) -> None:
-    from rich import box
+    """Prints both tables; they fit in 80 columns."""
     from rich.console import Console
-    from rich.table import Table as Grid
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=170)  # a file has no edge to wrap at
-    grid = Grid(title=title, box=box.SIMPLE_HEAD)
-    for name in ("protocol", "labels", "method", "rule"):
-        grid.add_column(name, no_wrap=True)
-    for name in [*METRICS.values(), *(f"{name} - SGD" for name in METRICS.values())]:
-        grid.add_column(name, justify="right")
-    before = None
-    for row in summary:
-        group = (row["protocol"], f"{100 * row['label_ratio']:g}%", row["method"])
-        if before not in (None, group):
-            grid.add_section()
-        cells = [_figure(row[m], row[f"{m}_sd"]) for m in METRICS]
-        for m in METRICS:
-            difference = row.get(f"{m}_minus_sgd")
-            shown = _figure(difference, row.get(f"{m}_minus_sgd_se"), "+")
-            counted = "" if difference is None else f"  {row[f'{m}_improved']}/{row['datasets']}"
-            cells.append("" if row["rule"] == "sgd" else shown + counted)
-        grid.add_row(*(group if group != before else ("", "", "")), row["rule"], *cells)
-        before = group
-    console.print(grid)
+        console = Console(width=80)
+    console.print(_figures(summary, title))
     console.print(
         "Percent, last epoch: mean over data sets ± standard deviation of that mean over seeds. "
-        "Differences are paired by data set and seed:\nmean over data sets ± standard error, and "
+        "Differences are paired by data set and seed: mean over data sets ± standard error, and "
         "on how many data sets the difference is above zero.",
         style="dim",
     )
-    lost = [row for row in summary if row["diverged"]]
-    for row in lost:
+    for row in (row for row in summary if row["diverged"]):
         console.print(
             f"{row['method']} under {row['rule']} ({row['protocol']}, {row['label_ratio']:g}): "
-            f"{row['diverged']} of {row['datasets'] * row['seeds']} runs diverged (scores that are "
-            "not finite); lower --lr",
+            f"{row['diverged']} of {noun(row['datasets'] * row['seeds'], 'run')} diverged (scores "
+            "that are not finite); lower --lr",
             style="bold",
         )
-
-    grid = Grid(
-        title="Table 4 of the paper (AUROC %, 25% labels), as quoted | mean of the subsets here",
-        box=box.SIMPLE_HEAD,
-    )
-    for name in ("method", "rule", "protocol here"):
-        grid.add_column(name, no_wrap=True)
-    for name in (*_FAMILIES, "average of five"):
-        grid.add_column(name, justify="right")
-    for row in quoted:
-        cells = []
-        for family in _FAMILIES:
-            cell = row[family]
-            subsets = f" ({cell['subsets']})" if cell["subsets"] else ""
-            cells.append(f"{cell['paper']:.1f} | {_figure(cell['here'])}{subsets}")
-        cells.append(f"{row['average']['paper']:.1f}")
-        grid.add_row(row["method"], row["rule"], row["protocol"], *cells)
-    console.print(grid)
+    console.print()
+    console.print(_beside_the_paper(quoted))
     console.print(
         "In brackets: subsets trained here. The paper's levels do not come out of ADBench's own "
         "code and protocol either; they are quoted, not a target.",
         style="dim",
     )
+
+
+def _figures(summary: Sequence[dict[str, Any]], title: str) -> Any:
+    """A row a method and rule, and below it what it differs in from SGD."""
+    from rich.table import Table as Grid
+
+    grid = Grid(title=title, box=None, padding=(0, 2, 0, 0))
+    grid.add_column("")
+    for name in METRICS.values():
+        grid.add_column(name, justify="right")
+    before = None
+    for row in summary:
+        group = (row["protocol"], row["label_ratio"])
+        if group != before:
+            grid.add_row()
+            grid.add_row(f"{group[0]}, {100 * group[1]:g}%", style="bold")
+            before = group
+        named = f"{row['method']} {row['rule']}"
+        grid.add_row(named, *(_figure(row[m], row[f"{m}_sd"]) for m in METRICS))
+        differences = [row.get(f"{m}_minus_sgd") for m in METRICS]
+        if any(difference is not None for difference in differences):
+            cells = [
+                "-" if difference is None
+                else f"{_figure(difference, row[f'{m}_minus_sgd_se'], '+')} "
+                f"{row[f'{m}_improved']}/{row['datasets']}"
+                for m, difference in zip(METRICS, differences, strict=True)
+            ]  # fmt: skip
+            grid.add_row("  minus SGD", *cells)
+    return grid
+
+
+def _beside_the_paper(quoted: Sequence[dict[str, Any]]) -> Any:
+    """A row a method and rule of the paper's table, and below it those trained here."""
+    from rich.table import Table as Grid
+
+    title = "Table 4 of the paper (AUROC %, 25% labels), as quoted, and subsets here"
+    grid = Grid(title=title, box=None, padding=(0, 1, 0, 0))
+    grid.add_column("")
+    for name in (*_FAMILIES, "average"):
+        grid.add_column(name.replace("MNIST", "\nMNIST").strip(), justify="right")
+    shown = None
+    for row in quoted:
+        named = f"{row['method']} {row['rule']}"
+        if named != shown:
+            paper = [*(row[family]["paper"] for family in _FAMILIES), row["average"]["paper"]]
+            grid.add_row(named, *(f"{figure:.1f}" for figure in paper))
+            shown = named
+        cells = [row[family] for family in _FAMILIES]
+        if any(cell["subsets"] for cell in cells):
+            here = (f"{_figure(c['here'])} ({c['subsets']})" if c["subsets"] else "" for c in cells)
+            grid.add_row(f"  {row['protocol']}", *here, style="bold")
+    return grid
 
 
 def draw_curves(path: Path, summary: Sequence[dict[str, Any]], protocol: str) -> None:

@@ -326,6 +326,37 @@ def _result(dataset: str, rule: str, seed: int, auroc: float, **other: Any) -> a
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("width", [None, "80"])
+def test_tables_are_readable_at_80_columns(
+    width: str | None, capsys: Any, monkeypatch: Any
+) -> None:
+    """Nothing is cut, folded or left out; every protocol, method and rule, wide figures."""
+    if width is not None:
+        monkeypatch.setenv("COLUMNS", width)
+    results = [
+        _result(name, rule, seed, 10.0 * seed + len(rule), method=method, protocol=protocol)
+        for name in ("CIFAR10_0", "FashionMNIST_1", "MNIST-C_2", "MVTec-AD_3", "SVHN_4")
+        for method in anomaly.METHODS
+        for rule in anomaly.RULES
+        for seed in (0, 9)
+        for protocol in ("adbench", "clean")
+    ]
+    summary = anomaly_report.summarise(results, anomaly.RULES)
+    anomaly_report.show(summary, anomaly_report.families(results), "title")
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80 and "…" not in shown
+    figures = shown.split("Percent, last epoch")[0]
+    assert figures.count("minus SGD") == 2 * 2 * 2
+    for row in summary:
+        mean = f"{row['auroc']:.2f} ± {row['auroc_sd']:.2f}"
+        assert mean in figures
+        if row["rule"] != "sgd":
+            assert f"{row['auroc_minus_sgd']:+.2f} ± {row['auroc_minus_sgd_se']:.2f} " in figures
+    for name in ("adbench, 25%", "clean, 25%", "AP anomaly", "deepsad imbsam"):
+        assert name in figures
+    assert "  clean" in shown and "(1)" in shown and "92.2" in shown
+
+
 def test_summary_pairs_by_data_set() -> None:
     sgd = {("a", 0): 70.0, ("a", 1): 72.0, ("b", 0): 90.0, ("b", 1): 94.0}
     sam = {("a", 0): 74.0, ("a", 1): 74.0, ("b", 0): 91.0, ("b", 1): 92.0}
@@ -404,7 +435,7 @@ def test_command_from_data_to_files(tmp_path: Path) -> None:
     )  # fmt: skip
     code, shown, _ = _run(*args)
     assert code == 0
-    for part in ("adbench", "full", "imbsam", "AUROC - SGD", "Table 4", "88.7", "24 runs in"):
+    for part in ("adbench", "full", "imbsam", "minus SGD", "Table 4", "88.7", "24 runs in"):
         assert part in shown, part
     rows = _rows(out)
     assert list(rows[0]) == list(anomaly_report.COLUMNS) == [
