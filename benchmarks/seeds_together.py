@@ -225,8 +225,10 @@ def markdown(rows: list[dict[str, Any]], device: str) -> str:
 def main(args: argparse.Namespace) -> None:
     from benchmarks.step_cost import noise
     from experiments.data import load_npz, shrunk
+    from experiments.execution import emulate
     from imbsam_jax import long_tail_counts
 
+    emulate(args.devices)  # before anything starts the backend
     dataset = load_npz(Path(args.data)) if args.data else noise(long_tail_counts(100, 500, 100))
     dataset = shrunk(dataset, args.shrink)
     rows = [measure(model, args, dataset) for model in args.model]

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli, heeded, methods, objectives, stage2
-from experiments.errors import RunError, check_seed
+from experiments.errors import Diverged, RunError, check_seed
 from experiments.heeded import REMEMBERED
 from experiments.report import number
 from experiments.settings import Settings
@@ -166,9 +166,16 @@ def train(args: argparse.Namespace, datasets: list[Any], seeds: list[int]) -> li
         for name in dict.fromkeys(args.stage2)
     }  # fmt: skip
     found = bench.train(jobs, "training")
-    rows = [Row(described[name], curve) for name, (curve, _) in found.items()]
+    lost = [one for one in found.values() if isinstance(one, Diverged)]
+    if len(lost) == len(found):
+        raise RunError(f"{lost[0]}; no row was trained to its end, and nothing was written")
+    rows = [_row(described[name], one) for name, one in found.items()]
     fresh = bench.fresh(draw=1)
     for (name, stage_name), stage in stages.items():
+        first = found[name]
+        if isinstance(first, Diverged):
+            rows.append(_row(described[name] | stage.description, first))
+            continue
         job = Job(
             f"{name}, then {stage_name}",
             stage.method,
@@ -177,10 +184,11 @@ def train(args: argparse.Namespace, datasets: list[Any], seeds: list[int]) -> li
                 train_statistics=stage.settings.statistics == "updated", adversary=stage.adversary,
             ),
             stage.settings,
-            jax.vmap(stage.start)(found[name][1], fresh),
+            jax.vmap(stage.start)(first[1], fresh),
         )  # fmt: skip
-        curve, _ = bench.train([job], job.name)[job.name]
-        rows.append(Row(described[name] | stage.description, curve))
+        rows.append(
+            _row(described[name] | stage.description, bench.train([job], job.name)[job.name])
+        )
     return rows
 
 
@@ -189,7 +197,14 @@ class Row(NamedTuple):
 
     # rule, rule_args, ascent, memory, loss, loss_args, stage2, stage2_args
     description: dict[str, Any]
-    curve: Any
+    curve: Any  # None where it diverged
+    diverged: str | None = None
+
+
+def _row(description: dict[str, Any], found: Any) -> Row:
+    if isinstance(found, Diverged):
+        return Row(description, None, str(found))
+    return Row(description, found[0])
 
 
 def names(descriptions: list[dict[str, Any]]) -> list[str]:
@@ -214,9 +229,12 @@ def summarise(rows: list[Row], seeds: list[int]) -> list[dict[str, Any]]:
     described = [row.description for row in rows]
     sgd = next((row.curve for row in rows if is_base(row.description, described)), None)
     result = []
-    for description, curve in rows:
-        last = {split: values[-1] for split, values in curve.splits.items()}
-        row: dict[str, Any] = {**description, "seeds": seeds}
+    nothing = dict.fromkeys(("all", "many", "medium", "few"), np.full(len(seeds), np.nan))
+    for description, curve, diverged in rows:
+        last = nothing
+        if curve is not None:
+            last = {split: values[-1] for split, values in curve.splits.items()}
+        row: dict[str, Any] = {**description, "seeds": seeds, "diverged": diverged}
         for split, values in last.items():
             row[split], row[f"{split}_sd"] = _mean(values), _deviation(values)
             row[f"{split}_by_seed"] = None if np.isnan(values).any() else values.tolist()
@@ -227,9 +245,9 @@ def summarise(rows: list[Row], seeds: list[int]) -> list[dict[str, Any]]:
             row[f"paired_{split}_se"] = (
                 None if deviation is None else deviation / float(np.sqrt(len(seeds)))
             )
-        row["epoch_seconds"] = float(np.median(curve.seconds))
+        row["epoch_seconds"] = None if curve is None else float(np.median(curve.seconds))
         row["step_cost_ratio"] = None
-        if sgd is not None and description["stage2"] is None:
+        if sgd is not None and curve is not None and description["stage2"] is None:
             row["step_cost_ratio"] = float(np.median(curve.seconds / sgd.seconds))
         result.append(row)
     return result
@@ -271,6 +289,9 @@ def show(summary: list[dict[str, Any]], args: argparse.Namespace) -> None:
     if not console.is_terminal:
         console = Console(width=120)
     console.print(table)
+    for name, row in zip(names(summary), summary, strict=True):
+        if row["diverged"] is not None:
+            console.print(f"{name} diverged: {row['diverged']}", style="bold", markup=False)
     console.print(
         f"{cli.noun(len(summary[0]['seeds']), 'seed')}, last epoch; mean ± standard deviation over "
         "seeds.\n"
@@ -288,7 +309,9 @@ def write(
 
     make_folder(out, args)
     named = names([row.description for row in rows])
-    curves = {name: row.curve for name, row in zip(named, rows, strict=True)}
+    curves = {
+        name: row.curve for name, row in zip(named, rows, strict=True) if row.curve is not None
+    }
     with open(out / "per_class.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["rule", "class", "train_examples", "accuracy"])

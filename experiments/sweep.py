@@ -36,7 +36,7 @@ from experiments.digits_lt import (
     make_folder,
     settings_of,
 )
-from experiments.errors import RunError
+from experiments.errors import Diverged, RunError
 from experiments.heeded import REMEMBERED
 
 SPLITS = ("all", "many", "medium", "few")
@@ -129,6 +129,11 @@ def _shown(values: list[float]) -> str:
 
 def grid_of(args: argparse.Namespace) -> dict[str, list[float]]:
     """Values by flag; a flag that the rule does not take, or that is no number, is refused."""
+    if args.rule in ("sgd", "cc_sam"):
+        raise RunError(
+            f"--rule {args.rule} has no grid: SGD is trained beside any other rule, and cc_sam's "
+            "radius comes from the class sizes"
+        )
     if args.rho_schedule != "constant":
         raise RunError("a grid is of constant radii: leave --rho-schedule out")
     parser = arguments() if args.experiment == "digits" else image_arguments()
@@ -197,7 +202,14 @@ def train(args: argparse.Namespace, seeds: list[int], points: list[dict[str, flo
     result = bench.train(jobs, "sweep")
     rows = []
     for point, job in zip([{}, *points], jobs, strict=True):
-        curve, params = result[job.name]
+        one = result[job.name]
+        if isinstance(one, Diverged):
+            if not point:
+                raise RunError(f"SGD, with which every point is compared: {one}")
+            nothing = dict.fromkeys(SPLITS, np.full(len(seeds), np.nan))
+            rows.append(Row(point, nothing, nothing, str(one)))
+            continue
+        curve, params = one
         test = {split: curve.splits[split][-1] for split in SPLITS}
         rows.append(Row(point, test, bench.validate(params, settings.classifier)))
     return rows
@@ -224,9 +236,8 @@ def summarise(rows: list[Row], seeds: list[int]) -> list[dict[str, Any]]:
         summary.append(row)
     for name in ("test", "val"):
         # SGD first, the rule with radius 0: of equals it is taken.
-        best = max(
-            (row for row in summary if row["diverged"] is None), key=lambda row: row[f"{name}_all"]
-        )
+        whole = [row for row in summary if row["diverged"] is None]
+        best = max(whole, key=lambda row: row[f"{name}_all"]) if len(whole) > 1 else None
         for row in summary:
             row[f"best_{name}"] = row is best
     return summary

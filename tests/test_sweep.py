@@ -115,13 +115,6 @@ def test_sgd_is_a_candidate():
         assert len(bold) == 1 and bold[0].startswith("| **SGD**")
 
 
-def test_sgd_is_left_where_all_points_diverged():
-    rows = made_up((60, 60))
-    summary = sweep.summarise([rows[0], rows[1]._replace(diverged="at step 3")], [0, 1])
-    assert [row["best_val"] for row in summary] == [True, False]
-    assert sweep.verdict(summary).endswith("SGD alone is left.")
-
-
 @pytest.mark.allow_rank_promotion
 def test_what_is_written(swept):
     out, summary, _ = swept
@@ -277,7 +270,7 @@ def diverging(monkeypatch, *names):
         if name in names:
             raise Diverged("the loss is nan at step 3")
         # Without a tail group, as where no class is that rare.
-        figures = {"all": 50 + args.eta, "many": 60.0, "medium": 40.0, "few": None}
+        figures = {"all": 50.0 + (0 if args.rule == "sgd" else args.eta), "many": 60.0, "medium": 40.0, "few": None}
         line = {"epoch": args.epochs, **{f"val_{key}": value for key, value in figures.items()}}
         for seed in (0, 1):
             folder = sweep.Path(args.out) / f"seed_{seed}"
@@ -315,8 +308,8 @@ def test_a_sweep_of_which_every_point_diverged_chooses_none(tmp_path, monkeypatc
 def test_images_remembered_directions_can_be_swept(tmp_path, monkeypatch):
     """Up to where training begins; SGD has none to remember."""
     diverging(monkeypatch)
-    args = image_flags(tmp_path, "--eta", "20", "--memory", "0.5")
-    args.grid = [["memory", "0", "0.9"]]
+    args = image_flags(tmp_path, "--memory", "0.5")
+    args.eta, args.grid = 20.0, [["memory", "0", "0.9"]]
     sweep.main(args)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [row["point"] for row in summary] == [{}, {"memory": 0.0}, {"memory": 0.9}]
@@ -333,8 +326,8 @@ def test_sgd_must_not_diverge(tmp_path, monkeypatch):
 def test_a_radius_that_ruins_training_leaves_the_others(tmp_path, monkeypatch):
     """By the trainer itself: a perturbation of 1e30 overflows, and again when it is resumed."""
     quick(monkeypatch)
-    args = image_flags(tmp_path, "--eta", "20")
-    args.grid = [["rho", "0.1", "1e30"]]
+    args = image_flags(tmp_path)
+    args.eta, args.grid = 20.0, [["rho", "0.1", "1e30"]]
     sweep.main(args)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     _, good, bad = summary
@@ -387,3 +380,31 @@ def test_the_first_word_names_what_is_trained(capsys):
     with pytest.raises(SystemExit):
         sweep.parse(["--out", "x", "cifar_lt"])
     assert "cifar_lt must be the first word" in capsys.readouterr().err
+
+
+@pytest.mark.allow_rank_promotion
+def test_what_diverges_on_the_digits_is_told_and_the_rest_goes_on(tmp_path, capsys):
+    """A row of digits_lt and its second stage, and a point of a sweep."""
+    flags = [*SMALL, "--num-seeds", "1", "--rule", "sgd", "imbsam", "--eta", "40", "--rho", "1e30"]
+    flags += ["--stage2", "tau-norm", "--out", str(tmp_path / "rows")]
+    digits_lt.main(digits_lt.arguments().parse_args(flags))
+    shown = capsys.readouterr().out
+    sgd, imbsam, second, lost = json.loads((tmp_path / "rows" / "summary.json").read_text())
+    assert sgd["diverged"] is second["diverged"] is None and sgd["all"] > 0
+    for row in (imbsam, lost):
+        assert "the loss is not finite by epoch" in row["diverged"] and row["all"] is None
+        assert row["paired_all"] is row["epoch_seconds"] is row["step_cost_ratio"] is None
+    assert "imbsam diverged: imbsam, cross_entropy: the loss is not finite" in shown
+
+    grid = ["--grid", "rho", "0.1", "1e30", "--eta", "40", "--out", str(tmp_path / "grid")]
+    sweep.main(sweep.parse([*SMALL, "--num-seeds", "1", *grid]))
+    rows = json.loads((tmp_path / "grid" / "summary.json").read_text())
+    assert [row["diverged"] is None for row in rows] == [True, True, False]
+    assert "1 seed; figure" in capsys.readouterr().out
+
+
+def test_where_every_row_diverges_nothing_is_written(tmp_path):
+    flags = [*SMALL, "--num-seeds", "1", "--rule", "sgd", "--lr", "1e30"]
+    with pytest.raises(RunError, match="no row was trained to its end, and nothing was written"):
+        digits_lt.main(digits_lt.arguments().parse_args([*flags, "--out", str(tmp_path / "x")]))
+    assert not (tmp_path / "x").exists()
