@@ -170,6 +170,8 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str, needs: Mapping[str, tuple[Need, ...]]):
         super().__init__(description=description, allow_abbrev=False, formatter_class=_Formatter)
         self.needs = dict(needs)
+        # Also -1e-3 and -inf are values, not flags.
+        self._negative_number_matcher = re.compile(rf"-({_REAL.pattern}|inf|nan)$")
 
     def error(self, message: str) -> NoReturn:
         """One sentence; the usage would bury it."""

@@ -170,19 +170,28 @@ def add_arguments(group: Any, *, several: bool = False) -> None:
         "--focal-gamma", type=cli.number(least=0), default=1.0, help="focal: focus on hard examples"
     )
     group.add_argument(
-        "--max-margin", type=cli.number(least=0), default=0.5,
+        "--max-margin", type=cli.number(least=0, most=10**6), default=0.5,
         help="ldam: margin of the rarest class",
     )  # fmt: skip
     group.add_argument(
-        "--scale", type=cli.number(over=0), default=30.0, help="ldam: factor on the logits"
+        "--scale",
+        type=cli.number(over=0, most=10**6),
+        default=30.0,
+        help="ldam: factor on the logits",
     )
     group.add_argument(
         "--margin-alone", dest="scale_logits", action="store_false",
         help="ldam as in SSE-SAM's release: a linear classifier, logits not scaled",
     )  # fmt: skip
     group.add_argument(
-        "--tau", type=cli.number(), default=1.0, help="logit_adjusted, vs: factor on the log priors"
+        "--tau",
+        type=cli.number(least=-1000, most=1000),
+        default=1.0,
+        help="logit_adjusted, vs: factor on the log priors",
     )
     group.add_argument(
-        "--vs-gamma", type=cli.number(), default=0.3, help="vs: power of the class sizes"
+        "--vs-gamma",
+        type=cli.number(least=-1000, most=1000),
+        default=0.3,
+        help="vs: power of the class sizes",
     )

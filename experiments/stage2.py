@@ -261,8 +261,10 @@ def add_arguments(group: Any) -> None:
         "--stage2-rule", default="sgd", choices=["sgd", "same"],
         help="how the second stage takes its gradient: plainly, or by --rule",
     )  # fmt: skip
-    group.add_argument("--stage2-tau", type=cli.number(), default=1.0, help="of tau-norm (1.9 in "
-        "weight balancing) and logit-adjustment")  # fmt: skip
+    group.add_argument(
+        "--stage2-tau", type=cli.number(least=-1000, most=1000), default=1.0,
+        help="of tau-norm (1.9 in weight balancing) and logit-adjustment",
+    )  # fmt: skip
     group.add_argument(
         "--stage2-max-norm", choices=MAX_NORM,
         help="weight-balancing: project after each step (paper) or each epoch (release)",

@@ -6,11 +6,14 @@ A new flag is covered as it is declared; one without a range or a place in heede
 import argparse
 import importlib
 import math
+import re
 from pathlib import Path
 
 import pytest
 
-from experiments import cli, heeded, sweep
+from experiments import cifar_lt, cli, heeded, sweep
+from experiments.errors import RunError
+from tiny import tiny_dataset
 
 ENTRIES = {
     **{
@@ -313,3 +316,51 @@ def test_help_shows_ranges_and_defaults(entry):
 def test_counting_nouns():
     assert [cli.noun(n, "seed") for n in (0, 1, 2)] == ["0 seeds", "1 seed", "2 seeds"]
     assert cli.noun(3, "class", "classes") == "3 classes"
+
+
+def test_negative_numbers_are_values(capsys):
+    parser = ENTRIES["experiments.cifar_lt"]()
+    args = parser.parse_args(["--loss", "vs", "--tau", "-1e-1", "--vs-gamma", "-.5"])
+    assert (args.tau, args.vs_gamma) == (-0.1, -0.5)
+    for text in ("-1e5", "-inf", "-nan", "-2"):
+        with pytest.raises(SystemExit):
+            parser.parse_args(["--rho", text])
+        assert capsys.readouterr().err == (
+            f"error: --rho must be finite and at least 0, got {text}\n"
+        )
+
+
+def test_stratified_sampling_needs_a_tail():
+    """Also of a second stage; it would be natural sampling, in silence."""
+    for flags, group in (
+        (["--sampling", "stratified", "--rule", "sam", "--eta", "1"], "tail"),
+        (["--sampling", "stratified", "--rule", "sgd"], "head"),
+        (["--rule", "sgd", "--stage2", "crt", "--stage2-sampling", "stratified"], "head"),
+    ):
+        args = cifar_lt.parse(cifar_lt.arguments(), flags)
+        with pytest.raises(RunError, match=f"--eta .* leaves no {group} class: the counts range"):
+            cifar_lt.make_plan(args, tiny_dataset())
+
+
+def test_more_steps_than_are_counted_are_refused():
+    args = cifar_lt.arguments().parse_args(["--epochs", "1000000", "--batch-size", "1"])
+    counts = (3000, 50)
+    with pytest.raises(RunError, match=r"are more than steps are counted to, 2\*\*31"):
+        cifar_lt.make_plan(args, tiny_dataset(counts=counts))
+
+
+def _commands():
+    """Those of the results' pages, without the ones that need a shell or are cut short."""
+    root = Path(__file__).resolve().parent.parent
+    for page in sorted(root.glob("results/*/README.md")):
+        text = page.read_text().replace("\\\n", " ")
+        for line in re.findall(r"python -m ((?:experiments|benchmarks)\.[^`\n]*)", text):
+            line = line.split("#")[0].strip()
+            if not set("$;|&\"'") & set(line) and "..." not in line:
+                yield page.parent.name, re.sub(r"\b(RHO|R)\b", "0.1", line)
+
+
+@pytest.mark.parametrize(("page", "line"), list(_commands()))
+def test_commands_of_the_results_are_accepted(page, line):
+    module, *flags = line.split()
+    _parse(f"{module} cifar_lt" if flags[:1] == ["cifar_lt"] else module, " ".join(flags))

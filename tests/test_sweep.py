@@ -270,7 +270,12 @@ def diverging(monkeypatch, *names):
         if name in names:
             raise Diverged("the loss is nan at step 3")
         # Without a tail group, as where no class is that rare.
-        figures = {"all": 50.0 + (0 if args.rule == "sgd" else args.eta), "many": 60.0, "medium": 40.0, "few": None}
+        figures = {
+            "all": 50.0 + (0 if args.rule == "sgd" else args.eta),
+            "many": 60.0,
+            "medium": 40.0,
+            "few": None,
+        }
         line = {"epoch": args.epochs, **{f"val_{key}": value for key, value in figures.items()}}
         for seed in (0, 1):
             folder = sweep.Path(args.out) / f"seed_{seed}"
