@@ -53,6 +53,10 @@ def _load(args: argparse.Namespace, config: dict[str, Any], run: Path) -> Any:
     )
     if module is None:
         raise RunError(f"{run} is a run of {config.get('experiment')!r}, which has no images")
+    for name in ("image_dir", *LISTS) if module is cifar_lt else ("data",):
+        if getattr(args, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise RunError(f"{run} is a run of {config['experiment']}: nothing would heed {flag}")
     wanted = {"val_per_class": config["val_per_class"]}
     if module is not cifar_lt:
         wanted |= {key: config[key] for key in ("image_size", "resize")}

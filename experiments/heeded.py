@@ -213,9 +213,10 @@ ANOMALY: Needs = {
     "label_ratio": (_one_of("protocol", ["adbench", "nodup", "clean"]),),
     "rho": (_one_of("rule", ["sam", "imbsam"]),),
 }  # fmt: skip
-EVALUATE: Needs = _always(
-    "data_dir", "data", "image_dir", "max_corrupt", "train_list", "val_list", "test_list"
-)
+EVALUATE: Needs = {
+    **_always("data", "image_dir", "max_corrupt", "train_list", "val_list", "test_list"),
+    "data_dir": (_not("data"),),
+}
 REPORT: Needs = {"out": (), "overwrite": (_with("out"),)}
 
 # ---- benchmarks ----------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.checkpoints import Checkpoints
+from experiments.cli import noun
 from experiments.data import Dataset, filled
 from experiments.data.encoded import EncodedDataset
 from experiments.errors import RunError, check_seed
@@ -81,9 +82,9 @@ class Parts:
         self.feed = make_feed(dataset, settings, place)
         if settings.batch_size % self.feed.multiple:
             raise RunError(
-                f"--batch-size {settings.batch_size} cannot be divided among {len(devices)} "
-                f"devices and --accumulate {settings.accumulate}: use a multiple of "
-                f"{self.feed.multiple}"
+                f"--batch-size {settings.batch_size} cannot be divided among "
+                f"{noun(len(devices), 'device')} and --accumulate {settings.accumulate}: use a "
+                f"multiple of {self.feed.multiple}"
             )
         self.order = Order(
             settings.sampling,

@@ -4,14 +4,17 @@ A new flag is covered as it is declared; one without a range or a place in heede
 """
 
 import argparse
+import contextlib
 import importlib
+import json
 import math
+import random
 import re
 from pathlib import Path
 
 import pytest
 
-from experiments import cifar_lt, cli, heeded, sweep
+from experiments import cifar_lt, cli, evaluate, heeded, presets, sweep
 from experiments.errors import RunError
 from tiny import tiny_dataset
 
@@ -294,6 +297,46 @@ def test_every_condition_has_a_line():
     assert {alike.get(name, name) for name in needing} <= named
 
 
+# ---- at random ------------------------------------------------------------------------------
+
+
+def _random_line(draw, entry):
+    """Up to four flags with values good and bad; now and then a word that is no flag."""
+    flags = _flags(entry)
+    line = ["cifar_lt"] if entry.endswith(" cifar_lt") else []
+    for action in draw.sample(flags, draw.randint(1, min(4, len(flags)))):
+        value = _values(action)[1:]
+        if value and draw.random() < 0.5:
+            value = [draw.choice([*GOOD, *(action.choices or ()), *BAD])]
+        line += [draw.choice(action.option_strings), *map(str, value)]
+    return [*line, *draw.choice([[], [], [], ["stray"], ["--rhoo"], ["--no-rho"], ["-x"]])]
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_random_lines_end_in_one_sentence_or_make_a_plan(entry, capsys):
+    draw, dataset = random.Random(entry), tiny_dataset(counts=(200, 80, 40, 5))
+    module = importlib.import_module(entry.split()[0])
+    for _ in range(40):
+        line = _random_line(draw, entry)
+        try:
+            if entry.startswith("experiments.sweep"):
+                args = sweep.parse(line)
+            else:
+                args = getattr(module, "parse", presets_or_plain)(module.arguments(), line)
+        except SystemExit as end:
+            said = capsys.readouterr().err
+            assert end.code == 2 and said.startswith("error: ") and said.count("\n") == 1, line
+            continue
+        if entry == "experiments.cifar_lt" and not args.export:
+            with contextlib.suppress(RunError):
+                cifar_lt.make_plan(args, dataset)
+
+
+def presets_or_plain(parser, line):
+    known = parser.get_default("experiment") in presets.TABLES
+    return presets.parse(parser, line) if known else parser.parse_args(line)
+
+
 # ---- help ----------------------------------------------------------------------------------
 
 
@@ -340,6 +383,21 @@ def test_stratified_sampling_needs_a_tail():
         args = cifar_lt.parse(cifar_lt.arguments(), flags)
         with pytest.raises(RunError, match=f"--eta .* leaves no {group} class: the counts range"):
             cifar_lt.make_plan(args, tiny_dataset())
+
+
+def test_evaluate_refuses_what_its_run_does_not_take(tmp_path, capsys):
+    for experiment, flag in (
+        ("cifar_lt", "--image-dir"), ("cifar_lt", "--test-list"), ("imagenet_lt", "--data"),
+        ("inaturalist", "--data"),
+    ):  # fmt: skip
+        config = {"experiment": experiment, "val_per_class": 0}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        args = evaluate.arguments().parse_args([str(tmp_path), flag, "x"])
+        with pytest.raises(RunError, match=f"nothing would heed {flag}"):
+            evaluate.main(args)
+    with pytest.raises(SystemExit):
+        evaluate.arguments().parse_args(["run", "--data", "x", "--data-dir", "y"])
+    assert "--data-dir needs --data left out" in capsys.readouterr().err
 
 
 def test_more_steps_than_are_counted_are_refused():
