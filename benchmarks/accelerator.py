@@ -37,8 +37,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import accelerator_steps, peak
-from experiments import cli, folders
+from experiments import cli, folders, heeded
 from experiments.errors import RunError, Stopped
+from experiments.models import MODELS
 
 # (rule, its options); the paper's rho and eta.
 METHODS = {
@@ -56,30 +57,65 @@ QUICK: dict[str, Any] = {
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = cli.parser("Measure an accelerator, and train the paper's setting on it, resumably.")
-    parser.add_argument("--data", help="file written by cifar_lt --export, for runs")
-    parser.add_argument("--out", required=True, help="folder for peak, steps and runs .json")
-    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
+    parser = cli.parser(
+        "Measure an accelerator, and train the paper's setting on it, resumably.",
+        heeded.ACCELERATOR,
+    )
+    parser.add_argument("--data", type=cli.text, help="file written by cifar_lt --export, for runs")
+    parser.add_argument(
+        "--out", type=cli.text, required=True, help="folder for peak, steps and runs .json"
+    )
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="in turn")
     parser.add_argument(
         "--modes", nargs="+", default=["dependent"], choices=["dependent", "independent"],
         help="of steps: independent adds models whose passes may leave rows out",
     )  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=12, help="of steps; the first is not counted")
+    parser.add_argument(
+        "--rounds",
+        type=cli.number(least=3, most=10**6, whole=True),
+        default=12,
+        help="of steps; the first is not counted",
+    )
     parser.add_argument("--quick", action="store_true", help="all in the small, to try it")
-    parser.add_argument("--work", default="runs/accelerator", help="run folders, checkpoints")
-    parser.add_argument("--done", nargs="*", default=[], help="runs.json files of earlier calls")
-    parser.add_argument("--minutes", type=float, default=9.0, help="stop after this long")
-    parser.add_argument("--models", nargs="+", default=["resnet32", "resnet34_3x3"])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--weight-decays", type=float, nargs="+", default=[5e-3, 1e-3])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--epochs", type=int, default=200)
-    parser.add_argument("--batch-size", type=int, default=64, help="images")
-    parser.add_argument("--lr", type=float, default=0.01)
-    parser.add_argument("--eta", type=float, help="largest count of a tail class; default 100")
-    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--steps-per-call", type=int, default=0, help="0 is 1 on a CPU, else 50")
-    parser.add_argument("--quiet", action="store_true")
+    parser.add_argument(
+        "--work", type=cli.text, default="runs/accelerator", help="run folders, checkpoints"
+    )
+    parser.add_argument(
+        "--done", type=cli.text, nargs="*", default=[], help="runs.json files of earlier calls"
+    )
+    parser.add_argument(
+        "--minutes", type=cli.number(over=0, most=10**6), default=9.0, help="stop after this long"
+    )
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=["resnet32", "resnet34_3x3"],
+        choices=sorted(MODELS),
+        help="of runs",
+    )
+    parser.add_argument(
+        "--methods", nargs="+", default=list(METHODS), choices=list(METHODS), help="of runs"
+    )
+    parser.add_argument(
+        "--weight-decays", type=cli.number(least=0), nargs="+", default=[5e-3, 1e-3], help="of runs"
+    )
+    parser.add_argument("--seeds", type=cli.seed, nargs="+", default=[0], help="of runs")
+    parser.add_argument("--epochs", type=cli.counted(), default=200, help="of a run")
+    parser.add_argument("--batch-size", type=cli.counted(), default=64, help="images")
+    parser.add_argument("--lr", type=cli.number(over=0), default=0.01, help="initial learning rate")
+    parser.add_argument(
+        "--eta", type=cli.number(least=0), help="largest count of a tail class; default 100"
+    )
+    parser.add_argument(
+        "--precision", default="float32", choices=["float32", "bfloat16"], help="of runs"
+    )
+    parser.add_argument(
+        "--steps-per-call",
+        type=cli.number(least=0, most=10**6, whole=True),
+        default=0,
+        help="0 is 1 on a CPU, else 50",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no line an epoch")
     return parser
 
 
@@ -124,8 +160,6 @@ def main(args: argparse.Namespace) -> None:
     began = time.monotonic()
     if "runs" in args.parts and not (args.data or args.quick):
         raise RunError("--data is missing: a file written by cifar_lt --export; or leave out runs")
-    if args.rounds < 3:
-        raise RunError(f"--rounds must be at least 3, got {args.rounds}")
     cli.use_compilation_cache()
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)

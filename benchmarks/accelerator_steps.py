@@ -47,7 +47,7 @@ class Cell(NamedTuple):
         flags = ["--batch-size", self.batch_size, "--precision", self.precision]
         flags += ["--image-size", self.image_size, "--counts", *self.counts, "--eta", self.eta]
         flags += ["--rule", *self.rules, "--mode", *self.modes, "--out", "."]
-        return step_cost.arguments().parse_args([str(flag) for flag in flags])
+        return step_cost.arguments().parse_known_args([str(flag) for flag in flags])[0]
 
 
 # Without batch statistics, passes may leave rows out: beside the whole batch, what that saves.

@@ -18,17 +18,19 @@ from typing import Any
 
 import numpy as np
 
-from experiments import cli, folders
+from experiments import cli, folders, heeded
 
 # (channels, pixels of a side) of ResNet-32's three stages.
 STAGES = ((16, 32), (32, 16), (64, 8))
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = cli.parser("Time the parts of a step of a CIFAR-type ResNet on this device.")
-    parser.add_argument("--batch-size", type=int, default=64, help="images of noise")
-    parser.add_argument("--rounds", type=int, default=15, help="the first is not counted")
-    parser.add_argument("--out", required=True, help="folder for conv_profile.json")
+    parser = cli.parser(
+        "Time the parts of a step of a CIFAR-type ResNet on this device.", heeded.CONV_PROFILE
+    )
+    parser.add_argument("--batch-size", type=cli.counted(), default=64, help="images of noise")
+    parser.add_argument("--rounds", type=cli.counted(), default=15, help="the first is not counted")
+    parser.add_argument("--out", type=cli.text, required=True, help="folder for conv_profile.json")
     return parser
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import cli, folders
+from experiments import cli, folders, heeded
 
 RULES = ("sgd", "imbsam")
 # Blocks of a stage, of the models that PyTorch can be asked for.
@@ -29,14 +29,24 @@ BLOCKS = {"resnet8": 1, "resnet20": 3, "resnet32": 5}
 def arguments() -> argparse.ArgumentParser:
     from experiments.models import MODELS
 
-    parser = cli.parser("Time a step on one and on several devices of a CPU.")
-    parser.add_argument("--model", nargs="+", default=["resnet32"], choices=sorted(MODELS))
-    parser.add_argument("--batch-size", type=int, default=64, help="images of noise")
-    parser.add_argument("--devices", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--parallel", nargs="+", default=["jit"], choices=["jit", "pmap"])
-    parser.add_argument("--rounds", type=int, default=20, help="the first is not counted")
+    parser = cli.parser("Time a step on one and on several devices of a CPU.", heeded.CPU_CORES)
+    parser.add_argument(
+        "--model", nargs="+", default=["resnet32"], choices=sorted(MODELS), help="networks"
+    )
+    parser.add_argument("--batch-size", type=cli.counted(), default=64, help="images of noise")
+    parser.add_argument(
+        "--devices", type=cli.counted(64), nargs="+", default=[1, 2], help="how many, each"
+    )
+    parser.add_argument(
+        "--parallel",
+        nargs="+",
+        default=["jit"],
+        choices=["jit", "pmap"],
+        help="how devices share a batch",
+    )
+    parser.add_argument("--rounds", type=cli.counted(), default=20, help="the first is not counted")
     parser.add_argument("--torch", action="store_true", help="PyTorch, too, where it has the model")
-    parser.add_argument("--out", required=True, help="folder for cpu_cores.json")
+    parser.add_argument("--out", type=cli.text, required=True, help="folder for cpu_cores.json")
     return parser
 
 

@@ -25,20 +25,28 @@ from typing import Any
 
 import numpy as np
 
-from experiments import cli, folders
+from experiments import cli, folders, heeded
 
 
 def arguments() -> argparse.ArgumentParser:
     from experiments.models import MODELS
 
-    parser = cli.parser("Count and time ways to take ImbSAM's step with batch normalisation.")
-    parser.add_argument("--model", default="resnet20", choices=sorted(MODELS))
-    parser.add_argument("--batch-size", type=int, default=64, help="images of noise")
-    parser.add_argument("--tail-rows", type=int, default=12, help="of a batch: 0.19 of CIFAR100-LT")
-    parser.add_argument("--image-size", type=int, default=32, help="pixels")
-    parser.add_argument("--rounds", type=int, default=15, help="each way once, in another order")
+    parser = cli.parser(
+        "Count and time ways to take ImbSAM's step with batch normalisation.", heeded.EXACT
+    )
+    parser.add_argument("--model", default="resnet20", choices=sorted(MODELS), help="the network")
+    parser.add_argument("--batch-size", type=cli.counted(), default=64, help="images of noise")
+    parser.add_argument(
+        "--tail-rows", type=cli.counted(), default=12, help="of a batch: 0.19 of CIFAR100-LT"
+    )
+    parser.add_argument("--image-size", type=cli.counted(4096), default=32, help="pixels")
+    parser.add_argument(
+        "--rounds", type=cli.counted(), default=15, help="each way once, in another order"
+    )
     parser.add_argument("--compile-only", action="store_true", help="count, and time nothing")
-    parser.add_argument("--out", required=True, help="folder for exact_batch_norm.json")
+    parser.add_argument(
+        "--out", type=cli.text, required=True, help="folder for exact_batch_norm.json"
+    )
     return parser
 
 

@@ -27,23 +27,44 @@ from typing import Any
 
 import numpy as np
 
-from experiments import cli, folders
+from experiments import cli, folders, heeded
 from experiments.data.decode import decode_train
 from experiments.data.stream import StepRows, Stream, stream
-from experiments.errors import RunError
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = cli.parser("Measure the input pipeline against a bare decoding loop, per core.")
-    parser.add_argument("--data-dir", help="prepared TFDS folder that holds i_naturalist2018")
-    parser.add_argument("--images", type=int, default=512, help="images decoded, over and over")
-    parser.add_argument("--size", type=int, default=224, help="pixels of a side of a crop")
-    parser.add_argument("--batch-size", type=int, default=64, help="images")
-    parser.add_argument("--workers", type=int, default=1, help="processes; 0 is this one alone")
-    parser.add_argument("--threads", type=int, default=1, help="in each process")
-    parser.add_argument("--rounds", type=int, default=9, help="of each of the two")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
-    parser.add_argument("--out", required=True, help="folder for input_pipeline.json and .md")
+    parser = cli.parser(
+        "Measure the input pipeline against a bare decoding loop, per core.", heeded.INPUT
+    )
+    parser.add_argument(
+        "--data-dir", type=cli.text, help="prepared TFDS folder that holds i_naturalist2018"
+    )
+    parser.add_argument(
+        "--images", type=cli.counted(), default=512, help="images decoded, over and over"
+    )
+    parser.add_argument(
+        "--size", type=cli.counted(4096), default=224, help="pixels of a side of a crop"
+    )
+    parser.add_argument("--batch-size", type=cli.counted(), default=64, help="images")
+    parser.add_argument(
+        "--workers",
+        type=cli.number(least=0, most=1024, whole=True),
+        default=1,
+        help="processes; 0 is this one alone",
+    )
+    parser.add_argument(
+        "--threads",
+        type=cli.number(least=0, most=1024, whole=True),
+        default=1,
+        help="in each process",
+    )
+    parser.add_argument("--rounds", type=cli.counted(), default=9, help="of each of the two")
+    parser.add_argument(
+        "--seconds", type=cli.number(over=0, most=10**6), default=3.0, help="of each measurement"
+    )
+    parser.add_argument(
+        "--out", type=cli.text, required=True, help="folder for input_pipeline.json and .md"
+    )
     return parser
 
 
@@ -210,8 +231,6 @@ def markdown(row: dict[str, Any]) -> str:
 
 
 def main(args: argparse.Namespace) -> None:
-    if min(args.rounds, args.images, args.batch_size) < 1 or args.seconds <= 0:
-        raise RunError("--rounds, --images, --batch-size and --seconds must be positive")
     if args.data_dir:
         from experiments.data.records import load_inaturalist
 

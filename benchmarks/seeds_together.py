@@ -21,29 +21,56 @@ from typing import Any
 
 import numpy as np
 
-from experiments import cli, folders, methods
+from experiments import cli, folders, heeded, methods
 from experiments.errors import RunError
 
 
 def arguments() -> argparse.ArgumentParser:
     from experiments.models import MODELS
 
-    parser = cli.parser("Measure a step of several seeds, together and one after the other.")
-    parser.add_argument("--data", help="file written by cifar_lt --export")
-    parser.add_argument("--shrink", type=int, default=1, help="each side of an image, divided")
-    parser.add_argument("--model", nargs="+", default=["mlp"], choices=sorted(MODELS))
-    parser.add_argument("--rule", default="imbsam", choices=sorted(methods.RULES))
-    parser.add_argument("--batch-size", type=int, default=64, help="images of a seed's step")
-    parser.add_argument("--seeds", type=int, default=4, help="how many")
-    parser.add_argument(
-        "--rounds", type=int, default=30, help="calls of each; the first is left out"
+    parser = cli.parser(
+        "Measure a step of several seeds, together and one after the other.", heeded.SEEDS_TOGETHER
     )
-    parser.add_argument("--devices", type=int, default=1, help="0 is all; emulated ones on a CPU")
+    parser.add_argument("--data", type=cli.text, help="file written by cifar_lt --export")
     parser.add_argument(
-        "--steps-per-call", type=int, default=0, help="0 is 1 on a CPU and 50 elsewhere"
+        "--shrink", type=cli.counted(1024), default=1, help="each side of an image, divided"
     )
-    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--out", required=True, help="folder for seeds_together.json")
+    parser.add_argument(
+        "--model", nargs="+", default=["mlp"], choices=sorted(MODELS), help="networks"
+    )
+    parser.add_argument(
+        "--rule", default="imbsam", choices=sorted(methods.RULES), help="of every seed"
+    )
+    parser.add_argument(
+        "--batch-size", type=cli.counted(), default=64, help="images of a seed's step"
+    )
+    parser.add_argument(
+        "--seeds", type=cli.number(least=2, most=10000, whole=True), default=4, help="how many"
+    )
+    parser.add_argument(
+        "--rounds",
+        type=cli.number(least=2, most=10**6, whole=True),
+        default=30,
+        help="calls of each; the first is left out",
+    )
+    parser.add_argument(
+        "--devices", type=cli.devices, default=1, help="0 is all; emulated ones on a CPU"
+    )
+    parser.add_argument(
+        "--steps-per-call",
+        type=cli.number(least=0, most=10**6, whole=True),
+        default=0,
+        help="0 is 1 on a CPU and 50 elsewhere",
+    )
+    parser.add_argument(
+        "--precision",
+        default="float32",
+        choices=["float32", "bfloat16"],
+        help="of what the layers compute",
+    )
+    parser.add_argument(
+        "--out", type=cli.text, required=True, help="folder for seeds_together.json"
+    )
     methods.add_arguments(parser.add_argument_group("method"))
     return parser
 
@@ -198,11 +225,10 @@ def markdown(rows: list[dict[str, Any]], device: str) -> str:
 def main(args: argparse.Namespace) -> None:
     from benchmarks.step_cost import noise
     from experiments.data import load_npz, shrunk
+    from experiments.execution import emulate
     from imbsam_jax import long_tail_counts
 
-    for name, least in (("rounds", 2), ("seeds", 2), ("batch_size", 1), ("shrink", 1)):
-        if getattr(args, name) < least:
-            raise RunError(f"--{name.replace('_', '-')} must be at least {least}")
+    emulate(args.devices)  # before anything starts the backend
     dataset = load_npz(Path(args.data)) if args.data else noise(long_tail_counts(100, 500, 100))
     dataset = shrunk(dataset, args.shrink)
     rows = [measure(model, args, dataset) for model in args.model]

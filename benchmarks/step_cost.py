@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import cli, folders, methods
+from experiments import cli, folders, heeded, methods
 from experiments.errors import RunError
 
 RULES = ("sgd", "sam", "imbsam", "focal_sam", "sse_sam", "cc_sam")
@@ -50,25 +50,45 @@ RELEASED = {"sgd": 1, "sam": 2, "imbsam": 2.67, "focal_sam": 2.67, "sse_sam": 4,
 def arguments() -> argparse.ArgumentParser:
     from experiments.models import MODELS
 
-    parser = cli.parser("Measure the cost of a step of every rule against SGD's.")
-    parser.add_argument("--rule", nargs="+", default=list(RULES), choices=sorted(methods.RULES))
-    parser.add_argument("--model", nargs="+", default=["resnet20"], choices=sorted(MODELS))
-    parser.add_argument("--mode", nargs="+", default=list(MODES), choices=list(MODES))
-    parser.add_argument("--batch-size", type=int, default=64, help="images")
-    parser.add_argument("--steps", type=int, default=170, help="rounds; 170 are an epoch of 64")
-    parser.add_argument("--data", help="file written by cifar_lt --export")
+    parser = cli.parser("Measure the cost of a step of every rule against SGD's.", heeded.STEP_COST)
     parser.add_argument(
-        "--counts", type=int, nargs=3, default=[100, 500, 100],
+        "--rule", nargs="+", default=list(RULES), choices=sorted(methods.RULES), help="rules"
+    )
+    parser.add_argument(
+        "--model", nargs="+", default=["resnet20"], choices=sorted(MODELS), help="networks"
+    )
+    parser.add_argument(
+        "--mode", nargs="+", default=list(MODES), choices=list(MODES), help="see above"
+    )
+    parser.add_argument("--batch-size", type=cli.counted(), default=64, help="images")
+    parser.add_argument(
+        "--steps",
+        type=cli.number(least=2, most=10**6, whole=True),
+        default=170,
+        help="rounds; 170 are an epoch of 64",
+    )
+    parser.add_argument("--data", type=cli.text, help="file written by cifar_lt --export")
+    parser.add_argument(
+        "--counts", type=cli.counted(), nargs=3, default=[100, 500, 100],
         metavar=("CLASSES", "LARGEST", "FACTOR"), help="class counts of noise, without --data",
     )  # fmt: skip
-    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--accumulate", type=int, default=1, help="micro-batches; dependent only")
+    parser.add_argument(
+        "--precision",
+        default="float32",
+        choices=["float32", "bfloat16"],
+        help="of what the layers compute",
+    )
+    parser.add_argument(
+        "--accumulate", type=cli.counted(), default=1, help="micro-batches; dependent only"
+    )
     parser.add_argument("--remat", action="store_true", help="compute activations again")
     parser.add_argument("--compile-only", action="store_true", help="count, and time nothing")
     parser.add_argument(
-        "--image-size", type=int, default=32, help="pixels; other than 32, of noise"
+        "--image-size", type=cli.counted(4096), default=32, help="pixels; other than 32, of noise"
     )
-    parser.add_argument("--out", required=True, help="folder for step_cost.json and step_cost.md")
+    parser.add_argument(
+        "--out", type=cli.text, required=True, help="folder for step_cost.json and step_cost.md"
+    )
     methods.add_arguments(parser.add_argument_group("method"))
     return parser
 
@@ -428,8 +448,6 @@ def main(args: argparse.Namespace) -> None:
     from experiments.data import load_npz
     from imbsam_jax import long_tail_counts
 
-    if args.steps < 2 or args.batch_size < 1:
-        raise RunError("--steps must be at least 2 and --batch-size at least 1")
     counts = long_tail_counts(*args.counts)
     if args.data and args.image_size != 32:
         raise RunError("--data has images of 32 pixels: give --image-size without it")

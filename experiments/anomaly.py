@@ -11,14 +11,12 @@ and a rule are trained by one compiled program, mapped over runs and spread over
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments import cli
+from experiments import cli, heeded
 from experiments.anomaly_report import (
     PAPER_RATIO,
     draw_curves,
@@ -30,20 +28,21 @@ from experiments.anomaly_report import (
 from experiments.anomaly_training import METHODS, OPTIMIZERS, RULES, Result, plan, train
 from experiments.data.anomaly import PROTOCOLS, load_tables
 from experiments.errors import RunError, cannot_write
-from experiments.grouping import plural
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = cli.parser("Train DevNet and DeepSAD on anomaly data under several rules.")
+    parser = cli.parser(
+        "Train DevNet and DeepSAD on anomaly data under several rules.", heeded.ANOMALY
+    )
     data = parser.add_argument_group("data")
     data.add_argument(
-        "--data-dir", metavar="DIR", default=os.environ.get("ADBENCH_DIR") or None,
+        "--data-dir", metavar="DIR", type=cli.text, default=os.environ.get("ADBENCH_DIR") or None,
         help="folder of NAME.npz files with X real[n, d] and y [n], 1 for an anomaly; default the "
         "variable ADBENCH_DIR, then scikit-learn's digits (one digit is the anomaly) and breast "
         "cancer",
     )  # fmt: skip
     data.add_argument(
-        "--datasets", metavar="NAME", nargs="+", default=None,
+        "--datasets", metavar="NAME", type=cli.text, nargs="+", default=None,
         help="data sets, without .npz; None takes all of the folder",
     )  # fmt: skip
     data.add_argument(
@@ -54,8 +53,8 @@ def arguments() -> argparse.ArgumentParser:
         "whatever --label-ratio says, once, and reported with label ratio 1",
     )  # fmt: skip
     data.add_argument(
-        "--label-ratio", metavar="R", type=float, nargs="+", default=[PAPER_RATIO],
-        help="part of the training anomalies that are labelled, over 0 and up to 1",
+        "--label-ratio", metavar="R", type=cli.number(over=0, most=1), nargs="+",
+        default=[PAPER_RATIO], help="part of the training anomalies that are labelled",
     )  # fmt: skip
 
     method = parser.add_argument_group("method")
@@ -67,13 +66,14 @@ def arguments() -> argparse.ArgumentParser:
         help="differences are paired with sgd; imbsam perturbs the labelled anomalies alone",
     )  # fmt: skip
     method.add_argument(
-        "--rho", type=float, default=0.05,
-        help="radius of sam and imbsam, in parameter units, at least 0",
+        "--rho", type=cli.number(least=0), default=0.05,
+        help="radius of sam and imbsam, in parameter units",
     )  # fmt: skip
 
     training = parser.add_argument_group("training")
     training.add_argument(
-        "--seeds", metavar="S", type=int, nargs="+", default=[0, 1, 2],
+        "--seeds", metavar="S", type=cli.number(least=0, most=2**32 - 20001, whole=True),
+        nargs="+", default=[0, 1, 2],
         help="of split, initial weights and batches; a run each",
     )  # fmt: skip
     training.add_argument(
@@ -82,17 +82,17 @@ def arguments() -> argparse.ArgumentParser:
         "gradient clipped to norm 1 after weight decay, as in Keras",
     )  # fmt: skip
     training.add_argument(
-        "--lr", type=float, default=1e-3,
-        help="learning rate, constant, over 0; with sgd at 1e-2 DeepSAD diverges under sam, imbsam",
+        "--lr", type=cli.number(over=0), default=1e-3,
+        help="learning rate, constant; with sgd at 1e-2 DeepSAD diverges under sam, imbsam",
     )  # fmt: skip
     training.add_argument(
-        "--epochs", type=int, default=50,
+        "--epochs", type=cli.counted(), default=50,
         help="DevNet: 20 steps of 128 rows each; DeepSAD: one pass over the rows in batches of 128",
     )  # fmt: skip
 
     running = parser.add_argument_group("running")
     running.add_argument(
-        "--out", metavar="DIR", default="runs/anomaly",
+        "--out", metavar="DIR", type=cli.text, default="runs/anomaly",
         help="folder for runs.csv, summary.json, config.json and curves_PROTOCOL.png",
     )  # fmt: skip
     running.add_argument(
@@ -102,24 +102,12 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuses numbers outside their range, before anything is read."""
+    """Refuses what is named twice, before anything is read."""
     for flag in ("method", "rule", "protocol", "seeds", "label_ratio", "datasets"):
         values = getattr(args, flag) or []
         twice = [value for value in dict.fromkeys(values) if values.count(value) > 1]
         if twice:
             raise RunError(f"--{flag.replace('_', '-')} names {twice[0]} twice")
-    for ratio in args.label_ratio:
-        if not 0 < ratio <= 1:
-            raise RunError(f"--label-ratio must be over 0 and at most 1, got {ratio:g}")
-    for seed in args.seeds:
-        if not 0 <= seed < 2**32 - 20000:
-            raise RunError(f"--seeds must be at least 0 and below 2**32 - 20000, got {seed}")
-    if not (math.isfinite(args.lr) and args.lr > 0):
-        raise RunError(f"--lr must be a positive number, got {args.lr:g}")
-    if not (math.isfinite(args.rho) and args.rho >= 0):
-        raise RunError(f"--rho must be at least 0, got {args.rho:g}")
-    if args.epochs < 1:
-        raise RunError(f"--epochs must be at least 1, got {args.epochs}")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -140,28 +128,20 @@ def main(args: argparse.Namespace) -> None:
 
 def _run(args: argparse.Namespace, out: Path, tables: Any, jobs: Any, began: float) -> None:
     """Trains, writes and shows, in a folder that is ours."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as TimeLeft
-
     from experiments import folders
+    from experiments.progress import Counted
 
     results: list[Result] = []
     seconds: dict[str, Any] = {}
-    console = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("runs"),
-        TimeLeft(), console=console, disable=not console.is_terminal, transient=True,
-    ) as bar:  # fmt: skip
-        for method in args.method:
-            shown = bar.add_task(method, total=len(jobs) * len(args.rule))
-            start = time.perf_counter()
+    for method in args.method:
+        start = time.perf_counter()
+        with Counted(len(jobs) * len(args.rule), "runs", method) as shown:
             found, spent = train(
                 jobs, method=method, rules=args.rule, optimizer=args.optimizer, lr=args.lr,
-                rho=args.rho, epochs=args.epochs, advance=partial(bar.advance, shown),
+                rho=args.rho, epochs=args.epochs, advance=shown.advance,
             )  # fmt: skip
-            results += found
-            seconds[method] = {**spent._asdict(), "total": time.perf_counter() - start}
+        results += found
+        seconds[method] = {**spent._asdict(), "total": time.perf_counter() - start}
 
     names = [table.name for table in tables]
     results.sort(
@@ -186,13 +166,15 @@ def _run(args: argparse.Namespace, out: Path, tables: Any, jobs: Any, began: flo
     except OSError as error:
         raise cannot_write(out, error) from error
     what = "" if args.rule == ["sgd"] else f", rho {args.rho:g}"
-    title = f"{plural(len(names), 'data set')}, {plural(len(args.seeds), 'seed')}, {args.optimizer}"
-    title += f", lr {args.lr:g}"
-    show(summary, quoted, f"{title}{what}, {args.epochs} epochs")
+    title = (
+        f"{cli.noun(len(names), 'data set')}, {cli.noun(len(args.seeds), 'seed')}, "
+        f"{args.optimizer}, lr {args.lr:g}"
+    )
+    show(summary, quoted, f"{title}{what}, {cli.noun(args.epochs, 'epoch')}")
     waited = sum(seconds[method]["compiling"] for method in args.method)
     print(
-        f"{len(results)} runs in {seconds['total']:.1f} s, {waited:.1f} s of it waiting for the "
-        f"compiler; runs.csv, summary.json and curves are in {out}"
+        f"{cli.noun(len(results), 'run')} in {seconds['total']:.1f} s, {waited:.1f} s of it "
+        f"waiting for the compiler; runs.csv, summary.json and curves are in {out}"
     )
 
 

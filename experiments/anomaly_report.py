@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.anomaly_training import Result
+from experiments.cli import noun
 
 COLUMNS = (
     "dataset", "method", "rule", "seed", "label_ratio", "protocol",
@@ -171,7 +172,7 @@ def show(summary: Sequence[dict[str, Any]], quoted: Sequence[dict[str, Any]], ti
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=100)
+        console = Console(width=80)
     console.print(title, style="bold")
     groups = dict.fromkeys((row["protocol"], row["label_ratio"]) for row in summary)
     for group in groups:
@@ -202,12 +203,11 @@ def show(summary: Sequence[dict[str, Any]], quoted: Sequence[dict[str, Any]], ti
     left, number = standing(summary)
     if number:
         console.print(_stands(left, number), style="dim")
-    lost = [row for row in summary if row["diverged"]]
-    for row in lost:
+    for row in (row for row in summary if row["diverged"]):
         console.print(
             f"{row['method']} under {row['rule']} ({row['protocol']}, {row['label_ratio']:g}): "
-            f"{row['diverged']} of {row['datasets'] * row['seeds']} runs diverged (scores that are "
-            "not finite); lower --lr",
+            f"{row['diverged']} of {noun(row['datasets'] * row['seeds'], 'run')} diverged (scores "
+            "that are not finite); lower --lr",
             style="bold",
         )
 

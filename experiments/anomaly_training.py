@@ -233,7 +233,7 @@ class Seconds(NamedTuple):
 
 def train(
     jobs: Sequence[Job], *, method: str, rules: Sequence[str], optimizer: str, lr: float,
-    rho: float, epochs: int, advance: Callable[[int], Any] = lambda runs: None,
+    rho: float, epochs: int, advance: Callable[[int, float], Any] = lambda runs, seconds: None,
 ) -> tuple[list[Result], Seconds]:  # fmt: skip
     """Train every job under every rule.
 
@@ -245,7 +245,7 @@ def train(
       lr: learning rate.
       rho: radius of sam and imbsam.
       epochs: at least 1.
-      advance: called with the number of runs that have just ended.
+      advance: called with the number of runs that have just ended, and the seconds they took.
 
     Returns:
       One Result a job and rule, and the wall time. A Result's seconds are its share of the time
@@ -303,7 +303,7 @@ def train(
                         what = (job.table.name, method, rule, job.seed, job.label_ratio)
                         figures = (auroc, anomaly, normal, took / len(part))
                         results.append(Result(*what, job.protocol, *figures))
-                    advance(len(part))
+                    advance(len(part), took)
     return results, Seconds(waited, training, preparing)
 
 

@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments import cli, launch, presets
+from experiments import cli, heeded, launch, presets
 from experiments.data import Dataset, hold_out, load_npz, save_npz, shrunk
 from experiments.data.encoded import check_no_empty_class, empty_classes
 from experiments.errors import DataError, RunError
@@ -28,34 +28,41 @@ from experiments.inputs import reason
 _OF_AN_EXPORT = {f"--{name.replace('_', '-')}" for name in presets.OF_AN_EXPORT}
 
 
-def arguments() -> argparse.ArgumentParser:
-    parser = cli.parser("Train on long-tailed CIFAR with a sharpness-aware rule.")
+def arguments() -> cli.Parser:
+    parser = cli.parser("Train on long-tailed CIFAR with a sharpness-aware rule.", heeded.CIFAR)
     parser.set_defaults(experiment="cifar_lt")
     presets.add_argument(parser)
     data = parser.add_argument_group("data")
-    data.add_argument("--dataset", default="cifar100", choices=["cifar100", "cifar10"])
     data.add_argument(
-        "--imbalance-factor", type=float, default=100.0, help="largest over smallest class, >= 1"
+        "--dataset", default="cifar100", choices=["cifar100", "cifar10"], help="of TFDS"
     )
+    data.add_argument(
+        "--imbalance-factor", type=cli.number(least=1), default=100.0,
+        help="largest over smallest class",
+    )  # fmt: skip
     data.add_argument(
         "--subset", default="first", choices=["first", "shuffled"],
         help="images of a class: the first in file order (ImbSAM, SSE-SAM, weight balancing), or "
         "drawn as LDAM, Saddle and Focal-SAM do",
     )  # fmt: skip
-    data.add_argument("--subset-seed", type=int, default=0, help="seed of --subset shuffled")
+    data.add_argument("--subset-seed", type=cli.seed, default=0, help="seed of --subset shuffled")
     data.add_argument(
-        "--data-dir", help="folder of prepared TFDS data; default TFDS_DATA_DIR, then TFDS's own"
+        "--data-dir", type=cli.text,
+        help="folder of prepared TFDS data; default TFDS_DATA_DIR, then TFDS's own",
+    )  # fmt: skip
+    data.add_argument(
+        "--data", type=cli.text, help="train from this file, written by --export; needs no TFDS"
     )
-    data.add_argument("--data", help="train from this file, written by --export; needs no TFDS")
     data.add_argument(
-        "--export", metavar="FILE.npz", help="write the decoded long-tailed set there and stop"
-    )
+        "--export", metavar="FILE.npz", type=cli.text,
+        help="write the decoded long-tailed set there and stop",
+    )  # fmt: skip
     data.add_argument(
-        "--val-per-class", type=int, default=0,
+        "--val-per-class", type=cli.number(least=0, most=10**6, whole=True), default=0,
         help="training images held out per class (each class keeps one), to tune rho and eta on",
     )  # fmt: skip
     data.add_argument(
-        "--shrink", type=int, default=1, metavar="N",
+        "--shrink", type=cli.counted(1024), default=1, metavar="N",
         help="average every N x N pixels: a quick look on a CPU, no figure to compare with others",
     )  # fmt: skip
     launch.add_method(parser)

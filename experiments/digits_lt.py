@@ -23,26 +23,27 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cli, methods, objectives, stage2
-from experiments.errors import RunError
-from experiments.grouping import plural
+from experiments import cli, heeded, methods, objectives, stage2
+from experiments.errors import Diverged, RunError, check_seed
+from experiments.heeded import REMEMBERED
 from experiments.report import number
 from experiments.settings import Settings
 
 SPLITS = ("all", "many", "medium", "few")
 # A class of the digits is Many above the first, Few below the second.
 SHOTS = (40, 9)
-# Rules whose ascent directions --memory can remember.
-REMEMBERED = ("sam", "reweighted_sam", "imbsam", "focal_sam")
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = cli.parser("Train an MLP on long-tailed 8x8 digits under several rules.")
-    parser.add_argument(
-        "--rule", nargs="+", default=["sgd", "sam", "imbsam"], choices=sorted(methods.RULES)
+    parser = cli.parser(
+        "Train an MLP on long-tailed 8x8 digits under several rules.", heeded.DIGITS
     )
+    parser.add_argument(
+        "--rule", nargs="+", default=["sgd", "sam", "imbsam"], choices=sorted(methods.RULES),
+        help="how gradients are taken, a row each",
+    )  # fmt: skip
     add_method_arguments(parser).add_argument(
-        "--memory", type=float, nargs="+", default=[],
+        "--memory", type=cli.number(least=0, below=1), nargs="+", default=[],
         help="sam, reweighted_sam, imbsam, focal_sam: train also with a remembered ascent "
         "direction (imbsam_jax.remembered), a row for each of these decays",
     )  # fmt: skip
@@ -67,17 +68,24 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> Any:
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """Data, recipe, seeds and output."""
     parser.add_argument(
-        "--imbalance-factor", type=float, default=50.0, help="largest over smallest class, 1 to 100"
+        "--imbalance-factor", type=cli.number(least=1, most=100), default=50.0,
+        help="largest over smallest class",
+    )  # fmt: skip
+    parser.add_argument("--epochs", type=cli.counted(), default=100, help="of the first stage")
+    parser.add_argument("--batch-size", type=cli.counted(), default=32, help="images")
+    parser.add_argument(
+        "--lr", type=cli.number(over=0), default=0.1, help="initial learning rate; cosine"
     )
-    parser.add_argument("--epochs", type=int, default=100)
-    parser.add_argument("--batch-size", type=int, default=32, help="images")
-    parser.add_argument("--lr", type=float, default=0.1, help="initial learning rate; cosine")
-    parser.add_argument("--momentum", type=float, default=0.9)
-    parser.add_argument("--weight-decay", type=float, default=5e-4)
+    parser.add_argument("--momentum", type=cli.number(least=0, below=1), default=0.9, help="of SGD")
+    parser.add_argument(
+        "--weight-decay", type=cli.number(least=0), default=5e-4, help="coupled, at theta"
+    )
     seeds = parser.add_mutually_exclusive_group()
-    seeds.add_argument("--num-seeds", type=int, default=20, help="seeds 0 to N-1")
-    seeds.add_argument("--seeds", type=int, nargs="+", help="these seeds instead")
-    parser.add_argument("--out", required=True, help="folder for summary.json, tables and plots")
+    seeds.add_argument("--num-seeds", type=cli.counted(10**4), default=20, help="seeds 0 to N-1")
+    seeds.add_argument("--seeds", type=cli.seed, nargs="+", help="these seeds instead")
+    parser.add_argument(
+        "--out", type=cli.text, required=True, help="folder for summary.json, tables and plots"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
 
 
@@ -88,12 +96,10 @@ def checked(args: argparse.Namespace) -> tuple[Path, list[int]]:
     out = Path(args.out)
     if holds_something(out) and not args.overwrite:
         raise RunError(f"{out} is not empty: pass --overwrite, or choose another --out")
-    for name in ("epochs", "batch_size", "num_seeds"):
-        if getattr(args, name) < 1:
-            raise RunError(f"--{name.replace('_', '-')} must be at least 1")
     seeds = args.seeds or list(range(args.num_seeds))
-    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise RunError(f"--seeds must be different numbers, at least 0; got {seeds}")
+    check_seed(*seeds)
+    if len(set(seeds)) < len(seeds):
+        raise RunError(f"--seeds must be different numbers; got {seeds}")
     return out, seeds
 
 
@@ -162,10 +168,17 @@ def train(args: argparse.Namespace, datasets: list[Any], seeds: list[int]) -> li
         for job in jobs
         for name in dict.fromkeys(args.stage2)
     }  # fmt: skip
-    found = bench.train(jobs)
-    rows = [Row(described[name], curve) for name, (curve, _) in found.items()]
+    found = bench.train(jobs, "training")
+    lost = [one for one in found.values() if isinstance(one, Diverged)]
+    if len(lost) == len(found):
+        raise RunError(f"{lost[0]}; no row was trained to its end, and nothing was written")
+    rows = [_row(described[name], one) for name, one in found.items()]
     fresh = bench.fresh(draw=1)
     for (name, stage_name), stage in stages.items():
+        first = found[name]
+        if isinstance(first, Diverged):
+            rows.append(_row(described[name] | stage.description, first))
+            continue
         job = Job(
             f"{name}, then {stage_name}",
             stage.method,
@@ -174,10 +187,11 @@ def train(args: argparse.Namespace, datasets: list[Any], seeds: list[int]) -> li
                 train_statistics=stage.settings.statistics == "updated", adversary=stage.adversary,
             ),
             stage.settings,
-            jax.vmap(stage.start)(found[name][1], fresh),
+            jax.vmap(stage.start)(first[1], fresh),
         )  # fmt: skip
-        curve, _ = bench.train([job])[job.name]
-        rows.append(Row(described[name] | stage.description, curve))
+        rows.append(
+            _row(described[name] | stage.description, bench.train([job], job.name)[job.name])
+        )
     return rows
 
 
@@ -186,7 +200,14 @@ class Row(NamedTuple):
 
     # rule, rule_args, ascent, memory, loss, loss_args, stage2, stage2_args
     description: dict[str, Any]
-    curve: Any
+    curve: Any  # None where it diverged
+    diverged: str | None = None
+
+
+def _row(description: dict[str, Any], found: Any) -> Row:
+    if isinstance(found, Diverged):
+        return Row(description, None, str(found))
+    return Row(description, found[0])
 
 
 def names(descriptions: list[dict[str, Any]]) -> list[str]:
@@ -211,9 +232,12 @@ def summarise(rows: list[Row], seeds: list[int]) -> list[dict[str, Any]]:
     described = [row.description for row in rows]
     sgd = next((row.curve for row in rows if is_base(row.description, described)), None)
     result = []
-    for description, curve in rows:
-        last = {split: values[-1] for split, values in curve.splits.items()}
-        row: dict[str, Any] = {**description, "seeds": seeds}
+    nothing = dict.fromkeys(("all", "many", "medium", "few"), np.full(len(seeds), np.nan))
+    for description, curve, diverged in rows:
+        last = nothing
+        if curve is not None:
+            last = {split: values[-1] for split, values in curve.splits.items()}
+        row: dict[str, Any] = {**description, "seeds": seeds, "diverged": diverged}
         for split, values in last.items():
             row[split], row[f"{split}_sd"] = _mean(values), _deviation(values)
             row[f"{split}_by_seed"] = None if np.isnan(values).any() else values.tolist()
@@ -224,9 +248,9 @@ def summarise(rows: list[Row], seeds: list[int]) -> list[dict[str, Any]]:
             row[f"paired_{split}_se"] = (
                 None if deviation is None else deviation / float(np.sqrt(len(seeds)))
             )
-        row["epoch_seconds"] = float(np.median(curve.seconds))
+        row["epoch_seconds"] = None if curve is None else float(np.median(curve.seconds))
         row["step_cost_ratio"] = None
-        if sgd is not None and description["stage2"] is None:
+        if sgd is not None and curve is not None and description["stage2"] is None:
             row["step_cost_ratio"] = float(np.median(curve.seconds / sgd.seconds))
         result.append(row)
     return result
@@ -268,9 +292,12 @@ def show(summary: list[dict[str, Any]], args: argparse.Namespace) -> None:
     if not console.is_terminal:
         console = Console(width=120)
     console.print(table)
-    seeds = plural(len(summary[0]["seeds"]), "seed")
+    for name, row in zip(names(summary), summary, strict=True):
+        if row["diverged"] is not None:
+            console.print(f"{name} diverged: {row['diverged']}", style="bold", markup=False)
     console.print(
-        f"{seeds}, last epoch; mean ± standard deviation over seeds.\n"
+        f"{cli.noun(len(summary[0]['seeds']), 'seed')}, last epoch; mean ± standard deviation over "
+        "seeds.\n"
         f"Differences to SGD with {summary[0]['loss']} are paired by seed, mean ± standard error.\n"
         "Cost: time of a step over SGD's, median of interleaved calls.",
         style="dim",
@@ -285,7 +312,9 @@ def write(
 
     make_folder(out, args)
     named = names([row.description for row in rows])
-    curves = {name: row.curve for name, row in zip(named, rows, strict=True)}
+    curves = {
+        name: row.curve for name, row in zip(named, rows, strict=True) if row.curve is not None
+    }
     with open(out / "per_class.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["rule", "class", "train_examples", "accuracy"])
@@ -394,4 +423,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, stage2.parse(arguments()))
+    cli.run(main, arguments().parse_args())

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.augment import normalise
-from experiments.errors import RunError
+from experiments.errors import Diverged, check_seed
 from experiments.methods import Method, Remembered
 from experiments.models import create_model
 from experiments.objectives import Objective
+from experiments.progress import Counted
 from experiments.sampling import balanced_order
 from experiments.settings import Settings
 from experiments.steps import (
@@ -78,6 +79,7 @@ class Bench:
     """
 
     def __init__(self, datasets: list[Any], seeds: list[int]):
+        check_seed(*seeds)
         first = self.first = datasets[0]
         self.seeds, self.rows = seeds, len(first.train_labels)
         self.class_counts = first.class_counts()
@@ -116,19 +118,38 @@ class Bench:
             )
         return self._parts[settings]
 
-    def train(self, jobs: list[Job]) -> dict[str, tuple[Curve, Any]]:
-        """(curve, final parameters) by job; all have the same number of epochs.
+    def train(self, jobs: list[Job], what: str = "") -> dict[str, tuple[Curve, Any] | Diverged]:
+        """(curve, final parameters) by job, or why it has none; all have equally many epochs.
 
         A few epochs of each are run in turn, so that a noisy machine slows all alike.
+
+        Args:
+          jobs: of different names.
+          what: for the progress that is shown.
         """
         epochs = jobs[0].settings.epochs
         ends = [*range(EPOCHS_PER_CALL, epochs, EPOCHS_PER_CALL), epochs]
         spans = list(zip([0, *ends[:-1]], ends, strict=True))
-        programs = {job.name: _Program(self, job, spans) for job in jobs}
-        for start, end in spans:
-            for program in programs.values():
-                program.advance(start, end)
-        return {name: (program.curve(ends), program.params()) for name, program in programs.items()}
+        programs: dict[str, _Program] = {}
+        diverged: dict[str, Diverged] = {}
+        with Counted(epochs * len(jobs), "epochs", what) as shown:
+            for number, job in enumerate(jobs, start=1):
+                shown.compiling(number, len(jobs))
+                programs[job.name] = _Program(self, job, spans)
+            for start, end in spans:
+                for name, program in programs.items():
+                    if name in diverged:
+                        continue
+                    began = time.perf_counter()
+                    try:
+                        program.advance(start, end)
+                    except Diverged as error:
+                        diverged[name] = error
+                    shown.advance(end - start, time.perf_counter() - began)
+        return {
+            name: diverged.get(name) or (program.curve(ends), program.params())
+            for name, program in programs.items()
+        }
 
     def orders(self, sampling: str, start: int, end: int, per_visit: int = 1) -> jax.Array:
         """int32[S, E, rows]: epoch and seed decide it, whatever the job."""
@@ -271,10 +292,9 @@ class _Program:
             took += time.perf_counter() - began
             if not np.isfinite(found[0]).all():
                 bad = bench.seeds[int(np.flatnonzero(~np.isfinite(found[0]))[0])]
-                raise RunError(
+                raise Diverged(
                     f"{self.job.name}: the loss is not finite by epoch {high} (step "
-                    f"{high * self.steps_per_epoch}, seed {bad}); nothing was written; lower --lr "
-                    "or --rho"
+                    f"{high * self.steps_per_epoch}, seed {bad}); lower --lr or --rho"
                 )
         assert found is not None
         self.seen.append((*found, took / max(end - start, 1)))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
 
 
 class DataError(Exception):
@@ -66,3 +69,14 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             return
         yield seen
         seen = seen.__cause__ or seen.__context__
+
+
+# Of every seed: JAX's keys and NumPy's older generators take 32 bits.
+SEEDS = range(2**32)
+
+
+def check_seed(*seeds: Any) -> None:
+    """Refuses a seed out of range: JAX would take the key of a smaller one, in silence."""
+    for seed in seeds:
+        if not isinstance(seed, int | np.integer) or int(seed) not in SEEDS:
+            raise RunError(f"a seed must be from 0 to 2**32 - 1, got {seed!r}")

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments import cifar_lt, cli, imagenet_lt, inaturalist
+from experiments import cifar_lt, cli, heeded, imagenet_lt, inaturalist
 from experiments.errors import RunError
 from experiments.folders import read_object
 from experiments.imagenet_lt import LISTS
@@ -24,17 +24,26 @@ from experiments.report import COLUMNS, number
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = cli.parser("Evaluate the last checkpoint of a run folder on its test set.")
-    parser.add_argument("run", help="a run folder")
-    parser.add_argument("--data-dir", help="folder of prepared TFDS data; default TFDS_DATA_DIR")
-    parser.add_argument("--data", help="an exported .npz, for a run that was trained from one")
-    parser.add_argument("--image-dir", help="folder of image files, for a run trained from one")
-    parser.add_argument(
-        "--max-corrupt", type=float, default=0.001, help="share of images that may be unreadable"
+    parser = cli.parser(
+        "Evaluate the last checkpoint of a run folder on its test set.", heeded.EVALUATE
     )
+    parser.add_argument("run", type=cli.text, help="a run folder")
+    parser.add_argument(
+        "--data-dir", type=cli.text, help="folder of prepared TFDS data; default TFDS_DATA_DIR"
+    )
+    parser.add_argument(
+        "--data", type=cli.text, help="an exported .npz, for a run that was trained from one"
+    )
+    parser.add_argument(
+        "--image-dir", type=cli.text, help="folder of image files, for a run trained from one"
+    )
+    parser.add_argument(
+        "--max-corrupt", type=cli.number(least=0, most=1), default=0.001,
+        help="share of images that may be unreadable",
+    )  # fmt: skip
     for name in LISTS:
         flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, help="list file, for a run trained with one")
+        parser.add_argument(flag, type=cli.text, help="list file, for a run trained with one")
     return parser
 
 
@@ -45,9 +54,9 @@ def _load(args: argparse.Namespace, config: dict[str, Any], run: Path) -> Any:
     )
     if module is None:
         raise RunError(f"{run} is a run of {config.get('experiment')!r}, which has no images")
-    heeded = {"data", "data_dir"} if module is cifar_lt else {"data_dir", "image_dir", *LISTS}
+    known = {"data", "data_dir"} if module is cifar_lt else {"data_dir", "image_dir", *LISTS}
     given = [name for name in ("data", "data_dir", "image_dir", *LISTS) if getattr(args, name)]
-    unheeded = [f"--{name.replace('_', '-')}" for name in given if name not in heeded]
+    unheeded = [f"--{name.replace('_', '-')}" for name in given if name not in known]
     if unheeded or {"data", "data_dir"} <= set(given):
         flags = ", ".join(unheeded or ["--data", "--data-dir"])
         raise RunError(f"{run} is a run of {config['experiment']}: {flags} would go unheeded")
@@ -72,7 +81,8 @@ def _load(args: argparse.Namespace, config: dict[str, Any], run: Path) -> Any:
             )
     wanted["data_dir"] = args.data_dir
     given += [f"--{k.replace('_', '-')}={v}" for k, v in wanted.items() if v is not None]
-    return module.load(module.arguments().parse_args(given))
+    # Known ones alone: what nobody typed is not refused as unheeded.
+    return module.load(module.arguments().parse_known_args(given)[0])
 
 
 def _exported(path: str, config: dict[str, Any]) -> Any:

@@ -80,8 +80,7 @@ def use_devices(count: int) -> list[jax.Device]:
     if count < 0:
         raise RunError(f"--devices must be at least 0, got {count}")
     alone = not jax.distributed.is_initialized()
-    if alone and count > 1:
-        _emulate(count)
+    emulate(count)
     # By process: the rows of a batch that a process reads lie side by side.
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     if len(devices) < count:
@@ -112,7 +111,7 @@ def devices_by_default(otherwise: int, model: str, batch_size: int, examples: st
     """
     if jax.distributed.is_initialized():
         return otherwise
-    _emulate(min(cores(), 8))
+    emulate(min(cores(), 8))
     if jax.default_backend() != "cpu":
         return otherwise
     if model not in CONVOLUTIONAL or examples != "dependent":
@@ -131,8 +130,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _emulate(count: int) -> None:
-    """So many devices where the backend is a CPU; before JAX is used, later it does nothing."""
+def emulate(count: int) -> None:
+    """So many devices where the backend is a CPU; before JAX is used, later it does nothing.
+
+    For a process alone; of several, `join_processes` does it. At most 64: each costs threads.
+    """
+    if jax.distributed.is_initialized() or count < 2:
+        return
+    count = min(count, 64)
     flags = os.environ.get("XLA_FLAGS", "")
     if "host_platform_device_count" in flags:
         return

@@ -52,11 +52,6 @@ def number(value: float | None, digits: int = 1) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def plural(n: int, one: str) -> str:
-    """As in "1 seed" and "2 seeds"."""
-    return f"{n} {one}" + "s" * (n != 1)
-
-
 # ---- reading --------------------------------------------------------------------------------
 
 

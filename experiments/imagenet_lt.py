@@ -20,25 +20,34 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from experiments import cli, launch, presets
+from experiments import cli, heeded, launch, presets
 
 DATASETS = ("imagenet_lt", "imagenet2012", "places365_small")
 LISTS = ("train_list", "val_list", "test_list")
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = cli.parser("Train on ImageNet-LT or Places-LT with a sharpness-aware rule.")
+    parser = cli.parser(
+        "Train on ImageNet-LT or Places-LT with a sharpness-aware rule.", heeded.STREAMED
+    )
     parser.set_defaults(experiment="imagenet_lt")
     presets.add_argument(parser)
     data = parser.add_argument_group("data")
-    data.add_argument("--dataset", default="imagenet_lt", choices=DATASETS)
+    data.add_argument("--dataset", default="imagenet_lt", choices=DATASETS, help="of TFDS")
     data.add_argument(
-        "--data-dir", help="folder of prepared TFDS data; default TFDS_DATA_DIR, then TFDS's own"
+        "--data-dir", type=cli.text,
+        help="folder of prepared TFDS data; default TFDS_DATA_DIR, then TFDS's own",
+    )  # fmt: skip
+    data.add_argument(
+        "--image-dir", type=cli.text, help="in its place, a folder of image files, with the lists"
     )
-    data.add_argument("--image-dir", help="in its place, a folder of image files, with the lists")
-    data.add_argument("--train-list", help="lines of path and label, as OLTR publishes them")
-    data.add_argument("--val-list", help="held-out images, where there are to be some")
-    data.add_argument("--test-list")
+    data.add_argument(
+        "--train-list", type=cli.text, help="lines of path and label, as OLTR publishes them"
+    )
+    data.add_argument(
+        "--val-list", type=cli.text, help="held-out images, where there are to be some"
+    )
+    data.add_argument("--test-list", type=cli.text, help="images to test on")
     launch.add_streaming(parser, jitter=0.4)
     launch.add_method(parser)
     launch.add_training(

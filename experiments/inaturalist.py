@@ -19,22 +19,27 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from experiments import cli, launch, presets
+from experiments import cli, heeded, launch, presets
 
 LISTS = ("train_list", "test_list")
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = cli.parser("Train on iNaturalist 2018 with a sharpness-aware rule.")
+    parser = cli.parser("Train on iNaturalist 2018 with a sharpness-aware rule.", heeded.STREAMED)
     parser.set_defaults(experiment="inaturalist")
     presets.add_argument(parser)
     data = parser.add_argument_group("data")
     data.add_argument(
-        "--data-dir", help="folder of prepared TFDS data; default TFDS_DATA_DIR, then TFDS's own"
+        "--data-dir", type=cli.text,
+        help="folder of prepared TFDS data; default TFDS_DATA_DIR, then TFDS's own",
+    )  # fmt: skip
+    data.add_argument(
+        "--image-dir", type=cli.text, help="in its place, a folder of image files, with both lists"
     )
-    data.add_argument("--image-dir", help="in its place, a folder of image files, with both lists")
-    data.add_argument("--train-list", help="lines of path and label, iNaturalist18_train.txt")
-    data.add_argument("--test-list", help="iNaturalist18_val.txt")
+    data.add_argument(
+        "--train-list", type=cli.text, help="lines of path and label, iNaturalist18_train.txt"
+    )
+    data.add_argument("--test-list", type=cli.text, help="iNaturalist18_val.txt")
     launch.add_streaming(parser, jitter=0.0)
     launch.add_method(parser)
     launch.add_training(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import cli, folders, methods, objectives, presets, stage2
-from experiments.errors import RunError
+from experiments.errors import RunError, check_seed
 from experiments.models import MODELS
 from experiments.settings import EXAMPLES, LOADERS, SAMPLING
 from experiments.steps import SCHEDULES
@@ -26,10 +26,12 @@ class _LeftOut(int):
 def add_method(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     """Groups "method", "loss" and "second stage"; defaults by name replace those of methods.py."""
     method = parser.add_argument_group("method")
-    method.add_argument("--rule", default="imbsam", choices=sorted(methods.RULES))
+    method.add_argument(
+        "--rule", default="imbsam", choices=sorted(methods.RULES), help="how the gradient is taken"
+    )
     methods.add_arguments(method, **defaults)
     method.add_argument(
-        "--memory", type=float, metavar="DECAY",
+        "--memory", type=cli.number(least=0, below=1), metavar="DECAY",
         help="perturb along what earlier steps saw of the direction, of which each step keeps so "
         "much (ours, see imbsam_jax.remembered): with --examples independent for SGD's price",
     )  # fmt: skip
@@ -54,23 +56,25 @@ def add_training(
       together: whether seeds are trained so; None where it is faster.
     """
     training = parser.add_argument_group("training")
-    training.add_argument("--model", default=model, choices=sorted(MODELS))
+    training.add_argument("--model", default=model, choices=sorted(MODELS), help="the network")
     training.add_argument(
-        "--init", metavar="FILE",
+        "--init", metavar="FILE", type=cli.text,
         help="start from these weights: .safetensors under torchvision's names, or .msgpack",
     )  # fmt: skip
-    training.add_argument("--epochs", type=int, default=200)
+    training.add_argument("--epochs", type=cli.counted(), default=200, help="of the first stage")
     training.add_argument(
-        "--batch-size", type=int, default=batch_size, help="images, over all devices"
+        "--batch-size", type=cli.counted(), default=batch_size, help="images, over all devices"
     )
-    training.add_argument("--lr", type=float, default=lr, help="initial learning rate")
+    training.add_argument("--lr", type=cli.number(over=0), default=lr, help="initial learning rate")
     training.add_argument(
         "--schedule", default="cosine-prestep", choices=SCHEDULES,
         help="by epoch; cosine-prestep ends at 0, as the releases do",
     )  # fmt: skip
-    training.add_argument("--momentum", type=float, default=0.9)
     training.add_argument(
-        "--weight-decay", type=float, default=weight_decay,
+        "--momentum", type=cli.number(least=0, below=1), default=0.9, help="of SGD"
+    )
+    training.add_argument(
+        "--weight-decay", type=cli.number(least=0), default=weight_decay,
         help="coupled, on every parameter, at theta",
     )  # fmt: skip
     training.add_argument(
@@ -90,28 +94,37 @@ def add_training(
         "own statistics; those of the whole batch before the perturbation, held fixed; or "
         "(renorm) the latter in value and the former in gradient, which alone lost nothing overall",
     )  # fmt: skip
-    training.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
+    training.add_argument(
+        "--precision", default="float32", choices=["float32", "bfloat16"],
+        help="of what the layers compute; parameters stay float32",
+    )  # fmt: skip
     seeds = training.add_mutually_exclusive_group()
-    seeds.add_argument("--seed", type=int, default=0, help="one run, in --out itself")
-    seeds.add_argument("--seeds", type=int, nargs="+", help="a run each, in OUT/seed_S")
-    seeds.add_argument("--num-seeds", type=int, help="seeds 0 to N-1")
+    seeds.add_argument("--seed", type=cli.seed, default=0, help="one run, in --out itself")
+    seeds.add_argument("--seeds", type=cli.seed, nargs="+", help="a run each, in OUT/seed_S")
+    seeds.add_argument("--num-seeds", type=cli.counted(10**4), help="seeds 0 to N-1")
 
     running = parser.add_argument_group("running")
-    running.add_argument("--out", help="run folder; on several hosts, one that all of them see")
+    running.add_argument(
+        "--out", type=cli.text, help="run folder; on several hosts, one that all of them see"
+    )
     running.add_argument(
         "--resume", action="store_true", help="continue the run in --out, or start one"
     )
-    running.add_argument("--checkpoint-every", type=int, default=checkpoint_every, help="epochs")
-    running.add_argument("--eval-every", type=int, default=1, help="epochs")
-    running.add_argument("--eval-batch", type=int, default=500, help="images")
-    running.add_argument("--parallel", default="jit", choices=["jit", "pmap"])
     running.add_argument(
-        "--devices", type=int, default=_LeftOut(devices),
+        "--checkpoint-every", type=cli.counted(), default=checkpoint_every, help="epochs"
+    )
+    running.add_argument("--eval-every", type=cli.counted(), default=1, help="epochs")
+    running.add_argument("--eval-batch", type=cli.counted(), default=500, help="images")
+    running.add_argument(
+        "--parallel", default="jit", choices=["jit", "pmap"], help="how devices share a batch"
+    )
+    running.add_argument(
+        "--devices", type=cli.devices, default=_LeftOut(devices),
         help="over all processes; 0 is all there are; on a CPU emulated ones, by default for "
         "convolution networks one a core",
     )  # fmt: skip
     running.add_argument(
-        "--accumulate", type=int, default=1,
+        "--accumulate", type=cli.counted(), default=1,
         help="cut each batch into so many micro-batches, one after the other: less memory, the "
         "same step (with batch normalisation each normalises itself)",
     )  # fmt: skip
@@ -121,7 +134,7 @@ def add_training(
         "(not on a CPU)",
     )  # fmt: skip
     running.add_argument(
-        "--steps-per-call", type=int, default=0,
+        "--steps-per-call", type=cli.number(least=0, most=10**6, whole=True), default=0,
         help="steps of a compiled call; 0 is 1 on a CPU and 50 elsewhere, images streamed always 1",
     )  # fmt: skip
     running.add_argument(
@@ -129,42 +142,49 @@ def add_training(
         help="train all --seeds in one program, shared among the devices: by default on a CPU "
         "whose cores can share them out evenly, where that is faster",
     )  # fmt: skip
-    running.add_argument("--quiet", action="store_true")
+    running.add_argument("--quiet", action="store_true", help="no line an epoch")
 
     hosts = parser.add_argument_group("several processes")
-    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
-    hosts.add_argument("--num-processes", type=int)
-    hosts.add_argument("--process-id", type=int, help="0 to N-1")
+    hosts.add_argument(
+        "--coordinator", metavar="HOST:PORT", type=cli.address, help="where process 0 listens"
+    )
+    hosts.add_argument("--num-processes", type=cli.counted(10**4), help="how many there are")
+    hosts.add_argument(
+        "--process-id", type=cli.number(least=0, most=10**4, whole=True), help="0 to N-1"
+    )
     hosts.add_argument(
         "--cluster", action="store_true", help="find the others by TPU pod, Slurm or Open MPI"
     )
     hosts.add_argument(
-        "--heartbeat-seconds", type=int, default=100,
-        help="a process silent for so long is taken for dead and ends the run",
+        "--heartbeat-seconds", type=cli.counted(), default=100,
+        help="seconds: a process silent for so long is taken for dead and ends the run",
     )  # fmt: skip
 
 
 def add_streaming(parser: argparse.ArgumentParser, *, jitter: float) -> None:
     """Group "images", of data sets that are read while training."""
     images = parser.add_argument_group("images")
-    images.add_argument("--image-size", type=int, default=224, help="pixels the model sees")
     images.add_argument(
-        "--resize", type=int, default=256, help="evaluation: shorter side before the centre is cut"
+        "--image-size", type=cli.counted(4096), default=224, help="pixels the model sees"
     )
     images.add_argument(
-        "--jitter", type=float, default=jitter,
-        help="of brightness, contrast and saturation, in [0, 1]",
+        "--resize", type=cli.counted(8192), default=256,
+        help="evaluation: shorter side in pixels before the centre is cut",
+    )  # fmt: skip
+    images.add_argument(
+        "--jitter", type=cli.number(least=0, most=1), default=jitter,
+        help="of brightness, contrast and saturation",
     )  # fmt: skip
     images.add_argument(
         "--loader", default="grain", choices=LOADERS, help="tf.data needs the `prepare` extra"
     )
     images.add_argument(
-        "--workers", type=int, default=0,
+        "--workers", type=cli.number(least=0, most=1024, whole=True), default=0,
         help="processes that decode, each with three of a host's batches in shared memory "
         "(/dev/shm); 0: threads of this one",
     )  # fmt: skip
     images.add_argument(
-        "--max-corrupt", type=float, default=0.001,
+        "--max-corrupt", type=cli.number(least=0, most=1), default=0.001,
         help="share of images that may be unreadable; they are left out and counted",
     )  # fmt: skip
     images.add_argument(
@@ -173,7 +193,7 @@ def add_streaming(parser: argparse.ArgumentParser, *, jitter: float) -> None:
         "test image; both are left out of the accuracies",
     )  # fmt: skip
     images.add_argument(
-        "--val-per-class", type=int, default=0,
+        "--val-per-class", type=cli.number(least=0, most=10**6, whole=True), default=0,
         help="training images held out per class (each class keeps one), to tune rho and eta on",
     )  # fmt: skip
 
@@ -208,6 +228,7 @@ def make_plan(args: argparse.Namespace, dataset: Any, about_data: dict[str, Any]
     """
     from experiments.data import filled
     from experiments.execution import EXECUTIONS
+    from experiments.parts import tail_of
     from experiments.settings import Settings
     from imbsam_jax import imbalance_factor
 
@@ -256,6 +277,14 @@ def make_plan(args: argparse.Namespace, dataset: Any, about_data: dict[str, Any]
         )
         for name in args.stage2
     }
+    for each in (settings, *(stage.settings for stage in second.values())):
+        tail_of(dataset, each)  # refuses stratified sampling without one
+        steps = each.epochs * steps_per_epoch
+        if steps >= 2**31:
+            raise RunError(
+                f"{each.epochs} epochs of {steps_per_epoch} steps are more than steps are counted "
+                "to, 2**31: use fewer"
+            )
     return Plan(settings, method, loss, description, second)
 
 
@@ -290,15 +319,22 @@ def run(
 
 def begin(args: argparse.Namespace) -> None:
     """What comes before the data: refuses flags, meets other processes, settles the devices."""
-    from experiments.execution import devices_by_default
+    from experiments.execution import devices_by_default, emulate
 
     if not args.out:
         raise RunError("--out is missing: name the folder this run is to be written to")
     folders.check_run(Path(args.out))
     _seeds(args)
+    if "resize" in args and args.image_size > args.resize:
+        raise RunError(
+            f"--image-size {args.image_size} cannot be cut from images resized to --resize "
+            f"{args.resize}: give a --resize at least as large"
+        )
     join(args)
     args.devices_left_out = isinstance(args.devices, _LeftOut)
-    if args.devices_left_out:
+    if not args.devices_left_out:
+        emulate(args.devices)  # now: whatever loads data or makes a plan may start the backend
+    else:
         share = args.batch_size // max(args.accumulate, 1)
         args.devices = devices_by_default(args.devices, args.model, share, args.examples)
     cli.use_compilation_cache()
@@ -358,7 +394,7 @@ def groups(args: argparse.Namespace, seeds: list[int]) -> list[Group]:
     number = _devices_of_new(args, len(new))
     if number > 1:
         if not args.quiet:
-            print(f"{len(new)} seeds together on {number} devices (not: --no-together)")
+            print(f"{cli.noun(len(new), 'seed')} together on {number} devices (not: --no-together)")
         return [*found, Group(new, number, True)]
     return [*found, *(Group([seed], args.devices, False) for seed in new)]
 
@@ -440,9 +476,8 @@ def train(args: argparse.Namespace, dataset: Any, plan: Plan) -> list[dict[str, 
 
 
 def _seeds(args: argparse.Namespace) -> list[int]:
-    if args.num_seeds is not None and args.num_seeds < 1:
-        raise RunError(f"--num-seeds must be at least 1, got {args.num_seeds}")
     seeds = args.seeds or (list(range(args.num_seeds)) if args.num_seeds else [args.seed])
-    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise RunError(f"--seeds must be different numbers, at least 0; got {seeds}")
+    check_seed(*seeds)
+    if len(set(seeds)) < len(seeds):
+        raise RunError(f"--seeds must be different numbers; got {seeds}")
     return list(seeds)

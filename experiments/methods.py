@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import cli
 from experiments.errors import RunError
 from imbsam_jax import (
     Ascent,
@@ -518,27 +519,30 @@ def _schedule_name(options: dict[str, Any]) -> str:
 
 def add_arguments(group: Any, **defaults: Any) -> None:
     """The flags of every method; defaults by name replace those here."""
+    at_least_0, share = cli.number(least=0), cli.number(least=0, most=1)
 
     def add(flag: str, default: Any, text: str, **more: Any) -> None:
         value = defaults.get(flag.replace("-", "_"), default)
         group.add_argument(f"--{flag}", default=value, help=text, **more)
 
-    add("rho", 0.05, "radius, in parameter units, >= 0", type=float)
+    add("rho", 0.05, "radius, in parameter units", type=at_least_0)
     add("rho-schedule", "constant", "radius by epoch: Focal-SAM's step (boundaries at 5/200, "
         "160/200, 180/200 of the epochs) and linear, or late (from 80%% of the epochs)",
         choices=["constant", "step", "linear", "late"])  # fmt: skip
     add("rho-boundaries", None, "--rho-schedule step: first epochs of its later values",
-        type=int, nargs="+")  # fmt: skip
-    add("rho-values", None, "radii of --rho-schedule; default as published", type=float, nargs="+")
-    add("eta", 100.0, "largest count of a tail class", type=float)
+        type=cli.number(least=0, most=10**6, whole=True), nargs="+")  # fmt: skip
+    add("rho-values", None, "radii of --rho-schedule; default as published", type=at_least_0,
+        nargs="+")  # fmt: skip
+    add("eta", 100.0, "largest count of a tail class, in training examples", type=at_least_0)
     add("tail-scale", 1.0, "imbsam: factor on the tail loss; 2 in the released code since "
-        "September 2023", type=float)  # fmt: skip
-    add("tail-weight", 2.0, "reweighted_sam: weight of the tail in SAM's loss", type=float)
-    add("gamma", 3.2, "focal_sam: focus on rare classes, >= 0", type=float)
-    add("strength", 0.8, "focal_sam: weight of the perturbed part, >= 0", type=float)
-    add("head-rho", 0.05, "sse_sam: radius of the head in the first stage", type=float)
-    add("tail-rho", 0.1, "sse_sam: radius of the tail", type=float)
-    add("switch-fraction", 0.7, "sse_sam: share of the epochs before its second stage", type=float)
+        "September 2023", type=cli.number(over=0))  # fmt: skip
+    add("tail-weight", 2.0, "reweighted_sam: weight of the tail in SAM's loss",
+        type=cli.number(over=0))  # fmt: skip
+    add("gamma", 3.2, "focal_sam: focus on rare classes", type=at_least_0)
+    add("strength", 0.8, "focal_sam: weight of the perturbed part", type=at_least_0)
+    add("head-rho", 0.05, "sse_sam: radius of the head in the first stage", type=at_least_0)
+    add("tail-rho", 0.1, "sse_sam: radius of the tail", type=at_least_0)
+    add("switch-fraction", 0.7, "sse_sam: share of the epochs before its second stage", type=share)
     add(
         "cc-variant",
         "paper",
@@ -546,15 +550,17 @@ def add_arguments(group: Any, **defaults: Any) -> None:
         choices=["paper", "release"],
     )
     add("cc-perturb", "classifier", "cc_sam: what is perturbed", choices=["classifier", "all"])
-    add("noise-ratio", 1.0, "cc_sam: factor on the radius; 1e-6 in the released code", type=float)
+    add("noise-ratio", 1.0, "cc_sam: factor on the radius; 1e-6 in the released code",
+        type=at_least_0)  # fmt: skip
     add("flat-ratio", None, "cc_sam: weight of the perturbed part; default 1 (paper), 0.5 "
-        "(release)", type=float)  # fmt: skip
+        "(release)", type=share)  # fmt: skip
     switch: dict[str, Any] = {"action": argparse.BooleanOptionalAction, "default": False}
     group.add_argument("--strict", help="the tail is n < eta, as in the ImbSAM release", **switch)
-    add("p-norm", 2.0, "norm of the perturbation's ball, > 1 or inf", type=float)
+    add("p-norm", 2.0, "norm of the perturbation's ball",
+        type=cli.number(over=1, infinite=True))  # fmt: skip
     add("adaptive", "none", "scale of the ball: ASAM's (weights, by tensor) or davda54's (all)",
         choices=["none", "asam", "magnitude"])  # fmt: skip
-    add("asam-eta", 0.01, "--adaptive asam: added to |theta|", type=float)
+    add("asam-eta", 0.01, "--adaptive asam: added to |theta|", type=at_least_0)
     group.add_argument(
         "--group-mean",
         help="divide each part by its own rows, as SSE-SAM's release does for its ImbSAM", **switch,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from experiments import cli
 from experiments.errors import RunError
 from imbsam_jax import losses
 
@@ -138,38 +139,59 @@ def add_arguments(group: Any, *, several: bool = False) -> None:
     more: dict[str, Any] = {"nargs": "+"} if several else {}
     group.add_argument(
         "--loss", default=["cross_entropy"] if several else "cross_entropy",
-        choices=sorted(LOSSES), **more,
+        choices=sorted(LOSSES), help="what is minimised",
+        **more,
     )  # fmt: skip
     group.add_argument(
-        "--drw-epoch", type=int,
+        "--drw-epoch", type=cli.number(least=0, most=10**6, whole=True),
         help="deferred re-weighting: class-balanced weights from this epoch (from 0) on",
     )  # fmt: skip
     group.add_argument(
-        "--mixup", type=float, default=0.0, help="alpha of mixup's Beta distribution; 0 is none"
+        "--mixup", type=cli.number(least=0), default=0.0,
+        help="alpha of mixup's Beta distribution; 0 is none",
+    )  # fmt: skip
+    group.add_argument(
+        "--smoothing", type=cli.number(least=0, most=1), default=0.0, help="label smoothing"
     )
-    group.add_argument("--smoothing", type=float, default=0.0, help="label smoothing, in [0, 1]")
     group.add_argument(
         "--classifier", default="auto", choices=["auto", "linear", "normalised"],
         help="auto is normalised (cosines) for ldam, else linear",
     )  # fmt: skip
     group.add_argument(
-        "--beta", type=float, default=0.9999, help="of class-balanced weights, in [0, 1)"
-    )
+        "--beta", type=cli.number(least=0, below=1), default=0.9999,
+        help="of class-balanced weights",
+    )  # fmt: skip
     group.add_argument(
         "--normalise", default="weights", choices=["weights", "batch"],
         help="divide re-weighted losses by the sum of the weights (LDAM, VS, Saddle), or by the "
         "batch size (Cui et al., Focal-SAM)",
     )  # fmt: skip
-    group.add_argument("--focal-gamma", type=float, default=1.0)
     group.add_argument(
-        "--max-margin", type=float, default=0.5, help="ldam: margin of the rarest class"
+        "--focal-gamma", type=cli.number(least=0), default=1.0, help="focal: focus on hard examples"
     )
-    group.add_argument("--scale", type=float, default=30.0, help="ldam: factor on the logits")
+    group.add_argument(
+        "--max-margin", type=cli.number(least=0, most=10**6), default=0.5,
+        help="ldam: margin of the rarest class",
+    )  # fmt: skip
+    group.add_argument(
+        "--scale",
+        type=cli.number(over=0, most=10**6),
+        default=30.0,
+        help="ldam: factor on the logits",
+    )
     group.add_argument(
         "--margin-alone", dest="scale_logits", action="store_false",
         help="ldam as in SSE-SAM's release: a linear classifier, logits not scaled",
     )  # fmt: skip
     group.add_argument(
-        "--tau", type=float, default=1.0, help="logit_adjusted, vs: factor on the log priors"
+        "--tau",
+        type=cli.number(least=-1000, most=1000),
+        default=1.0,
+        help="logit_adjusted, vs: factor on the log priors",
     )
-    group.add_argument("--vs-gamma", type=float, default=0.3, help="vs: power of the class sizes")
+    group.add_argument(
+        "--vs-gamma",
+        type=cli.number(least=-1000, most=1000),
+        default=0.3,
+        help="vs: power of the class sizes",
+    )

@@ -15,9 +15,10 @@ import numpy as np
 
 from experiments import folders
 from experiments.checkpoints import Checkpoints
+from experiments.cli import noun
 from experiments.data import Dataset, filled
 from experiments.data.encoded import EncodedDataset
-from experiments.errors import RunError
+from experiments.errors import RunError, check_seed
 from experiments.evaluation import Evaluator
 from experiments.execution import EXECUTIONS, Jit, use_devices
 from experiments.feeds import Place, make_feed
@@ -66,6 +67,7 @@ class Parts:
         whole_batches: bool = False,
     ):
         self.began = time.perf_counter()
+        check_seed(settings.seed)
         devices = use_devices(settings.devices)
         init_key, step_key = jax.random.split(jax.random.key(settings.seed))
         objective = Objective(
@@ -81,9 +83,9 @@ class Parts:
         self.feed = make_feed(dataset, settings, place)
         if settings.batch_size % self.feed.multiple:
             raise RunError(
-                f"--batch-size {settings.batch_size} cannot be divided among {len(devices)} "
-                f"devices and --accumulate {settings.accumulate}: use a multiple of "
-                f"{self.feed.multiple}"
+                f"--batch-size {settings.batch_size} cannot be divided among "
+                f"{noun(len(devices), 'device')} and --accumulate {settings.accumulate}: use a "
+                f"multiple of {self.feed.multiple}"
             )
         self.order = Order(
             settings.sampling,
@@ -91,7 +93,7 @@ class Parts:
             settings.seed,
             settings.batch_size,
             per_visit=settings.per_visit,
-            tail=_tail(dataset, settings),
+            tail=tail_of(dataset, settings),
             multiple=self.feed.multiple,
         )
         alone, split = settings.examples != "dependent", settings.examples == "split_norm"
@@ -167,14 +169,22 @@ class Parts:
         )
 
 
-def _tail(dataset: Dataset | EncodedDataset, settings: Settings) -> np.ndarray | None:
+def tail_of(dataset: Dataset | EncodedDataset, settings: Settings) -> np.ndarray | None:
     """bool[C]: the tail of stratified sampling; None where rows are drawn otherwise."""
     if settings.sampling != "stratified":
         return None
+    counts = filled(dataset.class_counts())
     try:
-        return tail_classes(filled(dataset.class_counts()), settings.eta, strict=settings.strict)
+        tail = tail_classes(counts, settings.eta, strict=settings.strict)
     except ValueError as error:
         raise RunError(f"--sampling stratified: {error}") from error
+    if tail.all() or not tail.any():
+        raise RunError(
+            f"--sampling stratified shares the tail out among the batches, but --eta "
+            f"{settings.eta:g} leaves no {'head' if tail.all() else 'tail'} class: the counts "
+            f"range from {counts.min()} to {counts.max()}, so choose it between them"
+        )
+    return tail
 
 
 def last_variables(
@@ -196,7 +206,7 @@ def last_variables(
         raise RunError(
             f"{run} holds no whole checkpoint of its last epoch to start a second stage from"
         )
-    again = dataclasses.replace(settings, seed=settings.seed + 2**31, classifier="linear")
+    again = dataclasses.replace(settings, seed=(settings.seed + 2**31) % 2**32, classifier="linear")
     fresh = Parts(dataset, model_name, cross_entropy, again).initial
     return found[0].variables(), fresh.variables()
 

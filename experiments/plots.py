@@ -366,7 +366,11 @@ def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def sweep(
-    path: Path, label: str, lines: Mapping[str, Mapping[str, Any]], sgd: Mapping[str, float]
+    path: Path,
+    label: str,
+    lines: Mapping[str, Mapping[str, Any]],
+    sgd: Mapping[str, float],
+    sgd_chosen: bool = False,
 ) -> Figure:
     """Test accuracy over a hyper-parameter, a line a setting of the others, a panel a split.
 
@@ -376,6 +380,7 @@ def sweep(
       lines: by name, each with "x" and, by split, "mean" and "se" (of the difference to SGD);
         "chosen" is the place in x of what validation chose, or None.
       sgd: accuracy of SGD by split.
+      sgd_chosen: SGD is what validation chose.
     """
     figure = Figure(figsize=(10, 6.5), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True)
@@ -389,7 +394,8 @@ def sweep(
                 at = line["chosen"]
                 axis.plot(line["x"][at], mean[at], "o", markersize=14, fillstyle="none",
                           color="black", label="chosen by validation")  # fmt: skip
-        axis.axhline(level, color="grey", linewidth=2.5, alpha=0.6, zorder=0, label="SGD")
+        name = "SGD, chosen by validation" if sgd_chosen else "SGD"
+        axis.axhline(level, color="grey", linewidth=2.5, alpha=0.6, zorder=0, label=name)
         if min(values) > 0 and max(values) >= 10 * min(values):
             axis.set_xscale("log")
             axis.set_xticks(values, [f"{x:g}" for x in values])

@@ -8,8 +8,6 @@ from __future__ import annotations
 import argparse
 from typing import Any, NamedTuple
 
-from experiments import stage2
-
 # What a file written by --export has settled.
 OF_AN_EXPORT = ("dataset", "imbalance_factor", "subset", "subset_seed", "data_dir")
 
@@ -397,7 +395,8 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> arg
     presets = _table(parser)
     if name in presets:  # any other name is the real parser's to refuse
         parser.set_defaults(**presets[name].flags)
-    return stage2.parse(parser, argv)
+    found: argparse.Namespace = parser.parse_args(argv)
+    return found
 
 
 def _table(parser: argparse.ArgumentParser) -> dict[str, Preset]:

@@ -27,7 +27,10 @@ class Progress:
             disable=not self._live,
         )
         self._task = self._bar.add_task("", epoch=0, epochs=epochs, text="compiling", total=None)
-        self._first: tuple[float, float] | None = None  # (time, epochs done) when stepping began
+        # (time, rows of the epoch) after the first call of the first epoch, which is compiled, and
+        # (time, epochs done) at its end.
+        self._warm: tuple[float, int] | None = None
+        self._first: tuple[float, int] | None = None
 
     def __enter__(self) -> Progress:
         self._bar.start()
@@ -47,7 +50,11 @@ class Progress:
     def update(self, rows_done: int, loss_sum: float, hit_sum: float) -> None:
         if rows_done == 0:
             return
-        passed = max(time.monotonic() - self._began, 1e-9)
+        now = time.monotonic()
+        if self._warm is None:
+            self._warm = now, rows_done
+        self._seen = now, rows_done
+        passed = max(now - self._began, 1e-9)
         rate = (rows_done - self._rows_before) / passed
         text = (
             f"loss {loss_sum / rows_done:.3f}  accuracy {100 * hit_sum / rows_done:.1f}%  "
@@ -58,11 +65,8 @@ class Progress:
 
     def epoch_done(self, line: dict[str, Any], name: str = "") -> None:
         """Says the epoch's line; `name` is of the run, where there are several."""
-        now = time.monotonic()
         done = line["epoch"]
-        if self._first is None:
-            self._first = (self._began, done - 1)
-        each = (now - self._first[0]) / (done - self._first[1])
+        left = self._left(done)
         parts = [
             f"{name}epoch {done}/{self._epochs}",
             f"loss {line['train_loss']:.4f}",
@@ -73,8 +77,22 @@ class Progress:
             if f"test_{name}" in line:
                 parts.append(f"{name} {'-' if value is None else f'{value:.1f}'}")
         rate = getattr(self, "_rate", 0.0)
-        parts += [f"{rate:.0f} images/s", f"{_clock(each * (self._epochs - done))} left"]
+        parts += [f"{rate:.0f} images/s", *([] if left is None else [f"{clock(left)} left"])]
         self.say("  ".join(parts))
+
+    def _left(self, done: int) -> float | None:
+        """Seconds, without what was compiled in the first epoch; None while nothing is known."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now, done
+        if done > self._first[1]:
+            return (now - self._first[0]) / (done - self._first[1]) * (self._epochs - done)
+        if done >= self._epochs:
+            return 0.0
+        if self._warm is None or self._seen[1] <= self._warm[1]:
+            return None
+        row = (self._seen[0] - self._warm[0]) / (self._seen[1] - self._warm[1])
+        return row * self._rows * (self._epochs - done)
 
     def say(self, text: str) -> None:
         self._console.print(text, markup=False)
@@ -87,7 +105,57 @@ class Progress:
             self.say(text)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+class Counted:
+    """Progress of work that is counted and timed by whoever does it, compilation left out.
+
+    A live bar on a terminal, else a line every ten seconds; both on standard error.
+
+    Args:
+      total: how many units there are.
+      unit: their name, in the plural.
+      what: of which work.
+    """
+
+    EVERY = 10.0  # seconds
+
+    def __init__(self, total: int, unit: str, what: str = ""):
+        self._total, self._unit, self._what = total, unit, what
+        self._done, self._seconds, self._said = 0, 0.0, time.monotonic()
+        self._console = Console(stderr=True, soft_wrap=True, highlight=False)
+        self._bar = Bar(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"),
+            console=self._console, disable=not self._console.is_terminal, transient=True,
+        )  # fmt: skip
+        self._task = self._bar.add_task(what, total=total, text="compiling")
+
+    def __enter__(self) -> Counted:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.stop()
+
+    def compiling(self, number: int, of: int) -> None:
+        """Program `number` is being compiled, of so many."""
+        self._show(f"compiling {number} of {of}")
+
+    def advance(self, units: int, seconds: float) -> None:
+        """So many more are done, in so many seconds without compilation."""
+        self._done += units
+        self._seconds += seconds
+        left = self._seconds / max(self._done, 1) * (self._total - self._done)
+        self._bar.update(self._task, completed=self._done)
+        self._show(f"{self._done} of {self._total} {self._unit}, {clock(left)} left")
+
+    def _show(self, text: str) -> None:
+        self._bar.update(self._task, text=text)
+        now = time.monotonic()
+        if not self._console.is_terminal and now - self._said >= self.EVERY:
+            self._said = now
+            self._console.print(" ".join(filter(None, (self._what, text))), markup=False)

@@ -24,8 +24,10 @@ _UNFIT = (
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = cli.parser("Draw the plots of finished folders again, from the files in them.")
-    parser.add_argument("folders", nargs="+", help="folders of results, at any depth")
+    parser = cli.parser("Draw the plots of finished folders again, from the files in them.", {})
+    parser.add_argument(
+        "folders", nargs="+", type=cli.text, help="folders of results, at any depth"
+    )
     return parser
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cli, published
+from experiments import cli, heeded, published
 from experiments.errors import RunError
 from experiments.grouping import (
     COLUMNS,
@@ -32,7 +32,6 @@ from experiments.grouping import (
     method,
     number,
     passed_over,
-    plural,
     plus_minus,
     protocol,
     rules_of,
@@ -76,7 +75,7 @@ def table(groups: list[Group]) -> Table:
         if 1 < len(group.seeds) <= 5:
             label += f"\nall: {' '.join(number(report['all']) for report in group.reports)}"
         if group.sgd and len(group.pairs()) < len(group.seeds):
-            label += f"\n{plural(len(group.pairs()), 'seed')} in common with SGD"
+            label += f"\n{cli.noun(len(group.pairs()), 'seed')} in common with SGD"
         result.add_row(label, *map("\n".join, zip(*lines, strict=True)), *_costs(group))
     return result
 
@@ -270,7 +269,7 @@ def gains(groups: list[Group]) -> tuple[list[dict[str, Any]], list[str]]:
                 raise RunError(f"the runs of {method(group)} and of SGD differ in class sizes")
             seeds = [[a - b for a, b in zip(x[1], y[1], strict=True)] for x, y in read]
             mean = [statistics.fmean(values) for values in zip(*seeds, strict=True)]
-            title = f"{method(group)}; {data(group)}; {plural(len(pairs), 'seed')}"
+            title = f"{method(group)}; {data(group)}; {cli.noun(len(pairs), 'seed')}"
             eta, shots = group.facts.get("eta"), pairs[0][0].get("thresholds")
             panel: dict[str, Any] = {"title": title, "counts": counts, "gain": mean}
             panel["eta"] = eta if is_number(eta) else None
@@ -308,13 +307,18 @@ def _classes(report: dict[str, Any]) -> tuple[list[int], list[float]]:
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = cli.parser("Group finished runs over seeds and set published figures beside them.")
+    parser = cli.parser(
+        "Group finished runs over seeds and set published figures beside them.", heeded.REPORT
+    )
     parser.add_argument(
         "runs",
         nargs="+",
+        type=cli.text,
         help="run folders, folders with runs in them at any depth, or report files",
     )
-    parser.add_argument("--out", help="folder for report.md, report.csv and gain_per_class.png")
+    parser.add_argument(
+        "--out", type=cli.text, help="folder for report.md, report.csv and gain_per_class.png"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
     return parser
 

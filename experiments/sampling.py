@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.errors import check_seed
 from imbsam_jax import binomial_buffers, stratified_buffers
 
 
@@ -97,10 +98,11 @@ def epoch_order(
 
     Args:
       labels: int[N].
-      seed, epoch: decide the order.
+      seed, epoch: decide the order; a seed is from 0 to 2**32 - 1.
       per_visit: of "balanced", see balanced_order.
       tail: bool[C], the tail classes of "stratified": see stratified_order.
     """
+    check_seed(seed)
     if kind == "natural":
         rows = np.random.default_rng([seed, epoch]).permutation(len(labels))
         return rows.astype(np.int32)

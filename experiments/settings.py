@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-from experiments.errors import RunError
+from experiments.errors import RunError, check_seed
 from experiments.methods import TAIL_STATISTICS
 from experiments.models import CLASSIFIERS
 from experiments.steps import TRAINED
@@ -85,7 +85,8 @@ class Settings:
                 )
         if not 0 <= self.momentum < 1:
             raise RunError(f"--momentum must lie in [0, 1), got {self.momentum}")
-        for name in ("seed", "steps_per_call", "devices", "workers"):
+        check_seed(self.seed)
+        for name in ("steps_per_call", "devices", "workers"):
             if getattr(self, name) < 0:
                 flag = f"--{name.replace('_', '-')}"
                 raise RunError(f"{flag} must be at least 0, got {getattr(self, name)}")

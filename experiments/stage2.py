@@ -15,7 +15,6 @@ best one on the test set), and is a run of its own in RUN/stage2_NAME.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Callable
 from functools import partial
@@ -236,19 +235,22 @@ def add_arguments(group: Any) -> None:
         help="second stages, each from the end of the first, in OUT/stage2_NAME",
     )  # fmt: skip
     group.add_argument(
-        "--stage2-tag", default="",
+        "--stage2-tag", default="", type=cli.tag,
         help="in OUT/stage2_NAME_TAG instead: another setting on the same first stage (--resume)",
     )  # fmt: skip
-    group.add_argument("--stage2-epochs", type=int, help="crt 10, lws 5, weight-balancing 10, "
-        "cc-sam 30")  # fmt: skip
     group.add_argument(
-        "--stage2-lr", type=float,
+        "--stage2-epochs", type=cli.counted(),
+        help="crt 10, lws 5, weight-balancing 10, cc-sam 30",
+    )  # fmt: skip
+    group.add_argument(
+        "--stage2-lr", type=cli.number(over=0),
         help="the first stage's for crt and lws, a tenth of it for cc-sam, 0.01 for "
         "weight-balancing",
     )  # fmt: skip
     group.add_argument(
-        "--stage2-weight-decay", type=float, help="the first stage's, 0.1 for weight-balancing"
-    )
+        "--stage2-weight-decay", type=cli.number(least=0),
+        help="the first stage's, 0.1 for weight-balancing",
+    )  # fmt: skip
     group.add_argument(
         "--stage2-statistics", default="frozen", choices=["frozen", "updated"],
         help="running statistics of the frozen features; updated by the batch in the releases",
@@ -259,8 +261,10 @@ def add_arguments(group: Any) -> None:
         "--stage2-rule", default="sgd", choices=["sgd", "same"],
         help="how the second stage takes its gradient: plainly, or by --rule",
     )  # fmt: skip
-    group.add_argument("--stage2-tau", type=float, default=1.0, help="of tau-norm (1.9 in weight "
-        "balancing) and logit-adjustment")  # fmt: skip
+    group.add_argument(
+        "--stage2-tau", type=cli.number(least=-1000, most=1000), default=1.0,
+        help="of tau-norm (1.9 in weight balancing) and logit-adjustment",
+    )  # fmt: skip
     group.add_argument(
         "--stage2-max-norm", choices=MAX_NORM,
         help="weight-balancing: project after each step (paper) or each epoch (release)",
@@ -269,21 +273,6 @@ def add_arguments(group: Any) -> None:
         "--stage2-variant", default="paper", choices=["paper", "release"], help="of cc-sam"
     )
     group.add_argument(
-        "--stage2-limit", type=float, default=1.0,
+        "--stage2-limit", type=cli.number(least=0, most=1), default=1.0,
         help="cc-sam: largest share of adversarial features; the release has 0.3 on CIFAR-100",
     )  # fmt: skip
-
-
-def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
-    """Parses; flags of a second stage where there is none are refused: nothing would heed them."""
-    args = parser.parse_args(argv)
-    given = cli.given(parser, argv)
-    unheeded = [flag for flag in given if flag.startswith("--stage2-")]
-    if unheeded and not args.stage2:
-        parser.error(f"{', '.join(unheeded)} without a second stage: name one by --stage2")
-    if "--stage2-tag" in given and not cli.is_plain_name(args.stage2_tag):
-        parser.error(
-            f"--stage2-tag {args.stage2_tag!r} becomes the end of a folder's name: give letters, "
-            "digits and _ . + = , - alone, at most 100 and none of . and - first"
-        )
-    return args

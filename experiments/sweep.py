@@ -10,9 +10,9 @@ On the digits all seeds of a point run in one compiled program, and all points i
 radii and class weights are its data. With `cifar_lt` all flags of that command are taken, and each
 point and seed is a run folder, as OUT/eta_60_rho_0.05/seed_0; --resume goes on with a sweep that
 was stopped, or with more values or seeds. A point whose loss is not finite is told and left out.
-A setting is chosen by the accuracy, in the last epoch, on validation images that are neither
-trained on nor tested on (class sizes are those of what is left); what the test set would have
-chosen is shown beside it.
+A setting, or SGD, is chosen by the accuracy, in the last epoch, on validation images that are
+neither trained on nor tested on (class sizes are those of what is left); what the test set would
+have chosen is shown beside it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import inspect
 import itertools
 import sys
 from pathlib import Path
@@ -27,9 +28,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import cifar_lt, cli, methods, objectives
+from experiments import cifar_lt, cli, heeded, methods, objectives
 from experiments.digits_lt import (
-    REMEMBERED,
     add_method_arguments,
     add_training_arguments,
     build_method,
@@ -37,8 +37,8 @@ from experiments.digits_lt import (
     make_folder,
     settings_of,
 )
-from experiments.errors import RunError
-from experiments.grouping import plural
+from experiments.errors import Diverged, RunError
+from experiments.heeded import REMEMBERED
 
 SPLITS = ("all", "many", "medium", "few")
 # Few, half of Medium and all of it are in the tail: the paper's 20, 60 and 100 of CIFAR100-LT.
@@ -70,28 +70,42 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = arguments() if experiment == "digits" else image_arguments()
     args = cifar_lt.parse(parser, argv) if experiment != "digits" else parser.parse_args(argv)
     if args.experiment != experiment:
-        parser.error(f"{args.experiment} must be the first word")
+        what = "must be" if args.experiment in GRIDS else f"is not {' or '.join(GRIDS)},"
+        parser.error(f"{args.experiment} {what} the first word")
+    try:
+        grid = grid_of(args)
+    except RunError as error:
+        parser.error(str(error))
+    for flag in cli.given(parser, argv):
+        name = flag.removeprefix("--").replace("-", "_")
+        if name in grid:
+            parser.error(f"{flag} beside --grid {name}, which gives its values")
     return args
 
 
-def image_arguments() -> argparse.ArgumentParser:
+def image_arguments() -> cli.Parser:
     """Those of cifar_lt, and the grid."""
     parser = cifar_lt.arguments()
     parser.description = "Train on long-tailed CIFAR at each point of a grid."
+    parser.needs = {**heeded.IMAGES_SWEEP}
     _add_grid(parser, "cifar_lt")
     return parser
 
 
 def arguments() -> argparse.ArgumentParser:
     """Those of the digits."""
-    parser = cli.parser("Train an MLP on long-tailed 8x8 digits at each point of a grid.")
-    parser.add_argument(
-        "--rule", default="imbsam", choices=sorted(set(methods.RULES) - {"sgd", "cc_sam"})
+    parser = cli.parser(
+        "Train an MLP on long-tailed 8x8 digits at each point of a grid.", heeded.DIGITS_SWEEP
     )
+    parser.add_argument(
+        "--rule", default="imbsam", choices=sorted(set(methods.RULES) - {"sgd", "cc_sam"}),
+        help="whose grid; SGD is trained beside it",
+    )  # fmt: skip
     _add_grid(parser, "digits")
     add_method_arguments(parser).add_argument(
-        "--memory", type=float, help="remember ascent directions, with this decay"
-    )
+        "--memory", type=cli.number(least=0, below=1),
+        help="remember ascent directions, with this decay",
+    )  # fmt: skip
     objectives.add_arguments(parser.add_argument_group("loss"))
     add_training_arguments(parser)
     return parser
@@ -99,8 +113,8 @@ def arguments() -> argparse.ArgumentParser:
 
 def _add_grid(parser: argparse.ArgumentParser, experiment: str) -> None:
     parser.add_argument(
-        "experiment", nargs="?", default=experiment, choices=list(GRIDS),
-        help="the first word: what is trained; each has its own flags",
+        "experiment", nargs="?", default=experiment, type=cli.text,
+        help=f"the first word, {' or '.join(GRIDS)}: what is trained; each has its own flags",
     )  # fmt: skip
     parser.add_argument(
         "--grid", action="append", nargs="+", metavar=("NAME", "VALUE"),
@@ -116,10 +130,21 @@ def _shown(values: list[float]) -> str:
 
 def grid_of(args: argparse.Namespace) -> dict[str, list[float]]:
     """Values by flag; a flag that the rule does not take, or that is no number, is refused."""
+    if args.rule in ("sgd", "cc_sam"):
+        raise RunError(
+            f"--rule {args.rule} has no grid: SGD is trained beside any other rule, and cc_sam's "
+            "radius comes from the class sizes"
+        )
     if args.rho_schedule != "constant":
         raise RunError("a grid is of constant radii: leave --rho-schedule out")
-    numeric = {name for name, value in vars(args).items() if isinstance(value, float)}
-    known = numeric & set(methods.rule_arguments(args.rule, vars(args)))
+    parser = arguments() if args.experiment == "digits" else image_arguments()
+    types = {
+        action.dest: action.type
+        for action in parser._actions
+        if isinstance(action.type, cli.number) and not (action.type.whole or action.nargs)
+    }
+    of_rule = inspect.signature(methods.RULES[args.rule]).parameters
+    known = {name for name in types if name in of_rule}
     if args.rule in REMEMBERED:
         known.add("memory")
     defaults = [
@@ -134,9 +159,9 @@ def grid_of(args: argparse.Namespace) -> dict[str, list[float]]:
             what = "is given twice" if name in grid else f"is no numeric flag of {args.rule}"
             raise RunError(f"--grid {name} {what}; it has {', '.join(sorted(known))}")
         try:
-            grid[name] = sorted({float(value) for value in values})
-        except ValueError as error:
-            raise RunError(f"--grid {name}: {error}") from error
+            grid[name] = sorted({types[name](value) for value in values})
+        except argparse.ArgumentTypeError as error:
+            raise RunError(f"--grid {name} {error}") from error
         if not values:
             raise RunError(f"--grid {name} has no values: write --grid {name} 0.1 0.2")
     return grid
@@ -175,17 +200,28 @@ def train(args: argparse.Namespace, seeds: list[int], points: list[dict[str, flo
         )
         for point, method in zip(points, found, strict=True)
     ]  # fmt: skip
-    result = bench.train(jobs)
+    result = bench.train(jobs, "sweep")
     rows = []
     for point, job in zip([{}, *points], jobs, strict=True):
-        curve, params = result[job.name]
+        one = result[job.name]
+        if isinstance(one, Diverged):
+            if not point:
+                raise RunError(f"SGD, with which every point is compared: {one}")
+            nothing = dict.fromkeys(SPLITS, np.full(len(seeds), np.nan))
+            rows.append(Row(point, nothing, nothing, str(one)))
+            continue
+        curve, params = one
         test = {split: curve.splits[split][-1] for split in SPLITS}
         rows.append(Row(point, test, bench.validate(params, settings.classifier)))
     return rows
 
 
 def summarise(rows: list[Row], seeds: list[int]) -> list[dict[str, Any]]:
-    """One object a point, SGD first; percent, means over seeds, differences paired with SGD."""
+    """One object a point, SGD first; percent, means over seeds, differences paired with SGD.
+
+    "best_val" and "best_test" mark the best row, SGD among them: a radius that loses to none is
+    not chosen.
+    """
     sgd = rows[0]
     summary: list[dict[str, Any]] = []
     for point, test, val, diverged in rows:
@@ -200,8 +236,9 @@ def summarise(rows: list[Row], seeds: list[int]) -> list[dict[str, Any]]:
             row[f"{name}_all_by_seed"] = [_number(value) for value in values["all"]]
         summary.append(row)
     for name in ("test", "val"):
-        whole = [row for row in summary[1:] if row["diverged"] is None]
-        best = max(whole, key=lambda row: row[f"{name}_all"], default=None)
+        # SGD first, the rule with radius 0: of equals it is taken.
+        whole = [row for row in summary if row["diverged"] is None]
+        best = max(whole, key=lambda row: row[f"{name}_all"]) if len(whole) > 1 else None
         for row in summary:
             row[f"best_{name}"] = row is best
     return summary
@@ -248,12 +285,18 @@ def verdict(summary: list[dict[str, Any]]) -> str:
         if row["diverged"] is not None
     ]
     if len(lines) == len(summary) - 1:
-        return "\n".join([*lines, "No point was trained to its end: none is chosen."])
+        return "\n".join(
+            [*lines, "No point was trained to its end: none is chosen, SGD alone is left."]
+        )
     for name, words in (
         ("val", "Chosen by validation"),
         ("test", "Best on the test set, no result"),
     ):
         row = next(row for row in summary if row[f"best_{name}"])
+        if not row["point"]:
+            where = "validation" if name == "val" else "the test set"
+            lines.append(f"{words}: SGD (rho 0), as no point was better than it on {where}.")
+            continue
         gain = _paired(row["test_all_sgd"], row["test_all_sgd_se"])
         lines.append(f"{words}: {named(row['point'])}, All - SGD {gain} on the test set.")
     return "\n".join(lines)
@@ -297,7 +340,7 @@ def draw(path: Path, summary: list[dict[str, Any]], rule: str) -> None:
     levels = {
         s: np.nan if summary[0][f"test_{s}"] is None else summary[0][f"test_{s}"] for s in SPLITS
     }
-    plots.sweep(path, last, lines, levels)
+    plots.sweep(path, last, lines, levels, sgd_chosen=summary[0]["best_val"])
 
 
 def main(args: argparse.Namespace) -> None:
@@ -320,7 +363,10 @@ def main(args: argparse.Namespace) -> None:
             write(out, summary, grid, args)
     print(table(summary, grid))
     print(verdict(summary))
-    print(f"{plural(len(seeds), 'seed')}; sweep.png, sweep.csv and table.md are in {out}")
+    print(
+        f"{cli.noun(len(seeds), 'seed')}; figure and tables are in {out}: sweep.png, sweep.csv, "
+        "table.md"
+    )
 
 
 if __name__ == "__main__":

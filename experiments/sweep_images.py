@@ -20,11 +20,6 @@ def checked(args: argparse.Namespace) -> Path:
     """Where to write; refuses what a sweep of images cannot do."""
     if not args.out:
         raise RunError("--out is missing: name the folder this sweep is to be written to")
-    if args.rule in ("sgd", "cc_sam"):
-        raise RunError(
-            f"--rule {args.rule} has no grid: SGD is trained beside any other rule, and cc_sam's "
-            "radius comes from the class sizes"
-        )
     if args.stage2:
         raise RunError("a sweep has no second stage: leave --stage2 out, and give it to the run "
                        "with the chosen point")  # fmt: skip

@@ -96,9 +96,10 @@ def test_no_cell_is_begun_late_and_no_two_machines_are_mixed(tmp_path, small, mo
 @pytest.mark.parametrize(
     ("flags", "message"), [([], "--data is missing"), (["--quick", "--rounds", "2"], "at least 3")]
 )
-def test_what_is_refused(tmp_path, flags, message):
-    with pytest.raises(RunError, match=message):
+def test_what_is_refused(tmp_path, flags, message, capsys):
+    with pytest.raises((RunError, SystemExit)) as refused:
         accelerator.main(accelerator.parsed(["--out", str(tmp_path), *flags]))
+    assert message in str(refused.value) + capsys.readouterr().err
 
 
 def test_quick_changes_what_is_not_said():

@@ -84,13 +84,13 @@ def test_what_is_written(summaries):
 
 
 def test_bad_flags_write_nothing(tmp_path, run_python):
-    for flags, message in (
-        (["--imbalance-factor", "1000"], "leaves class 9 without an example"),
-        (["--eta", "0"], "leaves no tail class"),
-        (["--seeds", "1", "1"], "different numbers"),
+    for flags, code, message in (
+        (["--imbalance-factor", "1000"], 2, "--imbalance-factor must be finite and at least 1 and"),
+        (["--eta", "0"], 1, "leaves no tail class"),
+        (["--seeds", "1", "1"], 1, "different numbers"),
     ):
         done = run_python(
-            ["-m", "experiments.digits_lt", "--out", str(tmp_path / "x"), *flags], expect=1
+            ["-m", "experiments.digits_lt", "--out", str(tmp_path / "x"), *flags], expect=code
         )
         assert message in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
         assert not (tmp_path / "x").exists()

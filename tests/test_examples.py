@@ -154,7 +154,8 @@ def test_models_and_stages_that_look_across_rows(monkeypatch):
     ],
 )
 def test_methods_that_need_every_row(flags, message):
-    args = cifar_lt.arguments().parse_args(["--eta", "10", "--examples", "independent", *flags])
+    flags = ["--eta", "10", "--examples", "independent", *flags]
+    args, _ = cifar_lt.arguments().parse_known_args(flags)
     args.experiment, args.preset, args.stage2 = "test", None, []
     with pytest.raises(RunError, match=message):
         launch.make_plan(args, tiny_dataset(), {})

@@ -74,7 +74,7 @@ def test_inaturalist_from_weights_to_a_second_stage_and_evaluation(folders, tmp_
 
 def test_imagenet_lt_has_its_own_validation_set(folders, tmp_path):
     data = ["--data-dir", folders["imagenet_lt"], *SMALL, *SHORT]
-    start("imagenet_lt", *data, "--rule", "sgd", "--out", str(tmp_path / "run"))
+    start("imagenet_lt", *data, "--rho", "0", "--out", str(tmp_path / "run"))
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["best_val_epoch"]["val"]["all"] is not None
     assert report["settings"]["jitter"] == 0.4
@@ -135,8 +135,8 @@ def test_presets_have_the_published_numbers():
 def test_presets_build_what_they_name(name, preset, folders):
     module = MODULES[name]
     kind = {"inaturalist": "i_naturalist2018", "imagenet_lt": "imagenet_lt"}[name]
-    flags = ["--preset", preset, "--data-dir", folders[kind], "--eta", "10"]
-    args = presets.parse(module.arguments(), flags)
+    args = presets.parse(module.arguments(), ["--preset", preset, "--data-dir", folders[kind]])
+    args.eta = 10.0
     assert set(presets.TABLES[name][preset].flags) <= set(vars(args))
     dataset = module.load(args)
     plan = launch.make_plan(args, dataset, module.describe(args, dataset))

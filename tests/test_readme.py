@@ -22,7 +22,6 @@ from experiments import (
     launch,
     presets,
     report,
-    stage2,
     sweep,
 )
 from tiny import tiny_dataset
@@ -128,8 +127,6 @@ def parsed(name, flags, dataset):
     elif short == "sweep":
         args = sweep.parse(flags)
         sweep.grid_of(args)
-    elif short == "digits_lt":
-        args = stage2.parse(module.arguments(), flags)
     else:
         args = module.arguments().parse_args(flags)
     return args

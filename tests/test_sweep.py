@@ -102,6 +102,19 @@ def test_the_choice_is_validations():
     assert "no result" in sweep.verdict(summary).splitlines()[1]
 
 
+def test_sgd_is_a_candidate():
+    """Where every point loses to it on validation, and where the best is only as good."""
+    for points in (((60, 49), (55, 48)), ((60, 50), (55, 48))):
+        summary = sweep.summarise(made_up(*points), [0, 1])
+        assert [row["best_val"] for row in summary] == [True, False, False]
+        assert [row["best_test"] for row in summary] == [False, True, False]
+        chosen, best = sweep.verdict(summary).splitlines()
+        assert chosen.startswith("Chosen by validation: SGD (rho 0), as no point was better")
+        assert "rho 0, All - SGD +10.0" in best
+        bold = [line for line in sweep.table(summary, {"rho": []}).splitlines() if "**" in line]
+        assert len(bold) == 1 and bold[0].startswith("| **SGD**")
+
+
 @pytest.mark.allow_rank_promotion
 def test_what_is_written(swept):
     out, summary, _ = swept
@@ -117,21 +130,23 @@ def test_what_is_written(swept):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--grid", "rho", "a"], "could not convert"),
+        (["--grid", "rho", "a"], "--grid rho must be finite and at least 0, got a"),
         (["--grid", "rho"], "has no values"),
         (["--grid", "gamma", "1"], "gamma is no numeric flag of imbsam; it has eta, memory, rho"),
         (["--grid", "lr", "1"], "lr is no numeric flag"),
         (["--grid", "rho", "1", "--grid", "rho", "2"], "is given twice"),
         (["--rho-schedule", "late"], "leave --rho-schedule out"),
         (["--grid", "eta", "0"], "leaves no tail class"),
-        (["--grid", "memory", "1"], "--memory: decay must be"),
-        (["--rule", "sse_sam", "--memory", "0.5"], "--memory: a staged rule"),
+        (["--grid", "memory", "1"], "--grid memory must be finite and at least 0 and below 1"),
+        (["--grid", "rho", "0.1", "nan"], "--grid rho must be finite and at least 0, got nan"),
+        (["--grid", "rho", "0.1", "--rho", "0.2"], "--rho beside --grid rho"),
+        (["--rule", "sse_sam", "--memory", "0.5"], "--memory needs --rule"),
     ],
 )
-def test_bad_grids_write_nothing(tmp_path, flags, message):
-    args = sweep.arguments().parse_args([*SMALL, *flags, "--out", str(tmp_path / "x")])
-    with pytest.raises(RunError, match=message):
-        sweep.main(args)
+def test_bad_grids_write_nothing(tmp_path, flags, message, capsys):
+    with pytest.raises((RunError, SystemExit)) as refused:
+        sweep.main(sweep.parse([*SMALL, *flags, "--out", str(tmp_path / "x")]))
+    assert message in str(refused.value) + capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 
@@ -163,9 +178,10 @@ def image_flags(folder, *more):
     if not (folder / "tiny.npz").exists():
         save_npz(tiny_dataset(), folder / "tiny.npz")
     flags = ["--data", str(folder / "tiny.npz"), "--model", "mlp", "--epochs", "2", "--quiet"]
-    flags += ["--batch-size", "16", "--lr", "0.1", "--rho", "0.1", "--num-seeds", "2"]
+    flags += ["--batch-size", "16", "--lr", "0.1"]
     flags += ["--grid", "eta", "5", "30", "--grid", "rho", "0.1", "--val-per-class", "2"]
-    return sweep.parse(["cifar_lt", *flags, "--out", str(folder / "out"), *more])
+    seeds = [] if "--num-seeds" in more else ["--num-seeds", "2"]
+    return sweep.parse(["cifar_lt", *flags, *seeds, "--out", str(folder / "out"), *more])
 
 
 def quick(patch):
@@ -254,7 +270,12 @@ def diverging(monkeypatch, *names):
         if name in names:
             raise Diverged("the loss is nan at step 3")
         # Without a tail group, as where no class is that rare.
-        figures = {"all": 50 + args.eta, "many": 60.0, "medium": 40.0, "few": None}
+        figures = {
+            "all": 50.0 + (0 if args.rule == "sgd" else args.eta),
+            "many": 60.0,
+            "medium": 40.0,
+            "few": None,
+        }
         line = {"epoch": args.epochs, **{f"val_{key}": value for key, value in figures.items()}}
         for seed in (0, 1):
             folder = sweep.Path(args.out) / f"seed_{seed}"
@@ -292,8 +313,8 @@ def test_a_sweep_of_which_every_point_diverged_chooses_none(tmp_path, monkeypatc
 def test_images_remembered_directions_can_be_swept(tmp_path, monkeypatch):
     """Up to where training begins; SGD has none to remember."""
     diverging(monkeypatch)
-    args = image_flags(tmp_path, "--eta", "20", "--memory", "0.5")
-    args.grid = [["memory", "0", "0.9"]]
+    args = image_flags(tmp_path, "--memory", "0.5")
+    args.eta, args.grid = 20.0, [["memory", "0", "0.9"]]
     sweep.main(args)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [row["point"] for row in summary] == [{}, {"memory": 0.0}, {"memory": 0.9}]
@@ -310,8 +331,8 @@ def test_sgd_must_not_diverge(tmp_path, monkeypatch):
 def test_a_radius_that_ruins_training_leaves_the_others(tmp_path, monkeypatch):
     """By the trainer itself: a perturbation of 1e30 overflows, and again when it is resumed."""
     quick(monkeypatch)
-    args = image_flags(tmp_path, "--eta", "20")
-    args.grid = [["rho", "0.1", "1e30"]]
+    args = image_flags(tmp_path)
+    args.eta, args.grid = 20.0, [["rho", "0.1", "1e30"]]
     sweep.main(args)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     _, good, bad = summary
@@ -331,16 +352,17 @@ def test_a_radius_that_ruins_training_leaves_the_others(tmp_path, monkeypatch):
         (["--rho-schedule", "late"], "leave --rho-schedule out"),
         (["--grid", "gamma", "1"], "gamma is no numeric flag of imbsam; it has eta, memory, rho"),
         (["--grid", "lr", "1"], "lr is no numeric flag"),
-        (["--grid", "memory", "1"], "--memory: decay must be"),
+        (["--grid", "memory", "1"], "--grid memory must be"),
         (["--grid", "tail-scale", "-1"], "tail_scale"),
         (["--num-seeds", "0"], "--num-seeds must be at least 1"),
         (["--process-id", "0"], "a sweep runs in one process"),
-        (["--export", "x.npz"], "--export trains nothing"),
+        (["--export", "x.npz"], "--export left out, which trains nothing"),
     ],
 )
-def test_bad_image_sweeps_write_nothing(tmp_path, flags, message):
-    with pytest.raises(RunError, match=message):
+def test_bad_image_sweeps_write_nothing(tmp_path, flags, message, capsys):
+    with pytest.raises((RunError, SystemExit)) as refused:
         sweep.main(image_flags(tmp_path, *flags))
+    assert message in str(refused.value) + capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -363,3 +385,31 @@ def test_the_first_word_names_what_is_trained(capsys):
     with pytest.raises(SystemExit):
         sweep.parse(["--out", "x", "cifar_lt"])
     assert "cifar_lt must be the first word" in capsys.readouterr().err
+
+
+@pytest.mark.allow_rank_promotion
+def test_what_diverges_on_the_digits_is_told_and_the_rest_goes_on(tmp_path, capsys):
+    """A row of digits_lt and its second stage, and a point of a sweep."""
+    flags = [*SMALL, "--num-seeds", "1", "--rule", "sgd", "imbsam", "--eta", "40", "--rho", "1e30"]
+    flags += ["--stage2", "tau-norm", "--out", str(tmp_path / "rows")]
+    digits_lt.main(digits_lt.arguments().parse_args(flags))
+    shown = capsys.readouterr().out
+    sgd, imbsam, second, lost = json.loads((tmp_path / "rows" / "summary.json").read_text())
+    assert sgd["diverged"] is second["diverged"] is None and sgd["all"] > 0
+    for row in (imbsam, lost):
+        assert "the loss is not finite by epoch" in row["diverged"] and row["all"] is None
+        assert row["paired_all"] is row["epoch_seconds"] is row["step_cost_ratio"] is None
+    assert "imbsam diverged: imbsam, cross_entropy: the loss is not finite" in shown
+
+    grid = ["--grid", "rho", "0.1", "1e30", "--eta", "40", "--out", str(tmp_path / "grid")]
+    sweep.main(sweep.parse([*SMALL, "--num-seeds", "1", *grid]))
+    rows = json.loads((tmp_path / "grid" / "summary.json").read_text())
+    assert [row["diverged"] is None for row in rows] == [True, True, False]
+    assert "1 seed; figure" in capsys.readouterr().out
+
+
+def test_where_every_row_diverges_nothing_is_written(tmp_path):
+    flags = [*SMALL, "--num-seeds", "1", "--rule", "sgd", "--lr", "1e30"]
+    with pytest.raises(RunError, match="no row was trained to its end, and nothing was written"):
+        digits_lt.main(digits_lt.arguments().parse_args([*flags, "--out", str(tmp_path / "x")]))
+    assert not (tmp_path / "x").exists()

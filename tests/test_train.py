@@ -342,10 +342,10 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_written(
         (["--rule", "sgdd"], 2, "invalid choice: 'sgdd'"),
         (["--rhoo", "0.1"], 2, "unrecognized arguments: --rhoo"),
         (["--imbalance-factor", "100"], 2, "--imbalance-factor beside --data, whose file was exp"),
-        (["--eta", "10", "--rho", "-0.1"], 1, "rho must be finite and at least 0, got -0.1"),
+        (["--eta", "10", "--rho", "-0.1"], 2, "rho must be finite and at least 0, got -0.1"),
         (["--eta", "1"], 1, "eta=1.0 leaves no tail class: the counts range from 3 to 40"),
         (["--eta", "1000"], 1, "leaves no head class"),
-        (["--eta", "10", "--tail-scale", "0"], 1, "tail_scale must be finite and positive"),
+        (["--eta", "10", "--tail-scale", "0"], 2, "tail-scale must be finite and over 0, got 0"),
     ],
 )
 def test_the_command_line_says_what_is_wrong(data, tmp_path, run_python, flags, code, message):

@@ -6,6 +6,7 @@ import numpy as np
 
 import imbsam_jax
 from experiments.data import DataError, Dataset
+from experiments.errors import check_seed
 
 MAX_PER_CLASS = 100
 TEST_SHARE = 0.4
@@ -23,13 +24,14 @@ def load_digits_lt(imbalance_factor: float, seed: int) -> Dataset:
 
     Args:
       imbalance_factor: largest (100 images) over smallest class, 1 to 100.
-      seed: at least 0.
+      seed: from 0 to 2**32 - 1.
 
     Returns:
       Dataset of images uint8[n, 8, 8, 1] with values 0 to 16; many is n > 40, few is n <= 8.
     """
     from sklearn.datasets import load_digits
 
+    check_seed(seed)
     images, digits = load_digits(return_X_y=True)
     images = images.reshape(-1, 8, 8, 1).astype(np.uint8)
     try:
