@@ -18,6 +18,7 @@ from experiments.settings import Settings
 from imbsam_jax import losses, rules
 
 SEEDS = [3, 8]
+RHO = 0.1
 # Two whole batches and a smaller one an epoch; nothing but the gradient moves the parameters.
 SETTINGS = Settings(
     epochs=3, batch_size=120, lr=0.05, schedule="constant", momentum=0.0, weight_decay=0.0
@@ -59,41 +60,66 @@ def cross_entropy(params: Any, images: Any, labels: Any) -> Any:
     return (jax.nn.logsumexp(logits, -1) - logits[jnp.arange(len(labels)), labels]).mean()
 
 
+def sam_gradient(params: Any, images: Any, labels: Any) -> Any:
+    """(loss at theta, gradient at theta + e): by the definition, of length RHO."""
+    loss, d = jax.value_and_grad(cross_entropy)(params, images, labels)
+    length = jnp.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(d)))
+    point = jax.tree.map(lambda p, g: p + RHO * g / length, params, d)
+    return loss, jax.grad(cross_entropy)(point, images, labels)
+
+
+def percent(params: Any, images: Any, labels: Any) -> tuple[Any, Any, float]:
+    """(correct of each class, examples of each class, mean of their shares in percent)."""
+    right = labels[logits_of(params, np.float32(images)).argmax(-1) == labels]
+    correct, total = (np.bincount(y, minlength=10) for y in (right, labels))
+    return correct, total, 100 * (correct / total).mean()
+
+
 @pytest.mark.allow_rank_promotion
 def test_a_job_is_a_loop_over_epochs_and_batches(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Losses, counts and parameters; evaluated after every epoch, so in calls of one."""
-    monkeypatch.setattr(digits_training, "EPOCHS_PER_CALL", 1)
-    objective = Objective(losses.cross_entropy, 10)
-    job = Job("sgd", Tabled(rules.sgd(10)), objective, SETTINGS)
-    curve, found = bench.train([job])["sgd"]
-    assert curve.epochs == [1, 2, 3] and (curve.seconds > 0).all()
-    step = jax.jit(jax.value_and_grad(cross_entropy))
+    """Losses, counts and parameters; SGD's first epoch and SAM's other two, evaluated twice."""
+    monkeypatch.setattr(digits_training, "EPOCHS_PER_CALL", 2)
+    steps = -(-bench.rows // 120)
+    rule = rules.stagewise(rules.sgd(10), rules.sam(10, rho=RHO), switch_step=steps)
+    job = Job("staged", Tabled(rule), Objective(losses.cross_entropy, 10), SETTINGS)
+    curve, found = bench.train([job])["staged"]
+    assert curve.epochs == [2, 3] and (curve.seconds > 0).all()
+    val = bench.validate(found)
+    gradients = jax.jit(jax.value_and_grad(cross_entropy)), jax.jit(sam_gradient)
     fresh = jax.device_get(bench.fresh())
-    train, test = jax.device_get((bench.train_set, bench.test_set))
+    train, test, held = jax.device_get((bench.train_set, bench.test_set, bench.val_set))
     for number, seed in enumerate(SEEDS):
         params = jax.tree.map(lambda leaf, k=number: leaf[k], fresh)
+        shares = []
         for epoch in range(3):
             order = np.random.default_rng([seed, epoch]).permutation(bench.rows)
             total = 0.0
             for start in range(0, bench.rows, 120):
                 rows = order[start : start + 120]
                 images = np.float32(train.images[number][rows])
-                loss, grads = step(params, images, train.labels[number][rows])
+                loss, grads = gradients[epoch > 0](params, images, train.labels[number][rows])
                 params = jax.tree.map(lambda p, g: p - 0.05 * g, params, grads)
                 total += len(rows) * float(loss)
-            np.testing.assert_allclose(curve.loss[epoch, number], total / bench.rows, rtol=1e-4)
-            labels = test.labels[number]
-            right = logits_of(params, np.float32(test.images[number])).argmax(-1) == labels
-            counts = np.bincount(labels, minlength=10)
-            hits = np.bincount(labels[right], minlength=10)
-            share = 100 * (hits / counts).mean()
-            np.testing.assert_allclose(curve.splits["all"][epoch, number], share, atol=0.5)
+            if epoch == 0:
+                continue
+            np.testing.assert_allclose(curve.loss[epoch - 1, number], total / bench.rows, rtol=1e-4)
+            hits, counts, share = percent(params, test.images[number], test.labels[number])
+            shares.append(share)
         # A prediction or two may hang on rounding.
+        np.testing.assert_allclose(curve.splits["all"][:, number], shares, atol=0.5)
         np.testing.assert_array_equal(curve.total[number], counts)
         assert np.abs(curve.correct[number] - hits).sum() <= 2
-        first = curve.splits["all"][0, number]
-        assert abs(first - share) > 2, "the first evaluation cannot be told from the last"
+        assert abs(shares[1] - shares[0]) > 1, "the evaluations cannot be told apart"
+        *_, share = percent(params, held.images[number], held.labels[number])
+        np.testing.assert_allclose(val["all"][number], share, atol=0.5)
         for got, want in zip(jax.tree.leaves(found), jax.tree.leaves(params), strict=True):
             np.testing.assert_allclose(got[number], want, rtol=1e-3, atol=1e-5)
+
+
+def test_another_draw_gives_other_parameters(bench: Bench) -> None:
+    first, again, other = (bench.fresh(draw=draw) for draw in (0, 0, 1))
+    for a, b, c in zip(*map(jax.tree.leaves, (first, again, other)), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.ndim == 2 or ((a[0] != a[1]).any() and (a != c).any())  # biases are 0

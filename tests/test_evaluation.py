@@ -101,6 +101,8 @@ def test_images_that_cannot_be_read_are_left_out_up_to_a_share(parts: Parts) -> 
     evaluate = evaluator(parts, 20, feed=Unreadable(parts.feed, 4), max_corrupt=3 / 55)
     with pytest.raises(RunError, match="4 of 55 images of the test set could not be read"):
         evaluate.hits(state, "test", StopRequest())
+    with pytest.raises(RunError, match=r"1 of 55 images .* more than the share --max-corrupt 0 a"):
+        evaluator(parts, 20, feed=Unreadable(parts.feed, 1)).hits(state, "test", StopRequest())
 
 
 def test_accuracies_are_means_over_classes_that_were_trained_on(parts: Parts) -> None:
