@@ -148,6 +148,17 @@ def test_a_noise_ratio_that_is_a_schedule_needs_a_step() -> None:
 
 
 @pytest.mark.usefixtures("x64")
+def test_what_is_perturbed_counts_in_full_in_the_paper_and_by_half_in_the_release() -> None:
+    assert program() == program(flat_ratio=1.0) != program(flat_ratio=0.5)
+    release = program(variant="release")
+    assert (
+        release
+        == program(variant="release", flat_ratio=0.5)
+        != program(variant="release", flat_ratio=0.3)
+    )
+
+
+@pytest.mark.usefixtures("x64")
 def test_the_classifier_by_name_by_mask_or_by_function() -> None:
     mask = {"hidden": False, "head": {"kernel": True, "bias": True}}
     for classifier in (mask, {"hidden": False, "head": True}, lambda params: mask):
