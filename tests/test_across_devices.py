@@ -16,6 +16,7 @@ import pytest
 
 import imbsam_jax as ij
 import reference
+from imbsam_jax import remembered
 from rule_table import (
     BY_ID,
     CLASSES,
@@ -118,6 +119,64 @@ def test_the_mean_loss_is_that_of_the_real_rows_of_all_devices(row: Row, sync: b
     want = reference.per_example_losses(init_params(), x[mask], y[mask]).mean()
     loss, _ = found(sync)[row.id, "value_and_grad"]
     np.testing.assert_allclose(loss, [want] * DEVICES, rtol=1e-12)
+
+
+# How passes are run: each device takes its rows in parts, or chooses among its own.
+PASSES = {
+    "micro_batches": {"micro_batches": 2},
+    "own_rows": {"examples": "independent", "buffers": lambda classes: (2, ROWS_EACH)},
+    "split_norm": {"examples": "split_norm", "buffers": lambda classes: (2, ROWS_EACH)},
+}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("passes", PASSES)
+def test_how_passes_are_run_does_not_show_on_several_devices(passes: str) -> None:
+    x, y, mask = batch()
+    row = BY_ID["sse_sam"]
+    f = row.value_and_grad(losses_fn, axis_name="devices", **PASSES[passes])
+    params = to_library(init_params())
+    mapped = jax.vmap(lambda x, y, m: f(params, y, x, y, step=STEP, mask=m), axis_name="devices")
+    (loss, _), grads = quick_jit(mapped)(x, y, mask)
+    want = reference.per_example_losses(init_params(), x[mask], y[mask]).mean()
+    np.testing.assert_allclose(loss, [want] * DEVICES, rtol=1e-12)
+    for device in range(DEVICES):
+        got = to_reference(jax.tree.map(lambda leaf, k=device: leaf[k], grads))
+        for key, value in by_hand(row, True).items():
+            np.testing.assert_allclose(got[key], value, rtol=0, atol=1e-12, err_msg=key)
+
+
+@pytest.mark.usefixtures("x64")
+def test_devices_remember_one_direction() -> None:
+    """With it the second step on a batch is ImbSAM's, whatever part of it is kept."""
+    x, y, mask = batch()
+    row, decay = BY_ID["imbsam"], 0.6
+    rule = row.rule(RHO)
+    f = remembered.value_and_grad(losses_fn, rule, decay=decay, axis_name="devices")
+    params = to_library(init_params())
+
+    def two_steps(x: Any, y: Any, m: Any) -> Any:
+        _, _, memory = f(params, remembered.init(params, rule), y, x, y, mask=m)
+        return f(params, memory, y, x, y, mask=m)
+
+    (loss, _), grads, (memory,) = quick_jit(jax.vmap(two_steps, axis_name="devices"))(x, y, mask)
+    want = reference.per_example_losses(init_params(), x[mask], y[mask]).mean()
+    np.testing.assert_allclose(loss, [want] * DEVICES, rtol=1e-12)
+    x, y = x[mask], y[mask]
+    head = rule(0).base[y] / len(y)
+    base = reference.weighted_gradient(init_params(), x, y, head)
+    at_theta = reference.weighted_gradient(init_params(), x, y, rule(0).groups[0][y] / len(y))
+    whole = by_hand(row, True)
+    for device in range(DEVICES):
+        got, kept = (
+            to_reference(jax.tree.map(lambda leaf, k=device: leaf[k], tree))
+            for tree in (grads, memory)
+        )
+        for key, value in whole.items():
+            np.testing.assert_allclose(got[key], value, rtol=0, atol=1e-12, err_msg=key)
+            moved = value - base[key]
+            remembers = (1 - decay) * (decay * at_theta[key] + moved)
+            np.testing.assert_allclose(kept[key], remembers, rtol=0, atol=1e-12, err_msg=key)
 
 
 @pytest.mark.usefixtures("x64")
