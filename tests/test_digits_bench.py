@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import pytest
 from experiments import digits_training
 from experiments.data.digits import load_digits_lt
 from experiments.digits_training import Bench, Job
+from experiments.errors import RunError
 from experiments.methods import Tabled
 from experiments.objectives import Objective
 from experiments.settings import Settings
@@ -25,9 +27,16 @@ SETTINGS = Settings(
 )
 
 
+# SGD for the first epoch of three steps, then SAM.
+RULE = rules.stagewise(rules.sgd(10), rules.sam(10, rho=RHO), switch_step=3)
+JOB = Job("staged", Tabled(RULE), Objective(losses.cross_entropy, 10), SETTINGS)
+
+
 @pytest.fixture(scope="module")
-def bench() -> Bench:
-    return Bench([load_digits_lt(50, seed) for seed in SEEDS], SEEDS)
+def bench() -> Iterator[Bench]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digits_training, "EPOCHS_PER_CALL", 2)
+        yield Bench([load_digits_lt(50, seed) for seed in SEEDS], SEEDS)
 
 
 @pytest.mark.parametrize("sampling", ["natural", "balanced"])
@@ -76,15 +85,10 @@ def percent(params: Any, images: Any, labels: Any) -> tuple[Any, Any, float]:
 
 
 @pytest.mark.allow_rank_promotion
-def test_a_job_is_a_loop_over_epochs_and_batches(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_is_a_loop_over_epochs_and_batches(bench: Bench) -> None:
     """Losses, counts and parameters; SGD's first epoch and SAM's other two, evaluated twice."""
-    monkeypatch.setattr(digits_training, "EPOCHS_PER_CALL", 2)
-    steps = -(-bench.rows // 120)
-    rule = rules.stagewise(rules.sgd(10), rules.sam(10, rho=RHO), switch_step=steps)
-    job = Job("staged", Tabled(rule), Objective(losses.cross_entropy, 10), SETTINGS)
-    curve, found = bench.train([job])["staged"]
+    assert -(-bench.rows // 120) == 3
+    curve, found = bench.train([JOB])["staged"]
     assert curve.epochs == [2, 3] and (curve.seconds > 0).all()
     val = bench.validate(found)
     gradients = jax.jit(jax.value_and_grad(cross_entropy)), jax.jit(sam_gradient)
@@ -116,6 +120,14 @@ def test_a_job_is_a_loop_over_epochs_and_batches(
         np.testing.assert_allclose(val["all"][number], share, atol=0.5)
         for got, want in zip(jax.tree.leaves(found), jax.tree.leaves(params), strict=True):
             np.testing.assert_allclose(got[number], want, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.allow_rank_promotion
+def test_a_loss_that_is_not_finite_names_job_epoch_and_seed(bench: Bench) -> None:
+    broken = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), bench.fresh())
+    message = r"staged: the loss is not finite by epoch 1 \(step 3, seed 8\)"
+    with pytest.raises(RunError, match=message):
+        bench.train([JOB._replace(params=broken)])
 
 
 def test_another_draw_gives_other_parameters(bench: Bench) -> None:
