@@ -41,11 +41,12 @@ ROWS = [
 def batch() -> tuple[Any, Any, Any]:
     """(x, y, mask), [D, B, ...]: three real rows and two, of class 4 one each; one has no head.
 
-    Rows of padding are of classes that no real row has, with losses that are not small.
+    Rows of padding are of classes that no real row has, with losses that are not small, or of no
+    class at all.
     """
     rng = np.random.default_rng(7)
     x = rng.normal(size=(DEVICES, ROWS_EACH, 5))
-    y = np.array([[0, 4, 0, 1], [4, 2, 3, 3]])
+    y = np.array([[0, 4, 0, 1], [4, 2, 3, -1]])
     mask = np.array([[True, True, True, False], [True, True, False, False]])
     x[~mask] *= 5
     return x, y, mask

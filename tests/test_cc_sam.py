@@ -323,6 +323,20 @@ def test_feature_adversary_is_finite_at_zero_and_tiny_gradients() -> None:
     np.testing.assert_allclose(np.linalg.norm(steps, axis=1), 0.5, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("x64")
+def test_feature_adversary_of_a_label_of_no_class_is_nan() -> None:
+    """Of that row alone, whatever the loss makes of it: it is in no class's norm."""
+    z = np.random.default_rng(0).normal(size=(4, HIDDEN))
+    y, known = np.array([-1, 0, CLASSES, 0]), np.array([0, 0, 0, 0])
+    adversarial = cc_sam.feature_adversary(head_only, COUNTS, variant="release")
+    f = quick_jit(partial(adversarial, share=0.5))
+    losses, _ = f(init()["head"], y, z, known)
+    real = np.array([False, True, False, True])
+    np.testing.assert_array_equal(np.isnan(losses), ~real)
+    want, _ = adversarial_by_hand(init_params(), z, known, 0.5, "release", 1.0, real)
+    np.testing.assert_allclose(losses[real], want[real], rtol=1e-12)
+
+
 def test_feature_adversary_refuses_bad_options() -> None:
     with pytest.raises(ValueError, match="give class_counts"):
         cc_sam.feature_adversary(head_only, variant="release")
