@@ -165,6 +165,19 @@ def test_bad_radii_are_refused_by_name(name: str, make: Any, rho: Any) -> None:
 
 
 @pytest.mark.parametrize(("name", "make"), OF_RHO.values(), ids=OF_RHO)
+def test_a_radius_of_0_is_one(name: str, make: Any) -> None:
+    assert 0 in make(0)(0).radii
+
+
+def test_focal_sam_without_strength_or_focus() -> None:
+    """Strength 0 is SGD, strength 1 with gamma 0 is SAM."""
+    none = rules.focal_sam([9, 3], rho=0.1, gamma=1.0, strength=0)
+    assert_table(none(None), [1, 1], [[0, 0]], [0.1])
+    whole = rules.focal_sam([9, 3], rho=0.1, gamma=0, strength=1)
+    assert_table(whole(None), [0, 0], [[1, 1]], [0.1])
+
+
+@pytest.mark.parametrize(("name", "make"), OF_RHO.values(), ids=OF_RHO)
 def test_a_radius_is_one_number(name: str, make: Any) -> None:
     with pytest.raises(ValueError, match=rf"^{name} must be a scalar, got shape \(2,\)"):
         make(np.array([0.1, 0.2]))
