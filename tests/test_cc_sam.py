@@ -148,6 +148,17 @@ def test_a_noise_ratio_that_is_a_schedule_needs_a_step() -> None:
 
 
 @pytest.mark.usefixtures("x64")
+def test_what_is_perturbed_counts_in_full_in_the_paper_and_by_half_in_the_release() -> None:
+    assert program() == program(flat_ratio=1.0) != program(flat_ratio=0.5)
+    release = program(variant="release")
+    assert (
+        release
+        == program(variant="release", flat_ratio=0.5)
+        != program(variant="release", flat_ratio=0.3)
+    )
+
+
+@pytest.mark.usefixtures("x64")
 def test_the_classifier_by_name_by_mask_or_by_function() -> None:
     mask = {"hidden": False, "head": {"kernel": True, "bias": True}}
     for classifier in (mask, {"hidden": False, "head": True}, lambda params: mask):
@@ -310,6 +321,20 @@ def test_feature_adversary_is_finite_at_zero_and_tiny_gradients() -> None:
 
     steps = np.asarray(quick_jit(features_seen)(tiny) - z)
     np.testing.assert_allclose(np.linalg.norm(steps, axis=1), 0.5, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("x64")
+def test_feature_adversary_of_a_label_of_no_class_is_nan() -> None:
+    """Of that row alone, whatever the loss makes of it: it is in no class's norm."""
+    z = np.random.default_rng(0).normal(size=(4, HIDDEN))
+    y, known = np.array([-1, 0, CLASSES, 0]), np.array([0, 0, 0, 0])
+    adversarial = cc_sam.feature_adversary(head_only, COUNTS, variant="release")
+    f = quick_jit(partial(adversarial, share=0.5))
+    losses, _ = f(init()["head"], y, z, known)
+    real = np.array([False, True, False, True])
+    np.testing.assert_array_equal(np.isnan(losses), ~real)
+    want, _ = adversarial_by_hand(init_params(), z, known, 0.5, "release", 1.0, real)
+    np.testing.assert_allclose(losses[real], want[real], rtol=1e-12)
 
 
 def test_feature_adversary_refuses_bad_options() -> None:

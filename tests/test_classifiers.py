@@ -101,6 +101,9 @@ def test_normalised_init() -> None:
     init = classifiers.normalised_init
     kernel = quick(init, static_argnums=1)(jax.random.key(0), (64, 100))
     np.testing.assert_allclose(np.linalg.norm(kernel, axis=0), 1.0, rtol=1e-5)
+    # As many signs of one kind as of the other, and no entry larger than uniform ones are.
+    assert abs(np.sign(kernel).mean()) < 5 / np.sqrt(kernel.size)
+    assert np.abs(kernel).max() < 1.3 * np.sqrt(3 / 64)
     assert kernel.dtype == jnp.float32
     low = jax.eval_shape(lambda key: init(key, (4, 2), jnp.bfloat16), jax.random.key(0))
     assert (low.shape, low.dtype) == ((4, 2), jnp.bfloat16)

@@ -140,6 +140,8 @@ def test_first_images_of_each_class(prepared: Path) -> None:
     assert data.test_labels.tolist() == [_label("test", i) for i in range(_TEST_SIZE)]
     assert (data.name, data.num_classes, data.val_images) == ("cifar10", 10, None)
     assert (data.many_above, data.few_below) == (1000, 200)
+    # As published with every long-tailed CIFAR, of pixels from 0 to 1.
+    assert data.mean == (0.4914, 0.4822, 0.4465) and data.std == (0.2023, 0.1994, 0.2010)
     assert "imbalance factor 4; of each class first n_i by id" in data.source
 
 

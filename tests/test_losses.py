@@ -248,6 +248,36 @@ def test_the_two_normalisations() -> None:
 
 
 @pytest.mark.usefixtures("x64")
+def test_what_wraps_a_loss_keeps_its_normalisation() -> None:
+    """Smoothed and deferred losses divide by the weights of the batch as the loss in them does."""
+    z, y = batch()
+    amount = 0.3
+    by_weights = losses.weighted(losses.cross_entropy, W, normalise="weights")
+    wrapped = {
+        "smoothed": (losses.smoothed(by_weights, amount), partial(smooth, amount=amount, w=W)),
+        "deferred": (
+            losses.deferred(losses.cross_entropy, by_weights, switch_step=SWITCH),
+            lambda z, y: W[y] * ce(z, y),
+        ),
+        "deferred to smoothed": (
+            losses.deferred(
+                losses.cross_entropy, losses.smoothed(by_weights, amount), switch_step=SWITCH
+            ),
+            partial(smooth, amount=amount, w=W),
+        ),
+        "class_balanced": (
+            losses.class_balanced(COUNTS, 0.9, normalise="weights"),
+            lambda z, y: cb_weights(0.9)[y] * ce(z, y),
+        ),
+    }
+    for name, (loss, by_hand) in wrapped.items():
+        w = cb_weights(0.9) if name == "class_balanced" else W
+        rows = np.array([by_hand(row, c) for row, c in zip(z, y, strict=True)])
+        got = quick(partial(loss, step=SWITCH))(z, y)
+        np.testing.assert_allclose(got, rows / w[y].mean(), rtol=1e-12, err_msg=name)
+
+
+@pytest.mark.usefixtures("x64")
 def test_the_sum_of_weights_leaves_out_padding() -> None:
     z, y = batch()
     loss = quick(losses.weighted(losses.cross_entropy, W, normalise="weights"))

@@ -1,4 +1,4 @@
-"""AUROC, average precision, and the two losses of anomaly detection."""
+"""Hits by class, AUROC, average precision, and the two losses of anomaly detection."""
 
 import math
 
@@ -186,3 +186,19 @@ def test_bad_arguments_are_refused_by_name() -> None:
         losses.deep_sad_loss(jnp.zeros((2, 4)), labels, jnp.zeros(3))
     with pytest.raises(ValueError, match="eps"):
         losses.deep_sad_loss(jnp.zeros((2, 4)), labels, jnp.zeros(4), eps=0.0)
+
+
+def test_hits_are_counted_by_class_of_real_rows() -> None:
+    """The first largest logit predicts; padding and labels of no class count nowhere."""
+    draw = np.random.default_rng(0)
+    logits = draw.integers(0, 3, (40, 4)).astype(np.float32)  # many are equal
+    labels, mask = draw.integers(-2, 6, 40), draw.random(40) < 0.7
+    for real in (np.ones(40, bool), mask):
+        used = real & (labels >= 0) & (labels < 4)
+        hit = used & (logits.argmax(axis=1) == labels)
+        found = metrics.class_hits(jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(real))
+        for got, rows in zip(found, (hit, used), strict=True):
+            assert got.dtype == jnp.int32
+            np.testing.assert_array_equal(got, np.bincount(labels[rows], minlength=4))
+    plain = metrics.class_hits(jnp.asarray(logits), jnp.asarray(labels))
+    assert int(plain[1].sum()) == ((labels >= 0) & (labels < 4)).sum()

@@ -4,9 +4,7 @@ import json
 
 import pytest
 
-pytestmark = pytest.mark.slow
-
-SCRIPT = """
+SETUP = """
 import dataclasses, json, sys, tempfile
 from pathlib import Path
 sys.path.insert(0, "tests")
@@ -30,6 +28,9 @@ base = Settings(epochs=2, batch_size=16, lr=0.05, eval_batch=15, steps_per_call=
 weights = losses.class_balanced_weights(dataset.class_counts())
 WAYS = ((1, "jit"), (2, "jit"), (2, "pmap"))
 found = {}
+"""
+
+RUNS = """
 with tempfile.TemporaryDirectory() as folder:
     for devices, parallel in WAYS:
         settings = dataclasses.replace(base, devices=devices, parallel=parallel)
@@ -46,7 +47,9 @@ with tempfile.TemporaryDirectory() as folder:
             test=[x["test_loss"] for x in lines],
             tested=sum(int(row.split(",")[3]) for row in per_class),
         )
+"""
 
+LONE = """
 # Lone steps: mixup meets the whole batch, weights are summed over it.
 index = np.arange(32, dtype=np.int32).reshape(2, 16)
 for devices, parallel in WAYS:
@@ -58,16 +61,20 @@ for devices, parallel in WAYS:
     run_on = (parts := Parts(dataset, "mlp", loss, settings)).run_on
     inputs = run_on.put_inputs(Inputs(dataset.train_images, dataset.train_labels))
     state = run_on.put_state(parts.initial)
-    call = run_on.compile_steps(rule, state, inputs, index)
-    lone = run_on.compile_steps(rule, state, inputs, index[:1])
-    state, seen = call(state, inputs, run_on.place(index))
-    jax.block_until_ready(state)
+    call = run_on.compile_steps(rule, state, inputs, index[:1])
+    steps = []
+    for rows in (index[:1], index[1:]):
+        state, seen = jax.block_until_ready(call(state, inputs, run_on.place(rows)))
+        steps.append(seen)
     found[f"mixed_{parallel}_{devices}"] = dict(
-        losses=np.asarray(seen.loss).tolist(),
-        accuracies=(100 * np.asarray(seen.accuracy)).tolist(),
+        losses=[float(np.ravel(seen.loss)[0]) for seen in steps],
+        accuracies=[100 * float(np.ravel(seen.accuracy)[0]) for seen in steps],
         all_reduce="all-reduce" in call.as_text(),
-        flops=cost.flops(lone),
+        flops=cost.flops(call),
     )
+"""
+
+CHOSEN = """
 # Rows chosen on each device: by pmap alone, and what jit gives on one device.
 ways = [
     ("mlp", dict(examples="independent", sampling="natural")),
@@ -101,13 +108,15 @@ try:
     Parts(dataset, "tiny", losses.cross_entropy, settings)
 except RunError as error:
     found["refused"] = dict(message=str(error))
+"""
+
+END = """
 print("FOUND" + json.dumps(found))
 """
 
 
-@pytest.fixture(scope="module")
-def found(request):
-    # A module-scoped use of the function-scoped runner: one process for all tests below.
+def in_a_process(*scripts):
+    """What a process with two devices found: one for several tests."""
     import os
     import subprocess
     import sys
@@ -116,7 +125,7 @@ def found(request):
     flags = "--xla_force_host_platform_device_count=2 "
     flags += "--xla_cpu_collective_call_terminate_timeout_seconds=600"
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
+        [sys.executable, "-c", "".join([SETUP, *scripts, END])],
         cwd=Path(__file__).resolve().parent.parent,
         env={**os.environ, "XLA_FLAGS": flags},
         capture_output=True,
@@ -127,34 +136,55 @@ def found(request):
     return json.loads(done.stdout.split("FOUND")[1])
 
 
-@pytest.mark.parametrize("model", ["tiny", "mixed"])
+@pytest.fixture(scope="module")
+def lone():
+    """Of lone steps alone, which is quick."""
+    return in_a_process(LONE)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return in_a_process(RUNS, CHOSEN)
+
+
 @pytest.mark.parametrize("way", ["jit_2", "pmap_2"])
-def test_devices_share_a_batch_and_change_no_number(found, model, way):
-    """Also the last batch of 14, and batch normalisation over the whole batch."""
-    one, other = found[f"{model}_jit_1"], found[f"{model}_{way}"]
-    tolerance = 1e-4 if model == "tiny" else 1e-5
-    for name in {"losses", "test"} & one.keys():
-        assert other[name] == pytest.approx(one[name], rel=tolerance)
+def test_devices_share_a_step_and_change_no_number(lone, way):
+    """Mixup that meets the whole batch, and weights summed over it."""
+    one, other = lone["mixed_jit_1"], lone[f"mixed_{way}"]
+    assert other["losses"] == pytest.approx(one["losses"], rel=1e-5)
     assert other["accuracies"] == pytest.approx(one["accuracies"], abs=1e-3)
 
 
 @pytest.mark.parametrize("way", ["jit_2", "pmap_2"])
-def test_the_compiled_epoch_holds_an_all_reduce_and_half_the_work(found, way):
-    one, other = found["mixed_jit_1"], found[f"mixed_{way}"]
+def test_the_compiled_step_holds_an_all_reduce_and_half_the_work(lone, way):
+    one, other = lone["mixed_jit_1"], lone[f"mixed_{way}"]
     assert other["all_reduce"] and not one["all_reduce"]
     assert other["flops"] < 0.75 * one["flops"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["jit_2", "pmap_2"])
+def test_devices_share_a_run_and_change_no_number(found, way):
+    """Also the last batch of 14, and batch normalisation over the whole batch."""
+    one, other = found["tiny_jit_1"], found[f"tiny_{way}"]
+    for name in ("losses", "test"):
+        assert other[name] == pytest.approx(one[name], rel=1e-4)
+    assert other["accuracies"] == pytest.approx(one["accuracies"], abs=1e-3)
+
+
+@pytest.mark.slow
 def test_every_test_image_counts_once(found):
     assert {run["tested"] for run in found.values() if "tested" in run} == {55}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(4))
 def test_devices_choose_among_their_own_rows_and_change_no_number(found, number):
     one, two = (found[f"chosen_{number}_{devices}"]["losses"] for devices in (1, 2))
     assert two == pytest.approx(one, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [4, 5])
 def test_statistics_of_the_tail_are_over_all_devices(found, number):
     """Where a device has a row less, one of its own counts twice: the first loss is the same."""

@@ -175,9 +175,15 @@ def flops(rule: Any, **options: Any) -> float:
     return compiled(rule, {}, **options).cost_analysis()["flops"]
 
 
-def memory(rule: Any, **options: Any) -> int:
-    size = {"layers": 8, "rows": 4096}
+def memory(rule: Any, layers: int = 8, **options: Any) -> int:
+    size = {"layers": layers, "rows": 4096}
     return compiled(rule, size, **options).memory_analysis().temp_size_in_bytes
+
+
+def test_backward_passes_at_theta_keep_nothing_for_each_other() -> None:
+    """ImbSAM takes two of one forward pass: apart 1.18 times SGD's memory, together 1.47."""
+    sgd = memory(rules.sgd(CLASSES), layers=4)
+    assert memory(IMBSAM.rule(RHO), layers=4) < 1.3 * sgd  # type: ignore[misc]
 
 
 @pytest.mark.slow

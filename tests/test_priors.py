@@ -112,11 +112,13 @@ def test_shot_splits_of_the_papers_and_of_cc_sam() -> None:
     assert cc_sam == {"many": [0, 1], "medium": [2], "few": [3, 4]}
 
 
-def test_overlapping_splits_are_refused() -> None:
+@pytest.mark.parametrize("few_below", [22, 30])
+def test_overlapping_splits_are_refused(few_below: int) -> None:
+    """Also by one: a class of 21 would be both."""
     with pytest.raises(
-        ValueError, match=r"few_below \(30\) must be at most many_above \+ 1 \(21\)"
+        ValueError, match=rf"few_below \({few_below}\) must be at most many_above \+ 1 \(21\)"
     ):
-        ij.shot_splits([5, 3], 20, 30)
+        ij.shot_splits([21, 3], 20, few_below)
 
 
 # ------------------------------------------------------------------------------ long-tail sets

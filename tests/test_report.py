@@ -671,6 +671,7 @@ def test_the_files_hold_runs_and_published_rows(runs, tmp_path, capsys):
 
     text = (out / "report.md").read_text()
     assert "| last epoch | 3 | 65.0±2.0 | 45.0±2.0 | 25.0±2.0 | 45.0±2.0 | +4.0±0.6 |" in text
+    assert "| 101.0 | 1.00 | imbsam-paper |" in text  # milliseconds, and FLOPs over SGD's
     assert "| best* | 3 | 66.0±2.0 |" in text
     assert "| 75.9 | 53.5 | 19.4 | 51.1 |" in text and "imbsam-paper[^imbsam-paper]" in text
     assert "[^imbsam-paper]: imbsam-paper: Section 4.1" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -164,6 +165,19 @@ def test_bad_radii_are_refused_by_name(name: str, make: Any, rho: Any) -> None:
 
 
 @pytest.mark.parametrize(("name", "make"), OF_RHO.values(), ids=OF_RHO)
+def test_a_radius_of_0_is_one(name: str, make: Any) -> None:
+    assert 0 in make(0)(0).radii
+
+
+def test_focal_sam_without_strength_or_focus() -> None:
+    """Strength 0 is SGD, strength 1 with gamma 0 is SAM."""
+    none = rules.focal_sam([9, 3], rho=0.1, gamma=1.0, strength=0)
+    assert_table(none(None), [1, 1], [[0, 0]], [0.1])
+    whole = rules.focal_sam([9, 3], rho=0.1, gamma=0, strength=1)
+    assert_table(whole(None), [0, 0], [[1, 1]], [0.1])
+
+
+@pytest.mark.parametrize(("name", "make"), OF_RHO.values(), ids=OF_RHO)
 def test_a_radius_is_one_number(name: str, make: Any) -> None:
     with pytest.raises(ValueError, match=rf"^{name} must be a scalar, got shape \(2,\)"):
         make(np.array([0.1, 0.2]))
@@ -176,6 +190,36 @@ def test_eta_must_leave_a_head_and_a_tail(eta: float, missing: str) -> None:
         rules.imbsam([9, 5, 3], eta=eta)
     with pytest.raises(ValueError, match=message):
         rules.sse_sam([9, 5, 3], head_rho=0.1, tail_rho=0.1, eta=eta, switch_step=1)
+
+
+# What a rule needs beside the counts; of a new one that takes `strict`, add what it needs.
+NUMBERS = {"rho": 0.1, "head_rho": 0.1, "tail_rho": 0.2, "tail_weight": 3.0, "switch_step": 10}
+OF_STRICT = [
+    name
+    for name, rule in inspect.getmembers(rules, inspect.isfunction)
+    if name in rules.__all__ and "strict" in inspect.signature(rule).parameters
+]
+
+
+@pytest.mark.parametrize("name", OF_STRICT)
+@pytest.mark.parametrize("strict", [False, True])
+def test_each_rule_with_a_tail_says_whether_eta_is_in_it(name: str, strict: bool) -> None:
+    """The table of counts with a class at eta is that of counts which leave no doubt."""
+    make = getattr(rules, name)
+    taken = inspect.signature(make).parameters
+    numbers = {key: value for key, value in NUMBERS.items() if key in taken}
+    at_eta = make([500, 20, 5], eta=20, strict=strict, **numbers)
+    clear = make([500, 200 if strict else 6, 5], eta=20, **numbers)
+    for step in (9, 10):
+        want = clear(step)
+        assert_table(at_eta(step), want.base, want.groups, want.radii)
+        assert at_eta(step).groups[-1, 1] != (at_eta(step).groups[-1, 2] if strict else 0)
+
+
+def test_reweighted_sam() -> None:
+    counts = [500, 100, 99, 5]
+    rule = rules.reweighted_sam(counts, rho=0.1, eta=99, tail_weight=3.0)
+    assert_table(rule(None), None, [[1, 1, 3, 3]], [0.1])
 
 
 def test_strict_moves_the_edge_of_the_tail() -> None:

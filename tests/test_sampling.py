@@ -72,6 +72,43 @@ def test_stratified_batches_have_the_same_share_of_the_tail(batch):
                 assert sum(most) <= len(part) + 1
 
 
+def test_the_last_batch_of_an_epoch_is_padded():
+    order = Order("natural", LABELS, 0, 16, multiple=4)
+    assert [order.real(step) for step in range(6)] == [16, 16, 16, 16, 14, 16]
+    assert [order.padded(rows) for rows in (1, 4, 14, 16)] == [4, 4, 16, 16]
+    for step in range(10):
+        rows = order.of_step(step)
+        assert rows.dtype == np.int64 and len(rows) == 16
+        np.testing.assert_array_equal(rows == -1, np.arange(16) >= order.real(step))
+
+
+def test_labels_of_whole_batches_come_in_parts_of_one_size():
+    """Eight of ten batches are whole; of 16 rows three devices have five each."""
+    order = Order("natural", LABELS, 0, 16)
+    whole = [step for step in range(10) if step % 5 != 4]
+    found = list(order.labels_of(10, 3))
+    want = [LABELS[order.of_step(step)[5 * k : 5 * k + 5]] for step in whole for k in range(3)]
+    np.testing.assert_array_equal(found, want)
+    # A batch larger than the data is all there is.
+    (alone,) = Order("natural", LABELS, 0, 100).labels_of(10)
+    np.testing.assert_array_equal(np.sort(alone), LABELS)
+
+
+def test_buffers_have_room_for_what_each_order_draws():
+    classes = np.array([False, False, True, True, True])  # 18 of 78 rows; 3 of 5 classes
+    share = {"natural": 18 / 78, "balanced": 3 / 5}
+    for kind, f in share.items():
+        sizes = Order(kind, LABELS, 0, 40).buffers(5, 40)(classes)
+        spread = np.sqrt(40 * f * (1 - f))
+        assert sizes == (*np.ceil(40 * f + np.array([0.5, 2.5]) * spread), 40)
+    stratified = Order("stratified", LABELS, 0, 40, tail=TAIL)
+    assert stratified.buffers(5, 40)(classes) == (most_rows(TAIL[LABELS], 40)[1],)
+    # A class that is drawn from no row of its own has no part in balanced draws.
+    absent = np.where(LABELS == 2, 0, LABELS)
+    sizes = Order("balanced", absent, 0, 40).buffers(5, 40)(classes)
+    assert sizes[0] == np.ceil(20 + 0.5 * np.sqrt(10))
+
+
 def test_stratified_batches_are_drawn_alike():
     """Over epochs, no batch has more of the tail than another, and no row prefers a batch."""
     order = Order("stratified", LABELS, 0, 16, tail=TAIL)

@@ -47,6 +47,17 @@ def test_the_late_radius_of_focal_sam(epochs: int) -> None:
     assert by_epoch(rho, epochs) == expected
 
 
+@pytest.mark.parametrize("epochs", [7, 90, 100, 200])
+def test_the_late_radius_begins_where_whole_numbers_say(epochs: int) -> None:
+    """In hundredths: 0.55 * 100 is 55.00000000000001, and still epoch 55 is the first."""
+    for percent in range(101):
+        rho = schedules.late_radius(
+            0.1, 0.2, epochs=epochs, steps_per_epoch=1, fraction=percent / 100
+        )
+        late = [100 * epoch >= percent * epochs for epoch in range(1, epochs + 1)]
+        assert [rho(step) == 0.2 for step in range(epochs)] == late, percent
+
+
 def test_the_linear_schedule_of_focal_sam() -> None:
     expected = np.interp(np.arange(1, 201), [1, 200], [0.05, 0.8])
     rho = schedules.linear_radius(epochs=200, steps_per_epoch=STEPS)
