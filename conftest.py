@@ -11,6 +11,7 @@ def names_in_doctests(doctest_namespace: dict[str, Any]) -> None:
     import jax.numpy as jnp
     import optax
 
+    import imbsam_jax as ij
     from imbsam_jax import rules
 
-    doctest_namespace.update(jax=jax, jnp=jnp, optax=optax, rules=rules)
+    doctest_namespace.update(jax=jax, jnp=jnp, optax=optax, rules=rules, ij=ij)

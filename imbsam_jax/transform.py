@@ -11,7 +11,6 @@ import optax
 
 from imbsam_jax import collectives, core
 from imbsam_jax.ascent import Ascent
-from imbsam_jax.gradient import mean_over_rows
 from imbsam_jax.rows import (
     check_labels,
     check_losses,
@@ -101,18 +100,13 @@ def sharpness_aware(
             )
         fn = weighted_grad_fn
         local = collectives.varying(check_params(params), axis_name)
-        batch = core.Batch(
-            clean=lambda table: [fn(local, weights) for weights in table],
-            moved=lambda point, weights: (fn(point, weights), None),
-            share=getattr(fn, "share", _no_share),
-            real=getattr(fn, "real", None),
-        )
+        batch = _Given(fn, local)
 
         def compute(table: ClassWeights) -> Any:
             grads, _ = core.gradient(
                 batch, local, table, ascent=ascent, axis_name=axis_name, sync=sync_ascent
             )
-            return mean_over_rows(grads, batch.real, axis_name)
+            return core.mean_over_rows(grads, batch, axis_name)
 
         grads = core.by_stage(rule, state.count, compute)
         return grads, SharpnessAwareState(optax.safe_increment(state.count))
@@ -120,8 +114,26 @@ def sharpness_aware(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _no_share(class_weights: Any) -> Any:
-    raise ValueError("group_mean needs to count rows: build fn with class_weighted_grad")
+class _Given:
+    """The passes of a gradient function that the caller made: one for each weighted gradient."""
+
+    def __init__(self, fn: Callable[[Any, Any], Any], params: Any):
+        self._fn, self._params = fn, params
+
+    def clean(self, table: list[Any]) -> list[Any]:
+        return [self._fn(self._params, class_weights) for class_weights in table]
+
+    def moved(self, group: int, point: Any, class_weights: Any) -> tuple[Any, None]:
+        return self._fn(point, class_weights), None
+
+    def share(self, class_weights: Any) -> Any:
+        if not hasattr(self._fn, "share"):
+            raise ValueError("group_mean needs to count rows: build fn with class_weighted_grad")
+        return self._fn.share(class_weights)
+
+    @property
+    def real(self) -> Any:
+        return getattr(self._fn, "real", None)
 
 
 class class_weighted_grad:

@@ -1,18 +1,15 @@
-"""Passes over the rows that carry weight, for models whose examples do not see each other.
+"""`own_rows`: passes over the rows that carry weight, where examples do not see each other.
 
     cost / SGD's = sum_p (rows of part p) / B  +  sum_k (rows of group k) / B
 
 where the parts of a table are its groups and its base. ImbSAM so costs 1 + f with a share f of tail
-rows, where passes over the whole batch cost 8/3. The rows of a part are gathered into a buffer of
-static size; `buffers` says which sizes there are. In a batch that no smaller one holds, the last
-one is used: the whole batch, which is always right, or the largest where the sampler lets no
-batch have more rows. Rows that it does not hold make the gradient NaN.
+rows, where passes over the whole batch cost 8/3.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,92 +17,85 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from imbsam_jax import collectives
-from imbsam_jax.passes import LossesFn, Rows, at_once, check_batched
+from imbsam_jax.passes._batch import LossesFn, OverRows, Rows, at_once, check_batched
+from imbsam_jax.passes._buffers import Buffers
 from imbsam_jax.priors import _is_concrete
+from imbsam_jax.rules import ClassWeights
 
-__all__ = ["binomial_buffers", "stratified_buffers"]
-
-Buffers = Callable[[NDArray[np.bool_]], Sequence[int]]
-
-
-def binomial_buffers(
-    class_frequencies: ArrayLike, batch_size: int, *, deviations: Sequence[float] = (0.5, 2.5)
-) -> Buffers:
-    """Sizes for batches drawn at random, row by row: a few buffers, then the whole batch.
-
-        sizes of a part = ceil(B f + z sqrt(B f (1 - f))) for z in deviations, then B
-
-    with f the share of the part's classes: the number of its rows is Binomial(B, f).
-
-    Args:
-      class_frequencies: float[C], how often each class is drawn, up to a factor: the class counts
-        of uniform draws, ones of class-balanced ones.
-      batch_size: B, rows of one device.
-      deviations: how many standard deviations over the mean each buffer reaches. Every size is a
-        pass of its own in the compiled program: more sizes waste fewer rows and compile longer.
-
-    Returns:
-      `buffers(classes bool[C]) -> sizes`, as `value_and_grad` takes it.
-
-    Raises:
-      ValueError: frequencies that are negative, not finite or all zero, a batch without rows.
-
-    >>> buffers = binomial_buffers([800, 150, 50], batch_size=256)
-    >>> buffers(np.array([False, True, True])), buffers(np.array([True, False, False]))
-    ((55, 68, 256), (208, 221, 256))
-    """
-    drawn = np.asarray(class_frequencies, np.float64)
-    if drawn.ndim != 1 or not (np.isfinite(drawn).all() and (drawn >= 0).all() and drawn.any()):
-        raise ValueError(
-            f"class_frequencies must be float[C], finite, at least 0 and not all 0; got {drawn}"
-        )
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    drawn = drawn / drawn.sum()
-
-    def buffers(classes: NDArray[np.bool_]) -> tuple[int, ...]:
-        share = float(drawn[classes].sum())
-        mean, spread = batch_size * share, math.sqrt(batch_size * share * max(1 - share, 0))
-        # Sums of shares are rounded: a mean of 51 that came out as 51 + 1e-14 needs no 52nd row.
-        return (*(math.ceil(mean + z * spread - 1e-6) for z in deviations), batch_size)
-
-    return buffers
+__all__ = ["own_rows"]
 
 
-def stratified_buffers(class_strata: ArrayLike, rows: Sequence[int]) -> Buffers:
-    """The one size for batches with the same number of rows of each stratum of classes.
+@dataclass(frozen=True)
+class own_rows:
+    """Passes over the rows that have weight in them: 1 + f of SGD's cost for ImbSAM.
 
-        size of a part = sum of the rows of the strata that its classes lie in
-
-    There is no branch and no whole batch to fall back on: a batch with more rows than it should
-    have gives a gradient of NaN. Right under vmap over seeds with batches of their own, too, where
-    a branch would run all of its sides.
+    A pass sees the rows that have weight in it (and that at theta all rows, in several parts). It
+    is exact to rounding where the loss of an example depends on no other one: layer and group
+    normalisation, frozen batch normalisation. Randomness is then an arg with the batch axis, a key
+    for each example. On several devices it belongs inside shard_map or pmap: every device chooses
+    among its own rows.
 
     Args:
-      class_strata: int[C], the stratum of each class, from 0 on. `tail_classes(class_counts, eta)`
-        is two: 0, the head, and 1, the tail.
-      rows: how many rows of each stratum every batch of one device has (at most, with padding).
+      buffers: how many rows there is room for: `buffers(classes bool[C]) -> sizes`, for a part of
+        the table that weighs these classes. The least size that holds the part's rows is taken;
+        let the last be the batch size, or no batch exceed it: the gradient is NaN otherwise. See
+        `binomial_buffers` and `stratified_buffers`. The whole batch is always taken with soft
+        labels, and where the weights of the rule are traced, no NumPy arrays.
+      batched: which of the args of losses_fn have the batch axis; see `whole`.
 
-    Returns:
-      `buffers(classes bool[C]) -> (size,)`, as `value_and_grad` takes it.
+    The aux is None or has the batch as leading axis in every leaf; its rows where the mask is
+    False mean nothing.
 
-    Raises:
-      ValueError: a stratum without a number of rows.
-
-    >>> buffers = stratified_buffers([False, True, True], rows=(205, 51))
-    >>> buffers(np.array([False, True, True])), buffers(np.array([True, False, False]))
-    ((51,), (205,))
+    >>> passes = own_rows(lambda classes: (1, 2))
+    >>> f = ij.value_and_grad(lambda w, x: (w * x, None), rules.sgd(2), passes=passes)
+    >>> (loss, _), grads = f(jnp.array(3.0), jnp.array([0, 1]), jnp.array([1.0, 2.0]))
+    >>> float(loss), float(grads)
+    (4.5, 1.5)
     """
-    strata = np.asarray(class_strata).astype(np.int64)
-    if strata.ndim != 1 or strata.min(initial=0) < 0 or strata.max(initial=0) >= len(rows):
+
+    buffers: Buffers
+    batched: tuple[bool, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_buffers(self.buffers)
+
+    def over(
+        self, losses_fn: LossesFn, params: Any, rows: Rows, table: ClassWeights, axis_name: Any
+    ) -> _OwnRows:
+        return _OwnRows(self, losses_fn, params, rows, axis_name)
+
+
+class _OwnRows(OverRows):
+    def __init__(self, how: own_rows, losses_fn: LossesFn, params: Any, rows: Rows, axis_name: Any):
+        super().__init__(losses_fn, params, rows, axis_name)
+        self._how = how
+
+    def clean(self, table: list[Any]) -> list[Any]:
+        grads, self.losses, self.aux = self._pass(self._params, table, every_row=True)
+        return grads
+
+    def moved(self, group: int, point: Any, class_weights: Any) -> tuple[Any, jax.Array]:
+        (grads,), losses, _ = self._pass(point, [class_weights], every_row=False)
+        return grads, losses
+
+    def _pass(self, point: Any, table: list[Any], every_row: bool) -> Any:
+        how = self._how
+        return over_chosen_rows(
+            self._losses_fn, point, table, self._rows, self._axis_name, how.batched, how.buffers,
+            every_row,
+        )  # fmt: skip
+
+
+def check_buffers(buffers: Any) -> None:
+    """Refuses what is no function of classes."""
+    if not callable(buffers):
         raise ValueError(
-            f"class_strata must be int[C] from 0 to {len(rows) - 1}, as there are {len(rows)} "
-            f"numbers in rows; got {strata}"
+            "buffers says how many rows to make room for, a function of classes: for example "
+            f"binomial_buffers(class_counts, batch_size); got {buffers!r}"
         )
-    return lambda classes: (sum(rows[stratum] for stratum in set(strata[classes].tolist())),)
 
 
 def over_chosen_rows(
@@ -126,19 +116,19 @@ def over_chosen_rows(
     which = check_batched(batched, rows.args, size)
     grads: list[Any] = [None] * len(table)
     outcome: Any = None
-    for numbers, classes, sizes in _plan(table, rows.labels, buffers, every_row):
-        touched = _touched(classes, rows) if sizes[0] < size else jnp.ones(size, bool)
+    for numbers, classes, sizes in plan(table, rows.labels, buffers, every_row):
+        touched = touched_rows(classes, rows) if sizes[0] < size else jnp.ones(size, bool)
         in_buffer = partial(
             _in_buffer, losses_fn, point, [table[number] for number in numbers], rows, axis_name,
             which, jnp.argsort(~touched, stable=True),
         )  # fmt: skip
-        found, *seen = _by_size(sizes, touched.sum(), in_buffer)
+        found, *seen = by_size(sizes, touched.sum(), in_buffer)
         if sizes[-1] < size:
             lost = touched.sum() > sizes[-1]
             found = jax.tree.map(lambda g, lost=lost: jnp.where(lost, jnp.nan, g), found)
         for number, grad in zip(numbers, found, strict=True):
             grads[number] = grad
-        outcome = seen if outcome is None else _rows_of_either(touched, seen, outcome)
+        outcome = seen if outcome is None else rows_of_either(touched, seen, outcome)
     losses, aux = outcome
     return grads, losses, aux
 
@@ -157,7 +147,7 @@ def _in_buffer(
     size = rows.labels.shape[0]
     index = order[:number]
     if number < size:
-        rows = _chosen(rows, which, index)
+        rows = chosen(rows, which, index)
     grads, losses, aux = at_once(losses_fn, point, table, rows, axis_name)
     _check_aux(aux, number)
     if number < size:
@@ -171,7 +161,7 @@ def _in_buffer(
     return collectives.varying((grads, losses, aux), axis_name)
 
 
-def _rows_of_either(first: jax.Array, a: Any, b: Any) -> Any:
+def rows_of_either(first: jax.Array, a: Any, b: Any) -> Any:
     """The first rows of a, the others of b."""
 
     def leaf(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -180,7 +170,7 @@ def _rows_of_either(first: jax.Array, a: Any, b: Any) -> Any:
     return jax.tree.map(leaf, a, b)
 
 
-def _plan(
+def plan(
     table: list[Any], labels: jax.Array, buffers: Buffers, every_row: bool
 ) -> list[tuple[list[int], NDArray[np.bool_], tuple[int, ...]]]:
     """(rows of the table, classes, sizes) of each buffer: rows of the same classes share one."""
@@ -204,7 +194,7 @@ def _plan(
     return list(plan.values())
 
 
-def _touched(classes: NDArray[np.bool_], rows: Rows) -> jax.Array:
+def touched_rows(classes: NDArray[np.bool_], rows: Rows) -> jax.Array:
     """bool[B]: rows of these classes; a label of no class is one of any."""
     touched = (
         jnp.asarray(classes)
@@ -214,7 +204,7 @@ def _touched(classes: NDArray[np.bool_], rows: Rows) -> jax.Array:
     return touched if rows.mask is None else touched & rows.mask
 
 
-def _chosen(rows: Rows, which: tuple[bool, ...], index: jax.Array) -> Rows:
+def chosen(rows: Rows, which: tuple[bool, ...], index: jax.Array) -> Rows:
     def take(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], tree)
 
@@ -224,7 +214,7 @@ def _chosen(rows: Rows, which: tuple[bool, ...], index: jax.Array) -> Rows:
     return rows._replace(args=args, labels=take(rows.labels), mask=take(rows.mask))
 
 
-def _by_size(sizes: tuple[int, ...], number: jax.Array, of_buffer: Callable[[int], Any]) -> Any:
+def by_size(sizes: tuple[int, ...], number: jax.Array, of_buffer: Callable[[int], Any]) -> Any:
     """The first buffer that holds so many rows, or the last."""
     if len(sizes) == 1:
         return of_buffer(sizes[0])
@@ -236,7 +226,7 @@ def _check_aux(aux: Any, size: int) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(aux):
         if jnp.shape(leaf)[:1] != (size,):
             raise ValueError(
-                "examples='independent' puts the rows of aux back in their order: each leaf needs "
+                "own_rows puts the rows of aux back in their order: each leaf needs "
                 f"the batch as its leading axis, but aux{jax.tree_util.keystr(path)} has shape "
                 f"{list(jnp.shape(leaf))} for {size} rows"
             )

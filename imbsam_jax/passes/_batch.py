@@ -1,23 +1,58 @@
-"""How a pass over a batch is run: the whole batch at once, or in micro-batches one after the other.
+"""What the core asks of a batch, and what every kind of passes is made of: one pass, `at_once`.
 
-A pass is `pass_over(point, table) -> (gradients, losses, aux)`: the gradients at the point of
-`(1/B) sum_i w[y_i] loss_i`, one for each row of class weights in the table. They share one forward
-pass, which is what makes several of them cheap.
+A pass is at one point and for a table of class weights: the gradients at the point of
+`(1/B) sum_i w[y_i] loss_i`, one for each row of the table. They share one forward pass, which is
+what makes several of them cheap.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from imbsam_jax import collectives
-from imbsam_jax.rows import check_losses, check_pair, row_weights
+from imbsam_jax.rows import check_losses, check_pair, row_weights, share_of_rows
+from imbsam_jax.rules import ClassWeights
 
 LossesFn = Callable[..., tuple[jax.Array, Any]]
+Carry = Callable[[tuple[Any, ...], Any], tuple[Any, ...]]
+
+
+class Batch(Protocol):
+    """The passes over one batch at one table's points; of this device's rows alone."""
+
+    def clean(self, table: list[Any]) -> list[Any]:
+        """Gradients at theta, one for each row of class weights: the groups', then the base's."""
+
+    def moved(self, group: int, point: Any, class_weights: Any) -> tuple[Any, Any]:
+        """(the group's gradient at its point, losses float[B] there); groups in their order."""
+
+    def share(self, class_weights: Any) -> jax.Array:
+        """Rows that these weights touch, over all rows, padding included."""
+
+    @property
+    def real(self) -> jax.Array | None:
+        """Rows that are no padding, over all rows; None where none is padding."""
+
+
+class Seen(Batch, Protocol):
+    """A batch that also knows what its pass at theta saw, once `clean` was called."""
+
+    losses: jax.Array  # float[B]
+    aux: Any
+
+
+class Passes(Protocol):
+    """A way to run the passes over a batch, as `value_and_grad` takes it."""
+
+    def over(
+        self, losses_fn: LossesFn, params: Any, rows: Rows, table: ClassWeights, axis_name: Any
+    ) -> Seen:
+        """The batch of these rows, for one table; each branch of a staged rule has its own."""
 
 
 class Rows(NamedTuple):
@@ -31,11 +66,34 @@ class Rows(NamedTuple):
     def weights(self, class_weights: Any, dtype: Any) -> jax.Array:
         return row_weights(class_weights, self.labels, self.mask, dtype) / self.of
 
+    def share(self, class_weights: Any) -> jax.Array:
+        return share_of_rows(class_weights, self.labels, self.mask)
+
+    @property
+    def real(self) -> jax.Array | None:
+        return None if self.mask is None else jnp.mean(jnp.asarray(self.mask), dtype=float)
+
+
+class OverRows:
+    """What every `Seen` has of its rows."""
+
+    losses: jax.Array
+    aux: Any
+
+    def __init__(self, losses_fn: LossesFn, params: Any, rows: Rows, axis_name: Any):
+        self._losses_fn, self._params, self._axis_name = losses_fn, params, axis_name
+        self._rows = rows
+        self.share, self._real = rows.share, rows.real
+
+    @property
+    def real(self) -> jax.Array | None:
+        return self._real
+
 
 def at_once(
     losses_fn: LossesFn, point: Any, table: list[Any], rows: Rows, axis_name: Any
 ) -> tuple[list[Any], jax.Array, Any]:
-    """One forward pass, one backward pass for each row of the table."""
+    """(gradients, losses, aux): one forward pass, one backward pass for each row of the table."""
     losses, pullback, aux = jax.vjp(
         lambda p: check_pair(losses_fn(p, *rows.args)), point, has_aux=True
     )
@@ -49,52 +107,6 @@ def at_once(
         weights = rows.weights(class_weights, losses.dtype)
         grads.append(back(collectives.varying(weights, axis_name))[0])
     return grads, losses, aux
-
-
-def in_micro_batches(
-    losses_fn: LossesFn,
-    point: Any,
-    table: list[Any],
-    rows: Rows,
-    axis_name: Any,
-    batched: tuple[bool, ...] | None,
-    number: int,
-) -> tuple[list[Any], jax.Array, Any]:
-    """The same of the same batch, B/A rows at a time; aux has a new leading axis A."""
-    size = rows.labels.shape[0]
-    if size % number:
-        raise ValueError(
-            f"a batch of {size} rows is not divisible into micro_batches={number} of one size: "
-            "pad it, with mask= for the padding"
-        )
-    which = check_batched(batched, rows.args, size)
-
-    # Row i goes to micro-batch i % A, not to i // (B/A): where a jitted batch is sharded over
-    # devices, each of them has rows of its own in every micro-batch and nothing is sent.
-    def split(leaf: Any) -> jax.Array:
-        leaf = jnp.reshape(leaf, (size // number, number, *jnp.shape(leaf)[1:]))
-        return jnp.moveaxis(leaf, 1, 0)
-
-    whole = rows.args
-    chosen = [arg for arg, has_rows in zip(whole, which, strict=True) if has_rows]
-    parts = jax.tree.map(split, (chosen, rows.labels, rows.mask))
-
-    def one(total: Any, part: Any) -> Any:
-        args, labels, mask = part
-        own = iter(args)
-        args = tuple(
-            next(own) if has_rows else arg for arg, has_rows in zip(whole, which, strict=True)
-        )
-        part = Rows(args, labels, mask, rows.of)
-        grads, losses, aux = at_once(losses_fn, point, table, part, axis_name)
-        return jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, grads), (losses, aux)
-
-    def zeros(leaf: jax.Array) -> jax.Array:
-        return jnp.zeros_like(leaf, jnp.promote_types(leaf.dtype, jnp.float32))
-
-    total, (losses, aux) = lax.scan(one, [jax.tree.map(zeros, point) for _ in table], parts)
-    grads = [jax.tree.map(lambda t, p: t.astype(p.dtype), part, point) for part in total]
-    return grads, jnp.reshape(losses.T, (size,)), aux
 
 
 def check_batched(
@@ -114,7 +126,7 @@ def check_batched(
     return which
 
 
-def carried(carry: Callable[[tuple[Any, ...], Any], tuple[Any, ...]], rows: Rows, aux: Any) -> Rows:
+def carried(carry: Carry, rows: Rows, aux: Any) -> Rows:
     """The rows with the args that carry makes of theirs and of a pass's aux."""
     args = carry(rows.args, aux)
     if not (isinstance(args, tuple) and len(args) == len(rows.args)):
