@@ -35,6 +35,7 @@ def number(
     most: float | None = None,
     below: float | None = None,
     wanted: str = "",
+    hint: str = "",
     concrete: bool = False,
 ) -> Any:
     """Refuses what is not one real, finite number in the range; of a tracer its shape and type.
@@ -56,7 +57,7 @@ def number(
         and (most is None or value <= most)
         and (below is None or value < below)
     ):
-        raise ValueError(f"{name} must be {wanted}, got {_short(value, str)}")
+        raise ValueError(f"{name} must be {wanted}, got {short(value, str)}{hint}")
     return value.item() if hasattr(value, "item") else value
 
 
@@ -64,18 +65,21 @@ def whole(name: str, value: Any, least: int, wanted: str = "", most: int = 2**31
     """Refuses what is not a whole number of Python or NumPy in the range."""
     is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not is_whole or value < least:
-        wanted = wanted or f"a whole number, at least {least}"
-        raise ValueError(f"{name} must be {wanted}, got {_short(value)}")
+        full = f"a whole number, at least {least}"
+        wanted = wanted if is_whole and wanted else full
+        raise ValueError(f"{name} must be {wanted}, got {short(value)}")
     if value > most:
-        raise ValueError(f"{name} must be at most {most}, got {_short(value)}")
+        raise ValueError(f"{name} must be at most {most}, got {short(value)}")
 
 
 def steps(name: str, value: Any, least: int = 0, wanted: str = "a step number, at least 0") -> None:
     """Refuses what is no number of updates: it may be an array of one number, or traced."""
+    if np.ndim(value) != 0:
+        raise ValueError(f"{name} must be {wanted}, got {short(value, str)}")
     if _is_real_scalar(name, value, wanted) and not (
         _is_finite(value) and value >= least and value == math.floor(value)
     ):
-        raise ValueError(f"{name} must be {wanted}, got {_short(value, str)}")
+        raise ValueError(f"{name} must be {wanted}, got {short(value, str)}")
 
 
 def _range(
@@ -97,7 +101,7 @@ def _is_real_scalar(name: str, value: Any, wanted: str) -> bool:
     if isinstance(value, int | float):
         return True
     if not isinstance(value, np.generic | np.ndarray | jax.Array):
-        raise ValueError(f"{name} must be {wanted}, got {_short(value)}: give one number")
+        raise ValueError(f"{name} must be {wanted}, got {short(value)}: give one number")
     if value.ndim != 0:
         raise ValueError(f"{name} must be a scalar, got shape {value.shape}")
     if not is_real(value.dtype):
@@ -121,9 +125,9 @@ def wide(dtype: Any) -> Any:
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
-def _short(value: Any, show: Callable[[Any], str] = repr) -> str:
+def short(value: Any, show: Callable[[Any], str] = repr) -> str:
     try:
-        text = show(value)
+        text = " ".join(show(value).split())
     except ValueError:  # Python prints no integer of thousands of digits
         text = f"a {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}..."
@@ -146,7 +150,7 @@ def counts(class_counts: Any) -> NDArray[np.int64]:
     # Integers beyond 64 bits make an array of objects: their sum is refused below.
     numbers = is_real(array.dtype) or all(type(count) is int for count in values)
     if not numbers or not all(map(_is_finite, values)):
-        raise ValueError(f"class_counts must be finite numbers, got {_short(values)}")
+        raise ValueError(f"class_counts must be finite numbers, got {short(values)}")
     bad = [c for c, count in enumerate(values) if count <= 0]
     if bad:
         raise ValueError(
@@ -155,7 +159,7 @@ def counts(class_counts: Any) -> NDArray[np.int64]:
             + _are_these_labels(values)
         )
     if any(count != math.floor(count) for count in values):
-        raise ValueError(f"class_counts must be whole numbers, got {_short(values)}")
+        raise ValueError(f"class_counts must be whole numbers, got {short(values)}")
     total = sum(int(count) for count in values)
     if total > _MOST:
         raise ValueError(f"class_counts add up to {total}, more than 2**53: are these examples?")
@@ -189,7 +193,7 @@ def weights(name: str, class_weights: Any) -> Any:
     table = class_weights
     if is_concrete(class_weights):
         table = on_host(name, _by_class(name, class_weights))
-    if table.ndim != 1 or not is_real(table.dtype):
+    if table.ndim != 1 or table.size == 0 or not is_real(table.dtype):
         raise ValueError(f"{name} must be float[C], got {table.dtype}{list(table.shape)}")
     if is_concrete(table) and not (np.all(np.isfinite(table)) and np.all(table >= 0)):
         raise ValueError(f"{name} must be finite and at least 0, got {table}")
@@ -205,7 +209,7 @@ def on_host(name: str, values: Any) -> NDArray[Any]:
     try:
         return np.asarray(values)
     except (TypeError, ValueError):
-        raise ValueError(f"{name} must be a vector of numbers, got {_short(values)}") from None
+        raise ValueError(f"{name} must be a vector of numbers, got {short(values)}") from None
 
 
 def _items(values: Any) -> Any:
@@ -225,7 +229,7 @@ def _by_class(name: str, table: Any) -> Any:
     order = {c: place for place, c in enumerate(names) if _is_class(c)}
     if sorted(order) != list(range(len(names))):
         raise ValueError(
-            f"{name} has the index {_short(names)}, which is not the classes 0 to "
+            f"{name} has the index {short(names)}, which is not the classes 0 to "
             f"{max(len(names) - 1, 0)}, each once: pass a plain list in the order of the labels, "
             "one entry for every class"
         )

@@ -181,7 +181,7 @@ def max_norm(
     if radius is not None:
         _check_radius(radius)
     checks.number("fraction", fraction, least=0, most=1)
-    checks.steps("every", every, 1, "a whole number, at least 1 update")
+    checks.steps("every", every, 1, "at least 1 update, a whole number")
 
     def chosen(params: PyTree) -> list[bool]:
         marks = mask(params) if callable(mask) else mask

@@ -48,7 +48,7 @@ def class_counts(labels: ArrayLike, num_classes: int) -> NDArray[np.int64]:
             f"labels must be a vector of whole numbers, got shape {array.shape} of "
             f"{array.dtype}: pass the class index of each example"
         )
-    checks.whole("num_classes", num_classes, 1)
+    checks.whole("num_classes", num_classes, 1, "at least 1")
     outside = array[(array < 0) | (array >= num_classes)]
     if outside.size:
         raise ValueError(
@@ -119,12 +119,10 @@ def long_tail_counts(
     >>> long_tail_counts(10, 5000, 100).tolist()
     [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
     """
-    checks.whole(
-        "num_classes", num_classes, 2, "a whole number: a long tail needs at least 2 classes"
-    )
+    checks.whole("num_classes", num_classes, 2, "over 1: a long tail needs at least 2 classes")
     checks.whole("max_count", max_count, 1, most=2**53)
-    wanted = "finite, max/min and so at least 1 (for a published imb_factor of 0.01 pass 100)"
-    checks.number("imbalance_factor", imbalance_factor, least=1, wanted=wanted, concrete=True)
+    hint = ": for a published imb_factor of 0.01 pass 100"
+    checks.number("imbalance_factor", imbalance_factor, least=1, hint=hint, concrete=True)
     # Python doubles and truncation, as every public construction does: the lists then agree.
     mu = 1.0 / imbalance_factor
     if kind == "exp":
@@ -162,8 +160,8 @@ def shot_splits(
     {'many': [True, False, False], 'medium': [False, True, False], 'few': [False, False, True]}
     """
     counts = checks.counts(class_counts)
-    for name, value in (("many_above", many_above), ("few_below", few_below)):
-        checks.number(name, value, least=0, concrete=True)
+    many_above = checks.number("many_above", many_above, least=-1, concrete=True)
+    few_below = checks.number("few_below", few_below, least=0, concrete=True)
     if math.ceil(few_below) > math.floor(many_above) + 1:
         raise ValueError(
             f"few_below ({few_below}) must be at most many_above + 1 ({many_above + 1}), "

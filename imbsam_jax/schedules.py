@@ -50,7 +50,8 @@ def step_radius(
     (0.05, 0.1, 0.6)
     """
     checks.whole("steps_per_epoch", steps_per_epoch, 1)
-    values, boundaries = _listed("values", values), _listed("boundaries", boundaries)
+    values = [_radius(value) for value in _listed("values", values)]
+    boundaries = _listed("boundaries", boundaries)
     if len(values) != len(boundaries) + 1:
         raise ValueError(
             f"{len(values)} values need {len(values) - 1} boundaries, got {len(boundaries)}"
@@ -59,7 +60,6 @@ def step_radius(
         checks.whole("boundaries", boundary, 0, "increasing epochs, whole and at least 0")
     if boundaries != sorted(set(boundaries)):
         raise ValueError(f"boundaries must be increasing epochs, at least 0, got {boundaries}")
-    _check_radii(*values)
 
     def at(epoch: Any, xp: Any) -> Any:
         return xp.asarray(values, float)[(epoch >= xp.asarray(boundaries, int)).sum()]
@@ -85,8 +85,9 @@ def late_radius(
     >>> rho(158), rho(159)
     (0.1, 0.2)
     """
+    first, second = _radius(first), _radius(second)
     checks.whole("epochs", epochs, 1)
-    checks.number("fraction", fraction, least=0, most=1, concrete=True)
+    fraction = checks.number("fraction", fraction, least=0, most=1, concrete=True)
     # In units of 1e-9 epochs: 0.8 * 200 must not become 160.00000000000003.
     switch = max(math.ceil(round(fraction * epochs, 9)) - 1, 0)
     return step_radius((first, second), (switch,), steps_per_epoch=steps_per_epoch)
@@ -118,7 +119,7 @@ def linear_radius(
     """
     checks.whole("epochs", epochs, 2)
     checks.whole("steps_per_epoch", steps_per_epoch, 1)
-    _check_radii(low, high)
+    low, high = _radius(low), _radius(high)
     values = low + (high - low) * (np.arange(epochs) / (epochs - 1))
     if float16:
         values = values.astype(np.float16).astype(np.float64)
@@ -147,7 +148,7 @@ def ramp(*, epochs: int, steps_per_epoch: int, limit: float = 1.0) -> Schedule:
     """
     checks.whole("epochs", epochs, 1)
     checks.whole("steps_per_epoch", steps_per_epoch, 1)
-    checks.number("limit", limit, least=0, most=1, concrete=True)
+    limit = checks.number("limit", limit, least=0, most=1, concrete=True)
     return _by_epoch(lambda epoch, xp: xp.minimum((epoch + 1) / epochs, limit), steps_per_epoch)
 
 
@@ -155,6 +156,7 @@ def _by_epoch(at: Callable[[Any, Any], Any], steps_per_epoch: int) -> Schedule:
     """Of a concrete step a Python float, so that rules can check it; of a traced one a scalar."""
 
     def schedule(step: Any) -> Any:
+        checks.steps("step", step)
         if checks.is_concrete(step):
             return float(at(np.asarray(step) // steps_per_epoch, np))
         return at(step // steps_per_epoch, jnp)
@@ -163,11 +165,15 @@ def _by_epoch(at: Callable[[Any, Any], Any], steps_per_epoch: int) -> Schedule:
 
 
 def _listed(name: str, values: Any) -> list[Any]:
-    if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray | jax.Array):
-        raise ValueError(f"{name} must be a list of numbers, got {values!r}")
-    return checks.on_host(name, values).tolist()
+    if isinstance(values, str | bytes) or not isinstance(values, Sequence | np.ndarray | jax.Array):
+        raise ValueError(f"{name} must be a list of numbers, got {checks.short(values)}")
+    if isinstance(values, Sequence):  # element by element, so that each is looked at as it is
+        return list(values)
+    array = checks.on_host(name, values)
+    if array.ndim != 1:
+        raise ValueError(f"{name} must be a list of numbers, got shape {array.shape}")
+    return array.tolist()
 
 
-def _check_radii(*radii: Any) -> None:
-    for radius in radii:
-        checks.number("a radius", radius, least=0, concrete=True)
+def _radius(value: Any) -> Any:
+    return checks.number("a radius", value, least=0, concrete=True)
