@@ -32,7 +32,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from imbsam_jax.priors import _is_concrete, checked_counts, tail_classes
+from imbsam_jax import checks
+from imbsam_jax.priors import tail_classes
 
 __all__ = [
     "ClassWeights",
@@ -100,7 +101,7 @@ def reweighted_sam(
     class_counts: ArrayLike,
     *,
     rho: ScalarOrSchedule,
-    eta: float = 100,
+    eta: float,
     tail_weight: Scalar,
     strict: bool = False,
 ) -> Rule:
@@ -122,13 +123,12 @@ def reweighted_sam(
     Source: Zhou et al., ICCV 2023, Table 3. The paper does not say whether the ascent is weighted
     too; here it is, as when a weighted loss is given to SAM.
 
-    >>> reweighted_sam([500, 80, 5], rho=0.05, tail_weight=3.0)(None).groups.tolist()
+    >>> reweighted_sam([500, 80, 5], rho=0.05, eta=100, tail_weight=3.0)(None).groups.tolist()
     [[1.0, 3.0, 3.0]]
     """
     head, tail = _head_and_tail(class_counts, eta, strict)
     rho = _checked_radius("rho", rho)
-    if _is_concrete(tail_weight) and not (np.isfinite(tail_weight) and tail_weight > 0):
-        raise ValueError(f"tail_weight must be finite and positive, got {tail_weight}")
+    checks.number("tail_weight", tail_weight, above=0)
     groups = (head + tail_weight * tail)[None]
     return lambda step: ClassWeights(None, groups, _radii(step, rho=rho))
 
@@ -137,7 +137,7 @@ def imbsam(
     class_counts: ArrayLike,
     *,
     rho: ScalarOrSchedule = 0.05,
-    eta: float = 100,
+    eta: float,
     tail_scale: Scalar = 1.0,
     strict: bool = False,
 ) -> Rule:
@@ -166,8 +166,7 @@ def imbsam(
     """
     head, tail = _head_and_tail(class_counts, eta, strict)
     rho = _checked_radius("rho", rho)
-    if _is_concrete(tail_scale) and not (np.isfinite(tail_scale) and tail_scale > 0):
-        raise ValueError(f"tail_scale must be finite and positive, got {tail_scale}")
+    checks.number("tail_scale", tail_scale, above=0)
     groups = (tail * tail_scale)[None]
     return lambda step: ClassWeights(head, groups, _radii(step, rho=rho))
 
@@ -194,10 +193,9 @@ def focal_sam(
     >>> focal_sam([90, 10], rho=0.1, gamma=1.0, strength=0.8)(None).groups.round(2).tolist()
     [[0.08, 0.72]]
     """
-    counts = checked_counts(class_counts)
-    for name, value in (("gamma", gamma), ("strength", strength)):
-        if _is_concrete(value) and not (np.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} must be finite and at least 0, got {value}")
+    counts = checks.counts(class_counts)
+    checks.number("gamma", gamma, least=0)
+    checks.number("strength", strength, least=0)
     rho = _checked_radius("rho", rho)
     share = strength * (1.0 - counts / counts.sum()) ** gamma
     return lambda step: ClassWeights(1.0 - share, share[None], _radii(step, rho=rho))
@@ -208,7 +206,7 @@ def sse_sam(
     *,
     head_rho: ScalarOrSchedule,
     tail_rho: ScalarOrSchedule,
-    eta: float = 100,
+    eta: float,
     switch_step: Any,
     strict: bool = False,
 ) -> Rule:
@@ -270,14 +268,15 @@ class stagewise:
     """
 
     def __init__(self, first: Rule, second: Rule, *, switch_step: Any):
-        if _is_concrete(switch_step) and not (np.ndim(switch_step) == 0 and switch_step >= 0):
-            raise ValueError(f"switch_step must be a step number, at least 0, got {switch_step}")
+        check_rule(first)
+        check_rule(second)
+        checks.steps("switch_step", switch_step)
         self.stages = (first, second)
         self.starts = (0, switch_step)
 
     def __call__(self, step: Any) -> ClassWeights:
         require_step(step)
-        if not (_is_concrete(step) and _is_concrete(self.starts[1])):
+        if not (checks.is_concrete(step) and checks.is_concrete(self.starts[1])):
             raise TypeError(
                 "a staged rule has no table at a traced step: give it to value_and_grad or "
                 "sharpness_aware, which branch over the whole gradient, or pass a Python int"
@@ -294,6 +293,18 @@ def require_step(step: Any) -> None:
         )
 
 
+def check_rule(rule: Any) -> Rule:
+    """Refuses what is no rule, above all one row of numbers in the place of a function."""
+    if callable(rule):
+        return rule
+    raise TypeError(
+        f"the rule must be a function of the step, as imbsam_jax.rules makes them, got "
+        f"{type(rule).__name__}. optax.inject_hyperparams takes a rule for a schedule and calls "
+        "it: inject the radius into a function that makes the rule, inject_hyperparams(lambda "
+        "rho: sharpness_aware(rules.imbsam(class_counts, rho=rho, eta=eta)))(rho=0.05)"
+    )
+
+
 def check_table(table: ClassWeights) -> ClassWeights:
     """Refuses a table made by hand that weighs nothing."""
     if table.base is None and table.groups.shape[0] == 0:
@@ -302,10 +313,7 @@ def check_table(table: ClassWeights) -> ClassWeights:
 
 
 def _ones(num_classes: int) -> np.ndarray:
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int | np.integer):
-        raise ValueError(f"num_classes must be a whole number, got {num_classes!r}")
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    checks.whole("num_classes", num_classes, 1)
     return np.ones(num_classes)
 
 
@@ -314,7 +322,7 @@ def _head_and_tail(
 ) -> tuple[np.ndarray, np.ndarray]:
     tail = tail_classes(class_counts, eta, strict=strict)
     if tail.all() or not tail.any():
-        counts = np.asarray(class_counts)
+        counts = checks.counts(class_counts)
         raise ValueError(
             f"eta={eta} leaves no {'head' if tail.all() else 'tail'} class: the counts range from "
             f"{counts.min()} to {counts.max()}, so choose eta between them"
@@ -324,12 +332,8 @@ def _head_and_tail(
 
 def _checked_radius(name: str, value: ScalarOrSchedule) -> ScalarOrSchedule:
     """Refuses a concrete radius that is negative or not finite; schedules are checked later."""
-    if callable(value) or not _is_concrete(value):
-        return value
-    if np.ndim(value) != 0:
-        raise ValueError(f"{name} must be a scalar, got shape {np.shape(value)}")
-    if not (np.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} must be finite and at least 0, got {value}")
+    if not callable(value):
+        checks.number(name, value, least=0)
     return value
 
 

@@ -162,7 +162,7 @@ def by_sharpness_aware(row: Row, axis_name: Any, **options: Any) -> Any:
         x, y, _ = batch
         fn = ij.class_weighted_grad(losses_fn, y, x, y, mask=mask)
         state = ij.SharpnessAwareState(count)
-        return tx.update(None, state, params, weighted_grad_fn=fn)[0], ()
+        return tx.update(fn, state, params)[0], ()
 
     return gradient
 

@@ -301,7 +301,7 @@ def test_bad_weight_decay_is_refused(bad: Any) -> None:
             ij.value_and_grad(distances, rule, ascent=ascent)(theta, LABELS, x, step=0)
         tx = ij.sharpness_aware(rule, ascent=ascent)
         with pytest.raises(ValueError, match=message):
-            tx.update(None, tx.init(theta), theta, weighted_grad_fn=fn)
+            tx.update(fn, tx.init(theta), theta)
 
 
 # ---------------------------------------------------------------------- nothing broken is hidden
@@ -547,7 +547,7 @@ def test_losses_of_padding_may_be_anything() -> None:
     np.testing.assert_allclose(grads, want, rtol=1e-5)
     fn = ij.class_weighted_grad(nan_in_padding, LABELS, X, mask, mask=mask)
     tx = ij.sharpness_aware(IMBSAM)
-    by_optax, _ = tx.update(None, tx.init(THETA), THETA, weighted_grad_fn=fn)
+    by_optax, _ = tx.update(fn, tx.init(THETA), THETA)
     np.testing.assert_allclose(by_optax, want, rtol=1e-5)
     assert np.isfinite(loss) and all(np.isfinite(value).all() for value in info)
 

@@ -145,6 +145,14 @@ def test_public_functions_have_an_example(function: str) -> None:
     assert ">>>" in getattr(ij, function).__doc__
 
 
+def test_examples_before_tests_import_no_second_copy(run_python: Any) -> None:
+    """isinstance would miss: collected first, a module was run twice under importlib mode."""
+    files = ["imbsam_jax/rules.py", "imbsam_jax/transform.py", "tests/test_transform.py"]
+    chosen = ["-k", "test_the_count_is_the_step or class_weighted_grad"]
+    done = run_python(["-m", "pytest", "-q", "-p", "no:cacheprovider", *files, *chosen])
+    assert "2 passed" in done.stdout
+
+
 def test_typed_marker_is_there() -> None:
     folder = Path(ij.__file__).parent
     assert (folder / "py.typed").exists()

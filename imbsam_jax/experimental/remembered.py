@@ -27,10 +27,10 @@ import numpy as np
 
 from imbsam_jax import collectives, core
 from imbsam_jax.ascent import Ascent
+from imbsam_jax.checks import is_concrete
 from imbsam_jax.passes import own_rows, whole
 from imbsam_jax.passes._batch import LossesFn, OverRows, Rows, at_once
 from imbsam_jax.passes._own_rows import over_chosen_rows, rows_of_either
-from imbsam_jax.priors import _is_concrete
 from imbsam_jax.rows import check_labels, check_params, nan_where_no_class, row_weights
 from imbsam_jax.rules import ClassWeights, Rule, check_table, stagewise
 
@@ -119,7 +119,7 @@ def value_and_grad(
             "a remembered direction takes passes.whole() without micro-batches and carry, or "
             f"passes.own_rows(...); got {passes}"
         )
-    if _is_concrete(decay) and not (np.ndim(decay) == 0 and 0 <= decay < 1):
+    if is_concrete(decay) and not (np.ndim(decay) == 0 and 0 <= decay < 1):
         raise ValueError(f"decay must be a number from 0 to below 1, got {decay}")
 
     def f(

@@ -20,9 +20,9 @@ from jax import lax
 from numpy.typing import NDArray
 
 from imbsam_jax import collectives
+from imbsam_jax.checks import is_concrete
 from imbsam_jax.passes._batch import LossesFn, OverRows, Rows, at_once, check_batched
 from imbsam_jax.passes._buffers import Buffers
-from imbsam_jax.priors import _is_concrete
 from imbsam_jax.rules import ClassWeights
 
 __all__ = ["own_rows"]
@@ -177,7 +177,7 @@ def plan(
     size = labels.shape[0]
     # Soft labels touch most classes, and what a traced weight touches is not known.
     of_rows = [
-        np.asarray(w) != 0 if _is_concrete(w) and labels.ndim == 1 else np.ones(len(w), bool)
+        np.asarray(w) != 0 if is_concrete(w) and labels.ndim == 1 else np.ones(len(w), bool)
         for w in table
     ]
     if every_row:
