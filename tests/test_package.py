@@ -99,6 +99,10 @@ def test_names_at_the_top() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", ij.__version__)
 
 
+# Other special methods are a dataclass's.
+WRITTEN = ("__init__", "__call__", "__post_init__")
+
+
 def _public() -> Iterator[tuple[str, Any]]:
     for module_name in MODULES:
         module: ModuleType = importlib.import_module(module_name)
@@ -109,7 +113,8 @@ def _public() -> Iterator[tuple[str, Any]]:
             elif inspect.isclass(value) and value.__module__ == module_name:
                 yield f"{module_name}.{name}", value
                 for method_name, method in vars(value).items():
-                    if inspect.isfunction(method) and method.__module__ == module_name:
+                    written = not method_name.startswith("__") or method_name in WRITTEN
+                    if written and inspect.isfunction(method) and method.__module__ == module_name:
                         yield f"{module_name}.{name}.{method_name}", method
 
 

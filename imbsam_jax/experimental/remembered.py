@@ -227,7 +227,7 @@ def _refuse_stages(rule: Rule) -> None:
 
 def _refuse_unseen_classes(table: ClassWeights) -> None:
     parts = [*([] if table.base is None else [table.base]), *table.groups]
-    if not all(map(_is_concrete, parts)):
+    if not all(map(is_concrete, parts)):
         return
     unseen = np.flatnonzero(~np.any([np.asarray(part) != 0 for part in parts], axis=0))
     if unseen.size:
