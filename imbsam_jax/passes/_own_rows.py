@@ -65,6 +65,7 @@ class own_rows:
     def over(
         self, losses_fn: LossesFn, params: Any, rows: Rows, table: ClassWeights, axis_name: Any
     ) -> _OwnRows:
+        """See `Passes.over`."""
         return _OwnRows(self, losses_fn, params, rows, axis_name)
 
 

@@ -71,6 +71,7 @@ class split_norm:
     def over(
         self, losses_fn: LossesFn, params: Any, rows: Rows, table: ClassWeights, axis_name: Any
     ) -> _SplitNorm:
+        """See `Passes.over`."""
         return _SplitNorm(self, losses_fn, params, rows, table, axis_name)
 
 

@@ -73,6 +73,7 @@ class whole:
     def over(
         self, losses_fn: LossesFn, params: Any, rows: Rows, table: ClassWeights, axis_name: Any
     ) -> _Whole:
+        """See `Passes.over`."""
         return _Whole(self, losses_fn, params, rows, axis_name)
 
 
