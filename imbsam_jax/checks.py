@@ -263,7 +263,8 @@ def as_labels(labels: Any) -> jax.Array:
     if not isinstance(labels, jax.Array):
         labels = on_host("labels", labels)
     dtype = labels.dtype
-    if not (is_real(dtype) and (labels.ndim == 2 or jnp.issubdtype(dtype, jnp.integer))):
+    fits = labels.ndim == 2 or (labels.ndim == 1 and jnp.issubdtype(dtype, jnp.integer))
+    if not (fits and is_real(dtype)):
         raise ValueError(
             f"labels must be int[B], or float[B, C] for soft labels; got {dtype}"
             f"{list(labels.shape)}"
