@@ -218,6 +218,8 @@ def _items(values: Any) -> Any:
 
 def _by_class(name: str, table: Any) -> Any:
     """The values of a mapping or a Series in the order of its classes; else the table as it is."""
+    names: list[Any]
+    values: Any
     if isinstance(table, Mapping):
         names, values = list(table.keys()), list(table.values())
     elif not hasattr(table, "index") or callable(table.index):  # lists and strings have a method

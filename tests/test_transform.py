@@ -142,10 +142,7 @@ def test_the_count_is_the_step_of_schedules_and_stages() -> None:
 
     @quick_jit
     def update(states: Any) -> Any:
-        return {
-            name: tx.update(fn_of(x, y), states[name], params)
-            for name, tx in txs.items()
-        }
+        return {name: tx.update(fn_of(x, y), states[name], params) for name, tx in txs.items()}
 
     for step in range(SWITCH + 1):
         results = update(states)
