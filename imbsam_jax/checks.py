@@ -218,6 +218,8 @@ def _items(values: Any) -> Any:
 
 def _by_class(name: str, table: Any) -> Any:
     """The values of a mapping or a Series in the order of its classes; else the table as it is."""
+    names: list[Any]
+    values: Any
     if isinstance(table, Mapping):
         names, values = list(table.keys()), list(table.values())
     elif not hasattr(table, "index") or callable(table.index):  # lists and strings have a method
@@ -263,7 +265,8 @@ def as_labels(labels: Any) -> jax.Array:
     if not isinstance(labels, jax.Array):
         labels = on_host("labels", labels)
     dtype = labels.dtype
-    if not (is_real(dtype) and (labels.ndim == 2 or jnp.issubdtype(dtype, jnp.integer))):
+    fits = labels.ndim == 2 or (labels.ndim == 1 and jnp.issubdtype(dtype, jnp.integer))
+    if not (fits and is_real(dtype)):
         raise ValueError(
             f"labels must be int[B], or float[B, C] for soft labels; got {dtype}"
             f"{list(labels.shape)}"

@@ -50,9 +50,9 @@ def tau_normalise(kernel: jax.Array, tau: float = 1.0) -> jax.Array:
     [[0.0, 0.0], [0.25, 0.5]]
     """
     kernel = _checked_kernel(kernel)
-    tau = checks.number("tau", tau)
+    power: Any = checks.number("tau", tau)
     wide, norms = _with_norms(kernel)
-    power = tau if checks.is_concrete(tau) else tau.astype(wide.dtype)
+    power = power if checks.is_concrete(power) else power.astype(wide.dtype)
     return (wide / norms**power).astype(kernel.dtype)
 
 
@@ -114,10 +114,10 @@ def max_norm_radius(kernel: jax.Array, fraction: float = 0.1) -> jax.Array:
     1.2
     """
     kernel = _checked_kernel(kernel)
-    fraction = checks.number("fraction", fraction, least=0, most=1)
+    part: Any = checks.number("fraction", fraction, least=0, most=1)
     norms = _norms(kernel)
-    fraction = fraction if checks.is_concrete(fraction) else fraction.astype(norms.dtype)
-    return norms.min() + fraction * (norms.max() - norms.min())
+    part = part if checks.is_concrete(part) else part.astype(norms.dtype)
+    return norms.min() + part * (norms.max() - norms.min())
 
 
 def max_norm_project(kernel: jax.Array, radius: ArrayLike) -> jax.Array:

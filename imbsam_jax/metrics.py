@@ -104,7 +104,7 @@ def shot_accuracies(
     >>> {name: round(float(value)) for name, value in result.items()}
     {'all': 50, 'many': 90, 'few': 10}
     """
-    everyone = jnp.ones(jnp.shape(total), bool)
+    everyone = jnp.ones(np.shape(total), bool)
     groups = {"all": everyone, **splits}
     return {name: group_accuracy(correct, total, members) for name, members in groups.items()}
 
@@ -198,8 +198,8 @@ class _Curve(NamedTuple):
 
 
 def _thresholds(labels: ArrayLike, scores: ArrayLike, mask: ArrayLike | None) -> _Curve:
-    labels, (scores, dtype) = checks.as_marks(labels), _ranked(scores)
-    shapes = (labels.shape, scores.shape, labels.shape if mask is None else jnp.shape(mask))
+    labels, (scores, undefined, dtype) = checks.as_marks(labels), _ranked(scores)
+    shapes = (labels.shape, scores.shape, labels.shape if mask is None else np.shape(mask))
     if labels.ndim != 1 or len(set(shapes)) > 1:
         raise ValueError(
             "labels, scores and mask must be vectors of one length, got shapes "
@@ -207,7 +207,7 @@ def _thresholds(labels: ArrayLike, scores: ArrayLike, mask: ArrayLike | None) ->
         )
     real = jnp.ones(labels.shape, bool) if mask is None else checks.as_mask(mask, labels.shape)
     positive, negative = real & (labels == 1), real & (labels == 0)
-    bad = jnp.any(real & ~positive & ~negative) | jnp.any(real & jnp.isnan(scores))
+    bad = jnp.any(real & ~positive & ~negative) | jnp.any(real & undefined)
     counts = (positive.astype(jnp.int32), negative.astype(jnp.int32))
     # Sorted up and turned round: negating would not do for unsigned scores.
     ordered = [x[::-1] for x in lax.sort((scores, *counts), num_keys=1)]
@@ -228,17 +228,18 @@ def _thresholds(labels: ArrayLike, scores: ArrayLike, mask: ArrayLike | None) ->
     )  # fmt: skip
 
 
-def _ranked(scores: ArrayLike) -> tuple[jax.Array, Any]:
-    """The scores, or what sorts as they do where JAX has no type as wide; the dtype of a result."""
+def _ranked(scores: ArrayLike) -> tuple[jax.Array, jax.Array, Any]:
+    """The scores, or their ranks where JAX has no type as wide; which are NaN; a result's dtype."""
     if not isinstance(scores, jax.Array):
         scores = checks.on_host("scores", scores)
     if not (scores.dtype == bool or checks.is_real(scores.dtype)):
         raise ValueError(f"scores must be real numbers, got {scores.dtype}")
     dtype = jax.dtypes.canonicalize_dtype(checks.wide(scores.dtype))
-    too_wide = jax.dtypes.canonicalize_dtype(scores.dtype) != scores.dtype
-    if too_wide and not np.isnan(scores).any():
-        scores = np.unique(scores, return_inverse=True)[1].reshape(scores.shape).astype(np.int32)
-    return jnp.asarray(scores), dtype
+    if jax.dtypes.canonicalize_dtype(scores.dtype) == scores.dtype:
+        scores = jnp.asarray(scores)
+        return scores, jnp.isnan(scores), dtype
+    ranks = np.unique(scores, return_inverse=True)[1].reshape(scores.shape).astype(np.int32)
+    return jnp.asarray(ranks), jnp.asarray(np.isnan(scores)), dtype
 
 
 def _counted(name: str, counts: ArrayLike) -> jax.Array:

@@ -14,8 +14,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from imbsam_jax import checks
-from imbsam_jax.checks import counts as checked_counts  # noqa: F401
-from imbsam_jax.checks import is_concrete as _is_concrete  # noqa: F401
 
 __all__ = [
     "class_counts",
@@ -24,6 +22,9 @@ __all__ = [
     "shot_splits",
     "tail_classes",
 ]
+
+# As modules that do not yet name checks.py call them.
+_is_concrete, checked_counts = checks.is_concrete, checks.counts
 
 
 def class_counts(labels: ArrayLike, num_classes: int) -> NDArray[np.int64]:

@@ -47,6 +47,15 @@ def test_the_late_radius_of_focal_sam(epochs: int) -> None:
     assert by_epoch(rho, epochs) == expected
 
 
+@pytest.mark.parametrize("percent", [0, 7, 14, 29, 55, 57, 58, 80, 99, 100])
+@pytest.mark.parametrize("epochs", [50, 100, 200, 300])
+def test_the_switch_of_a_late_radius_is_not_moved_by_rounding(percent: int, epochs: int) -> None:
+    """0.55 * 100 is 55.00000000000001 in floats; counted in whole numbers it is epoch 55."""
+    rho = schedules.late_radius(0.1, 0.2, epochs=epochs, steps_per_epoch=1, fraction=percent / 100)
+    late = [e for e in range(1, epochs + 1) if 100 * e >= percent * epochs]
+    assert [e for e in range(1, epochs + 1) if rho(e - 1) == 0.2] == late
+
+
 def test_the_linear_schedule_of_focal_sam() -> None:
     expected = np.interp(np.arange(1, 201), [1, 200], [0.05, 0.8])
     rho = schedules.linear_radius(epochs=200, steps_per_epoch=STEPS)
