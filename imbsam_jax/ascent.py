@@ -18,8 +18,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from imbsam_jax.priors import _is_concrete
+from imbsam_jax.rows import at_least_float32, marked
 
 __all__ = ["Ascent", "asam_scale", "magnitude_scale"]
 
@@ -66,23 +68,21 @@ def perturbed(params: PyTree, direction: PyTree, radius: Any, ascent: Ascent) ->
     scale = None if ascent.adaptive is None else ascent.adaptive(params_wide)
     h = jax.tree.map(_widened, direction)
     if ascent.perturb is not None:
-        mask = ascent.perturb(params) if callable(ascent.perturb) else ascent.perturb
-        h = jax.tree.map(
-            lambda keep, part: part if keep else jax.tree.map(jnp.zeros_like, part), mask, h
-        )
+        keep = iter(marked(ascent.perturb, params, "perturb"))
+        h = jax.tree.map(lambda x: x if next(keep) else jnp.zeros_like(x), h)
     if scale is not None:
         h = jax.tree.map(jnp.multiply, scale, h)
 
     _, h = _over_peak(h)
     if ascent.p == 2:
         total = sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(h))
-        length = jnp.sqrt(total)
+        length = jnp.sqrt(_or_one(total))
     else:
         q = 1.0 if math.isinf(ascent.p) else ascent.p / (ascent.p - 1)
-        total = sum(jnp.sum(jnp.abs(x) ** q) for x in jax.tree.leaves(h))
-        length = total ** (1 / ascent.p)
-        h = jax.tree.map(lambda x: jnp.sign(x) * jnp.abs(x) ** (q - 1), h)
-    factor = radius / jnp.where(total == 0, 1, length)
+        total = sum(jnp.sum(_power(x, q)) for x in jax.tree.leaves(h))
+        length = _or_one(total) ** (1 / ascent.p)
+        h = jax.tree.map(lambda x: jnp.sign(x) * _power(x, q - 1), h)
+    factor = radius / length
     e = jax.tree.map(lambda x: x * factor.astype(x.dtype), h)
     if scale is not None:
         e = jax.tree.map(jnp.multiply, scale, e)
@@ -108,7 +108,8 @@ def asam_scale(eta: float = 0.01) -> Callable[[PyTree], PyTree]:
     """ASAM's ball: `T = |theta| + eta` for weights, 1 for biases.
 
     The original chooses tensors named "weight", which in PyTorch includes normalisation scales.
-    Here every leaf whose last name does not contain "bias" counts as a weight.
+    Here every leaf whose last name does not contain "bias" counts as a weight; the `value` of an
+    `nnx.Variable` and places in a list are no names.
 
     Source: Kwon et al., ICML 2021 (eta 0.01 in its class, 0 in its example script).
 
@@ -118,12 +119,21 @@ def asam_scale(eta: float = 0.01) -> Callable[[PyTree], PyTree]:
 
     def scale(params: PyTree) -> PyTree:
         def of(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-            is_bias = "bias" in jax.tree_util.keystr(path[-1:]) if path else False
-            return jnp.ones_like(leaf) if is_bias else jnp.abs(leaf) + eta
+            return jnp.ones_like(leaf) if "bias" in _last_name(path) else jnp.abs(leaf) + eta
 
         return jax.tree_util.tree_map_with_path(of, params)
 
     return scale
+
+
+def _last_name(path: tuple[Any, ...]) -> str:
+    """The last entry that names the parameter: a box around it (nnx.Variable) has a value, too."""
+    for key in reversed(path):
+        boxed = isinstance(key, jax.tree_util.GetAttrKey) and key.name in ("value", "raw_value")
+        number = isinstance(key, jax.tree_util.SequenceKey | jax.tree_util.FlattenedIndexKey)
+        if not boxed and not number:
+            return jax.tree_util.keystr((key,), simple=True)
+    return ""
 
 
 def magnitude_scale(params: PyTree) -> PyTree:
@@ -138,15 +148,28 @@ def magnitude_scale(params: PyTree) -> PyTree:
 def norm(tree: PyTree) -> jax.Array:
     """||.||_2 over all leaves, at least float32 and as `perturbed` takes it."""
     peak, tree = _over_peak(jax.tree.map(_widened, tree))
-    return peak * jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)))
+    return peak * jnp.sqrt(_or_one(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree))))
 
 
 def _over_peak(tree: PyTree) -> tuple[jax.Array, PyTree]:
-    """max|h| and h / max|h|: the direction is the same, and no square under- or overflows."""
+    """max|h| and h / max|h|: the direction is the same, and no square under- or overflows.
+
+    What is made of both does not depend on the peak, so that no derivative is taken of it.
+    """
     peak = jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(tree)]).max()
-    safe = jnp.where(peak == 0, 1, peak)
-    return peak, jax.tree.map(lambda x: x / safe.astype(x.dtype), tree)
+    peak = lax.stop_gradient(peak)
+    return peak, jax.tree.map(lambda x: x / _or_one(peak).astype(x.dtype), tree)
+
+
+def _or_one(x: jax.Array) -> jax.Array:
+    """x, 1 where it is 0: before a root or a quotient, so that its derivative, too, is finite."""
+    return jnp.where(x == 0, 1, x)
+
+
+def _power(x: jax.Array, exponent: float) -> jax.Array:
+    """|x|^exponent, 0 and flat where x is 0: below exponent 1 it has no slope there."""
+    return jnp.where(x == 0, 0, jnp.abs(_or_one(x)) ** exponent)
 
 
 def _widened(leaf: jax.Array) -> jax.Array:
-    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    return leaf.astype(at_least_float32(leaf.dtype))

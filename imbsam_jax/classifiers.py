@@ -16,6 +16,7 @@ import optax
 from numpy.typing import ArrayLike
 
 from imbsam_jax.priors import _is_concrete, checked_counts
+from imbsam_jax.rows import marked
 
 __all__ = [
     "MaxNormState",
@@ -177,11 +178,7 @@ def max_norm(
         raise ValueError(f"every must be at least 1 update, got {every}")
 
     def chosen(params: PyTree) -> list[bool]:
-        marks = mask(params) if callable(mask) else mask
-        spread = jax.tree.map(
-            lambda keep, part: jax.tree.map(lambda _: bool(keep), part), marks, params
-        )
-        pairs = zip(jax.tree.leaves(spread), jax.tree.leaves(params), strict=True)
+        pairs = zip(marked(mask, params, "max_norm's mask"), jax.tree.leaves(params), strict=True)
         picks = [keep and jnp.ndim(leaf) > 1 for keep, leaf in pairs]
         if not any(picks):
             raise ValueError("the mask of max_norm marks no kernel (no matrix): mark the head's")
@@ -289,6 +286,8 @@ def adjust_logits(logits: jax.Array, class_counts: ArrayLike, *, tau: float = 1.
 def _check_kernel(kernel: jax.Array) -> None:
     if jnp.ndim(kernel) != 2:
         raise ValueError(f"kernel must be float[F, C], got shape {list(jnp.shape(kernel))}")
+    if not jnp.issubdtype(jnp.result_type(kernel), jnp.floating):
+        raise TypeError(f"kernel must be float[F, C], got {jnp.result_type(kernel)}[F, C]")
 
 
 def _check_radius(radius: ArrayLike) -> None:

@@ -7,13 +7,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from imbsam_jax import collectives, core
 from imbsam_jax.ascent import Ascent, norm
 from imbsam_jax.independent import Buffers, over_chosen_rows
 from imbsam_jax.passes import Rows, at_once, carried, in_micro_batches
 from imbsam_jax.rows import (
+    at_least_float32,
     check_labels,
+    check_mask,
     check_params,
     nan_where_no_class,
     row_weights,
@@ -34,7 +37,8 @@ class SharpnessInfo(NamedTuple):
       loss: float[G], weighted mean loss of the group's rows at theta; NaN without such rows.
       perturbed_loss: float[G], the same at theta + e_k.
 
-    Where a staged rule's stages differ in G, the shorter is padded with NaN.
+    Where a staged rule's stages differ in G, the shorter is padded with NaN. Under
+    `jax_debug_nans`, which raises where a result is NaN, 0 stands for each of these.
     """
 
     ascent_norm: jax.Array
@@ -185,6 +189,7 @@ def value_and_grad(
 
     def f(params: Any, labels: Any, *args: Any, step: Any = None, mask: Any = None) -> Any:
         labels = check_labels(labels, mask)
+        mask = check_mask(mask, labels.shape[0])
         local = collectives.varying(check_params(params), axis_name)
         rows = Rows(args, labels, mask, labels.shape[0])
         most_groups = _most_groups(rule, step) if info else None
@@ -250,7 +255,7 @@ def _one_table(
         passes.clean,
         passes.moved,
         lambda class_weights: share_of_rows(class_weights, labels, mask),
-        None if mask is None else jnp.mean(jnp.asarray(mask), dtype=float),
+        None if mask is None else jnp.mean(mask, dtype=float),
     )
     grads, groups = core.gradient(
         batch, params, table, ascent=ascent, axis_name=axis_name, sync=sync
@@ -259,7 +264,8 @@ def _one_table(
     grads = nan_where_no_class(grads, some_weights, labels, mask)
     losses, aux = passes.losses, passes.aux
     seen = losses if mask is None else jnp.where(mask, losses, 0)
-    mean_loss, grads = mean_over_rows((seen.mean(), grads), batch.real, axis_name)
+    mean_loss = seen.mean(dtype=at_least_float32(seen.dtype))
+    mean_loss, grads = mean_over_rows((mean_loss, grads), batch.real, axis_name)
     if most_groups is None:
         return (mean_loss, aux), grads
     details = _info(table, groups, losses, labels, mask, batch.real, axis_name, most_groups)
@@ -272,7 +278,12 @@ def mean_over_rows(tree: Any, real: Any, axis_name: Any) -> Any:
         return collectives.mean(tree, axis_name)
     tree, real = collectives.mean((tree, real), axis_name)
     real = jnp.where(real == 0, 1, real)  # a batch of padding alone changes nothing
-    return jax.tree.map(lambda x: x / real.astype(x.dtype), tree)
+
+    def over_real(x: jax.Array) -> jax.Array:
+        wide = at_least_float32(x.dtype)
+        return (x.astype(wide) / real.astype(wide)).astype(x.dtype)
+
+    return jax.tree.map(over_real, tree)
 
 
 def _info(
@@ -288,17 +299,21 @@ def _info(
     share = jnp.ones(()) if real is None else collectives.mean(real, axis_name)
     share = jnp.where(share == 0, 1, share)  # of padding alone, the norm is 0
     devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
-    wide = jnp.promote_types(losses.dtype, jnp.float32)
+    wide = at_least_float32(losses.dtype)
+    # Under jax_debug_nans, which raises where a result is NaN, 0.
+    absent = 0.0 if jax.config.jax_debug_nans else np.nan
     columns = []
     for weights, (direction, there) in zip(table.groups, groups, strict=True):
         w = row_weights(weights, labels, mask, wide)
-        here, there = jnp.where(w == 0, 0, losses), jnp.where(w == 0, 0, there)
+        here, there = (jnp.where(w == 0, 0, x.astype(wide)) for x in (losses, there))
         length, touched = (norm(direction) / share).astype(wide), jnp.mean(w != 0, dtype=wide)
         sums = (w.mean(), (w * here).mean(), (w * there).mean(), touched, length)
         total, at, moved_to, touched, length = collectives.mean(sums, axis_name)
         rows = touched * (losses.shape[0] * devices)
-        columns.append((length, rows, at / total, moved_to / total))
-    padding = [(jnp.full((), jnp.nan, wide),) * 4] * (most_groups - len(columns))
+        some = jnp.where(total == 0, 1, total)
+        means = (jnp.where(total == 0, np.array(absent, wide), x / some) for x in (at, moved_to))
+        columns.append((length, rows, *means))
+    padding = [(np.array(absent, wide),) * 4] * (most_groups - len(columns))
     if not columns + padding:
         return SharpnessInfo(*[jnp.zeros(0, wide)] * 4)
     return SharpnessInfo(*[jnp.stack(c) for c in zip(*(columns + padding), strict=True)])

@@ -33,7 +33,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from imbsam_jax import collectives
 from imbsam_jax.priors import _is_concrete, checked_counts
-from imbsam_jax.rows import row_weights
+from imbsam_jax.rows import check_whole_batch, row_weights
 
 __all__ = [
     "Loss",
@@ -93,6 +93,7 @@ class Loss:
         losses = _mean_over_label(self.per_class(logits, step), labels)
         if self.factor is None:
             return losses
+        _check_whole_batch()
         return losses * jnp.asarray(self.factor(labels, step, mask), losses.dtype)
 
 
@@ -201,6 +202,7 @@ def weighted(
 
     def factor(labels: jax.Array, step: Any, mask: Any) -> jax.Array:
         del step
+        _check_whole_batch()
         total = row_weights(table, labels, mask, jnp.result_type(float)).mean()
         real = jnp.ones(()) if mask is None else jnp.mean(jnp.asarray(mask), dtype=total.dtype)
         total, real = collectives.mean((total, real.astype(total.dtype)), axis_name)
@@ -595,6 +597,15 @@ def _as_loss(loss: Callable[..., jax.Array]) -> Loss:
     raise TypeError(
         "this needs the loss of every label, not only of the given one: pass a loss made by "
         f"imbsam_jax.losses, or Loss(per_class); got {getattr(loss, '__name__', loss)!r}"
+    )
+
+
+def _check_whole_batch() -> None:
+    check_whole_batch(
+        "this loss is divided by a sum over the rows of the batch (normalise='weights')",
+        "take factor = loss.factor(labels, step, mask) of the whole batch before the passes, give "
+        "it to losses_fn as an arg without the batch axis (batched=), and return "
+        "Loss(loss.per_class)(logits, labels, step) * factor",
     )
 
 

@@ -15,7 +15,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from imbsam_jax import collectives
-from imbsam_jax.rows import check_losses, check_pair, row_weights
+from imbsam_jax.rows import (
+    at_least_float32,
+    check_losses,
+    check_pair,
+    part_of_batch,
+    row_weights,
+)
 
 LossesFn = Callable[..., tuple[jax.Array, Any]]
 
@@ -29,17 +35,31 @@ class Rows(NamedTuple):
     of: int  # rows of the whole batch of this device
 
     def weights(self, class_weights: Any, dtype: Any) -> jax.Array:
-        return row_weights(class_weights, self.labels, self.mask, dtype) / self.of
+        # Wide, and narrow at last: 1/65536 is 0 where it is divided in float16.
+        wide = at_least_float32(dtype)
+        weights = row_weights(class_weights, self.labels, self.mask, wide) / self.of
+        return weights.astype(dtype)
 
 
 def at_once(
-    losses_fn: LossesFn, point: Any, table: list[Any], rows: Rows, axis_name: Any
+    losses_fn: LossesFn,
+    point: Any,
+    table: list[Any],
+    rows: Rows,
+    axis_name: Any,
+    part: str | None = None,
 ) -> tuple[list[Any], jax.Array, Any]:
-    """One forward pass, one backward pass for each row of the table."""
-    losses, pullback, aux = jax.vjp(
-        lambda p: check_pair(losses_fn(p, *rows.args)), point, has_aux=True
-    )
-    check_losses(losses, rows.labels)
+    """One forward pass, one backward pass for each row of the table.
+
+    `part` is None where the rows are the whole batch, else what makes a part of it.
+    """
+
+    def run(p: Any) -> tuple[jax.Array, Any]:
+        with part_of_batch(part or part_of_batch.value):
+            losses, aux = check_pair(losses_fn(p, *rows.args))
+        return check_losses(losses, rows.labels), aux
+
+    losses, pullback, aux = jax.vjp(run, point, has_aux=True)
 
     grads = []
     for number, class_weights in enumerate(table):
@@ -86,11 +106,11 @@ def in_micro_batches(
             next(own) if has_rows else arg for arg, has_rows in zip(whole, which, strict=True)
         )
         part = Rows(args, labels, mask, rows.of)
-        grads, losses, aux = at_once(losses_fn, point, table, part, axis_name)
+        grads, losses, aux = at_once(losses_fn, point, table, part, axis_name, "micro_batches")
         return jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, grads), (losses, aux)
 
     def zeros(leaf: jax.Array) -> jax.Array:
-        return jnp.zeros_like(leaf, jnp.promote_types(leaf.dtype, jnp.float32))
+        return jnp.zeros_like(leaf, at_least_float32(leaf.dtype))
 
     total, (losses, aux) = lax.scan(one, [jax.tree.map(zeros, point) for _ in table], parts)
     grads = [jax.tree.map(lambda t, p: t.astype(p.dtype), part, point) for part in total]

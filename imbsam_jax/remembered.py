@@ -32,7 +32,10 @@ from imbsam_jax.independent import Buffers, _rows_of_either, over_chosen_rows
 from imbsam_jax.passes import Rows, at_once
 from imbsam_jax.priors import _is_concrete
 from imbsam_jax.rows import (
+    at_least_float32,
     check_labels,
+    check_leaves,
+    check_mask,
     check_params,
     nan_where_no_class,
     row_weights,
@@ -59,9 +62,9 @@ def init(params: Any, rule: Rule) -> tuple[Any, ...]:
     _refuse_stages(rule)
 
     def zeros(leaf: Any) -> jax.Array:
-        leaf = jnp.asarray(leaf)
-        return jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))
+        return jnp.zeros(leaf.shape, at_least_float32(leaf.dtype))
 
+    params = check_leaves(params)
     return tuple(jax.tree.map(zeros, params) for _ in range(rule(0).groups.shape[0]))
 
 
@@ -135,9 +138,15 @@ def value_and_grad(
         params: Any, memory: Any, labels: Any, *args: Any, step: Any = None, mask: Any = None
     ) -> Any:
         labels = check_labels(labels, mask)
+        mask = check_mask(mask, labels.shape[0])
         local = collectives.varying(check_params(params), axis_name)
         rows = Rows(args, labels, mask, labels.shape[0])
         table = check_table(rule(step))
+        if not isinstance(memory, tuple | list):
+            raise TypeError(
+                "the memory must be a tuple of one tree for each group, got "
+                f"{type(memory).__name__}: begin with init(params, rule)"
+            )
         if len(memory) != table.groups.shape[0]:
             raise ValueError(
                 f"the memory is of {len(memory)} groups and the rule has {table.groups.shape[0]}: "
@@ -202,7 +211,7 @@ def _one_step(
         clean,
         moved,
         lambda weights: share_of_rows(weights, labels, mask),
-        None if mask is None else jnp.mean(jnp.asarray(mask), dtype=float),
+        None if mask is None else jnp.mean(mask, dtype=float),
     )
     grads, _ = core.gradient(batch, params, table, ascent=ascent, axis_name=axis_name, sync=False)
     some_weights = table.groups[0] if table.base is None else table.base
@@ -210,8 +219,9 @@ def _one_step(
     losses, aux = seen
     losses = losses if mask is None else jnp.where(mask, losses, 0)
     shares = [batch.share(weights) for weights in table.groups]
+    mean_loss = losses.mean(dtype=at_least_float32(losses.dtype))
     mean_loss, grads, own, shares = mean_over_rows(
-        (losses.mean(), grads, own, shares), batch.real, axis_name
+        (mean_loss, grads, own, shares), batch.real, axis_name
     )
 
     def kept(share: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:

@@ -35,7 +35,7 @@ from numpy.typing import ArrayLike, NDArray
 from imbsam_jax import collectives
 from imbsam_jax.independent import Buffers, _by_size, _chosen, _plan, _touched
 from imbsam_jax.passes import LossesFn, Rows, at_once, carried, check_batched
-from imbsam_jax.rows import check_pair
+from imbsam_jax.rows import at_least_float32, check_pair, nan_where
 from imbsam_jax.rules import ClassWeights
 
 __all__ = ["batch_renorm"]
@@ -72,7 +72,7 @@ def batch_renorm(
     >>> jax.grad(lambda x: batch_renorm(x, jnp.zeros(1), jnp.ones(1)).sum())(x).round(5).tolist()
     [[0.0], [0.0]]
     """
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = x.astype(at_least_float32(x.dtype))
     axes = tuple(range(x.ndim - 1))
     m, square = collectives.mean((wide.mean(axes), jnp.square(wide).mean(axes)), axis_name)
     shape = (1,) * (x.ndim - 1) + (-1,)
@@ -143,14 +143,14 @@ class SplitPasses:
     def _own_rows(
         self, point: Any, class_weights: Any, classes: NDArray[np.bool_], sizes: tuple[int, ...]
     ) -> tuple[Any, jax.Array]:
-        """(gradient, losses float[B]) of the rows of these classes; NaN for those of others."""
+        """(gradient, losses float[B]) of the rows of these classes; 0 for those of others."""
         touched = _touched(classes, self._groups)
         order, count = jnp.argsort(~touched, stable=True), touched.sum()
         grads, losses = _by_size(
             sizes, count, partial(self._in_buffer, point, class_weights, order, count)
         )
         if sizes[-1] < touched.shape[0]:
-            grads = jax.tree.map(lambda g: jnp.where(count > sizes[-1], jnp.nan, g), grads)
+            grads, losses = nan_where(count > sizes[-1], (grads, losses))
         return grads, losses
 
     def _in_buffer(
@@ -165,12 +165,12 @@ class SplitPasses:
         def losses_alone(params: Any, *args: Any) -> tuple[jax.Array, None]:
             return check_pair(self._losses_fn(params, *args))[0], None
 
-        (grads,), losses, _ = at_once(losses_alone, point, [class_weights], part, self._axis_name)
+        (grads,), losses, _ = at_once(
+            losses_alone, point, [class_weights], part, self._axis_name, "examples='split_norm'"
+        )
         size = order.shape[0]
         losses = (
-            jnp.full(size, jnp.nan, losses.dtype)
-            .at[jnp.where(first, index, size)]
-            .set(losses, mode="drop")
+            jnp.zeros(size, losses.dtype).at[jnp.where(first, index, size)].set(losses, mode="drop")
         )
         # The sides of a branch must agree in what varies over devices.
         varying: tuple[Any, jax.Array] = collectives.varying((grads, losses), self._axis_name)
