@@ -97,6 +97,7 @@ def value_and_grad(
         mixed losses, and at theta + e the plain loss of the first label.
       classes_at_once: how many classes are computed side by side; more is faster and takes
         so many copies of w. None chooses up to 2^24 numbers for the classifier, and 1 for "all".
+        A derivative of the gradient by reverse mode needs all classes at once.
       axis_name: the device axis, inside pmap, shard_map or vmap; None under plain jit.
       sync_ascent: average d_c over the devices before it is used. False gives every device its
         own perturbations from its own rows.
@@ -117,6 +118,7 @@ def value_and_grad(
     Raises:
       ValueError: a class with a single example, whose radius would be infinite; no parameter of
         that classifier; averaged losses; labels of another shape; options out of range.
+      TypeError: losses or parameters that are not real arrays, marks that are not bools.
 
     Source: Zhou et al., CVPR 2023. Papers and digests do not say whether L^c is a sum or a mean
     over the batch; here it is divided by B, so that all d_c add up to the gradient.
@@ -197,7 +199,7 @@ def value_and_grad(
                 ),
                 (directions, root),
             )
-            _, pull_there = jax.vjp(
+            there, pull_there = jax.vjp(
                 lambda points, fixed, features: _each(
                     lambda point: run(there_fn, point, fixed, features)[0], points
                 ),
@@ -205,7 +207,7 @@ def value_and_grad(
                 fixed,
                 features,
             )
-            descent = (flat_ratio * rows.scale * parts).astype(losses.dtype)
+            descent = (flat_ratio * rows.scale * parts).astype(there.dtype)
             of_points, *others = pull_there(rows.varying(descent))
             of_points = jax.tree.map(lambda x: _widened(x).sum(axis=0), of_points)
             return (of_points, *jax.tree.map(_widened, others))

@@ -191,7 +191,7 @@ def _one_step(
             seen = _rows_of_either(taken, seen, found)
         elif table.base is None:
             seen = _rows_of_either(taken, seen[0], found[0]), seen[1]
-        taken |= row_weights(jnp.asarray(weights) != 0, labels, None, float) != 0
+        taken |= row_weights(jnp.asarray(weights) != 0, labels, mask, float) != 0
 
     def clean(weights: list[Any]) -> list[Any]:
         base = weights[len(memory) :]

@@ -97,9 +97,11 @@ def class_index(labels: Any) -> jax.Array:
 
     Narrower ones cannot be compared with C, nor wider ones be cut: 2^32 would be class 0.
     """
-    widest = jnp.iinfo(jnp.result_type(int))
-    if jnp.iinfo(labels.dtype).max > widest.max:
-        outside = (labels > widest.max) | (labels < widest.min)
+    given, widest = jnp.iinfo(labels.dtype), jnp.iinfo(jnp.result_type(int))
+    if given.max > widest.max:
+        outside = labels > widest.max
+        if given.min < 0:  # an unsigned type has no number to compare with
+            outside |= labels < widest.min
         return jnp.where(outside, -1, jnp.asarray(labels, widest.dtype))
     labels = jnp.asarray(labels)
     return labels if labels.dtype in (jnp.int32, jnp.int64) else labels.astype(jnp.int32)
