@@ -36,7 +36,8 @@ class Ascent(NamedTuple):
       adaptive: `params -> T`, an elementwise scale of the ball (`asam_scale()`,
         `magnitude_scale`), or None for a plain ball.
       perturb: which parameters move: a tree of bools like the parameters (or a prefix of it), or
-        a function that makes one; None moves all. Norms are taken over those that move.
+        a function that makes one; None moves all. Norms are taken over those that move. Anything
+        but a bool is refused: a label such as "frozen" would be true.
       group_mean: divide each part by the number of its own rows instead of the batch size, as
         the "imbsam" mode of the SSE-SAM release does. A part without a row contributes nothing.
       weight_decay: puts `0.5 * weight_decay * ||theta||_2^2`, over all parameters, into the
@@ -75,11 +76,11 @@ def perturbed(params: PyTree, direction: PyTree, radius: Any, ascent: Ascent) ->
 
     _, h = _over_peak(h)
     if ascent.p == 2:
-        total = sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(h))
+        total = _total(jnp.square, h)
         length = jnp.sqrt(_or_one(total))
     else:
         q = 1.0 if math.isinf(ascent.p) else ascent.p / (ascent.p - 1)
-        total = sum(jnp.sum(_power(x, q)) for x in jax.tree.leaves(h))
+        total = _total(lambda x: _power(x, q), h)
         length = _or_one(total) ** (1 / ascent.p)
         h = jax.tree.map(lambda x: jnp.sign(x) * _power(x, q - 1), h)
     factor = radius / length
@@ -148,7 +149,7 @@ def magnitude_scale(params: PyTree) -> PyTree:
 def norm(tree: PyTree) -> jax.Array:
     """||.||_2 over all leaves, at least float32 and as `perturbed` takes it."""
     peak, tree = _over_peak(jax.tree.map(_widened, tree))
-    return peak * jnp.sqrt(_or_one(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree))))
+    return peak * jnp.sqrt(_or_one(_total(jnp.square, tree)))
 
 
 def _over_peak(tree: PyTree) -> tuple[jax.Array, PyTree]:
@@ -159,6 +160,10 @@ def _over_peak(tree: PyTree) -> tuple[jax.Array, PyTree]:
     peak = jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(tree)]).max()
     peak = lax.stop_gradient(peak)
     return peak, jax.tree.map(lambda x: x / _or_one(peak).astype(x.dtype), tree)
+
+
+def _total(of: Callable[[jax.Array], jax.Array], tree: PyTree) -> jax.Array:
+    return jnp.asarray(sum(jnp.sum(of(x)) for x in jax.tree.leaves(tree)))
 
 
 def _or_one(x: jax.Array) -> jax.Array:

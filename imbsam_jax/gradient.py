@@ -102,8 +102,10 @@ def value_and_grad(
       micro_batches: A, how many parts of B/A rows the batch is worked off in, one after the other,
         for less memory: row i in part i % A. The gradient is that of the whole batch, since d_k is
         normalised when all parts are in it. Models that look across rows (batch normalisation)
-        look across those of a part. The sum over devices is taken once per ascent and once for
-        the result inside shard_map and pmap; under plain jit XLA may take it for every part.
+        look across those of a part; a loss that is divided by a sum over the batch is refused in
+        such a part (`losses.weighted` says how to give it the whole batch's). The sum over devices
+        is taken once per ascent and once for the result inside shard_map and pmap; under plain jit
+        XLA may take it for every part.
       carry: None, or `carry(args, aux) -> args`, which makes of the args and the aux of one pass
         the args of the next: first the pass at theta, then that of each group in the rule's
         order. The aux reported is then that of the last pass. Running statistics updated by
@@ -118,13 +120,19 @@ def value_and_grad(
     Returns:
       `f(params, labels, *args, step=None, mask=None) -> ((mean_loss, aux), grads)`, or
       `((mean_loss, aux, SharpnessInfo), grads)` with info=True.
-        labels: int[B], or float[B, C] for soft labels. A label outside [0, C) makes the
-          gradient NaN, whatever the loss does with it.
+        params: a tree of real floating arrays. Norms, counts and sums are at least float32,
+          whatever the type of parameters, losses and labels.
+        labels: int[B] of any width, or float[B, C] for soft labels, at least 0 and of sum 1 in
+          each row (to 0.005, or twice the precision of their type). A label outside [0, C) makes
+          the gradient NaN, whatever the loss does with it, and so does a traced soft label that
+          is no distribution; one that can be read is refused. (Without x64 JAX cuts int64
+          arguments of a jitted function down to int32 before anything here sees them.)
         step: number of updates made so far; required where the rule depends on it. A Python int
           chooses a stage of a staged rule while tracing, a traced step under `lax.cond`.
         mask: bool[B], False for padding (anything whose derivative is finite, such as zeros). B
           is then the number of True rows, over all devices.
-        mean_loss: scalar, `(1/B) sum_i loss_i(theta)`, unweighted, over all devices.
+        mean_loss: scalar, `(1/B) sum_i loss_i(theta)`, unweighted, over all devices; at least
+          float32.
         aux: what losses_fn returned beside the losses at theta, of this device; with `carry`,
           beside those of the last pass. Several micro-batches: theirs in turn, stacked, each leaf
           with a new leading axis A; `carry` is given that, too. With "independent" examples it is
@@ -133,9 +141,11 @@ def value_and_grad(
         grads: like params, the same dtypes, averaged over the devices.
 
     Raises:
-      ValueError: averaged losses, labels of another shape, a missing step, B not divisible by A,
-        options that do not go together.
-      TypeError: losses_fn returns no pair, or carry no tuple of as many args.
+      ValueError: averaged losses, labels or a mask of another shape or type, soft labels that do
+        not sum to 1, no parameters, a missing step, B not divisible by A, options that do not go
+        together.
+      TypeError: losses_fn returns no pair, or carry no tuple of as many args; losses or parameters
+        that are not real and floating (complex ones have another gradient: give both parts).
 
     >>> def losses_fn(w, x, y):
     ...     return (x @ w - y) ** 2, None
@@ -301,7 +311,7 @@ def _info(
     devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
     wide = at_least_float32(losses.dtype)
     # Under jax_debug_nans, which raises where a result is NaN, 0.
-    absent = 0.0 if jax.config.jax_debug_nans else np.nan
+    absent = 0.0 if jax.config.jax_debug_nans else np.nan  # type: ignore[attr-defined]
     columns = []
     for weights, (direction, there) in zip(table.groups, groups, strict=True):
         w = row_weights(weights, labels, mask, wide)

@@ -170,8 +170,17 @@ def weighted(
       axis_name: the device axis over which "weights" sums, inside pmap or shard_map; None sums
         over this device's rows (under plain jit these are all rows).
 
+    "weights" is of a whole batch. A pass of `value_and_grad` over a part of it (micro_batches, own
+    rows, split_norm) refuses such a loss; there take the factor beforehand and hand it on:
+
+        factor = loss.factor(labels, step, mask)
+        plain = Loss(loss.per_class)
+        losses_fn = lambda params, x, y, factor: (plain(model(params, x), y) * factor, None)
+        f = value_and_grad(losses_fn, rule, micro_batches=4, batched=(True, True, False))
+
     Raises:
-      ValueError: weights that are negative or not finite, an unknown normalisation.
+      ValueError: weights that are negative or not finite, an unknown normalisation; a call with
+        "weights" in a pass over a part of the batch.
 
     Source: "batch" is Cui et al., CVPR 2019, and the Focal-SAM release; "weights" is the LDAM,
     VS-loss and Saddle-LongTail releases. For soft labels a row weighs `sum_c y_c w_c`.

@@ -109,6 +109,7 @@ def value_and_grad(
     Raises:
       ValueError: as there; a staged rule, a memory of another number of groups, a bad decay, a
         class that neither base nor a group weighs with "independent" examples.
+      TypeError: as there; a memory that is no tuple.
 
     >>> def losses_fn(w, x, y):
     ...     return (x @ w - y) ** 2, None
