@@ -152,6 +152,18 @@ def norm(tree: PyTree) -> jax.Array:
     return peak * jnp.sqrt(_or_one(_total(jnp.square, tree)))
 
 
+def summed(*leaves: jax.Array) -> jax.Array:
+    """Their sum, taken in at least float32, in the type of the first."""
+    first, *others = (_widened(leaf) for leaf in leaves)
+    return sum(others, start=first).astype(leaves[0].dtype)
+
+
+def scaled(leaf: jax.Array, factor: jax.Array) -> jax.Array:
+    """leaf * factor, taken in at least float32, in the type of the leaf."""
+    wide = _widened(leaf)
+    return (wide * factor.astype(wide.dtype)).astype(leaf.dtype)
+
+
 def _over_peak(tree: PyTree) -> tuple[jax.Array, PyTree]:
     """max|h| and h / max|h|: the direction is the same, and no square under- or overflows.
 

@@ -20,8 +20,7 @@ import numpy as np
 from jax import lax
 
 from imbsam_jax import collectives
-from imbsam_jax.ascent import Ascent, decayed, perturbed
-from imbsam_jax.rows import at_least_float32
+from imbsam_jax.ascent import Ascent, decayed, perturbed, scaled, summed
 from imbsam_jax.rules import ClassWeights, Rule, check_table, require_step, stagewise
 
 
@@ -55,14 +54,9 @@ def gradient(
     parts = parts[len(groups) :] + [part for part, _ in moved]
     if ascent.group_mean:
         parts = _by_group_mean(parts, base + groups, batch, axis_name)
-    total = jax.tree.map(_sum, *parts)
+    total = jax.tree.map(summed, *parts)
     total = decayed(total, points or [params], ascent, real / max(len(groups), 1))
     return total, list(zip(directions, [info for _, info in moved], strict=True))
-
-
-def _sum(*leaves: jax.Array) -> jax.Array:
-    first, *others = (leaf.astype(at_least_float32(leaf.dtype)) for leaf in leaves)
-    return sum(others, start=first).astype(leaves[0].dtype)
 
 
 def _by_group_mean(parts: list[Any], touched: list[Any], batch: Batch, axis_name: Any) -> list[Any]:
@@ -71,12 +65,7 @@ def _by_group_mean(parts: list[Any], touched: list[Any], batch: Batch, axis_name
     real = 1.0 if batch.real is None else collectives.mean(batch.real, axis_name)
     factors = [jnp.where(share == 0, 0, real / jnp.where(share == 0, 1, share)) for share in shares]
     pairs = zip(parts, factors, strict=True)
-
-    def times(x: jax.Array, factor: jax.Array) -> jax.Array:
-        wide = at_least_float32(x.dtype)
-        return (x.astype(wide) * factor.astype(wide)).astype(x.dtype)
-
-    return [jax.tree.map(lambda x, f=f: times(x, f), part) for part, f in pairs]
+    return [jax.tree.map(partial(scaled, factor=f), part) for part, f in pairs]
 
 
 def by_stage(rule: Rule, step: Any, compute: Callable[[ClassWeights], Any]) -> Any:
