@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -77,13 +78,13 @@ def perturbed(params: PyTree, direction: PyTree, radius: Any, ascent: Ascent) ->
     _, h = _over_peak(h)
     if ascent.p == 2:
         total = _total(jnp.square, h)
-        length = jnp.sqrt(_or_one(total))
+        length = root(total)
     else:
         q = 1.0 if math.isinf(ascent.p) else ascent.p / (ascent.p - 1)
         total = _total(lambda x: _power(x, q), h)
-        length = _or_one(total) ** (1 / ascent.p)
+        length = _power(total, 1 / ascent.p)
         h = jax.tree.map(lambda x: jnp.sign(x) * _power(x, q - 1), h)
-    factor = radius / length
+    factor = radius / jnp.where(total == 0, 1, length)
     e = jax.tree.map(lambda x: x * factor.astype(x.dtype), h)
     if scale is not None:
         e = jax.tree.map(jnp.multiply, scale, e)
@@ -149,7 +150,7 @@ def magnitude_scale(params: PyTree) -> PyTree:
 def norm(tree: PyTree) -> jax.Array:
     """||.||_2 over all leaves, at least float32 and as `perturbed` takes it."""
     peak, tree = _over_peak(jax.tree.map(_widened, tree))
-    return peak * jnp.sqrt(_or_one(_total(jnp.square, tree)))
+    return peak * root(_total(jnp.square, tree))
 
 
 def summed(*leaves: jax.Array) -> jax.Array:
@@ -171,7 +172,8 @@ def _over_peak(tree: PyTree) -> tuple[jax.Array, PyTree]:
     """
     peak = jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(tree)]).max()
     peak = lax.stop_gradient(peak)
-    return peak, jax.tree.map(lambda x: x / _or_one(peak).astype(x.dtype), tree)
+    safe = _or_one(peak)
+    return peak, jax.tree.map(lambda x: x / safe.astype(x.dtype), tree)
 
 
 def _total(of: Callable[[jax.Array], jax.Array], tree: PyTree) -> jax.Array:
@@ -179,13 +181,34 @@ def _total(of: Callable[[jax.Array], jax.Array], tree: PyTree) -> jax.Array:
 
 
 def _or_one(x: jax.Array) -> jax.Array:
-    """x, 1 where it is 0: before a root or a quotient, so that its derivative, too, is finite."""
+    """x, 1 where it is 0: what may be divided by."""
     return jnp.where(x == 0, 1, x)
 
 
+@jax.custom_jvp
+def root(x: jax.Array) -> jax.Array:
+    """sqrt(x), flat where x is 0, so that a step that moves nothing has a derivative."""
+    return jnp.sqrt(x)
+
+
+@root.defjvp
+def _root_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (x,), (t,) = primals, tangents
+    return root(x), jnp.where(x == 0, 0, 0.5 / root(_or_one(x))) * t
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _power(x: jax.Array, exponent: float) -> jax.Array:
-    """|x|^exponent, 0 and flat where x is 0: below exponent 1 it has no slope there."""
-    return jnp.where(x == 0, 0, jnp.abs(_or_one(x)) ** exponent)
+    """|x|^exponent, flat where x is 0."""
+    return jnp.abs(x) ** exponent
+
+
+@_power.defjvp
+def _power_jvp(exponent: float, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (x,), (t,) = primals, tangents
+    safe = _or_one(x)
+    slope = exponent * jnp.sign(safe) * _power(safe, exponent - 1)
+    return _power(x, exponent), jnp.where(x == 0, 0, slope) * t
 
 
 def _widened(leaf: jax.Array) -> jax.Array:

@@ -36,7 +36,7 @@ from jax import lax
 from numpy.typing import ArrayLike, NDArray
 
 from imbsam_jax import collectives
-from imbsam_jax.ascent import norm
+from imbsam_jax.ascent import norm, root
 from imbsam_jax.priors import _is_concrete, checked_counts
 from imbsam_jax.rows import (
     at_least_float32,
@@ -225,7 +225,7 @@ def value_and_grad(
         grads = join(total[0], total[1])
         if perturb == "classifier":
             grads = jax.tree.map(jnp.add, grads, pull_features(total[2])[0])
-        grads = nan_where(rows.bad, grads)
+        grads = jax.tree.map(lambda x: x * rows.valid.astype(x.dtype), grads)
         mean_loss = jnp.where(rows.real == 0, 0, losses).sum(dtype=wide) * rows.scale
         mean_loss, grads = collectives.mean((mean_loss, grads), axis_name)
         return (mean_loss, aux), grads
@@ -355,11 +355,13 @@ class _Rows:
         batch = labels.shape[0]
         self.real = jnp.ones(batch, dtype) if mask is None else mask.astype(dtype)
         if labels.ndim == 2:
-            self.bad = jnp.any(no_distribution(labels) & (self.real != 0))
+            self.valid = jnp.where(
+                jnp.any(no_distribution(labels) & (self.real != 0)), np.float32(np.nan), 1.0
+            )
             rows = jnp.where(self.real[:, None] == 0, 0, labels).astype(dtype).sum(axis=0)
         else:
             inside = (labels >= 0) & (labels < num_classes)
-            self.bad = ~jnp.all(inside | (self.real == 0))
+            self.valid = jnp.where(jnp.all(inside | (self.real == 0)), 1.0, np.float32(np.nan))
             at = jnp.where(inside, labels, num_classes)
             rows = jnp.zeros((num_classes,), dtype).at[at].add(self.real, mode="drop")
         # Means over devices: what a device's part of a sum is multiplied by, so that the mean
@@ -419,10 +421,8 @@ def _moved(
     def one(leaf: jax.Array, d: jax.Array) -> jax.Array:
         length = whole if joint else norm([d])
         safe = jnp.where(length == 0, 1, length)
-        # Nor is there a slope of the root where w is 0.
-        still = (length == 0) | (length_w == 0)
-        radius = ratio * size**0.25 * jnp.sqrt(jnp.where(still, 1, length_w / (2 * safe)))
-        radius = jnp.where(still, 0, radius)
+        radius = ratio * size**0.25 * root(length_w / (2 * safe))
+        radius = jnp.where(length == 0, 0, radius)
         wide = _widened(leaf)
         step = _widened(d) / safe.astype(wide.dtype) * radius.astype(wide.dtype)
         return (wide + step).astype(leaf.dtype)
