@@ -16,6 +16,7 @@ import optax
 from numpy.typing import ArrayLike
 
 from imbsam_jax import checks
+from imbsam_jax.rows import marked
 
 __all__ = [
     "MaxNormState",
@@ -184,11 +185,7 @@ def max_norm(
     checks.steps("every", every, 1, "at least 1 update, a whole number")
 
     def chosen(params: PyTree) -> list[bool]:
-        marks = mask(params) if callable(mask) else mask
-        spread = jax.tree.map(
-            lambda keep, part: jax.tree.map(lambda _: bool(keep), part), marks, params
-        )
-        pairs = zip(jax.tree.leaves(spread), jax.tree.leaves(params), strict=True)
+        pairs = zip(marked(mask, params, "max_norm's mask"), jax.tree.leaves(params), strict=True)
         picks = [keep and jnp.ndim(leaf) > 1 for keep, leaf in pairs]
         if not any(picks):
             raise ValueError("the mask of max_norm marks no kernel (no matrix): mark the head's")

@@ -20,8 +20,9 @@ import numpy as np
 from jax import lax
 
 from imbsam_jax import collectives
-from imbsam_jax.ascent import Ascent, decayed, perturbed
+from imbsam_jax.ascent import Ascent, decayed, perturbed, scaled, summed
 from imbsam_jax.passes import Batch
+from imbsam_jax.rows import at_least_float32
 from imbsam_jax.rules import ClassWeights, Rule, check_table, require_step, stagewise
 
 
@@ -49,7 +50,7 @@ def gradient(
     parts = at_theta[len(groups) :] + [grads for grads, _ in there]
     if ascent.group_mean:
         parts = _over_own_rows(parts, base + groups, batch, axis_name)
-    total = jax.tree.map(lambda *leaves: sum(leaves[1:], start=leaves[0]), *parts)
+    total = jax.tree.map(summed, *parts)
     total = decayed(total, points or [params], ascent, _real(batch) / max(len(groups), 1))
     return total, [(d_k, losses) for d_k, (_, losses) in zip(d, there, strict=True)]
 
@@ -60,7 +61,12 @@ def mean_over_rows(tree: Any, batch: Batch, axis_name: Any) -> Any:
         return collectives.mean(tree, axis_name)
     tree, real = collectives.mean((tree, batch.real), axis_name)
     real = jnp.where(real == 0, 1, real)  # a batch of padding alone changes nothing
-    return jax.tree.map(lambda x: x / real.astype(x.dtype), tree)
+
+    def over_real(x: jax.Array) -> jax.Array:
+        wide = at_least_float32(x.dtype)
+        return (x.astype(wide) / real.astype(wide)).astype(x.dtype)
+
+    return jax.tree.map(over_real, tree)
 
 
 def by_stage(rule: Rule, step: Any, compute: Callable[[ClassWeights], Any]) -> Any:
@@ -110,4 +116,4 @@ def _over_own_rows(parts: list[Any], touched: list[Any], batch: Batch, axis_name
     real = 1.0 if batch.real is None else collectives.mean(batch.real, axis_name)
     factors = [jnp.where(share == 0, 0, real / jnp.where(share == 0, 1, share)) for share in shares]
     pairs = zip(parts, factors, strict=True)
-    return [jax.tree.map(lambda x, f=f: x * f.astype(x.dtype), part) for part, f in pairs]
+    return [jax.tree.map(partial(scaled, factor=f), part) for part, f in pairs]

@@ -7,12 +7,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from imbsam_jax import collectives, core
 from imbsam_jax.ascent import Ascent, norm
 from imbsam_jax.passes import Passes, whole
 from imbsam_jax.passes._batch import Rows, Seen
-from imbsam_jax.rows import check_labels, check_params, nan_where_no_class, row_weights
+from imbsam_jax.rows import (
+    at_least_float32,
+    check_labels,
+    check_mask,
+    check_params,
+    nan_where_no_class,
+    row_weights,
+)
 from imbsam_jax.rules import ClassWeights, Rule, stagewise
 
 __all__ = ["SharpnessInfo", "value_and_grad"]
@@ -27,7 +35,8 @@ class SharpnessInfo(NamedTuple):
       loss: float[G], weighted mean loss of the group's rows at theta; NaN without such rows.
       perturbed_loss: float[G], the same at theta + e_k.
 
-    Where a staged rule's stages differ in G, the shorter is padded with NaN.
+    Where a staged rule's stages differ in G, the shorter is padded with NaN. Under
+    `jax_debug_nans`, which raises where a result is NaN, 0 stands for each of these.
     """
 
     ascent_norm: jax.Array
@@ -71,20 +80,28 @@ def value_and_grad(
     Returns:
       `f(params, labels, *args, step=None, mask=None) -> ((mean_loss, aux), grads)`, or
       `((mean_loss, aux, SharpnessInfo), grads)` with info=True.
-        labels: int[B], or float[B, C] for soft labels. A label outside [0, C) makes the
-          gradient NaN, whatever the loss does with it.
+        params: a tree of real floating arrays. Norms, counts and sums are at least float32,
+          whatever the type of parameters, losses and labels.
+        labels: int[B] of any width, or float[B, C] for soft labels, at least 0 and of sum 1 in
+          each row (to 0.005, or twice the precision of their type). A label outside [0, C) makes
+          the gradient NaN, whatever the loss does with it, and so does a traced soft label that
+          is no distribution; one that can be read is refused. (Without x64 JAX cuts int64
+          arguments of a jitted function down to int32 before anything here sees them.)
         step: number of updates made so far; required where the rule depends on it. A Python int
           chooses a stage of a staged rule while tracing, a traced step under `lax.cond`.
         mask: bool[B], False for padding (anything whose derivative is finite, such as zeros). B
           is then the number of True rows, over all devices.
-        mean_loss: scalar, `(1/B) sum_i loss_i(theta)`, unweighted, over all devices.
+        mean_loss: scalar, `(1/B) sum_i loss_i(theta)`, unweighted, over all devices; at least
+          float32.
         aux: what losses_fn returned beside the losses at theta, of this device; `passes` says
           where it is another.
         grads: like params, the same dtypes, averaged over the devices.
 
     Raises:
-      ValueError: averaged losses, labels of another shape, a missing step, what `passes` refuses.
-      TypeError: losses_fn returns no pair, or carry no tuple of as many args.
+      ValueError: averaged losses, labels or a mask of another shape or type, soft labels that do
+        not sum to 1, no parameters, a missing step, what `passes` refuses.
+      TypeError: losses_fn returns no pair; losses or parameters that are not real and floating
+        (complex ones have another gradient: give both parts).
 
     >>> def losses_fn(w, x, y):
     ...     return (x @ w - y) ** 2, None
@@ -113,6 +130,7 @@ def value_and_grad(
           mask: bool[B], False for padding, or None.
         """
         labels = check_labels(labels, mask)
+        mask = check_mask(mask, labels.shape[0])
         local = collectives.varying(check_params(params), axis_name)
         rows = Rows(args, labels, mask, labels.shape[0])
         most_groups = _most_groups(rule, step) if info else None
@@ -125,7 +143,8 @@ def value_and_grad(
             some_weights = table.groups[0] if table.base is None else table.base
             grads = nan_where_no_class(grads, some_weights, labels, mask)
             seen = batch.losses if mask is None else jnp.where(mask, batch.losses, 0)
-            mean_loss, grads = core.mean_over_rows((seen.mean(), grads), batch, axis_name)
+            mean_loss = seen.mean(dtype=at_least_float32(seen.dtype))
+            mean_loss, grads = core.mean_over_rows((mean_loss, grads), batch, axis_name)
             if most_groups is None:
                 return (mean_loss, batch.aux), grads
             details = _info(table, groups, batch, rows, axis_name, most_groups)
@@ -148,17 +167,21 @@ def _info(
     share = jnp.ones(()) if real is None else collectives.mean(real, axis_name)
     share = jnp.where(share == 0, 1, share)  # of padding alone, the norm is 0
     devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
-    wide = jnp.promote_types(losses.dtype, jnp.float32)
+    wide = at_least_float32(losses.dtype)
+    # Under jax_debug_nans, which raises where a result is NaN, 0.
+    absent = 0.0 if jax.config.jax_debug_nans else np.nan  # type: ignore[attr-defined]
     columns = []
     for weights, (direction, there) in zip(table.groups, groups, strict=True):
         w = row_weights(weights, labels, mask, wide)
-        here, there = jnp.where(w == 0, 0, losses), jnp.where(w == 0, 0, there)
+        here, there = (jnp.where(w == 0, 0, x.astype(wide)) for x in (losses, there))
         length, touched = (norm(direction) / share).astype(wide), jnp.mean(w != 0, dtype=wide)
         sums = (w.mean(), (w * here).mean(), (w * there).mean(), touched, length)
         total, at, moved_to, touched, length = collectives.mean(sums, axis_name)
         count = touched * (losses.shape[0] * devices)
-        columns.append((length, count, at / total, moved_to / total))
-    padding = [(jnp.full((), jnp.nan, wide),) * 4] * (most_groups - len(columns))
+        some = jnp.where(total == 0, 1, total)
+        means = (jnp.where(total == 0, np.array(absent, wide), x / some) for x in (at, moved_to))
+        columns.append((length, count, *means))
+    padding = [(np.array(absent, wide),) * 4] * (most_groups - len(columns))
     if not columns + padding:
         return SharpnessInfo(*[jnp.zeros(0, wide)] * 4)
     return SharpnessInfo(*[jnp.stack(c) for c in zip(*(columns + padding), strict=True)])

@@ -32,7 +32,7 @@ from jax import lax
 from numpy.typing import ArrayLike, NDArray
 
 from imbsam_jax import checks, collectives
-from imbsam_jax.rows import row_weights
+from imbsam_jax.rows import check_whole_batch, row_weights
 
 __all__ = [
     "Loss",
@@ -95,6 +95,7 @@ class Loss:
         losses = _mean_over_label(self.per_class(logits, step), labels)
         if self.factor is None:
             return losses
+        _check_whole_batch()
         return losses * jnp.asarray(self.factor(labels, step, mask), losses.dtype)
 
 
@@ -173,8 +174,17 @@ def weighted(
       axis_name: the device axis over which "weights" sums, inside pmap or shard_map; None sums
         over this device's rows (under plain jit these are all rows).
 
+    "weights" is of a whole batch. A pass of `value_and_grad` over a part of it (micro_batches, own
+    rows, split_norm) refuses such a loss; there take the factor beforehand and hand it on:
+
+        factor = loss.factor(labels, step, mask)
+        plain = Loss(loss.per_class)
+        losses_fn = lambda params, x, y, factor: (plain(model(params, x), y) * factor, None)
+        f = value_and_grad(losses_fn, rule, passes=passes.whole(4, (True, True, False)))
+
     Raises:
-      ValueError: weights that are negative or not finite, an unknown normalisation.
+      ValueError: weights that are negative or not finite, an unknown normalisation; a call with
+        "weights" in a pass over a part of the batch.
 
     Source: "batch" is Cui et al., CVPR 2019, and the Focal-SAM release; "weights" is the LDAM,
     VS-loss and Saddle-LongTail releases. For soft labels a row weighs `sum_c y_c w_c`.
@@ -204,6 +214,7 @@ def weighted(
 
     def factor(labels: jax.Array, step: Any, mask: Any) -> jax.Array:
         del step
+        _check_whole_batch()
         total = row_weights(table, labels, mask, jnp.result_type(float)).mean()
         real = jnp.ones(()) if mask is None else jnp.mean(mask, dtype=total.dtype)
         total, real = collectives.mean((total, real.astype(total.dtype)), axis_name)
@@ -608,6 +619,15 @@ def _as_loss(loss: Callable[..., jax.Array]) -> Loss:
     raise TypeError(
         "this needs the loss of every label, not only of the given one: pass a loss made by "
         f"imbsam_jax.losses, or Loss(per_class); got {getattr(loss, '__name__', loss)!r}"
+    )
+
+
+def _check_whole_batch() -> None:
+    check_whole_batch(
+        "this loss is divided by a sum over the rows of the batch (normalise='weights')",
+        "take factor = loss.factor(labels, step, mask) of the whole batch before the passes, give "
+        "it to losses_fn as an arg without the batch axis (batched=), and return "
+        "Loss(loss.per_class)(logits, labels, step) * factor",
     )
 
 

@@ -13,12 +13,14 @@ from imbsam_jax import collectives, core
 from imbsam_jax.ascent import Ascent
 from imbsam_jax.rows import (
     check_labels,
+    check_leaves,
     check_losses,
+    check_mask,
     check_pair,
     check_params,
     nan_where_no_class,
-    row_weights,
     share_of_rows,
+    weighted_mean,
 )
 from imbsam_jax.rules import ClassWeights, Rule, check_rule
 
@@ -227,18 +229,18 @@ class class_weighted_grad(_NoGradients):
         *args: Any,
         mask: Any = None,
     ):
-        self._losses_fn, self._args, self._mask = losses_fn, args, mask
+        self._losses_fn, self._args = losses_fn, args
         self._labels = check_labels(labels, mask)
-        self.real = None if mask is None else jnp.mean(jnp.asarray(mask), dtype=float)
+        self._mask = check_mask(mask, self._labels.shape[0])
+        self.real = None if mask is None else jnp.mean(self._mask, dtype=float)
 
     def __call__(self, params: Any, class_weights: Any) -> Any:
         def weighted(p: Any) -> jax.Array:
             losses, _ = check_pair(self._losses_fn(p, *self._args))
             losses = check_losses(losses, self._labels)
-            weights = row_weights(class_weights, self._labels, self._mask, losses.dtype)
-            return (weights / losses.shape[0] * losses).sum()
+            return weighted_mean(losses, class_weights, self._labels, self._mask)
 
-        grads = jax.grad(weighted)(params)
+        grads = jax.grad(weighted)(check_leaves(params))
         return nan_where_no_class(grads, class_weights, self._labels, self._mask)
 
     def share(self, class_weights: Any) -> jax.Array:

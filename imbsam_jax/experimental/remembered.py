@@ -31,7 +31,15 @@ from imbsam_jax.checks import is_concrete
 from imbsam_jax.passes import own_rows, whole
 from imbsam_jax.passes._batch import LossesFn, OverRows, Rows, at_once
 from imbsam_jax.passes._own_rows import over_chosen_rows, rows_of_either
-from imbsam_jax.rows import check_labels, check_params, nan_where_no_class, row_weights
+from imbsam_jax.rows import (
+    at_least_float32,
+    check_labels,
+    check_leaves,
+    check_mask,
+    check_params,
+    nan_where_no_class,
+    row_weights,
+)
 from imbsam_jax.rules import ClassWeights, Rule, check_table, stagewise
 
 __all__ = ["init", "value_and_grad"]
@@ -53,9 +61,10 @@ def init(params: Any, rule: Rule) -> tuple[Any, ...]:
     _refuse_stages(rule)
 
     def zeros(leaf: Any) -> jax.Array:
-        leaf = jnp.asarray(leaf)
-        return jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))
+        return jnp.zeros(leaf.shape, at_least_float32(leaf.dtype))
 
+    params = check_leaves(params)
+    params = check_leaves(params)
     return tuple(jax.tree.map(zeros, params) for _ in range(rule(0).groups.shape[0]))
 
 
@@ -99,6 +108,7 @@ def value_and_grad(
     Raises:
       ValueError: as there; a staged rule, a memory of another number of groups, a bad decay, a
         class that neither base nor a group weighs with `own_rows`.
+      TypeError: as there; a memory that is no tuple.
 
     >>> def losses_fn(w, x, y):
     ...     return (x @ w - y) ** 2, None
@@ -126,9 +136,21 @@ def value_and_grad(
         params: Any, memory: Any, labels: Any, *args: Any, step: Any = None, mask: Any = None
     ) -> Any:
         labels = check_labels(labels, mask)
+        mask = check_mask(mask, labels.shape[0])
+        mask = check_mask(mask, labels.shape[0])
         local = collectives.varying(check_params(params), axis_name)
         rows = Rows(args, labels, mask, labels.shape[0])
         table = check_table(rule(step))
+        if not isinstance(memory, tuple | list):
+            raise TypeError(
+                "the memory must be a tuple of one tree for each group, got "
+                f"{type(memory).__name__}: begin with init(params, rule)"
+            )
+        if not isinstance(memory, tuple | list):
+            raise TypeError(
+                "the memory must be a tuple of one tree for each group, got "
+                f"{type(memory).__name__}: begin with init(params, rule)"
+            )
         if len(memory) != table.groups.shape[0]:
             raise ValueError(
                 f"the memory is of {len(memory)} groups and the rule has {table.groups.shape[0]}: "
@@ -144,8 +166,9 @@ def value_and_grad(
         grads, own = nan_where_no_class((grads, batch.own), some_weights, labels, mask)
         losses = batch.losses if mask is None else jnp.where(mask, batch.losses, 0)
         shares = [batch.share(weights) for weights in table.groups]
+        mean_loss = losses.mean(dtype=at_least_float32(losses.dtype))
         mean_loss, grads, own, shares = core.mean_over_rows(
-            (losses.mean(), grads, own, shares), batch, axis_name
+            (mean_loss, grads, own, shares), batch, axis_name
         )
         new_memory = tuple(
             _kept(share, decay, old, new)
@@ -204,7 +227,7 @@ class _Remembering(OverRows):
         elif not self._has_base:
             self._seen = rows_of_either(self._taken, self._seen[0], found[0]), self._seen[1]
         touched = jnp.asarray(class_weights) != 0
-        self._taken |= row_weights(touched, self._rows.labels, None, float) != 0
+        self._taken |= row_weights(touched, self._rows.labels, self._rows.mask, float) != 0
         self.losses, self.aux = self._seen
         return grads
 

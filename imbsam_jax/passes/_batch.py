@@ -15,7 +15,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from imbsam_jax import collectives
-from imbsam_jax.rows import check_losses, check_pair, row_weights, share_of_rows
+from imbsam_jax.rows import (
+    at_least_float32,
+    check_losses,
+    check_pair,
+    part_of_batch,
+    row_weights,
+    share_of_rows,
+)
 from imbsam_jax.rules import ClassWeights
 
 LossesFn = Callable[..., tuple[jax.Array, Any]]
@@ -64,14 +71,17 @@ class Rows(NamedTuple):
     of: int  # rows of the whole batch of this device
 
     def weights(self, class_weights: Any, dtype: Any) -> jax.Array:
-        return row_weights(class_weights, self.labels, self.mask, dtype) / self.of
+        # Wide, and narrow at last: 1/65536 is 0 where it is divided in float16.
+        wide = at_least_float32(dtype)
+        weights = row_weights(class_weights, self.labels, self.mask, wide) / self.of
+        return weights.astype(dtype)
 
     def share(self, class_weights: Any) -> jax.Array:
         return share_of_rows(class_weights, self.labels, self.mask)
 
     @property
     def real(self) -> jax.Array | None:
-        return None if self.mask is None else jnp.mean(jnp.asarray(self.mask), dtype=float)
+        return None if self.mask is None else jnp.mean(self.mask, dtype=float)
 
 
 class OverRows:
@@ -91,13 +101,24 @@ class OverRows:
 
 
 def at_once(
-    losses_fn: LossesFn, point: Any, table: list[Any], rows: Rows, axis_name: Any
+    losses_fn: LossesFn,
+    point: Any,
+    table: list[Any],
+    rows: Rows,
+    axis_name: Any,
+    part: str | None = None,
 ) -> tuple[list[Any], jax.Array, Any]:
-    """(gradients, losses, aux): one forward pass, one backward pass for each row of the table."""
-    losses, pullback, aux = jax.vjp(
-        lambda p: check_pair(losses_fn(p, *rows.args)), point, has_aux=True
-    )
-    check_losses(losses, rows.labels)
+    """(gradients, losses, aux): one forward pass, one backward pass for each row of the table.
+
+    `part` is None where the rows are the whole batch, else what makes a part of it.
+    """
+
+    def run(p: Any) -> tuple[jax.Array, Any]:
+        with part_of_batch(part or part_of_batch.value):
+            losses, aux = check_pair(losses_fn(p, *rows.args))
+        return check_losses(losses, rows.labels), aux
+
+    losses, pullback, aux = jax.vjp(run, point, has_aux=True)
 
     grads = []
     for number, class_weights in enumerate(table):

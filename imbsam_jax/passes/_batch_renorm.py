@@ -10,6 +10,7 @@ from jax import lax
 from numpy.typing import ArrayLike
 
 from imbsam_jax import collectives
+from imbsam_jax.rows import at_least_float32
 
 __all__ = ["batch_renorm"]
 
@@ -43,7 +44,7 @@ def batch_renorm(
     >>> jax.grad(lambda x: batch_renorm(x, jnp.zeros(1), jnp.ones(1)).sum())(x).round(5).tolist()
     [[0.0], [0.0]]
     """
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = x.astype(at_least_float32(x.dtype))
     axes = tuple(range(x.ndim - 1))
     m, square = collectives.mean((wide.mean(axes), jnp.square(wide).mean(axes)), axis_name)
     shape = (1,) * (x.ndim - 1) + (-1,)

@@ -23,6 +23,7 @@ from imbsam_jax import collectives
 from imbsam_jax.checks import is_concrete
 from imbsam_jax.passes._batch import LossesFn, OverRows, Rows, at_once, check_batched
 from imbsam_jax.passes._buffers import Buffers
+from imbsam_jax.rows import nan_where
 from imbsam_jax.rules import ClassWeights
 
 __all__ = ["own_rows"]
@@ -111,7 +112,8 @@ def over_chosen_rows(
 ) -> tuple[list[Any], jax.Array, Any]:
     """`at_once` of the rows that the table weighs; of every row's loss and aux, where asked for.
 
-    Of a row that is in no buffer the loss is NaN and the aux 0.
+    Of a row that is in no buffer loss and aux are 0; where the largest buffer does not hold the
+    rows, gradients and losses are NaN.
     """
     size = rows.labels.shape[0]
     which = check_batched(batched, rows.args, size)
@@ -123,10 +125,10 @@ def over_chosen_rows(
             _in_buffer, losses_fn, point, [table[number] for number in numbers], rows, axis_name,
             which, jnp.argsort(~touched, stable=True),
         )  # fmt: skip
-        found, *seen = by_size(sizes, touched.sum(), in_buffer)
+        found, losses, aux = by_size(sizes, touched.sum(), in_buffer)
         if sizes[-1] < size:
-            lost = touched.sum() > sizes[-1]
-            found = jax.tree.map(lambda g, lost=lost: jnp.where(lost, jnp.nan, g), found)
+            found, losses = nan_where(touched.sum() > sizes[-1], (found, losses))
+        seen = losses, aux
         for number, grad in zip(numbers, found, strict=True):
             grads[number] = grad
         outcome = seen if outcome is None else rows_of_either(touched, seen, outcome)
@@ -149,15 +151,16 @@ def _in_buffer(
     index = order[:number]
     if number < size:
         rows = chosen(rows, which, index)
-    grads, losses, aux = at_once(losses_fn, point, table, rows, axis_name)
+    part = "own_rows" if number < size else None
+    grads, losses, aux = at_once(losses_fn, point, table, rows, axis_name, part)
     _check_aux(aux, number)
     if number < size:
 
-        def back(leaf: jax.Array, fill: float) -> jax.Array:
-            blank = jnp.full((size, *leaf.shape[1:]), fill, leaf.dtype)
+        def back(leaf: jax.Array) -> jax.Array:
+            blank = jnp.zeros((size, *leaf.shape[1:]), leaf.dtype)
             return blank.at[index].set(leaf, unique_indices=True)
 
-        losses, aux = back(losses, jnp.nan), jax.tree.map(lambda leaf: back(leaf, 0), aux)
+        losses, aux = jax.tree.map(back, (losses, aux))
     # The sides of a branch must agree in what varies over devices.
     return collectives.varying((grads, losses, aux), axis_name)
 

@@ -33,7 +33,7 @@ from imbsam_jax.passes._batch import (
 )
 from imbsam_jax.passes._buffers import Buffers
 from imbsam_jax.passes._own_rows import by_size, check_buffers, chosen, plan, touched_rows
-from imbsam_jax.rows import check_pair
+from imbsam_jax.rows import check_pair, nan_where
 from imbsam_jax.rules import ClassWeights
 
 __all__ = ["split_norm"]
@@ -127,14 +127,14 @@ class _SplitNorm(OverRows):
     def _own_rows(
         self, point: Any, class_weights: Any, classes: NDArray[np.bool_], sizes: tuple[int, ...]
     ) -> tuple[Any, jax.Array]:
-        """(gradient, losses float[B]) of the rows of these classes; NaN for those of others."""
+        """(gradient, losses float[B]) of the rows of these classes; 0 for those of others."""
         touched = touched_rows(classes, self._of_groups)
         order, count = jnp.argsort(~touched, stable=True), touched.sum()
         grads, losses = by_size(
             sizes, count, partial(self._in_buffer, point, class_weights, order, count)
         )
         if sizes[-1] < touched.shape[0]:
-            grads = jax.tree.map(lambda g: jnp.where(count > sizes[-1], jnp.nan, g), grads)
+            grads, losses = nan_where(count > sizes[-1], (grads, losses))
         return grads, losses
 
     def _in_buffer(
@@ -149,12 +149,12 @@ class _SplitNorm(OverRows):
         def losses_alone(params: Any, *args: Any) -> tuple[jax.Array, None]:
             return check_pair(self._losses_fn(params, *args))[0], None
 
-        (grads,), losses, _ = at_once(losses_alone, point, [class_weights], part, self._axis_name)
+        (grads,), losses, _ = at_once(
+            losses_alone, point, [class_weights], part, self._axis_name, "split_norm"
+        )
         size = order.shape[0]
         losses = (
-            jnp.full(size, jnp.nan, losses.dtype)
-            .at[jnp.where(first, index, size)]
-            .set(losses, mode="drop")
+            jnp.zeros(size, losses.dtype).at[jnp.where(first, index, size)].set(losses, mode="drop")
         )
         # The sides of a branch must agree in what varies over devices.
         varying: tuple[Any, jax.Array] = collectives.varying((grads, losses), self._axis_name)

@@ -18,6 +18,7 @@ from imbsam_jax.passes._batch import (
     carried,
     check_batched,
 )
+from imbsam_jax.rows import at_least_float32
 from imbsam_jax.rules import ClassWeights
 
 __all__ = ["whole"]
@@ -33,8 +34,10 @@ class whole:
       micro_batches: A, how many parts of B/A rows the batch is worked off in, one after the other,
         for less memory: row i in part i % A. The gradient is that of the whole batch, since d_k is
         normalised when all parts are in it. Models that look across rows (batch normalisation)
-        look across those of a part. The sum over devices is taken once per ascent and once for
-        the result inside shard_map and pmap; under plain jit XLA may take it for every part.
+        look across those of a part; a loss that is divided by a sum over the batch is refused in
+        such a part (`losses.weighted` says how to give it the whole batch's). The sum over devices
+        is taken once per ascent and once for the result inside shard_map and pmap; under plain jit
+        XLA may take it for every part.
       batched: which of the args of losses_fn have the batch axis, `(True, False, ...)`, where
         micro-batches are cut; an arg that is a tree has it in all of its leaves or in none. None:
         all of them. An arg without it is given whole to every pass, a random key as well.
@@ -138,11 +141,11 @@ def _in_micro_batches(
             next(own) if has_rows else arg for arg, has_rows in zip(whole, which, strict=True)
         )
         part = Rows(args, labels, mask, rows.of)
-        grads, losses, aux = at_once(losses_fn, point, table, part, axis_name)
+        grads, losses, aux = at_once(losses_fn, point, table, part, axis_name, "micro_batches")
         return jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, grads), (losses, aux)
 
     def zeros(leaf: jax.Array) -> jax.Array:
-        return jnp.zeros_like(leaf, jnp.promote_types(leaf.dtype, jnp.float32))
+        return jnp.zeros_like(leaf, at_least_float32(leaf.dtype))
 
     total, (losses, aux) = lax.scan(one, [jax.tree.map(zeros, point) for _ in table], parts)
     grads = [jax.tree.map(lambda t, p: t.astype(p.dtype), part, point) for part in total]
