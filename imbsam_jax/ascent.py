@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from imbsam_jax.priors import _is_concrete
-from imbsam_jax.rows import at_least_float32, marked
+from imbsam_jax import checks
+from imbsam_jax.checks import at_least_float32
+from imbsam_jax.rows import marked
 
 __all__ = ["Ascent", "asam_scale", "magnitude_scale"]
 
@@ -64,8 +64,11 @@ def perturbed(params: PyTree, direction: PyTree, radius: Any, ascent: Ascent) ->
     Zero-safe without an epsilon: where the direction is exactly zero so is e. A direction that is
     not finite gives an e that is not finite.
     """
-    if not ascent.p > 1:
-        raise ValueError(f"p must be over 1, got {ascent.p}: the step of p = 1 is one coordinate")
+    if not (isinstance(ascent.p, int | float) and ascent.p > 1):
+        raise ValueError(
+            f"p must be a number over 1, infinity included, got {ascent.p!r}: the step of p = 1 is "
+            "one coordinate"
+        )
     params_wide = jax.tree.map(_widened, params)
     scale = None if ascent.adaptive is None else ascent.adaptive(params_wide)
     h = jax.tree.map(_widened, direction)
@@ -94,11 +97,9 @@ def perturbed(params: PyTree, direction: PyTree, radius: Any, ascent: Ascent) ->
 def decayed(grads: PyTree, points: list[PyTree], ascent: Ascent, part: Any) -> PyTree:
     """grads, and the gradients of `part * 0.5 * weight_decay * ||.||_2^2` at the points."""
     rate = ascent.weight_decay
-    if _is_concrete(rate):
-        if not (np.isfinite(rate) and rate >= 0):
-            raise ValueError(f"weight_decay must be finite and at least 0, got {rate}")
-        if rate == 0:
-            return grads
+    checks.number("weight_decay", rate, least=0)
+    if checks.is_concrete(rate) and rate == 0:
+        return grads
 
     def leaf(g: jax.Array, *at: jax.Array) -> jax.Array:
         return (_widened(g) + part * rate * sum(_widened(p) for p in at)).astype(g.dtype)
@@ -118,6 +119,8 @@ def asam_scale(eta: float = 0.01) -> Callable[[PyTree], PyTree]:
     >>> asam_scale(0.5)({"kernel": jnp.array([-2.0]), "bias": jnp.array([3.0])})["kernel"].tolist()
     [2.5]
     """
+
+    checks.number("eta", eta, least=0)
 
     def scale(params: PyTree) -> PyTree:
         def of(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:

@@ -35,11 +35,10 @@ import numpy as np
 from jax import lax
 from numpy.typing import ArrayLike, NDArray
 
-from imbsam_jax import collectives
+from imbsam_jax import checks, collectives
 from imbsam_jax.ascent import norm, root
-from imbsam_jax.priors import _is_concrete, checked_counts
+from imbsam_jax.checks import at_least_float32
 from imbsam_jax.rows import (
-    at_least_float32,
     check_distributions,
     check_labels,
     check_losses,
@@ -212,7 +211,7 @@ def value_and_grad(
             of_points = jax.tree.map(lambda x: _widened(x).sum(axis=0), of_points)
             return (of_points, *jax.tree.map(_widened, others))
 
-        if _is_concrete(flat_ratio) and flat_ratio == 1:
+        if checks.is_concrete(flat_ratio) and flat_ratio == 1:
             start = rows.varying(jax.tree.map(jnp.zeros_like, (moving, fixed, features)))
         else:
             clean = ((1 - flat_ratio) * rows.scale * rows.real).astype(losses.dtype)
@@ -296,7 +295,7 @@ def feature_adversary(
         raise ValueError("variant='release' weighs classes: give class_counts")
     table: NDArray[np.float64] | None = None
     if variant == "release":
-        counts = checked_counts(class_counts if class_counts is not None else [])
+        counts = checks.counts(class_counts if class_counts is not None else [])
         table = np.log(counts.max() / counts + 0.01) / divisor
 
     def losses_fn(
@@ -490,7 +489,7 @@ def _widened(leaf: jax.Array) -> jax.Array:
 
 
 def _checked_counts(class_counts: ArrayLike) -> NDArray[np.int64]:
-    counts = checked_counts(class_counts)
+    counts = checks.counts(class_counts)
     single = np.flatnonzero(counts == 1)
     if single.size:
         raise ValueError(
@@ -506,13 +505,16 @@ def _check_variant(variant: str) -> None:
 
 
 def _check_ratio(name: str, value: Any) -> None:
-    if not callable(value) and _is_concrete(value) and not (np.isfinite(value) and value >= 0):
+    if (
+        not callable(value)
+        and checks.is_concrete(value)
+        and not (np.isfinite(value) and value >= 0)
+    ):
         raise ValueError(f"{name} must be finite and at least 0, got {value}")
 
 
 def _check_share(name: str, value: Any) -> None:
-    if _is_concrete(value) and not 0 <= value <= 1:
-        raise ValueError(f"{name} must be between 0 and 1, got {value}")
+    checks.number(name, value, least=0, most=1)
 
 
 def _check_features(result: Any) -> tuple[Any, Any]:

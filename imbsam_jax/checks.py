@@ -120,8 +120,11 @@ def is_real(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
 
 
-def wide(dtype: Any) -> Any:
-    """float64 for itself, else float32; also where JAX is told to promote nothing by itself."""
+def at_least_float32(dtype: Any) -> Any:
+    """The type of norms, counts and sums: float64 for itself, else float32.
+
+    Also where JAX is told to promote nothing by itself.
+    """
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 

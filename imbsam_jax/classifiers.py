@@ -269,7 +269,7 @@ def normalised_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.flo
     >>> [round(float(norm), 4) for norm in jnp.linalg.norm(kernel, axis=0)]
     [1.0, 1.0]
     """
-    kernel = jax.random.uniform(key, shape, checks.wide(jnp.dtype(dtype)), -1.0, 1.0)
+    kernel = jax.random.uniform(key, shape, checks.at_least_float32(jnp.dtype(dtype)), -1.0, 1.0)
     return tau_normalise(kernel, 1.0).astype(dtype)
 
 
@@ -307,7 +307,7 @@ def _check_radius(radius: ArrayLike) -> None:
 
 
 def _wide_dtype(array: jax.Array) -> Any:
-    return checks.wide(array.dtype)
+    return checks.at_least_float32(array.dtype)
 
 
 def _norms(kernel: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from imbsam_jax.rows import at_least_float32
+from imbsam_jax.checks import at_least_float32
 
 AxisName = Any  # str | tuple[str, ...] | None
 

@@ -21,8 +21,8 @@ from jax import lax
 
 from imbsam_jax import collectives
 from imbsam_jax.ascent import Ascent, decayed, perturbed, scaled, summed
+from imbsam_jax.checks import at_least_float32
 from imbsam_jax.passes import Batch
-from imbsam_jax.rows import at_least_float32
 from imbsam_jax.rules import ClassWeights, Rule, check_table, require_step, stagewise
 
 

@@ -11,16 +11,10 @@ import numpy as np
 
 from imbsam_jax import collectives, core
 from imbsam_jax.ascent import Ascent, norm
+from imbsam_jax.checks import at_least_float32
 from imbsam_jax.passes import Passes, whole
 from imbsam_jax.passes._batch import Rows, Seen
-from imbsam_jax.rows import (
-    at_least_float32,
-    check_labels,
-    check_mask,
-    check_params,
-    nan_where_no_class,
-    row_weights,
-)
+from imbsam_jax.rows import check_labels, check_mask, check_params, nan_where_no_class, row_weights
 from imbsam_jax.rules import ClassWeights, Rule, stagewise
 
 __all__ = ["SharpnessInfo", "value_and_grad"]

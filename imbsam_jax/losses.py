@@ -546,7 +546,7 @@ def deviation_loss(
     reference_mean = checks.number("reference_mean", reference_mean)
     reference_std = checks.number("reference_std", reference_std, above=0)
     margin = checks.number("margin", margin, above=0)
-    scores = scores.astype(checks.wide(scores.dtype))
+    scores = scores.astype(checks.at_least_float32(scores.dtype))
     mean, std = (_like(x, scores) for x in (reference_mean, reference_std))
     margin, deviation = _like(margin, scores), (scores - mean) / std
     return _by_anomaly(labels, jnp.abs(deviation), jax.nn.relu(margin - deviation))
@@ -597,9 +597,9 @@ def deep_sad_loss(
             f"centre has shape {centre.shape}, but embeddings are {embeddings.shape[1]} wide"
         )
     eta, eps = checks.number("eta", eta, above=0), checks.number("eps", eps, above=0)
-    embeddings = embeddings.astype(checks.wide(embeddings.dtype))
+    embeddings = embeddings.astype(checks.at_least_float32(embeddings.dtype))
     # A centre in float64 makes the distance float64, too, as JAX's own promotion would.
-    centre = centre.astype(max(checks.wide(centre.dtype), embeddings.dtype))
+    centre = centre.astype(max(checks.at_least_float32(centre.dtype), embeddings.dtype))
     distance = jnp.square(embeddings.astype(centre.dtype) - centre[None, :]).sum(axis=-1)
     eta, eps = _like(eta, distance), _like(eps, distance)
     return _by_anomaly(labels, distance, eta / (distance + eps))
@@ -635,7 +635,7 @@ def _widened(logits: jax.Array) -> jax.Array:
     logits = checks.real("logits", logits)
     if logits.ndim != 2:
         raise ValueError(f"logits must be float[B, C], got shape {list(logits.shape)}")
-    return logits.astype(checks.wide(logits.dtype))
+    return logits.astype(checks.at_least_float32(logits.dtype))
 
 
 def _like(number: Any, array: jax.Array) -> Any:

@@ -234,7 +234,7 @@ def _ranked(scores: ArrayLike) -> tuple[jax.Array, jax.Array, Any]:
         scores = checks.on_host("scores", scores)
     if not (scores.dtype == bool or checks.is_real(scores.dtype)):
         raise ValueError(f"scores must be real numbers, got {scores.dtype}")
-    dtype = jax.dtypes.canonicalize_dtype(checks.wide(scores.dtype))
+    dtype = jax.dtypes.canonicalize_dtype(checks.at_least_float32(scores.dtype))
     if jax.dtypes.canonicalize_dtype(scores.dtype) == scores.dtype:
         scores = jnp.asarray(scores)
         return scores, jnp.isnan(scores), dtype
@@ -250,4 +250,4 @@ def _counted(name: str, counts: ArrayLike) -> jax.Array:
         raise ValueError(f"{name} must be numbers of examples, got {counts.dtype}")
     if isinstance(counts, np.ndarray):
         return jnp.asarray(counts.astype(np.float64), float)
-    return counts.astype(checks.wide(counts.dtype))
+    return counts.astype(checks.at_least_float32(counts.dtype))

@@ -23,9 +23,6 @@ __all__ = [
     "tail_classes",
 ]
 
-# As modules that do not yet name checks.py call them.
-_is_concrete, checked_counts = checks.is_concrete, checks.counts
-
 
 def class_counts(labels: ArrayLike, num_classes: int) -> NDArray[np.int64]:
     """Number of examples of each class, `n_c = sum_i 1[y_i = c]`.

@@ -15,16 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from imbsam_jax.priors import _is_concrete
+from imbsam_jax.checks import at_least_float32, is_concrete
 
 # Which kind of pass shows a loss a part of the batch only; None in a pass over all of it. It enters
 # the key of JAX's caches: a loss under a jit of its own is traced again in such a pass.
 part_of_batch = jax.make_user_context(None)
-
-
-def at_least_float32(dtype: Any) -> Any:
-    """The type in which norms, counts and sums are taken."""
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
 
 
 def row_weights(class_weights: Any, labels: jax.Array, mask: Any, dtype: Any) -> jax.Array:
@@ -157,7 +152,7 @@ def _array(name: str, wanted: str, value: Any) -> Any:
 
 
 def _can_be_read(array: Any) -> bool:
-    return _is_concrete(array) and getattr(array, "is_fully_addressable", True)
+    return is_concrete(array) and getattr(array, "is_fully_addressable", True)
 
 
 def check_distributions(labels: Any, mask: Any) -> None:
@@ -299,5 +294,5 @@ def _paths(tree: Any) -> str:
 def _is_bool(mark: Any) -> bool:
     if isinstance(mark, bool | np.bool_):
         return True
-    array = isinstance(mark, np.ndarray | jax.Array) and _is_concrete(mark)
+    array = isinstance(mark, np.ndarray | jax.Array) and is_concrete(mark)
     return array and mark.shape == () and mark.dtype == np.bool_

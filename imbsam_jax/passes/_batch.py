@@ -15,14 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from imbsam_jax import collectives
-from imbsam_jax.rows import (
-    at_least_float32,
-    check_losses,
-    check_pair,
-    part_of_batch,
-    row_weights,
-    share_of_rows,
-)
+from imbsam_jax.checks import at_least_float32
+from imbsam_jax.rows import check_losses, check_pair, part_of_batch, row_weights, share_of_rows
 from imbsam_jax.rules import ClassWeights
 
 LossesFn = Callable[..., tuple[jax.Array, Any]]

@@ -10,7 +10,7 @@ from jax import lax
 from numpy.typing import ArrayLike
 
 from imbsam_jax import collectives
-from imbsam_jax.rows import at_least_float32
+from imbsam_jax.checks import at_least_float32
 
 __all__ = ["batch_renorm"]
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from imbsam_jax.checks import at_least_float32
 from imbsam_jax.passes._batch import (
     Carry,
     LossesFn,
@@ -18,7 +19,6 @@ from imbsam_jax.passes._batch import (
     carried,
     check_batched,
 )
-from imbsam_jax.rows import at_least_float32
 from imbsam_jax.rules import ClassWeights
 
 __all__ = ["whole"]
