@@ -130,7 +130,7 @@ def our_steps(model: str, args: argparse.Namespace) -> dict[tuple[str, str], Any
     from imbsam_jax.losses import cross_entropy
 
     dataset = noise(long_tail_counts(100, 500, 100))
-    chosen = {"sgd": rules.sgd(100), "imbsam": rules.imbsam(dataset.class_counts())}
+    chosen = {"sgd": rules.sgd(100), "imbsam": rules.imbsam(dataset.class_counts(), eta=100)}
     found: dict[tuple[str, str], Any] = {}
     for count in sorted({1, *args.devices}):
         for parallel in args.parallel if count > 1 else ["jit"]:

@@ -24,11 +24,12 @@ from imbsam_jax import (
     asam_scale,
     cc_sam,
     magnitude_scale,
-    remembered,
+    passes,
     rules,
     schedules,
     value_and_grad,
 )
+from imbsam_jax.experimental import remembered
 from imbsam_jax.rules import Rule
 
 # Of the running statistics of batch normalisation.
@@ -138,16 +139,17 @@ class Tabled:
         def hand_on(args: Any, aux: Any) -> Any:
             return (*args[:2], *_of_the_whole(aux, parts))
 
+        carry = hand_on if self.statistics == "every" else None
+        batched = (True, True, False, True)
+        how: passes.Passes = passes.whole(parts, batched if parts > 1 else None, carry)
+        if halves.room is not None:
+            how = passes.own_rows(halves.room(len(halves.labels)), batched)
         f = value_and_grad(
             losses_fn,
             self.rule,
             axis_name=axis,
             ascent=self.ascent,
-            carry=hand_on if self.statistics == "every" else None,
-            micro_batches=parts,
-            batched=(True, True, False, True) if alone or parts > 1 else None,
-            examples="independent" if alone else "dependent",
-            buffers=halves.room(len(halves.labels)) if halves.room is not None else None,
+            passes=how,
         )
         images, target = halves.images, halves.target
         (loss, aux), grads = f(
@@ -179,10 +181,11 @@ class Tabled:
             self.rule,
             axis_name=axis,
             ascent=self.ascent,
-            carry=None if kind == "own" else hold,
-            batched=(True, True, False),
-            examples="split_norm",
-            buffers=halves.room(len(halves.labels)),
+            passes=passes.split_norm(
+                halves.room(len(halves.labels)),
+                batched=(True, True, False),
+                carry=None if kind == "own" else hold,
+            ),
         )
         images, target = halves.images, halves.target
         (loss, (seen, logits)), grads = f(
@@ -275,9 +278,9 @@ class Remembered:
             decay=self.decay,
             axis_name=axis,
             ascent=self.ascent,
-            batched=(True, True, False) if alone else None,
-            examples="independent" if alone else "dependent",
-            buffers=halves.room(len(halves.labels)) if halves.room is not None else None,
+            passes=passes.own_rows(halves.room(len(halves.labels)), (True, True, False))
+            if halves.room is not None
+            else passes.whole(),
         )
         running = self.without_memory(stats)
         images, target = halves.images, halves.target

@@ -9,10 +9,19 @@
 doors, core.py is the file to read first.
 """
 
-from imbsam_jax import cc_sam, classifiers, losses, metrics, remembered, rules, schedules
+from imbsam_jax import (
+    cc_sam,
+    classifiers,
+    experimental,
+    losses,
+    metrics,
+    passes,
+    rules,
+    schedules,
+)
 from imbsam_jax.ascent import Ascent, asam_scale, magnitude_scale
 from imbsam_jax.gradient import SharpnessInfo, value_and_grad
-from imbsam_jax.independent import binomial_buffers, stratified_buffers
+from imbsam_jax.passes import batch_renorm, binomial_buffers, stratified_buffers
 from imbsam_jax.priors import (
     class_counts,
     imbalance_factor,
@@ -21,7 +30,6 @@ from imbsam_jax.priors import (
     tail_classes,
 )
 from imbsam_jax.rules import ClassWeights
-from imbsam_jax.split_norm import batch_renorm
 from imbsam_jax.transform import SharpnessAwareState, class_weighted_grad, sharpness_aware
 
 __version__ = "0.1.0"
@@ -38,12 +46,13 @@ __all__ = [
     "class_counts",
     "class_weighted_grad",
     "classifiers",
+    "experimental",
     "imbalance_factor",
     "long_tail_counts",
     "losses",
     "magnitude_scale",
     "metrics",
-    "remembered",
+    "passes",
     "rules",
     "schedules",
     "sharpness_aware",

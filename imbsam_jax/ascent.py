@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax import lax
 
-from imbsam_jax.priors import _is_concrete
+from imbsam_jax import checks
+from imbsam_jax.checks import at_least_float32
+from imbsam_jax.rows import marked
 
 __all__ = ["Ascent", "asam_scale", "magnitude_scale"]
 
@@ -34,7 +37,8 @@ class Ascent(NamedTuple):
       adaptive: `params -> T`, an elementwise scale of the ball (`asam_scale()`,
         `magnitude_scale`), or None for a plain ball.
       perturb: which parameters move: a tree of bools like the parameters (or a prefix of it), or
-        a function that makes one; None moves all. Norms are taken over those that move.
+        a function that makes one; None moves all. Norms are taken over those that move. Anything
+        but a bool is refused: a label such as "frozen" would be true.
       group_mean: divide each part by the number of its own rows instead of the batch size, as
         the "imbsam" mode of the SSE-SAM release does. A part without a row contributes nothing.
       weight_decay: puts `0.5 * weight_decay * ||theta||_2^2`, over all parameters, into the
@@ -60,28 +64,29 @@ def perturbed(params: PyTree, direction: PyTree, radius: Any, ascent: Ascent) ->
     Zero-safe without an epsilon: where the direction is exactly zero so is e. A direction that is
     not finite gives an e that is not finite.
     """
-    if not ascent.p > 1:
-        raise ValueError(f"p must be over 1, got {ascent.p}: the step of p = 1 is one coordinate")
+    if not (isinstance(ascent.p, int | float) and ascent.p > 1):
+        raise ValueError(
+            f"p must be a number over 1, infinity included, got {ascent.p!r}: the step of p = 1 is "
+            "one coordinate"
+        )
     params_wide = jax.tree.map(_widened, params)
     scale = None if ascent.adaptive is None else ascent.adaptive(params_wide)
     h = jax.tree.map(_widened, direction)
     if ascent.perturb is not None:
-        mask = ascent.perturb(params) if callable(ascent.perturb) else ascent.perturb
-        h = jax.tree.map(
-            lambda keep, part: part if keep else jax.tree.map(jnp.zeros_like, part), mask, h
-        )
+        keep = iter(marked(ascent.perturb, params, "perturb"))
+        h = jax.tree.map(lambda x: x if next(keep) else jnp.zeros_like(x), h)
     if scale is not None:
         h = jax.tree.map(jnp.multiply, scale, h)
 
     _, h = _over_peak(h)
     if ascent.p == 2:
-        total = sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(h))
-        length = jnp.sqrt(total)
+        total = _total(jnp.square, h)
+        length = root(total)
     else:
         q = 1.0 if math.isinf(ascent.p) else ascent.p / (ascent.p - 1)
-        total = sum(jnp.sum(jnp.abs(x) ** q) for x in jax.tree.leaves(h))
-        length = total ** (1 / ascent.p)
-        h = jax.tree.map(lambda x: jnp.sign(x) * jnp.abs(x) ** (q - 1), h)
+        total = _total(lambda x: _power(x, q), h)
+        length = _power(total, 1 / ascent.p)
+        h = jax.tree.map(lambda x: jnp.sign(x) * _power(x, q - 1), h)
     factor = radius / jnp.where(total == 0, 1, length)
     e = jax.tree.map(lambda x: x * factor.astype(x.dtype), h)
     if scale is not None:
@@ -92,11 +97,9 @@ def perturbed(params: PyTree, direction: PyTree, radius: Any, ascent: Ascent) ->
 def decayed(grads: PyTree, points: list[PyTree], ascent: Ascent, part: Any) -> PyTree:
     """grads, and the gradients of `part * 0.5 * weight_decay * ||.||_2^2` at the points."""
     rate = ascent.weight_decay
-    if _is_concrete(rate):
-        if not (np.isfinite(rate) and rate >= 0):
-            raise ValueError(f"weight_decay must be finite and at least 0, got {rate}")
-        if rate == 0:
-            return grads
+    checks.number("weight_decay", rate, least=0)
+    if checks.is_concrete(rate) and rate == 0:
+        return grads
 
     def leaf(g: jax.Array, *at: jax.Array) -> jax.Array:
         return (_widened(g) + part * rate * sum(_widened(p) for p in at)).astype(g.dtype)
@@ -108,7 +111,8 @@ def asam_scale(eta: float = 0.01) -> Callable[[PyTree], PyTree]:
     """ASAM's ball: `T = |theta| + eta` for weights, 1 for biases.
 
     The original chooses tensors named "weight", which in PyTorch includes normalisation scales.
-    Here every leaf whose last name does not contain "bias" counts as a weight.
+    Here every leaf whose last name does not contain "bias" counts as a weight; the `value` of an
+    `nnx.Variable` and places in a list are no names.
 
     Source: Kwon et al., ICML 2021 (eta 0.01 in its class, 0 in its example script).
 
@@ -116,14 +120,25 @@ def asam_scale(eta: float = 0.01) -> Callable[[PyTree], PyTree]:
     [2.5]
     """
 
+    checks.number("eta", eta, least=0)
+
     def scale(params: PyTree) -> PyTree:
         def of(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-            is_bias = "bias" in jax.tree_util.keystr(path[-1:]) if path else False
-            return jnp.ones_like(leaf) if is_bias else jnp.abs(leaf) + eta
+            return jnp.ones_like(leaf) if "bias" in _last_name(path) else jnp.abs(leaf) + eta
 
         return jax.tree_util.tree_map_with_path(of, params)
 
     return scale
+
+
+def _last_name(path: tuple[Any, ...]) -> str:
+    """The last entry that names the parameter: a box around it (nnx.Variable) has a value, too."""
+    for key in reversed(path):
+        boxed = isinstance(key, jax.tree_util.GetAttrKey) and key.name in ("value", "raw_value")
+        number = isinstance(key, jax.tree_util.SequenceKey | jax.tree_util.FlattenedIndexKey)
+        if not boxed and not number:
+            return jax.tree_util.keystr((key,), simple=True)
+    return ""
 
 
 def magnitude_scale(params: PyTree) -> PyTree:
@@ -138,15 +153,66 @@ def magnitude_scale(params: PyTree) -> PyTree:
 def norm(tree: PyTree) -> jax.Array:
     """||.||_2 over all leaves, at least float32 and as `perturbed` takes it."""
     peak, tree = _over_peak(jax.tree.map(_widened, tree))
-    return peak * jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)))
+    return peak * root(_total(jnp.square, tree))
+
+
+def summed(*leaves: jax.Array) -> jax.Array:
+    """Their sum, taken in at least float32, in the type of the first."""
+    first, *others = (_widened(leaf) for leaf in leaves)
+    return sum(others, start=first).astype(leaves[0].dtype)
+
+
+def scaled(leaf: jax.Array, factor: jax.Array) -> jax.Array:
+    """leaf * factor, taken in at least float32, in the type of the leaf."""
+    wide = _widened(leaf)
+    return (wide * factor.astype(wide.dtype)).astype(leaf.dtype)
 
 
 def _over_peak(tree: PyTree) -> tuple[jax.Array, PyTree]:
-    """max|h| and h / max|h|: the direction is the same, and no square under- or overflows."""
+    """max|h| and h / max|h|: the direction is the same, and no square under- or overflows.
+
+    What is made of both does not depend on the peak, so that no derivative is taken of it.
+    """
     peak = jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(tree)]).max()
-    safe = jnp.where(peak == 0, 1, peak)
+    peak = lax.stop_gradient(peak)
+    safe = _or_one(peak)
     return peak, jax.tree.map(lambda x: x / safe.astype(x.dtype), tree)
 
 
+def _total(of: Callable[[jax.Array], jax.Array], tree: PyTree) -> jax.Array:
+    return jnp.asarray(sum(jnp.sum(of(x)) for x in jax.tree.leaves(tree)))
+
+
+def _or_one(x: jax.Array) -> jax.Array:
+    """x, 1 where it is 0: what may be divided by."""
+    return jnp.where(x == 0, 1, x)
+
+
+@jax.custom_jvp
+def root(x: jax.Array) -> jax.Array:
+    """sqrt(x), flat where x is 0, so that a step that moves nothing has a derivative."""
+    return jnp.sqrt(x)
+
+
+@root.defjvp
+def _root_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (x,), (t,) = primals, tangents
+    return root(x), jnp.where(x == 0, 0, 0.5 / root(_or_one(x))) * t
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _power(x: jax.Array, exponent: float) -> jax.Array:
+    """|x|^exponent, flat where x is 0."""
+    return jnp.abs(x) ** exponent
+
+
+@_power.defjvp
+def _power_jvp(exponent: float, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (x,), (t,) = primals, tangents
+    safe = _or_one(x)
+    slope = exponent * jnp.sign(safe) * _power(safe, exponent - 1)
+    return _power(x, exponent), jnp.where(x == 0, 0, slope) * t
+
+
 def _widened(leaf: jax.Array) -> jax.Array:
-    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    return leaf.astype(at_least_float32(leaf.dtype))

@@ -35,10 +35,21 @@ import numpy as np
 from jax import lax
 from numpy.typing import ArrayLike, NDArray
 
-from imbsam_jax import collectives
-from imbsam_jax.ascent import norm
-from imbsam_jax.priors import _is_concrete, checked_counts
-from imbsam_jax.rows import check_labels, check_losses, check_pair, check_params
+from imbsam_jax import checks, collectives
+from imbsam_jax.ascent import norm, root
+from imbsam_jax.checks import at_least_float32
+from imbsam_jax.rows import (
+    check_distributions,
+    check_labels,
+    check_losses,
+    check_mask,
+    check_pair,
+    check_params,
+    check_whole_batch,
+    marked,
+    nan_where,
+    no_distribution,
+)
 from imbsam_jax.rules import require_step
 
 __all__ = ["feature_adversary", "value_and_grad"]
@@ -85,6 +96,7 @@ def value_and_grad(
         mixed losses, and at theta + e the plain loss of the first label.
       classes_at_once: how many classes are computed side by side; more is faster and takes
         so many copies of w. None chooses up to 2^24 numbers for the classifier, and 1 for "all".
+        A derivative of the gradient by reverse mode needs all classes at once.
       axis_name: the device axis, inside pmap, shard_map or vmap; None under plain jit.
       sync_ascent: average d_c over the devices before it is used. False gives every device its
         own perturbations from its own rows.
@@ -105,6 +117,7 @@ def value_and_grad(
     Raises:
       ValueError: a class with a single example, whose radius would be infinite; no parameter of
         that classifier; averaged losses; labels of another shape; options out of range.
+      TypeError: losses or parameters that are not real arrays, marks that are not bools.
 
     Source: Zhou et al., CVPR 2023. Papers and digests do not say whether L^c is a sum or a mean
     over the batch; here it is divided by B, so that all d_c add up to the gradient.
@@ -135,7 +148,9 @@ def value_and_grad(
 
     def f(params: Any, labels: Any, *args: Any, step: Any = None, mask: Any = None) -> Any:
         labels = check_labels(labels, mask)
+        mask = check_mask(mask, labels.shape[0])
         _check_classes(labels, counts.size, variant)
+        check_distributions(labels, mask)
         ratio = noise_ratio
         if callable(ratio):
             require_step(step)
@@ -161,7 +176,7 @@ def value_and_grad(
         losses, pull, aux = jax.vjp(
             lambda *parts: run(head_losses_fn, *parts), moving, fixed, features, has_aux=True
         )
-        wide = jnp.promote_types(losses.dtype, jnp.float32)
+        wide = at_least_float32(losses.dtype)
         rows = _Rows(labels, mask, counts.size, wide, axis_name, sync_ascent)
         length_w = norm(moving)
         size = sum(leaf.size for leaf in moving)
@@ -183,7 +198,7 @@ def value_and_grad(
                 ),
                 (directions, root),
             )
-            _, pull_there = jax.vjp(
+            there, pull_there = jax.vjp(
                 lambda points, fixed, features: _each(
                     lambda point: run(there_fn, point, fixed, features)[0], points
                 ),
@@ -191,23 +206,26 @@ def value_and_grad(
                 fixed,
                 features,
             )
-            descent = (flat_ratio * rows.scale * parts).astype(losses.dtype)
+            descent = (flat_ratio * rows.scale * parts).astype(there.dtype)
             of_points, *others = pull_there(rows.varying(descent))
-            return (jax.tree.map(lambda x: x.sum(axis=0), of_points), *others)
+            of_points = jax.tree.map(lambda x: _widened(x).sum(axis=0), of_points)
+            return (of_points, *jax.tree.map(_widened, others))
 
-        if _is_concrete(flat_ratio) and flat_ratio == 1:
+        if checks.is_concrete(flat_ratio) and flat_ratio == 1:
             start = rows.varying(jax.tree.map(jnp.zeros_like, (moving, fixed, features)))
         else:
             clean = ((1 - flat_ratio) * rows.scale * rows.real).astype(losses.dtype)
             start = pull(rows.varying(clean))
+        start = jax.tree.map(_widened, start)
         at_once = classes_at_once or (1 if perturb == "all" else max(1, 2**24 // size))
         total = _over_classes(of_classes, start, rows, at_once)
+        total = jax.tree.map(lambda x, like: x.astype(like.dtype), total, (moving, fixed, features))
 
         grads = join(total[0], total[1])
         if perturb == "classifier":
             grads = jax.tree.map(jnp.add, grads, pull_features(total[2])[0])
         grads = jax.tree.map(lambda x: x * rows.valid.astype(x.dtype), grads)
-        mean_loss = jnp.where(rows.real == 0, 0, losses).sum() * rows.scale
+        mean_loss = jnp.where(rows.real == 0, 0, losses).sum(dtype=wide) * rows.scale
         mean_loss, grads = collectives.mean((mean_loss, grads), axis_name)
         return (mean_loss, aux), grads
 
@@ -277,14 +295,23 @@ def feature_adversary(
         raise ValueError("variant='release' weighs classes: give class_counts")
     table: NDArray[np.float64] | None = None
     if variant == "release":
-        counts = checked_counts(class_counts if class_counts is not None else [])
+        counts = checks.counts(class_counts if class_counts is not None else [])
         table = np.log(counts.max() / counts + 0.01) / divisor
 
     def losses_fn(
         params: Any, labels: Any, features: jax.Array, *args: Any, share: Any, mask: Any = None
     ) -> tuple[jax.Array, Any]:
         labels = check_labels(labels, mask)
+        mask = check_mask(mask, labels.shape[0])
+        check_distributions(labels, mask)
         _check_share("share", share)
+        if table is not None:
+            # Rows with other rows of their class: own_rows keeps all of a class together.
+            check_whole_batch(
+                "variant='release' divides by the rows of a class in the batch",
+                "take the batch whole, or variant='paper'",
+                but=("own_rows",),
+            )
 
         def run(params: Any, z: jax.Array) -> tuple[jax.Array, Any]:
             losses, aux = check_pair(head_losses_fn(params, z, *args))
@@ -293,7 +320,7 @@ def feature_adversary(
         losses, aux = run(params, features)
         still = lax.stop_gradient(params)
         seen, pull = jax.vjp(lambda z: run(still, z)[0], lax.stop_gradient(features))
-        real = jnp.ones_like(seen) if mask is None else jnp.asarray(mask).astype(seen.dtype)
+        real = jnp.ones_like(seen) if mask is None else mask.astype(seen.dtype)
         (d,) = pull(real)
         flat = _widened(d).reshape(d.shape[0], -1)
         if table is None:
@@ -309,7 +336,10 @@ def feature_adversary(
             noise = strength * u[:, None] * _over_norm(flat, labels, table.size)
         noise = lax.stop_gradient(noise).reshape(features.shape)
         there, _ = run(params, (_widened(features) + noise).astype(features.dtype))
-        return (1 - share) * losses + share * (u * there).astype(losses.dtype), aux
+        losses = (1 - share) * losses + share * (u * there).astype(losses.dtype)
+        if labels.ndim == 2:
+            losses = nan_where(no_distribution(labels) & (real != 0), losses)
+        return losses, aux
 
     return losses_fn
 
@@ -322,13 +352,15 @@ class _Rows:
     ) -> None:
         self.labels, self.num_classes, self.axis = labels, num_classes, axis
         batch = labels.shape[0]
-        self.real = jnp.ones(batch, dtype) if mask is None else jnp.asarray(mask).astype(dtype)
+        self.real = jnp.ones(batch, dtype) if mask is None else mask.astype(dtype)
         if labels.ndim == 2:
-            self.valid = jnp.ones((), dtype)
+            self.valid = jnp.where(
+                jnp.any(no_distribution(labels) & (self.real != 0)), np.float32(np.nan), 1.0
+            )
             rows = jnp.where(self.real[:, None] == 0, 0, labels).astype(dtype).sum(axis=0)
         else:
             inside = (labels >= 0) & (labels < num_classes)
-            self.valid = jnp.where(jnp.all(inside | (self.real == 0)), 1.0, jnp.nan)
+            self.valid = jnp.where(jnp.all(inside | (self.real == 0)), 1.0, np.float32(np.nan))
             at = jnp.where(inside, labels, num_classes)
             rows = jnp.zeros((num_classes,), dtype).at[at].add(self.real, mode="drop")
         # Means over devices: what a device's part of a sum is multiplied by, so that the mean
@@ -388,7 +420,7 @@ def _moved(
     def one(leaf: jax.Array, d: jax.Array) -> jax.Array:
         length = whole if joint else norm([d])
         safe = jnp.where(length == 0, 1, length)
-        radius = ratio * size**0.25 * jnp.sqrt(length_w / (2 * safe))
+        radius = ratio * size**0.25 * root(length_w / (2 * safe))
         radius = jnp.where(length == 0, 0, radius)
         wide = _widened(leaf)
         step = _widened(d) / safe.astype(wide.dtype) * radius.astype(wide.dtype)
@@ -435,11 +467,7 @@ def _split(params: PyTree, classifier: Any) -> tuple[list[Any], list[Any], Calla
                 f"the top level has {', '.join(known) or 'no names'}"
             )
     elif classifier is not None:
-        mask = classifier(params) if callable(classifier) else classifier
-        spread = jax.tree.map(
-            lambda keep, part: jax.tree.map(lambda _: bool(keep), part), mask, params
-        )
-        marks = jax.tree.leaves(spread)
+        marks = marked(classifier, params, "classifier")
         if not any(marks):
             raise ValueError("the mask given as classifier marks no parameter")
 
@@ -457,11 +485,11 @@ def _inverse(total: jax.Array) -> jax.Array:
 
 
 def _widened(leaf: jax.Array) -> jax.Array:
-    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    return leaf.astype(at_least_float32(leaf.dtype))
 
 
 def _checked_counts(class_counts: ArrayLike) -> NDArray[np.int64]:
-    counts = checked_counts(class_counts)
+    counts = checks.counts(class_counts)
     single = np.flatnonzero(counts == 1)
     if single.size:
         raise ValueError(
@@ -477,13 +505,12 @@ def _check_variant(variant: str) -> None:
 
 
 def _check_ratio(name: str, value: Any) -> None:
-    if not callable(value) and _is_concrete(value) and not (np.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} must be finite and at least 0, got {value}")
+    if not callable(value):
+        checks.number(name, value, least=0)
 
 
 def _check_share(name: str, value: Any) -> None:
-    if _is_concrete(value) and not 0 <= value <= 1:
-        raise ValueError(f"{name} must be between 0 and 1, got {value}")
+    checks.number(name, value, least=0, most=1)
 
 
 def _check_features(result: Any) -> tuple[Any, Any]:

@@ -15,7 +15,8 @@ import numpy as np
 import optax
 from numpy.typing import ArrayLike
 
-from imbsam_jax.priors import _is_concrete, checked_counts
+from imbsam_jax import checks
+from imbsam_jax.rows import marked
 
 __all__ = [
     "MaxNormState",
@@ -49,11 +50,11 @@ def tau_normalise(kernel: jax.Array, tau: float = 1.0) -> jax.Array:
     >>> tau_normalise(jnp.array([[0.0, 0.0], [4.0, 2.0]]), 2.0).tolist()
     [[0.0, 0.0], [0.25, 0.5]]
     """
-    _check_kernel(kernel)
-    if _is_concrete(tau) and not np.isfinite(tau):
-        raise ValueError(f"tau must be finite, got {tau}")
+    kernel = _checked_kernel(kernel)
+    power: Any = checks.number("tau", tau)
     wide, norms = _with_norms(kernel)
-    return (wide / norms**tau).astype(kernel.dtype)
+    power = power if checks.is_concrete(power) else power.astype(wide.dtype)
+    return (wide / norms**power).astype(kernel.dtype)
 
 
 def lws_logits(logits: jax.Array, scales: jax.Array) -> jax.Array:
@@ -70,10 +71,12 @@ def lws_logits(logits: jax.Array, scales: jax.Array) -> jax.Array:
     >>> lws_logits(jnp.array([[1.0, 2.0]]), jnp.array([1.0, 3.0])).tolist()
     [[1.0, 6.0]]
     """
-    if jnp.shape(scales) != logits.shape[-1:]:
+    logits, scales = checks.floating("logits", logits), checks.floating("scales", scales)
+    if scales.shape != logits.shape[-1:]:
         raise ValueError(
-            f"scales must be float[{logits.shape[-1]}], one per class, got {jnp.shape(scales)}"
+            f"scales must be float[{logits.shape[-1]}], one per class, got {scales.shape}"
         )
+    logits, scales = checks.alike(logits, scales)
     return logits * jnp.reshape(scales, (1,) * (logits.ndim - 1) + (-1,))
 
 
@@ -85,8 +88,13 @@ def fold_scales(
     >>> fold_scales(jnp.ones((1, 2)), jnp.ones(2), jnp.array([1.0, 3.0]))[0].tolist()
     [[1.0, 3.0]]
     """
-    _check_kernel(kernel)
-    return lws_logits(kernel, scales), bias * scales
+    kernel = _checked_kernel(kernel)
+    bias, factors = checks.floating("bias", bias), checks.floating("scales", scales)
+    if bias.shape != kernel.shape[1:]:
+        raise ValueError(f"bias must be float{list(kernel.shape[1:])}, got shape {bias.shape}")
+    scaled = lws_logits(kernel, scales)
+    bias, factors = checks.alike(bias, factors)
+    return scaled, bias * factors
 
 
 def max_norm_radius(kernel: jax.Array, fraction: float = 0.1) -> jax.Array:
@@ -106,11 +114,11 @@ def max_norm_radius(kernel: jax.Array, fraction: float = 0.1) -> jax.Array:
     >>> round(float(max_norm_radius(jnp.array([[1.0, 3.0]]))), 4)
     1.2
     """
-    _check_kernel(kernel)
-    if _is_concrete(fraction) and not 0 <= fraction <= 1:
-        raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
+    kernel = _checked_kernel(kernel)
+    part: Any = checks.number("fraction", fraction, least=0, most=1)
     norms = _norms(kernel)
-    return norms.min() + fraction * (norms.max() - norms.min())
+    part = part if checks.is_concrete(part) else part.astype(norms.dtype)
+    return norms.min() + part * (norms.max() - norms.min())
 
 
 def max_norm_project(kernel: jax.Array, radius: ArrayLike) -> jax.Array:
@@ -123,7 +131,7 @@ def max_norm_project(kernel: jax.Array, radius: ArrayLike) -> jax.Array:
     >>> max_norm_project(jnp.array([[1.0, 3.0]]), 2.0).tolist()
     [[1.0, 2.0]]
     """
-    _check_kernel(kernel)
+    kernel = _checked_kernel(kernel)
     _check_radius(radius)
     wide, norms = _with_norms(kernel)
     scale = jnp.asarray(radius, wide.dtype) / norms
@@ -173,15 +181,11 @@ def max_norm(
     """
     if radius is not None:
         _check_radius(radius)
-    if _is_concrete(every) and every < 1:
-        raise ValueError(f"every must be at least 1 update, got {every}")
+    checks.number("fraction", fraction, least=0, most=1)
+    checks.steps("every", every, 1, "at least 1 update, a whole number")
 
     def chosen(params: PyTree) -> list[bool]:
-        marks = mask(params) if callable(mask) else mask
-        spread = jax.tree.map(
-            lambda keep, part: jax.tree.map(lambda _: bool(keep), part), marks, params
-        )
-        pairs = zip(jax.tree.leaves(spread), jax.tree.leaves(params), strict=True)
+        pairs = zip(marked(mask, params, "max_norm's mask"), jax.tree.leaves(params), strict=True)
         picks = [keep and jnp.ndim(leaf) > 1 for keep, leaf in pairs]
         if not any(picks):
             raise ValueError("the mask of max_norm marks no kernel (no matrix): mark the head's")
@@ -241,10 +245,16 @@ def normalised_linear(features: jax.Array, kernel: jax.Array) -> jax.Array:
     >>> round(float(normalised_linear(jnp.array([[3.0, 4.0]]), jnp.array([[2.0], [0.0]]))[0, 0]), 4)
     0.6
     """
-    _check_kernel(kernel)
+    kernel = _checked_kernel(kernel)
+    features = checks.real("features", features)
+    if features.ndim != 2 or features.shape[1] != kernel.shape[0]:
+        raise ValueError(
+            f"features must be float[B, {kernel.shape[0]}], got shape {list(features.shape)}"
+        )
     features_wide, feature_norms = _with_norms(features.T)
     kernel_wide, kernel_norms = _with_norms(kernel)
-    return (features_wide / feature_norms).T @ (kernel_wide / kernel_norms)
+    left, right = checks.alike((features_wide / feature_norms).T, kernel_wide / kernel_norms)
+    return left @ right
 
 
 def normalised_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
@@ -259,7 +269,7 @@ def normalised_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.flo
     >>> [round(float(norm), 4) for norm in jnp.linalg.norm(kernel, axis=0)]
     [1.0, 1.0]
     """
-    kernel = jax.random.uniform(key, shape, jnp.promote_types(dtype, jnp.float32), -1.0, 1.0)
+    kernel = jax.random.uniform(key, shape, checks.at_least_float32(jnp.dtype(dtype)), -1.0, 1.0)
     return tau_normalise(kernel, 1.0).astype(dtype)
 
 
@@ -277,29 +287,27 @@ def adjust_logits(logits: jax.Array, class_counts: ArrayLike, *, tau: float = 1.
     >>> int(adjust_logits(jnp.array([[1.0, 0.0]]), [90, 10])[0].argmax())
     1
     """
-    counts = checked_counts(class_counts)
+    counts, logits = checks.counts(class_counts), checks.floating("logits", logits)
     if logits.shape[-1] != counts.size:
         raise ValueError(f"there are {counts.size} class counts but {logits.shape[-1]} logits")
-    if _is_concrete(tau) and not np.isfinite(tau):
-        raise ValueError(f"tau must be finite, got {tau}")
+    tau = checks.number("tau", tau)
     shifts = jnp.asarray(tau * np.log(counts / counts.sum()), logits.dtype)
     return logits - jnp.reshape(shifts, (1,) * (logits.ndim - 1) + (-1,))
 
 
-def _check_kernel(kernel: jax.Array) -> None:
-    if jnp.ndim(kernel) != 2:
-        raise ValueError(f"kernel must be float[F, C], got shape {list(jnp.shape(kernel))}")
+def _checked_kernel(kernel: Any) -> jax.Array:
+    kernel = checks.floating("kernel", kernel)
+    if kernel.ndim != 2:
+        raise ValueError(f"kernel must be float[F, C], got shape {list(kernel.shape)}")
+    return kernel
 
 
 def _check_radius(radius: ArrayLike) -> None:
-    if np.ndim(radius) != 0:
-        raise ValueError(f"radius must be a scalar, got shape {list(np.shape(radius))}")
-    if _is_concrete(radius) and not np.asarray(radius) > 0:
-        raise ValueError(f"radius must be positive, got {radius!r}")
+    checks.number("radius", radius, above=0, wanted="positive and finite")
 
 
 def _wide_dtype(array: jax.Array) -> Any:
-    return jnp.promote_types(array.dtype, jnp.float32)
+    return checks.at_least_float32(array.dtype)
 
 
 def _norms(kernel: jax.Array) -> jax.Array:

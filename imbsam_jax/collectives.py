@@ -14,6 +14,8 @@ from typing import Any
 import jax
 from jax import lax
 
+from imbsam_jax.checks import at_least_float32
+
 AxisName = Any  # str | tuple[str, ...] | None
 
 
@@ -41,5 +43,13 @@ def _varying_axes(leaf: Any) -> frozenset[str]:
 
 
 def mean(tree: Any, axis_name: AxisName) -> Any:
-    """Mean over the axis of every leaf, in one all-reduce; the tree itself where axis is None."""
-    return tree if axis_name is None else lax.pmean(tree, axis_name)
+    """Mean over the axis of every leaf, in one all-reduce; the tree itself where axis is None.
+
+    Leaves narrower than float32 are summed in float32 and keep their type.
+    """
+    if axis_name is None:
+        return tree
+
+    wide = jax.tree.map(lambda leaf: leaf.astype(at_least_float32(leaf.dtype)), tree)
+    means = lax.pmean(wide, axis_name)
+    return jax.tree.map(lambda mean, leaf: mean.astype(leaf.dtype), means, tree)

@@ -4,15 +4,15 @@
     e_k = radius_k * d_k / ||d_k||_2,   d_k = grad L[group_k](theta)
     L[w](theta) = (1/B) sum_i w[y_i] * loss_i(theta)
 
-`base`, `group_k` and `radius_k` come from a rule (rules.py), e_k from ascent.py. Both front doors,
-gradient.py and transform.py, say how a weighted gradient is computed and call `gradient` here.
+`base`, `group_k` and `radius_k` come from a rule (rules.py), e_k from ascent.py, the gradients of
+L[w] from a batch (passes/). Three independent choices meet here, and none knows the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,52 +20,53 @@ import numpy as np
 from jax import lax
 
 from imbsam_jax import collectives
-from imbsam_jax.ascent import Ascent, decayed, perturbed
+from imbsam_jax.ascent import Ascent, decayed, perturbed, scaled, summed
+from imbsam_jax.checks import at_least_float32
+from imbsam_jax.passes import Batch
 from imbsam_jax.rules import ClassWeights, Rule, check_table, require_step, stagewise
-
-
-class Batch(NamedTuple):
-    """What the core asks of a batch, this device's part alone; `moved` once per group, in order."""
-
-    clean: Callable[[list[Any]], list[Any]]  # class weights [C], several -> gradients at theta
-    moved: Callable[[Any, Any], tuple[Any, Any]]  # (point, class weights) -> gradient there, info
-    share: Callable[[Any], Any]  # class weights -> rows they touch / rows of this device
-    real: Any = None  # real rows / rows, where some rows are padding; None where none are
 
 
 def gradient(
     batch: Batch, params: Any, table: ClassWeights, *, ascent: Ascent, axis_name: Any, sync: bool
 ) -> tuple[Any, list[tuple[Any, Any]]]:
-    """This device's part of g, and for each group (d_k, info of its pass); average g yourself."""
+    """This device's part of g, and for each group (d_k, losses at theta + e_k).
+
+    Where rows are padding, g is over all rows of the device: `mean_over_rows` averages it over
+    the devices and divides the padding out.
+    """
     groups = [table.groups[k] for k in range(check_table(table).groups.shape[0])]
-    # Padding is divided out of the whole gradient later: weight decay counts as the rows do.
-    real = 1.0 if batch.real is None else batch.real
-    share = batch.share if ascent.group_mean else lambda _: real
     base = [] if table.base is None else [table.base]
-    parts = batch.clean(groups + base)
-    pairs = zip(parts[: len(groups)], groups, strict=True)
-    directions = [decayed(d, [params], ascent, share(w) / len(groups)) for d, w in pairs]
-    if sync and directions:
-        directions = collectives.mean(directions, axis_name)
-    points = [perturbed(params, d, r, ascent) for d, r in zip(directions, table.radii, strict=True)]
-    # What the passes at theta kept for their backward passes is given up before the next begins.
-    points, parts = lax.optimization_barrier((points, parts)) if points else (points, parts)
-    moved = [batch.moved(point, w) for point, w in zip(points, groups, strict=True)]
-    parts = parts[len(groups) :] + [part for part, _ in moved]
+
+    at_theta = batch.clean(groups + base)
+    d = _directions(at_theta[: len(groups)], params, groups, batch, ascent)
+    if sync and d:
+        d = collectives.mean(d, axis_name)
+
+    of_groups = zip(d, table.radii, strict=True)
+    points = [perturbed(params, d_k, radius, ascent) for d_k, radius in of_groups]
+    points, at_theta = _one_after_the_other(points, at_theta)
+    there = [batch.moved(k, points[k], weights) for k, weights in enumerate(groups)]
+
+    parts = at_theta[len(groups) :] + [grads for grads, _ in there]
     if ascent.group_mean:
-        parts = _by_group_mean(parts, base + groups, batch, axis_name)
-    total = jax.tree.map(lambda *leaves: sum(leaves[1:], start=leaves[0]), *parts)
-    total = decayed(total, points or [params], ascent, real / max(len(groups), 1))
-    return total, list(zip(directions, [info for _, info in moved], strict=True))
+        parts = _over_own_rows(parts, base + groups, batch, axis_name)
+    total = jax.tree.map(summed, *parts)
+    total = decayed(total, points or [params], ascent, _real(batch) / max(len(groups), 1))
+    return total, [(d_k, losses) for d_k, (_, losses) in zip(d, there, strict=True)]
 
 
-def _by_group_mean(parts: list[Any], touched: list[Any], batch: Batch, axis_name: Any) -> list[Any]:
-    shares = collectives.mean([batch.share(weights) for weights in touched], axis_name)
-    # Padding is divided out of the whole gradient later, but not of a mean over a group's rows.
-    real = 1.0 if batch.real is None else collectives.mean(batch.real, axis_name)
-    factors = [jnp.where(share == 0, 0, real / jnp.where(share == 0, 1, share)) for share in shares]
-    pairs = zip(parts, factors, strict=True)
-    return [jax.tree.map(lambda x, f=f: x * f.astype(x.dtype), part) for part, f in pairs]
+def mean_over_rows(tree: Any, batch: Batch, axis_name: Any) -> Any:
+    """Mean over devices, then over real rows instead of all rows; one all-reduce."""
+    if batch.real is None:
+        return collectives.mean(tree, axis_name)
+    tree, real = collectives.mean((tree, batch.real), axis_name)
+    real = jnp.where(real == 0, 1, real)  # a batch of padding alone changes nothing
+
+    def over_real(x: jax.Array) -> jax.Array:
+        wide = at_least_float32(x.dtype)
+        return (x.astype(wide) / real.astype(wide)).astype(x.dtype)
+
+    return jax.tree.map(over_real, tree)
 
 
 def by_stage(rule: Rule, step: Any, compute: Callable[[ClassWeights], Any]) -> Any:
@@ -78,3 +79,41 @@ def by_stage(rule: Rule, step: Any, compute: Callable[[ClassWeights], Any]) -> A
     if isinstance(later, bool | np.bool_):
         return second() if later else first()
     return lax.cond(later, second, first)
+
+
+# ---- beside the formula: padding, group means, weight decay ------------------------------------
+
+
+def _real(batch: Batch) -> Any:
+    """The share of real rows: padding is divided out of g later, and weight decay with it."""
+    return 1.0 if batch.real is None else batch.real
+
+
+def _directions(
+    grads: list[Any], params: Any, groups: list[Any], batch: Batch, ascent: Ascent
+) -> list[Any]:
+    """d_k: a group's gradient and its part of a weight decay that lies inside its loss.
+
+    Of a mean over the group's rows the length does not matter to a direction, but the decay's part
+    beside it does.
+    """
+    part = batch.share if ascent.group_mean else lambda _: _real(batch)
+    return [
+        decayed(grad, [params], ascent, part(weights) / len(groups))
+        for grad, weights in zip(grads, groups, strict=True)
+    ]
+
+
+def _one_after_the_other(points: list[Any], at_theta: list[Any]) -> tuple[list[Any], list[Any]]:
+    """What the passes at theta kept for their backward passes goes before the next ones begin."""
+    return lax.optimization_barrier((points, at_theta)) if points else (points, at_theta)
+
+
+def _over_own_rows(parts: list[Any], touched: list[Any], batch: Batch, axis_name: Any) -> list[Any]:
+    """Each part over the number of its own rows, of all devices, instead of all rows."""
+    shares = collectives.mean([batch.share(weights) for weights in touched], axis_name)
+    # Padding is divided out of the whole gradient later, but not of a mean over a group's rows.
+    real = 1.0 if batch.real is None else collectives.mean(batch.real, axis_name)
+    factors = [jnp.where(share == 0, 0, real / jnp.where(share == 0, 1, share)) for share in shares]
+    pairs = zip(parts, factors, strict=True)
+    return [jax.tree.map(partial(scaled, factor=f), part) for part, f in pairs]

@@ -31,9 +31,8 @@ import numpy as np
 from jax import lax
 from numpy.typing import ArrayLike, NDArray
 
-from imbsam_jax import collectives
-from imbsam_jax.priors import _is_concrete, checked_counts
-from imbsam_jax.rows import row_weights
+from imbsam_jax import checks, collectives
+from imbsam_jax.rows import check_whole_batch, row_weights
 
 __all__ = [
     "Loss",
@@ -90,9 +89,13 @@ class Loss:
     def __call__(
         self, logits: jax.Array, labels: jax.Array, step: Any = None, mask: Any = None
     ) -> jax.Array:
+        labels = checks.as_labels(labels)
+        if mask is not None:
+            mask = checks.as_mask(mask, labels.shape[:1])
         losses = _mean_over_label(self.per_class(logits, step), labels)
         if self.factor is None:
             return losses
+        _check_whole_batch()
         return losses * jnp.asarray(self.factor(labels, step, mask), losses.dtype)
 
 
@@ -112,7 +115,10 @@ def cross_entropy(
     >>> round(float(cross_entropy(jnp.zeros((1, 4)), jnp.array([2]))[0]), 4)
     1.3863
     """
-    del step, mask
+    del step
+    labels = checks.as_labels(labels)
+    if mask is not None:
+        checks.as_mask(mask, labels.shape[:1])
     return _mean_over_label(-jax.nn.log_softmax(_widened(logits)), labels)
 
 
@@ -136,9 +142,8 @@ def class_balanced_weights(class_counts: ArrayLike, beta: float = 0.9999) -> NDA
     >>> class_balanced_weights([50, 5]).round(3).tolist()
     [0.182, 1.818]
     """
-    counts = checked_counts(class_counts)
-    if not 0 <= beta < 1:
-        raise ValueError(f"beta must be at least 0 and below 1, got {beta}")
+    counts = checks.counts(class_counts)
+    beta = checks.number("beta", beta, least=0, below=1, concrete=True)
     # 1 - beta^n without cancellation, which matters for the rarest classes.
     effective = -np.expm1(counts * np.log(beta)) if beta > 0 else np.ones(counts.shape)
     weights = 1.0 / effective
@@ -169,8 +174,17 @@ def weighted(
       axis_name: the device axis over which "weights" sums, inside pmap or shard_map; None sums
         over this device's rows (under plain jit these are all rows).
 
+    "weights" is of a whole batch. A pass of `value_and_grad` over a part of it (micro_batches, own
+    rows, split_norm) refuses such a loss; there take the factor beforehand and hand it on:
+
+        factor = loss.factor(labels, step, mask)
+        plain = Loss(loss.per_class)
+        losses_fn = lambda params, x, y, factor: (plain(model(params, x), y) * factor, None)
+        f = value_and_grad(losses_fn, rule, passes=passes.whole(4, (True, True, False)))
+
     Raises:
-      ValueError: weights that are negative or not finite, an unknown normalisation.
+      ValueError: weights that are negative or not finite, an unknown normalisation; a call with
+        "weights" in a pass over a part of the batch.
 
     Source: "batch" is Cui et al., CVPR 2019, and the Focal-SAM release; "weights" is the LDAM,
     VS-loss and Saddle-LongTail releases. For soft labels a row weighs `sum_c y_c w_c`.
@@ -190,19 +204,19 @@ def weighted(
         )
     if normalise not in ("batch", "weights"):
         raise ValueError(f"normalise must be 'batch' or 'weights', got {normalise!r}")
-    table = class_weights if not _is_concrete(class_weights) else np.asarray(class_weights)
-    if np.ndim(table) != 1:
-        raise ValueError(f"class_weights must be float[C], got shape {np.shape(table)}")
-    if _is_concrete(table) and not (np.all(np.isfinite(table)) and np.all(np.asarray(table) >= 0)):
-        raise ValueError(f"class_weights must be finite and at least 0, got {table}")
+    table = checks.weights("class_weights", class_weights)
+    some_zero = not checks.is_concrete(table) or bool(np.any(np.asarray(table) == 0))
 
     def per_class(logits: jax.Array, step: Any) -> jax.Array:
-        return _row(table, logits) * inner.per_class(logits, step)
+        row, plain = _row(table, logits), inner.per_class(logits, step)
+        # No part of the loss, also where the loss is infinite.
+        return jnp.where(row == 0, 0, row * plain) if some_zero else row * plain
 
     def factor(labels: jax.Array, step: Any, mask: Any) -> jax.Array:
         del step
+        _check_whole_batch()
         total = row_weights(table, labels, mask, jnp.result_type(float)).mean()
-        real = jnp.ones(()) if mask is None else jnp.mean(jnp.asarray(mask), dtype=total.dtype)
+        real = jnp.ones(()) if mask is None else jnp.mean(mask, dtype=total.dtype)
         total, real = collectives.mean((total, real.astype(total.dtype)), axis_name)
         return real / jnp.where(total == 0, 1, total)
 
@@ -255,19 +269,21 @@ def focal(gamma: float = 1.0, *, loss: Callable[..., jax.Array] = cross_entropy)
     >>> round(float(focal(2.0)(jnp.zeros((1, 2)), jnp.array([0]))[0]), 4)
     0.1733
     """
-    _check_at_least_0(gamma=gamma)
+    gamma = checks.number("gamma", gamma, least=0)
     inner = _as_loss(loss)
     if inner.factor is not None:
         raise ValueError("normalise after modulating: weighted(focal(gamma), weights, ...)")
 
     def per_class(logits: jax.Array, step: Any) -> jax.Array:
         plain = inner.per_class(logits, step)
-        if _is_concrete(gamma) and gamma == 0:
+        if checks.is_concrete(gamma) and gamma == 0:
             return plain
-        # Below gamma 1 the power has no finite slope at 0: such an entry is 0, flat.
-        certain = plain <= 0
-        safe = jnp.where(certain, 1, plain)
-        return jnp.where(certain, 0, (-jnp.expm1(-safe)) ** gamma * safe)
+        # Below gamma 1 the power has no finite slope at 0: such an entry is 0, flat. At infinity
+        # the factor is 1, and its slope 0.
+        certain, hopeless = plain <= 0, plain == jnp.inf
+        safe = jnp.where(certain | hopeless, 1, plain)
+        modulated = (-jnp.expm1(-safe)) ** _like(gamma, safe) * safe
+        return jnp.where(certain, 0, jnp.where(hopeless, plain, modulated))
 
     return Loss(per_class)
 
@@ -301,16 +317,14 @@ def ldam(
     >>> [round(float(x), 3) for x in loss(jnp.zeros((2, 2)), jnp.array([0, 1]))]
     [0.974, 1.313]
     """
-    counts = checked_counts(class_counts)
-    _check_at_least_0(max_margin=max_margin)
-    _check_at_least_0(scale=scale)
-    if _is_concrete(scale) and scale == 0:
-        raise ValueError("scale must be positive, got 0")
+    counts = checks.counts(class_counts)
+    max_margin = checks.number("max_margin", max_margin, least=0)
+    scale = checks.number("scale", scale, above=0, wanted="positive and finite")
     margins = scale * (max_margin * (counts / counts.min()) ** -0.25)
 
     def per_class(logits: jax.Array, step: Any) -> jax.Array:
         del step
-        logits = logits * scale if scale_logits else logits
+        logits = logits * _like(scale, logits) if scale_logits else logits
         return jax.nn.softplus(_of_others(logits) - (logits - _row(margins, logits)))
 
     return Loss(per_class)
@@ -354,8 +368,9 @@ def vs(class_counts: ArrayLike, *, gamma: float = 0.3, tau: float = 1.0) -> Loss
     >>> round(float(loss(jnp.array([[0.0, 4.0]]), jnp.array([1]))[0]), 4)
     0.3133
     """
-    counts = checked_counts(class_counts)
-    _check_at_least_0(gamma=gamma, tau=tau)
+    counts = checks.counts(class_counts)
+    gamma = checks.number("gamma", gamma, least=0)
+    tau = checks.number("tau", tau, least=0)
     divisors = (counts.max() / counts) ** gamma
     shifts = tau * np.log(counts / counts.sum())
 
@@ -415,12 +430,19 @@ def smoothed(loss: Callable[..., jax.Array], amount: float) -> Loss:
     0.3269
     """
     inner = _as_loss(loss)
-    if _is_concrete(amount) and not 0 <= amount <= 1:
-        raise ValueError(f"amount must be between 0 and 1, got {amount}")
+    amount = checks.number("amount", amount, least=0, most=1)
 
     def per_class(logits: jax.Array, step: Any) -> jax.Array:
         plain = inner.per_class(logits, step)
-        return (1 - amount) * plain + amount * plain.mean(axis=-1, keepdims=True)
+        mean = jnp.broadcast_to(plain.mean(axis=-1, keepdims=True), plain.shape)
+        # Nothing of an infinite loss is nothing, not NaN.
+        if checks.is_concrete(amount) and amount in (0, 1):
+            return plain if amount == 0 else mean
+        share = _like(amount, plain)
+        if checks.is_concrete(amount):
+            return (1 - share) * plain + share * mean
+        part = jnp.where(share == 1, 0, (1 - share) * plain)
+        return part + jnp.where(share == 0, 0, share * mean)
 
     return Loss(per_class, inner.factor)
 
@@ -449,8 +471,7 @@ def deferred(
     >>> [round(float(drw(logits, labels, step)[0]), 3) for step in (99, 100)]
     [15.0, 27.0]
     """
-    if _is_concrete(switch_step) and not (np.ndim(switch_step) == 0 and switch_step >= 0):
-        raise ValueError(f"switch_step must be a step number, at least 0, got {switch_step}")
+    checks.steps("switch_step", switch_step)
     before, after = _as_loss(first), _as_loss(second)
 
     def is_later(step: Any) -> Any:
@@ -516,15 +537,18 @@ def deviation_loss(
 
     Source: Pang et al., KDD 2019. The margin is theirs, and ADBench's.
     """
-    scores, labels = jnp.asarray(scores), jnp.asarray(labels)
+    scores, labels = checks.real("scores", scores), checks.as_marks(labels)
     if scores.ndim != 1 or scores.shape != labels.shape:
         raise ValueError(
             f"scores and labels must be vectors of one length, got shapes {scores.shape} and "
             f"{labels.shape}: a network with one output gives [B, 1], so pass output[:, 0]"
         )
-    _check_positive(reference_std=reference_std, margin=margin)
-    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
-    deviation = (scores - reference_mean) / reference_std
+    reference_mean = checks.number("reference_mean", reference_mean)
+    reference_std = checks.number("reference_std", reference_std, above=0)
+    margin = checks.number("margin", margin, above=0)
+    scores = scores.astype(checks.at_least_float32(scores.dtype))
+    mean, std = (_like(x, scores) for x in (reference_mean, reference_std))
+    margin, deviation = _like(margin, scores), (scores - mean) / std
     return _by_anomaly(labels, jnp.abs(deviation), jax.nn.relu(margin - deviation))
 
 
@@ -561,7 +585,8 @@ def deep_sad_loss(
 
     Source: Ruff et al., ICLR 2020, with eta and eps as in its code and ADBench's.
     """
-    embeddings, labels, centre = (jnp.asarray(x) for x in (embeddings, labels, centre))
+    embeddings, centre = checks.real("embeddings", embeddings), checks.real("centre", centre)
+    labels = checks.as_marks(labels)
     if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
         raise ValueError(
             "embeddings must be float[B, D] with one label each, got shapes "
@@ -571,20 +596,19 @@ def deep_sad_loss(
         raise ValueError(
             f"centre has shape {centre.shape}, but embeddings are {embeddings.shape[1]} wide"
         )
-    _check_positive(eta=eta, eps=eps)
-    embeddings = embeddings.astype(jnp.promote_types(embeddings.dtype, jnp.float32))
-    distance = jnp.square(embeddings - centre[None, :]).sum(axis=-1)
+    eta, eps = checks.number("eta", eta, above=0), checks.number("eps", eps, above=0)
+    embeddings = embeddings.astype(checks.at_least_float32(embeddings.dtype))
+    # A centre in float64 makes the distance float64, too, as JAX's own promotion would.
+    centre = centre.astype(max(checks.at_least_float32(centre.dtype), embeddings.dtype))
+    distance = jnp.square(embeddings.astype(centre.dtype) - centre[None, :]).sum(axis=-1)
+    eta, eps = _like(eta, distance), _like(eps, distance)
     return _by_anomaly(labels, distance, eta / (distance + eps))
 
 
 def _by_anomaly(labels: jax.Array, normal: jax.Array, anomaly: jax.Array) -> jax.Array:
-    return jnp.where(labels == 1, anomaly, jnp.where(labels == 0, normal, jnp.nan))
-
-
-def _check_positive(**values: Any) -> None:
-    for name, value in values.items():
-        if _is_concrete(value) and not (np.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be finite and positive, got {value}")
+    # No NaN on the way to a result without one, for those who debug with jax_debug_nans.
+    values = jnp.where(labels == 1, anomaly, normal)
+    return jnp.where((labels == 0) | (labels == 1), values, jnp.nan)
 
 
 def _as_loss(loss: Callable[..., jax.Array]) -> Loss:
@@ -598,17 +622,25 @@ def _as_loss(loss: Callable[..., jax.Array]) -> Loss:
     )
 
 
-def _check_at_least_0(**values: Any) -> None:
-    for name, value in values.items():
-        if _is_concrete(value) and not (np.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} must be finite and at least 0, got {value}")
+def _check_whole_batch() -> None:
+    check_whole_batch(
+        "this loss is divided by a sum over the rows of the batch (normalise='weights')",
+        "take factor = loss.factor(labels, step, mask) of the whole batch before the passes, give "
+        "it to losses_fn as an arg without the batch axis (batched=), and return "
+        "Loss(loss.per_class)(logits, labels, step) * factor",
+    )
 
 
 def _widened(logits: jax.Array) -> jax.Array:
-    logits = jnp.asarray(logits)
+    logits = checks.real("logits", logits)
     if logits.ndim != 2:
         raise ValueError(f"logits must be float[B, C], got shape {list(logits.shape)}")
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return logits.astype(checks.at_least_float32(logits.dtype))
+
+
+def _like(number: Any, array: jax.Array) -> Any:
+    """A traced number in the type of the array; Python's adapt themselves."""
+    return number if checks.is_concrete(number) else number.astype(array.dtype)
 
 
 def _row(table: Any, logits: jax.Array) -> jax.Array:
@@ -630,6 +662,8 @@ def _mean_over_label(values: jax.Array, labels: jax.Array) -> jax.Array:
         # A class that is no part of the label adds 0, also where its loss is infinite.
         values = jnp.where(labels == 0, 0, values)
         return (labels.astype(values.dtype) * values).sum(axis=-1)
+    if labels.shape != values.shape[:1]:
+        raise ValueError(f"there are {labels.shape[0]} labels for {values.shape[0]} rows of logits")
     return _pick(values, labels)
 
 
@@ -643,7 +677,11 @@ def _of_others(logits: jax.Array) -> jax.Array:
     """float[B, C]: log sum_{j != c} exp(z_j) for each c, without cancellation."""
     largest = _is_largest(logits)
     total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-    rest = jax.nn.logsumexp(jnp.where(largest, -jnp.inf, logits), axis=-1, keepdims=True)
+    others = jnp.where(largest, -jnp.inf, logits)
+    # Of nothing but -inf the sum is taken where it has a slope, which is then left out.
+    none = jnp.all(others == -jnp.inf, axis=-1, keepdims=True)
+    rest = jax.nn.logsumexp(jnp.where(none, 0, others), axis=-1, keepdims=True)
+    rest = jnp.where(none, -jnp.inf, rest)
     # Only the largest entry can be nearly all of the sum; it is left out, not subtracted.
     p = jnp.where(largest, 0, jnp.exp(logits - total))
     return jnp.where(largest, rest, total + jnp.log1p(-p))

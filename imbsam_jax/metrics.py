@@ -9,8 +9,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from numpy.typing import ArrayLike
+
+from imbsam_jax import checks
 
 __all__ = ["auroc", "average_precision", "class_hits", "group_accuracy", "shot_accuracies"]
 
@@ -32,11 +35,22 @@ def class_hits(
     >>> hits.tolist(), total.tolist()
     ([1, 0, 1], [1, 1, 1])
     """
+    logits, labels = checks.real("logits", logits), checks.as_labels(labels)
+    if logits.ndim < 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"class_hits takes logits float[B, C] and labels int[B], got {logits.dtype}"
+            f"{list(logits.shape)} and {labels.dtype}{list(labels.shape)}"
+        )
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(
+            f"logits {list(logits.shape)} and labels {list(labels.shape)} are not of the same rows"
+        )
     num_classes = logits.shape[-1]
-    counted = jnp.ones(labels.shape, bool) if mask is None else jnp.asarray(mask)
-    counted &= (labels >= 0) & (labels < num_classes)
+    counted = (labels >= 0) & (labels < num_classes)
+    if mask is not None:
+        counted &= checks.as_mask(mask, labels.shape)
     where = jnp.where(counted, labels, num_classes)
-    hit = counted & (jnp.argmax(logits, axis=-1) == labels)
+    hit = counted & (jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels)
     zeros = jnp.zeros(num_classes, jnp.int32)
     correct = zeros.at[where].add(hit.astype(jnp.int32), mode="drop")
     total = zeros.at[where].add(counted.astype(jnp.int32), mode="drop")
@@ -55,13 +69,21 @@ def group_accuracy(correct: ArrayLike, total: ArrayLike, members: ArrayLike) -> 
     Returns:
       float[]; NaN where no member class has an example, never 0.
 
+    Raises:
+      ValueError: members that are not bool, arrays that are not of one length.
+
     >>> float(group_accuracy(jnp.array([1, 9]), jnp.array([2, 10]), jnp.array([True, True])))
     70.0
     """
-    correct, total = jnp.asarray(correct), jnp.asarray(total)
-    used = jnp.asarray(members) & (total > 0)
+    correct, total = _counted("correct", correct), _counted("total", total)
+    if correct.ndim != 1 or correct.shape != total.shape:
+        raise ValueError(
+            "correct and total must be vectors with one number per class, got shapes "
+            f"{list(correct.shape)} and {list(total.shape)}"
+        )
+    used = checks.as_mask(members, total.shape, "members") & (total > 0)
     rate = jnp.where(used, correct / jnp.where(used, total, 1), 0)
-    return 100 * rate.sum() / used.sum()
+    return 100 * rate.sum() / used.sum(dtype=rate.dtype)
 
 
 def shot_accuracies(
@@ -82,7 +104,7 @@ def shot_accuracies(
     >>> {name: round(float(value)) for name, value in result.items()}
     {'all': 50, 'many': 90, 'few': 10}
     """
-    everyone = jnp.ones(jnp.asarray(total).shape, bool)
+    everyone = jnp.ones(np.shape(total), bool)
     groups = {"all": everyone, **splits}
     return {name: group_accuracy(correct, total, members) for name, members in groups.items()}
 
@@ -115,8 +137,10 @@ def auroc(labels: ArrayLike, scores: ArrayLike, mask: ArrayLike | None = None) -
     curve = _thresholds(labels, scores, mask)
     positives, negatives = curve.positives, curve.negatives
     # A trapezoid at each threshold; ratios first, so that no product of counts over- or underflows.
-    widths = curve.false_found / jnp.maximum(negatives, 1).astype(curve.dtype)
-    heights = (curve.true + curve.true_before) / jnp.maximum(positives, 1).astype(curve.dtype)
+    widths = curve.false_found.astype(curve.dtype) / jnp.maximum(negatives, 1).astype(curve.dtype)
+    heights = (curve.true + curve.true_before).astype(curve.dtype) / jnp.maximum(
+        positives, 1
+    ).astype(curve.dtype)
     area = (widths * heights / 2).sum()
     return jnp.where(curve.bad | (positives == 0) | (negatives == 0), jnp.nan, area)
 
@@ -151,9 +175,11 @@ def average_precision(
     Source: equal to scikit-learn's average_precision_score, which does not interpolate.
     """
     curve = _thresholds(labels, scores, mask)
-    recall = curve.true_found / jnp.maximum(curve.positives, 1).astype(curve.dtype)
+    recall = curve.true_found.astype(curve.dtype) / jnp.maximum(curve.positives, 1).astype(
+        curve.dtype
+    )
     found = jnp.maximum(curve.true + curve.false, 1)
-    area = (recall * curve.true / found.astype(curve.dtype)).sum()
+    area = (recall * curve.true.astype(curve.dtype) / found.astype(curve.dtype)).sum()
     return jnp.where(curve.bad | (curve.positives == 0), jnp.nan, area)
 
 
@@ -172,15 +198,16 @@ class _Curve(NamedTuple):
 
 
 def _thresholds(labels: ArrayLike, scores: ArrayLike, mask: ArrayLike | None) -> _Curve:
-    labels, scores = jnp.asarray(labels), jnp.asarray(scores)
-    real = jnp.ones(labels.shape, bool) if mask is None else jnp.asarray(mask)
-    if not (labels.ndim == 1 and labels.shape == scores.shape == real.shape):
+    labels, (scores, undefined, dtype) = checks.as_marks(labels), _ranked(scores)
+    shapes = (labels.shape, scores.shape, labels.shape if mask is None else np.shape(mask))
+    if labels.ndim != 1 or len(set(shapes)) > 1:
         raise ValueError(
             "labels, scores and mask must be vectors of one length, got shapes "
-            f"{labels.shape}, {scores.shape} and {real.shape}"
+            f"{shapes[0]}, {shapes[1]} and {shapes[2]}"
         )
+    real = jnp.ones(labels.shape, bool) if mask is None else checks.as_mask(mask, labels.shape)
     positive, negative = real & (labels == 1), real & (labels == 0)
-    bad = jnp.any(real & ~positive & ~negative) | jnp.any(real & jnp.isnan(scores))
+    bad = jnp.any(real & ~positive & ~negative) | jnp.any(real & undefined)
     counts = (positive.astype(jnp.int32), negative.astype(jnp.int32))
     # Sorted up and turned round: negating would not do for unsigned scores.
     ordered = [x[::-1] for x in lax.sort((scores, *counts), num_keys=1)]
@@ -197,5 +224,30 @@ def _thresholds(labels: ArrayLike, scores: ArrayLike, mask: ArrayLike | None) ->
         true, false, true_before,
         jnp.where(last, true - true_before, 0), jnp.where(last, false - before(false), 0),
         positive.sum(dtype=jnp.int32), negative.sum(dtype=jnp.int32), bad,
-        jnp.promote_types(scores.dtype, jnp.float32),
+        dtype,
     )  # fmt: skip
+
+
+def _ranked(scores: ArrayLike) -> tuple[jax.Array, jax.Array, Any]:
+    """The scores, or their ranks where JAX has no type as wide; which are NaN; a result's dtype."""
+    if not isinstance(scores, jax.Array):
+        scores = checks.on_host("scores", scores)
+    if not (scores.dtype == bool or checks.is_real(scores.dtype)):
+        raise ValueError(f"scores must be real numbers, got {scores.dtype}")
+    dtype = jax.dtypes.canonicalize_dtype(checks.at_least_float32(scores.dtype))
+    if jax.dtypes.canonicalize_dtype(scores.dtype) == scores.dtype:
+        scores = jnp.asarray(scores)
+        return scores, jnp.isnan(scores), dtype
+    ranks = np.unique(scores, return_inverse=True)[1].reshape(scores.shape).astype(np.int32)
+    return jnp.asarray(ranks), jnp.asarray(np.isnan(scores)), dtype
+
+
+def _counted(name: str, counts: ArrayLike) -> jax.Array:
+    """In at least float32, whatever the width of the counts."""
+    if not isinstance(counts, jax.Array):
+        counts = checks.on_host(name, counts)
+    if not checks.is_real(counts.dtype):
+        raise ValueError(f"{name} must be numbers of examples, got {counts.dtype}")
+    if isinstance(counts, np.ndarray):
+        return jnp.asarray(counts.astype(np.float64), float)
+    return counts.astype(checks.at_least_float32(counts.dtype))

@@ -1,15 +1,19 @@
 """Class counts and what follows from them: imbalance factor, tail classes, shot splits.
 
 Everything here is concrete NumPy on the host: counts are known before training starts, so bad
-ones are refused here, by name, and never reach a compiled step.
+ones are refused here, by name, and never reach a compiled step. Counts with an index (a pandas
+Series, as `value_counts` sorts it by count) or with keys (a Counter) go to the classes they name.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from imbsam_jax import checks
 
 __all__ = [
     "class_counts",
@@ -36,14 +40,13 @@ def class_counts(labels: ArrayLike, num_classes: int) -> NDArray[np.int64]:
     >>> class_counts([0, 0, 2], 3).tolist()
     [2, 0, 1]
     """
-    array = np.asarray(labels)
+    array = checks.on_host("labels", labels)
     if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
         raise ValueError(
             f"labels must be a vector of whole numbers, got shape {array.shape} of "
             f"{array.dtype}: pass the class index of each example"
         )
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    checks.whole("num_classes", num_classes, 1, "at least 1")
     outside = array[(array < 0) | (array >= num_classes)]
     if outside.size:
         raise ValueError(
@@ -51,26 +54,6 @@ def class_counts(labels: ArrayLike, num_classes: int) -> NDArray[np.int64]:
             "drop these examples or raise num_classes"
         )
     return np.bincount(array.astype(np.int64), minlength=num_classes).astype(np.int64)
-
-
-def checked_counts(counts: ArrayLike) -> NDArray[np.int64]:
-    """The counts as int64[C], or a ValueError that says which class cannot be used."""
-    array = np.asarray(counts)
-    if array.ndim != 1 or array.size == 0:
-        raise ValueError(
-            f"class_counts must be a vector with one count per class, got shape {array.shape}"
-        )
-    if not np.issubdtype(array.dtype, np.number) or not np.all(np.isfinite(array)):
-        raise ValueError(f"class_counts must be finite numbers, got {array.tolist()}")
-    bad = np.flatnonzero(array <= 0)
-    if bad.size:
-        raise ValueError(
-            f"class {bad[0]} has count {array[bad[0]]} ({bad.size} such classes): every class "
-            "needs at least one training example; drop the class or merge it with another"
-        )
-    if np.any(array != np.floor(array)):
-        raise ValueError(f"class_counts must be whole numbers, got {array.tolist()}")
-    return array.astype(np.int64)
 
 
 def imbalance_factor(class_counts: ArrayLike) -> float:
@@ -84,7 +67,7 @@ def imbalance_factor(class_counts: ArrayLike) -> float:
     >>> imbalance_factor([500, 50, 5])
     100.0
     """
-    counts = checked_counts(class_counts)
+    counts = checks.counts(class_counts)
     return float(counts.max() / counts.min())
 
 
@@ -103,9 +86,8 @@ def tail_classes(class_counts: ArrayLike, eta: float, *, strict: bool = False) -
     >>> tail_classes([500, 100, 5], eta=100).tolist()
     [False, True, True]
     """
-    counts = checked_counts(class_counts)
-    if not np.isfinite(eta):
-        raise ValueError(f"eta must be a finite number of examples, got {eta}")
+    counts = checks.counts(class_counts)
+    checks.number("eta", eta, wanted="a finite number of examples", concrete=True)
     return np.asarray(counts < eta if strict else counts <= eta)
 
 
@@ -135,13 +117,10 @@ def long_tail_counts(
     >>> long_tail_counts(10, 5000, 100).tolist()
     [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
     """
-    if num_classes < 2:
-        raise ValueError(f"a long tail needs at least 2 classes, got {num_classes}")
-    if not np.isfinite(imbalance_factor) or imbalance_factor < 1:
-        raise ValueError(
-            f"imbalance_factor is max/min and at least 1, got {imbalance_factor}: "
-            "for a published imb_factor of 0.01 pass 100"
-        )
+    checks.whole("num_classes", num_classes, 2, "over 1: a long tail needs at least 2 classes")
+    checks.whole("max_count", max_count, 1, most=2**53)
+    hint = ": for a published imb_factor of 0.01 pass 100"
+    checks.number("imbalance_factor", imbalance_factor, least=1, hint=hint, concrete=True)
     # Python doubles and truncation, as every public construction does: the lists then agree.
     mu = 1.0 / imbalance_factor
     if kind == "exp":
@@ -178,8 +157,10 @@ def shot_splits(
     >>> {k: v.tolist() for k, v in shot_splits([500, 100, 5]).items()}
     {'many': [True, False, False], 'medium': [False, True, False], 'few': [False, False, True]}
     """
-    counts = checked_counts(class_counts)
-    if few_below > many_above + 1:
+    counts = checks.counts(class_counts)
+    many_above = checks.number("many_above", many_above, least=-1, concrete=True)
+    few_below = checks.number("few_below", few_below, least=0, concrete=True)
+    if math.ceil(few_below) > math.floor(many_above) + 1:
         raise ValueError(
             f"few_below ({few_below}) must be at most many_above + 1 ({many_above + 1}), "
             "else a class would be both many and few"
@@ -187,10 +168,3 @@ def shot_splits(
     many = counts > many_above
     few = counts < few_below
     return {"many": many, "medium": ~many & ~few, "few": few}
-
-
-def _is_concrete(value: Any) -> bool:
-    """False for a traced value, of which nothing can be checked before the step runs."""
-    import jax  # here, so that importing the counts does not import JAX
-
-    return not isinstance(value, jax.core.Tracer)

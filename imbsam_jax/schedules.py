@@ -16,10 +16,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imbsam_jax.priors import _is_concrete
+from imbsam_jax import checks
 
 __all__ = ["late_radius", "linear_radius", "ramp", "step_radius"]
 
@@ -48,14 +49,17 @@ def step_radius(
     >>> rho(49), rho(50), rho(1999)
     (0.05, 0.1, 0.6)
     """
-    _check_steps(steps_per_epoch)
+    checks.whole("steps_per_epoch", steps_per_epoch, 1)
+    values = [_radius(value) for value in _listed("values", values)]
+    boundaries = _listed("boundaries", boundaries)
     if len(values) != len(boundaries) + 1:
         raise ValueError(
             f"{len(values)} values need {len(values) - 1} boundaries, got {len(boundaries)}"
         )
-    if any(b < 0 for b in boundaries) or list(boundaries) != sorted(set(boundaries)):
+    for boundary in boundaries:
+        checks.whole("boundaries", boundary, 0, "increasing epochs, whole and at least 0")
+    if boundaries != sorted(set(boundaries)):
         raise ValueError(f"boundaries must be increasing epochs, at least 0, got {boundaries}")
-    _check_radii(*values)
 
     def at(epoch: Any, xp: Any) -> Any:
         return xp.asarray(values, float)[(epoch >= xp.asarray(boundaries, int)).sum()]
@@ -81,9 +85,9 @@ def late_radius(
     >>> rho(158), rho(159)
     (0.1, 0.2)
     """
-    _check_epochs(epochs)
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
+    first, second = _radius(first), _radius(second)
+    checks.whole("epochs", epochs, 1)
+    fraction = checks.number("fraction", fraction, least=0, most=1, concrete=True)
     # In units of 1e-9 epochs: 0.8 * 200 must not become 160.00000000000003.
     switch = max(math.ceil(round(fraction * epochs, 9)) - 1, 0)
     return step_radius((first, second), (switch,), steps_per_epoch=steps_per_epoch)
@@ -113,9 +117,9 @@ def linear_radius(
     >>> rho(9), rho(10), rho(49)
     (0.0, 0.1, 0.4)
     """
-    _check_epochs(epochs, least=2)
-    _check_steps(steps_per_epoch)
-    _check_radii(low, high)
+    checks.whole("epochs", epochs, 2)
+    checks.whole("steps_per_epoch", steps_per_epoch, 1)
+    low, high = _radius(low), _radius(high)
     values = low + (high - low) * (np.arange(epochs) / (epochs - 1))
     if float16:
         values = values.astype(np.float16).astype(np.float64)
@@ -142,10 +146,9 @@ def ramp(*, epochs: int, steps_per_epoch: int, limit: float = 1.0) -> Schedule:
     >>> share(0), share(10), share(39)
     (0.25, 0.5, 0.6)
     """
-    _check_epochs(epochs)
-    _check_steps(steps_per_epoch)
-    if not 0 <= limit <= 1:
-        raise ValueError(f"limit must be between 0 and 1, got {limit}")
+    checks.whole("epochs", epochs, 1)
+    checks.whole("steps_per_epoch", steps_per_epoch, 1)
+    limit = checks.number("limit", limit, least=0, most=1, concrete=True)
     return _by_epoch(lambda epoch, xp: xp.minimum((epoch + 1) / epochs, limit), steps_per_epoch)
 
 
@@ -153,27 +156,24 @@ def _by_epoch(at: Callable[[Any, Any], Any], steps_per_epoch: int) -> Schedule:
     """Of a concrete step a Python float, so that rules can check it; of a traced one a scalar."""
 
     def schedule(step: Any) -> Any:
-        if _is_concrete(step):
+        checks.steps("step", step)
+        if checks.is_concrete(step):
             return float(at(np.asarray(step) // steps_per_epoch, np))
         return at(step // steps_per_epoch, jnp)
 
     return schedule
 
 
-def _check_steps(steps_per_epoch: int) -> None:
-    _check_whole("steps_per_epoch", steps_per_epoch, 1)
+def _listed(name: str, values: Any) -> list[Any]:
+    if isinstance(values, str | bytes) or not isinstance(values, Sequence | np.ndarray | jax.Array):
+        raise ValueError(f"{name} must be a list of numbers, got {checks.short(values)}")
+    if isinstance(values, Sequence):  # element by element, so that each is looked at as it is
+        return list(values)
+    array = checks.on_host(name, values)
+    if array.ndim != 1:
+        raise ValueError(f"{name} must be a list of numbers, got shape {array.shape}")
+    return array.tolist()
 
 
-def _check_epochs(epochs: int, least: int = 1) -> None:
-    _check_whole("epochs", epochs, least)
-
-
-def _check_whole(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"{name} must be a whole number, at least {least}, got {value!r}")
-
-
-def _check_radii(*radii: float) -> None:
-    for radius in radii:
-        if not (np.isfinite(radius) and radius >= 0):
-            raise ValueError(f"a radius must be finite and at least 0, got {radius}")
+def _radius(value: Any) -> Any:
+    return checks.number("a radius", value, least=0, concrete=True)

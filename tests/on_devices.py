@@ -25,7 +25,9 @@ from jax.sharding import PartitionSpec as P
 
 import imbsam_jax as ij
 import reference
-from imbsam_jax import collectives, remembered
+from imbsam_jax import collectives
+from imbsam_jax.experimental import remembered
+from imbsam_jax.passes import own_rows, whole
 from rule_table import (
     BY_ID,
     CLASSES,
@@ -160,7 +162,7 @@ def by_sharpness_aware(row: Row, axis_name: Any, **options: Any) -> Any:
         x, y, _ = batch
         fn = ij.class_weighted_grad(losses_fn, y, x, y, mask=mask)
         state = ij.SharpnessAwareState(count)
-        return tx.update(None, state, params, weighted_grad_fn=fn)[0], ()
+        return tx.update(fn, state, params)[0], ()
 
     return gradient
 
@@ -239,7 +241,7 @@ def compare_modes(rows: list[Row]) -> None:
 
 def check_micro_batches() -> None:
     """One row of each device at a time."""
-    compare_passes(micro_batches=ROWS_EACH)
+    compare_passes(passes=whole(ROWS_EACH))
 
 
 def check_independent() -> None:
@@ -247,7 +249,7 @@ def check_independent() -> None:
 
     Two devices have no tail row; under jit, of one device or several, the buffers are of all rows.
     """
-    compare_passes(examples="independent", buffers=lambda classes: (1, ROWS_EACH, BATCH))
+    compare_passes(passes=own_rows(lambda classes: (1, ROWS_EACH, BATCH)))
 
 
 def compare_passes(**options: Any) -> None:
@@ -278,13 +280,13 @@ def compare_passes(**options: Any) -> None:
         return step
 
     params = to_library(init_params(), jnp.float32)
-    whole = _whole(steps)
+    at_once = _whole(steps)
     for name, mode in MODES.items():
         step = mode(partial(steps, **options))
         for count in (SWITCH - 1, SWITCH):
             batch = make_batch(count)
             got = jax.block_until_ready(step(params, batch, count))[1]
-            compare(got, whole(params, batch, count)[1], f"{name}, step {count}", atol=1e-6)
+            compare(got, at_once(params, batch, count)[1], f"{name}, step {count}", atol=1e-6)
 
 
 def check_remembered() -> None:
@@ -304,17 +306,17 @@ def check_remembered() -> None:
 
     ways: list[dict[str, Any]] = [
         {},
-        {"examples": "independent", "buffers": lambda classes: (1, ROWS_EACH, BATCH)},
+        {"passes": own_rows(lambda classes: (1, ROWS_EACH, BATCH))},
     ]
     params = to_library(init_params(), jnp.float32)
     for options in ways:
-        whole = _whole(partial(make_step, **options))
+        at_once = _whole(partial(make_step, **options))
         for name, mode in MODES.items():
             step = mode(partial(make_step, **options))
             got = want = params, remembered.init(params, rule)
             for count in range(3):
                 got, report = jax.block_until_ready(step(got, make_batch(count), count))
-                want, expected = whole(want, make_batch(count), count)
+                want, expected = at_once(want, make_batch(count), count)
                 compare(report, expected, f"{name}, step {count}", atol=1e-6)
     specs = {"mesh": MESH, "in_specs": (P(), P("batch"), P()), "out_specs": P()}
     mapped = quick_jit(jax.shard_map(make_step("batch"), **specs))
@@ -367,7 +369,7 @@ def all_reduces(compiled: Any) -> int:
 def check_all_reduces() -> None:
     """One for the ascent steps of all groups together, one for loss and gradient: no more."""
     params, batch = to_library(init_params(), jnp.float32), make_batch(0)
-    whole, by_rows = NamedSharding(MESH, P()), NamedSharding(MESH, P("batch"))
+    replicated, by_rows = NamedSharding(MESH, P()), NamedSharding(MESH, P("batch"))
 
     def count(
         door: str, mode: str, name: str, step: int, masked: bool = False, **options: Any
@@ -385,7 +387,7 @@ def check_all_reduces() -> None:
             specs = {"mesh": MESH, "in_specs": (P(), P("batch")), "out_specs": P()}
             mapped = quick_jit(jax.shard_map(f, **specs))
         else:
-            mapped = quick_jit(f, in_shardings=(whole, by_rows), out_shardings=whole)
+            mapped = quick_jit(f, in_shardings=(replicated, by_rows), out_shardings=replicated)
         return all_reduces(mapped.lower(params, batch).compile())
 
     # name, step: under shard_map and pmap; under jit, where XLA chooses, two ascents stay apart.
@@ -413,8 +415,8 @@ def check_all_reduces() -> None:
         assert count(door, "shard_map", "imbsam", 0, masked=True) == 2, door
     # Micro-batches are added up on their device first; chosen rows reduce between the branches.
     ways = (
-        {"micro_batches": ROWS_EACH},
-        {"examples": "independent", "buffers": lambda classes: (1, ROWS_EACH)},
+        {"passes": whole(ROWS_EACH)},
+        {"passes": own_rows(lambda classes: (1, ROWS_EACH))},
     )
     for mode in ("shard_map", "pmap"):
         for case in (("imbsam", 0), ("sse_sam", SWITCH - 1)):

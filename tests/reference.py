@@ -229,12 +229,14 @@ def sam_tail_weight_gradient(
     rho: float,
     eta: float,
     tail_weight: float,
+    strict: bool = False,
 ) -> Params:
     """SAM on (1/B) [sum_head l_i + r sum_tail l_i], the control of the ImbSAM paper's Table 3."""
     batch_size = len(x)
     counts = np.asarray(class_counts)
-    head_part = part_in(y, counts > eta)
-    tail_part = part_in(y, counts <= eta)
+    of_tail = counts < eta if strict else counts <= eta
+    head_part = part_in(y, ~of_tail)
+    tail_part = part_in(y, of_tail)
     head = head_part > 0.0
     tail = tail_part > 0.0
 

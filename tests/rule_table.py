@@ -158,9 +158,11 @@ def _sgd_then_imbsam(params: Any, x: Any, y: Any, step: int, rho: float) -> refe
     return (_sgd if step < SWITCH else _imbsam)(params, x, y, step, rho)
 
 
-def _sam_tail_weight(params: Any, x: Any, y: Any, step: int, rho: float) -> reference.Params:
+def _sam_tail_weight(
+    params: Any, x: Any, y: Any, step: int, rho: float, **kwargs: Any
+) -> reference.Params:
     return reference.sam_tail_weight_gradient(
-        params, x, y, class_counts=COUNTS, rho=rho, eta=ETA, tail_weight=TAIL_WEIGHT
+        params, x, y, class_counts=COUNTS, rho=rho, eta=ETA, tail_weight=TAIL_WEIGHT, **kwargs
     )
 
 
@@ -215,6 +217,10 @@ def _by_cc_sam(losses_fn: Any, rho: Any, class_counts: Any = COUNTS, **options: 
     return like_the_others
 
 
+def _reweighted_rule(rho: Any) -> Any:
+    return ij.rules.reweighted_sam(COUNTS, rho=rho, eta=ETA, tail_weight=TAIL_WEIGHT, strict=True)
+
+
 def _sgd_rule(rho: Any) -> Any:
     return ij.rules.sgd(CLASSES)
 
@@ -258,6 +264,7 @@ RULES = [
     Row("sse_sam", _sse_sam_rule, _sse_sam, needs_step=True, base=True),
     Row("sgd_then_imbsam", _sgd_then_imbsam_rule, _sgd_then_imbsam, needs_step=True, base=True),
     Row("sam_tail_weight", sam_tail_weight_rule, _sam_tail_weight),
+    Row("reweighted_sam", _reweighted_rule, partial(_sam_tail_weight, strict=True)),
 ]
 
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import imbsam_jax as ij
-from imbsam_jax import rules
+from imbsam_jax import passes, rules
 from rule_table import (
     BY_ID,
     CLASSES,
@@ -60,7 +60,7 @@ def whole_and_in_parts(soft: bool) -> Any:
     def all_of_them(params: Any, labels: Any, x: Any, mask: Any, step: Any) -> Any:
         return {
             row.id: {
-                number: row.value_and_grad(losses_fn, info=True, micro_batches=number)(
+                number: row.value_and_grad(losses_fn, info=True, passes=passes.whole(number))(
                     params, labels, x, labels, step=step, mask=mask
                 )
                 for number in (1, 2, 4)
@@ -114,7 +114,7 @@ def test_an_arg_without_rows_goes_whole_to_every_micro_batch() -> None:
         return losses * scales["loss"], {"of rows": losses, "of parts": losses.sum()}
 
     def by(number: int) -> Any:
-        f = IMBSAM.value_and_grad(noisy, micro_batches=number, batched=(True, True, False))
+        f = IMBSAM.value_and_grad(noisy, passes=passes.whole(number, (True, True, False)))
         return quick_jit(f)(params, y, {"x": x, "y": y}, keys, {"loss": jnp.float64(2), "other": x})
 
     (loss, aux), grads = by(1)
@@ -135,7 +135,7 @@ def test_micro_batches_carry_what_all_of_them_returned() -> None:
 
     def by(number: int, carry: Any) -> Any:
         f = IMBSAM.value_and_grad(
-            with_mean, micro_batches=number, batched=(True, True, False), carry=carry
+            with_mean, passes=passes.whole(number, (True, True, False), carry)
         )
         return quick_jit(f)(params, y, x, y, jnp.zeros(CLASSES))
 
@@ -193,7 +193,7 @@ def test_memory_where_activations_are_most_of_it() -> None:
     for name in ("sam", "imbsam"):
         rule = BY_ID[name].rule(RHO)  # type: ignore[misc]
         assert memory(rule) < 1.1 * sgd, name
-        assert memory(rule, micro_batches=4) < 0.35 * sgd, name
+        assert memory(rule, passes=passes.whole(4)) < 0.35 * sgd, name
 
 
 @pytest.mark.parametrize("name", ["imbsam", pytest.param("sse_sam", marks=pytest.mark.slow)])
@@ -201,7 +201,7 @@ def test_micro_batches_share_the_forward_pass_at_theta(name: str) -> None:
     """XLA counts the body of a loop once: a quarter of the whole."""
     rule = BY_ID[name].rule(RHO)  # type: ignore[misc]
     whole = flops(rule)
-    np.testing.assert_allclose(4 * flops(rule, micro_batches=4), whole, rtol=0.02)
+    np.testing.assert_allclose(4 * flops(rule, passes=passes.whole(4)), whole, rtol=0.02)
     # In thirds of what SGD pays: one forward pass for all parts at theta, two for each backward.
     groups, base = len(rule(0).radii), rule(0).base is not None
     thirds = 1 + 2 * (groups + base) + 3 * groups
@@ -218,7 +218,7 @@ def test_micro_batches_in_coarse_parameters_add_up_in_float32() -> None:
     f = ij.value_and_grad(
         linear,
         lambda _: ij.ClassWeights(512 * np.ones(1), np.zeros((0, 1)), np.zeros(0)),
-        micro_batches=512,
+        passes=passes.whole(512),
     )
     with pytest.warns(UserWarning, match="bfloat16"):
         _, grad = f(jnp.bfloat16(0), np.zeros(512, int), x)
@@ -229,7 +229,7 @@ def test_micro_batches_in_coarse_parameters_add_up_in_float32() -> None:
 def test_a_label_of_no_class_shows_in_any_micro_batch(label: int) -> None:
     x, y = one_batch(size=SIZE)
     params = to_library(init_params(), jnp.float32)
-    f = IMBSAM.value_and_grad(losses_fn, micro_batches=4)
+    f = IMBSAM.value_and_grad(losses_fn, passes=passes.whole(4))
     _, grads = quick_jit(f)(params, np.where(np.arange(SIZE) == 5, label, y), x, y)
     assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(grads))
 
@@ -239,7 +239,7 @@ def test_bad_micro_batches_are_refused() -> None:
     params = to_library(init_params(), jnp.float32)
 
     def by(number: Any = 2, *args: Any, **options: Any) -> Any:
-        f = IMBSAM.value_and_grad(losses_fn, micro_batches=number, **options)
+        f = IMBSAM.value_and_grad(losses_fn, passes=passes.whole(number, **options))
         return f(params, y, *(args or (x, y)))
 
     for bad in (0, -1, 2.0, True, None):
@@ -264,7 +264,7 @@ def all_and_chosen() -> Any:
     @quick_jit
     @chex.assert_max_traces(n=1)
     def all_of_them(params: Any, labels: Any, x: Any, mask: Any, step: Any) -> Any:
-        chosen = {"examples": "independent", "buffers": lambda classes: (3, 7)}
+        chosen = {"passes": passes.own_rows(lambda classes: (3, 7))}
         return {
             row.id: [
                 row.value_and_grad(losses_fn, info=True, **options)(
@@ -319,9 +319,7 @@ def test_no_number_of_tail_rows_is_too_large(tail_rows: int) -> None:
 
 
 def chosen(name: str, buffers: Any, losses: Any = losses_fn, **options: Any) -> Any:
-    return BY_ID[name].value_and_grad(
-        losses, examples="independent", buffers=buffers, info=True, **options
-    )
+    return BY_ID[name].value_and_grad(losses, passes=passes.own_rows(buffers), info=True, **options)
 
 
 @pytest.mark.usefixtures("x64")
@@ -380,7 +378,7 @@ def test_weights_that_are_traced_take_the_whole_batch() -> None:
         rule = rules.imbsam(COUNTS, rho=RHO, eta=ETA, tail_scale=scale)
         return ij.value_and_grad(losses_fn, rule, **options)(params, y, x, y)
 
-    options = {"examples": "independent", "buffers": lambda classes: (3, 7)}
+    options = {"passes": passes.own_rows(lambda classes: (3, 7))}
     got, want = jax.jit(lambda scale: (by(scale, **options), by(scale)))(2.5)
     assert_trees(got, want, rtol=0, atol=1e-12)
 
@@ -404,7 +402,7 @@ def test_a_class_without_weight_shows_in_loss_and_aux(size: int) -> None:
         rule = lambda step, table=table: table  # noqa: E731
         results = [
             quick_jit(ij.value_and_grad(losses_fn, rule, info=True, **options))(params, y, x, y)
-            for options in ({}, {"examples": "independent", "buffers": lambda classes: (size, 7)})
+            for options in ({}, {"passes": passes.own_rows(lambda classes: (size, 7))})
         ]
         assert_trees(results[1], results[0], rtol=0, atol=1e-12)
 
@@ -424,9 +422,9 @@ def test_args_with_rows_are_chosen_from_and_others_are_not() -> None:
         f = IMBSAM.value_and_grad(noisy, **options)
         return quick_jit(f)(params, y, {"x": x, "y": y}, keys, jnp.array([2.0, 3.0]))
 
-    options = {"examples": "independent", "batched": (True, True, False)}
     for buffers in (lambda classes: (4,), lambda classes: (2, 7)):
-        assert_trees(by(buffers=buffers, **options), by(), rtol=0, atol=1e-12)
+        own = passes.own_rows(buffers, batched=(True, True, False))
+        assert_trees(by(passes=own), by(), rtol=0, atol=1e-12)
 
 
 @pytest.mark.usefixtures("x64")
@@ -463,7 +461,7 @@ def test_cost_with_a_fixed_number_of_tail_rows() -> None:
     """1 + f at most 0.02 more, in SGD's FLOPs, by XLA's count; SSE-SAM's first stage 2."""
     sgd = flops(rules.sgd(CLASSES))
     buffers = ij.stratified_buffers(ij.tail_classes(COUNTS, ETA), rows=(205, 51))
-    options = {"examples": "independent", "buffers": buffers}
+    options = {"passes": passes.own_rows(buffers)}
     assert flops(IMBSAM.rule(RHO), **options) / sgd < 1 + 0.2 + 0.02
     assert flops(BY_ID["sse_sam"].rule(RHO), **options) / sgd < 2 + 0.03
     assert flops(IMBSAM.rule(RHO)) / sgd > 2.6
@@ -484,8 +482,9 @@ def test_cost_with_tail_rows_drawn_at_random() -> None:
     expected = 0.0
     for (of_tail, of_head), times in branches.items():
         alone = {
-            "examples": "independent",
-            "buffers": lambda classes, sizes=(of_tail, of_head): (sizes[int(classes[0])],),
+            "passes": passes.own_rows(
+                lambda classes, sizes=(of_tail, of_head): (sizes[int(classes[0])],)
+            )
         }
         expected += times / 1000 * flops(IMBSAM.rule(RHO), **alone) / sgd
     assert expected < 1.40
@@ -511,23 +510,17 @@ def test_sizes_of_buffers() -> None:
             ij.stratified_buffers(strata, (3, 4))
 
 
-def test_options_that_do_not_go_together_are_refused() -> None:
-    def by(**options: Any) -> Any:
-        return ij.value_and_grad(losses_fn, IMBSAM.rule(RHO), **options)
-
+def test_what_the_passes_cannot_be_over_is_refused() -> None:
     buffers = ij.binomial_buffers(DRAWN, 7)
-    for options in ({"examples": "independent"}, {"buffers": buffers}):
-        with pytest.raises(ValueError, match=r"give both, for example buffers=.* or neither"):
-            by(**options)
-    options = {"examples": "independent", "buffers": buffers}
-    with pytest.raises(ValueError, match=r"does not go with micro_batches, .* all of them"):
-        by(**options, micro_batches=2)
-    with pytest.raises(ValueError, match=r"does not go with carry"):
-        by(**options, carry=lambda args, aux: args)
+    for kind in (passes.own_rows, passes.split_norm):
+        with pytest.raises(ValueError, match=r"a function of classes: for example"):
+            kind((3, 7))
     x, y = map(jnp.asarray, one_batch())
     params = to_library(init_params(), jnp.float32)
     with pytest.raises(ValueError, match=r"args\[1\] .* shape \[2\] for 7 labels"):
-        by(**options)(params, y, x, jnp.zeros(2))
+        IMBSAM.value_and_grad(losses_fn, passes=passes.own_rows(buffers))(
+            params, y, x, jnp.zeros(2)
+        )
 
     def with_mean(params: Any, x: Any, y: Any) -> Any:
         losses, logits = losses_fn(params, x, y)

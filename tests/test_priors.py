@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -26,6 +28,15 @@ BAD_COUNTS = [
     pytest.param([], r"one count per class, got shape \(0,\)", id="empty"),
     pytest.param([[5, 3]], r"one count per class, got shape \(1, 2\)", id="matrix"),
     pytest.param(["a", "b"], r"finite numbers, got \['a', 'b'\]", id="strings"),
+    pytest.param([True, True], r"finite numbers, got \[True, True\]", id="bool"),
+    pytest.param([5 + 0j, 3], r"finite numbers, got \[", id="complex"),
+    pytest.param([None, 3], r"finite numbers, got \[None, 3\]", id="none"),
+    pytest.param([[5], [3, 2]], r"must be a vector of numbers, got \[\[5\]", id="ragged"),
+    pytest.param(None, r"one count per class, got shape \(\)", id="nothing"),
+    pytest.param("95", r"one count per class, got shape \(\)", id="string"),
+    pytest.param({5, 3}, r"one count per class, got shape \(\)", id="set"),
+    pytest.param({}, r"one count per class, got shape \(0,\)", id="no keys"),
+    pytest.param(Counter([0, 0, 1]).values(), r"got shape \(\)", id="values of a Counter"),
 ]
 OF_COUNTS = {
     "imbalance_factor": ij.imbalance_factor,
@@ -46,7 +57,112 @@ def test_bad_counts_are_refused_by_name(function: Any, counts: Any, message: str
         function(counts)
 
 
+class Series:
+    """What a pandas Series is here: an array with an index; `value_counts` sorts it by count."""
+
+    def __init__(self, index: Any, values: Any) -> None:
+        self.index, self._values = np.asarray(index), np.asarray(values)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        return np.array(self._values, dtype)
+
+
+IN_ORDER = [10, 500, 60]
+NAMED = {
+    "series": Series([1, 2, 0], [500, 60, 10]),
+    "counter": Counter([1] * 500 + [2] * 60 + [0] * 10),
+    "dict": {1: 500, 2: 60, 0: 10},
+    "numpy keys": {np.int64(1): np.int64(500), np.uint8(2): 60, 0: 10.0},
+    "objects": np.array(IN_ORDER, object),
+    "uint16": np.array(IN_ORDER, np.uint16),
+    "float16": np.array(IN_ORDER, np.float16),
+    "jax": jnp.array(IN_ORDER),
+}
+
+
+@pytest.mark.parametrize("kind", NAMED)
+def test_counts_go_to_the_classes_they_are_named_by(kind: str) -> None:
+    counts = NAMED[kind]
+    assert ij.tail_classes(counts, 100).tolist() == [True, False, True]
+    assert ij.shot_splits(counts)["many"].tolist() == [False, True, False]
+    assert ij.rules.imbsam(counts, eta=100)(None).base.tolist() == [0, 1, 0]
+    want = ij.losses.class_balanced_weights(IN_ORDER)
+    np.testing.assert_array_equal(ij.losses.class_balanced_weights(counts), want)
+    ours = ij.losses.weighted(ij.losses.cross_entropy, {2: 3.0, 0: 1.0, 1: 2.0})
+    logits, labels = jnp.zeros((3, 3)), jnp.arange(3)
+    np.testing.assert_allclose(ours(logits, labels), np.log(3) * np.array([1, 2, 3]), rtol=1e-6)
+
+
+def test_counts_of_pandas() -> None:
+    pandas = pytest.importorskip("pandas")
+    counts = pandas.Series(np.repeat([0, 1, 2], IN_ORDER)).value_counts()
+    assert counts.tolist() == [500, 60, 10]
+    assert ij.tail_classes(counts, 100).tolist() == [True, False, True]
+    assert ij.class_counts(pandas.Series([0, 2, 2]), 3).tolist() == [1, 0, 2]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [[1, 2, 3], [0, 2, 3], ["cat", "dog", "eel"], [0, 1, 1], [0.0, 1.5, 2.0], [True, False, 2],
+     [(0,), (1,), (2,)], [-1, 0, 1], [None, 0, 1]],
+)  # fmt: skip
+def test_an_index_that_is_not_the_classes_is_refused(names: Any) -> None:
+    index = np.empty(3, object)
+    index[:] = names
+    tables: list[Any] = [Series(index, [5, 4, 3])]
+    if len(set(names)) == 3:
+        tables.append(dict(zip(names, [5, 4, 3], strict=True)))
+    for counts in tables:
+        with pytest.raises(ValueError, match=r"class_counts has the index .* not the classes 0 to"):
+            ij.tail_classes(counts, 4)
+
+
+def test_a_class_missing_among_the_keys_is_refused() -> None:
+    with pytest.raises(ValueError, match="not the classes 0 to 1, each once: pass a plain list"):
+        ij.tail_classes(Counter([0, 2, 2]), 1)
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [[2**63, 5], [2**62, 2**62], [10**30, 5], np.array([2**63, 1], np.uint64), [1e19, 5.0],
+     [2**53, 1]],
+)  # fmt: skip
+def test_counts_that_no_sum_can_hold_are_refused(counts: Any) -> None:
+    for function in OF_COUNTS.values():
+        with pytest.raises(ValueError, match=r"class_counts add up to \d+, more than 2\*\*53"):
+            function(counts)
+
+
+def test_large_counts_are_right() -> None:
+    counts = [2**52, 2**40]
+    assert ij.imbalance_factor(counts) == 4096
+    assert ij.tail_classes(np.array(counts, np.uint64), 2**41).tolist() == [False, True]
+    share = ij.rules.focal_sam(counts, rho=0.1, gamma=1.0, strength=1.0)(0).groups[0]
+    np.testing.assert_allclose(share, [2**40 / (2**52 + 2**40), 2**52 / (2**52 + 2**40)])
+    assert ij.imbalance_factor(np.array([250, 250], np.uint8)) == 1
+
+
+def test_labels_in_the_place_of_counts_are_recognised() -> None:
+    labels = np.repeat([0, 1, 2], [859, 40, 5])
+    for function in OF_COUNTS.values():
+        with pytest.raises(ValueError, match=r"859 classes of count 0: are these labels\?"):
+            function(labels)
+    with pytest.raises(ValueError) as error:  # an empty class among real counts is another matter
+        ij.tail_classes([500, 0, 3], 4)
+    assert "labels" not in str(error.value)
+
+
 # -------------------------------------------------------------------------------- class_counts
+
+
+@pytest.mark.parametrize(
+    "dtype", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64]
+)
+def test_class_counts_of_any_width(dtype: Any) -> None:
+    labels = np.arange(100, dtype=dtype).repeat(3)
+    assert ij.class_counts(labels, 300).tolist() == [3] * 100 + [0] * 200
+    assert ij.class_counts(jnp.asarray(labels), 100).tolist() == [3] * 100
+    assert ij.class_counts(Series(range(300), labels), 100).tolist() == [3] * 100
 
 
 @given(st.lists(st.integers(0, 4), max_size=30))
@@ -64,6 +180,12 @@ def test_class_counts_counts(labels: list[int]) -> None:
         ([0.0, 1.0], 3, r"whole numbers, got shape \(2,\) of float64: pass the class index"),
         ([[0, 1]], 3, r"whole numbers, got shape \(1, 2\)"),
         ([True, False], 3, r"whole numbers, got shape \(2,\) of bool"),
+        ([0, 2**32], 3, r"label 4294967296 lies outside \[0, 3\)"),
+        ([0, 10**30], 3, r"whole numbers, got shape \(2,\) of object"),
+        (["0", "1"], 3, r"whole numbers, got shape \(2,\) of <U1"),
+        (None, 3, r"whole numbers, got shape \(\) of object"),
+        ([[0], [1, 2]], 3, r"labels must be a vector of numbers, got"),
+        (np.ma.masked_equal([0, 1], 1), 3, r"labels must have no masked entries"),
         ([0], 0, r"num_classes must be at least 1, got 0"),
     ],
 )
@@ -119,6 +241,13 @@ def test_overlapping_splits_are_refused(few_below: int) -> None:
         ValueError, match=rf"few_below \({few_below}\) must be at most many_above \+ 1 \(21\)"
     ):
         ij.shot_splits([21, 3], 20, few_below)
+    # A class of 21 would be both; whole numbers lie between 20.5 and 22 and not between 20 and 21.
+    for many_above, few_below in ((20, 22), (20.5, 22), (20, 21.5)):
+        with pytest.raises(ValueError, match="both many and few"):
+            ij.shot_splits([5, 3], many_above, few_below)
+    for many_above, few_below in ((20, 21), (20.5, 21), (20.5, 20.7)):
+        splits = ij.shot_splits([20, 21, 22], many_above, few_below)
+        assert (sum(members.astype(int) for members in splits.values()) == 1).all()
 
 
 # ------------------------------------------------------------------------------ long-tail sets

@@ -21,7 +21,8 @@ from experiments.errors import RunError, Stopped
 from experiments.models import MODELS
 from experiments.parts import Parts
 from experiments.train import fit
-from imbsam_jax import remembered, rules
+from imbsam_jax import passes, rules
+from imbsam_jax.experimental import remembered
 from rule_table import (
     CLASSES,
     COUNTS,
@@ -55,7 +56,7 @@ RULES = {
     "sse_sam": rules.sse_sam(COUNTS, head_rho=0.1, tail_rho=RHO, eta=ETA, switch_step=9).stages[0],
 }
 QUICK_CASES = [("imbsam", "independent"), ("sse_sam", "dependent")]
-BUFFERS = {"examples": "independent", "buffers": lambda classes: (2, 5, SIZE)}
+BUFFERS = {"passes": passes.own_rows(lambda classes: (2, 5, SIZE))}
 
 
 def batches() -> list[Any]:
@@ -168,8 +169,9 @@ def test_what_does_not_fit_is_refused() -> None:
     for decay in (-0.1, 1.0, float("nan")):
         with pytest.raises(ValueError, match=f"below 1, got {decay}"):
             door(rule, decay=decay)
-    with pytest.raises(ValueError, match="got 'independent' without buffers"):
-        door(rule, decay=0.9, examples="independent")
+    for bad in (passes.whole(2), passes.split_norm(lambda classes: (SIZE,))):
+        with pytest.raises(ValueError, match=r"takes passes\.whole"):
+            door(rule, decay=0.9, passes=bad)
     with pytest.raises(ValueError, match="memory is of 2 groups and the rule has 1"):
         door(rule, decay=0.9)(params, remembered.init(params, RULES["sse_sam"]), y, x, y)
     hand_made = ij.ClassWeights(np.array([1.0, 1, 0, 0, 0]), np.eye(5)[3:4], np.array([RHO]))

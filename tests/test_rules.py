@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -39,8 +40,10 @@ def test_sam() -> None:
 
 def test_imbsam() -> None:
     counts = [500, 100, 99, 5]
-    assert_table(rules.imbsam(counts)(None), [1, 0, 0, 0], [[0, 1, 1, 1]], [0.05])
-    assert_table(rules.imbsam(counts, strict=True)(None), [1, 1, 0, 0], [[0, 0, 1, 1]], [0.05])
+    assert_table(rules.imbsam(counts, eta=100)(None), [1, 0, 0, 0], [[0, 1, 1, 1]], [0.05])
+    assert_table(
+        rules.imbsam(counts, eta=100, strict=True)(None), [1, 1, 0, 0], [[0, 0, 1, 1]], [0.05]
+    )
     released = rules.imbsam(counts, rho=0.1, eta=99, tail_scale=2.0)
     assert_table(released(None), [1, 1, 0, 0], [[0, 0, 2, 2]], [0.1])
 
@@ -55,9 +58,63 @@ def test_focal_sam() -> None:
 
 
 def test_sse_sam() -> None:
-    rule = rules.sse_sam([500, 100, 5], head_rho=0.1, tail_rho=0.2, switch_step=10)
+    rule = rules.sse_sam([500, 100, 5], head_rho=0.1, tail_rho=0.2, eta=100, switch_step=10)
     assert_table(rule(9), None, [[1, 0, 0], [0, 1, 1]], [0.1, 0.2])
     assert_table(rule(10), [1, 0, 0], [[0, 1, 1]], [0.2])
+
+
+def test_reweighted_sam() -> None:
+    counts = [500, 100, 99, 5]
+    rule = rules.reweighted_sam(counts, rho=0.1, eta=100, tail_weight=3.0)
+    assert_table(rule(None), None, [[1, 3, 3, 3]], [0.1])
+
+
+RULES_OF_THE_LIBRARY = set(rules.__all__) - {"ClassWeights", "Rule"}
+
+
+def test_every_rule_has_a_row_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through its public function: a row made by hand is a test of other code."""
+    called = set()
+    # stagewise is a class, of which there is a row by its type.
+    functions = RULES_OF_THE_LIBRARY - {"stagewise"}
+
+    def spy(name: str, make: Any, *args: Any, **kwargs: Any) -> Any:
+        called.add(name)
+        return make(*args, **kwargs)
+
+    for name in functions:
+        monkeypatch.setattr(rules, name, partial(spy, name, getattr(rules, name)))
+    made = [row.rule(0.1) for row in RULES]
+    assert called == functions
+    assert any(isinstance(rule, rules.stagewise) for rule in made)
+
+
+TAIL_RULES = {
+    "imbsam": {"rho": 0.1},
+    "reweighted_sam": {"rho": 0.1, "tail_weight": 2.0},
+    "sse_sam": {"head_rho": 0.1, "tail_rho": 0.2, "switch_step": 3},
+}
+
+
+def test_every_rule_with_a_tail_is_known() -> None:
+    takes = {
+        name
+        for name in RULES_OF_THE_LIBRARY
+        if "strict" in inspect.signature(getattr(rules, name)).parameters
+    }
+    assert takes == set(TAIL_RULES)
+
+
+@pytest.mark.parametrize("name", TAIL_RULES)
+@pytest.mark.parametrize("step", [0, 3])
+def test_strict_is_heeded_and_eta_has_no_default(name: str, step: int) -> None:
+    def table(eta: float, **options: Any) -> Any:
+        return getattr(rules, name)([40, 9, 2], eta=eta, **TAIL_RULES[name], **options)(step)
+
+    jax.tree.map(np.testing.assert_array_equal, table(9, strict=True), table(2))
+    assert not np.array_equal(table(9).groups, table(2).groups)
+    with pytest.raises(TypeError, match="eta"):
+        getattr(rules, name)([40, 9, 2], **TAIL_RULES[name])
 
 
 def test_stagewise_holds_its_stages_and_where_they_start() -> None:

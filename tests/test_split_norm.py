@@ -1,7 +1,6 @@
-"""`examples="split_norm"`: exact without batch coupling, a loop over rows where there is one."""
+"""`passes.split_norm`: exact without batch coupling, a loop over rows where there is one."""
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 import jax
@@ -18,6 +17,7 @@ from experiments.models import BATCH_NORM_MOMENTUM, MODELS
 from experiments.parts import Parts
 from experiments.settings import Settings
 from experiments.steps import batch_renormalised
+from imbsam_jax.passes import split_norm
 from rule_table import (
     ASCENTS,
     BY_ID,
@@ -60,9 +60,7 @@ def test_without_batch_coupling_it_is_exact(row: Any) -> None:
     params = to_library(init_params())
     # Three batches with padding, and more and fewer tail rows than the buffers hold.
     exact = quick_jit(row.value_and_grad(losses_fn, info=True))
-    split = quick_jit(
-        row.value_and_grad(losses_fn, info=True, examples="split_norm", buffers=SIZES)
-    )
+    split = quick_jit(row.value_and_grad(losses_fn, info=True, passes=split_norm(SIZES)))
     for seed, kind in enumerate(["mixed", "no_tail", "only_tail"]):
         x, y = one_batch(seed, kind=kind)
         real = np.arange(7) != seed
@@ -130,9 +128,8 @@ KINDS = {
 
 
 def split_door(rule: Any, kind: str, buffers: Any, **options: Any) -> Any:
-    f = ij.value_and_grad(
-        normed, rule, examples="split_norm", buffers=buffers, **KINDS[kind], **options
-    )
+    passes = split_norm(buffers, **{**KINDS[kind], **options})
+    f = ij.value_and_grad(normed, rule, passes=passes)
     more = (None,) if kind == "held" else ()
     return jax.jit(lambda params, x, y, step: f(params, y, x, y, *more, step=step))
 
@@ -342,11 +339,6 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_options_that_do_not_go_together() -> None:
-    door = partial(ij.value_and_grad, normed, ij.rules.imbsam(COUNTS, rho=RHO, eta=ETA))
-    with pytest.raises(ValueError, match="give both"):
-        door(examples="split_norm")
-    with pytest.raises(ValueError, match="does not go with micro_batches"):
-        door(examples="split_norm", buffers=SIZES, micro_batches=2)
     with pytest.raises(TypeError, match="carry must return the args of the next pass"):
         split_door(
             ij.rules.imbsam(COUNTS, rho=RHO, eta=ETA),

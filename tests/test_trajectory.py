@@ -125,7 +125,7 @@ def trained(row: Row, variants: Any) -> dict[str, list[reference.Params]]:
             updates, state = after.update(grads, state, params)
         else:
             fn = ij.class_weighted_grad(losses_fn, y, x, y, mask=mask)
-            updates, state = whole.update(None, state, params, weighted_grad_fn=fn)
+            updates, state = whole.update(fn, state, params)
         return optax.apply_updates(params, updates), state
 
     def advance_all(carries: Any, batches: Any, step: Any) -> Any:

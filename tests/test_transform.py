@@ -1,4 +1,7 @@
-"""What must stay true of the Optax door: first in a chain, state of one counter, clear refusals."""
+"""What must stay true of the Optax door: first in a chain, state of one counter, clear refusals.
+
+Links and wrappers around it are in test_wrappers.py.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ def start(tx: Any) -> tuple[Any, Any]:
 
 def make_step(tx: Any) -> Any:
     def step(params: Any, state: Any, x: Any, y: Any, **extra: Any) -> Any:
-        updates, state = tx.update(None, state, params, weighted_grad_fn=fn_of(x, y), **extra)
+        updates, state = tx.update(fn_of(x, y), state, params, **extra)
         return optax.apply_updates(params, updates), state
 
     return step
@@ -69,9 +72,7 @@ def test_both_doors_agree() -> None:
         pairs = {}
         for row in rows:
             state = ij.SharpnessAwareState(count)
-            by_optax = row.transform().update(
-                None, state, params, weighted_grad_fn=fn_of(x, y, mask)
-            )[0]
+            by_optax = row.transform().update(fn_of(x, y, mask), state, params)[0]
             direct = row.value_and_grad(losses_fn)(params, y, x, y, step=count, mask=mask)[1]
             pairs[row.id] = by_optax, direct
         return pairs
@@ -97,11 +98,11 @@ def test_any_weighted_gradient_will_do() -> None:
 
     tx = IMBSAM.transform()
     tree = jax.tree.map(jnp.asarray, params)
-    grads, _ = tx.update(None, tx.init(tree), tree, weighted_grad_fn=by_hand)
+    grads, _ = tx.update(by_hand, tx.init(tree), tree)
     assert_trees(grads, IMBSAM.gradient(params, x, y, 0, 0.3), atol=1e-13)
     with pytest.raises(ValueError, match=r"group_mean needs to count rows: .* class_weighted_grad"):
         ij.sharpness_aware(IMBSAM.rule(0.1), ascent=ij.Ascent(group_mean=True)).update(
-            None, tx.init(tree), tree, weighted_grad_fn=by_hand
+            by_hand, tx.init(tree), tree
         )
 
 
@@ -124,10 +125,10 @@ def test_the_state_is_a_counter_of_updates() -> None:
     assert jax.tree.leaves(state) == [0] and state.count.dtype == jnp.int32
     x, y = one_batch()
     for count in (1, 2):
-        _, state = tx.update(None, state, params, weighted_grad_fn=fn_of(x, y))
+        _, state = tx.update(fn_of(x, y), state, params)
         assert state.count == count and state.count.dtype == jnp.int32
     full = ij.SharpnessAwareState(jnp.asarray(2**31 - 1, jnp.int32))
-    _, state = tx.update(None, full, params, weighted_grad_fn=fn_of(x, y))
+    _, state = tx.update(fn_of(x, y), full, params)
     assert state.count == 2**31 - 1
 
 
@@ -141,10 +142,7 @@ def test_the_count_is_the_step_of_schedules_and_stages() -> None:
 
     @quick_jit
     def update(states: Any) -> Any:
-        return {
-            name: tx.update(None, states[name], params, weighted_grad_fn=fn_of(x, y))
-            for name, tx in txs.items()
-        }
+        return {name: tx.update(fn_of(x, y), states[name], params) for name, tx in txs.items()}
 
     for step in range(SWITCH + 1):
         results = update(states)
@@ -225,7 +223,7 @@ def test_the_radius_may_be_injected(name: str) -> None:
     tx = optax.inject_hyperparams(lambda rho: row.transform(rho))(rho=0.3)
     x, y = one_batch()
     params, state = start(tx)
-    update = quick_jit(lambda state: tx.update(None, state, params, weighted_grad_fn=fn_of(x, y)))
+    update = quick_jit(lambda state: tx.update(fn_of(x, y), state, params))
     for step, rho in enumerate((0.3, 0.05, 0.0)):
         state.hyperparams["rho"] = jnp.asarray(rho)
         grads, state = update(state)
@@ -240,7 +238,7 @@ def test_weight_decay_in_the_loss_may_be_injected() -> None:
     )(weight_decay=0.0)
     x, y = one_batch()
     params, state = start(tx)
-    update = quick_jit(lambda state: tx.update(None, state, params, weighted_grad_fn=fn_of(x, y)))
+    update = quick_jit(lambda state: tx.update(fn_of(x, y), state, params))
     for decay in (0.0, 0.05):
         state.hyperparams["weight_decay"] = jnp.asarray(decay)
         grads, state = update(state)
@@ -255,7 +253,7 @@ def test_injected_radii_follow_schedules() -> None:
     x, y = one_batch()
     params, state = start(tx)
     for want in (0.0, 0.1, 0.2):
-        _, state = tx.update(None, state, params, weighted_grad_fn=fn_of(x, y))
+        _, state = tx.update(fn_of(x, y), state, params)
         assert float(state.hyperparams["rho"]) == pytest.approx(want)
 
 
@@ -308,10 +306,13 @@ def test_updates_from_elsewhere_are_refused() -> None:
     tx = IMBSAM.transform()
     params, state = start(tx)
     x, y = one_batch()
-    with pytest.raises(
-        ValueError, match=r"first in the chain: .*update\(None, .* go after it|after it"
-    ):
-        tx.update(params, state, params, weighted_grad_fn=fn_of(x, y))
+    for updates in (params, {"callable": fn_of}, 1.0, np.ones(2)):
+        with pytest.raises(ValueError, match=r"first in the chain: .*update\(fn, .* go after it"):
+            tx.update(updates, state, params, weighted_grad_fn=fn_of(x, y))
+    with pytest.raises(TypeError, match=r"a gradient function twice, as updates and as"):
+        tx.update(fn_of(x, y), state, params, weighted_grad_fn=fn_of(x, y))
+    with pytest.raises(TypeError, match=r"make it with class_weighted_grad.*; got a dict"):
+        tx.update(None, state, params, weighted_grad_fn={})
 
 
 @pytest.mark.parametrize(
@@ -343,8 +344,8 @@ def test_missing_arguments_are_named() -> None:
         tx.update(None, state, params)
     with pytest.raises(TypeError, match="weighted_grad_fn"):
         tx.update(None, state, params, gradient_fn=fn_of(x, y))
-    with pytest.raises(ValueError, match=r"needs params: update\(None, state, params"):
-        tx.update(None, state, weighted_grad_fn=fn_of(x, y))
+    with pytest.raises(ValueError, match=r"needs params: call update\(fn, state, params"):
+        tx.update(fn_of(x, y), state)
 
 
 def test_coarse_parameters_warn() -> None:
@@ -352,5 +353,5 @@ def test_coarse_parameters_warn() -> None:
     params = to_library(init_params(), jnp.bfloat16)
     x, y = one_batch()
     with pytest.warns(UserWarning, match="is bfloat16"):
-        grads, _ = tx.update(None, tx.init(params), params, weighted_grad_fn=fn_of(x, y))
+        grads, _ = tx.update(fn_of(x, y), tx.init(params), params)
     chex.assert_trees_all_equal_dtypes(grads, params)

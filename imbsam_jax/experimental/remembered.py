@@ -27,16 +27,17 @@ import numpy as np
 
 from imbsam_jax import collectives, core
 from imbsam_jax.ascent import Ascent
-from imbsam_jax.gradient import mean_over_rows
-from imbsam_jax.independent import Buffers, _rows_of_either, over_chosen_rows
-from imbsam_jax.passes import Rows, at_once
-from imbsam_jax.priors import _is_concrete
+from imbsam_jax.checks import at_least_float32, is_concrete
+from imbsam_jax.passes import own_rows, whole
+from imbsam_jax.passes._batch import LossesFn, OverRows, Rows, at_once
+from imbsam_jax.passes._own_rows import over_chosen_rows, rows_of_either
 from imbsam_jax.rows import (
     check_labels,
+    check_leaves,
+    check_mask,
     check_params,
     nan_where_no_class,
     row_weights,
-    share_of_rows,
 )
 from imbsam_jax.rules import ClassWeights, Rule, check_table, stagewise
 
@@ -59,9 +60,10 @@ def init(params: Any, rule: Rule) -> tuple[Any, ...]:
     _refuse_stages(rule)
 
     def zeros(leaf: Any) -> jax.Array:
-        leaf = jnp.asarray(leaf)
-        return jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))
+        return jnp.zeros(leaf.shape, at_least_float32(leaf.dtype))
 
+    params = check_leaves(params)
+    params = check_leaves(params)
     return tuple(jax.tree.map(zeros, params) for _ in range(rule(0).groups.shape[0]))
 
 
@@ -72,9 +74,7 @@ def value_and_grad(
     decay: Any,
     axis_name: Any = None,
     ascent: Ascent = Ascent(),
-    examples: str = "dependent",
-    batched: tuple[bool, ...] | None = None,
-    buffers: Buffers | None = None,
+    passes: whole | own_rows = whole(),
 ) -> Callable[..., Any]:
     """`imbsam_jax.value_and_grad` with a remembered ascent direction, which goes in and comes out.
 
@@ -83,8 +83,9 @@ def value_and_grad(
     with g_k the group's own gradient at theta + e_k, over all devices.
 
     Args:
-      losses_fn, rule, axis_name, ascent, examples, batched, buffers: as there. The rule has no
-        stages; `ascent.weight_decay` enters the direction at theta and is not remembered.
+      losses_fn, rule, axis_name, ascent: as there. The rule has no stages; `ascent.weight_decay`
+        enters the direction at theta and is not remembered.
+      passes: `whole()`, at once and with nothing carried, or `own_rows(...)`.
       decay: how much of the memory a step keeps, at least 0 and below 1; may be traced. 0
         remembers the last batch that had a row of the group.
 
@@ -94,10 +95,10 @@ def value_and_grad(
         memory: of the last step; `init(params, rule)` before the first, which perturbs nothing.
           The same on every device, and so is the new one: it holds averages over all devices. A
           group without a row in the batch keeps its memory as it is. What is not finite stays.
-        mean_loss, aux: those at theta with "dependent" examples. With "independent" ones a row is
+        mean_loss, aux: those at theta with `whole`. With `own_rows` a row is
           seen once: it has its loss and aux at theta where the base weighs it, else at theta +
           e_k of the first group that does. A rule without a base (SAM) has no pass at theta: its
-          losses are always such, and with "dependent" examples aux is that of the first group.
+          losses are always such, and with `whole` aux is that of the first group.
         grads: like params, averaged over the devices.
 
     Inside shard_map and pmap a step has one all-reduce, which carries loss, gradient and the part
@@ -105,7 +106,8 @@ def value_and_grad(
 
     Raises:
       ValueError: as there; a staged rule, a memory of another number of groups, a bad decay, a
-        class that neither base nor a group weighs with "independent" examples.
+        class that neither base nor a group weighs with `own_rows`.
+      TypeError: as there; a memory that is no tuple.
 
     >>> def losses_fn(w, x, y):
     ...     return (x @ w - y) ** 2, None
@@ -120,109 +122,121 @@ def value_and_grad(
     3.4
     """
     _refuse_stages(rule)
-    if examples not in ("dependent", "independent") or (buffers is None) != (
-        examples == "dependent"
-    ):
+    plain = isinstance(passes, whole) and passes.micro_batches == 1 and passes.carry is None
+    if not (plain or isinstance(passes, own_rows)):
         raise ValueError(
-            "examples is 'dependent', or 'independent' with buffers=, for example "
-            f"binomial_buffers(class_counts, batch_size); got {examples!r} "
-            f"{'without' if buffers is None else 'with'} buffers"
+            "a remembered direction takes passes.whole() without micro-batches and carry, or "
+            f"passes.own_rows(...); got {passes}"
         )
-    if _is_concrete(decay) and not (np.ndim(decay) == 0 and 0 <= decay < 1):
+    if is_concrete(decay) and not (np.ndim(decay) == 0 and 0 <= decay < 1):
         raise ValueError(f"decay must be a number from 0 to below 1, got {decay}")
 
     def f(
         params: Any, memory: Any, labels: Any, *args: Any, step: Any = None, mask: Any = None
     ) -> Any:
         labels = check_labels(labels, mask)
+        mask = check_mask(mask, labels.shape[0])
+        mask = check_mask(mask, labels.shape[0])
         local = collectives.varying(check_params(params), axis_name)
         rows = Rows(args, labels, mask, labels.shape[0])
         table = check_table(rule(step))
+        if not isinstance(memory, tuple | list):
+            raise TypeError(
+                "the memory must be a tuple of one tree for each group, got "
+                f"{type(memory).__name__}: begin with init(params, rule)"
+            )
+        if not isinstance(memory, tuple | list):
+            raise TypeError(
+                "the memory must be a tuple of one tree for each group, got "
+                f"{type(memory).__name__}: begin with init(params, rule)"
+            )
         if len(memory) != table.groups.shape[0]:
             raise ValueError(
                 f"the memory is of {len(memory)} groups and the rule has {table.groups.shape[0]}: "
                 "begin with init(params, rule)"
             )
-
-        def run(point: Any, weights: list[Any]) -> tuple[list[Any], jax.Array, Any]:
-            if buffers is None:
-                return at_once(losses_fn, point, weights, rows, axis_name)
-            return over_chosen_rows(
-                losses_fn, point, weights, rows, axis_name, batched, buffers, every_row=False
-            )
-
-        if buffers is not None:
+        if isinstance(passes, own_rows):
             _refuse_unseen_classes(table)
-        return _one_step(table, memory, local, rows, run, decay, ascent, axis_name, buffers is None)
+        batch = _Remembering(passes, losses_fn, local, rows, axis_name, memory, table)
+        grads, _ = core.gradient(
+            batch, local, table, ascent=ascent, axis_name=axis_name, sync=False
+        )
+        some_weights = table.groups[0] if table.base is None else table.base
+        grads, own = nan_where_no_class((grads, batch.own), some_weights, labels, mask)
+        losses = batch.losses if mask is None else jnp.where(mask, batch.losses, 0)
+        shares = [batch.share(weights) for weights in table.groups]
+        mean_loss = losses.mean(dtype=at_least_float32(losses.dtype))
+        mean_loss, grads, own, shares = core.mean_over_rows(
+            (mean_loss, grads, own, shares), batch, axis_name
+        )
+        new_memory = tuple(
+            _kept(share, decay, old, new)
+            for share, old, new in zip(shares, memory, own, strict=True)
+        )
+        return (mean_loss, batch.aux), grads, new_memory
 
     return f
 
 
-def _one_step(
-    table: ClassWeights,
-    memory: Any,
-    params: Any,
-    rows: Rows,
-    run: Callable[[Any, list[Any]], tuple[list[Any], jax.Array, Any]],
-    decay: Any,
-    ascent: Ascent,
-    axis_name: Any,
-    whole: bool,
-) -> Any:
-    labels, mask = rows.labels, rows.mask
-    seen: Any = None  # (losses, aux) of the passes so far, each row's of its first
-    taken = jnp.zeros(labels.shape[0], bool)
-    own: list[Any] = []  # the gradient of each group at its theta + e
+class _Remembering(OverRows):
+    """The passes of core's gradient with the memory in place of the groups' gradients at theta.
 
-    def note(weights: Any, found: Any) -> None:
-        nonlocal seen, taken
-        if seen is None:
-            seen = found
-        elif not whole:
-            seen = _rows_of_either(taken, seen, found)
-        elif table.base is None:
-            seen = _rows_of_either(taken, seen[0], found[0]), seen[1]
-        taken |= row_weights(jnp.asarray(weights) != 0, labels, None, float) != 0
+    Attributes:
+      losses, aux: of each row's first pass; aux of the first pass where passes are whole.
+      own: the gradient of each group at its theta + e.
+    """
 
-    def clean(weights: list[Any]) -> list[Any]:
-        base = weights[len(memory) :]
-        if not base:
-            return list(memory)
-        grads, *found = run(params, base)
-        note(base[0], found)
-        return [*memory, *grads]
+    def __init__(
+        self,
+        passes: whole | own_rows,
+        losses_fn: LossesFn,
+        params: Any,
+        rows: Rows,
+        axis_name: Any,
+        memory: Any,
+        table: ClassWeights,
+    ):
+        super().__init__(losses_fn, params, rows, axis_name)
+        self._passes, self._memory, self._has_base = passes, memory, table.base is not None
+        self._seen: Any = None
+        self._taken = jnp.zeros(rows.labels.shape[0], bool)
+        self.own: list[Any] = []
 
-    def moved(point: Any, weights: Any) -> tuple[Any, None]:
-        (grads,), *found = run(point, [weights])
-        note(weights, found)
-        own.append(grads)
-        return grads, None
+    def clean(self, table: list[Any]) -> list[Any]:
+        base = table[len(self._memory) :]
+        return [*self._memory, *(self._pass(self._params, weights) for weights in base)]
 
-    batch = core.Batch(
-        clean,
-        moved,
-        lambda weights: share_of_rows(weights, labels, mask),
-        None if mask is None else jnp.mean(jnp.asarray(mask), dtype=float),
-    )
-    grads, _ = core.gradient(batch, params, table, ascent=ascent, axis_name=axis_name, sync=False)
-    some_weights = table.groups[0] if table.base is None else table.base
-    grads, own = nan_where_no_class((grads, own), some_weights, labels, mask)
-    losses, aux = seen
-    losses = losses if mask is None else jnp.where(mask, losses, 0)
-    shares = [batch.share(weights) for weights in table.groups]
-    mean_loss, grads, own, shares = mean_over_rows(
-        (losses.mean(), grads, own, shares), batch.real, axis_name
-    )
+    def moved(self, group: int, point: Any, class_weights: Any) -> tuple[Any, None]:
+        self.own.append(self._pass(point, class_weights))
+        return self.own[-1], None
 
-    def kept(share: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
+    def _pass(self, point: Any, class_weights: Any) -> Any:
+        given = (self._losses_fn, point, [class_weights], self._rows, self._axis_name)
+        alone = isinstance(self._passes, own_rows)
+        if isinstance(self._passes, own_rows):
+            (grads,), *found = over_chosen_rows(
+                *given, self._passes.batched, self._passes.buffers, every_row=False
+            )
+        else:
+            (grads,), *found = at_once(*given)
+        if self._seen is None:
+            self._seen = found
+        elif alone:
+            self._seen = rows_of_either(self._taken, self._seen, found)
+        elif not self._has_base:
+            self._seen = rows_of_either(self._taken, self._seen[0], found[0]), self._seen[1]
+        touched = jnp.asarray(class_weights) != 0
+        self._taken |= row_weights(touched, self._rows.labels, self._rows.mask, float) != 0
+        self.losses, self.aux = self._seen
+        return grads
+
+
+def _kept(share: jax.Array, decay: Any, old: Any, new: Any) -> Any:
+    def leaf(old: jax.Array, new: jax.Array) -> jax.Array:
         rate = jnp.asarray(decay, old.dtype)
         return jnp.where(share == 0, old, rate * old + (1 - rate) * new.astype(old.dtype))
 
-    new_memory = tuple(
-        jax.tree.map(lambda old, new, share=share: kept(share, old, new), m, g)
-        for share, m, g in zip(shares, memory, own, strict=True)
-    )
-    return (mean_loss, aux), grads, new_memory
+    return jax.tree.map(leaf, old, new)
 
 
 def _refuse_stages(rule: Rule) -> None:
@@ -235,11 +249,11 @@ def _refuse_stages(rule: Rule) -> None:
 
 def _refuse_unseen_classes(table: ClassWeights) -> None:
     parts = [*([] if table.base is None else [table.base]), *table.groups]
-    if not all(map(_is_concrete, parts)):
+    if not all(map(is_concrete, parts)):
         return
     unseen = np.flatnonzero(~np.any([np.asarray(part) != 0 for part in parts], axis=0))
     if unseen.size:
         raise ValueError(
-            f"examples='independent' takes no pass over classes {unseen.tolist()}, which neither "
-            "the base nor a group weighs: their loss would be unknown; use examples='dependent'"
+            f"own_rows takes no pass over classes {unseen.tolist()}, which neither the base nor a "
+            "group weighs: their loss would be unknown; use passes.whole()"
         )

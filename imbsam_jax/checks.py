@@ -1,0 +1,307 @@
+"""Checks of what a caller passes: numbers, class counts, labels and masks of the public functions.
+
+What is concrete is looked at and refused by its name, in one sentence. Of what is traced, inside
+jit, only shape and type can be seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+_MOST = 2**53  # above it float64, in which averages are taken, leaves whole numbers out
+
+
+def is_concrete(value: Any) -> bool:
+    """False for a traced value, of which nothing can be checked before the step runs."""
+    return not isinstance(value, jax.core.Tracer)
+
+
+# ------------------------------------------------------------------------------------- numbers
+
+
+def number(
+    name: str,
+    value: Any,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    wanted: str = "",
+    hint: str = "",
+    concrete: bool = False,
+) -> Any:
+    """Refuses what is not one real, finite number in the range; of a tracer its shape and type.
+
+    concrete: refuse tracers, too, of a number that decides something on the host.
+
+    Returns a Python number, or the tracer as JAX's default float, which goes with NumPy's tables
+    under strict type promotion.
+    """
+    wanted = wanted or _range(least, above, most, below)
+    if not _is_real_scalar(name, value, wanted):
+        if concrete:
+            raise ValueError(f"{name} must be known when it is given, not traced under jit")
+        return jnp.asarray(value, float)
+    if not (
+        _is_finite(value)
+        and (least is None or value >= least)
+        and (above is None or value > above)
+        and (most is None or value <= most)
+        and (below is None or value < below)
+    ):
+        raise ValueError(f"{name} must be {wanted}, got {short(value, str)}{hint}")
+    return value.item() if hasattr(value, "item") else value
+
+
+def whole(name: str, value: Any, least: int, wanted: str = "", most: int = 2**31 - 1) -> None:
+    """Refuses what is not a whole number of Python or NumPy in the range."""
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_whole or value < least:
+        full = f"a whole number, at least {least}"
+        wanted = wanted if is_whole and wanted else full
+        raise ValueError(f"{name} must be {wanted}, got {short(value)}")
+    if value > most:
+        raise ValueError(f"{name} must be at most {most}, got {short(value)}")
+
+
+def steps(name: str, value: Any, least: int = 0, wanted: str = "a step number, at least 0") -> None:
+    """Refuses what is no number of updates: it may be an array of one number, or traced."""
+    if np.ndim(value) != 0:
+        raise ValueError(f"{name} must be {wanted}, got {short(value, str)}")
+    if _is_real_scalar(name, value, wanted) and not (
+        _is_finite(value) and value >= least and value == math.floor(value)
+    ):
+        raise ValueError(f"{name} must be {wanted}, got {short(value, str)}")
+
+
+def _range(
+    least: float | None, above: float | None, most: float | None, below: float | None
+) -> str:
+    if least is not None and most is not None:
+        return f"between {least} and {most}"
+    if least is not None and below is not None:
+        return f"at least {least} and below {below}"
+    if least is not None:
+        return f"finite and at least {least}"
+    return "finite" if above is None else "finite and positive"
+
+
+def _is_real_scalar(name: str, value: Any, wanted: str) -> bool:
+    """Refuses what is not one real number; False for a traced one, whose value is not known."""
+    if isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} must be {wanted}, got the truth value {value}")
+    if isinstance(value, int | float):
+        return True
+    if not isinstance(value, np.generic | np.ndarray | jax.Array):
+        raise ValueError(f"{name} must be {wanted}, got {short(value)}: give one number")
+    if value.ndim != 0:
+        raise ValueError(f"{name} must be a scalar, got shape {value.shape}")
+    if not is_real(value.dtype):
+        raise ValueError(f"{name} must be {wanted}, got a value of type {value.dtype}")
+    return is_concrete(value)
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that no float can hold
+        return False
+
+
+def is_real(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
+
+
+def at_least_float32(dtype: Any) -> Any:
+    """The type of norms, counts and sums: float64 for itself, else float32.
+
+    Also where JAX is told to promote nothing by itself.
+    """
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
+def short(value: Any, show: Callable[[Any], str] = repr) -> str:
+    try:
+        text = " ".join(show(value).split())
+    except ValueError:  # Python prints no integer of thousands of digits
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+# -------------------------------------------------------------------------------------- counts
+
+
+def counts(class_counts: Any) -> NDArray[np.int64]:
+    """The counts as int64[C], or a ValueError that says which class cannot be used.
+
+    With an index or keys (a pandas Series, a Counter) each count goes to the class it is named by.
+    """
+    array = on_host("class_counts", _by_class("class_counts", class_counts))
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(
+            f"class_counts must be a vector with one count per class, got shape {array.shape}"
+        )
+    values = array.tolist()
+    # Integers beyond 64 bits make an array of objects: their sum is refused below.
+    numbers = is_real(array.dtype) or all(type(count) is int for count in values)
+    if not numbers or not all(map(_is_finite, values)):
+        raise ValueError(f"class_counts must be finite numbers, got {short(values)}")
+    bad = [c for c, count in enumerate(values) if count <= 0]
+    if bad:
+        raise ValueError(
+            f"class {bad[0]} has count {values[bad[0]]} ({len(bad)} such classes): every class "
+            "needs at least one training example; drop the class or merge it with another"
+            + _are_these_labels(values)
+        )
+    if any(count != math.floor(count) for count in values):
+        raise ValueError(f"class_counts must be whole numbers, got {short(values)}")
+    total = sum(int(count) for count in values)
+    if total > _MOST:
+        raise ValueError(f"class_counts add up to {total}, more than 2**53: are these examples?")
+    return np.asarray([int(count) for count in values], np.int64)
+
+
+def real(name: str, array: Any) -> jax.Array:
+    """As a JAX array of real numbers, or a ValueError for strings, complex numbers and the like."""
+    if not isinstance(array, jax.Array):
+        array = on_host(name, array)
+    if not (is_real(array.dtype) or array.dtype == bool):
+        raise ValueError(f"{name} must be real numbers, got {array.dtype}{list(array.shape)}")
+    return jnp.asarray(array)
+
+
+def floating(name: str, array: Any) -> jax.Array:
+    """As `real`, with whole numbers as float32: a result in their type would be cut off."""
+    array = real(name, array)
+    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(np.float32)
+
+
+def alike(*arrays: jax.Array) -> list[jax.Array]:
+    """In one dtype, as JAX promotes where it is not told to promote nothing by itself."""
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(*arrays)
+    return [array.astype(dtype) for array in arrays]
+
+
+def weights(name: str, class_weights: Any) -> Any:
+    """The weights as a NumPy array [C] of finite numbers that are at least 0, or a tracer."""
+    table = class_weights
+    if is_concrete(class_weights):
+        table = on_host(name, _by_class(name, class_weights))
+    if table.ndim != 1 or table.size == 0 or not is_real(table.dtype):
+        raise ValueError(f"{name} must be float[C], got {table.dtype}{list(table.shape)}")
+    if is_concrete(table) and not (np.all(np.isfinite(table)) and np.all(table >= 0)):
+        raise ValueError(f"{name} must be finite and at least 0, got {table}")
+    return table
+
+
+def on_host(name: str, values: Any) -> NDArray[Any]:
+    """As a NumPy array, or a ValueError for what is traced or ragged."""
+    if not is_concrete(values) or any(not is_concrete(x) for x in _items(values)):
+        raise ValueError(f"{name} must be known before training, not traced under jit")
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise ValueError(f"{name} must have no masked entries")
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a vector of numbers, got {short(values)}") from None
+
+
+def _items(values: Any) -> Any:
+    return values if isinstance(values, list | tuple) else ()
+
+
+def _by_class(name: str, table: Any) -> Any:
+    """The values of a mapping or a Series in the order of its classes; else the table as it is."""
+    names: list[Any]
+    values: Any
+    if isinstance(table, Mapping):
+        names, values = list(table.keys()), list(table.values())
+    elif not hasattr(table, "index") or callable(table.index):  # lists and strings have a method
+        return table
+    else:
+        names, values = np.asarray(table.index).tolist(), np.asarray(table)
+        if values.ndim != 1:
+            return values
+    order = {c: place for place, c in enumerate(names) if _is_class(c)}
+    if sorted(order) != list(range(len(names))):
+        raise ValueError(
+            f"{name} has the index {short(names)}, which is not the classes 0 to "
+            f"{max(len(names) - 1, 0)}, each once: pass a plain list in the order of the labels, "
+            "one entry for every class"
+        )
+    return [values[order[c]] for c in range(len(names))]
+
+
+def _is_class(name: Any) -> bool:
+    return isinstance(name, int | np.integer) and not isinstance(name, bool)
+
+
+def _are_these_labels(values: list[Any]) -> str:
+    """More classes than the largest count, some of them 0: a label for each example looks so."""
+    zeros = values.count(0)
+    if not zeros or max(values) >= len(values):
+        return ""
+    return (
+        f". {zeros} classes of count 0: are these labels? class_counts(labels, num_classes) "
+        "counts them"
+    )
+
+
+# ---------------------------------------------------------------------------- labels and masks
+
+
+def as_labels(labels: Any) -> jax.Array:
+    """int[B] as JAX can index with it, or float[B, C] of soft labels.
+
+    Narrow types are widened, since a number of classes need not fit into theirs; a label that
+    fits into no int32 becomes -1, which is no class either, instead of its lowest bits.
+    """
+    if not isinstance(labels, jax.Array):
+        labels = on_host("labels", labels)
+    dtype = labels.dtype
+    fits = labels.ndim == 2 or (labels.ndim == 1 and jnp.issubdtype(dtype, jnp.integer))
+    if not (fits and is_real(dtype)):
+        raise ValueError(
+            f"labels must be int[B], or float[B, C] for soft labels; got {dtype}"
+            f"{list(labels.shape)}"
+        )
+    if not jnp.issubdtype(dtype, jnp.integer):
+        return jnp.asarray(labels)
+    xp = jnp if isinstance(labels, jax.Array) else np
+    if dtype.itemsize > 4 or dtype == np.uint32:
+        labels = xp.where((labels < 0) | (labels > 2**31 - 1), -1, labels)
+    return jnp.asarray(labels.astype(np.int32))
+
+
+def as_marks(labels: Any) -> jax.Array:
+    """[B] of 1 for an anomaly and 0 for a normal example; a host's other numbers become -1."""
+    if not isinstance(labels, jax.Array):
+        labels = on_host("labels", labels)
+    if not (is_real(labels.dtype) or labels.dtype == bool):
+        raise ValueError(f"labels must be 1 for an anomaly and 0 else, got {labels.dtype}")
+    if isinstance(labels, jax.Array):
+        return labels
+    return jnp.asarray(np.where(labels == 1, 1, np.where(labels == 0, 0, -1)).astype(np.int32))
+
+
+def as_mask(mask: Any, shape: tuple[int, ...], name: str = "mask") -> jax.Array:
+    """bool[B]; other types would scale what they should leave out."""
+    if not isinstance(mask, jax.Array):
+        mask = on_host(name, mask)
+    if mask.dtype != bool:
+        raise ValueError(
+            f"{name} must be bool{list(shape)}, True for what counts, got {mask.dtype}: "
+            f"compare, as in {name} > 0"
+        )
+    if mask.shape != shape:
+        raise ValueError(f"{name} must be bool{list(shape)}, got shape {list(mask.shape)}")
+    return jnp.asarray(mask)

@@ -1,0 +1,55 @@
+"""Batch renormalisation, by which split_norm's passes see the values of the whole batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from numpy.typing import ArrayLike
+
+from imbsam_jax import collectives
+from imbsam_jax.checks import at_least_float32
+
+__all__ = ["batch_renorm"]
+
+
+def batch_renorm(
+    x: jax.Array, mean: ArrayLike, var: ArrayLike, *, epsilon: float = 1e-5, axis_name: Any = None
+) -> jax.Array:
+    """Normalises by given statistics in value, and by the batch's own in gradient.
+
+        (x - m) / s * r + d,   r = s / sqrt(var + epsilon),  d = (m - mean) / sqrt(var + epsilon)
+
+    with m and s = sqrt(v + epsilon) the batch's mean and deviation, r and d held fixed. So a pass
+    over a group's rows alone sees the values that the whole batch would give it, while scale and
+    shift of what is normalised still do not change the loss, as in batch normalisation.
+
+    Args:
+      x: float[..., C], a batch.
+      mean, var: float[C], the statistics to normalise by; no gradient reaches them.
+      epsilon: added to both variances.
+      axis_name: the device axis over which m and v are taken, or None.
+
+    Returns:
+      Like x, at least float32; without a scale and a bias, which are the layer's.
+
+    Source: Ioffe, Batch Renormalization, NIPS 2017, Algorithm 1, without its clipping of r and d,
+    and with the whole batch's statistics where it has the running ones.
+
+    >>> x = jnp.array([[1.0], [3.0]])
+    >>> batch_renorm(x, mean=jnp.array([0.0]), var=jnp.array([4.0]), epsilon=0.0).tolist()
+    [[0.5], [1.5]]
+    >>> jax.grad(lambda x: batch_renorm(x, jnp.zeros(1), jnp.ones(1)).sum())(x).round(5).tolist()
+    [[0.0], [0.0]]
+    """
+    wide = x.astype(at_least_float32(x.dtype))
+    axes = tuple(range(x.ndim - 1))
+    m, square = collectives.mean((wide.mean(axes), jnp.square(wide).mean(axes)), axis_name)
+    shape = (1,) * (x.ndim - 1) + (-1,)
+    s = jnp.sqrt(jnp.maximum(square - jnp.square(m), 0) + epsilon).reshape(shape)
+    m, mean, var = (jnp.asarray(each, wide.dtype).reshape(shape) for each in (m, mean, var))
+    s_given = jnp.sqrt(var + epsilon)
+    r, d = lax.stop_gradient((s / s_given, (m - mean) / s_given))
+    return (wide - m) / s * r + d

@@ -1,0 +1,96 @@
+"""How many rows own_rows and split_norm make room for.
+
+The rows of a part are gathered into a buffer of static size; a `Buffers` says which sizes there
+are. In a batch that no smaller one holds, the last one is used: the whole batch, which is always
+right, or the largest where the sampler lets no batch have more rows. Rows that it does not hold
+make the gradient NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["Buffers", "binomial_buffers", "stratified_buffers"]
+
+Buffers = Callable[[NDArray[np.bool_]], Sequence[int]]
+
+
+def binomial_buffers(
+    class_frequencies: ArrayLike, batch_size: int, *, deviations: Sequence[float] = (0.5, 2.5)
+) -> Buffers:
+    """Sizes for batches drawn at random, row by row: a few buffers, then the whole batch.
+
+        sizes of a part = ceil(B f + z sqrt(B f (1 - f))) for z in deviations, then B
+
+    with f the share of the part's classes: the number of its rows is Binomial(B, f).
+
+    Args:
+      class_frequencies: float[C], how often each class is drawn, up to a factor: the class counts
+        of uniform draws, ones of class-balanced ones.
+      batch_size: B, rows of one device.
+      deviations: how many standard deviations over the mean each buffer reaches. Every size is a
+        pass of its own in the compiled program: more sizes waste fewer rows and compile longer.
+
+    Returns:
+      `buffers(classes bool[C]) -> sizes`, as `own_rows` and `split_norm` take it.
+
+    Raises:
+      ValueError: frequencies that are negative, not finite or all zero, a batch without rows.
+
+    >>> buffers = binomial_buffers([800, 150, 50], batch_size=256)
+    >>> buffers(np.array([False, True, True])), buffers(np.array([True, False, False]))
+    ((55, 68, 256), (208, 221, 256))
+    """
+    drawn = np.asarray(class_frequencies, np.float64)
+    if drawn.ndim != 1 or not (np.isfinite(drawn).all() and (drawn >= 0).all() and drawn.any()):
+        raise ValueError(
+            f"class_frequencies must be float[C], finite, at least 0 and not all 0; got {drawn}"
+        )
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    drawn = drawn / drawn.sum()
+
+    def buffers(classes: NDArray[np.bool_]) -> tuple[int, ...]:
+        share = float(drawn[classes].sum())
+        mean, spread = batch_size * share, math.sqrt(batch_size * share * max(1 - share, 0))
+        # Sums of shares are rounded: a mean of 51 that came out as 51 + 1e-14 needs no 52nd row.
+        return (*(math.ceil(mean + z * spread - 1e-6) for z in deviations), batch_size)
+
+    return buffers
+
+
+def stratified_buffers(class_strata: ArrayLike, rows: Sequence[int]) -> Buffers:
+    """The one size for batches with the same number of rows of each stratum of classes.
+
+        size of a part = sum of the rows of the strata that its classes lie in
+
+    There is no branch and no whole batch to fall back on: a batch with more rows than it should
+    have gives a gradient of NaN. Right under vmap over seeds with batches of their own, too, where
+    a branch would run all of its sides.
+
+    Args:
+      class_strata: int[C], the stratum of each class, from 0 on. `tail_classes(class_counts, eta)`
+        is two: 0, the head, and 1, the tail.
+      rows: how many rows of each stratum every batch of one device has (at most, with padding).
+
+    Returns:
+      `buffers(classes bool[C]) -> (size,)`, as `own_rows` and `split_norm` take it.
+
+    Raises:
+      ValueError: a stratum without a number of rows.
+
+    >>> buffers = stratified_buffers([False, True, True], rows=(205, 51))
+    >>> buffers(np.array([False, True, True])), buffers(np.array([True, False, False]))
+    ((51,), (205,))
+    """
+    strata = np.asarray(class_strata).astype(np.int64)
+    if strata.ndim != 1 or strata.min(initial=0) < 0 or strata.max(initial=0) >= len(rows):
+        raise ValueError(
+            f"class_strata must be int[C] from 0 to {len(rows) - 1}, as there are {len(rows)} "
+            f"numbers in rows; got {strata}"
+        )
+    return lambda classes: (sum(rows[stratum] for stratum in set(strata[classes].tolist())),)
