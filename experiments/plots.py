@@ -179,3 +179,11 @@ def sweep(path: Path, label: str, lines: dict[str, dict[str, Any]], sgd: dict[st
     axes[0, 0].legend(fontsize="small")
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def run_folder(
+    at: Path, title: str, lines: list[dict[str, Any]], counts: np.ndarray, hits: Any
+) -> None:
+    """The pictures of a run folder: accuracy by class, and by epoch."""
+    per_class(at / "per_class.png", title, counts, hits.correct, hits.total)
+    learning_curves(at / "curves.png", title, lines)
