@@ -182,6 +182,7 @@ def main(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace, deadline: float) -> None:
     """The runs that are not done, each into OUT/runs.json as it ends."""
     from benchmarks.step_cost import noise
+    from experiments import plots
     from experiments.data import load_npz
     from experiments.methods import build_rule, rule_arguments
     from experiments.settings import Settings
@@ -217,7 +218,7 @@ def train(args: argparse.Namespace, deadline: float) -> None:
             report = fit(
                 dataset, job["model"], rule, cross_entropy, settings,
                 folder, description=description, resume=True,
-                deadline=deadline, quiet=args.quiet,
+                deadline=deadline, quiet=args.quiet, measure=True, draw=plots.run_folder,
             )  # fmt: skip
             # Compiling, evaluation, checkpoints and plots included; None for a run cut short.
             passed = time.perf_counter() - start

@@ -77,10 +77,9 @@ def arguments() -> argparse.ArgumentParser:
 
 def measure(model: str, args: argparse.Namespace, dataset: Any) -> dict[str, Any]:
     """Milliseconds of a step of all seeds of one model, every way; a staged rule's first stage."""
-    from experiments.models import CONVOLUTIONAL
-    from experiments.parts import Parts, resolved
+    from experiments.parts import resolved
     from experiments.settings import Settings
-    from experiments.together import Group
+    from experiments.train import several
     from imbsam_jax.losses import cross_entropy
 
     per_epoch = -(-len(dataset.train_labels) // args.batch_size)
@@ -99,12 +98,8 @@ def measure(model: str, args: argparse.Namespace, dataset: Any) -> dict[str, Any
     if args.seeds % devices:
         raise RunError(f"{args.seeds} seeds cannot be divided among {devices} devices")
     each = [dataclasses.replace(settings, seed=seed) for seed in range(args.seeds)]
-    group = Group(
-        dataset, [Parts(dataset, model, cross_entropy, one, whole_batches=True) for one in each],
-        method, each,
-        convolutional=model in CONVOLUTIONAL,
-    )  # fmt: skip
-    members, steps = group.members, settings.steps_per_call
+    trainer = several(dataset, model, method, cross_entropy, each, {})
+    steps = settings.steps_per_call
     # The calls of an epoch, of whole batches alone, over and over.
     whole = len(dataset.train_labels) // args.batch_size // steps
     if not whole:
@@ -114,11 +109,13 @@ def measure(model: str, args: argparse.Namespace, dataset: Any) -> dict[str, Any
     calls = [(k % whole * steps, steps) for k in range(args.rounds)]
     stage = method.stages()[0][1]
     # One lone program serves all seeds: theirs differ in a constant, the random key.
-    ways = {"one_device": _InTurn(members[0].run_on.on_one_device(), members, stage)}
+    ways = {"one_device": _InTurn(trainer, trainer.run_on.alone(), stage)}
     if devices > 1:
-        ways["shared_batches"] = _InTurn(members[0].run_on, members, stage)
-    ways["together"] = _Together(group, stage)
-    with group.batches(calls) as batches:
+        ways["shared_batches"] = _InTurn(
+            trainer, trainer.run_on.alone().on(trainer.run_on.devices), stage
+        )
+    ways["together"] = _Together(trainer, stage)
+    with trainer.batches(calls) as batches:
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         for number, rows in enumerate(batches):
             # In another order each round: none always follows the longest.
@@ -132,7 +129,7 @@ def measure(model: str, args: argparse.Namespace, dataset: Any) -> dict[str, Any
         **described,
         "batch_size": args.batch_size,
         "precision": args.precision,
-        "image_shape": list(group.feed.image_shape),
+        "image_shape": list(trainer.feed.image_shape),
         "seeds": args.seeds,
         "devices": devices,
         "steps_per_call": steps,
@@ -151,10 +148,10 @@ def measure(model: str, args: argparse.Namespace, dataset: Any) -> dict[str, Any
 class _InTurn:
     """A step of one seed after the other."""
 
-    def __init__(self, run_on: Any, members: list[Any], stage: Any):
+    def __init__(self, trainer: Any, run_on: Any, stage: Any):
         self._run_on, self._stage, self._call = run_on, stage, None
-        self._inputs = run_on.put_inputs(members[0].feed.inputs("train"))
-        self._states = [run_on.put_state(member.initial) for member in members]
+        self._inputs = run_on.put_inputs(trainer.feed.inputs("train"))
+        self._states = [run_on.put_state(run.initial) for run in trainer.runs]
 
     def step(self, rows: Any) -> float:
         """Seconds."""
@@ -177,10 +174,10 @@ class _InTurn:
 class _Together:
     """A step of all seeds in one program."""
 
-    def __init__(self, group: Any, stage: Any):
-        self._run_on, self._stage, self._call = group.run_on, stage, None
-        self._inputs = group.run_on.put_inputs(group.feed.inputs("train"))
-        self._states = group.run_on.stack([member.initial for member in group.members])
+    def __init__(self, trainer: Any, stage: Any):
+        self._run_on, self._stage, self._call = trainer.run_on, stage, None
+        self._inputs = trainer.run_on.put_inputs(trainer.feed.inputs("train"))
+        self._states = trainer.run_on.join([run.initial for run in trainer.runs])
 
     def step(self, rows: Any) -> float:
         """Seconds."""

@@ -175,7 +175,7 @@ class Jit:
         self._objective, self._prepare = objective, prepare
         self.micro_batches, self.room, self.tail_statistics = micro_batches, room, tail_statistics
         # As plain numbers: a constant of every compiled call, on any number of processes.
-        self._key = np.asarray(jax.random.key_data(key))
+        self.key_data = np.asarray(jax.random.key_data(key))
         self._use(devices)
 
     def _use(self, devices: list[jax.Device]) -> None:
@@ -186,10 +186,10 @@ class Jit:
         self.replicated = NamedSharding(mesh, P())
         self._rows = NamedSharding(mesh, P(None, AXIS))
 
-    def on_one_device(self) -> Jit:
-        """The same steps on the first device alone."""
+    def on(self, devices: list[jax.Device]) -> Jit:
+        """The same steps on other devices."""
         there = copy.copy(self)
-        there._use(self.devices[:1])
+        there._use(devices)
         return there
 
     def put_state(self, state: TrainState) -> TrainState:
@@ -198,6 +198,28 @@ class Jit:
 
     def get_state(self, state: TrainState) -> TrainState:
         return state
+
+    # What the trainer asks for of one run or of several (see step/seeds.py).
+
+    def alone(self) -> Jit:
+        """Where a lone run's steps are made."""
+        return self
+
+    def join(self, states: list[TrainState]) -> TrainState:
+        """The states of all runs as one."""
+        (state,) = states
+        return self.put_state(state)
+
+    def split(self, state: TrainState) -> list[TrainState]:
+        """The plain state of each run."""
+        return [self.get_state(state)]
+
+    def join_rows(self, rows: tuple[Rows, ...]) -> Rows:
+        (mine,) = rows
+        return mine
+
+    def split_seen(self, seen: Any) -> list[Any]:
+        return [seen]
 
     def put_inputs(self, inputs: Inputs | None) -> Inputs | None:
         return jax.tree.map(self._replicate, inputs)
@@ -220,7 +242,7 @@ class Jit:
         inputs: Inputs | None,
         rows: Rows | np.ndarray,
     ) -> Any:
-        many = self._many(method)
+        many = self.many(method)
 
         def call(state: TrainState, inputs: Inputs | None, placed: Any) -> Any:
             rows, stop = placed
@@ -243,7 +265,7 @@ class Jit:
         XLA cannot count what it compiled for a GPU, where the work is in calls of libraries, and
         counts nothing lowered for one.
         """
-        many = self._many(method)
+        many = self.many(method)
         rows = rows if isinstance(rows, Rows) else Rows(index=rows)
 
         def call(state: TrainState, inputs: Inputs | None, rows: Rows) -> Any:
@@ -277,7 +299,7 @@ class Jit:
         steps = jax.tree.leaves(rows)[0].shape[0]
         return np.full((steps, self._local), stop or 0, np.int32)
 
-    def _many(
+    def many(
         self, method: Method | Rule, key: Any = None
     ) -> Callable[..., tuple[TrainState, StepMetrics]]:
         """K steps; their randomness is of this key's data, or of the run's own."""
@@ -290,7 +312,7 @@ class Jit:
             room=self.room,
             tail_statistics=self.tail_statistics,
         )
-        return _repeat(step, self._key if key is None else key)
+        return _repeat(step, self.key_data if key is None else key)
 
     def _put(self, x: Any, sharding: NamedSharding) -> Any:
         if x is None:
@@ -349,7 +371,7 @@ class Pmap(Jit):
         inputs: Inputs | None,
         rows: Rows | np.ndarray,
     ) -> Any:
-        many, placed = self._many(method), self.place(rows)
+        many, placed = self.many(method), self.place(rows)
         mine, even = self._mine(rows)
         whole = jax.tree.leaves(mine)[0].shape[1] * (self.processes if even else 1)
 

@@ -413,6 +413,13 @@ def _devices_of_new(args: argparse.Namespace, seeds: int) -> int:
     return number if number >= args.devices else 1
 
 
+def in_full() -> dict[str, Any]:
+    """What a run of the command line has beside its training: pictures, and the cost of a step."""
+    from experiments import plots
+
+    return {"measure": True, "draw": plots.run_folder}
+
+
 def train(args: argparse.Namespace, dataset: Any, plan: Plan) -> list[dict[str, Any]]:
     """Trains every seed, and every second stage of each; their reports, in the order of the seeds.
 
@@ -420,12 +427,12 @@ def train(args: argparse.Namespace, dataset: Any, plan: Plan) -> list[dict[str, 
     the other.
     """
     from experiments.parts import initial_variables, last_variables
-    from experiments.together import fit_together
-    from experiments.train import fit
+    from experiments.train import fit, fit_together
 
     seeds = _seeds(args)
     several = args.seeds is not None or args.num_seeds is not None
-    more = {"resume": args.resume, "quiet": args.quiet}
+    more: dict[str, Any] = {"resume": args.resume, "quiet": args.quiet}
+    more |= in_full()
     each = {seed: dataclasses.replace(plan.settings, seed=seed) for seed in seeds}
     outs = {seed: Path(args.out) / (f"seed_{seed}" if several else "") for seed in seeds}
 

@@ -465,3 +465,19 @@ def anomaly_levels(path: Path, rows: Sequence[Mapping[str, Any]]) -> Figure:
     figure.suptitle(f"{rows[0]['protocol']} protocol, {over}{bars}", fontsize="medium")
     _legend(figure, axes)
     return save(figure, path)
+
+
+# ---- a run folder ---------------------------------------------------------------------------
+
+
+def run_folder(
+    at: Path,
+    title: str,
+    lines: list[dict[str, Any]],
+    counts: np.ndarray,
+    hits: Any,
+    shots: tuple[int, int],
+) -> None:
+    """The pictures of a run folder: accuracy by class, and by epoch."""
+    per_class(at / "per_class.png", title, counts, hits.correct, hits.total, shots)
+    learning_curves(at / "curves.png", title, lines, shots)

@@ -1,46 +1,51 @@
-"""The trainer: method- and data-agnostic. An entry point makes the parts and calls `fit`.
+"""The trainer: of one run, or of several that make the same steps; method- and data-agnostic.
 
 An epoch is a sequence of compiled calls of `steps_per_call` steps; the last, smaller batch is a
 call of its own at its true size. A stop (SIGTERM, Ctrl-C, a deadline) is answered between calls:
 the state is saved and the run ends with 143, 130 or 75; `resume` goes on from there, bitwise.
 The test set is looked at each epoch, because the papers report its best epoch; it chooses
 nothing.
+
+Of several seeds in one program every one keeps what a lone run has: its folder, its initial
+parameters, its order of rows, its randomness. Alone on its device it ends bitwise where a lone run
+on one device ends (split_norm: to rounding); else numbers agree to rounding, so config.json says
+which seeds were together. They are saved one after the other: a stop leaves all folders at one
+step, and after a kill the newest step that all of them hold is gone on from.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments import cost, folders, plots
-from experiments.checkpoints import Checkpoints
+from experiments import cost, folders
+from experiments.calls import Calls
 from experiments.data import Dataset
 from experiments.data.encoded import EncodedDataset
-from experiments.errors import Diverged, RunError, Stopped
-from experiments.evaluation import Hits
-from experiments.methods import Method, Remembered, as_method
+from experiments.errors import RunError, Stopped
+from experiments.execution import Jit
+from experiments.methods import Method, as_method
+from experiments.models import CONVOLUTIONAL
 from experiments.objectives import Adversary, Loss
+from experiments.one import Cost, Draw, Run
 from experiments.parts import Parts, resolved, run_config
 from experiments.progress import Progress
-from experiments.settings import Note, Settings
+from experiments.seeds import Seeds
+from experiments.settings import Settings
 from experiments.steps import Inputs, Rows, TrainState
 from experiments.stopping import StopNow, StopRequest
 from imbsam_jax import rules
 from imbsam_jax.rules import Rule
-
-Cost = tuple[float | None, float | None, float | None]
 
 
 def fit(
@@ -57,6 +62,8 @@ def fit(
     resume: bool = False,
     deadline: float | None = None,
     quiet: bool = False,
+    measure: bool = False,
+    draw: Draw | None = None,
 ) -> dict[str, Any]:
     """Trains one run into its folder and returns its report.
 
@@ -73,6 +80,8 @@ def fit(
       adversary: see Objective.
       resume: continue the run in `out` where there is one.
       deadline: time.monotonic() after which to stop as if by SIGTERM, with exit code 75.
+      measure: compile a step and SGD's alone, for the report's FLOPs and milliseconds; else None.
+      draw: makes the folder's pictures, None none.
 
     Raises:
       RunError: bad settings, a folder in use; Diverged: a loss that is not finite.
@@ -81,7 +90,7 @@ def fit(
     settings.check(least_epochs=1 if start is None else 0)
     settings = resolved(settings)
     parts = Parts(dataset, model_name, loss, settings, start, adversary)
-    trainer = _Trainer(dataset, parts, method, settings)
+    trainer = Trainer(dataset, method, [parts], [settings], parts.run_on)
     config, preset = run_config(dataset, model_name, settings, description)
     first = jax.process_index() == 0
     folder = folders.RunFolder(out, config, resume, owner=first)
@@ -93,9 +102,9 @@ def fit(
         if finished is not None:
             return finished
         with StopRequest(deadline) as stop, Progress(settings.epochs, quiet) as progress:
-            trainer.open(folder, config, preset)
-            trainer.run(stop, progress)
-            report = trainer.report()
+            trainer.runs[0].open(folder, config, preset)
+            trainer.train(stop, progress)
+            (report,) = trainer.reports(measure, draw)
             code = stop.signalled
             if jax.process_count() > 1:
                 code = int(np.max(multihost_utils.process_allgather(np.int32(code))))
@@ -114,120 +123,249 @@ def fit(
         folder.close()
 
 
-class _Trainer:
-    """One run: `open` its folder, then `run`, then `report`.
+def fit_together(
+    dataset: Dataset,
+    model_name: str,
+    method: Method | Rule,
+    loss: Loss,
+    settings: Settings,
+    outs: Mapping[int, Path],
+    *,
+    description: dict[str, Any],
+    starts: Mapping[int, Any] | None = None,
+    resume: bool = False,
+    deadline: float | None = None,
+    quiet: bool = False,
+    measure: bool = False,
+    draw: Draw | None = None,
+) -> list[dict[str, Any]]:
+    """Trains one run of each seed in one program, shared among the devices; their reports.
+
+    In the reports "together" lists the seeds, and seconds_train, seconds_waiting and
+    seconds_compile are those of all of them; what a step costs is that of a lone one of one seed.
 
     Args:
-      name: what its messages begin with, where there are several.
-    """
+      settings: of all; their seed is not used.
+      outs: the run folder of each seed.
+      starts: of each seed, as `start` of `fit`.
 
-    # Set by open, restore and the evaluation of the last epoch.
-    folder: folders.RunFolder
-    config: dict[str, Any]
-    checkpoints: Checkpoints
-    note: Note
-    state: TrainState
-    inputs: Inputs | None
-    hits: Hits
-    flipped: Hits
-    first_step: float | None
+    The rest is as in `fit`.
+
+    Raises:
+      RunError: as `fit`; what cannot be trained together; folders that do not go on from one step.
+      Stopped: asked to stop; the states of all seeds are saved, at one step.
+    """
+    settings.check()
+    settings, seeds = resolved(settings), list(outs)
+    check_together(dataset, settings, seeds)
+    each = [dataclasses.replace(settings, seed=seed) for seed in seeds]
+    trainer = several(dataset, model_name, method, loss, each, starts or {})
+    configs = [run_config(dataset, model_name, mine, description) for mine in each]
+    for seed, (config, _) in zip(seeds, configs, strict=True):
+        config["together"] = seeds
+        folders.RunFolder.check(outs[seed], config, resume)  # all, before any is written
+    with contextlib.ExitStack() as opened:
+        for run, seed, (config, preset) in zip(trainer.runs, seeds, configs, strict=True):
+            folder = folders.RunFolder(outs[seed], config, resume)
+            opened.callback(folder.close)
+            run.open(folder, config, preset)
+            opened.callback(run.close)
+        finished = [
+            run.folder.finished(config)
+            for run, (config, _) in zip(trainer.runs, configs, strict=True)
+        ]
+        whole = [report for report in finished if report is not None]
+        if len(whole) == len(finished):
+            return whole
+        stop = opened.enter_context(StopRequest(deadline))
+        progress = opened.enter_context(Progress(settings.epochs, quiet))
+        trainer.train(stop, progress)
+        reports = trainer.reports(measure, draw)
+        if stop.signalled:  # too late to stop these runs, but not what may follow
+            raise Stopped("all seeds are finished; stopped before anything else", stop.signalled)
+        return reports
+
+
+def several(
+    dataset: Dataset,
+    model_name: str,
+    method: Method | Rule,
+    loss: Loss,
+    settings: list[Settings],
+    starts: Mapping[int, Any],
+) -> Trainer:
+    """The trainer of one run of each settings, which differ in their seed alone."""
+    parts = [
+        Parts(dataset, model_name, loss, mine, starts.get(mine.seed), whole_batches=True)
+        for mine in settings
+    ]
+    # Model and optimizer are part of a state's structure: by one, all states are one program's.
+    structure = jax.tree.structure(parts[0].initial)
+    for part in parts:
+        part.initial = jax.tree.unflatten(structure, jax.tree.leaves(part.initial))
+        part.feed, part.evaluator = parts[0].feed, parts[0].evaluator
+    # Of several seeds at once convolutions would be grouped ones, which XLA:CPU runs slowly.
+    on_cpu = parts[0].run_on.devices[0].platform == "cpu"
+    run_on = Seeds([part.run_on for part in parts], model_name in CONVOLUTIONAL and on_cpu)
+    return Trainer(dataset, method, parts, settings, run_on)
+
+
+def check_together(dataset: Any, settings: Settings, seeds: list[int]) -> None:
+    """Refuses what cannot be trained together, before anything is written."""
+    refused = {
+        f"--together trains several seeds, and there is one, {seeds}: use --seeds or "
+        "--num-seeds, or leave it out": len(seeds) < 2,
+        "--together maps plain jit over seeds: use --parallel jit": settings.parallel != "jit",
+        f"--together gives each device the same number of seeds, but {len(seeds)} seeds cannot be "
+        f"divided among {settings.devices}: leave --devices out": len(seeds) % settings.devices,
+        "--together trains in one process: leave it out": jax.process_count() > 1,
+        "--together needs the data set on the device, but this one is streamed: leave it "
+        "out": not isinstance(dataset, Dataset),
+        f"--together with --examples {settings.examples} would compute all sizes of buffers for "
+        "every batch: use --sampling stratified, which has one, or leave --together "
+        "out": settings.examples != "dependent" and settings.sampling != "stratified",
+    }
+    for message, cannot in refused.items():
+        if cannot:
+            raise RunError(message)
+
+
+class Trainer:
+    """Makes the steps of runs that make the same calls: open the runs, `train`, then `reports`.
+
+    Args:
+      dataset: of all runs.
+      method: how the gradient is taken.
+      parts: of each run; but for what runs differ in, those of the first serve all.
+      settings: of each run; they differ in the seed alone.
+      run_on: where the steps of all runs are made, in one call.
+
+    Attributes:
+      runs: one for each of the parts.
+    """
 
     def __init__(
         self,
         dataset: Dataset | EncodedDataset,
-        parts: Parts,
         method: Method | Rule,
-        settings: Settings,
-        name: str = "",
+        parts: list[Parts],
+        settings: list[Settings],
+        run_on: Jit | Seeds,
     ):
-        self.dataset, self.settings, self.name = dataset, settings, name
-        self.feed, self.order = parts.feed, parts.order
-        self.run_on, self.evaluator = parts.run_on, parts.evaluator
-        self.initial, self.schedule = parts.initial, parts.schedule
-        self.steps_per_epoch = parts.steps_per_epoch
+        first, how = parts[0], settings[0]
+        self.dataset, self.settings, self.run_on = dataset, how, run_on
+        self.feed, self.order = first.feed, first.order
         self.stages = as_method(method).stages()
-        if isinstance(method, Remembered):
-            stats = method.with_memory(self.initial.params, self.initial.batch_stats)
-            with_memory = self.initial.replace(batch_stats=stats)
-            self.initial = self.evaluator.put_state(with_memory)
-        self.agreed_stop = 0
-        self._began, self.first_step = parts.began, None
+        self.calls = Calls(
+            how.epochs,
+            first.steps_per_epoch,
+            first.order.rows // how.batch_size,
+            min(how.steps_per_call, first.feed.most_steps or sys.maxsize),
+            [start for start, _ in self.stages],
+        )
+        several = len(parts) > 1
+        self.runs = [
+            Run(dataset, part, self.calls, mine, f"seed {mine.seed}: " if several else "")
+            for part, mine in zip(parts, settings, strict=True)
+        ]
+        self._agreed_stop = 0
+        self._began: float = first.began
+        self._first_step: float | None = None
         self._compiled: dict[Any, Any] = {}
+        self._state: Any = None
+        self._inputs: Inputs | None = None
 
-    def open(self, folder: folders.RunFolder, config: dict[str, Any], preset: Any = None) -> None:
-        self.folder, self.config = folder, {**config, "preset": preset}
-        self.checkpoints = Checkpoints(folder.path / "checkpoints", config=config)
-
-    def run(self, stop: StopRequest, progress: Progress) -> None:
+    def train(self, stop: StopRequest, progress: Progress) -> None:
         """Trains to the last epoch and evaluates; a stop saves, and raises Stopped."""
-        settings = self.settings
+        settings, first = self.settings, self.runs[0]
         try:
-            self.restore(progress)
-            note = self.note
+            self.begin(progress)
+            note = first.note
             try:
                 if settings.epochs == 0:  # what it starts from is what it ends with
-                    self.save()
-                with self.batches(self._calls_from(note)) as batches:
+                    self._save()
+                with self.batches(self.calls.left(note.epoch, note.calls)) as batches:
                     ready = self._placed(batches, stop)
                     while note.epoch < settings.epochs:
                         self._epoch(ready, stop, progress)
-                        self.after_epoch(stop, progress)
+                        self._close_epoch(stop, progress)
                         last = note.epoch == settings.epochs
                         if last or note.epoch % settings.checkpoint_every == 0:
-                            self.save()
-                self.after_training(stop)
+                            self._save()
+                self._close_training(stop)
             except StopNow:
-                step = self.save()
+                self._save()
+                step = first.step
                 self.close()
                 raise Stopped(
                     f"stopped at step {step}, epoch {note.epoch + 1}: saved. Continue with "
                     f"the same command and --resume",
-                    stop.exit_code or self.agreed_stop or 1,
+                    stop.exit_code or self._agreed_stop or 1,
                 ) from None
         finally:
             self.close()
 
-    def restore(self, progress: Progress) -> None:
-        found = self.checkpoints.restore(self.initial, progress.warn, self.contradiction)
-        self.begin(found, progress)
-        self.inputs = self.run_on.put_inputs(self.feed.inputs("train"))
+    def reports(self, measure: bool, draw: Draw | None) -> list[dict[str, Any]]:
+        """Writes what is left of the run folders; the cost is of one run's lone step."""
+        cost = self._cost() if measure else (None, None, None)
+        return [run.report(state, cost, self._first_step, draw) for run, state in self._each()]
 
-    def begin(self, found: tuple[TrainState, dict[str, Any]] | None, progress: Progress) -> None:
-        """From this checkpoint, or afresh where there is none; newer ones are set aside."""
-        initial, self.note = self.initial, Note()
-        if found is not None:
-            initial, self.note = found[0], Note.read(found[1])
-        self.checkpoints.set_aside_after(None if found is None else int(initial.step))
-        if found is not None:
-            progress.say(
-                f"resuming {self.folder.path} after epoch {self.note.epoch}, call {self.note.calls}"
+    # ---- begin, save -----------------------------------------------------------------------
+
+    def begin(self, progress: Progress) -> None:
+        """From the newest checkpoint of all runs, or from the first step."""
+        found = self._found(progress.warn)
+        states = [run.begin(one, progress) for run, one in zip(self.runs, found, strict=True)]
+        self._inputs = self.run_on.put_inputs(self.feed.inputs("train"))
+        self._state = self.run_on.join(states)
+
+    def _found(self, say: Any) -> list[Any]:
+        """Of each run, its checkpoint of the newest step that all of them can read, or None."""
+        if len(self.runs) == 1:
+            (run,) = self.runs
+            return [run.checkpoints.restore(run.initial, say, run.contradiction)]
+        held = {run.folder.path: run.checkpoints.steps() for run in self.runs}
+        for step in sorted(set.intersection(*map(set, held.values())), reverse=True):
+            found = [
+                run.checkpoints.read(step, run.initial, say, run.contradiction) for run in self.runs
+            ]
+            if all(one is not None for one in found):
+                return found
+        without = [str(path) for path, of_it in held.items() if not of_it]
+        if without and any(held.values()):  # a kill between their first saves
+            say(f"no checkpoint in {', '.join(without)}: all seeds start afresh")
+        elif any(held.values()):
+            steps = ", ".join(f"{path}: {of_it or 'none'}" for path, of_it in held.items())
+            raise RunError(
+                f"no step has a checkpoint that can be read in all folders ({steps}): remove their "
+                "checkpoints/ to start again with --resume, or choose another --out"
             )
-        self.folder.keep_metrics(self.note.epoch, progress.warn)
-        self.state = self.run_on.put_state(initial)
+        return [None] * len(self.runs)
 
-    def contradiction(self, state: TrainState, note: dict[str, Any]) -> str | None:
-        """Why the note of a checkpoint cannot be of its state; None where it can."""
-        try:
-            read = Note.read(note)
-        except RunError as error:
-            return str(error)
-        position = self._position(read) if read.epoch <= self.settings.epochs else None
-        if position == int(state.step):
-            return None
-        return (
-            f"its note is of epoch {read.epoch}, call {read.calls}, but its state of step "
-            f"{int(state.step)}"
-        )
+    def _each(self) -> list[tuple[Run, TrainState]]:
+        """The runs, each with its plain state."""
+        return list(zip(self.runs, self.run_on.split(self._state), strict=True))
+
+    def _save(self) -> None:
+        if len(self.runs) > 1:
+            # No save begins before all runs' last is whole: what two folders keep overlaps.
+            for run in self.runs:
+                run.checkpoints.latest_step()
+        for run, state in self._each():
+            run.save(state)
 
     def close(self) -> None:
-        self.checkpoints.close()
-
-    def batches(
-        self, calls: list[tuple[int, int]]
-    ) -> contextlib.AbstractContextManager[Iterator[Rows]]:
-        return self.feed.training(self.order, calls)
+        for run in self.runs:
+            run.close()
 
     # ---- one epoch -------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def batches(self, calls: list[tuple[int, int]]) -> Iterator[Iterator[Any]]:
+        """The rows of these calls, of all runs as one."""
+        with contextlib.ExitStack() as opened:
+            each = [opened.enter_context(self.feed.training(run.order, calls)) for run in self.runs]
+            yield map(self.run_on.join_rows, zip(*each, strict=True))
 
     def _placed(self, batches: Iterator[Rows], stop: StopRequest) -> Iterator[tuple[Rows, Any]]:
         """Each call's rows, on the host and as the call takes them.
@@ -239,7 +377,7 @@ class _Trainer:
         while True:
             began = time.perf_counter()
             rows = next(batches, None)
-            self.note.seconds_waiting += time.perf_counter() - began
+            self._spend("seconds_waiting", time.perf_counter() - began)
             if rows is None:
                 yield from waiting
                 return
@@ -250,7 +388,8 @@ class _Trainer:
     def _epoch(
         self, ready: Iterator[tuple[Rows, Any]], stop: StopRequest, progress: Progress
     ) -> None:
-        note, calls = self.note, self._calls(self.note.epoch)
+        note = self.runs[0].note  # what is shown while an epoch goes on is the first run's
+        calls = self.calls.of_epoch(note.epoch)
         alone = self.run_on.processes == 1
         # With emulated devices an un-blocked queue of collectives aborts the process.
         lag = 0 if self.run_on.devices[0].platform == "cpu" else 1
@@ -266,246 +405,79 @@ class _Trainer:
             began, compiled = time.perf_counter(), note.seconds_compile
             rows, placed = next(ready)
             call = self._compile(stage, rows)
-            self.state, seen = call(self.state, self.inputs, placed)
+            self._state, seen = call(self._state, self._inputs, placed)
             waiting.append((first_step, steps, seen))
-            note.calls += 1
+            for run in self.runs:
+                run.note.calls += 1
             stopping = alone and stop.exit_code is not None
             settle(0 if stopping or note.calls == len(calls) else lag)
-            if self.agreed_stop:
+            if self._agreed_stop:
                 settle(0)
             passed = time.perf_counter() - began
-            note.seconds_train += passed - (note.seconds_compile - compiled)
+            self._spend("seconds_train", passed - (note.seconds_compile - compiled))
             progress.update(note.rows, note.loss_sum, note.hit_sum)
-            if stopping or self.agreed_stop:
+            if stopping or self._agreed_stop:
                 raise StopNow
 
     def _see(self, first_step: int, steps: int, seen: Any) -> None:
-        """Counts what a call of some steps saw into the note."""
-        if self.first_step is None:
-            self.first_step = round(time.perf_counter() - self._began, 3)
-        note = self.note
-        losses, accuracies, real = (
-            np.asarray(x, np.float64) for x in (seen.loss, seen.accuracy, seen.real)
-        )
-        bad = np.flatnonzero(~np.isfinite(losses))
-        if bad.size:
-            last = self.checkpoints.latest_step()
-            good = (
-                "no checkpoint was saved yet"
-                if last is None
-                else f"the last good checkpoint is step {last}"
-            )
-            raise Diverged(
-                f"{self.name}the loss is {losses[bad[0]]} at step {first_step + bad[0]} (epoch "
-                f"{note.epoch + 1}): {good}; lower --lr or --rho"
-            )
-        meant = self.order.real(first_step)  # all steps of a call have as many
-        rows = np.rint(real * self.order.padded(meant))
-        note.loss_sum += float(rows @ losses)
-        note.hit_sum += float(rows @ accuracies)
-        note.rows += int(rows.sum())
-        note.skipped += int(meant * steps - rows.sum())
-        if note.skipped > self.settings.max_corrupt * self.order.rows:
-            raise RunError(
-                f"{note.skipped} training images of epoch {note.epoch + 1} could not be read, more "
-                f"than the share --max-corrupt {self.settings.max_corrupt:g} of "
-                f"{self.order.rows} allows"
-            )
-        if seen.stop is not None:
-            self.agreed_stop = max(self.agreed_stop, int(np.max(seen.stop)))
+        if self._first_step is None:
+            jax.block_until_ready(seen)
+            self._first_step = round(time.perf_counter() - self._began, 3)
+        for run, mine in zip(self.runs, self.run_on.split_seen(seen), strict=True):
+            run.see(first_step, steps, mine)
+        stop = getattr(seen, "stop", None)
+        if stop is not None:
+            self._agreed_stop = max(self._agreed_stop, int(np.max(stop)))
 
-    def _calls(self, epoch: int) -> list[tuple[int, int, int]]:
-        """(first step, steps, stage) of each call of an epoch; none straddles two stages."""
-        most = min(self.settings.steps_per_call, self.feed.most_steps or sys.maxsize)
-        first = epoch * self.steps_per_epoch
-        full = first + self.order.rows // self.settings.batch_size
-        calls, step = [], first
-        while step < full:
-            stage, until = self._stage(step)
-            steps = min(most, full - step, until - step)
-            calls.append((step, steps, stage))
-            step += steps
-        if full < first + self.steps_per_epoch:
-            calls.append((full, 1, self._stage(full)[0]))
-        return calls
-
-    def _calls_from(self, note: Note) -> list[tuple[int, int]]:
-        """(first step, steps) of every call that is left to make."""
-        left = [c for epoch in range(note.epoch, self.settings.epochs) for c in self._calls(epoch)]
-        return [(first, steps) for first, steps, _ in left[note.calls :]]
-
-    def _stage(self, step: int) -> tuple[int, int]:
-        """(which stage the step is in, first step of the next)."""
-        starts = [start for start, _ in self.stages]
-        stage = sum(start <= step for start in starts) - 1
-        return stage, starts[stage + 1] if stage + 1 < len(starts) else sys.maxsize
-
-    def _position(self, note: Note | None = None) -> int:
-        note = note or self.note
-        calls = self._calls(note.epoch)[: note.calls] if note.epoch < self.settings.epochs else []
-        return note.epoch * self.steps_per_epoch + sum(steps for _, steps, _ in calls)
+    def _spend(self, what: str, seconds: float) -> None:
+        """Time is all runs' together."""
+        for run in self.runs:
+            setattr(run.note, what, getattr(run.note, what) + seconds)
 
     def _compile(self, stage: int, rows: Rows) -> Any:
         key = (stage, jax.tree.structure(rows), *(x.shape for x in jax.tree.leaves(rows)))
         if key not in self._compiled:
             began = time.perf_counter()
             method = self.stages[stage][1]
-            self._compiled[key] = self.run_on.compile_steps(method, self.state, self.inputs, rows)
-            self.note.seconds_compile += time.perf_counter() - began
+            self._compiled[key] = self.run_on.compile_steps(method, self._state, self._inputs, rows)
+            self._spend("seconds_compile", time.perf_counter() - began)
         return self._compiled[key]
 
-    def save(self) -> int:
-        """Begins to save, and returns the step."""
-        step = self._position()
-        plain = self.run_on.get_state(self.state)
-        if not bool(all_finite((plain.params, plain.batch_stats))):
-            raise Diverged(
-                f"{self.name}the parameters are not finite at step {step}: not saved; the last "
-                f"good checkpoint is step {self.checkpoints.latest_step()}; lower --lr or --rho"
-            )
-        self.checkpoints.save(step, plain, dataclasses.asdict(self.note))
-        return step
+    def _close_epoch(self, stop: StopRequest, progress: Progress) -> None:
+        before = [vars(run.note).copy() for run in self.runs]
+        try:
+            for run, state in self._each():
+                run.close_epoch(state, stop, progress)
+        except StopNow:
+            # Closed for all or for none; lines written already go when the runs are resumed.
+            for run, note in zip(self.runs, before, strict=True):
+                vars(run.note).update(note)
+            raise
 
-    # ---- what is seen ----------------------------------------------------------------------
+    def _close_training(self, stop: StopRequest) -> None:
+        for run, state in self._each():
+            run.close_training(state, stop)
 
-    def after_epoch(self, stop: StopRequest, progress: Progress) -> None:
-        """Evaluates where due, then closes the epoch in the note. A stop leaves the note open."""
-        settings, note, accuracies = self.settings, self.note, self.evaluator.accuracies
-        epoch = note.epoch + 1
-        plain = self.run_on.get_state(self.state)
-        step = epoch * self.steps_per_epoch
-        line: dict[str, Any] = {
-            "epoch": epoch,
-            "step": step,
-            "lr": float(self.schedule(step - 1)),
-            "train_loss": note.loss_sum / max(note.rows, 1),
-            "train_accuracy": 100 * note.hit_sum / max(note.rows, 1),
-            "seconds_train": note.seconds_train,
-            "seconds_waiting": note.seconds_waiting,
-            "skipped": note.skipped,
-        }
-        best, best_val = note.best, note.best_val
-        if epoch % settings.eval_every == 0 or epoch == settings.epochs:
-            hits = self.hits = self.evaluator.hits(plain, "test", stop)
-            test = accuracies(hits)
-            line |= {"test_loss": hits.loss, **{f"test_{k}": v for k, v in test.items()}}
-            if best is None or test["all"] > best["all"]:
-                flipped = accuracies(self.evaluator.hits(plain, "test", stop, flip=True))
-                best = {**test, "epoch": epoch, "flip": flipped}
-            if self.dataset.val_labels is not None:
-                val = accuracies(self.evaluator.hits(plain, "val", stop))
-                line |= {f"val_{k}": v for k, v in val.items()}
-                if best_val is None or val["all"] > best_val["val"]["all"]:
-                    best_val = {**test, "epoch": epoch, "val": val}
-        note.best, note.best_val = best, best_val
-        note.epoch, note.calls = epoch, 0
-        note.loss_sum, note.hit_sum, note.rows, note.skipped = 0.0, 0.0, 0, 0
-        self.folder.append_metrics(line)
-        progress.epoch_done(line, self.name)
+    # ---- what a step costs -----------------------------------------------------------------
 
-    def after_training(self, stop: StopRequest) -> None:
-        """Evaluates the last state, as far as that was not done."""
-        note, plain = self.note, self.run_on.get_state(self.state)
-        if not hasattr(self, "hits"):  # a run resumed after its last epoch, or without any
-            self.hits = self.evaluator.hits(plain, "test", stop)
-        self.flipped = self.evaluator.hits(plain, "test", stop, flip=True)
-        if self.settings.epochs == 0 and self.dataset.val_labels is not None:
-            val = self.evaluator.accuracies(self.evaluator.hits(plain, "val", stop))
-            test = self.evaluator.accuracies(self.hits)
-            note.best_val = {**test, "epoch": 0, "val": val}
-
-    # ---- the report ------------------------------------------------------------------------
-
-    def report(self, cost: Cost | None = None) -> dict[str, Any]:
-        """Writes what is left of the run folder; a cost measured already is not measured again."""
-        note, hits, flipped = self.note, self.hits, self.flipped
-        plain, accuracies = self.run_on.get_state(self.state), self.evaluator.accuracies
-        flops, of_sgd, step_ms = cost or self.step_cost()
-        decided = dataclasses.asdict(self.settings)
-        described = {k: v for k, v in self.config.items() if k not in decided}
-        best = note.best or {**accuracies(hits), "flip": accuracies(flipped), "epoch": 0}
-        report = {
-            **described,
-            "epochs": self.settings.epochs,
-            "batch_size": self.settings.batch_size,
-            "seed": self.settings.seed,
-            **accuracies(hits),
-            "last_epoch_flip": accuracies(flipped),
-            "best_epoch": {k: v for k, v in best.items() if k != "flip"},
-            "best_epoch_flip": {**best.get("flip", {}), "epoch": best.get("epoch")},
-            "best_val_epoch": note.best_val,
-            "thresholds": {
-                "many_above": self.dataset.many_above,
-                "few_below": self.dataset.few_below,
-            },
-            "classifier": self.settings.classifier,
-            "mixup": self.settings.mixup,
-            "examples": self.settings.examples,
-            "settings": dataclasses.asdict(self.settings),
-            "train_examples": self.order.rows,
-            "params_sha256": params_sha256(plain.variables()["params"]),
-            "skipped_test_images": len(self.dataset.test_labels) - int(hits.total.sum()),
-            "seconds_train": round(note.seconds_train, 3),
-            "seconds_waiting": round(note.seconds_waiting, 3),
-            "seconds_compile": round(note.seconds_compile, 3),
-            # Of the last process, from the data set in memory; None where it made no step.
-            "seconds_to_first_step": self.first_step,
-            "step_ms": None if step_ms is None else round(step_ms, 3),
-            "flops_per_step": flops,
-            "flops_ratio_to_sgd": None if flops is None or of_sgd is None else flops / of_sgd,
-            "command": folders.command_line(),
-            **folders.environment(),
-        }
-        if self.folder.owned:
-            self._write(report)
-        return report
-
-    def step_cost(self) -> Cost:
+    def _cost(self) -> Cost:
         """(FLOPs of a step, of SGD's, milliseconds of a step); None where no step was made."""
-        plain = self.run_on.get_state(self.state)
-        steps = self.settings.epochs * self.steps_per_epoch
+        steps = self.settings.epochs * self.calls.steps_per_epoch
         if steps == 0:
             return None, None, None
-        with self.feed.training(self.order, [(0, 1)]) as batches:
+        run_on, (run, state) = self.run_on.alone(), self._each()[0]
+        inputs = (
+            self._inputs if run_on is self.run_on else run_on.put_inputs(self.feed.inputs("train"))
+        )
+        with self.feed.training(run.order, [(0, 1)]) as batches:
             rows = next(batches)
 
         def of(method: Method | Rule, seconds: float) -> tuple[float, float]:
-            return cost.lone_step(
-                self.run_on, method, plain, self.inputs, rows, self.order, seconds
-            )
+            return cost.lone_step(run_on, method, state, inputs, rows, run.order, seconds)
 
         # A staged rule's step costs the mean over the run of its stages' steps.
         starts = [min(start, steps) for start, _ in self.stages] + [steps]
         shares = np.diff(starts) / steps
         flops, step_ms = shares @ [of(stage, 3.0) for _, stage in self.stages]
-        plain = plain.replace(batch_stats=Remembered.without_memory(plain.batch_stats))
         of_sgd, _ = of(rules.sgd(self.dataset.num_classes), 0.0)
         return float(flops), of_sgd, float(step_ms)
-
-    def _write(self, report: dict[str, Any]) -> None:
-        folder, hits, counts = self.folder, self.hits, self.dataset.class_counts()
-        folder.write_per_class(counts, hits.correct, hits.total, self.dataset.class_names)
-        lines = folder.keep_metrics(self.settings.epochs)
-        with folders.writing(folder.path):
-            self._draw(f"{report['rule']} on {report['dataset']}, {report['model']}", lines)
-        # Last: a report means a whole run folder.
-        folders.write_json(folder.path / "report.json", report)
-
-    def _draw(self, title: str, lines: list[dict[str, Any]]) -> None:
-        at, hits, counts = self.folder.path, self.hits, self.dataset.class_counts()
-        shots = (self.dataset.many_above, self.dataset.few_below)
-        plots.per_class(at / "per_class.png", title, counts, hits.correct, hits.total, shots)
-        plots.learning_curves(at / "curves.png", title, lines, shots)
-
-
-def params_sha256(params: Any) -> str:
-    """SHA-256 of all parameters' bytes: equal only where two runs ended bitwise the same."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(jax.device_get(params)):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
-
-
-@jax.jit
-def all_finite(tree: Any) -> jax.Array:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))

@@ -27,18 +27,15 @@ if __name__ == "__main__":
     else:
         jax.config.update("jax_num_cpu_devices", 8)
 
-    from experiments import train
     from experiments.data.records import load_inaturalist
     from experiments.models import MODELS
+    from experiments.one import Run
     from experiments.settings import Settings
     from experiments.train import fit
     from imbsam_jax import losses, rules
-    from tiny import LEAN, TinyNet, tiny_dataset
+    from tiny import IN_FULL, TinyNet, tiny_dataset
 
     MODELS["tiny"] = TinyNet
-    if asked.get("lean"):
-        for name, method in LEAN.items():
-            setattr(train._Trainer, name, method)
     if asked.get("data"):
         dataset = load_inaturalist(asked["data"], size=16, resize=18)
     else:
@@ -55,14 +52,14 @@ if __name__ == "__main__":
 
     def kill_at(step: int) -> None:
         """This process sends itself a signal once it has begun that step."""
-        plain = train._Trainer._see
+        plain = Run.see
 
         def see(self, first_step, *rest):
             if first_step == step:
                 os.kill(os.getpid(), getattr(signal, asked["signal"]))
             return plain(self, first_step, *rest)
 
-        train._Trainer._see = see
+        Run.see = see
 
     if asked.get("kill_at") is not None:
         kill_at(asked["kill_at"])
@@ -72,6 +69,7 @@ if __name__ == "__main__":
         report = fit(
             dataset, "tiny", rule, losses.cross_entropy, settings, asked["out"],
             description=description, resume=asked.get("resume", False), quiet=True,
+            **({} if asked.get("lean") else IN_FULL),
         )  # fmt: skip
         found = {"process": jax.process_index(), "sha": report["params_sha256"]}
         print("REPORT" + json.dumps(found))

@@ -114,12 +114,10 @@ def _text(captured: bytes | str | None) -> str:
 @pytest.fixture
 def lean(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs neither draw nor measure what a step costs, but in tests marked in_full."""
-    from experiments.train import _Trainer
-    from tiny import LEAN
+    from experiments import launch
 
     if request.node.get_closest_marker("in_full") is None:
-        for name, method in LEAN.items():
-            monkeypatch.setattr(_Trainer, name, method)
+        monkeypatch.setattr(launch, "in_full", dict)
 
 
 @pytest.fixture(scope="session")

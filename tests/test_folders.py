@@ -19,8 +19,8 @@ from experiments.data import save_npz
 from experiments.errors import RunError
 from experiments.progress import Progress
 from experiments.settings import Note
-from experiments.train import _Trainer
-from tiny import LEAN, tiny_dataset
+from experiments.train import Trainer
+from tiny import tiny_dataset
 
 pytestmark = [
     pytest.mark.allow_rank_promotion,  # Flax adds a bias[C] to a batch[B, C]
@@ -399,8 +399,7 @@ def train(data, out, *more):
 def finished(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        for name, method in LEAN.items():
-            patch.setattr(_Trainer, name, method)
+        patch.setattr(launch, "in_full", dict)
         with jax.numpy_rank_promotion("allow"):
             train(data, out)
     return out
@@ -518,11 +517,11 @@ def test_a_note_that_contradicts_its_state_is_named(run, data, capsys, fields):
         assert {p.name for p in (run / "checkpoints").iterdir()} == {"5", "10"}
     trainer = _trainer_of(run, data)
     capsys.readouterr()
-    trainer.restore(Progress(2, quiet=True))
+    trainer.begin(Progress(2, quiet=True))
     trainer.close()
     said = capsys.readouterr().err  # even of a quiet run
     assert "checkpoint of step 10 is damaged (" in said and "note" in said
-    assert trainer.note.epoch == 1 and whole["epoch"] == 2
+    assert trainer.runs[0].note.epoch == 1 and whole["epoch"] == 2
     assert os.listdir(run / "aside") == ["10"]
 
 
@@ -535,7 +534,7 @@ def _trainer_of(run, data):
         raise RunError("opened")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Trainer, "run", stop)
+        patch.setattr(Trainer, "train", stop)
         with pytest.raises(RunError, match="opened"):
             train(data, run, "--resume")
     return opened["trainer"]
@@ -592,13 +591,13 @@ def test_the_config_of_a_sweep_damaged_is_named(tmp_path):
             sweep.main(sweep.parse(flags))
 
 
-@pytest.mark.parametrize("where", ["_draw", "replace_text", "append_metrics"])
+@pytest.mark.parametrize("where", ["draw", "replace_text", "append_metrics"])
 def test_a_full_disk_is_one_sentence_wherever_it_is_met(data, tmp_path, monkeypatch, where):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    if where == "_draw":
-        monkeypatch.setattr(_Trainer, "_draw", full)
+    if where == "draw":
+        monkeypatch.setattr(launch, "in_full", lambda: {"draw": full})
     else:
         plain = open
 

@@ -273,7 +273,7 @@ def test_each_rule_with_a_tail_says_whether_eta_is_in_it(name: str, strict: bool
         assert at_eta(step).groups[-1, 1] != (at_eta(step).groups[-1, 2] if strict else 0)
 
 
-def test_reweighted_sam() -> None:
+def test_reweighted_sam_perturbs_by_rho_and_heeds_strict() -> None:
     counts = [500, 100, 99, 5]
     rule = rules.reweighted_sam(counts, rho=0.1, eta=99, tail_weight=3.0)
     assert_table(rule(None), None, [[1, 1, 3, 3]], [0.1])

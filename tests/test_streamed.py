@@ -21,10 +21,11 @@ from experiments.data.decode import decode_eval
 from experiments.data.encoded import check_no_empty_class
 from experiments.data.records import load_inaturalist
 from experiments.errors import RunError, Stopped
+from experiments.one import Run, params_sha256
 from experiments.parts import Parts, last_variables
 from experiments.settings import Settings
 from experiments.steps import Rows
-from experiments.train import _Trainer, fit, params_sha256
+from experiments.train import fit
 from imbsam_jax import rules
 from imbsam_jax.losses import cross_entropy
 
@@ -136,7 +137,7 @@ def test_a_stopped_run_ends_bitwise_where_an_unstopped_one_does(
     """Whatever the number of workers, before the stop and after it."""
     settings = dataclasses.replace(QUICK, jitter=0.4)
     whole = run(tmp_path / "whole", dataset, settings=settings)["params_sha256"]
-    plain = _Trainer._see
+    plain = Run.see
     at %= -(-len(dataset.train_labels) // 16)
 
     def see(self, first_step, *rest):
@@ -146,7 +147,7 @@ def test_a_stopped_run_ends_bitwise_where_an_unstopped_one_does(
 
     out = tmp_path / "cut"
     with monkeypatch.context() as patch:
-        patch.setattr(_Trainer, "_see", see)
+        patch.setattr(Run, "see", see)
         with pytest.raises(Stopped) as stopped:
             run(out, dataset, settings=dataclasses.replace(settings, workers=before))
     assert stopped.value.exit_code == 143

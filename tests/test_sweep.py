@@ -237,7 +237,7 @@ def test_a_resumed_image_sweep_trains_nothing_again(images, monkeypatch):
     def no_training(*_):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("experiments.train._Trainer.run", no_training)
+    monkeypatch.setattr("experiments.train.Trainer.train", no_training)
     sweep.main(image_flags(folder, "--resume"))
     assert json.loads((folder / "out" / "summary.json").read_text()) == summary
 

@@ -15,12 +15,12 @@ from experiments.data import save_npz
 from experiments.errors import RunError, Stopped
 from experiments.methods import build_method
 from experiments.models import MODELS
+from experiments.one import Run
 from experiments.settings import Settings
-from experiments.together import Group, fit_together
-from experiments.train import fit
+from experiments.train import Trainer, check_together, fit, fit_together
 from imbsam_jax import rules
 from imbsam_jax.losses import cross_entropy
-from tiny import TinyNet, tiny_dataset
+from tiny import IN_FULL, TinyNet, tiny_dataset
 
 pytestmark = [
     pytest.mark.allow_rank_promotion,  # Flax adds a bias[C] to a batch[B, C]
@@ -48,11 +48,10 @@ def together(out, rule=IMBSAM, settings=QUICK, model="mlp", seeds=SEEDS, **optio
     return fit_together(dataset, model, rule, cross_entropy, settings, outs, **options)
 
 
-def alone(out, seed, rule=IMBSAM, settings=QUICK, model="mlp"):
+def alone(out, seed, rule=IMBSAM, settings=QUICK, model="mlp", **options):
     settings = dataclasses.replace(settings, seed=seed)
-    return fit(
-        tiny_dataset(), model, rule, cross_entropy, settings, out, description=ABOUT, quiet=True
-    )
+    options = {"description": ABOUT, "quiet": True, **options}
+    return fit(tiny_dataset(), model, rule, cross_entropy, settings, out, **options)
 
 
 def lines(folder):
@@ -81,15 +80,14 @@ def agree(mine, other):
 def whole(tmp_path_factory):
     """A run of both seeds that nothing stopped."""
     out = tmp_path_factory.mktemp("whole")
-    return out, together(out)
+    return out, together(out, **IN_FULL)
 
 
-@pytest.mark.in_full
 def test_every_seed_has_the_run_folder_and_the_numbers_of_its_lone_run(whole, tmp_path):
     out, reports = whole
     for seed, report in zip(SEEDS, reports, strict=True):
         mine, other = out / f"seed_{seed}", tmp_path / f"seed_{seed}"
-        expected = alone(other, seed)
+        expected = alone(other, seed, **IN_FULL)
         agree(mine, other)
         assert {p.name for p in mine.iterdir()} == {p.name for p in other.iterdir()}
         assert held(mine) == held(other) == [5, 10]
@@ -147,7 +145,7 @@ from pathlib import Path
 sys.path.insert(0, "tests")
 import pytest
 import test_together as t
-from experiments import cost, plots
+from experiments import cost
 from experiments.errors import Stopped
 
 model, where, out = sys.argv[1], sys.argv[2], Path(sys.argv[3])
@@ -155,7 +153,6 @@ t.MODELS["tiny"] = t.TinyNet
 seeds = (3, 0, 8, 5) if where == "in turn" else t.SEEDS
 if where != "in turn":  # without what takes most of such a short run's time
     cost.lone_step = lambda *_: (1.0, 1.0)
-    plots.per_class = plots.learning_curves = lambda *_: None
 accumulate = 2 if where == "in micro-batches" else 1
 settings = dataclasses.replace(t.QUICK, devices=2, accumulate=accumulate)
 if where == "over their own rows":
@@ -163,16 +160,16 @@ if where == "over their own rows":
         settings, examples="independent" if model == "mlp" else "split_norm",
         sampling="stratified", eta=10,
     )
-options = {"model": model, "settings": settings, "seeds": seeds}
+options = {"model": model, "settings": settings, "measure": True}
 if where == "stopped":
     patch = pytest.MonkeyPatch()
     t.stop_at(patch, "_see", 8)
     with pytest.raises(Stopped, match="at step 9"):
-        t.together(out / "both", **options)
+        t.together(out / "both", **options, seeds=seeds)
     patch.undo()
-found = t.together(out / "both", **options, resume=where == "stopped")
+found = t.together(out / "both", **options, seeds=seeds, resume=where == "stopped")
 settings = dataclasses.replace(settings, devices=1)
-lone = t.alone(out / "lone", 3, model=model, settings=settings)
+lone = t.alone(out / "lone", 3, **{**options, "settings": settings})
 print(json.dumps([found, lone]))
 t.agree(out / "both" / "seed_3", out / "lone")
 """
@@ -204,8 +201,8 @@ def test_seeds_on_devices_of_their_own(model, where, tmp_path, run_python):
 
 
 def stop_at(monkeypatch, where, when):
-    """A SIGTERM to this process as a method of the group is called for the when-th time."""
-    plain, calls = getattr(Group, where), []
+    """A SIGTERM to this process as a method of the trainer is called for the when-th time."""
+    plain, calls = getattr(Trainer, where), []
 
     def cut(self, *args):
         calls.append(args)
@@ -213,7 +210,7 @@ def stop_at(monkeypatch, where, when):
             os.kill(os.getpid(), signal.SIGTERM)
         return plain(self, *args)
 
-    monkeypatch.setattr(Group, where, cut)
+    monkeypatch.setattr(Trainer, where, cut)
 
 
 def end_alike(out, whole):
@@ -234,8 +231,8 @@ def end_alike(out, whole):
     [
         # Within the second epoch, and answered after the call that is under way.
         pytest.param("_see", 8, 9, marks=pytest.mark.slow),
-        pytest.param("after_epoch", 1, 5, marks=pytest.mark.slow),  # before any is evaluated
-        pytest.param("after_training", 1, 10, marks=pytest.mark.slow),
+        pytest.param("_close_epoch", 1, 5, marks=pytest.mark.slow),  # before any is evaluated
+        pytest.param("_close_training", 1, 10, marks=pytest.mark.slow),
     ],
 )
 def test_stopped_runs_end_bitwise_where_unstopped_ones_do(
@@ -253,17 +250,15 @@ def test_stopped_runs_end_bitwise_where_unstopped_ones_do(
 
 def test_a_stop_between_two_evaluations_closes_the_epoch_for_none(whole, tmp_path, monkeypatch):
     """The first seed's epoch is evaluated and written, the second's is not: both are left open."""
-    from experiments.train import _Trainer
+    plain = Run.close_epoch
 
-    plain = _Trainer.after_epoch
-
-    def after_epoch(self, *args):
+    def close_epoch(self, *args):
         if self.settings.seed == SEEDS[1]:
             os.kill(os.getpid(), signal.SIGTERM)
         plain(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Trainer, "after_epoch", after_epoch)
+        patch.setattr(Run, "close_epoch", close_epoch)
         with pytest.raises(Stopped, match="at step 5, epoch 1:"):
             together(tmp_path)
     assert len(lines(tmp_path / "seed_3")) == 1
@@ -350,17 +345,15 @@ def test_what_cannot_be_trained_together_is_refused(tmp_path, seeds, change, mes
 
 
 def test_devices_processes_and_streamed_images_are_refused(tmp_path, monkeypatch):
-    from experiments import together as module
-
     two = dataclasses.replace(QUICK, devices=2)
     with pytest.raises(RunError, match="3 seeds cannot be divided among 2: leave --devices out"):
-        module._check(tiny_dataset(), two, [0, 1, 2])
-    module._check(tiny_dataset(), two, [0, 1, 2, 3])
+        check_together(tiny_dataset(), two, [0, 1, 2])
+    check_together(tiny_dataset(), two, [0, 1, 2, 3])
     with pytest.raises(RunError, match="streamed"):
-        module._check(object(), QUICK, [0, 1])
+        check_together(object(), QUICK, [0, 1])
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(RunError, match="in one process"):
-        module._check(tiny_dataset(), QUICK, [0, 1])
+        check_together(tiny_dataset(), QUICK, [0, 1])
 
 
 def test_a_lone_run_and_one_together_are_not_one_another_resumed(whole, tmp_path):

@@ -22,10 +22,10 @@ from experiments.methods import build_rule, rule_stages
 from experiments.models import MODELS
 from experiments.parts import Parts
 from experiments.settings import Settings
-from experiments.train import _Trainer, fit
+from experiments.train import Trainer, fit
 from imbsam_jax import rules
 from imbsam_jax.losses import cross_entropy
-from tiny import TinyNet, tiny_dataset
+from tiny import IN_FULL, TinyNet, tiny_dataset
 
 pytestmark = [
     pytest.mark.allow_rank_promotion,  # Flax adds a bias[C] to a batch[B, C]
@@ -51,9 +51,8 @@ def run(out, rule=None, settings=QUICK, model="mlp", dataset=None, **options):
     return fit(dataset, model, rule, cross_entropy, settings, out, **options)
 
 
-@pytest.mark.in_full
 def test_a_run_folder_and_its_report(tmp_path):
-    report = run(tmp_path / "run")
+    report = run(tmp_path / "run", **IN_FULL)
     assert json.loads((tmp_path / "run" / "report.json").read_text()) == report
     promised = """experiment dataset rule rule_args model loss imbalance_factor epochs batch_size
     seed all many medium few best_epoch class_counts_sha256 train_examples seconds_train
@@ -148,16 +147,16 @@ def test_longer_calls_go_the_same_way(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.in_full
 def test_a_staged_rule_switches_inside_an_epoch(tmp_path):
     """sgd -> sam after 7 steps, 5 an epoch: calls end at the switch, stages cost their own."""
     switch = rules.stagewise(rules.sgd(5), rules.sam(5, rho=0.3), switch_step=7)
     settings = dataclasses.replace(QUICK, steps_per_call=4, epochs=2)
     dataset = tiny_dataset()
-    trainer = _Trainer(dataset, Parts(dataset, "mlp", cross_entropy, settings), switch, settings)
-    assert trainer._calls(0) == [(0, 4, 0), (4, 1, 0)]
-    assert trainer._calls(1) == [(5, 2, 0), (7, 2, 1), (9, 1, 1)]
-    staged = run(tmp_path / "staged", switch, settings)
+    parts = Parts(dataset, "mlp", cross_entropy, settings)
+    calls = Trainer(dataset, switch, [parts], [settings], parts.run_on).calls
+    assert calls.of_epoch(0) == [(0, 4, 0), (4, 1, 0)]
+    assert calls.of_epoch(1) == [(5, 2, 0), (7, 2, 1), (9, 1, 1)]
+    staged = run(tmp_path / "staged", switch, settings, measure=True)
     # Cost: 7 of 10 steps are SGD's, the others have twice its passes.
     assert staged["flops_ratio_to_sgd"] == pytest.approx(0.7 + 0.3 * 2, rel=0.05)
     nested = rules.stagewise(rules.sgd(5), switch, switch_step=2)

@@ -5,13 +5,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import plots
 from experiments.data import Dataset
 from experiments.models.heads import make_head
 
 COUNTS = (40, 20, 10, 5, 3)
 
-# Methods of the trainer for runs of which a test looks at neither pictures nor the cost of a step.
-LEAN = {"step_cost": lambda self: (None, None, None), "_draw": lambda self, title, lines: None}
+# Of `fit`: with pictures and the cost of a step, as from the command line.
+IN_FULL = {"measure": True, "draw": plots.run_folder}
 
 
 class TinyNet(nn.Module):
