@@ -22,6 +22,7 @@ import reference_anomaly
 from experiments import anomaly, anomaly_report, anomaly_training, cli
 from experiments.data.anomaly import Split, Table, load_tables, scaled, split
 from experiments.models.anomaly_nets import ANOMALY_NETS
+from places import ROOT
 
 
 def _table(n: int, anomalies: int, width: int = 6, seed: int = 0, name: str = "t") -> Table:
@@ -415,7 +416,7 @@ def test_what_stands_is_said_with_the_number_of_tests(capsys: pytest.CaptureFixt
 
 
 def test_the_table_fits_in_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
-    file = Path(__file__).resolve().parents[1] / "results" / "anomaly" / "protocol" / "summary.json"
+    file = ROOT / "results" / "anomaly" / "protocol" / "summary.json"
     found = json.loads(file.read_text())
     anomaly_report.show(found["groups"], found["paper_table_4"], "title")
     shown = capsys.readouterr().out

@@ -5,15 +5,14 @@ import json
 import re
 from collections import defaultdict
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from experiments.anomaly_report import holm
+from places import ROOT
 
-ROOT = next(p for p in Path(__file__).resolve().parents if (p / "results").is_dir())
 RESULTS = ROOT / "results"
 SPLITS = ("many", "medium", "few", "all")
 

@@ -10,12 +10,12 @@ import json
 import math
 import random
 import re
-from pathlib import Path
 
 import pytest
 
 from experiments import cifar_lt, cli, evaluate, heeded, presets, sweep
 from experiments.errors import RunError
+from places import ROOT
 from tiny import tiny_dataset
 
 ENTRIES = {
@@ -45,11 +45,10 @@ GOOD = ("1", "2", "0.5", "3", "100")
 
 
 def test_every_command_is_here():
-    root = Path(__file__).resolve().parent.parent
     listed = {
         f"{path.parent.name}.{path.stem}"
         for folder in ("experiments", "benchmarks")
-        for path in (root / folder).rglob("*.py")
+        for path in (ROOT / folder).rglob("*.py")
         if "cli.parser(" in path.read_text() and path.name != "cli.py"
     }
     assert listed <= set(ENTRIES)
@@ -409,8 +408,7 @@ def test_more_steps_than_are_counted_are_refused():
 
 def _commands():
     """Those of the results' pages, without the ones that need a shell or are cut short."""
-    root = Path(__file__).resolve().parent.parent
-    for page in sorted(root.glob("results/*/README.md")):
+    for page in sorted(ROOT.glob("results/*/README.md")):
         text = page.read_text().replace("\\\n", " ")
         for line in re.findall(r"python -m ((?:experiments|benchmarks)\.[^`\n]*)", text):
             line = line.split("#")[0].strip()

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from places import ROOT
+
 SETUP = """
 import dataclasses, json, sys, tempfile
 from pathlib import Path
@@ -120,13 +122,12 @@ def in_a_process(*scripts):
     import os
     import subprocess
     import sys
-    from pathlib import Path
 
     flags = "--xla_force_host_platform_device_count=2 "
     flags += "--xla_cpu_collective_call_terminate_timeout_seconds=600"
     done = subprocess.run(
         [sys.executable, "-c", "".join([SETUP, *scripts, END])],
-        cwd=Path(__file__).resolve().parent.parent,
+        cwd=ROOT,
         env={**os.environ, "XLA_FLAGS": flags},
         capture_output=True,
         text=True,

@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +11,9 @@ from matplotlib.image import imread
 from experiments import digits_lt, plots, redraw
 from experiments.data import digits
 from experiments.errors import RunError
+from places import ROOT
 
-RESULTS = next(p for p in Path(__file__).resolve().parents if (p / "results").is_dir()) / "results"
+RESULTS = ROOT / "results"
 SHOTS = (100, 20)
 COUNTS = np.array([5, 500, 30, 200, 10, 100, 20, 101, 19, 60])
 RULES = ("sgd", "sam", "reweighted_sam", "imbsam", "focal_sam", "sse_sam", "cc_sam")

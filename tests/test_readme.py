@@ -24,10 +24,10 @@ from experiments import (
     report,
     sweep,
 )
+from places import ROOT
 from tiny import tiny_dataset
 
 SHOWING = (cifar_lt, digits_lt, sweep, anomaly, imagenet_lt, inaturalist)
-ROOT = next(p for p in Path(__file__).resolve().parents if (p / "results").is_dir())
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "results").rglob("README.md"))]
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +24,7 @@ from experiments.settings import Settings
 from experiments.train import Trainer, fit
 from imbsam_jax import rules
 from imbsam_jax.losses import cross_entropy
+from places import ROOT
 from tiny import IN_FULL, TinyNet, tiny_dataset
 
 pytestmark = [
@@ -32,7 +32,6 @@ pytestmark = [
     pytest.mark.usefixtures("lean"),
 ]
 
-ROOT = Path(__file__).resolve().parent.parent
 COUNTS = tiny_dataset().class_counts()
 QUICK = Settings(epochs=3, batch_size=16, lr=0.05, eval_batch=20, checkpoint_every=1)
 
