@@ -37,8 +37,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import accelerator_steps, peak
-from experiments import cli, folders, heeded
-from experiments.errors import RunError, Stopped
+from experiments.command import heeded
+from experiments.host import cli, folders
+from experiments.host.errors import RunError, Stopped
 from experiments.models import MODELS
 
 # (rule, its options); the paper's rho and eta.
@@ -182,11 +183,11 @@ def main(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace, deadline: float) -> None:
     """The runs that are not done, each into OUT/runs.json as it ends."""
     from benchmarks.step_cost import noise
-    from experiments import plots
     from experiments.data import load_npz
-    from experiments.methods import build_rule, rule_arguments
-    from experiments.settings import Settings
-    from experiments.train import fit
+    from experiments.reports import plots
+    from experiments.run.settings import Settings
+    from experiments.run.trainer import fit
+    from experiments.step.methods import build_rule, rule_arguments
     from imbsam_jax import imbalance_factor, long_tail_counts
     from imbsam_jax.losses import cross_entropy
 

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import peak, step_cost
-from experiments import folders
-from experiments.errors import Stopped
+from experiments.host import folders
+from experiments.host.errors import Stopped
 
 
 class Cell(NamedTuple):
@@ -183,7 +183,7 @@ def measure(
 
 def _flops(bench: step_cost.Bench, method: Any, mode: str) -> float:
     """Of a lone step; NaN where they cannot be counted: times without them are worth having."""
-    from experiments import cost
+    from experiments.run import cost
 
     labels = bench.orders[mode].labels_of(1000)
     try:

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments import cli, folders, heeded
+from experiments.command import heeded
+from experiments.host import cli, folders
 
 # (channels, pixels of a side) of ResNet-32's three stages.
 STAGES = ((16, 32), (32, 16), (64, 8))

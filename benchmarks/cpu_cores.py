@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments import cli, folders, heeded
+from experiments.command import heeded
+from experiments.host import cli, folders
 
 RULES = ("sgd", "imbsam")
 # Blocks of a stage, of the models that PyTorch can be asked for.
@@ -56,7 +57,7 @@ def torch_steps(blocks: int, batch: int, rho: float = 0.05) -> dict[str, Any]:
     from torch import nn
     from torch.nn import functional
 
-    from experiments.execution import cores
+    from experiments.step.execution import cores
 
     torch.set_num_threads(cores())
 
@@ -123,9 +124,9 @@ def our_steps(model: str, args: argparse.Namespace) -> dict[tuple[str, str], Any
     import jax
 
     from benchmarks.step_cost import noise
-    from experiments.parts import Parts
-    from experiments.settings import Settings
-    from experiments.steps import Inputs
+    from experiments.run.parts import Parts
+    from experiments.run.settings import Settings
+    from experiments.step.steps import Inputs
     from imbsam_jax import long_tail_counts, rules
     from imbsam_jax.losses import cross_entropy
 
@@ -182,7 +183,7 @@ def measure(model: str, args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main(args: argparse.Namespace) -> None:
-    from experiments.execution import cores, use_devices
+    from experiments.step.execution import cores, use_devices
 
     use_devices(max(args.devices))
     cli.use_compilation_cache()

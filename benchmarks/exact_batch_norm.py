@@ -25,7 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments import cli, folders, heeded
+from experiments.command import heeded
+from experiments.host import cli, folders
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -125,8 +126,8 @@ def main(args: argparse.Namespace) -> None:
     import jax
     import jax.numpy as jnp
 
-    from experiments import cost
     from experiments.models import create_model
+    from experiments.run import cost
 
     cli.use_compilation_cache()
     model = create_model(args.model, 100)

@@ -27,9 +27,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments import cli, folders, heeded
+from experiments.command import heeded
 from experiments.data.decode import decode_train
 from experiments.data.stream import StepRows, Stream, stream
+from experiments.host import cli, folders
 
 
 def arguments() -> argparse.ArgumentParser:

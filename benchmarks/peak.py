@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments import folders
-from experiments.errors import RunError
+from experiments.host import folders
+from experiments.host.errors import RunError
 
 # (type, precision). XLA's default for float32 is TF32 on an NVIDIA GPU since Ampere.
 PRODUCTS = (("float32", "default"), ("float32", "highest"), ("bfloat16", "default"))

@@ -21,8 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments import cli, folders, heeded, methods
-from experiments.errors import RunError
+from experiments.command import heeded
+from experiments.host import cli, folders
+from experiments.host.errors import RunError
+from experiments.step import methods
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -77,9 +79,9 @@ def arguments() -> argparse.ArgumentParser:
 
 def measure(model: str, args: argparse.Namespace, dataset: Any) -> dict[str, Any]:
     """Milliseconds of a step of all seeds of one model, every way; a staged rule's first stage."""
-    from experiments.parts import resolved
-    from experiments.settings import Settings
-    from experiments.train import several
+    from experiments.run.parts import resolved
+    from experiments.run.settings import Settings
+    from experiments.run.trainer import several
     from imbsam_jax.losses import cross_entropy
 
     per_epoch = -(-len(dataset.train_labels) // args.batch_size)
@@ -222,7 +224,7 @@ def markdown(rows: list[dict[str, Any]], device: str) -> str:
 def main(args: argparse.Namespace) -> None:
     from benchmarks.step_cost import noise
     from experiments.data import load_npz, shrunk
-    from experiments.execution import emulate
+    from experiments.step.execution import emulate
     from imbsam_jax import long_tail_counts
 
     emulate(args.devices)  # before anything starts the backend

@@ -33,8 +33,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments import cli, folders, heeded, methods
-from experiments.errors import RunError
+from experiments.command import heeded
+from experiments.host import cli, folders
+from experiments.host.errors import RunError
+from experiments.step import methods
 
 RULES = ("sgd", "sam", "imbsam", "focal_sam", "sse_sam", "cc_sam")
 # Which batches are drawn in each mode.
@@ -143,10 +145,10 @@ class Bench:
     def __init__(self, model: str, args: argparse.Namespace, dataset: Any, steps_per_call: int = 1):
         import jax
 
-        from experiments.parts import Parts
-        from experiments.sampling import Order
-        from experiments.settings import Settings
-        from experiments.steps import Inputs
+        from experiments.data.sampling import Order
+        from experiments.run.parts import Parts
+        from experiments.run.settings import Settings
+        from experiments.step.steps import Inputs
         from imbsam_jax import tail_classes
         from imbsam_jax.losses import cross_entropy
 
@@ -201,7 +203,7 @@ class Bench:
 
     def rows(self, mode: str, call: int) -> Any:
         """Rows of whole batches, as many as a call has steps; nothing to be placed yet."""
-        from experiments.steps import Rows
+        from experiments.step.steps import Rows
 
         order, steps = self.orders[mode], self.steps_per_call
         most = order.rows // self.args.batch_size  # of an epoch; the last one may be smaller
@@ -235,8 +237,8 @@ class Bench:
         import jax
         import jax.numpy as jnp
 
-        from experiments import steps
         from experiments.models import create_model
+        from experiments.step import steps
 
         dtype = jnp.dtype(self.args.precision)
         classes, size = self.dataset.num_classes, self.args.image_size
@@ -252,9 +254,9 @@ class Bench:
         import jax
         import jax.numpy as jnp
 
-        from experiments.augment import normalise
-        from experiments.objectives import Objective
-        from experiments.steps import Rows, make_step
+        from experiments.data.augment import normalise
+        from experiments.step.objectives import Objective
+        from experiments.step.steps import Rows, make_step
         from imbsam_jax.losses import cross_entropy
 
         batch, size = self.args.batch_size, self.args.image_size
@@ -306,7 +308,7 @@ def planned(bench: Bench) -> Iterator[tuple[dict[str, Any], Any]]:
 
 def measure(model: str, args: argparse.Namespace, dataset: Any) -> list[dict[str, Any]]:
     """One row for each rule, stage of a staged one, and mode; SGD is first."""
-    from experiments import cost
+    from experiments.run import cost
 
     bench = Bench(model, args, dataset)
     rows: list[dict[str, Any]] = []

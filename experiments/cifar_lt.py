@@ -19,11 +19,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments import cli, heeded, launch, presets
+from experiments.command import heeded, launch, presets
 from experiments.data import Dataset, hold_out, load_npz, save_npz, shrunk
 from experiments.data.encoded import check_no_empty_class, empty_classes
-from experiments.errors import DataError, RunError
-from experiments.inputs import reason
+from experiments.host import cli
+from experiments.host.errors import DataError, RunError
+from experiments.host.inputs import reason
 
 _OF_AN_EXPORT = {f"--{name.replace('_', '-')}" for name in presets.OF_AN_EXPORT}
 

@@ -23,11 +23,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cli, heeded, methods, objectives, stage2
-from experiments.errors import Diverged, RunError, check_seed
-from experiments.heeded import REMEMBERED
+from experiments.command import heeded, stage2
+from experiments.command.heeded import REMEMBERED
+from experiments.host import cli
+from experiments.host.errors import Diverged, RunError, check_seed
 from experiments.report import number
-from experiments.settings import Settings
+from experiments.run.settings import Settings
+from experiments.step import methods, objectives
 
 SPLITS = ("all", "many", "medium", "few")
 # A class of the digits is Many above the first, Few below the second.
@@ -91,7 +93,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 
 def checked(args: argparse.Namespace) -> tuple[Path, list[int]]:
     """(where to write, the seeds); refuses what nothing can be done with."""
-    from experiments.folders import holds_something
+    from experiments.host.folders import holds_something
 
     out = Path(args.out)
     if holds_something(out) and not args.overwrite:
@@ -126,7 +128,7 @@ def build_method(
 
 def make_folder(out: Path, args: argparse.Namespace) -> None:
     """The config.json of a folder that is ours."""
-    from experiments import folders
+    from experiments.host import folders
 
     settings = {key: value for key, value in vars(args).items() if key != "overwrite"}
     run = {"command": folders.command_line(), **folders.environment()}
@@ -137,8 +139,8 @@ def train(args: argparse.Namespace, datasets: list[Any], seeds: list[int]) -> li
     """Trains every rule with every loss side by side, then each second stage of each."""
     import jax
 
-    from experiments.digits_training import Bench, Job
-    from experiments.objectives import Objective
+    from experiments.bench.training import Bench, Job
+    from experiments.step.objectives import Objective
 
     options = vars(args)
     bench = Bench(datasets, seeds)
@@ -308,7 +310,7 @@ def write(
     out: Path, rows: list[Row], summary: list[dict[str, Any]], counts: np.ndarray,
     args: argparse.Namespace,
 ) -> None:  # fmt: skip
-    from experiments import folders
+    from experiments.host import folders
 
     make_folder(out, args)
     named = names([row.description for row in rows])
@@ -340,7 +342,7 @@ def write_curves(path: Path, curves: dict[str, Any]) -> None:
 
 def redraw(out: Path) -> list[Path]:
     """The plots of a folder from its files; which were made."""
-    from experiments import plots
+    from experiments.reports import plots
 
     summary = json.loads((out / "summary.json").read_text())
     named = dict(zip(names(summary), summary, strict=True))
@@ -409,8 +411,8 @@ def main(args: argparse.Namespace) -> None:
         list(dict.fromkeys(names)) for names in (args.rule, args.loss, args.memory)
     )
     cli.use_compilation_cache()
-    from experiments import folders
     from experiments.data.digits import load_digits_lt
+    from experiments.host import folders
 
     datasets = [load_digits_lt(args.imbalance_factor, seed) for seed in seeds]
     with folders.Lock(out):

@@ -16,9 +16,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments import cifar_lt, cli, heeded, imagenet_lt, inaturalist
-from experiments.errors import RunError
-from experiments.folders import read_object
+from experiments import cifar_lt, imagenet_lt, inaturalist
+from experiments.command import heeded
+from experiments.host import cli
+from experiments.host.errors import RunError
+from experiments.host.folders import read_object
 from experiments.imagenet_lt import LISTS
 from experiments.report import COLUMNS, number
 
@@ -120,11 +122,11 @@ def _no_run(path: Path) -> str:
 
 
 def main(args: argparse.Namespace) -> None:
-    from experiments import methods
-    from experiments.checkpoints import Checkpoints
-    from experiments.parts import Parts, class_counts_sha256
-    from experiments.settings import Note, Settings
-    from experiments.stopping import StopRequest
+    from experiments.host.stopping import StopRequest
+    from experiments.run.checkpoints import Checkpoints
+    from experiments.run.parts import Parts, class_counts_sha256
+    from experiments.run.settings import Note, Settings
+    from experiments.step import methods
     from imbsam_jax import rules
     from imbsam_jax.losses import cross_entropy
 

@@ -20,7 +20,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from experiments import cli, heeded, launch, presets
+from experiments.command import heeded, launch, presets
+from experiments.host import cli
 
 DATASETS = ("imagenet_lt", "imagenet2012", "places365_small")
 LISTS = ("train_list", "val_list", "test_list")

@@ -19,7 +19,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from experiments import cli, heeded, launch, presets
+from experiments.command import heeded, launch, presets
+from experiments.host import cli
 
 LISTS = ("train_list", "test_list")
 

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments import cli
-from experiments.errors import RunError
+from experiments.host import cli
+from experiments.host.errors import RunError
 
 # What reading tables that are damaged, or of different runs, comes to.
 _UNFIT = (
@@ -60,7 +60,7 @@ def _json(path: Path) -> Any:
 
 
 def _run(folder: Path) -> list[Path]:
-    from experiments import plots
+    from experiments.reports import plots
 
     report = _json(folder / "report.json")
     title = f"{report['rule']} on {report['dataset']}, {report['model']}"
@@ -87,7 +87,7 @@ def _run(folder: Path) -> list[Path]:
 
 
 def _anomaly(folder: Path) -> list[Path]:
-    from experiments.anomaly_report import draw_curves
+    from experiments.anomaly.report import draw_curves
 
     groups = _json(folder / "summary.json")["groups"]
     made = []
@@ -113,7 +113,7 @@ def _digits(folder: Path) -> list[Path]:
 
 
 def main(args: argparse.Namespace) -> None:
-    from experiments.grouping import folders_in
+    from experiments.reports.grouping import folders_in
 
     made = []
     for path in map(Path, args.folders):

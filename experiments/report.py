@@ -17,9 +17,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cli, heeded, published
-from experiments.errors import RunError
-from experiments.grouping import (
+from experiments.command import heeded
+from experiments.host import cli
+from experiments.host.errors import RunError
+from experiments.reports import published
+from experiments.reports.grouping import (
     COLUMNS,
     KINDS,
     Figure,
@@ -149,7 +151,7 @@ def show(reports: list[dict[str, Any]]) -> None:
 
 def write(out: Path, groups: list[Group]) -> list[str]:
     """Writes report.md, report.csv and gain_per_class.png; returns why a gain is not plotted."""
-    from experiments import plots
+    from experiments.reports import plots
 
     panels, missing = gains(groups)
     try:

@@ -28,7 +28,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import cifar_lt, cli, heeded, methods, objectives
+from experiments import cifar_lt
+from experiments.command import heeded
+from experiments.command.heeded import REMEMBERED
 from experiments.digits_lt import (
     add_method_arguments,
     add_training_arguments,
@@ -37,8 +39,9 @@ from experiments.digits_lt import (
     make_folder,
     settings_of,
 )
-from experiments.errors import Diverged, RunError
-from experiments.heeded import REMEMBERED
+from experiments.host import cli
+from experiments.host.errors import Diverged, RunError
+from experiments.step import methods, objectives
 
 SPLITS = ("all", "many", "medium", "few")
 # Few, half of Medium and all of it are in the tail: the paper's 20, 60 and 100 of CIFAR100-LT.
@@ -177,8 +180,8 @@ def named(point: dict[str, float]) -> str:
 
 def train(args: argparse.Namespace, seeds: list[int], points: list[dict[str, float]]) -> list[Row]:
     """A row of SGD, then one of each point, of the digits."""
+    from experiments.bench.training import Bench, Job
     from experiments.data.digits import load_digits_lt
-    from experiments.digits_training import Bench, Job
 
     bench = Bench([load_digits_lt(args.imbalance_factor, seed) for seed in seeds], seeds)
     steps = {"steps_per_epoch": -(-bench.rows // args.batch_size)}
@@ -305,7 +308,7 @@ def verdict(summary: list[dict[str, Any]]) -> str:
 def write(
     out: Path, summary: list[dict[str, Any]], grid: dict[str, list[float]], args: argparse.Namespace
 ) -> None:
-    from experiments import folders
+    from experiments.host import folders
 
     make_folder(out, args)
     folders.write_json(out / "summary.json", summary)
@@ -323,7 +326,7 @@ def write(
 
 def draw(path: Path, summary: list[dict[str, Any]], rule: str) -> None:
     """The figure, from the objects of summary.json."""
-    from experiments import plots
+    from experiments.reports import plots
 
     *others, last = summary[-1]["point"]
     lines: dict[str, Any] = {}
@@ -344,7 +347,8 @@ def draw(path: Path, summary: list[dict[str, Any]], rule: str) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    from experiments import folders, sweep_images
+    from experiments.command import image_sweep as sweep_images
+    from experiments.host import folders
 
     with contextlib.ExitStack() as opened:
         if args.experiment == "digits":

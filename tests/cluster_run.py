@@ -19,8 +19,8 @@ if __name__ == "__main__":
 
     import jax
 
-    from experiments import cli
-    from experiments.execution import join_processes
+    from experiments.host import cli
+    from experiments.step.execution import join_processes
 
     if asked["processes"] > 1:
         join_processes(asked["coordinator"], asked["processes"], asked["process"], 8, 60)
@@ -29,9 +29,9 @@ if __name__ == "__main__":
 
     from experiments.data.records import load_inaturalist
     from experiments.models import MODELS
-    from experiments.one import Run
-    from experiments.settings import Settings
-    from experiments.train import fit
+    from experiments.run.one import Run
+    from experiments.run.settings import Settings
+    from experiments.run.trainer import fit
     from imbsam_jax import losses, rules
     from tiny import IN_FULL, TinyNet, tiny_dataset
 

@@ -114,7 +114,7 @@ def _text(captured: bytes | str | None) -> str:
 @pytest.fixture
 def lean(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs neither draw nor measure what a step costs, but in tests marked in_full."""
-    from experiments import launch
+    from experiments.command import launch
 
     if request.node.get_closest_marker("in_full") is None:
         monkeypatch.setattr(launch, "in_full", dict)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.anomaly_report import holm
+from experiments.anomaly.report import holm
 from places import ROOT
 
 RESULTS = ROOT / "results"
@@ -758,7 +758,7 @@ def test_the_estimate_for_inaturalist():
 
 
 def test_the_independent_rerun():
-    from experiments import published
+    from experiments.reports import published
 
     rows = {
         (row.rule, row.loss): row

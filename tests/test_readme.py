@@ -13,17 +13,9 @@ import optax
 import pytest
 
 import imbsam_jax as ij
-from experiments import (
-    anomaly,
-    cifar_lt,
-    digits_lt,
-    imagenet_lt,
-    inaturalist,
-    launch,
-    presets,
-    report,
-    sweep,
-)
+from experiments import cifar_lt, digits_lt, imagenet_lt, inaturalist, report, sweep
+from experiments.anomaly import command as anomaly
+from experiments.command import launch, presets
 from places import ROOT
 from tiny import tiny_dataset
 

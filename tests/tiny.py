@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import plots
 from experiments.data import Dataset
 from experiments.models.heads import make_head
+from experiments.reports import plots
 
 COUNTS = (40, 20, 10, 5, 3)
 

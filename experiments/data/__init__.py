@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import imbsam_jax
-from experiments import inputs
-from experiments.errors import DataError
+from experiments.host import inputs
+from experiments.host.errors import DataError
 
 __all__ = [
     "DataError", "Dataset", "draw_held_out", "filled", "hold_out", "load_npz", "save_npz", "shrunk",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import imbsam_jax
 from experiments.data import DataError, Dataset
 from experiments.data.prepared import check_shards, check_split, prepared_builder, reading
-from experiments.inputs import reason
+from experiments.host.inputs import reason
 
 __all__ = ["load_cifar_lt"]
 

@@ -6,7 +6,7 @@ import numpy as np
 
 import imbsam_jax
 from experiments.data import DataError, Dataset
-from experiments.errors import check_seed
+from experiments.host.errors import check_seed
 
 MAX_PER_CLASS = 100
 TEST_SHARE = 0.4

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.data import DataError
-from experiments.inputs import open_regular, read_bytes, reason
+from experiments.host.inputs import open_regular, read_bytes, reason
 
 __all__ = ["check_shards", "check_split", "from_directory", "prepared_builder", "reading"]
 

@@ -30,7 +30,7 @@ from experiments.data.prepared import (
     prepared_builder,
     reading,
 )  # fmt: skip
-from experiments.inputs import ascii_safe, read_bytes, read_npz, reason
+from experiments.host.inputs import ascii_safe, read_bytes, read_npz, reason
 
 __all__ = [
     "FolderSplit",

@@ -1,6 +1,6 @@
 """ImageNet's residual networks of bottleneck blocks: ResNet-50, ResNet-152 and ResNeXt-50 (32x4d).
 
-The arrangement is torchvision's, so that its weights fit (experiments/pretrained.py): the stride
+The arrangement is torchvision's, so that its weights fit (pretrained.py beside this): the stride
 lies in the 3x3 convolution, which He et al. (2016) had in the 1x1 before it, and every convolution
 is padded alike on all sides. BatchNorm is as in experiments/models/resnet.py.
 """

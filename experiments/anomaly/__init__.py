@@ -1,0 +1,1 @@
+"""Semi-supervised anomaly detection, whole: tables, networks, training, report."""

@@ -1,0 +1,363 @@
+"""Training of anomaly detectors: every run of a method and a rule in one compiled program.
+
+The runs are mapped over, padded to one shape, and spread over the devices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.anomaly.tables import Arrays, Split, Table, scaled, split
+
+METHODS = ("devnet", "deepsad")
+RULES = ("sgd", "sam", "imbsam")
+OPTIMIZERS = ("sgd", "adam", "rmsprop")
+
+# A batch of runs is trained side by side on each device: few on a CPU, whose caches then hold
+# them, many on an accelerator.
+_RUNS_PER_DEVICE = {"cpu": 3}
+_RUNS_PER_ACCELERATOR = 64
+
+
+class Job(NamedTuple):
+    """One split of one data set: what every method and rule is trained on."""
+
+    table: Table
+    seed: int
+    label_ratio: float
+    protocol: str
+    drawn: Split
+
+
+class Result(NamedTuple):
+    """One finished run; metrics in percent, NaN where training diverged."""
+
+    dataset: str
+    method: str
+    rule: str
+    seed: int
+    label_ratio: float
+    protocol: str
+    auroc: float
+    ap_anomaly: float
+    ap_normal: float
+    seconds: float
+
+
+def plan(
+    tables: Sequence[Table], *, seeds: Sequence[int], label_ratios: Sequence[float],
+    protocols: Sequence[str],
+) -> list[Job]:  # fmt: skip
+    """Every split, drawn before anything is trained, so that bad data is found now.
+
+    Raises:
+      DataError: a split cannot be made; the message names the file.
+    """
+    jobs = []
+    for protocol in protocols:
+        for ratio in [1.0] if protocol == "full" else label_ratios:
+            for table in tables:
+                for seed in seeds:
+                    drawn = split(table, seed=seed, label_ratio=ratio, protocol=protocol)
+                    jobs.append(Job(table, seed, ratio, protocol, drawn))
+    return jobs
+
+
+class Runs(NamedTuple):
+    """What the compiled program takes: R runs side by side, rows padded to the longest.
+
+    Attributes:
+      params, fixed, state: as AnomalyNet.init makes them, each leaf [R, ...].
+      train: float32[R, n, d], rows past a run's own are never drawn.
+      labels: int32[R, n].
+      order: int32[R, S, B], the rows of each step; steps past the last are never made.
+      test: float32[R, m, d]; test_labels: int32[R, m]; test_real: bool[R, m], False for padding.
+    """
+
+    params: Any
+    fixed: Any
+    state: Any
+    train: Any
+    labels: Any
+    order: Any
+    test: Any
+    test_labels: Any
+    test_real: Any
+
+
+def make_rule(name: str, rho: Any) -> Any:
+    """The rule over the classes (no label, labelled anomaly); rho may be traced.
+
+    For imbsam the class counts only say which class is the tail. It is the labelled anomalies,
+    also where they outnumber the rest, and one table serves every data set of a program.
+    """
+    from imbsam_jax import rules
+
+    if name == "sgd":
+        return rules.sgd(2)
+    if name == "sam":
+        return rules.sam(2, rho=rho)
+    return rules.imbsam([2, 1], rho=rho, eta=1)
+
+
+def make_optimizer(name: str, lr: Any, decay: dict[str, float]) -> Any:
+    """An Optax chain: weight decay at the unperturbed weights, clipping, then the optimizer."""
+    import optax
+
+    def add_decay(grads: Any, params: Any) -> Any:
+        return {k: g + decay[k] * params[k] if k in decay else g for k, g in grads.items()}
+
+    links = [optax.stateless(add_decay)]
+    if name == "sgd":
+        links += [optax.trace(decay=0.9)]
+    elif name == "adam":
+        links += [optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)]
+    else:
+        links += [
+            optax.stateless(lambda grads, _: {k: _clipped(g) for k, g in grads.items()}),
+            optax.scale_by_rms(decay=0.9, eps=1e-7, eps_in_sqrt=False),
+        ]
+    return optax.chain(*links, optax.scale_by_learning_rate(lr))
+
+
+def _clipped(gradient: Any) -> Any:
+    """At most norm 1; as it is below, so a zero gradient stays zero."""
+    import jax.numpy as jnp
+
+    return gradient / jnp.maximum(1, jnp.sqrt(jnp.sum(jnp.square(gradient))))
+
+
+def make_step(net: Any, rule: Any, optimizer: Any) -> Callable[..., Any]:
+    """`step(params, opt_state, state, x, labels, fixed) -> (params, opt_state, state, loss)`."""
+    import optax
+
+    import imbsam_jax as ij
+
+    def losses_fn(params: Any, x: Any, labels: Any, fixed: Any, state: Any) -> Any:
+        return net.losses(params, x, labels, fixed, state)
+
+    gradient = ij.value_and_grad(losses_fn, rule)
+
+    def step(params: Any, opt_state: Any, state: Any, x: Any, labels: Any, fixed: Any) -> Any:
+        (loss, state), grads = gradient(params, labels, x, labels, fixed, state)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, state, loss
+
+    return step
+
+
+def make_program(net: Any, rule: str, optimizer: str, devices: Sequence[Any]) -> Any:
+    """The jitted `program(runs, steps, lr, rho) -> (scores float32[R, m], losses float32[R, S])`.
+
+    R must be a multiple of the number of devices. `steps`, `lr` and `rho` are traced: one
+    compilation serves data sets of different lengths, and every radius. Losses past `steps` are
+    NaN.
+    """
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import PartitionSpec as P
+
+    def one(run: Runs, steps: Any, lr: Any, rho: Any) -> Any:
+        tx = make_optimizer(optimizer, lr, net.decay)
+        step = make_step(net, make_rule(rule, rho), tx)
+
+        def body(i: Any, carry: Any) -> Any:
+            *carry, losses = carry
+            rows = run.order[i]
+            *carry, loss = step(*carry, run.train[rows], run.labels[rows], run.fixed)
+            return (*carry, losses.at[i].set(loss))
+
+        losses = jnp.full(run.order.shape[0], jnp.nan, jnp.float32)
+        carry = (run.params, tx.init(run.params), run.state, losses)
+        params, _, state, losses = jax.lax.fori_loop(0, steps, body, carry)
+        return net.scores(params, run.test, run.fixed, state), losses
+
+    # No run needs another's numbers: every device trains its own, and nothing is communicated.
+    spread = jax.shard_map(
+        jax.vmap(one, in_axes=(0, None, None, None)),
+        mesh=_mesh(devices),
+        in_specs=(P("runs"), P(), P(), P()),
+        out_specs=P("runs"),
+        check_vma=False,
+    )
+    return jax.jit(spread)
+
+
+def _mesh(devices: Sequence[Any]) -> Any:
+    import jax
+
+    kind = jax.sharding.AxisType.Auto
+    return jax.make_mesh((len(devices),), ("runs",), axis_types=(kind,), devices=devices)
+
+
+def measure(scores: Any, labels: Any, real: Any) -> Any:
+    """The three METRICS of R runs, float32[R] each, from [R, m] scores, labels and reality."""
+    import jax
+
+    from imbsam_jax import metrics
+
+    def one(s: Any, y: Any, real: Any) -> Any:
+        return (
+            metrics.auroc(y, s, real),
+            metrics.average_precision(y, s, real),
+            metrics.average_precision(1 - y, -s, real),
+        )
+
+    return jax.vmap(one)(scores, labels, real)
+
+
+class _Task(NamedTuple):
+    """A job as a method sees it: how long it trains, in what shape of batch."""
+
+    job: Job
+    steps: int
+    shape: tuple[int, int]  # (features, rows of a batch): what a compiled program is made for
+
+
+class Seconds(NamedTuple):
+    """Wall time of `train`, by what it went into; compiling is what nothing else overlapped."""
+
+    compiling: float
+    training: float
+    preparing: float
+
+
+def train(
+    jobs: Sequence[Job], *, method: str, rules: Sequence[str], optimizer: str, lr: float,
+    rho: float, epochs: int, advance: Callable[[int, float], Any] = lambda runs, seconds: None,
+) -> tuple[list[Result], Seconds]:  # fmt: skip
+    """Train every job under every rule.
+
+    Args:
+      jobs: what `plan` made.
+      method: one of METHODS.
+      rules: of RULES.
+      optimizer: one of OPTIMIZERS.
+      lr: learning rate.
+      rho: radius of sam and imbsam.
+      epochs: at least 1.
+      advance: called with the number of runs that have just ended, and the seconds they took.
+
+    Returns:
+      One Result a job and rule, and the wall time. A Result's seconds are its share of the time
+      its batch of runs was trained in, compilation excluded.
+    """
+    import jax
+
+    from experiments.anomaly.nets import ANOMALY_NETS
+
+    net = ANOMALY_NETS[method]()
+    tasks = []
+    for job in jobs:
+        n, width = len(job.drawn.train_rows), job.table.features.shape[1]
+        batch = net.batches(job.seed, job.drawn.train_labels, 1).shape[1]
+        tasks.append(_Task(job, epochs * net.steps_per_epoch(n), (width, batch)))
+    devices = _devices(len(tasks))
+    most = _RUNS_PER_DEVICE.get(devices[0].platform, _RUNS_PER_ACCELERATOR)
+    count = min(most, math.ceil(len(tasks) / len(devices))) * len(devices)
+    spread = jax.sharding.NamedSharding(_mesh(devices), jax.sharding.PartitionSpec("runs"))
+    results, waited, training, preparing = [], 0.0, 0.0, 0.0
+
+    def compiled(rule: str, runs: Runs, numbers: Any) -> Any:
+        with jax.default_matmul_precision("highest"):
+            return make_program(net, rule, optimizer, devices).lower(runs, *numbers).compile()
+
+    with ThreadPoolExecutor(max_workers=len(rules) + 1) as pool:
+        for shape in sorted({task.shape for task in tasks}):
+            alike = [task for task in tasks if task.shape == shape]
+            programs: dict[str, Any] = {}
+            for part in _parts(alike, count):
+                began = time.perf_counter()
+                runs = _side_by_side(net, part, alike, count, epochs)
+                tested = (runs.test_labels, runs.test_real)
+                runs = jax.block_until_ready(jax.device_put(runs, spread))
+                numbers = (np.int32(part[0].steps), np.float32(lr), np.float32(rho))
+                if not programs:
+                    # The later rules are compiled while the first trains.
+                    programs = {rule: pool.submit(compiled, rule, runs, numbers) for rule in rules}
+                    scores = jax.ShapeDtypeStruct(tested[0].shape, np.float32)
+                    measured = pool.submit(
+                        lambda *x: jax.jit(measure).lower(*x).compile(), scores, *tested
+                    )
+                preparing += time.perf_counter() - began
+                for rule in rules:
+                    began = time.perf_counter()
+                    program, metrics = programs[rule].result(), measured.result()
+                    waited += time.perf_counter() - began
+                    began = time.perf_counter()
+                    scores = jax.device_get(program(runs, *numbers)[0])
+                    found = jax.device_get(metrics(scores, *tested))
+                    took = time.perf_counter() - began
+                    training += took
+                    for k, (job, *_) in enumerate(part):
+                        auroc, anomaly, normal = (100 * float(values[k]) for values in found)
+                        what = (job.table.name, method, rule, job.seed, job.label_ratio)
+                        figures = (auroc, anomaly, normal, took / len(part))
+                        results.append(Result(*what, job.protocol, *figures))
+                    advance(len(part), took)
+    return results, Seconds(waited, training, preparing)
+
+
+def _devices(runs: int) -> list[Any]:
+    """Devices to spread the runs over; a CPU gives one a core, if JAX has not started yet."""
+    import jax
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with contextlib.suppress(AttributeError, RuntimeError):  # where a backend runs already
+        jax.config.update("jax_num_cpu_devices", cores)
+    devices = jax.local_devices()
+    most = cores if devices[0].platform == "cpu" else len(devices)
+    return devices[: max(1, min(most or 1, runs))]
+
+
+def _parts(tasks: Sequence[_Task], most: int) -> Iterator[list[_Task]]:
+    """Tasks of equally many steps, at most that many at a time, the longest first."""
+    for steps in sorted({task.steps for task in tasks}, reverse=True):
+        alike = [task for task in tasks if task.steps == steps]
+        for start in range(0, len(alike), most):
+            yield alike[start : start + most]
+
+
+def _side_by_side(
+    net: Any, part: Sequence[_Task], alike: Sequence[_Task], count: int, epochs: int
+) -> Runs:
+    """The part's runs stacked and padded, `count` of them (the last repeated), on the host."""
+    import jax
+
+    n = max(len(task.job.drawn.train_rows) for task in alike)
+    m = max(len(task.job.drawn.test_rows) for task in alike)
+    steps = max(task.steps for task in alike)
+    runs = []
+    for task in part:
+        job = task.job
+        arrays: Arrays = scaled(job.table, job.drawn)
+        params, fixed, state = net.init(job.seed, arrays.train)
+        run = Runs(
+            params=params,
+            fixed=fixed,
+            state=state,
+            train=_padded(arrays.train, n),
+            labels=_padded(job.drawn.train_labels.astype(np.int32), n),
+            order=_padded(net.batches(job.seed, job.drawn.train_labels, epochs), steps),
+            test=_padded(arrays.test, m),
+            test_labels=_padded(job.drawn.test_labels.astype(np.int32), m),
+            test_real=np.arange(m) < len(arrays.test),
+        )
+        runs.append(run)
+    runs += [runs[-1]] * (count - len(runs))
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *runs)
+
+
+def _padded(array: NDArray[Any], length: int) -> NDArray[Any]:
+    result = np.zeros((length, *array.shape[1:]), array.dtype)
+    result[: len(array)] = array
+    return result

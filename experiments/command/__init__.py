@@ -1,0 +1,1 @@
+"""From flags to finished runs: flags, presets, plans, seeds, second stages."""

@@ -1,0 +1,278 @@
+"""Second stages on a trained run: the classifier is changed or trained again, the features stay.
+
+| name             | trained      | sampling | what                                              |
+|------------------|--------------|----------|---------------------------------------------------|
+| tau-norm         | nothing      |          | columns over a power of their norm, no bias       |
+| logit-adjustment | nothing      |          | log priors off the bias                           |
+| crt              | fresh head   | balanced | classifier re-training, 4 rows of a class a visit |
+| lws              | scales       | balanced | one learnt factor per class on frozen logits; 4   |
+| weight-balancing | head         | natural  | class-balanced loss, decay 0.1, MaxNorm           |
+| cc-sam           | head         | balanced | adversarial features, their share growing by epoch|
+
+A stage starts from the last epoch of the run (the releases of CC-SAM and weight balancing take the
+best one on the test set), and is a run of its own in RUN/stage2_NAME.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.host import cli
+from experiments.host.errors import RunError
+from experiments.run.settings import MAX_NORM, SAMPLING, Settings
+from experiments.step.methods import Method, build_method
+from experiments.step.objectives import Adversary, Loss
+from imbsam_jax import cc_sam, classifiers, losses, schedules
+
+# (params, fresh params) -> params to start from; pure, so that it may be mapped over seeds.
+Start = Callable[[Any, Any], Any]
+
+
+class Stage(NamedTuple):
+    """A second stage, made for one run.
+
+    Attributes:
+      settings: how it is trained; epochs is 0 where it is not.
+      loss: what is minimised.
+      start: makes its first parameters.
+      method: how the gradient is taken.
+      adversary: see Objective.
+      description: the report's fields "stage2" and "stage2_args"; the others are the first stage's.
+    """
+
+    settings: Settings
+    loss: Loss
+    start: Start
+    method: Method
+    adversary: Adversary | None
+    description: dict[str, Any]
+
+
+class Plan(NamedTuple):
+    """What the sources say of a second stage; None where the first stage's value is kept."""
+
+    epochs: int
+    trained: str = "head"
+    lr: float | None = None
+    lr_factor: float = 1.0
+    weight_decay: float | None = None
+    schedule: str = "cosine-prestep"
+    sampling: str = "balanced"
+    loss: str = "cross_entropy"
+    classifier: str = "linear"
+    max_norm: str = "none"
+    per_visit: int = 1
+    start: str = "as it is"
+    takes: tuple[str, ...] = ()
+
+
+PLANS: dict[str, Plan] = {
+    "tau-norm": Plan(0, start="tau-norm", takes=("tau",)),
+    "logit-adjustment": Plan(0, start="logit-adjustment", takes=("tau",)),
+    "crt": Plan(10, start="fresh head", per_visit=4),
+    "lws": Plan(5, trained="scales", classifier="scaled", start="unit scales", per_visit=4),
+    "weight-balancing": Plan(
+        10, lr=0.01, weight_decay=0.1, sampling="natural", loss="softmax_binary", max_norm="step",
+    ),
+    "cc-sam": Plan(30, lr_factor=0.1, schedule="constant", takes=("variant", "limit")),
+}  # fmt: skip
+
+
+def make(
+    name: str,
+    options: dict[str, Any],
+    *,
+    class_counts: np.ndarray,
+    first: Settings,
+    steps_per_epoch: int,
+) -> Stage:
+    """The second stage of that name after a run with the settings `first`.
+
+    Args:
+      name: one of PLANS.
+      options: the flags of `add_arguments`, and those of the method for --stage2-rule same.
+      class_counts: int[C].
+      steps_per_epoch: of this data and batch size.
+    """
+    plan = PLANS[name]
+    if first.classifier != "linear" and plan.start != "fresh head":
+        raise RunError(
+            f"--stage2 {name} starts from a linear classifier, this run has a {first.classifier} "
+            "one: use crt, or --classifier linear"
+        )
+
+    def flag(key: str, default: Any) -> Any:
+        value = options.get(f"stage2_{key}")
+        return default if value is None else value
+
+    epochs = flag("epochs", plan.epochs) if plan.epochs else 0
+    if plan.epochs and epochs < 1:
+        raise RunError(f"--stage2-epochs must be at least 1, got {epochs}")
+    decay = first.weight_decay if plan.weight_decay is None else plan.weight_decay
+    lr = first.lr * plan.lr_factor if plan.lr is None else plan.lr
+    settings = dataclasses.replace(
+        first,
+        epochs=epochs,
+        lr=flag("lr", lr),
+        weight_decay=flag("weight_decay", decay),
+        schedule=plan.schedule,
+        sampling=flag("sampling", plan.sampling),
+        per_visit=plan.per_visit,
+        examples="dependent",
+        statistics=flag("statistics", "frozen"),
+        trained=plan.trained if epochs else "all",
+        classifier=plan.classifier,
+        max_norm=flag("max_norm", plan.max_norm) if plan.max_norm != "none" else "none",
+        mixup=0.0,
+    )
+    settings.check(least_epochs=0)
+    taken = {key: flag(key, _DEFAULTS[key]) for key in plan.takes}
+    if not np.isfinite(taken.get("tau", 1.0)):
+        raise RunError(f"--stage2-tau must be finite, got {taken['tau']}")
+    if name == "cc-sam" and first.accumulate > 1:
+        raise RunError("--stage2 cc-sam takes a batch whole: use --accumulate 1")
+    if taken.get("variant") == "release" and first.parallel == "pmap" and first.devices != 1:
+        raise RunError(
+            "--stage2-variant release takes norms over the batch, which pmap would take over each "
+            "device's rows: use --parallel jit"
+        )
+    described: dict[str, Any] = {"stage2": name, "stage2_args": dict(taken)}
+    rule = "sgd"
+    if epochs:
+        rule = options["rule"] if flag("rule", "sgd") == "same" else "sgd"
+        keys = ("lr", "weight_decay", "schedule", "sampling", "statistics", "max_norm")
+        described["stage2_args"] |= {key: getattr(settings, key) for key in keys}
+        described["stage2_args"] |= {"epochs": epochs, "rule": rule, "loss": plan.loss}
+    inside = first.weight_decay_inside and rule != "sgd"
+    settings = dataclasses.replace(settings, weight_decay_inside=inside)
+    own = {"epochs": max(epochs, 1), "weight_decay": settings.weight_decay}
+    method, _ = build_method(
+        rule,
+        class_counts,
+        {**options, **own, "weight_decay_inside": inside},
+        steps_per_epoch=steps_per_epoch,
+    )
+    return Stage(
+        settings,
+        _loss(plan.loss, class_counts),
+        partial(_STARTS[plan.start], class_counts=class_counts, tau=taken.get("tau", 1.0)),
+        method,
+        _adversary(taken, class_counts, epochs, steps_per_epoch) if name == "cc-sam" else None,
+        described,
+    )
+
+
+_DEFAULTS = {"tau": 1.0, "variant": "paper", "limit": 1.0}
+
+
+def _loss(name: str, class_counts: np.ndarray) -> Loss:
+    return losses.softmax_binary(class_counts) if name == "softmax_binary" else losses.cross_entropy
+
+
+def _adversary(
+    taken: dict[str, Any], class_counts: np.ndarray, epochs: int, steps_per_epoch: int
+) -> Adversary:
+    try:
+        share = schedules.ramp(epochs=epochs, steps_per_epoch=steps_per_epoch, limit=taken["limit"])
+    except ValueError as error:
+        raise RunError(f"--stage2-limit: {error}") from error
+    return Adversary(
+        lambda fn: cc_sam.feature_adversary(fn, class_counts, variant=taken["variant"]), share
+    )
+
+
+# ---- what each stage starts from -----------------------------------------------------------
+
+
+def _head(params: Any, head: Any) -> Any:
+    return {**params, "head": head}
+
+
+def _as_it_is(params: Any, fresh: Any, **_: Any) -> Any:
+    return params
+
+
+def _fresh_head(params: Any, fresh: Any, **_: Any) -> Any:
+    return _head(params, fresh["head"])
+
+
+def _unit_scales(params: Any, fresh: Any, **_: Any) -> Any:
+    head = params["head"]
+    return _head(params, {**head, "scales": jnp.ones_like(head["bias"])})
+
+
+def _tau_normalised(params: Any, fresh: Any, *, tau: float, **_: Any) -> Any:
+    head = params["head"]
+    kernel = classifiers.tau_normalise(head["kernel"], tau)
+    return _head(params, {"kernel": kernel, "bias": jnp.zeros_like(head["bias"])})
+
+
+def _adjusted(params: Any, fresh: Any, *, class_counts: np.ndarray, tau: float, **_: Any) -> Any:
+    head = params["head"]
+    bias = classifiers.adjust_logits(head["bias"][None], class_counts, tau=tau)[0]
+    return _head(params, {**head, "bias": bias})
+
+
+_STARTS: dict[str, Callable[..., Any]] = {
+    "as it is": _as_it_is,
+    "fresh head": _fresh_head,
+    "unit scales": _unit_scales,
+    "tau-norm": _tau_normalised,
+    "logit-adjustment": _adjusted,
+}
+
+
+def add_arguments(group: Any) -> None:
+    """The flags of every second stage; None keeps what its source, or the first stage, has."""
+    group.add_argument(
+        "--stage2", nargs="*", default=[], choices=sorted(PLANS),
+        help="second stages, each from the end of the first, in OUT/stage2_NAME",
+    )  # fmt: skip
+    group.add_argument(
+        "--stage2-tag", default="", type=cli.tag,
+        help="in OUT/stage2_NAME_TAG instead: another setting on the same first stage (--resume)",
+    )  # fmt: skip
+    group.add_argument(
+        "--stage2-epochs", type=cli.counted(),
+        help="crt 10, lws 5, weight-balancing 10, cc-sam 30",
+    )  # fmt: skip
+    group.add_argument(
+        "--stage2-lr", type=cli.number(over=0),
+        help="the first stage's for crt and lws, a tenth of it for cc-sam, 0.01 for "
+        "weight-balancing",
+    )  # fmt: skip
+    group.add_argument(
+        "--stage2-weight-decay", type=cli.number(least=0),
+        help="the first stage's, 0.1 for weight-balancing",
+    )  # fmt: skip
+    group.add_argument(
+        "--stage2-statistics", default="frozen", choices=["frozen", "updated"],
+        help="running statistics of the frozen features; updated by the batch in the releases",
+    )  # fmt: skip
+    group.add_argument("--stage2-sampling", choices=SAMPLING, help="balanced, natural for "
+        "weight-balancing")  # fmt: skip
+    group.add_argument(
+        "--stage2-rule", default="sgd", choices=["sgd", "same"],
+        help="how the second stage takes its gradient: plainly, or by --rule",
+    )  # fmt: skip
+    group.add_argument(
+        "--stage2-tau", type=cli.number(least=-1000, most=1000), default=1.0,
+        help="of tau-norm (1.9 in weight balancing) and logit-adjustment",
+    )  # fmt: skip
+    group.add_argument(
+        "--stage2-max-norm", choices=MAX_NORM,
+        help="weight-balancing: project after each step (paper) or each epoch (release)",
+    )  # fmt: skip
+    group.add_argument(
+        "--stage2-variant", default="paper", choices=["paper", "release"], help="of cc-sam"
+    )
+    group.add_argument(
+        "--stage2-limit", type=cli.number(least=0, most=1), default=1.0,
+        help="cc-sam: largest share of adversarial features; the release has 0.3 on CIFAR-100",
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""What every room stands on: command line helpers, errors, signals, progress, run folders."""

@@ -1,0 +1,1 @@
+"""Finished runs: grouped, named, beside published figures; tables and plots."""

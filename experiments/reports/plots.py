@@ -1,0 +1,483 @@
+"""The plots of run folders and tables, as PNG; `experiments.redraw` makes them of a folder's files.
+
+Lines differ in colour, dashes and marker, so that they can be told apart in grey. Each function
+writes its file whole or not at all, and returns the figure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from experiments.host.errors import RunError
+
+# (a class is Many above this many training examples, Few below this many)
+Thresholds = tuple[int, int]
+Place = Literal["outside right upper", "outside lower center"]
+
+# Above this many classes a bar each is narrower than a pixel: neighbours are drawn together.
+_MOST_BARS = 300
+# Up to this many, the sizes of the classes are written below them.
+_MOST_NAMES = 20
+
+# Okabe and Ito's colours for all kinds of sight, without yellow, which is too light for a line.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
+_DASHES = ("-", "--", "-.", ":")
+_ACCURACY = "test accuracy (%)"
+_CLASSES = "class, largest first"
+_SIZES = "training examples (right axis)"
+# Wide and light below, narrow and dark above: where lines lie on one another each is seen.
+_SPLITS: dict[str, dict[str, Any]] = {
+    "many": {"color": "#56B4E9", "linestyle": "-", "marker": "s", "linewidth": 4, "markersize": 8},
+    "medium": {"color": "#009E73", "linestyle": "-", "marker": "^", "linewidth": 2.5,
+               "markersize": 7},
+    "few": {"color": "#D55E00", "linestyle": "--", "marker": "o", "linewidth": 1.5,
+            "markerfacecolor": "none"},
+    "all": {"color": "black", "linestyle": ":", "marker": "x", "linewidth": 1.5},
+}  # fmt: skip
+
+
+def style(number: int) -> dict[str, Any]:
+    """Of line 0, 1, ...: no two of 36 have the same dashes and marker."""
+    return {
+        "color": _COLOURS[number % len(_COLOURS)],
+        "linestyle": _DASHES[number % len(_DASHES)],
+        "marker": _MARKERS[number % len(_MARKERS)],
+        "markersize": 5,
+        "linewidth": 1.3,
+    }
+
+
+def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """A style for each name, the same in every panel."""
+    return {name: style(number) for number, name in enumerate(dict.fromkeys(names))}
+
+
+def save(figure: Figure, path: Path, dpi: int = 120) -> Figure:
+    """Writes it whole or not at all; what the disk refuses is a sentence."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=dpi)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(drawn.getvalue())
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # what is told is why it could not be written
+            partial.unlink(missing_ok=True)
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+    return figure
+
+
+def _wrapped(title: str) -> str:
+    """In lines that fit the width of a plot."""
+    return textwrap.fill(title, 85)
+
+
+def _legend(figure: Figure, axes: Iterable[Axes], place: Place = "outside right upper") -> None:
+    """One legend for all axes, beside them; a line that several of them have stands once."""
+    found: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    if found:
+        figure.legend(
+            list(found.values()), list(found), loc=place, fontsize="small", handlelength=3.5,
+            ncols=1 if "right" in place else min(4, len(found)),
+        )  # fmt: skip
+
+
+def _whole_epochs(axis: Axes) -> None:
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axis.set_xlabel("epoch")
+
+
+def _shots(axis: Axes, sizes: np.ndarray, thresholds: Thresholds | None) -> None:
+    """Lines between Many, Medium and Few, and their names; `sizes` of the classes, falling."""
+    if thresholds is None:
+        return
+    many, few = int((sizes > thresholds[0]).sum()), int((sizes >= thresholds[1]).sum())
+    places = {"Many": (0, many), "Medium": (many, few), "Few": (few, len(sizes))}
+    for name, (start, end) in places.items():
+        if start < end:
+            axis.text((start + end - 1) / 2, 1.01, name, transform=axis.get_xaxis_transform(),
+                      ha="center", va="bottom", fontsize="small")  # fmt: skip
+        if 0 < end < len(sizes):
+            axis.axvline(end - 0.5, color="grey", linewidth=0.8, linestyle=(0, (1, 1)))
+
+
+def shot_names(thresholds: Thresholds | None) -> dict[str, str]:
+    """The names of the splits in full."""
+    if thresholds is None:
+        return {name: name.capitalize() for name in ("many", "medium", "few", "all")}
+    above, below = thresholds
+    medium = f"{below} to {above}" if below < above else f"{above}"
+    return {"many": f"Many (over {above})", "medium": f"Medium ({medium})",
+            "few": f"Few (under {below})", "all": "All"}  # fmt: skip
+
+
+def _shot_note(thresholds: Thresholds | None) -> str:
+    if thresholds is None:
+        return ""
+    return f"; Many: over {thresholds[0]} training examples, Few: under {thresholds[1]}"
+
+
+# ---- of a run -------------------------------------------------------------------------------
+
+
+def per_class(
+    path: Path, title: str, counts: Any, correct: Any, total: Any,
+    thresholds: Thresholds | None = None,
+) -> Figure:  # fmt: skip
+    """Accuracy of each class, largest first, with its number of training examples.
+
+    With more than 300 classes, the mean and the middle half of each hundredth of them; classes
+    that were not tested are left out.
+    """
+    counts, correct, total = (np.asarray(x) for x in (counts, correct, total))
+    order = np.argsort(-counts, kind="stable")
+    accuracy = np.where(total > 0, 100 * correct / np.maximum(total, 1), np.nan)[order]
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    left = figure.subplots()
+    if len(counts) <= _MOST_BARS:
+        left.bar(np.arange(len(counts)), accuracy, color="#9ecae1", width=0.9, label="accuracy")
+    else:
+        centres, means, low, high = hundredths(accuracy)
+        left.fill_between(centres, low, high, color="tab:blue", alpha=0.25, linewidth=0, step="mid",
+                          label="middle half")  # fmt: skip
+        left.plot(centres, means, color="tab:blue", drawstyle="steps-mid",
+                  label=f"mean of {len(counts) // 100} classes")  # fmt: skip
+    left.set(xlabel=_CLASSES + _shot_note(thresholds), ylabel=_ACCURACY)
+    left.set_title(_wrapped(title), pad=20)
+    left.set_ylim(0, 100)
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _shots(left, counts[order], thresholds)
+    right = _sizes(left, counts[order])
+    _legend(figure, (left, right), "outside lower center")
+    return save(figure, path)
+
+
+def hundredths(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(centre, mean, lower and upper quartile) of each of 100 parts, NaN left out.
+
+    A part of nothing but NaN is left out.
+    """
+    parts = [
+        (at.mean(), values[at][np.isfinite(values[at])])
+        for at in np.array_split(np.arange(len(values)), 100)
+    ]
+    known = [(centre, part) for centre, part in parts if part.size]
+    centres, means = [c for c, _ in known], [part.mean() for _, part in known]
+    quartiles = np.array([np.percentile(part, [25, 75]) for _, part in known]).reshape(-1, 2)
+    return np.array(centres), np.array(means), quartiles[:, 0], quartiles[:, 1]
+
+
+def _sizes(axes: Axes, counts: np.ndarray) -> Axes:
+    right: Axes = axes.twinx()
+    right.plot(np.arange(len(counts)), counts, color="black", linewidth=1.5, linestyle="--",
+               label=_SIZES)  # fmt: skip
+    if (counts > 0).any():
+        right.set_yscale("log")
+    right.set_ylabel("training examples")
+    return right
+
+
+def learning_curves(
+    path: Path, title: str, lines: Sequence[Mapping[str, Any]], thresholds: Thresholds | None = None
+) -> Figure:
+    """Training loss and test accuracies by epoch, from metrics.jsonl."""
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot([x["epoch"] for x in lines], [x["train_loss"] for x in lines], color="black",
+              marker="." if len(lines) < 30 else "", label="_loss")  # fmt: skip
+    left.set_ylabel("training loss, mean over examples")
+    named = shot_names(thresholds)
+    for name, look in _SPLITS.items():
+        seen = [(x["epoch"], x[f"test_{name}"]) for x in lines if x.get(f"test_{name}") is not None]
+        if seen:
+            every = max(1, len(seen) // 12)
+            right.plot(*zip(*seen, strict=True), label=named[name], markevery=every, **look)
+    right.set_ylabel(_ACCURACY)
+    right.set_ylim(-2, 100)  # a line at 0 is seen
+    for axis in (left, right):
+        _whole_epochs(axis)
+    figure.suptitle(_wrapped(title), fontsize="medium")
+    _legend(figure, (right,))
+    return save(figure, path)
+
+
+# ---- of several methods ---------------------------------------------------------------------
+
+
+def classes_by_rule(
+    path: Path, counts: Any, panels: Mapping[str, Mapping[str, Any]],
+    thresholds: Thresholds | None = None, seeds: int | None = None,
+) -> Figure:  # fmt: skip
+    """Accuracy of each class under each rule, a panel a loss or second stage.
+
+    Args:
+      path: the PNG.
+      counts: int[C], training examples of each class.
+      panels: by title (may be ""), float[C] in percent by name.
+      thresholds: of Many and Few.
+      seeds: the accuracies are means over so many.
+    """
+    sizes = np.asarray(counts)
+    order = np.argsort(-sizes, kind="stable")
+    looks = styles(name for values in panels.values() for name in values)
+    figure = Figure(figsize=(5 * len(panels) + 3, 4.2), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, (title, values) in zip(axes, panels.items(), strict=True):
+        for name, accuracy in values.items():
+            axis.plot(np.arange(len(sizes)), np.asarray(accuracy)[order], label=name, **looks[name])
+        axis.set_title(title, pad=20, fontsize="medium")
+        _shots(axis, sizes[order], thresholds)
+        if len(sizes) <= _MOST_NAMES:
+            axis.set_xticks(np.arange(len(sizes)), [f"{n}" for n in sizes[order]])
+            axis.set_xlabel("training examples of the class")
+        else:
+            axis.set_xlabel(_CLASSES)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0].set_ylabel(_ACCURACY + _of_seeds(seeds))
+    beside = list(axes) if len(sizes) <= _MOST_NAMES else [*axes, _sizes(axes[-1], sizes[order])]
+    _legend(figure, beside)
+    return save(figure, path)
+
+
+def _of_seeds(seeds: int | None) -> str:
+    if seeds is None:
+        return ", mean over seeds"
+    return f", mean of {seeds} seeds" if seeds > 1 else ", one seed"
+
+
+def curves_by_rule(
+    path: Path, panels: Mapping[str, Mapping[str, tuple[Any, Mapping[str, Any]]]],
+    seeds: int | None = None,
+) -> Figure:  # fmt: skip
+    """Mean test accuracy by epoch of each rule: a column a split, a row a loss or second stage.
+
+    Args:
+      path: the PNG.
+      panels: by title (may be ""), by name, (epochs, float[E] in percent by split).
+      seeds: the accuracies are means over so many.
+    """
+    splits = list(next(iter(next(iter(panels.values())).values()))[1])
+    looks = styles(name for values in panels.values() for name in values)
+    figure = Figure(figsize=(4 * len(splits) + 2.5, 3.4 * len(panels)), layout="constrained")
+    grid = figure.subplots(len(panels), len(splits), squeeze=False)
+    for row, (title, values) in zip(grid, panels.items(), strict=True):
+        for axis, split in zip(row, splits, strict=True):
+            for name, (epochs, accuracies) in values.items():
+                every = max(1, len(epochs) // 8)
+                axis.plot(epochs, accuracies[split], label=name, markevery=every, **looks[name])
+            axis.set_title(", ".join(filter(None, (split.capitalize(), title))), fontsize="medium")
+            _whole_epochs(axis)
+        row[0].set_ylabel(_ACCURACY + _of_seeds(seeds), fontsize="small")
+    _legend(figure, grid.flat)
+    return save(figure, path)
+
+
+def gains_by_rule(path: Path, panels: Mapping[str, Any], against: str, seeds: int) -> Figure:
+    """Mean difference in accuracy ± standard error of each method, a panel a split.
+
+    Args:
+      path: the PNG.
+      panels: by split, (mean, standard error or None) by name, in points.
+      against: what the differences are to.
+      seeds: over so many.
+    """
+    names = list(next(iter(panels.values())))
+    size = (9, 0.32 * len(names) + 1.5)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, (split, values) in zip(axes, panels.items(), strict=True):
+        for place, name in enumerate(names):
+            mean, error = values[name]
+            at = [np.nan if mean is None else mean]
+            axis.errorbar(at, [place], xerr=[error or 0], capsize=3, color="black", fmt="o")
+        axis.axvline(0, color="grey", linewidth=0.8, linestyle="--")
+        axis.set_title(split.capitalize(), fontsize="medium")
+        axis.set_xlabel("difference (points)")
+        axis.grid(axis="x", linewidth=0.3)
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].set_ylim(len(names) - 0.5, -0.5)  # the first on top
+    bars = "; bars: standard error" if seeds > 1 else ""
+    figure.suptitle(f"accuracy minus {against}{_of_seeds(seeds)}{bars}", fontsize="medium")
+    return save(figure, path)
+
+
+def gain_per_class(path: Path, panels: Sequence[Mapping[str, Any]]) -> Figure:
+    """Accuracy gain of each class over SGD, largest class first, a panel a method.
+
+    Args:
+      path: the PNG.
+      panels: each with "title", "counts" int[C], "gain" float[C] in points, NaN for a class that
+        was not tested, and "eta": where the tail begins, or None; if known, "se" float[C], the
+        standard error over seeds, and "thresholds" of Many and Few.
+    """
+    figure = Figure(figsize=(9, 3.0 * len(panels) + 0.4), layout="constrained")
+    axes = figure.subplots(len(panels), squeeze=False, sharey=True)[:, 0]
+    beside: list[Axes] = []
+    for left, panel in zip(axes, panels, strict=True):
+        counts, gain = np.asarray(panel["counts"]), np.asarray(panel["gain"], float)
+        order = np.argsort(-counts, kind="stable")
+        counts, gain, places = counts[order], gain[order], np.arange(len(counts))
+        error = panel.get("se")
+        left.bar(places, gain, color="#9ecae1", width=0.8, label="gain of a class")
+        if error is not None:
+            left.errorbar(places, gain, np.asarray(error, float)[order], color="grey",
+                          linestyle="none", linewidth=0.7,
+                          label="± standard error over seeds")  # fmt: skip
+        left.axhline(0, color="grey", linewidth=0.5)
+        if len(counts) >= 30:
+            window = len(counts) // 10
+            left.plot(places, _running_mean(gain, window), color="#D55E00", linewidth=2,
+                      label=f"mean of {window} classes")  # fmt: skip
+        if panel["eta"] is not None:
+            first = np.count_nonzero(counts > panel["eta"]) - 0.5
+            left.axvline(first, color="black", linestyle="-.", label=f"η = {panel['eta']:g}")
+        one = "" if error is not None else "; one seed: its error is not known"
+        left.set_title(_wrapped(panel["title"] + one), fontsize="medium", pad=20)
+        left.set_ylabel("gain over SGD (points)")
+        left.set_xlabel(_CLASSES + _shot_note(panel.get("thresholds")))
+        left.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _shots(left, counts, panel.get("thresholds"))
+        beside += [left, _sizes(left, counts)]
+    _legend(figure, beside, "outside lower center")
+    return save(figure, path)
+
+
+def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """The mean of the values within window / 2 of each; fewer at the ends, NaN left out."""
+    known = np.isfinite(values)
+    kernel = np.ones(window)
+    sums = np.convolve(np.where(known, values, 0), kernel, "same")
+    return sums / np.maximum(np.convolve(known.astype(float), kernel, "same"), 1)
+
+
+def sweep(
+    path: Path,
+    label: str,
+    lines: Mapping[str, Mapping[str, Any]],
+    sgd: Mapping[str, float],
+    sgd_chosen: bool = False,
+) -> Figure:
+    """Test accuracy over a hyper-parameter, a line a setting of the others, a panel a split.
+
+    Args:
+      path: the PNG.
+      label: of the hyper-parameter.
+      lines: by name, each with "x" and, by split, "mean" and "se" (of the difference to SGD);
+        "chosen" is the place in x of what validation chose, or None.
+      sgd: accuracy of SGD by split.
+      sgd_chosen: SGD is what validation chose.
+    """
+    figure = Figure(figsize=(10, 6.5), layout="constrained")
+    axes = figure.subplots(2, 2, sharex=True)
+    looks = styles(lines)
+    values = sorted({x for line in lines.values() for x in line["x"]})
+    for axis, (split, level) in zip(axes.flat, sgd.items(), strict=True):
+        for name, line in lines.items():
+            mean, se = (np.asarray(line[key][split]) for key in ("mean", "se"))
+            axis.errorbar(line["x"], mean, se, capsize=2, label=name, **looks[name])
+            if line["chosen"] is not None:
+                at = line["chosen"]
+                axis.plot(line["x"][at], mean[at], "o", markersize=14, fillstyle="none",
+                          color="black", label="chosen by validation")  # fmt: skip
+        name = "SGD, chosen by validation" if sgd_chosen else "SGD"
+        axis.axhline(level, color="grey", linewidth=2.5, alpha=0.6, zorder=0, label=name)
+        if min(values) > 0 and max(values) >= 10 * min(values):
+            axis.set_xscale("log")
+            axis.set_xticks(values, [f"{x:g}" for x in values])
+            axis.minorticks_off()
+        axis.set(title=split.capitalize(), ylabel=_ACCURACY + ", mean over seeds")
+    for axis in axes[1]:
+        axis.set_xlabel(label)
+    note = "bars: standard error over seeds of the difference to SGD"
+    figure.suptitle(note, fontsize="medium")
+    _legend(figure, axes.flat)
+    return save(figure, path)
+
+
+# ---- anomalies ------------------------------------------------------------------------------
+
+_METRICS = {
+    "auroc": "AUROC (%)",
+    "ap_anomaly": "average precision of anomalies (%)",
+    "ap_normal": "average precision of normals (%)",
+}
+
+
+def anomaly_levels(path: Path, rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """AUROC and average precisions of each method and rule, over the label ratio if it varies.
+
+    Args:
+      path: the PNG.
+      rows: of `anomaly_report.summarise`, of one protocol. Bars are the deviation over seeds of
+        the mean over data sets (the paper's Fig. 5).
+    """
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    rules = list(dict.fromkeys(row["rule"] for row in rows))
+    ratios = sorted({100 * row["label_ratio"] for row in rows})
+    looks = styles(f"{method} {rule}" for method in methods for rule in rules)
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    axes = figure.subplots(1, len(_METRICS))
+    for axis, (metric, words) in zip(axes, _METRICS.items(), strict=True):
+        for k, name in enumerate(looks):
+            mine = [row for row in rows if f"{row['method']} {row['rule']}" == name]
+            mine = sorted(mine, key=lambda row: row["label_ratio"])
+            level = [np.nan if row[metric] is None else row[metric] for row in mine]
+            spread = [row[f"{metric}_sd"] or 0 for row in mine]
+            if len(ratios) > 1:
+                beside = 1.03 ** (k - (len(looks) - 1) / 2)  # so that bars do not hide each other
+                x = [100 * row["label_ratio"] * beside for row in mine]
+                look = looks[name]
+            else:
+                x = [methods.index(row["method"]) + (k % len(rules) - (len(rules) - 1) / 2) * 0.2
+                     for row in mine]  # fmt: skip
+                look = {**looks[name], "linestyle": "none"}
+            axis.errorbar(x, level, spread, capsize=3, label=name, **look)
+        if len(ratios) > 1:
+            axis.set_xscale("log")
+            axis.set_xlim(ratios[0] / 1.3, ratios[-1] * 1.3)
+            axis.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
+            axis.minorticks_off()
+            axis.set_xlabel("labelled part of the training anomalies (%)")
+        else:
+            axis.set_xlim(-0.6, len(methods) - 0.4)
+            axis.set_xticks(range(len(methods)), methods)
+            axis.set_xlabel(f"method; {ratios[0]:g}% of the training anomalies labelled")
+        axis.set_ylabel(words)
+        axis.grid(axis="y", linewidth=0.3)
+    seeds, sets = rows[0]["seeds"], rows[0]["datasets"]
+    over = f"mean over {sets} data set{'s' * (sets != 1)}"
+    bars = f"; bars: standard deviation over {seeds} seeds" if seeds > 1 else ", one seed"
+    figure.suptitle(f"{rows[0]['protocol']} protocol, {over}{bars}", fontsize="medium")
+    _legend(figure, axes)
+    return save(figure, path)
+
+
+# ---- a run folder ---------------------------------------------------------------------------
+
+
+def run_folder(
+    at: Path,
+    title: str,
+    lines: list[dict[str, Any]],
+    counts: np.ndarray,
+    hits: Any,
+    shots: tuple[int, int],
+) -> None:
+    """The pictures of a run folder: accuracy by class, and by epoch."""
+    per_class(at / "per_class.png", title, counts, hits.correct, hits.total, shots)
+    learning_curves(at / "curves.png", title, lines, shots)

@@ -1,0 +1,1 @@
+"""The trainer and what a run is made of: state, epochs, evaluation, checkpoints, feeds, cost."""

@@ -1,0 +1,251 @@
+"""What a run is made of, before anything is trained or written: feed, model, state, devices."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.data import Dataset, filled
+from experiments.data.encoded import EncodedDataset
+from experiments.data.sampling import Order
+from experiments.host import folders
+from experiments.host.cli import noun
+from experiments.host.errors import RunError, check_seed
+from experiments.models import create_model
+from experiments.models.pretrained import load_weights
+from experiments.run.checkpoints import Checkpoints
+from experiments.run.evaluation import Evaluator
+from experiments.run.feeds import Place, make_feed
+from experiments.run.settings import Settings
+from experiments.step.execution import EXECUTIONS, Jit, use_devices
+from experiments.step.methods import NO_STATISTICS
+from experiments.step.objectives import Adversary, Loss, Objective
+from experiments.step.steps import (
+    TrainState,
+    create_state,
+    learning_rate,
+    optimizer,
+    start_state,
+)
+from imbsam_jax import tail_classes
+from imbsam_jax.losses import cross_entropy
+
+
+class Parts:
+    """What a run is made of, from its data set, model, loss and settings; nothing written yet.
+
+    Attributes:
+      feed: where the rows come from.
+      order: which rows each step has.
+      run_on: where training steps run.
+      initial: the state before the first step, decided by the seed; replicated over the devices.
+      evaluator: how states are evaluated, always under jit over the same devices.
+      schedule: learning rate by step.
+      steps_per_epoch: the partial last batch included.
+      began: time.perf_counter() before the first of them.
+
+    Args:
+      whole_batches: each device has batches of its own, and none is shared.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset | EncodedDataset,
+        model_name: str,
+        loss: Loss,
+        settings: Settings,
+        start: Any = None,
+        adversary: Adversary | None = None,
+        whole_batches: bool = False,
+    ):
+        self.began = time.perf_counter()
+        check_seed(settings.seed)
+        devices = use_devices(settings.devices)
+        init_key, step_key = jax.random.split(jax.random.key(settings.seed))
+        objective = Objective(
+            loss,
+            dataset.num_classes,
+            settings.mixup,
+            train_statistics=settings.statistics == "updated",
+            adversary=adversary,
+        )
+        processes = jax.process_count()
+        shared = 1 if whole_batches else len(devices)
+        place = Place(shared, processes, jax.process_index())
+        self.feed = make_feed(dataset, settings, place)
+        if settings.batch_size % self.feed.multiple:
+            raise RunError(
+                f"--batch-size {settings.batch_size} cannot be divided among "
+                f"{noun(len(devices), 'device')} and --accumulate {settings.accumulate}: use a "
+                f"multiple of {self.feed.multiple}"
+            )
+        self.order = Order(
+            settings.sampling,
+            dataset.train_labels,
+            settings.seed,
+            settings.batch_size,
+            per_visit=settings.per_visit,
+            tail=tail_of(dataset, settings),
+            multiple=self.feed.multiple,
+        )
+        alone, split = settings.examples != "dependent", settings.examples == "split_norm"
+        if alone and settings.parallel == "jit" and shared > 1:
+            raise RunError(
+                f"--examples {settings.examples} with --parallel jit would choose rows over all "
+                f"{len(devices)} devices, and send them about: use --parallel pmap, where each "
+                "device chooses among its own"
+            )
+        if alone and adversary is not None:
+            raise RunError(
+                f"--examples {settings.examples} leaves rows out, but the adversary of this second "
+                "stage averages over all rows of a class: use --examples dependent"
+            )
+        self.run_on = EXECUTIONS[settings.parallel](
+            devices,
+            objective,
+            self.feed.prepare,
+            step_key,
+            settings.accumulate,
+            partial(self.order.buffers, dataset.num_classes) if alone else None,
+            settings.tail_statistics if split else None,
+        )
+        self.steps_per_epoch = self.order.steps_per_epoch
+        dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[settings.precision]
+        try:
+            model = create_model(
+                model_name,
+                dataset.num_classes,
+                dtype=dtype,
+                axis_name=self.run_on.axis_name,
+                classifier=settings.classifier,
+                remat=settings.remat,
+            )
+            self.schedule = learning_rate(
+                settings.schedule, settings.lr, settings.epochs, self.steps_per_epoch
+            )
+        except ValueError as error:
+            raise RunError(str(error)) from error
+        every = {"none": 0, "step": 1, "epoch": self.steps_per_epoch}[settings.max_norm]
+        decay = 0.0 if settings.weight_decay_inside else settings.weight_decay
+        tx = optimizer(self.schedule, settings.momentum, decay, max_norm_every=every)
+        example = jnp.zeros((1, *self.feed.image_shape), jnp.float32)
+
+        def create(key: jax.Array) -> TrainState:
+            return create_state(model, tx, example, key, settings.trained)
+
+        if start is None:
+            initial: TrainState = jax.jit(create)(init_key)
+        else:
+            initial = start_state(model, tx, start, settings.trained)
+        couples = objective.train_statistics and bool(jax.tree.leaves(initial.batch_stats))
+        if split and not couples:
+            raise RunError(
+                "--examples split_norm is for models that normalise by the batch: "
+                "--examples independent is as cheap for this one, and exact"
+            )
+        if alone and not split and couples:
+            raise RunError(NO_STATISTICS)
+        # Else devices would be in different branches, and wait for each other's statistics.
+        alike = settings.sampling == "stratified" or settings.tail_statistics == "held"
+        if split and shared > 1 and not alike:
+            raise RunError(
+                f"--tail-statistics {settings.tail_statistics} over several devices needs batches "
+                "of which every device has the same number of tail rows: use --sampling "
+                "stratified, or held"
+            )
+        evaluate_on = Jit(devices, objective, self.feed.prepare, step_key)
+        # Replicated, as checkpoints hold it: each process alone could not read one.
+        self.initial: TrainState = evaluate_on.put_state(initial)
+        self.evaluator = Evaluator(
+            dataset, self.feed, evaluate_on, settings.eval_batch, settings.max_corrupt
+        )
+
+
+def tail_of(dataset: Dataset | EncodedDataset, settings: Settings) -> np.ndarray | None:
+    """bool[C]: the tail of stratified sampling; None where rows are drawn otherwise."""
+    if settings.sampling != "stratified":
+        return None
+    counts = filled(dataset.class_counts())
+    try:
+        tail = tail_classes(counts, settings.eta, strict=settings.strict)
+    except ValueError as error:
+        raise RunError(f"--sampling stratified: {error}") from error
+    if tail.all() or not tail.any():
+        raise RunError(
+            f"--sampling stratified shares the tail out among the batches, but --eta "
+            f"{settings.eta:g} leaves no {'head' if tail.all() else 'tail'} class: the counts "
+            f"range from {counts.min()} to {counts.max()}, so choose it between them"
+        )
+    return tail
+
+
+def last_variables(
+    run: Path, dataset: Dataset, model_name: str, settings: Settings
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """({"params", "batch_stats"} of a run's last checkpoint, the same freshly drawn anew).
+
+    The fresh ones are another draw than those the run started from.
+    """
+    parts = Parts(dataset, model_name, cross_entropy, settings)
+    config = folders.read_object(run / "config.json")
+    checkpoints = Checkpoints(run / "checkpoints", config=config, reading=True)
+    try:
+        found = checkpoints.restore(parts.initial)
+    finally:
+        checkpoints.close()
+    # Not the note's epoch: a stop in the last evaluation is saved before that epoch is closed.
+    if found is None or int(found[0].step) != settings.epochs * parts.steps_per_epoch:
+        raise RunError(
+            f"{run} holds no whole checkpoint of its last epoch to start a second stage from"
+        )
+    again = dataclasses.replace(settings, seed=(settings.seed + 2**31) % 2**32, classifier="linear")
+    fresh = Parts(dataset, model_name, cross_entropy, again).initial
+    return found[0].variables(), fresh.variables()
+
+
+def initial_variables(
+    path: str, dataset: Dataset | EncodedDataset, model_name: str, settings: Settings
+) -> tuple[dict[str, Any], str]:
+    """({"params", "batch_stats"} with a file's weights, a line that says what was taken)."""
+    fresh = Parts(dataset, model_name, cross_entropy, settings).initial
+    return load_weights(path, fresh.variables(), model_name)
+
+
+def resolved(settings: Settings) -> Settings:
+    """The settings with the number of devices, and of steps of a call, that 0 stands for."""
+    devices = use_devices(settings.devices)
+    settings = dataclasses.replace(settings, devices=len(devices))
+    if settings.steps_per_call:
+        return settings
+    return dataclasses.replace(settings, steps_per_call=1 if devices[0].platform == "cpu" else 50)
+
+
+def run_config(
+    dataset: Dataset | EncodedDataset,
+    model_name: str,
+    settings: Settings,
+    description: dict[str, Any],
+) -> tuple[dict[str, Any], Any]:
+    """(config.json of a run, its preset): the same flags spelled out are the same run."""
+    config = {
+        **description,
+        "dataset": dataset.name,
+        "source": dataset.source,
+        "model": model_name,
+        **settings.decisive(),
+        "class_counts_sha256": class_counts_sha256(dataset.class_counts()),
+    }
+    return config, config.pop("preset", None)
+
+
+def class_counts_sha256(counts: np.ndarray) -> str:
+    """SHA-256 of the counts as little-endian int64: two runs with equal ones had equal tails."""
+    return hashlib.sha256(np.ascontiguousarray(counts, "<i8").tobytes()).hexdigest()

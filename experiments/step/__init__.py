@@ -1,0 +1,1 @@
+"""One step of training and of evaluation: methods, objective, optimizer, execution on devices."""

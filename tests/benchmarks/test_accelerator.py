@@ -1,0 +1,191 @@
+"""The accelerator benchmark in the small: what is measured, what is skipped, and what is late."""
+
+import copy
+import json
+import time
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import accelerator, accelerator_steps, peak, step_cost
+from benchmarks.accelerator_steps import Cell
+from experiments.host.errors import RunError, Stopped
+from experiments.run import cost
+
+pytestmark = pytest.mark.allow_rank_promotion  # Flax adds a bias[C] to a batch[B, C]
+
+LATER = 1e9  # minutes
+
+
+@pytest.fixture
+def small():
+    rules = ("sgd", "sam", "imbsam")
+    return Cell("mlp", 8, counts=(5, 20, 10), eta=8, rules=rules)
+
+
+def run(out, cells, minutes=LATER, **options):
+    options = {"steps_per_call": 1, "rounds": 3} | options
+    accelerator_steps.run(out, cells, minutes=minutes, began=time.monotonic(), **options)
+
+
+def cells_of(out):
+    return {cell["cell"]: cell for cell in json.loads((out / "steps.json").read_text())["cells"]}
+
+
+def test_shares_are_of_the_peak_of_the_same_type():
+    ceiling = {
+        "matmul": [
+            {"dtype": "float32", "precision": "default", "flops_per_second_best": 200.0},
+            {"dtype": "float32", "precision": "highest", "flops_per_second_best": 50.0},
+        ]
+    }
+    rows = [{"precision": kind, "flops_per_second": 20.0} for kind in ("float32", "bfloat16")]
+    cells = [{"rows": [*rows, {"failed": "out of memory"}]}]
+    accelerator_steps.add_shares(cells, peak.rates(ceiling))
+    assert [row.get("share_of_peak") for row in cells[0]["rows"]] == [0.1, None, None]
+
+
+def test_names_of_cells_differ():
+    cells = [*accelerator_steps.CELLS["dependent"], *accelerator_steps.CELLS["independent"]]
+    names = [cell.name for cell in cells]
+    assert len({*names}) == len(names) == 6
+    assert "resnet50 b256 224px bfloat16" in names
+    for cell in cells:
+        assert cell.arguments().image_size == cell.image_size
+
+
+def test_what_is_there_is_not_measured_again(tmp_path, small, monkeypatch):
+    asked = []
+
+    def measure(cell, before, *_):
+        asked.append((cell.name, [row["name"] for row in before]))
+        if cell.batch_size == 9:
+            raise MemoryError("out of memory\nwhere")
+        missing = [] if before else ["imbsam"]
+        return {
+            "rows": [{"name": "imbsam" if before else "sgd", "failed": "x"}],
+            "missing": missing,
+        }
+
+    monkeypatch.setattr(accelerator_steps, "measure", measure)
+    cells = [small, small._replace(batch_size=9)]
+    with pytest.raises(Stopped, match="1 of 2 cells") as stopped:
+        run(tmp_path, cells)
+    assert stopped.value.exit_code == 75
+    assert cells_of(tmp_path)["mlp b9"]["failed"] == "MemoryError: out of memory"
+    run(tmp_path, cells)
+    run(tmp_path, cells)
+    assert asked == [("mlp b8", []), ("mlp b9", []), ("mlp b8", ["sgd"])]
+    assert [row["name"] for row in cells_of(tmp_path)["mlp b8"]["rows"]] == ["sgd", "imbsam"]
+    table = (tmp_path / "steps.md").read_text()
+    assert "| mlp b9 | failed: MemoryError: out of memory |" in table
+
+
+def test_no_cell_is_begun_late_and_no_two_machines_are_mixed(tmp_path, small, monkeypatch):
+    monkeypatch.setattr(accelerator_steps, "measure", None)
+    with pytest.raises(Stopped, match="0 of 1 cells"):
+        run(tmp_path, [small], minutes=0)
+    assert not (tmp_path / "steps.json").exists()
+    (tmp_path / "steps.json").write_text(json.dumps({"device": "another", "cells": []}))
+    with pytest.raises(RunError, match="is of another, and this is"):
+        run(tmp_path, [small])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"), [([], "--data is missing"), (["--quick", "--rounds", "2"], "at least 3")]
+)
+def test_what_is_refused(tmp_path, flags, message, capsys):
+    with pytest.raises((RunError, SystemExit)) as refused:
+        accelerator.main(accelerator.parsed(["--out", str(tmp_path), *flags]))
+    assert message in str(refused.value) + capsys.readouterr().err
+
+
+def test_quick_changes_what_is_not_said():
+    args = accelerator.parsed(["--out", "x", "--quick", "--epochs", "5"])
+    assert (args.epochs, args.models, args.batch_size) == (5, ["mlp"], 20)
+    assert accelerator.parsed(["--out", "x"]).models == ["resnet32", "resnet34_3x3"]
+
+
+@pytest.mark.slow
+def test_a_cell_cut_short_is_completed_with_sgd_timed_again(tmp_path, small, monkeypatch):
+    times = iter([0.0, 0.0, 1e9])  # too late to compile when the third rule's turn comes
+    monkeypatch.setattr(
+        accelerator_steps, "time", type("", (), {"perf_counter": time.perf_counter})()
+    )
+    accelerator_steps.time.monotonic = lambda: next(times, 1e9)
+    first = accelerator_steps.measure(small, [], 1, 3, 1.0, np.inf)
+    assert [row["name"] for row in first["rows"]] == ["sgd", "sam"]
+    assert first["missing"] == ["optax.contrib.sam", "imbsam"]
+    accelerator_steps.time.monotonic = lambda: 0.0
+    second = accelerator_steps.measure(small, first["rows"], 2, 3, 1.0, np.inf)
+    assert [row["name"] for row in second["rows"]] == ["optax.contrib.sam", "imbsam"]
+    assert second["missing"] == [] and second["rows"][1]["time_ratio"] > 0
+    assert second["rows"][1]["flops_ratio"] == pytest.approx(2.5, abs=0.4)
+
+
+@pytest.mark.slow
+def test_a_rule_that_fails_is_recorded_and_the_next_has_its_turn(tmp_path, small, monkeypatch):
+    compiled = step_cost.Bench.compiled
+
+    def fails(self, method, room, mode="dependent"):
+        if isinstance(method, step_cost.OptaxSAM):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 80 GiB\nmore")
+        return compiled(self, method, room, mode)
+
+    monkeypatch.setattr(step_cost.Bench, "compiled", fails)
+    run(tmp_path, [small])
+    found = cells_of(tmp_path)["mlp b8"]
+    assert [row["name"] for row in found["rows"]] == ["sgd", "sam", "imbsam", "optax.contrib.sam"]
+    assert found["rows"][3]["failed"] == "JaxRuntimeError: RESOURCE_EXHAUSTED: 80 GiB"
+    assert found["missing"] == [] and found["rows"][2]["finite"]
+
+
+@pytest.mark.slow
+def test_steps_in_one_scan_have_the_flops_of_a_lone_one(small):
+    lone, three = (step_cost.Bench("mlp", small.arguments(), noise(small), k) for k in (1, 3))
+    rule = next(method for row, method in step_cost.planned(lone) if row["rule"] == "imbsam")
+    flops = [
+        bench.lowered(rule, "dependent", None).cost_analysis()["flops"] for bench in (lone, three)
+    ]
+    assert flops[0] == flops[1]
+    optimised = lone.compiled(rule, None).cost_analysis()["flops"]
+    assert flops[0] == pytest.approx(optimised, rel=0.05)
+    assert three.rows("dependent", 1).index.shape == (3, 8)
+
+
+@pytest.mark.slow
+def test_on_a_gpu_a_step_is_counted_on_the_host(small):
+    bench = step_cost.Bench("mlp", small.arguments(), noise(small))
+    rule = next(method for row, method in step_cost.planned(bench) if row["rule"] == "imbsam")
+    rest = (rule, bench.initial, bench.inputs, bench.rows("dependent", 0))
+    order = bench.orders["dependent"]
+    here, _ = cost.lone_step(bench.run_on, *rest, order, 0.0)
+    gpu = copy.copy(bench.run_on)
+    gpu.devices = [types.SimpleNamespace(platform="gpu")]
+    counted, step_ms = cost.lone_step(gpu, *rest, order, 0.01)
+    assert counted == pytest.approx(here, rel=0.05) and step_ms > 0
+
+
+def noise(cell):
+    from imbsam_jax import long_tail_counts
+
+    return step_cost.noise(long_tail_counts(*cell.counts))
+
+
+@pytest.mark.slow
+def test_the_whole_in_the_small(tmp_path, run_python):
+    flags = ["-m", "benchmarks.accelerator", "--quick", "--out", str(tmp_path / "out")]
+    flags += ["--work", str(tmp_path / "work"), "--quiet"]
+    assert "all 1 runs" in run_python(flags).stdout
+    found = {p.stem: json.loads(p.read_text()) for p in (tmp_path / "out").glob("*.json")}
+    assert {*found} == {"peak", "steps", "runs"}
+    assert found["steps"]["default_matmul_precision"] == "default"
+    assert len(found["peak"]["matmul"]) == 3 and found["peak"]["copy"]["bytes_per_second_best"] > 0
+    for cell in found["steps"]["cells"]:
+        assert cell["missing"] == [] and "failed" not in cell
+        assert all(row["share_of_peak"] > 0 and row["rounds"] == 2 for row in cell["rows"])
+    assert all(report["seconds_whole"] > 0 for report in found["runs"])
+    again = run_python(flags).stdout
+    assert "not measured again" in again and "compiled in" not in again and "0 to do" in again

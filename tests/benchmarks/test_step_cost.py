@@ -1,0 +1,99 @@
+"""The benchmark of steps in the small: what its JSON says, and what stands in its table."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import step_cost
+from experiments.host.errors import RunError
+
+pytestmark = pytest.mark.allow_rank_promotion  # Flax adds a bias[C] to a batch[B, C]
+
+FIELDS = """model rule rule_args ascent mode stage batch_size precision image_size accumulate remat
+tail_share flops flops_ratio seconds_compile temporary_bytes memory_ratio released step_ms
+time_ratio time_ratio_quartiles rounds"""
+
+
+def run(out, *flags):
+    args = step_cost.arguments().parse_args(["--model", "mlp", "--out", str(out), *flags])
+    step_cost.main(args)
+    found = json.loads((out / "step_cost.json").read_text())
+    return {(row["rule"], row["mode"]): row for row in found["rows"]}, found
+
+
+@pytest.mark.slow
+def test_fields_and_ratios_of_three_rounds(tmp_path):
+    flags = ["--rule", "sam", "imbsam", "--mode", "dependent", "stratified", "--steps", "3"]
+    flags += ["--batch-size", "50", "--counts", "5", "60", "10", "--eta", "20"]
+    rows, found = run(tmp_path, *flags)
+    assert {"command", "data", "device", "versions"} <= set(found)
+    assert set(rows) == {
+        ("sgd", "dependent"), ("sam", "dependent"), ("optax.contrib.sam", "dependent"),
+        ("imbsam", "dependent"), ("imbsam", "stratified"),
+    }  # fmt: skip
+    assert found["rows"][0]["rule"] == "sgd"
+    for row in rows.values():
+        assert set(FIELDS.split()) <= set(row)
+        assert row["rounds"] == 2 and row["step_ms"] > 0 and row["seconds_compile"] > 0
+        low, high = row["time_ratio_quartiles"]
+        assert low <= row["time_ratio"] <= high
+    ours, optax = rows["sam", "dependent"], rows["optax.contrib.sam", "dependent"]
+    assert ours["flops"] == pytest.approx(optax["flops"], rel=0.01)
+    assert optax["our_sam_ratio"] > 0
+    table = (tmp_path / "step_cost.md").read_text()
+    assert "| mlp | imbsam | stratified |" in table and "optax.contrib.sam, round by round" in table
+
+
+@pytest.mark.slow
+def test_images_of_another_size_are_brought_along(tmp_path):
+    flags = ["--rule", "imbsam", "--batch-size", "8", "--image-size", "12"]
+    flags += ["--counts", "5", "60", "10", "--eta", "20", "--mode", "dependent"]
+    rows, _ = run(tmp_path, *flags, "--steps", "2")
+    alone, _ = run(tmp_path, *flags, "--compile-only")
+    for key, row in rows.items():
+        assert row["step_ms"] > 0 and row["image_size"] == 12
+        assert row["flops"] == pytest.approx(alone[key]["flops"], rel=0.02)
+
+
+@pytest.mark.slow
+def test_compiled_alone_it_runs_nothing(tmp_path):
+    flags = ["--rule", "imbsam", "--compile-only", "--batch-size", "40", "--image-size", "8"]
+    rows, _ = run(tmp_path, *flags, "--counts", "5", "60", "10", "--eta", "20")
+    assert all(row["step_ms"] is None and row["rounds"] is None for row in rows.values())
+    share = rows["sgd", "dependent"]["tail_share"]
+    counts = np.array([60, 33, 18, 10, 6])
+    assert share == pytest.approx(counts[counts <= 20].sum() / counts.sum())
+    dependent, uniform, stratified = (
+        rows["imbsam", mode]["flops_ratio"] for mode in ("dependent", "uniform", "stratified")
+    )
+    assert 1 + 0.8 * share < stratified < 1 + share + 0.1
+    assert stratified < uniform < dependent
+    assert "| mlp | imbsam | uniform | - | - | - to - |" in (tmp_path / "step_cost.md").read_text()
+
+
+@pytest.mark.slow
+def test_groups_over_their_own_rows(tmp_path):
+    """1 + 2f with batch statistics, and no mode of models without."""
+    flags = ["--model", "resnet8", "--rule", "sam", "imbsam", "--compile-only"]
+    flags += ["--image-size", "8", "--batch-size", "40", "--counts", "5", "60", "10", "--eta", "20"]
+    rows, _ = run(tmp_path, *flags)
+    assert {mode for rule, mode in rows if rule == "imbsam"} == {
+        "dependent", "split_own", "split_renorm",
+    }  # fmt: skip
+    assert ("sam", "split_own") not in rows
+    share = rows["sgd", "dependent"]["tail_share"]
+    for mode in ("split_own", "split_renorm"):
+        assert rows["imbsam", mode]["flops_ratio"] == pytest.approx(1 + 2 * share, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--image-size", "8", "--data", "cache.npz"], "give --image-size without it"),
+        (["--batch-size", "900", "--counts", "5", "60", "10"], "900 is more than the 127 images"),
+    ],
+)
+def test_what_is_refused(tmp_path, flags, message):
+    with pytest.raises(RunError, match=message):
+        run(tmp_path, *flags)

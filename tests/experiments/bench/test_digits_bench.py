@@ -1,0 +1,137 @@
+"""The digits bench against a loop over epochs and batches, written out for one seed at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.bench import training as digits_training
+from experiments.bench.training import Bench, Job
+from experiments.data.digits import load_digits_lt
+from experiments.host.errors import RunError
+from experiments.run.settings import Settings
+from experiments.step.methods import Tabled
+from experiments.step.objectives import Objective
+from imbsam_jax import losses, rules
+
+SEEDS = [3, 8]
+RHO = 0.1
+# Two whole batches and a smaller one an epoch; nothing but the gradient moves the parameters.
+SETTINGS = Settings(
+    epochs=3, batch_size=120, lr=0.05, schedule="constant", momentum=0.0, weight_decay=0.0
+)
+
+
+# SGD for the first epoch of three steps, then SAM.
+RULE = rules.stagewise(rules.sgd(10), rules.sam(10, rho=RHO), switch_step=3)
+JOB = Job("staged", Tabled(RULE), Objective(losses.cross_entropy, 10), SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Bench]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digits_training, "EPOCHS_PER_CALL", 2)
+        yield Bench([load_digits_lt(50, seed) for seed in SEEDS], SEEDS)
+
+
+@pytest.mark.parametrize("sampling", ["natural", "balanced"])
+def test_each_seed_and_epoch_has_an_order_of_its_own(bench: Bench, sampling: str) -> None:
+    orders = np.asarray(bench.orders(sampling, 0, 3))
+    assert orders.shape == (2, 3, bench.rows) and orders.dtype == np.int32
+    flat = orders.reshape(6, -1)
+    assert len({row.tobytes() for row in flat}) == 6
+    # Wherever a call begins.
+    np.testing.assert_array_equal(bench.orders(sampling, 1, 4)[:, :2], orders[:, 1:])
+    if sampling == "natural":
+        np.testing.assert_array_equal(np.sort(flat, axis=1), [np.arange(bench.rows)] * 6)
+    else:
+        for seed in range(2):
+            labels = np.asarray(bench.train_set.labels)[seed]
+            for order in orders[seed]:
+                drawn = np.bincount(labels[order], minlength=10)
+                assert drawn.max() - drawn.min() <= 1
+
+
+def logits_of(params: Any, images: Any) -> Any:
+    x = images.reshape(len(images), -1) / 16
+    for layer in ("hidden_0", "hidden_1"):
+        x = jnp.maximum(x @ params[layer]["kernel"] + params[layer]["bias"], 0)
+    return x @ params["head"]["kernel"] + params["head"]["bias"]
+
+
+def cross_entropy(params: Any, images: Any, labels: Any) -> Any:
+    logits = logits_of(params, images)
+    return (jax.nn.logsumexp(logits, -1) - logits[jnp.arange(len(labels)), labels]).mean()
+
+
+def sam_gradient(params: Any, images: Any, labels: Any) -> Any:
+    """(loss at theta, gradient at theta + e): by the definition, of length RHO."""
+    loss, d = jax.value_and_grad(cross_entropy)(params, images, labels)
+    length = jnp.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(d)))
+    point = jax.tree.map(lambda p, g: p + RHO * g / length, params, d)
+    return loss, jax.grad(cross_entropy)(point, images, labels)
+
+
+def percent(params: Any, images: Any, labels: Any) -> tuple[Any, Any, float]:
+    """(correct of each class, examples of each class, mean of their shares in percent)."""
+    right = labels[logits_of(params, np.float32(images)).argmax(-1) == labels]
+    correct, total = (np.bincount(y, minlength=10) for y in (right, labels))
+    return correct, total, 100 * (correct / total).mean()
+
+
+@pytest.mark.allow_rank_promotion
+def test_a_job_is_a_loop_over_epochs_and_batches(bench: Bench) -> None:
+    """Losses, counts and parameters; SGD's first epoch and SAM's other two, evaluated twice."""
+    assert -(-bench.rows // 120) == 3
+    curve, found = bench.train([JOB])["staged"]
+    assert curve.epochs == [2, 3] and (curve.seconds > 0).all()
+    val = bench.validate(found)
+    gradients = jax.jit(jax.value_and_grad(cross_entropy)), jax.jit(sam_gradient)
+    fresh = jax.device_get(bench.fresh())
+    train, test, held = jax.device_get((bench.train_set, bench.test_set, bench.val_set))
+    for number, seed in enumerate(SEEDS):
+        params = jax.tree.map(lambda leaf, k=number: leaf[k], fresh)
+        shares = []
+        for epoch in range(3):
+            order = np.random.default_rng([seed, epoch]).permutation(bench.rows)
+            total = 0.0
+            for start in range(0, bench.rows, 120):
+                rows = order[start : start + 120]
+                images = np.float32(train.images[number][rows])
+                loss, grads = gradients[epoch > 0](params, images, train.labels[number][rows])
+                params = jax.tree.map(lambda p, g: p - 0.05 * g, params, grads)
+                total += len(rows) * float(loss)
+            if epoch == 0:
+                continue
+            np.testing.assert_allclose(curve.loss[epoch - 1, number], total / bench.rows, rtol=1e-4)
+            hits, counts, share = percent(params, test.images[number], test.labels[number])
+            shares.append(share)
+        # A prediction or two may hang on rounding.
+        np.testing.assert_allclose(curve.splits["all"][:, number], shares, atol=0.5)
+        np.testing.assert_array_equal(curve.total[number], counts)
+        assert np.abs(curve.correct[number] - hits).sum() <= 2
+        assert abs(shares[1] - shares[0]) > 1, "the evaluations cannot be told apart"
+        *_, share = percent(params, held.images[number], held.labels[number])
+        np.testing.assert_allclose(val["all"][number], share, atol=0.5)
+        for got, want in zip(jax.tree.leaves(found), jax.tree.leaves(params), strict=True):
+            np.testing.assert_allclose(got[number], want, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.allow_rank_promotion
+def test_a_loss_that_is_not_finite_names_job_epoch_and_seed(bench: Bench) -> None:
+    broken = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), bench.fresh())
+    message = r"staged: the loss is not finite by epoch 1 \(step 3, seed 8\)"
+    with pytest.raises(RunError, match=message):
+        bench.train([JOB._replace(params=broken)])
+
+
+def test_another_draw_gives_other_parameters(bench: Bench) -> None:
+    first, again, other = (bench.fresh(draw=draw) for draw in (0, 0, 1))
+    for a, b, c in zip(*map(jax.tree.leaves, (first, again, other)), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.ndim == 2 or ((a[0] != a[1]).any() and (a != c).any())  # biases are 0

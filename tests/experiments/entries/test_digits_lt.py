@@ -1,0 +1,173 @@
+"""The digits bench: seeds mapped over in one program are the seeds alone; its figures add up."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments.data.digits import load_digits_lt
+
+
+def test_the_data_is_long_tailed_disjoint_and_permuted_by_the_seed():
+    from sklearn.datasets import load_digits
+
+    images, digits = load_digits(return_X_y=True)
+    known = {
+        image.astype(np.uint8).tobytes(): int(d) for image, d in zip(images, digits, strict=True)
+    }
+    names = set()
+    sizes = set()
+    for seed in range(3):
+        data = load_digits_lt(50, seed)
+        assert data.class_counts().tolist() == [100, 64, 41, 27, 17, 11, 7, 4, 3, 2]
+        names.add(data.class_names)
+        sizes.add(len(data.test_labels))
+        for split in ("train", "test"):
+            pixels, labels = getattr(data, f"{split}_images"), getattr(data, f"{split}_labels")
+            for image, label in zip(pixels, labels, strict=True):
+                assert data.class_names[label] == f"digit {known[image.tobytes()]}"
+        train = {image.tobytes() for image in data.train_images}
+        assert not train & {image.tobytes() for image in data.test_images}
+    assert len(names) == 3 and sizes == {719}
+
+
+@pytest.fixture(scope="module")
+def summaries(tmp_path_factory):
+    from experiments import digits_lt
+
+    out = tmp_path_factory.mktemp("digits")
+
+    def run(name, *flags):
+        args = digits_lt.arguments().parse_args(
+            ["--epochs", "10", "--out", str(out / name), *flags]
+        )
+        digits_lt.main(args)
+        return {row["rule"]: row for row in json.loads((out / name / "summary.json").read_text())}
+
+    together = run("together", "--rule", "sgd", "imbsam", "--num-seeds", "2")
+    alone = {s: run(f"alone_{s}", "--rule", "sgd", "imbsam", "--seeds", str(s)) for s in (0, 1)}
+    return out, together, alone
+
+
+@pytest.mark.allow_rank_promotion
+def test_seeds_in_one_program_are_the_seeds_alone(summaries):
+    _, together, alone = summaries
+    assert list(together) == ["sgd", "imbsam"]
+    for rule, row in together.items():
+        for split in ("all", "many", "medium", "few"):
+            values = np.array([alone[s][rule][split] for s in (0, 1)])
+            assert row[split] == pytest.approx(values.mean(), abs=0.2)
+            assert row[f"{split}_sd"] == pytest.approx(values.std(ddof=1), abs=0.3)
+            assert row[f"{split}_by_seed"] == pytest.approx(values, abs=0.4)
+        for split in ("all", "few"):
+            base = np.array([alone[s]["sgd"][split] for s in (0, 1)])
+            paired = np.array([alone[s][rule][split] for s in (0, 1)]) - base
+            assert row[f"paired_{split}"] == pytest.approx(paired.mean(), abs=0.3)
+            error = paired.std(ddof=1) / np.sqrt(2)
+            assert row[f"paired_{split}_se"] == pytest.approx(error, abs=0.2)
+    assert together["sgd"]["paired_all"] == 0
+    assert together["sgd"]["step_cost_ratio"] == 1
+    assert alone[0]["imbsam"]["all_sd"] is None and alone[0]["imbsam"]["paired_all_se"] is None
+
+
+@pytest.mark.allow_rank_promotion
+def test_what_is_written(summaries):
+    out, together, _ = summaries
+    promised = ["rule", "seeds", "all", "many", "medium", "few", "paired_all", "paired_all_se"]
+    promised += ["paired_few", "paired_few_se", "step_cost_ratio"]
+    assert set(promised) <= set(together["imbsam"])
+    assert together["imbsam"]["seeds"] == [0, 1]
+    for plot in ("per_class.png", "curves.png"):
+        assert (out / "together" / plot).stat().st_size > 5000
+    rows = (out / "together" / "per_class.csv").read_text().splitlines()
+    assert len(rows) == 1 + 2 * 10
+
+
+def test_bad_flags_write_nothing(tmp_path, run_python):
+    for flags, code, message in (
+        (["--imbalance-factor", "1000"], 2, "--imbalance-factor must be finite and at least 1 and"),
+        (["--eta", "0"], 1, "leaves no tail class"),
+        (["--seeds", "1", "1"], 1, "different numbers"),
+    ):
+        done = run_python(
+            ["-m", "experiments.digits_lt", "--out", str(tmp_path / "x"), *flags], expect=code
+        )
+        assert message in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+        assert not (tmp_path / "x").exists()
+
+
+# ---- every rule, every loss, every second stage ---------------------------------------------
+
+QUICK = "--xla_backend_optimization_level=0"  # many small programs: compiling is what they cost
+NO_RADIUS = ["--rho", "0", "--head-rho", "0", "--tail-rho", "0", "--noise-ratio", "0"]
+NO_RADIUS += ["--tail-weight", "1", "--strength", "1"]
+
+
+def smoke(run_python, out, *flags):
+    """Rows of one seed; 3 steps of 92 rows an epoch, so that one shape is compiled."""
+    args = ["-m", "experiments.digits_lt", "--num-seeds", "1", "--batch-size", "92", "--out", out]
+    run_python([*args, *flags], env={"XLA_FLAGS": QUICK}, timeout=900)
+    rows = json.loads((out / "summary.json").read_text())
+    return {(row["rule"], row["loss"], row["stage2"]): row for row in rows}
+
+
+def check(rows):
+    for row in rows.values():
+        for split in ("all", "many", "medium", "few"):
+            assert 0 <= row[split] <= 100
+        assert row["seeds"] == [0]
+
+
+@pytest.mark.slow
+def test_every_rule_and_every_second_stage_runs(tmp_path, run_python):
+    from experiments.command.stage2 import PLANS
+    from experiments.step.methods import RULES
+
+    rules = smoke(run_python, tmp_path / "rules", "--rule", *RULES, "--epochs", "4")
+    check(rules)
+    assert list(rules) == [(rule, "cross_entropy", None) for rule in RULES]
+    assert len({tuple(row[s] for s in ("all", "many", "few")) for row in rules.values()}) > 3
+    flags = ["--rule", "sgd", "--epochs", "1", "--stage2", *PLANS, "--stage2-epochs", "2"]
+    stages = smoke(run_python, tmp_path / "stages", *flags)
+    check(stages)
+    assert list(stages) == [("sgd", "cross_entropy", name) for name in (None, *PLANS)]
+    assert stages["sgd", "cross_entropy", "crt"]["step_cost_ratio"] is None
+    # After one epoch the rarest classes are never predicted; each stage changes that or All.
+    first, *others = ((row["all"], row["few"]) for row in stages.values())
+    assert first not in others
+
+
+@pytest.mark.slow
+def test_every_loss_runs_and_is_compared_with_plain_sgd(tmp_path, run_python):
+    from experiments.step.objectives import LOSSES
+
+    flags = ["--rule", "sgd", "--loss", *LOSSES, "--epochs", "1", "--mixup", "1"]
+    rows = smoke(run_python, tmp_path / "losses", *flags)
+    check(rows)
+    assert list(rows) == [("sgd", loss, None) for loss in LOSSES]
+    base = rows["sgd", next(iter(LOSSES)), None]
+    for row in rows.values():
+        assert row["paired_all"] == pytest.approx(row["all"] - base["all"], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_without_a_radius_every_rule_is_sgd_under_every_loss(tmp_path, run_python):
+    """The whole table: perturbed by nothing, 7 rules go the way of SGD under 7 losses."""
+    from experiments.step.methods import RULES
+    from experiments.step.objectives import LOSSES
+
+    flags = ["--rule", *RULES, "--loss", *LOSSES, "--epochs", "3", *NO_RADIUS]
+    rows = smoke(run_python, tmp_path / "table", *flags)
+    check(rows)
+    assert len(rows) == len(RULES) * len(LOSSES)
+    for (_, loss, _), row in rows.items():
+        for split in ("all", "many", "medium", "few"):
+            # Rounding may move a prediction or two of 719.
+            assert row[split] == pytest.approx(rows["sgd", loss, None][split], abs=1.5)
+
+
+def test_deferred_weights_with_an_unknown_or_weighted_loss_are_refused(tmp_path, run_python):
+    args = ["-m", "experiments.digits_lt", "--out", str(tmp_path / "x"), "--drw-epoch", "1"]
+    done = run_python([*args, "--loss", "class_balanced"], expect=1)
+    assert "weighted from the start" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "x").exists()

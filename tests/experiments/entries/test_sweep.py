@@ -1,0 +1,416 @@
+"""The sweep: its points are the runs of digits_lt alone; nothing is chosen on the test set."""
+
+import argparse
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from experiments import digits_lt, sweep
+from experiments.command import launch
+from experiments.data import save_npz
+from experiments.data.digits import load_digits_lt
+from experiments.host.errors import Diverged, RunError
+from tiny import tiny_dataset
+
+SMALL = ["--num-seeds", "2", "--epochs", "2", "--batch-size", "92"]
+
+
+def test_validation_images_are_neither_trained_on_nor_tested_on():
+    sizes = set()
+    for seed in range(3):
+        data = load_digits_lt(50, seed)
+        seen = {image.tobytes() for image in (*data.train_images, *data.test_images)}
+        assert not seen & {image.tobytes() for image in data.val_images}
+        sizes.add(tuple(np.bincount(data.val_labels)))
+    assert sizes == {(4, *[40] * 9)}
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    out = tmp_path_factory.mktemp("sweep")
+    grid = ["--grid", "eta", "20", "40", "--grid", "rho", "0.1", "0.4"]
+    args = sweep.arguments().parse_args([*SMALL, *grid, "--out", str(out / "grid")])
+    with pytest.MonkeyPatch.context() as patch:
+        compiled = count_compilations(patch)
+        sweep.main(args)
+    return out, json.loads((out / "grid" / "summary.json").read_text()), compiled
+
+
+def count_compilations(patch):
+    from experiments.bench.training import Bench
+
+    benches = []
+    start = Bench.__init__
+
+    def seen(self, *args):
+        start(self, *args)
+        benches.append(self)
+
+    patch.setattr(Bench, "__init__", seen)
+    return benches
+
+
+@pytest.mark.allow_rank_promotion
+def test_one_program_serves_every_point(swept):
+    _, summary, (bench,) = swept
+    assert len(summary) == 1 + 2 * 2
+    assert len(bench.compiled) == 2  # SGD's and that of the grid
+
+
+@pytest.mark.slow
+@pytest.mark.allow_rank_promotion
+def test_a_point_is_what_digits_lt_trains(swept, tmp_path):
+    _, summary, _ = swept
+    flags = ["--rule", "sgd", "imbsam", "--eta", "40", "--rho", "0.4", "--memory", "0.5"]
+    flags += ["--out", str(tmp_path / "x")]
+    digits_lt.main(digits_lt.arguments().parse_args([*SMALL, *flags]))
+    rows = json.loads((tmp_path / "x" / "summary.json").read_text())
+    assert digits_lt.names(rows) == ["sgd", "imbsam", "imbsam m0.5"]
+    sgd, imbsam, remembered = rows
+    assert len({row["all"] for row in rows}) == 3 and remembered["memory"] == 0.5
+    assert summary[-1]["point"] == {"eta": 40, "rho": 0.4}
+    for split in sweep.SPLITS:
+        # Rounding may move a prediction or two.
+        assert summary[0][f"test_{split}"] == pytest.approx(sgd[split], abs=0.5)
+        assert summary[-1][f"test_{split}"] == pytest.approx(imbsam[split], abs=0.5)
+    for key, name in (("paired_all", "test_all_sgd"), ("paired_all_se", "test_all_sgd_se")):
+        assert summary[-1][name] == pytest.approx(imbsam[key], abs=0.5)
+
+
+def made_up(*values):
+    """Rows of two seeds: SGD at 50, then points with these (test, validation) accuracies."""
+
+    def of(value):
+        return dict.fromkeys(sweep.SPLITS, np.array([value - 1.0, value + 1.0]))
+
+    points = [
+        sweep.Row({"rho": 0.1 * k}, of(test), of(val)) for k, (test, val) in enumerate(values)
+    ]
+    return [sweep.Row({}, of(50.0), of(50.0)), *points]
+
+
+def test_the_choice_is_validations():
+    summary = sweep.summarise(made_up((51, 57), (55, 52)), [0, 1])
+    assert [row["best_val"] for row in summary] == [False, True, False]
+    assert [row["best_test"] for row in summary] == [False, False, True]
+    assert summary[2]["test_all_sgd"] == 5 and summary[2]["test_all_sgd_se"] == 0
+    lines = sweep.table(summary, {"rho": [0.0, 0.1]}).splitlines()
+    assert [line.startswith("| **") for line in lines] == [False, False, False, True, False]
+    assert "rho 0, All - SGD +1.0" in sweep.verdict(summary).splitlines()[0]
+    assert "no result" in sweep.verdict(summary).splitlines()[1]
+
+
+def test_sgd_is_a_candidate():
+    """Where every point loses to it on validation, and where the best is only as good."""
+    for points in (((60, 49), (55, 48)), ((60, 50), (55, 48))):
+        summary = sweep.summarise(made_up(*points), [0, 1])
+        assert [row["best_val"] for row in summary] == [True, False, False]
+        assert [row["best_test"] for row in summary] == [False, True, False]
+        chosen, best = sweep.verdict(summary).splitlines()
+        assert chosen.startswith("Chosen by validation: SGD (rho 0), as no point was better")
+        assert "rho 0, All - SGD +10.0" in best
+        bold = [line for line in sweep.table(summary, {"rho": []}).splitlines() if "**" in line]
+        assert len(bold) == 1 and bold[0].startswith("| **SGD**")
+
+
+@pytest.mark.allow_rank_promotion
+def test_what_is_written(swept):
+    out, summary, _ = swept
+    assert (out / "grid" / "sweep.png").stat().st_size > 10000
+    with open(out / "grid" / "sweep.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["rule"] for row in rows] == ["sgd"] + ["imbsam"] * 4
+    assert float(rows[3]["test_few"]) == summary[3]["test_few"]
+    assert "Chosen by validation" in (out / "grid" / "table.md").read_text()
+    assert json.loads((out / "grid" / "config.json").read_text())["rule"] == "imbsam"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--grid", "rho", "a"], "--grid rho must be finite and at least 0, got a"),
+        (["--grid", "rho"], "has no values"),
+        (["--grid", "gamma", "1"], "gamma is no numeric flag of imbsam; it has eta, memory, rho"),
+        (["--grid", "lr", "1"], "lr is no numeric flag"),
+        (["--grid", "rho", "1", "--grid", "rho", "2"], "is given twice"),
+        (["--rho-schedule", "late"], "leave --rho-schedule out"),
+        (["--grid", "eta", "0"], "leaves no tail class"),
+        (["--grid", "memory", "1"], "--grid memory must be finite and at least 0 and below 1"),
+        (["--grid", "rho", "0.1", "nan"], "--grid rho must be finite and at least 0, got nan"),
+        (["--grid", "rho", "0.1", "--rho", "0.2"], "--rho beside --grid rho"),
+        (["--rule", "sse_sam", "--memory", "0.5"], "--memory needs --rule"),
+    ],
+)
+def test_bad_grids_write_nothing(tmp_path, flags, message, capsys):
+    with pytest.raises((RunError, SystemExit)) as refused:
+        sweep.main(sweep.parse([*SMALL, *flags, "--out", str(tmp_path / "x")]))
+    assert message in str(refused.value) + capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.allow_rank_promotion
+@pytest.mark.parametrize(
+    ("rule", "grid"),
+    [
+        ("sam", ["memory", "0", "0.9"]),
+        ("focal_sam", ["strength", "0.2", "0.8"]),
+        ("sse_sam", ["head-rho", "0", "0.2"]),
+        ("reweighted_sam", ["tail-weight", "1", "3"]),
+    ],
+)
+def test_other_rules_and_flags_can_be_swept(tmp_path, rule, grid):
+    flags = [*SMALL, "--epochs", "6", "--rule", rule, "--grid", *grid, "--out", str(tmp_path / "x")]
+    sweep.main(sweep.arguments().parse_args(flags))
+    _, first, second = json.loads((tmp_path / "x" / "summary.json").read_text())
+    assert first["val_all"] != second["val_all"]
+
+
+# ---- of images -----------------------------------------------------------------------------------
+
+POINTS = ("eta_5_rho_0.1", "eta_30_rho_0.1")
+
+
+def image_flags(folder, *more):
+    """A sweep of two points and two seeds that trains in a moment, into folder/out."""
+    if not (folder / "tiny.npz").exists():
+        save_npz(tiny_dataset(), folder / "tiny.npz")
+    flags = ["--data", str(folder / "tiny.npz"), "--model", "mlp", "--epochs", "2", "--quiet"]
+    flags += ["--batch-size", "16", "--lr", "0.1"]
+    flags += ["--grid", "eta", "5", "30", "--grid", "rho", "0.1", "--val-per-class", "2"]
+    seeds = [] if "--num-seeds" in more else ["--num-seeds", "2"]
+    return sweep.parse(["cifar_lt", *flags, *seeds, "--out", str(folder / "out"), *more])
+
+
+def quick(patch):
+    """Without the plots and the timing of each run, which take longer than the training."""
+    patch.setattr("experiments.run.cost.lone_step", lambda *_: (1.0, 1.0))
+    for name in ("per_class", "learning_curves"):
+        patch.setattr(f"experiments.reports.plots.{name}", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    with pytest.MonkeyPatch.context() as patch:
+        quick(patch)
+        sweep.main(image_flags(folder))
+    return folder, json.loads((folder / "out" / "summary.json").read_text())
+
+
+def reports_of(out, name):
+    return [json.loads((out / name / f"seed_{s}" / "report.json").read_text()) for s in (0, 1)]
+
+
+@pytest.mark.slow
+def test_an_image_sweeps_figures_are_those_of_its_run_folders(images):
+    folder, summary = images
+    assert [row["point"] for row in summary] == [{}, *({"eta": e, "rho": 0.1} for e in (5, 30))]
+    sgd = reports_of(folder / "out", "sgd")
+    assert [report["rule"] for report in sgd] == ["sgd"] * 2
+    for name, row in zip(("sgd", *POINTS), summary, strict=True):
+        found = reports_of(folder / "out", name)
+        assert name == "sgd" or {r["rule_args"]["eta"] for r in found} == {row["point"]["eta"]}
+        for split in sweep.SPLITS:
+            differences = [a[split] - b[split] for a, b in zip(found, sgd, strict=True)]
+            assert row[f"test_{split}"] == pytest.approx(np.mean([r[split] for r in found]))
+            assert row[f"test_{split}_sgd"] == pytest.approx(np.mean(differences))
+        val = []
+        for seed in (0, 1):
+            lines = (folder / "out" / name / f"seed_{seed}" / "metrics.jsonl").read_text()
+            val.append(json.loads(lines.splitlines()[-1])["val_all"])
+        assert row["val_all_by_seed"] == val and row["val_all"] == pytest.approx(np.mean(val))
+        assert row["test_all_by_seed"] == [report["all"] for report in found]
+    chosen = max(summary[1:], key=lambda row: row["val_all"])
+    assert [row["best_val"] for row in summary] == [row is chosen for row in summary]
+    assert (folder / "out" / "sweep.png").stat().st_size > 10000
+
+
+@pytest.mark.slow
+def test_a_resumed_image_sweep_trains_nothing_again(images, monkeypatch):
+    folder, summary = images
+    with pytest.raises(RunError, match="is not empty: go on with a sweep in it by --resume"):
+        sweep.main(image_flags(folder))
+
+    def no_training(*_):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("experiments.run.trainer.Trainer.train", no_training)
+    sweep.main(image_flags(folder, "--resume"))
+    assert json.loads((folder / "out" / "summary.json").read_text()) == summary
+
+
+@pytest.mark.slow
+def test_an_image_sweep_that_was_stopped_goes_on_where_it_was(images, tmp_path, monkeypatch):
+    """One whole run is missing, as after a stop between runs: it alone is trained."""
+    folder, summary = images
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "out" / POINTS[1] / "seed_1")
+    (tmp_path / "out" / "summary.json").unlink()
+    trained, train = [], launch.train
+
+    def seen(args, *rest):
+        trained.append(args.out)
+        return train(args, *rest)
+
+    quick(monkeypatch)
+    monkeypatch.setattr(launch, "train", seen)
+    sweep.main(image_flags(tmp_path, "--resume"))
+    again = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert again == summary and len(trained) == 3
+
+
+def diverging(monkeypatch, *names):
+    """The seeds of these points come to a loss that is not finite; the others are made up."""
+
+    def train(args: argparse.Namespace, dataset, plan):
+        name = args.out.rpartition("/")[2]
+        if name in names:
+            raise Diverged("the loss is nan at step 3")
+        # Without a tail group, as where no class is that rare.
+        figures = {
+            "all": 50.0 + (0 if args.rule == "sgd" else args.eta),
+            "many": 60.0,
+            "medium": 40.0,
+            "few": None,
+        }
+        line = {"epoch": args.epochs, **{f"val_{key}": value for key, value in figures.items()}}
+        for seed in (0, 1):
+            folder = sweep.Path(args.out) / f"seed_{seed}"
+            folder.mkdir(parents=True)
+            (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+        return [{"seed": seed, **figures} for seed in (0, 1)]
+
+    monkeypatch.setattr(launch, "train", train)
+
+
+def test_a_diverged_point_is_told_and_never_chosen(tmp_path, monkeypatch):
+    diverging(monkeypatch, POINTS[1])
+    sweep.main(image_flags(tmp_path))
+    text = (tmp_path / "out" / "summary.json").read_text()
+    sgd, good, bad = json.loads(text)
+    assert "NaN" not in text and bad["diverged"] == "the loss is nan at step 3"
+    assert bad["test_all"] is bad["val_all"] is bad["test_all_sgd"] is None
+    assert good["best_val"] and good["best_test"] and not bad["best_val"]
+    assert sgd["test_few"] is good["test_few"] is None
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "| 30 | 0.1 | - | - | - | - | - | - | diverged |" in table
+    assert "Diverged, and not among the choices: eta 30, rho 0.1 (the loss is nan" in table
+    assert "Chosen by validation: eta 5, rho 0.1" in table
+    assert (tmp_path / "out" / "sweep.png").exists()
+
+
+def test_a_sweep_of_which_every_point_diverged_chooses_none(tmp_path, monkeypatch):
+    diverging(monkeypatch, *POINTS)
+    sweep.main(image_flags(tmp_path))
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert not any(row["best_val"] or row["best_test"] for row in summary)
+    assert "none is chosen" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_images_remembered_directions_can_be_swept(tmp_path, monkeypatch):
+    """Up to where training begins; SGD has none to remember."""
+    diverging(monkeypatch)
+    args = image_flags(tmp_path, "--memory", "0.5")
+    args.eta, args.grid = 20.0, [["memory", "0", "0.9"]]
+    sweep.main(args)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [row["point"] for row in summary] == [{}, {"memory": 0.0}, {"memory": 0.9}]
+    assert (tmp_path / "out" / "memory_0.9" / "seed_1").is_dir()
+
+
+def test_sgd_must_not_diverge(tmp_path, monkeypatch):
+    diverging(monkeypatch, "sgd")
+    with pytest.raises(RunError, match="SGD, with which every point is compared: the loss is nan"):
+        sweep.main(image_flags(tmp_path))
+
+
+@pytest.mark.slow
+def test_a_radius_that_ruins_training_leaves_the_others(tmp_path, monkeypatch):
+    """By the trainer itself: a perturbation of 1e30 overflows, and again when it is resumed."""
+    quick(monkeypatch)
+    args = image_flags(tmp_path)
+    args.eta, args.grid = 20.0, [["rho", "0.1", "1e30"]]
+    sweep.main(args)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    _, good, bad = summary
+    assert good["best_val"] and "lower --lr or --rho" in bad["diverged"]
+    args.resume = True
+    sweep.main(args)
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--val-per-class", "0"], "never on the test set, and none are held out: give --val-per"),
+        (["--stage2", "crt"], "leave --stage2 out"),
+        (["--rule", "sgd"], "--rule sgd has no grid"),
+        (["--rule", "cc_sam"], "--rule cc_sam has no grid"),
+        (["--rho-schedule", "late"], "leave --rho-schedule out"),
+        (["--grid", "gamma", "1"], "gamma is no numeric flag of imbsam; it has eta, memory, rho"),
+        (["--grid", "lr", "1"], "lr is no numeric flag"),
+        (["--grid", "memory", "1"], "--grid memory must be"),
+        (["--grid", "tail-scale", "-1"], "tail_scale"),
+        (["--num-seeds", "0"], "--num-seeds must be at least 1"),
+        (["--process-id", "0"], "a sweep runs in one process"),
+        (["--export", "x.npz"], "--export left out, which trains nothing"),
+    ],
+)
+def test_bad_image_sweeps_write_nothing(tmp_path, flags, message, capsys):
+    with pytest.raises((RunError, SystemExit)) as refused:
+        sweep.main(image_flags(tmp_path, *flags))
+    assert message in str(refused.value) + capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_a_sweep_is_gone_on_with(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes").write_text("mine")
+    with pytest.raises(RunError, match="holds no sweep of cifar_lt"):
+        sweep.main(image_flags(tmp_path, "--resume"))
+    (tmp_path / "out" / "config.json").write_text(json.dumps({"experiment": "cifar_lt"}))
+    with pytest.raises(RunError, match="holds no sweep of cifar_lt"):
+        sweep.main(image_flags(tmp_path, "--resume"))
+
+
+def test_the_first_word_names_what_is_trained(capsys):
+    assert sweep.parse(["--out", "x"]).experiment == "digits"
+    assert sweep.parse(["digits", "--out", "x"]) == sweep.parse(["--out", "x"])
+    args = sweep.parse(["cifar_lt", "--preset", "imbsam-release", "--out", "x"])
+    assert (args.experiment, args.tail_scale) == ("cifar_lt", 2.0)
+    assert sweep.grid_of(args) == sweep.GRIDS["cifar_lt"]
+    with pytest.raises(SystemExit):
+        sweep.parse(["--out", "x", "cifar_lt"])
+    assert "cifar_lt must be the first word" in capsys.readouterr().err
+
+
+@pytest.mark.allow_rank_promotion
+def test_what_diverges_on_the_digits_is_told_and_the_rest_goes_on(tmp_path, capsys):
+    """A row of digits_lt and its second stage, and a point of a sweep."""
+    flags = [*SMALL, "--num-seeds", "1", "--rule", "sgd", "imbsam", "--eta", "40", "--rho", "1e30"]
+    flags += ["--stage2", "tau-norm", "--out", str(tmp_path / "rows")]
+    digits_lt.main(digits_lt.arguments().parse_args(flags))
+    shown = capsys.readouterr().out
+    sgd, imbsam, second, lost = json.loads((tmp_path / "rows" / "summary.json").read_text())
+    assert sgd["diverged"] is second["diverged"] is None and sgd["all"] > 0
+    for row in (imbsam, lost):
+        assert "the loss is not finite by epoch" in row["diverged"] and row["all"] is None
+        assert row["paired_all"] is row["epoch_seconds"] is row["step_cost_ratio"] is None
+    assert "imbsam diverged: imbsam, cross_entropy: the loss is not finite" in shown
+
+    grid = ["--grid", "rho", "0.1", "1e30", "--eta", "40", "--out", str(tmp_path / "grid")]
+    sweep.main(sweep.parse([*SMALL, "--num-seeds", "1", *grid]))
+    rows = json.loads((tmp_path / "grid" / "summary.json").read_text())
+    assert [row["diverged"] is None for row in rows] == [True, True, False]
+    assert "1 seed; figure" in capsys.readouterr().out
+
+
+def test_where_every_row_diverges_nothing_is_written(tmp_path):
+    flags = [*SMALL, "--num-seeds", "1", "--rule", "sgd", "--lr", "1e30"]
+    with pytest.raises(RunError, match="no row was trained to its end, and nothing was written"):
+        digits_lt.main(digits_lt.arguments().parse_args([*flags, "--out", str(tmp_path / "x")]))
+    assert not (tmp_path / "x").exists()

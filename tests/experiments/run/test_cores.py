@@ -1,0 +1,63 @@
+"""Every core of a CPU by default: in processes of their own, since JAX counts devices once."""
+
+import json
+
+import pytest
+
+from experiments.data import save_npz
+from experiments.step.execution import cores, devices_by_default
+from tiny import tiny_dataset
+
+DEVICES = """
+import json, sys
+import jax
+from experiments import cifar_lt
+from experiments.command import launch
+from experiments.data import save_npz
+from experiments.step.execution import devices_by_default
+cases = json.loads(sys.argv[1])
+print(json.dumps([devices_by_default(*case) for case in cases]))
+"""
+
+
+def test_convolutions_are_shared_among_the_cores(run_python) -> None:
+    cases = [
+        (1, "resnet32", 64, "dependent"),
+        (0, "resnet50", 60, "dependent"),
+        (1, "resnet32", 63, "dependent"),
+        (1, "resnet32", 1, "dependent"),
+        (0, "mlp", 64, "dependent"),
+        (1, "vit_ti4", 64, "dependent"),
+        (1, "resnet32_gn", 64, "independent"),
+        (1, "resnet32", 64, "split_norm"),
+    ]
+    done = run_python(["-c", DEVICES, json.dumps(cases)], env={"XLA_FLAGS": None})
+    most = min(cores(), 8)
+    shared = [max(n for n in range(1, most + 1) if b % n == 0) for b in (64, 60, 63)]
+    assert json.loads(done.stdout.splitlines()[-1]) == [*shared, 1, 1, 1, 1, 1]
+
+
+def test_a_number_of_devices_that_is_given_is_kept(run_python) -> None:
+    """Also by XLA_FLAGS, and where JAX runs already, as it does here."""
+    assert devices_by_default(1, "mlp", 64, "dependent") == 1
+    for flag, expected in (("3", 3), ("1", 1)):
+        done = run_python(
+            ["-c", DEVICES, json.dumps([(1, "resnet32", 9, "dependent")])], devices=int(flag)
+        )
+        assert json.loads(done.stdout.splitlines()[-1]) == [expected]
+
+
+@pytest.mark.slow
+def test_a_run_uses_them(run_python, tmp_path) -> None:
+    save_npz(tiny_dataset(), tmp_path / "tiny.npz")
+    flags = ["--data", tmp_path / "tiny.npz", "--model", "resnet8", "--epochs", "2", "--eta", "10"]
+    used = []
+    for name, more in (("all", []), ("one", ["--devices", "1"])):
+        rest = ["--batch-size", "16", "--quiet", "--out", tmp_path / name, *more]
+        run_python(["-m", "experiments.cifar_lt", *flags, *rest], env={"XLA_FLAGS": None})
+        report = json.loads((tmp_path / name / "report.json").read_text())
+        line = json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])
+        used.append((report["settings"]["devices"], line["train_loss"]))
+    most = max(n for n in range(1, min(cores(), 8) + 1) if 16 % n == 0)
+    assert [devices for devices, _ in used] == [most, 1]
+    assert used[0][1] == pytest.approx(used[1][1], rel=1e-4)

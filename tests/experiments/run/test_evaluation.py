@@ -1,0 +1,203 @@
+"""Evaluation in batches against NumPy over the whole part; what a step is said to cost."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.host.errors import RunError
+from experiments.host.stopping import StopRequest
+from experiments.run import cost
+from experiments.run.evaluation import Evaluator, Hits
+from experiments.run.parts import Parts
+from experiments.run.settings import Settings
+from imbsam_jax import losses, rules
+from tiny import tiny_dataset
+
+pytestmark = pytest.mark.allow_rank_promotion  # Flax adds a bias[C] to a batch[B, C]
+
+DATA = tiny_dataset()
+SETTINGS = Settings(epochs=1, batch_size=16, lr=0.05)
+
+
+@pytest.fixture(scope="module")
+def parts() -> Parts:
+    return Parts(DATA, "mlp", losses.cross_entropy, SETTINGS)
+
+
+def evaluator(parts: Parts, batch: int, data: Any = DATA, feed: Any = None, **options: Any) -> Any:
+    return Evaluator(data, feed or parts.feed, parts.run_on, batch, **options)
+
+
+def logits_of(params: Any, images: Any) -> Any:
+    x = (images / 255 - np.array(DATA.mean)) / np.array(DATA.std)
+    x = x.reshape(len(images), -1)
+    for layer in ("hidden_0", "hidden_1"):
+        x = np.maximum(x @ params[layer]["kernel"] + params[layer]["bias"], 0)
+    return x @ params["head"]["kernel"] + params["head"]["bias"]
+
+
+def by_hand(params: Any, images: Any, labels: Any, flip: bool) -> Hits:
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    z = logits_of(params, images)
+    if flip:
+        z = (z + logits_of(params, images[:, :, ::-1])) / 2
+    p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    right = labels[z.argmax(axis=1) == labels]
+    correct, total = (np.bincount(y, minlength=5) for y in (right, labels))
+    return Hits(correct, total, -np.log(p[np.arange(len(labels)), labels]).mean())
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("batch", [500, 20, 7])
+def test_every_image_counts_once_in_batches_of_any_size(
+    parts: Parts, batch: int, flip: bool
+) -> None:
+    """55 test and 78 training images: also where the last batch is padded."""
+    evaluate = evaluator(parts, batch)
+    state = evaluate.put_state(parts.initial)
+    for part in ("test", "train") if batch == 20 else ("test",):
+        images, labels = getattr(DATA, f"{part}_images"), getattr(DATA, f"{part}_labels")
+        want = by_hand(parts.initial.params, images, labels, flip)
+        got = evaluate.hits(state, part, StopRequest(), flip=flip)
+        np.testing.assert_array_equal(got.correct, want.correct)
+        np.testing.assert_array_equal(got.total, want.total)
+        assert got.loss == pytest.approx(want.loss, rel=1e-5)
+    assert 0 < want.correct.sum() < want.total.sum()
+
+
+class Unreadable:
+    """A feed of which some images cannot be read."""
+
+    def __init__(self, feed: Any, lost: int):
+        self._feed, self._lost = feed, np.arange(55) < lost
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._feed, name)
+
+    @contextmanager
+    def evaluation(self, part: str, size: int) -> Any:
+        with self._feed.evaluation(part, size) as batches:
+            yield (
+                rows._replace(mask=np.asarray(rows.mask) & ~self._lost[np.asarray(rows.index)])
+                for rows in batches
+            )
+
+
+def test_images_that_cannot_be_read_are_left_out_up_to_a_share(parts: Parts) -> None:
+    evaluate = evaluator(parts, 20, feed=Unreadable(parts.feed, 3), max_corrupt=3 / 55)
+    state = evaluate.put_state(parts.initial)
+    got = evaluate.hits(state, "test", StopRequest())
+    want = by_hand(parts.initial.params, DATA.test_images[3:], DATA.test_labels[3:], False)
+    np.testing.assert_array_equal(got.correct, want.correct)
+    assert got.total.tolist() == [8, 11, 11, 11, 11]
+    assert got.loss == pytest.approx(want.loss, rel=1e-5)
+    evaluate = evaluator(parts, 20, feed=Unreadable(parts.feed, 4), max_corrupt=3 / 55)
+    with pytest.raises(RunError, match="4 of 55 images of the test set could not be read"):
+        evaluate.hits(state, "test", StopRequest())
+    with pytest.raises(RunError, match=r"1 of 55 images .* more than the share --max-corrupt 0 a"):
+        evaluator(parts, 20, feed=Unreadable(parts.feed, 1)).hits(state, "test", StopRequest())
+
+
+def test_accuracies_are_means_over_classes_that_were_trained_on(parts: Parts) -> None:
+    """Counts 40 20 | 10 | 5 3: many above 15, few below 6; each class by its own examples."""
+    hits = Hits(np.array([10, 4, 3, 1, 0]), np.array([10, 8, 12, 4, 5]), 0.0)
+    found = evaluator(parts, 20).accuracies(hits)
+    want = {"all": 40.0, "many": 75.0, "medium": 25.0, "few": 12.5}
+    assert found == pytest.approx(want, rel=1e-6)
+    absent = dataclasses.replace(
+        DATA,
+        train_images=DATA.train_images[DATA.train_labels != 2],
+        train_labels=DATA.train_labels[DATA.train_labels != 2],
+    )
+    found = evaluator(parts, 20, data=absent).accuracies(hits)
+    assert found.pop("medium") is None
+    assert found == pytest.approx({"all": 43.75, "many": 75.0, "few": 12.5}, rel=1e-6)
+
+
+# ---- cost -------------------------------------------------------------------------------------
+
+
+class Compiled:
+    """A step that costs what it is said to."""
+
+    def __init__(self, flops: float, as_list: bool = False):
+        self._found: Any = {"flops": flops}
+        self._found = [self._found] if as_list else self._found
+
+    def cost_analysis(self) -> Any:
+        return self._found
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_flops_are_those_that_xla_counts(as_list: bool) -> None:
+    assert cost.flops(Compiled(12.0, as_list)) == 12
+    x = jnp.ones((8, 16))
+    one = jax.jit(lambda x: x @ x.T).lower(x).compile()
+    assert cost.flops(one) == pytest.approx(2 * 8 * 8 * 16, rel=0.01)
+    nothing = Compiled(0)
+    nothing._found = None
+    assert np.isnan(cost.flops(nothing))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "want"),
+    [
+        # Tail rows of the batches are 1, 2, 2 and 3: rooms of 1, 3, 3 and 3, or of 2 and 2 ...
+        ((1, 3, 8), [1, 3, 3, 3]),
+        ((2, 8), [2, 2, 2, 8]),
+        ((0, 2), [1, 2, 2, 2]),  # a room of 0 is one of 1, and the largest is taken at least
+        ((4,), [4, 4, 4, 4]),
+        ((99, 2), [2, 2, 2, 8]),  # in any order, and none larger than the batch
+    ],
+)
+def test_a_step_that_chooses_among_buffers_costs_their_mean(sizes: Any, want: Any) -> None:
+    """Each choice compiled alone, weighted by how often it is made."""
+    batches = [np.array([1] * tail + [0] * (8 - tail)) for tail in (1, 2, 2, 3)]
+    tail = np.array([False, True])
+    asked = []
+
+    def compiled(room: Any) -> Compiled:
+        buffers = room(8)
+        found = [int(size) for size in buffers(tail)]
+        asked.append(found)
+        return Compiled(100.0 * max(found) + 1)
+
+    call, mean = cost.counted(compiled, lambda rows: lambda classes: sizes, batches)
+    assert mean == pytest.approx(100 * np.mean(want) + 1)
+    assert call.cost_analysis()["flops"] == 100 * max(asked[0]) + 1
+    # One program for the step, and one for each choice where there are several.
+    assert len(asked) == (1 if len(set(asked[0])) == 1 else 1 + len(set(want)))
+
+
+def test_where_every_pass_sees_the_batch_the_step_alone_is_counted() -> None:
+    rooms = []
+    call, found = cost.counted(lambda room: rooms.append(room) or Compiled(7.0), None, [])
+    assert (rooms, found, cost.flops(call)) == ([None], 7.0, 7.0)
+
+
+def test_a_lone_step_is_counted_and_timed(parts: Parts) -> None:
+    """FLOPs of a matrix product forward and two backward, and some milliseconds."""
+    inputs = parts.run_on.put_inputs(parts.feed.inputs("train"))
+    with parts.feed.training(parts.order, [(0, 1)]) as batches:
+        rows = next(batches)
+    before = jax.tree.map(np.asarray, parts.initial.params)
+    found, time_ms = cost.lone_step(
+        parts.run_on, rules.sgd(5), parts.initial, inputs, rows, parts.order, 1e-9
+    )
+    products = 16 * (192 * 128 + 128 * 128 + 128 * 5)
+    # No gradient reaches the images; the rest is what is neither product nor parameter.
+    least = 2 * (3 * products - 16 * 192 * 128)
+    assert least < found < 1.5 * least
+    assert 0 < time_ms < 60_000
+    jax.tree.map(np.testing.assert_array_equal, before, parts.initial.params)
+    again, none = cost.lone_step(
+        parts.run_on, rules.sgd(5), parts.initial, inputs, rows, parts.order, 0
+    )
+    assert again == found and np.isnan(none)

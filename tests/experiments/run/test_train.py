@@ -1,0 +1,427 @@
+"""The trainer on a tiny set: its path, its stops, what it writes and what it refuses."""
+
+import csv
+import dataclasses
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import cifar_lt, evaluate
+from experiments.command import presets
+from experiments.data import save_npz
+from experiments.host.errors import RunError, Stopped
+from experiments.models import MODELS
+from experiments.run.parts import Parts
+from experiments.run.settings import Settings
+from experiments.run.trainer import Trainer, fit
+from experiments.step.methods import build_rule, rule_stages
+from imbsam_jax import rules
+from imbsam_jax.losses import cross_entropy
+from places import ROOT
+from tiny import IN_FULL, TinyNet, tiny_dataset
+
+pytestmark = [
+    pytest.mark.allow_rank_promotion,  # Flax adds a bias[C] to a batch[B, C]
+    pytest.mark.usefixtures("lean"),
+]
+
+COUNTS = tiny_dataset().class_counts()
+QUICK = Settings(epochs=3, batch_size=16, lr=0.05, eval_batch=20, checkpoint_every=1)
+
+
+def run(out, rule=None, settings=QUICK, model="mlp", dataset=None, **options):
+    description = {
+        "experiment": "test",
+        "rule": "imbsam",
+        "rule_args": {},
+        "loss": "cross_entropy",
+        "imbalance_factor": 40 / 3,
+    }
+    rule = rule or rules.imbsam(COUNTS, rho=0.1, eta=10)
+    dataset = dataset or tiny_dataset()
+    options = {"description": description, "quiet": True, **options}
+    return fit(dataset, model, rule, cross_entropy, settings, out, **options)
+
+
+def test_a_run_folder_and_its_report(tmp_path):
+    report = run(tmp_path / "run", **IN_FULL)
+    assert json.loads((tmp_path / "run" / "report.json").read_text()) == report
+    promised = """experiment dataset rule rule_args model loss imbalance_factor epochs batch_size
+    seed all many medium few best_epoch class_counts_sha256 train_examples seconds_train
+    seconds_compile seconds_to_first_step step_ms flops_per_step flops_ratio_to_sgd device versions
+    git"""
+    assert set(promised.split()) <= set(report)
+    assert report["thresholds"] == {"many_above": 15, "few_below": 6}
+    assert report["train_examples"] == 78
+    assert {"all", "many", "medium", "few", "epoch"} == set(report["best_epoch"])
+    # Two forward and three backward passes over SGD's one and one, the optimizer aside.
+    assert 2 < report["flops_ratio_to_sgd"] < 3
+    lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert lines[-1]["test_all"] == report["all"]
+    best = max(lines, key=lambda line: line["test_all"])
+    assert report["best_epoch"]["all"] == best["test_all"]
+    with open(tmp_path / "run" / "per_class.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["train_examples"]) for row in rows] == [40, 20, 10, 5, 3]
+    assert sum(int(row["test_examples"]) for row in rows) == 55
+    assert np.mean([float(row["accuracy"]) for row in rows]) == pytest.approx(report["all"], 1e-4)
+    for plot in ("per_class.png", "curves.png"):
+        assert (tmp_path / "run" / plot).stat().st_size > 5000
+
+
+@pytest.mark.slow
+def test_a_group_without_classes_is_null(tmp_path):
+    dataset = dataclasses.replace(tiny_dataset(), few_below=2)
+    report = run(tmp_path / "run", dataset=dataset, settings=dataclasses.replace(QUICK, epochs=1))
+    assert report["few"] is None and report["best_epoch"]["few"] is None
+    assert report["all"] is not None
+
+
+def test_the_path_is_that_of_a_plain_loop(tmp_path):
+    """SGD by hand over the trainer's order: full batches, then the last one at its true size."""
+    settings = dataclasses.replace(QUICK, augment=False, epochs=2, schedule="constant")
+    dataset = tiny_dataset()
+    parts = Parts(dataset, "mlp", cross_entropy, settings)
+    params = jax.device_get(parts.initial.params)
+    apply = parts.initial.apply_fn
+    images = (dataset.train_images.astype(np.float32) / 255 - dataset.mean) / dataset.std
+    images = images.astype(np.float32)
+
+    def loss(params, x, y):
+        logits = apply({"params": params}, x, train=True)
+        return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(len(y)), y])
+
+    gradient = jax.jit(jax.grad(loss))
+    velocity = jax.tree.map(np.zeros_like, params)
+    sizes = []
+    for epoch in range(2):
+        order = np.random.default_rng([0, epoch]).permutation(78)
+        for start in range(0, 78, 16):
+            rows = order[start : start + 16]
+            sizes.append(len(rows))
+            g = gradient(params, images[rows], dataset.train_labels[rows])
+            velocity = jax.tree.map(lambda v, g, p: 0.9 * v + g + 5e-3 * p, velocity, g, params)
+            params = jax.tree.map(lambda p, v: p - 0.05 * v, params, velocity)
+    assert sizes == [16, 16, 16, 16, 14] * 2
+    run(tmp_path / "run", rules.sgd(5), settings)
+    for found, expected in zip(
+        jax.tree.leaves(final_state(tmp_path / "run", parts).params),
+        jax.tree.leaves(params),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def final_state(folder, parts):
+    from experiments.run.checkpoints import Checkpoints
+
+    checkpoints = Checkpoints(folder / "checkpoints")
+    state, _ = checkpoints.restore(parts.initial)
+    checkpoints.close()
+    return state
+
+
+@pytest.mark.slow
+def test_longer_calls_go_the_same_way(tmp_path):
+    """A scan of three steps and lone steps agree to rounding; equal calls agree bitwise."""
+    reports = {}
+    for steps_per_call, name in ((1, "one"), (3, "three"), (3, "again")):
+        settings = dataclasses.replace(QUICK, steps_per_call=steps_per_call)
+        reports[name] = run(tmp_path / name, settings=settings)
+    assert reports["three"]["params_sha256"] == reports["again"]["params_sha256"]
+    lines = {
+        name: [json.loads(x) for x in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "three")
+    }
+    for one, three in zip(lines["one"], lines["three"], strict=True):
+        assert one["train_loss"] == pytest.approx(three["train_loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_staged_rule_switches_inside_an_epoch(tmp_path):
+    """sgd -> sam after 7 steps, 5 an epoch: calls end at the switch, stages cost their own."""
+    switch = rules.stagewise(rules.sgd(5), rules.sam(5, rho=0.3), switch_step=7)
+    settings = dataclasses.replace(QUICK, steps_per_call=4, epochs=2)
+    dataset = tiny_dataset()
+    parts = Parts(dataset, "mlp", cross_entropy, settings)
+    calls = Trainer(dataset, switch, [parts], [settings], parts.run_on).calls
+    assert calls.of_epoch(0) == [(0, 4, 0), (4, 1, 0)]
+    assert calls.of_epoch(1) == [(5, 2, 0), (7, 2, 1), (9, 1, 1)]
+    staged = run(tmp_path / "staged", switch, settings, measure=True)
+    # Cost: 7 of 10 steps are SGD's, the others have twice its passes.
+    assert staged["flops_ratio_to_sgd"] == pytest.approx(0.7 + 0.3 * 2, rel=0.05)
+    nested = rules.stagewise(rules.sgd(5), switch, switch_step=2)
+    assert [start for start, _ in rule_stages(nested)] == [0, 2, 7]
+    late = rules.stagewise(switch, rules.sgd(5), switch_step=5)
+    assert [start for start, _ in rule_stages(late)] == [0, 5]
+
+
+def test_held_out_images_choose_an_epoch_and_are_not_trained_on(tmp_path):
+    from experiments.data import hold_out
+
+    dataset = hold_out(tiny_dataset(), 2, seed=0)
+    report = run(tmp_path / "run", dataset=dataset)
+    assert report["train_examples"] == 78 - 10
+    assert report["best_val_epoch"]["val"]["all"] >= 0
+    assert 1 <= report["best_val_epoch"]["epoch"] <= 3
+
+
+@pytest.mark.slow
+def test_bfloat16_computes_low_and_keeps_high(tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "tiny", TinyNet)
+    settings = dataclasses.replace(QUICK, precision="bfloat16", epochs=1)
+    parts = Parts(tiny_dataset(), "tiny", cross_entropy, settings)
+    leaves = jax.tree.leaves((parts.initial.params, parts.initial.batch_stats))
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+    report = run(tmp_path / "run", settings=settings, model="tiny")
+    assert math.isfinite(report["all"])
+
+
+# ---- stopping and going on -----------------------------------------------------------------
+
+
+LONG = ["--epochs", "160", "--checkpoint-every", "10", "--eval-every", "80"]
+
+
+def command(data, out, *more):
+    flags = ["--data", data, "--model", "mlp", "--batch-size", "16", "--eta", "10", "--quiet"]
+    return [sys.executable, "-m", "experiments.cifar_lt", *flags, "--out", out, *map(str, more)]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "tiny.npz"
+    save_npz(tiny_dataset(), path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def unkilled(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("unkilled") / "run"
+    subprocess.run(command(data, str(out), *LONG), cwd=ROOT, check=True, capture_output=True)
+    return json.loads((out / "report.json").read_text())
+
+
+def interrupt(data, out, number):
+    """Starts a run, sends the signal once some epochs are done, returns (exit code, stderr)."""
+    process = subprocess.Popen(
+        command(data, str(out), *LONG), cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    metrics = out / "metrics.jsonl"
+    until = time.monotonic() + 240
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 12):
+        assert process.poll() is None and time.monotonic() < until, process.stderr.read()
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=240)
+    return process.returncode, errors
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        (signal.SIGKILL, -signal.SIGKILL),
+    ],
+)
+def test_a_stopped_run_ends_bitwise_where_an_unstopped_one_does(
+    data, unkilled, tmp_path, number, code
+):
+    out = tmp_path / "run"
+    found, errors = interrupt(data, out, number)
+    assert found == code
+    assert not (out / "report.json").exists()
+    if number != signal.SIGKILL:
+        assert "--resume" in errors.splitlines()[-1] and "Traceback" not in errors
+    resumed = command(data, str(out), *LONG, "--resume")
+    subprocess.run(resumed, cwd=ROOT, check=True, capture_output=True)
+    report = json.loads((out / "report.json").read_text())
+    for name in ("params_sha256", "all", "many", "medium", "few", "best_epoch"):
+        assert report[name] == unkilled[name]
+    epochs = [json.loads(x)["epoch"] for x in (out / "metrics.jsonl").read_text().splitlines()]
+    assert epochs == list(range(1, 161))
+    # A finished run resumed again says the same and trains nothing.
+    before = (out / "report.json").stat().st_mtime_ns
+    subprocess.run(resumed, cwd=ROOT, check=True, capture_output=True)
+    assert (out / "report.json").stat().st_mtime_ns == before
+
+
+def test_a_deadline_stops_like_a_signal(tmp_path):
+    settings = dataclasses.replace(QUICK, epochs=4000)
+    with pytest.raises(Stopped, match="--resume") as stopped:
+        run(tmp_path / "run", settings=settings, deadline=time.monotonic() + 3)
+    assert stopped.value.exit_code == 75
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path, capsys):
+    whole = run(tmp_path / "whole")
+    late = dataclasses.replace(QUICK, checkpoint_every=1)
+    run(tmp_path / "run", settings=late)
+    (tmp_path / "run" / "report.json").unlink()
+    newest = max(
+        (p for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()),
+        key=lambda p: int(p.name),
+    )
+    assert newest.name == "15"
+    for file in newest.rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    report = run(tmp_path / "run", settings=late, resume=True, quiet=False)
+    said = capsys.readouterr().out
+    assert "checkpoint of step 15 is damaged" in said and "after epoch 2" in said
+    assert report["params_sha256"] == whole["params_sha256"]
+
+
+# ---- bad input: one clear last line, nothing written ----------------------------------------
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_the_last_checkpoint(tmp_path):
+    settings = dataclasses.replace(QUICK, lr=1e30, weight_decay=0.0)
+    with pytest.raises(RunError, match=r"loss is (nan|inf) at step \d+ .*no checkpoint"):
+        run(tmp_path / "run", settings=settings)
+
+    nan = rules.sgd(5)(None)._replace(base=np.full(5, np.nan))
+    poisoned = rules.stagewise(rules.sgd(5), lambda step: nan, switch_step=8)
+    with pytest.raises(RunError, match=r"at step 9 .*last good checkpoint is step 5"):
+        run(tmp_path / "later", poisoned)
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    run(tmp_path / "run")
+    with pytest.raises(RunError, match=r"already holds a run.*--resume"):
+        run(tmp_path / "run")
+    with pytest.raises(RunError, match=r"other settings \(lr 0.05 -> 0.01\)"):
+        run(tmp_path / "run", settings=dataclasses.replace(QUICK, lr=0.01), resume=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("keep")
+    with pytest.raises(RunError, match="not empty"):
+        run(tmp_path / "mine", resume=True)
+    from experiments.host.folders import RunFolder
+
+    held = RunFolder(tmp_path / "held", {"a": 1}, resume=False)
+    with pytest.raises(RunError, match="in use by another process"):
+        RunFolder(tmp_path / "held", {"a": 1}, resume=True)
+    held.close()
+    RunFolder(tmp_path / "held", {"a": 1}, resume=True).close()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "--epochs must be at least 1, got 0"),
+        ({"batch_size": -1}, "--batch-size"),
+        ({"lr": float("nan")}, "--lr"),
+        ({"weight_decay": -1.0}, "--weight-decay"),
+        ({"momentum": 1.0}, "--momentum"),
+        ({"schedule": "linear"}, "unknown schedule 'linear'"),
+        ({"devices": 64}, "--devices 64, but JAX sees"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_anything_is_written(
+    tmp_path, change, message
+):
+    with pytest.raises(RunError, match=message):
+        run(tmp_path / "run", settings=dataclasses.replace(QUICK, **change))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (["--rule", "sgdd"], 2, "invalid choice: 'sgdd'"),
+        (["--rhoo", "0.1"], 2, "unrecognized arguments: --rhoo"),
+        (["--imbalance-factor", "100"], 2, "--imbalance-factor beside --data, whose file was exp"),
+        (["--eta", "10", "--rho", "-0.1"], 2, "rho must be finite and at least 0, got -0.1"),
+        (["--eta", "1"], 1, "eta=1.0 leaves no tail class: the counts range from 3 to 40"),
+        (["--eta", "1000"], 1, "leaves no head class"),
+        (["--eta", "10", "--tail-scale", "0"], 2, "tail-scale must be finite and over 0, got 0"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong(data, tmp_path, run_python, flags, code, message):
+    out = tmp_path / "run"
+    args = ["-m", "experiments.cifar_lt", "--data", data, "--out", str(out), *flags]
+    done = run_python(args, expect=code)
+    assert message in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not out.exists()
+
+
+def test_a_folder_without_the_data_is_named(tmp_path, run_python):
+    args = ["-m", "experiments.cifar_lt", "--data-dir", str(tmp_path), "--out", str(tmp_path / "r")]
+    done = run_python(args, expect=1, env={"TFDS_DATA_DIR": None})
+    assert str(tmp_path) in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    assert not (tmp_path / "r").exists()
+
+
+# ---- the commands around a run --------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_seeds_report_and_evaluate(data, tmp_path, run_python):
+    out = tmp_path / "runs"
+    flags = ["--data", data, "--model", "mlp", "--batch-size", "16", "--eta", "10", "--epochs", "2"]
+    done = run_python(
+        ["-m", "experiments.cifar_lt", *flags, "--seeds", "0", "4", "--out", str(out)]
+    )
+    assert "imbsam" in done.stdout
+    reports = [json.loads((out / f"seed_{s}" / "report.json").read_text()) for s in (0, 4)]
+    assert [report["seed"] for report in reports] == [0, 4]
+    assert reports[0]["params_sha256"] != reports[1]["params_sha256"]
+    shown = run_python(["-m", "experiments.report", str(out)]).stdout
+    for report in reports:
+        assert f"{report['all']:.1f}" in shown
+    shown = run_python(["-m", "experiments.evaluate", str(out / "seed_4"), "--data", data]).stdout
+    assert f"{reports[1]['all']:.2f}" in shown
+    assert f"{reports[1]['last_epoch_flip']['all']:.2f}" in shown
+    done = run_python(["-m", "experiments.report", str(tmp_path)], expect=1)
+    assert "no finished run" in done.stderr
+
+
+def test_evaluate_shrinks_as_the_run_did(data, tmp_path, capsys):
+    """The multilayer perceptron refuses images of another size; a convolution would not."""
+    out = str(tmp_path / "run")
+    flags = ["--data", data, "--model", "mlp", "--shrink", "2", "--epochs", "2", "--rule", "sgd"]
+    cifar_lt.main(presets.parse(cifar_lt.arguments(), [*flags, "--out", out, "--quiet"]))
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    evaluate.main(evaluate.arguments().parse_args([out, "--data", data]))
+    shown = capsys.readouterr().out
+    for name in ("many", "medium", "few", "all"):
+        assert f"{report[name]:.2f}" in shown
+
+
+@pytest.mark.slow
+def test_the_accelerator_script_goes_on_where_it_was_cut_short(data, tmp_path, run_python):
+    out = tmp_path / "out"
+    flags = ["-m", "benchmarks.accelerator", "--data", data, "--models", "mlp", "--epochs", "2"]
+    flags += ["--parts", "runs"]
+    flags += ["--methods", "sgd", "imbsam_x2", "--weight-decays", "5e-3", "--eta", "10"]
+    flags += ["--out", str(out), "--work", str(tmp_path / "work"), "--quiet"]
+    done = run_python([*flags, "--minutes", "0"], expect=75)
+    assert "the same command goes on" in done.stderr
+    run_python(flags)
+    reports = json.loads((out / "runs.json").read_text())
+    assert [report["rule"] for report in reports] == ["sgd", "imbsam"]
+    assert reports[1]["rule_args"] == {"rho": 0.05, "eta": 10, "tail_scale": 2.0}
+    assert reports[0]["seconds_whole"] is None  # cut short, and resumed
+    assert reports[1]["seconds_whole"] >= reports[1]["seconds_train"]
+    again = run_python(flags).stdout
+    assert "2 runs are done, 0 to do" in again
+
+
+def test_rules_take_the_flags_of_their_signature():
+    options = {"rho": 0.3, "eta": 10, "tail_scale": 2.0, "epochs": 3}
+    table = build_rule("imbsam", COUNTS, options)(None)
+    np.testing.assert_array_equal(table.groups, [[0, 0, 2, 2, 2]])
+    assert build_rule("sgd", COUNTS, options)(None).groups.shape == (0, 5)
+    with pytest.raises(RunError, match=r"unknown rule 'adam'.*imbsam"):
+        build_rule("adam", COUNTS, options)

@@ -1,0 +1,147 @@
+"""One step's parts against closed forms and plain loops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments.data import augment
+from experiments.step import steps
+from experiments.step.objectives import Objective
+from imbsam_jax import rules
+from imbsam_jax.losses import cross_entropy
+from tiny import TinyNet, tiny_dataset
+
+
+def test_crop_and_flip_equals_a_loop_and_depends_on_the_position_alone():
+    images = tiny_dataset().train_images[:6]
+    key = jax.random.key(3)
+    found = np.asarray(augment.crop_and_flip(jnp.asarray(images), jnp.arange(6), 6, key, pad=2))
+    crop_key, flip_key = jax.random.split(key)
+    corners = np.asarray(jax.random.randint(crop_key, (6, 2), 0, 5))
+    flips = np.asarray(jax.random.bernoulli(flip_key, 0.5, (6,)))
+    assert flips.any() and not flips.all()
+    for image, (top, left), flip, seen in zip(images, corners, flips, found, strict=True):
+        canvas = np.zeros((12, 12, 3), np.uint8)
+        canvas[2:10, 2:10] = image
+        expected = canvas[top : top + 8, left : left + 8]
+        np.testing.assert_array_equal(seen, expected[:, ::-1] if flip else expected)
+    rows = jnp.array([4, 1])
+    part = augment.crop_and_flip(jnp.asarray(images)[rows], rows, 6, key, pad=2)
+    np.testing.assert_array_equal(part, found[np.array([4, 1])])
+
+
+def test_normalise_is_the_stated_affine_map():
+    images = jnp.array([[[[0, 51, 255]]]], jnp.uint8)
+    found = augment.normalise(images, (0.5, 0.2, 0.0), (0.5, 0.1, 2.0))
+    np.testing.assert_allclose(found[0, 0, 0], [-1.0, 0.0, 0.5], atol=1e-6)
+
+
+def test_schedules_at_known_epochs():
+    def epochs(kind: str, at: list[int], total: int) -> list[float]:
+        schedule = steps.learning_rate(kind, 0.1, total, 7)
+        # First and last step of an epoch have the epoch's rate.
+        values = [float(schedule(7 * epoch)) for epoch in at]
+        assert values == [float(schedule(7 * epoch + 6)) for epoch in at]
+        return values
+
+    cosine = [0.1, 0.05 * (1 + np.cos(np.pi / 4)), 0.05, 0.05 * (1 + np.cos(3 * np.pi / 4))]
+    np.testing.assert_allclose(epochs("cosine", [0, 1, 2, 3], 4), cosine, rtol=1e-5)
+    np.testing.assert_allclose(
+        epochs("cosine-prestep", [0, 1, 2, 3], 4), [*cosine[1:], 0.0], rtol=1e-5, atol=1e-9
+    )
+    ldam = epochs("steps", [0, 3, 4, 159, 160, 179, 180, 199], 200)
+    np.testing.assert_allclose(ldam, [0.02, 0.08, 0.1, 0.1, 1e-3, 1e-3, 1e-5, 1e-5], rtol=1e-5)
+    assert epochs("constant", [0, 3], 4) == [pytest.approx(0.1)] * 2
+    with pytest.raises(ValueError, match=r"linear.*cosine"):
+        steps.learning_rate("linear", 0.1, 4, 7)
+
+
+def test_the_optimizer_is_pytorchs_sgd(x64):
+    rates = jnp.array([0.5, 0.25, 0.125])
+    tx = steps.optimizer(lambda step: rates[step], momentum=0.9, weight_decay=0.1)
+    theta, velocity = np.array([1.0, -2.0]), np.zeros(2)
+    params = jnp.asarray(theta)
+    state = tx.init(params)
+    for step, gradient in enumerate(np.array([[0.3, 0.1], [-0.2, 0.4], [0.0, 1.0]])):
+        updates, state = tx.update(jnp.asarray(gradient), state, params)
+        params = optax.apply_updates(params, updates)
+        velocity = 0.9 * velocity + gradient + 0.1 * theta
+        theta = theta - float(rates[step]) * velocity
+        np.testing.assert_allclose(params, theta, atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def one_step():
+    """A step of a net with batch normalisation, from one state and batch under any rule."""
+    dataset = tiny_dataset()
+    model = TinyNet(5)
+    tx = steps.optimizer(lambda _: 0.1, 0.9, 5e-4)
+    example = jnp.zeros((1, 8, 8, 3))
+    state = jax.jit(lambda key: steps.create_state(model, tx, example, key))(jax.random.key(0))
+    inputs = steps.Inputs(*map(jnp.asarray, (dataset.train_images, dataset.train_labels)))
+    index = jnp.arange(0, 78, 5)
+
+    def prepare(images, positions, batch_size, key):
+        return augment.normalise(images, dataset.mean, dataset.std)
+
+    def run(rule):
+        step = steps.make_step(rule, Objective(cross_entropy, 5), prepare)
+        call = jax.jit(step, static_argnums=4)
+        return call(state, inputs, index, jnp.arange(len(index)), len(index), jax.random.key(1))
+
+    return state, inputs, index, prepare, run
+
+
+@pytest.mark.allow_rank_promotion  # Flax's batch normalisation
+def test_statistics_and_metrics_are_those_of_the_clean_pass(one_step):
+    state, inputs, index, prepare, run = one_step
+    images = prepare(inputs.images[index], None, None, None)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    logits, updated = state.apply_fn(variables, images, train=True, mutable=["batch_stats"])
+    labels = np.asarray(inputs.labels)[np.asarray(index)]
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    accuracy = (np.asarray(logits).argmax(-1) == labels).mean()
+    counts = np.bincount(np.asarray(inputs.labels))
+    params = {}
+    for name, rule in {
+        "sgd": rules.sgd(5),
+        "imbsam": rules.imbsam(counts, rho=0.5, eta=10),
+    }.items():
+        after, seen = run(rule)
+        np.testing.assert_allclose(seen.loss, loss, rtol=1e-5)
+        np.testing.assert_allclose(seen.accuracy, accuracy, rtol=1e-6)
+        for found, expected in zip(
+            jax.tree.leaves(after.batch_stats),
+            jax.tree.leaves(updated["batch_stats"]),
+            strict=True,
+        ):
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+        params[name] = np.concatenate([np.ravel(x) for x in jax.tree.leaves(after.params)])
+    assert np.abs(params["sgd"] - params["imbsam"]).max() > 1e-3
+
+
+@pytest.mark.allow_rank_promotion
+def test_counted_hits_equal_a_count_of_predictions(one_step):
+    state, *_ = one_step
+    dataset = tiny_dataset()
+
+    def prepare(images):
+        return augment.normalise(images, dataset.mean, dataset.std)
+
+    images = prepare(jnp.asarray(dataset.test_images))
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    plain = np.asarray(state.apply_fn(variables, images, train=False))
+    mirrored = np.asarray(state.apply_fn(variables, images[:, :, ::-1], train=False))
+    test = steps.Inputs(jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels))
+    everyone, shown = jnp.arange(55), jnp.arange(55) % 7 != 0
+    for flip, logits in ((False, plain), (True, (plain + mirrored) / 2)):
+        correct, total, _ = steps.count_hits(
+            state, prepare, test, steps.Rows(index=everyone, mask=shown), flip
+        )
+        hit = (logits.argmax(-1) == dataset.test_labels) & np.asarray(shown)
+        for c in range(5):
+            mine = dataset.test_labels == c
+            assert int(correct[c]) == hit[mine].sum()
+            assert int(total[c]) == np.asarray(shown)[mine].sum()
