@@ -406,6 +406,8 @@ def environment() -> dict[str, Any]:
 def command_line() -> str:
     """The command as typed, the script by its module; what is to be kept takes relative paths."""
     script = Path(sys.argv[0])
+    if script.name == "__main__.py":  # a package of its own
+        script = script.parent.with_suffix(".py")
     parts = script.with_suffix("").parts[-2:] if script.suffix == ".py" else script.parts[-1:]
     return " ".join(["python -m", ".".join(parts), *sys.argv[1:]])
 

@@ -16,7 +16,8 @@ import pytest
 
 import imbsam_jax as ij
 import reference
-from imbsam_jax import remembered
+from imbsam_jax import passes
+from imbsam_jax.experimental import remembered
 from rule_table import (
     BY_ID,
     CLASSES,
@@ -124,9 +125,9 @@ def test_the_mean_loss_is_that_of_the_real_rows_of_all_devices(row: Row, sync: b
 
 # How passes are run: each device takes its rows in parts, or chooses among its own.
 PASSES = {
-    "micro_batches": {"micro_batches": 2},
-    "own_rows": {"examples": "independent", "buffers": lambda classes: (2, ROWS_EACH)},
-    "split_norm": {"examples": "split_norm", "buffers": lambda classes: (2, ROWS_EACH)},
+    "micro_batches": {"passes": passes.whole(2)},
+    "own_rows": {"passes": passes.own_rows(lambda classes: (2, ROWS_EACH))},
+    "split_norm": {"passes": passes.split_norm(lambda classes: (2, ROWS_EACH))},
 }
 
 

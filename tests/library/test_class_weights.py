@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import imbsam_jax as ij
-from imbsam_jax import remembered
+from imbsam_jax import passes
+from imbsam_jax.experimental import remembered
 from rule_table import quick_jit
 
 RHO = 0.3
@@ -25,13 +26,13 @@ MASK = np.arange(8) != 6
 
 # Every way to run the passes. Buffers hold all rows of a part, and are smaller than the batch
 # where it does not weigh every class.
-ROOM = {"buffers": lambda classes: (max(int(classes[LABELS].sum()), 1),)}
+ROOM = lambda classes: (max(int(classes[LABELS].sum()), 1),)  # noqa: E731
 PASSES: dict[str, dict[str, Any]] = {
     "whole": {},
-    "micro_batches": {"micro_batches": 2},
-    "own_rows": {"examples": "independent", **ROOM},
-    "own_rows, several sizes": {"examples": "independent", "buffers": lambda classes: (3, 8)},
-    "split_norm": {"examples": "split_norm", **ROOM},
+    "micro_batches": {"passes": passes.whole(2)},
+    "own_rows": {"passes": passes.own_rows(ROOM)},
+    "own_rows, several sizes": {"passes": passes.own_rows(lambda classes: (3, 8))},
+    "split_norm": {"passes": passes.split_norm(ROOM)},
 }
 OF_REMEMBERED = [name for name, options in PASSES.items() if name in ("whole", "own_rows")]
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 import imbsam_jax as ij
-from imbsam_jax import cc_sam, classifiers, losses, remembered, rules, schedules
+from imbsam_jax import cc_sam, classifiers, losses, passes, rules, schedules
+from imbsam_jax.experimental import remembered
 
 # eta has no default: it fits one data set.
 DEFAULTS: dict[Any, dict[str, Any]] = {
@@ -23,8 +24,12 @@ DEFAULTS: dict[Any, dict[str, Any]] = {
     ij.shot_splits: {"many_above": 100, "few_below": 20},
     ij.tail_classes: {"strict": False},
     ij.value_and_grad: {
-        "axis_name": None, "sync_ascent": True, "ascent": ij.Ascent(), "carry": None, "info": False,
+        "axis_name": None, "sync_ascent": True, "ascent": ij.Ascent(), "info": False,
+        "passes": passes.whole(),
     },
+    passes.whole: {"micro_batches": 1, "batched": None, "carry": None},
+    passes.own_rows: {"batched": None},
+    passes.split_norm: {"batched": None, "carry": None},
     remembered.value_and_grad: {"axis_name": None, "ascent": ij.Ascent()},
     rules.imbsam: {"rho": 0.05, "tail_scale": 1.0, "strict": False},
     rules.reweighted_sam: {"strict": False},
@@ -48,9 +53,9 @@ DEFAULTS: dict[Any, dict[str, Any]] = {
     schedules.linear_radius: {"low": 0.05, "high": 0.8, "float16": False},
     schedules.ramp: {"limit": 1.0},
     cc_sam.value_and_grad: {
-        "variant": "paper", "perturb": "classifier", "classifier": "head", "noise_ratio": 1.0,
-        "flat_ratio": None, "perturbed_losses_fn": None, "classes_at_once": None,
-        "axis_name": None, "sync_ascent": True,
+        "variant": "paper", "perturb": "classifier", "classifier": "head", "flat_ratio": None,
+        "perturbed_losses_fn": None, "classes_at_once": None, "axis_name": None,
+        "sync_ascent": True,
     },
     cc_sam.feature_adversary: {"variant": "paper", "strength": 1.0, "divisor": 2.0},
 }  # fmt: skip

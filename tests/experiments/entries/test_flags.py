@@ -25,7 +25,7 @@ ENTRIES = {
         f"experiments.{name}": importlib.import_module(f"experiments.{name}").arguments
         for name in (
             "cifar_lt", "imagenet_lt", "inaturalist", "digits_lt", "sweep", "anomaly", "evaluate",
-            "report",
+            "report", "redraw",
         )
     },
     "experiments.sweep cifar_lt": sweep.image_arguments,
@@ -48,7 +48,7 @@ GOOD = ("1", "2", "0.5", "3", "100")
 
 def test_every_command_is_here():
     listed = {
-        f"{path.parent.name}.{path.stem}"
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".command")
         for folder in ("experiments", "benchmarks")
         for path in (ROOT / folder).rglob("*.py")
         if "cli.parser(" in path.read_text() and path.name != "cli.py"
