@@ -33,7 +33,8 @@ from experiments.models import CONVOLUTIONAL
 from experiments.step.many import many_steps
 from experiments.step.methods import Method
 from experiments.step.objectives import Objective
-from experiments.step.steps import Inputs, Rows, StepMetrics, TrainState, make_step
+from experiments.step.state import TrainState
+from experiments.step.step import Inputs, Rows, StepMetrics, make_step
 from imbsam_jax.rules import Rule
 
 AXIS = "batch"

@@ -7,7 +7,8 @@ from typing import Any
 
 import jax
 
-from experiments.step.steps import Inputs, Rows, StepMetrics, TrainState
+from experiments.step.state import TrainState
+from experiments.step.step import Inputs, Rows, StepMetrics
 
 
 def many_steps(
