@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import itertools
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +23,6 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.command import heeded, stage2
-from experiments.command.heeded import REMEMBERED
 from experiments.host import cli
 from experiments.host.errors import Diverged, RunError, check_seed
 from experiments.report import number
@@ -44,11 +42,7 @@ def arguments() -> argparse.ArgumentParser:
         "--rule", nargs="+", default=["sgd", "sam", "imbsam"], choices=sorted(methods.RULES),
         help="how gradients are taken, a row each",
     )  # fmt: skip
-    add_method_arguments(parser).add_argument(
-        "--memory", type=cli.number(least=0, below=1), nargs="+", default=[],
-        help="sam, reweighted_sam, imbsam, focal_sam: train also with a remembered ascent "
-        "direction (imbsam_jax.remembered), a row for each of these decays",
-    )  # fmt: skip
+    add_method_arguments(parser)
     objectives.add_arguments(parser.add_argument_group("loss"), several=True)
     stage2.add_arguments(parser.add_argument_group("second stage"))
     add_training_arguments(parser)
@@ -116,16 +110,6 @@ def settings_of(args: argparse.Namespace, loss_name: str) -> Settings:
     return settings
 
 
-def build_method(
-    rule: str, memory: float | None, counts: np.ndarray, options: dict[str, Any], **steps: int
-) -> tuple[Any, dict[str, Any]]:
-    """`methods.build_method`, remembered where there is a decay for the memory."""
-    method, described = methods.build_method(rule, counts, options, **steps)
-    if memory is not None:
-        method = methods.remembering(method, memory)
-    return method, {**described, "memory": memory}
-
-
 def make_folder(out: Path, args: argparse.Namespace) -> None:
     """The config.json of a folder that is ours."""
     from experiments.host import folders
@@ -151,15 +135,12 @@ def train(args: argparse.Namespace, datasets: list[Any], seeds: list[int]) -> li
             loss_name, bench.class_counts, options, steps_per_epoch=steps_per_epoch
         )
         settings = settings_of(args, loss_name)
-        for rule, memory in itertools.product(args.rule, [None, *args.memory]):
-            if memory is not None and rule not in REMEMBERED:
-                continue
-            method, of_method = build_method(
-                rule, memory, bench.class_counts, options, steps_per_epoch=steps_per_epoch
+        for rule in args.rule:
+            method, of_method = methods.build_method(
+                rule, bench.class_counts, options, steps_per_epoch=steps_per_epoch
             )
             objective = Objective(loss, len(bench.class_counts), args.mixup)
-            name = rule if memory is None else f"{rule} with memory {memory:g}"
-            job = Job(f"{name}, {loss_name}", method, objective, settings)
+            job = Job(f"{rule}, {loss_name}", method, objective, settings)
             jobs.append(job)
             described[job.name] = {**of_method, **of_loss, "stage2": None, "stage2_args": {}}
     stages = {
@@ -200,7 +181,7 @@ def train(args: argparse.Namespace, datasets: list[Any], seeds: list[int]) -> li
 class Row(NamedTuple):
     """A line of the table: what was run, and what it did."""
 
-    # rule, rule_args, ascent, memory, loss, loss_args, stage2, stage2_args
+    # rule, rule_args, ascent, loss, loss_args, stage2, stage2_args
     description: dict[str, Any]
     curve: Any  # None where it diverged
     diverged: str | None = None
@@ -407,9 +388,7 @@ def _line(row: dict[str, Any]) -> str:
 
 def main(args: argparse.Namespace) -> None:
     out, seeds = checked(args)
-    args.rule, args.loss, args.memory = (
-        list(dict.fromkeys(names)) for names in (args.rule, args.loss, args.memory)
-    )
+    args.rule, args.loss = (list(dict.fromkeys(names)) for names in (args.rule, args.loss))
     cli.use_compilation_cache()
     from experiments.data.digits import load_digits_lt
     from experiments.host import folders

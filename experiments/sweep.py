@@ -30,11 +30,9 @@ import numpy as np
 
 from experiments import cifar_lt
 from experiments.command import heeded
-from experiments.command.heeded import REMEMBERED
 from experiments.digits_lt import (
     add_method_arguments,
     add_training_arguments,
-    build_method,
     checked,
     make_folder,
     settings_of,
@@ -105,10 +103,7 @@ def arguments() -> argparse.ArgumentParser:
         help="whose grid; SGD is trained beside it",
     )  # fmt: skip
     _add_grid(parser, "digits")
-    add_method_arguments(parser).add_argument(
-        "--memory", type=cli.number(least=0, below=1),
-        help="remember ascent directions, with this decay",
-    )  # fmt: skip
+    add_method_arguments(parser)
     objectives.add_arguments(parser.add_argument_group("loss"))
     add_training_arguments(parser)
     return parser
@@ -148,8 +143,6 @@ def grid_of(args: argparse.Namespace) -> dict[str, list[float]]:
     }
     of_rule = inspect.signature(methods.RULES[args.rule]).parameters
     known = {name for name in types if name in of_rule}
-    if args.rule in REMEMBERED:
-        known.add("memory")
     defaults = [
         [name, *map(str, values)]
         for name, values in GRIDS[args.experiment].items()
@@ -188,13 +181,11 @@ def train(args: argparse.Namespace, seeds: list[int], points: list[dict[str, flo
     loss, _ = objectives.build_loss(args.loss, bench.class_counts, vars(args), **steps)
     objective = objectives.Objective(loss, len(bench.class_counts), args.mixup)
     settings = settings_of(args, args.loss)
-    sgd, _ = build_method("sgd", None, bench.class_counts, vars(args), **steps)
+    sgd, _ = methods.build_method("sgd", bench.class_counts, vars(args), **steps)
     found: list[Any] = []
     for point in points:
         options = {**vars(args), **point}
-        found.append(
-            build_method(args.rule, options["memory"], bench.class_counts, options, **steps)[0]
-        )
+        found.append(methods.build_method(args.rule, bench.class_counts, options, **steps)[0])
     # One method, and so one program: the others are its numbers.
     jobs = [Job("sgd", sgd, objective, settings)] + [
         Job(

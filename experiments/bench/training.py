@@ -19,7 +19,7 @@ from experiments.host.errors import Diverged, check_seed
 from experiments.host.progress import Counted
 from experiments.models import create_model
 from experiments.run.settings import Settings
-from experiments.step.methods import Method, Remembered
+from experiments.step.methods import Method
 from experiments.step.objectives import Objective
 from experiments.step.optimizer import learning_rate, optimizer
 from experiments.step.state import start_state
@@ -196,10 +196,7 @@ class _Program:
 
         def begin(params: Any) -> Any:
             state = start_state(model, tx, {"params": params}, settings.trained)
-            if isinstance(job.method, Remembered):
-                memory = job.method.with_memory(state.params, state.batch_stats)
-                state = state.replace(batch_stats=memory)
-            return state
+            return state.replace(extra=job.method.initial_extra(state.params))
 
         # A copy: what other jobs start from must survive donation.
         self.states = jax.jit(jax.vmap(begin))(jax.tree.map(jnp.copy, params))

@@ -17,8 +17,6 @@ from experiments.step.objectives import LOSSES
 
 Needs = Mapping[str, tuple[Need, ...]]
 
-# Rules whose ascent directions --memory can remember.
-REMEMBERED = ("sam", "reweighted_sam", "imbsam", "focal_sam")
 # Models without batch normalisation, whose running statistics nothing could touch.
 _NO_STATISTICS = ("mlp", "resnet32_gn", "vit_ti4")
 # Rules that perturb as --p-norm and its like say.
@@ -84,7 +82,7 @@ _STRATIFIED = Need(
         any(
             "stratified" in _several(args, name) for name in ("sampling", "stage2_sampling", "mode")
         )
-        or not {"split_own", "split_renorm"}.isdisjoint(_several(args, "mode"))
+        or "split_norm" in _several(args, "mode")
     ),
     "stratified sampling",
 )
@@ -152,7 +150,6 @@ STAGE2: Needs = {
         for option in ("tau", "variant", "limit")
     },
 }
-_MEMORY: Needs = {"rule": (), "memory": (_one_of("rule", REMEMBERED),)}
 
 # launch.add_training; what the flags for several processes need is `execution.join_processes`'s.
 _TRAINING: Needs = {
@@ -163,11 +160,10 @@ _TRAINING: Needs = {
         "accumulate", "remat", "steps_per_call", "quiet", "coordinator", "num_processes",
         "process_id", "cluster",
     ),
-    "tail_statistics": (_one_of("examples", ["split_norm"]),),
     "together": (_with("seeds", "num-seeds"),),
     "heartbeat_seconds": (_with("cluster", "coordinator"),),
 }  # fmt: skip
-_IMAGES: Needs = {**_TRAINING, **METHOD, **_MEMORY, **LOSS, **STAGE2}
+_IMAGES: Needs = {**_TRAINING, "rule": (), **METHOD, **LOSS, **STAGE2}
 
 _CIFAR_DATA: Needs = {
     **_always(
@@ -198,7 +194,7 @@ _DIGITS_TRAINING: Needs = {
         "imbalance_factor", "epochs", "batch_size", "lr", "momentum", "weight_decay", "num_seeds",
         "seeds", "out", "overwrite",
     ),
-    **METHOD, **_MEMORY, **LOSS,
+    "rule": (), **METHOD, **LOSS,
     "running_statistics": (_DIGITS_STATISTICS,),
 }  # fmt: skip
 DIGITS: Needs = {**_DIGITS_TRAINING, **STAGE2, "stage2_statistics": (_DIGITS_STATISTICS,)}

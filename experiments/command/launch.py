@@ -16,9 +16,10 @@ from experiments.command import presets, stage2
 from experiments.host import cli, folders
 from experiments.host.errors import RunError, check_seed
 from experiments.models import MODELS
-from experiments.run.settings import EXAMPLES, LOADERS, SAMPLING
+from experiments.run.settings import LOADERS, SAMPLING
 from experiments.step import methods, objectives
 from experiments.step.optimizer import SCHEDULES
+from experiments.step.passing import EXAMPLES
 
 
 class _LeftOut(int):
@@ -32,11 +33,6 @@ def add_method(parser: argparse.ArgumentParser, **defaults: Any) -> None:
         "--rule", default="imbsam", choices=sorted(methods.RULES), help="how the gradient is taken"
     )
     methods.add_arguments(method, **defaults)
-    method.add_argument(
-        "--memory", type=cli.number(least=0, below=1), metavar="DECAY",
-        help="perturb along what earlier steps saw of the direction, of which each step keeps so "
-        "much (ours, see imbsam_jax.remembered): with --examples independent for SGD's price",
-    )  # fmt: skip
     objectives.add_arguments(parser.add_argument_group("loss"))
     stage2.add_arguments(parser.add_argument_group("second stage"))
 
@@ -89,12 +85,6 @@ def add_training(
         help="independent: a pass leaves out rows that have no weight in it; the same step for "
         "less, in models without batch statistics; cheapest with --sampling stratified. "
         "split_norm: the same for models with batch normalisation, where it is another step",
-    )  # fmt: skip
-    training.add_argument(
-        "--tail-statistics", default="renorm", choices=methods.TAIL_STATISTICS,
-        help="--examples split_norm: what normalises a pass over the tail alone: the tail rows' "
-        "own statistics; those of the whole batch before the perturbation, held fixed; or "
-        "(renorm) the latter in value and the former in gradient, which alone lost nothing overall",
     )  # fmt: skip
     training.add_argument(
         "--precision", default="float32", choices=["float32", "bfloat16"],
@@ -229,6 +219,8 @@ def make_plan(args: argparse.Namespace, dataset: Any, about_data: dict[str, Any]
       about_data: the description's fields that say how the data was made.
     """
     from experiments.data import filled
+    from experiments.run import compatible
+    from experiments.run.compatible import Asked
     from experiments.run.parts import tail_of
     from experiments.run.settings import Settings
     from experiments.step.execution import EXECUTIONS
@@ -244,20 +236,8 @@ def make_plan(args: argparse.Namespace, dataset: Any, about_data: dict[str, Any]
     method, of_method = methods.build_method(
         args.rule, counts, options, steps_per_epoch=steps_per_epoch
     )
-    if args.rule == "cc_sam" and settings.accumulate > 1:
-        raise RunError("--rule cc_sam takes a batch whole: use --accumulate 1")
-    if settings.examples != "dependent":
-        if args.rule == "cc_sam":
-            raise RunError("--rule cc_sam takes a batch whole: use --examples dependent")
-        if "running_statistics" in of_method["ascent"]:
-            raise RunError(methods.NOT_EVERY)
-    if args.memory is not None:
-        if settings.examples == "split_norm" or settings.accumulate > 1 or args.stage2:
-            raise RunError(
-                "--memory does not go with --examples split_norm, --accumulate or --stage2"
-            )
-        method = methods.remembering(method, args.memory)
-        of_method["memory"] = args.memory
+    asked = Asked(settings, method, args.rule, steps_per_epoch=steps_per_epoch)
+    compatible.check(asked)
     loss, of_loss = objectives.build_loss(
         args.loss, counts, options, steps_per_epoch=steps_per_epoch,
         axis_name=EXECUTIONS[args.parallel].axis_name,
@@ -279,14 +259,15 @@ def make_plan(args: argparse.Namespace, dataset: Any, about_data: dict[str, Any]
         )
         for name in args.stage2
     }
-    for each in (settings, *(stage.settings for stage in second.values())):
-        tail_of(dataset, each)  # refuses stratified sampling without one
-        steps = each.epochs * steps_per_epoch
-        if steps >= 2**31:
-            raise RunError(
-                f"{each.epochs} epochs of {steps_per_epoch} steps are more than steps are counted "
-                "to, 2**31: use fewer"
+    tail_of(dataset, settings)  # refuses stratified sampling without one
+    for name, stage in second.items():
+        tail_of(dataset, stage.settings)
+        compatible.check(
+            dataclasses.replace(
+                asked, settings=stage.settings, method=stage.method, adversary=stage.adversary,
+                stage2=name, first=settings if stage.keeps_head else None,
             )
+        )  # fmt: skip
     return Plan(settings, method, loss, description, second)
 
 

@@ -64,13 +64,12 @@ def test_one_program_serves_every_point(swept):
 @pytest.mark.allow_rank_promotion
 def test_a_point_is_what_digits_lt_trains(swept, tmp_path):
     _, summary, _ = swept
-    flags = ["--rule", "sgd", "imbsam", "--eta", "40", "--rho", "0.4", "--memory", "0.5"]
+    flags = ["--rule", "sgd", "imbsam", "--eta", "40", "--rho", "0.4"]
     flags += ["--out", str(tmp_path / "x")]
     digits_lt.main(digits_lt.arguments().parse_args([*SMALL, *flags]))
     rows = json.loads((tmp_path / "x" / "summary.json").read_text())
-    assert digits_lt.names(rows) == ["sgd", "imbsam", "imbsam m0.5"]
-    sgd, imbsam, remembered = rows
-    assert len({row["all"] for row in rows}) == 3 and remembered["memory"] == 0.5
+    assert digits_lt.names(rows) == ["sgd", "imbsam"]
+    sgd, imbsam = rows
     assert summary[-1]["point"] == {"eta": 40, "rho": 0.4}
     for split in sweep.SPLITS:
         # Rounding may move a prediction or two.
@@ -133,15 +132,13 @@ def test_what_is_written(swept):
     [
         (["--grid", "rho", "a"], "--grid rho must be finite and at least 0, got a"),
         (["--grid", "rho"], "has no values"),
-        (["--grid", "gamma", "1"], "gamma is no numeric flag of imbsam; it has eta, memory, rho"),
+        (["--grid", "gamma", "1"], "gamma is no numeric flag of imbsam; it has eta, rho"),
         (["--grid", "lr", "1"], "lr is no numeric flag"),
         (["--grid", "rho", "1", "--grid", "rho", "2"], "is given twice"),
         (["--rho-schedule", "late"], "leave --rho-schedule out"),
         (["--grid", "eta", "0"], "leaves no tail class"),
-        (["--grid", "memory", "1"], "--grid memory must be finite and at least 0 and below 1"),
         (["--grid", "rho", "0.1", "nan"], "--grid rho must be finite and at least 0, got nan"),
         (["--grid", "rho", "0.1", "--rho", "0.2"], "--rho beside --grid rho"),
-        (["--rule", "sse_sam", "--memory", "0.5"], "--memory needs --rule"),
     ],
 )
 def test_bad_grids_write_nothing(tmp_path, flags, message, capsys):
@@ -156,7 +153,6 @@ def test_bad_grids_write_nothing(tmp_path, flags, message, capsys):
 @pytest.mark.parametrize(
     ("rule", "grid"),
     [
-        ("sam", ["memory", "0", "0.9"]),
         ("focal_sam", ["strength", "0.2", "0.8"]),
         ("sse_sam", ["head-rho", "0", "0.2"]),
         ("reweighted_sam", ["tail-weight", "1", "3"]),
@@ -311,17 +307,6 @@ def test_a_sweep_of_which_every_point_diverged_chooses_none(tmp_path, monkeypatc
     assert "none is chosen" in (tmp_path / "out" / "table.md").read_text()
 
 
-def test_images_remembered_directions_can_be_swept(tmp_path, monkeypatch):
-    """Up to where training begins; SGD has none to remember."""
-    diverging(monkeypatch)
-    args = image_flags(tmp_path, "--memory", "0.5")
-    args.eta, args.grid = 20.0, [["memory", "0", "0.9"]]
-    sweep.main(args)
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert [row["point"] for row in summary] == [{}, {"memory": 0.0}, {"memory": 0.9}]
-    assert (tmp_path / "out" / "memory_0.9" / "seed_1").is_dir()
-
-
 def test_sgd_must_not_diverge(tmp_path, monkeypatch):
     diverging(monkeypatch, "sgd")
     with pytest.raises(RunError, match="SGD, with which every point is compared: the loss is nan"):
@@ -351,9 +336,8 @@ def test_a_radius_that_ruins_training_leaves_the_others(tmp_path, monkeypatch):
         (["--rule", "sgd"], "--rule sgd has no grid"),
         (["--rule", "cc_sam"], "--rule cc_sam has no grid"),
         (["--rho-schedule", "late"], "leave --rho-schedule out"),
-        (["--grid", "gamma", "1"], "gamma is no numeric flag of imbsam; it has eta, memory, rho"),
+        (["--grid", "gamma", "1"], "gamma is no numeric flag of imbsam; it has eta, rho"),
         (["--grid", "lr", "1"], "lr is no numeric flag"),
-        (["--grid", "memory", "1"], "--grid memory must be"),
         (["--grid", "tail-scale", "-1"], "tail_scale"),
         (["--num-seeds", "0"], "--num-seeds must be at least 1"),
         (["--process-id", "0"], "a sweep runs in one process"),
