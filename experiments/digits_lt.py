@@ -27,7 +27,7 @@ from experiments.command import heeded, stage2
 from experiments.command.heeded import REMEMBERED
 from experiments.host import cli
 from experiments.host.errors import Diverged, RunError, check_seed
-from experiments.report import number
+from experiments.reports.figures import number
 from experiments.run.settings import Settings
 from experiments.step import methods, objectives
 

@@ -10,7 +10,8 @@ import pytest
 from experiments import report
 from experiments.host import cli
 from experiments.host.errors import RunError
-from experiments.reports import grouping, published
+from experiments.reports import grouping, naming, published, reading, tables, writing
+from experiments.reports.figures import plus_minus
 
 SPLITS = ("many", "medium", "few", "all")
 PAPER = {"model": "resnet34_3x3", "epochs": 200, "batch_size": 64}
@@ -89,8 +90,8 @@ def test_one_seed_has_no_deviation_and_an_empty_split_no_mean():
     assert groups[0].figure("last", "few") is None
     assert groups[1].gain("last", "all") == (1, None, 1)
     assert groups[1].gain("last", "few") is None
-    assert grouping.plus_minus(groups[0].figure("last", "few")) == "-"
-    assert grouping.plus_minus(groups[1].gain("last", "all"), "+") == "+1.0"
+    assert plus_minus(groups[0].figure("last", "few")) == "-"
+    assert plus_minus(groups[1].gain("last", "all"), "+") == "+1.0"
 
 
 def test_no_common_seed_is_no_difference():
@@ -163,7 +164,7 @@ def test_which_rows_the_passes_see_is_of_the_method():
         [make(0), make(0, "imbsam", settings=split), make(0, "imbsam", memory=0.5)]
     )
     assert [group.sgd and group.sgd.number for group in groups] == [None, 1, 1]
-    names = [grouping.method(group) for group in groups]
+    names = [naming.method(group) for group in groups]
     assert names[1].endswith("examples split_norm tail_statistics renorm")
     assert names[2].endswith("memory 0.5")
 
@@ -172,9 +173,9 @@ def test_two_runs_of_a_seed_are_an_error_that_names_both(tmp_path):
     save(tmp_path / "a", 3)
     save(tmp_path / "b", 3)
     with pytest.raises(RunError, match=f"{tmp_path}/a and {tmp_path}/b .* seed 3"):
-        grouping.grouped(report.find([str(tmp_path)]))
+        grouping.grouped(reading.find([str(tmp_path)]))
     # One run that was named twice is one run.
-    found = report.find([str(tmp_path / "a"), str(tmp_path / "b" / ".." / "a")])
+    found = reading.find([str(tmp_path / "a"), str(tmp_path / "b" / ".." / "a")])
     assert len(found) == 1
 
 
@@ -189,7 +190,7 @@ def test_seeds_and_second_stages_are_found(tmp_path):
         save(tmp_path / "many" / f"seed_{seed}" / "stage2_lws", seed, "imbsam", stage2="lws")
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished" / "config.json").write_text(json.dumps({"rule": "sam"}))
-    found = report.find([str(path) for path in sorted(tmp_path.iterdir())])
+    found = reading.find([str(path) for path in sorted(tmp_path.iterdir())])
     kinds = Counter((run["rule"], run.get("stage2"), "first" in run) for run in found)
     assert kinds == {
         ("sgd", None, False): 1,
@@ -197,8 +198,8 @@ def test_seeds_and_second_stages_are_found(tmp_path):
         ("imbsam", None, False): 2,
         ("imbsam", "lws", True): 2,
     }
-    assert len(report.find([str(tmp_path / "many")])) == 4
-    assert len(report.find([str(tmp_path / "one" / "report.json")])) == 1
+    assert len(reading.find([str(tmp_path / "many")])) == 4
+    assert len(reading.find([str(tmp_path / "one" / "report.json")])) == 1
 
 
 def test_runs_are_found_at_any_depth_and_once(tmp_path):
@@ -208,7 +209,7 @@ def test_runs_are_found_at_any_depth_and_once(tmp_path):
     save(tmp_path / "a" / "b" / "sgd" / "seed_0" / "checkpoints" / "9")  # nobody's business
     save(tmp_path / ".trash" / "old", 7)
     (tmp_path / "a" / "again").symlink_to(tmp_path / "a")
-    found = report.find([str(tmp_path), str(tmp_path / "a" / "b")])
+    found = reading.find([str(tmp_path), str(tmp_path / "a" / "b")])
     assert Counter(run["rule"] for run in found) == {"sgd": 2, "imbsam": 2}
 
 
@@ -241,7 +242,7 @@ def test_what_is_no_run_is_passed_over_and_said(tmp_path, capsys):
     run_command(runs / "good")
     assert "passed over" not in capsys.readouterr().out
     with pytest.raises(RunError, match="no finished run"):
-        report.find([str(runs / "README.md"), str(runs / "empty")])
+        reading.find([str(runs / "README.md"), str(runs / "empty")])
 
 
 SECOND = {"stage2": "weight-balancing", "epochs": 10, "lr": 0.01, "weight_decay": 0.1}
@@ -259,15 +260,15 @@ def test_a_second_stage_is_of_its_first_stages_setting(tmp_path):
         save(
             first / "stage2_weight-balancing", 0, stage2_args=second_args(rule), **method, **SECOND
         )
-    groups = grouping.grouped(report.find([str(tmp_path)]))
+    groups = grouping.grouped(reading.find([str(tmp_path)]))
     second = [group for group in groups if "stage2" in group.identity]
     assert len(second) == 3
     assert [g.sgd and g.sgd.number for g in second] == [second[2].number, None, None]
-    name = grouping.method(second[0])
+    name = naming.method(second[0])
     assert name == "imbsam rho 0.05 eta 100 tail_scale 1 then weight-balancing"
-    shown = grouping.setting(second[0])
+    shown = naming.setting(second[0])
     assert "200 epochs" in shown and "weight decay 0.005; then epochs 10, lr 0.01" in shown
-    assert grouping.protocol(second[0]) == "imbsam-paper"
+    assert naming.protocol(second[0]) == "imbsam-paper"
     assert {row.all for row in published.beside(second[0].facts)} == {54.8}
     assert {row.all for row in published.beside(second[2].facts)} >= {51.9, 53.1, 52.0}
 
@@ -279,13 +280,13 @@ def test_second_stages_just_trained_find_their_first(capsys):
         runs += [make(seed), make(seed, stage2_args=second_args(), **SECOND)]
         runs.append(make(seed, stage2="tau-norm", stage2_args={"tau": 1.9}, epochs=0))
     groups = grouping.grouped(runs)
-    assert [grouping.method(group) for group in groups] == [
+    assert [naming.method(group) for group in groups] == [
         "sgd",
         "sgd then weight-balancing",
         "sgd then tau-norm tau 1.9",
     ]
     assert [group.facts["epochs"] for group in groups] == [200] * 3
-    assert "not found" in grouping.method(grouping.grouped([make(stage2="crt")])[0])
+    assert "not found" in naming.method(grouping.grouped([make(stage2="crt")])[0])
 
 
 @pytest.mark.parametrize(
@@ -300,7 +301,7 @@ def test_second_stages_just_trained_find_their_first(capsys):
 def test_a_bad_report_is_one_clear_error(tmp_path, content, message):
     (tmp_path / "report.json").write_text(content)
     with pytest.raises(RunError, match=message):
-        report.find([str(tmp_path)])
+        reading.find([str(tmp_path)])
 
 
 BAD = (
@@ -367,18 +368,18 @@ SHOTS = (("many_above", 100), ("few_below", 20))
 def test_what_is_no_json_object_is_told_in_a_sentence(content, tmp_path):
     (tmp_path / "report.json").write_bytes(content)
     with pytest.raises(RunError, match=r"cannot read .*report.json|no finished run"):
-        report.find([str(tmp_path)])
+        reading.find([str(tmp_path)])
 
 
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(RunError, match=r"cannot read .*nowhere"):
-        report.find([str(tmp_path / "nowhere")])
+        reading.find([str(tmp_path / "nowhere")])
 
 
 # ---- published figures -----------------------------------------------------------------------
 
 
-def figures(source, dataset, factor, rule, loss="cross_entropy", recipe=None, table=None):
+def printed(source, dataset, factor, rule, loss="cross_entropy", recipe=None, table=None):
     return [
         tuple(getattr(row, split) for split in SPLITS)
         for row in published.ROWS
@@ -390,25 +391,25 @@ def figures(source, dataset, factor, rule, loss="cross_entropy", recipe=None, ta
 
 def test_some_figures_as_printed():
     none = (None, None, None)
-    assert figures("P", "cifar100", 100, "sgd") == [(77.8, 46.6, 13.5, 47.6)]
-    assert figures("P", "cifar100", 100, "imbsam") == [(75.9, 53.5, 19.4, 51.1)]
-    assert figures("P", "cifar100", 10, "imbsam") == [(*none, 69.2)]
-    assert figures("P", "cifar100", 50, "imbsam", recipe="weight-balancing") == [(*none, 59.3)]
-    assert figures("P", "imagenet", None, "imbsam", recipe="lws") == [(63.2, 53.7, 38.3, 55.3)]
-    assert figures("P", "inaturalist2018", None, "sam") == [(75.6, 66.7, 61.8, 65.7)]
-    assert figures("P", "cifar100", 10, "sgd", None, "ACE") == []
-    assert figures("SSE", "cifar100", 100, "sse_sam") == [(71.7, 54.5, 17.1, 49.3)]
-    found = figures("RDR", "cifar10", 100, "imbsam", "logit_adjusted")
+    assert printed("P", "cifar100", 100, "sgd") == [(77.8, 46.6, 13.5, 47.6)]
+    assert printed("P", "cifar100", 100, "imbsam") == [(75.9, 53.5, 19.4, 51.1)]
+    assert printed("P", "cifar100", 10, "imbsam") == [(*none, 69.2)]
+    assert printed("P", "cifar100", 50, "imbsam", recipe="weight-balancing") == [(*none, 59.3)]
+    assert printed("P", "imagenet", None, "imbsam", recipe="lws") == [(63.2, 53.7, 38.3, 55.3)]
+    assert printed("P", "inaturalist2018", None, "sam") == [(75.6, 66.7, 61.8, 65.7)]
+    assert printed("P", "cifar100", 10, "sgd", None, "ACE") == []
+    assert printed("SSE", "cifar100", 100, "sse_sam") == [(71.7, 54.5, 17.1, 49.3)]
+    found = printed("RDR", "cifar10", 100, "imbsam", "logit_adjusted")
     assert found == [(85.2, 75.1, 89.6, 82.5)]
-    assert figures("RDR", "cifar100", 100, "sgd") == [(*none, 42.7)]
-    assert figures("RDR", "places", None, "sam") == [(45.2, 27.6, 12.1, 30.6)]
-    assert figures("RDR", "cifar10", 200, "sam", "logit_adjusted") == [(*none, 80.2)]
-    assert figures("CCS-2nd", "imagenet", None, "cc_sam", None, "cc-sam") == [
+    assert printed("RDR", "cifar100", 100, "sgd") == [(*none, 42.7)]
+    assert printed("RDR", "places", None, "sam") == [(45.2, 27.6, 12.1, 30.6)]
+    assert printed("RDR", "cifar10", 200, "sam", "logit_adjusted") == [(*none, 80.2)]
+    assert printed("CCS-2nd", "imagenet", None, "cc_sam", None, "cc-sam") == [
         (None, None, 41.1, 55.4)
     ]
-    assert figures("FOC-2nd", "cifar100", 50, "focal_sam", None) == [(*none, 48.1)]
-    assert figures("SAD", "cifar100", 100, "sam", "cross_entropy+drw") == [(*none, 44.6)]
-    assert figures("OFBD", "cifar100", 10, "sgd") == [(*none, 55.71)]
+    assert printed("FOC-2nd", "cifar100", 50, "focal_sam", None) == [(*none, 48.1)]
+    assert printed("SAD", "cifar100", 100, "sam", "cross_entropy+drw") == [(*none, 44.6)]
+    assert printed("OFBD", "cifar100", 10, "sgd") == [(*none, 55.71)]
     weights = {
         row.overrides["tail_weight"]: row.few
         for row in published.ROWS
@@ -489,12 +490,12 @@ def test_factor_200_of_cifar100_is_250_in_whole_images():
 )
 def test_other_data_do_not_stand_beside_the_papers(changes, said):
     group = grouping.grouped([make(rule="imbsam", rule_args=IMBSAM, **changes)])[0]
-    assert published.beside(group.facts) == [] and said in grouping.data(group)
-    shown = report.markdown([group], False)
+    assert published.beside(group.facts) == [] and said in naming.data(group)
+    shown = writing.markdown([group], False)
     assert said in shown and "no published figure of this setting" in shown
     assert "None" not in shown
     same = grouping.grouped([make(rule="imbsam", rule_args=IMBSAM)])[0]
-    assert published.beside(same.facts) and grouping.data(same) == "cifar100 IF 100"
+    assert published.beside(same.facts) and naming.data(same) == "cifar100 IF 100"
 
 
 def test_reweighted_sam_stands_beside_its_weight():
@@ -570,7 +571,7 @@ def test_an_exported_file_says_what_it_holds(source, known, capsys):
     unknown = "subset not known, theirs first (a guess)" in differences
     assert unknown == ("subset" not in known)
     assert (published.marks(found.facts) == ["imbsam-paper"]) == (differences == [])
-    report.show([run])
+    tables.show([run])
     shown = " ".join(capsys.readouterr().out.split())
     averaged = f"IF 100, {known['shrink']}x{known['shrink']} pixels averaged"
     assert (averaged in shown) == (known["shrink"] > 1) and "None" not in shown
@@ -607,7 +608,7 @@ def test_differences_say_both_values_and_what_is_a_guess():
     assert "schedule cosine-prestep, not steps" in published.differences(facts(), "saddle")
     group = grouping.grouped([make(seed, weight_decay=1e-3) for seed in (0, 1, 2)])[0]
     (row,) = (r for r in published.beside(group.facts) if r.source == "SSE")
-    assert grouping.differs(group, row) == ["seeds 0-2, not 9826"]
+    assert naming.differs(group, row) == ["seeds 0-2, not 9826"]
 
 
 # ---- what is shown and written ---------------------------------------------------------------
@@ -640,7 +641,7 @@ def test_the_terminal_fits_100_columns_and_names_both_kinds(runs, capsys):
 def test_few_seeds_are_said_to_have_wide_intervals(n, factor, capsys):
     from scipy import stats
 
-    report.show([make(s, rule, 50.0 + s) for s in range(n) for rule in ("sgd", "sam")])
+    tables.show([make(s, rule, 50.0 + s) for s in range(n) for rule in ("sgd", "sam")])
     shown = " ".join(capsys.readouterr().out.split())
     assert ("a 95% interval" in shown) == (factor is not None)
     if factor:
@@ -649,7 +650,7 @@ def test_few_seeds_are_said_to_have_wide_intervals(n, factor, capsys):
 
 
 def test_show_takes_reports_that_were_never_saved(capsys):
-    report.show([make(0), make(1, "imbsam", rule_args={"rho": "step(0.1, 0.2)", "strict": True})])
+    tables.show([make(0), make(1, "imbsam", rule_args={"rho": "step(0.1, 0.2)", "strict": True})])
     shown = " ".join(capsys.readouterr().out.split())
     assert "imbsam rho step(0.1, 0.2)" in shown and "protocol: own" in shown
 
@@ -688,7 +689,7 @@ def test_the_files_hold_runs_and_published_rows(runs, tmp_path, capsys):
 
 def test_the_gain_of_a_class_is_the_mean_over_common_seeds(runs):
     save(runs / "imbsam_7", 7, "imbsam", 79.0, IMBSAM, accuracies=(99, 99, 99))
-    (panel,), missing = report.gains(grouping.grouped(report.find([str(runs)])))
+    (panel,), missing = writing.gains(grouping.grouped(reading.find([str(runs)])))
     assert panel["gain"] == pytest.approx([-1, 2, 3])  # (0 + 3 + 6) / 3; seed 7 has no partner
     assert panel["counts"] == [500, 100, 5] and panel["eta"] == 100
     assert panel["title"].endswith("3 seeds") and missing == []
