@@ -18,7 +18,7 @@ from experiments.host.errors import RunError, check_seed
 from experiments.models import MODELS
 from experiments.run.settings import EXAMPLES, LOADERS, SAMPLING
 from experiments.step import methods, objectives
-from experiments.step.steps import SCHEDULES
+from experiments.step.optimizer import SCHEDULES
 
 
 class _LeftOut(int):
