@@ -184,6 +184,8 @@ def _facts(report: dict[str, Any]) -> dict[str, Any]:
     if "subset" in first:  # None where the data came from a file
         found["subset"] = first["subset"]
     found |= _of_source(first)
+    if not is_number(found["shrink"]):  # a damaged option of that name: no run writes one
+        found["shrink"] = _DEFAULTS["shrink"]
     if is_number(args.get("switch_step")) and first.get("train_examples"):
         found["switch_epoch"] = args["switch_step"] / -(
             -first["train_examples"] // first["batch_size"]

@@ -573,7 +573,7 @@ def test_an_exported_file_says_what_it_holds(source, known, capsys):
     assert (published.marks(found.facts) == ["imbsam-paper"]) == (differences == [])
     tables.show([run])
     shown = " ".join(capsys.readouterr().out.split())
-    averaged = f"IF 100, {known['shrink']}x{known['shrink']} pixels averaged"
+    averaged = f"IF 100, every {known['shrink']}x{known['shrink']} pixels averaged"
     assert (averaged in shown) == (known["shrink"] > 1) and "None" not in shown
 
 
