@@ -48,7 +48,7 @@ class Group:
     Attributes:
       number: from 1, as shown in tables.
       identity: what decides their results, defaults left out.
-      facts: what `published` wants to know of them; of a second stage, those of the first.
+      facts: what `matching` wants to know of them; of a second stage, those of the first.
       sgd: the group of the same setting under SGD, if there is one other than this.
     """
 

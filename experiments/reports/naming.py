@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from experiments.reports import published
+from experiments.reports import matching, published
 from experiments.reports.grouping import METHOD, Group
-from experiments.reports.published import text
+from experiments.reports.matching import text
+from experiments.reports.published import Result
 
 
 def method(group: Group) -> str:
@@ -72,18 +73,18 @@ def data(group: Group) -> str:
 
 def protocol(group: Group) -> str:
     """The names of the protocols it follows, or "own"; a second stage's is that of its first."""
-    return ", ".join(published.marks(group.facts)) or "own"
+    return ", ".join(matching.marks(group.facts)) or "own"
 
 
-def source(row: published.Row) -> str:
-    table = "" if row.table == "-" else f", {row.table}"
-    return published.SOURCES[row.source] + table + ("" if row.verified else " (unverified)")
+def source(result: Result) -> str:
+    table = "" if result.table == "-" else f", {result.table}"
+    return published.SOURCES[result.source] + table + ("" if result.verified else " (unverified)")
 
 
-def differs(group: Group, row: published.Row) -> list[str]:
-    """In what a group differs from the protocol of a published row: "lr 0.1, not 0.01"."""
-    found = published.differences(group.facts, row.protocol, row.overrides)
-    seed = published.PROTOCOLS[row.protocol].seed
+def differs(group: Group, result: Result) -> list[str]:
+    """In what a group differs from the protocol of a published result: "lr 0.1, not 0.01"."""
+    found = matching.differences(group.facts, result.protocol, result.overrides)
+    seed = published.PROTOCOLS[result.protocol].seed
     known = seed is not None and group.seeds != [seed]
     own = "seed" if len(group.seeds) == 1 else "seeds"
     return found + [f"{own} {seed_list(group)}, not {seed}"] * known

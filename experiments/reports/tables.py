@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.host import cli
-from experiments.reports import published
+from experiments.reports import matching
 from experiments.reports.figures import COLUMNS, number, plus_minus
 from experiments.reports.grouping import KINDS, Group, grouped
 from experiments.reports.naming import (
@@ -71,7 +71,7 @@ def settings(groups: list[Group]) -> str:
 
 
 def published_table(groups: list[Group]) -> Table:
-    """The published rows of the same data, rule, loss and second stage, beside each group."""
+    """The published results of the same data, rule, loss and second stage, beside each group."""
     result = Table(title="published, same data and method", box=None, padding=(0, 1, 0, 0))
     result.add_column("run")
     for name in COLUMNS:
@@ -79,10 +79,12 @@ def published_table(groups: list[Group]) -> Table:
     for name in ("source", "protocol", "the run differs in"):
         result.add_column(name)
     for group in groups:
-        for row in published.beside(group.facts):
-            figures = (number(getattr(row, split)) for split in COLUMNS)
-            names = ", ".join(map(_short, differs(group, row)))
-            result.add_row(f"{group.number}.", *figures, source(row), row.protocol, names or "-")
+        for theirs in matching.beside(group.facts):
+            figures = (number(getattr(theirs, split)) for split in COLUMNS)
+            names = ", ".join(map(_short, differs(group, theirs)))
+            result.add_row(
+                f"{group.number}.", *figures, source(theirs), theirs.protocol, names or "-"
+            )
     return result
 
 

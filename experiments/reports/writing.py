@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.host import cli
 from experiments.host.errors import RunError
-from experiments.reports import published
+from experiments.reports import matching, published
 from experiments.reports.figures import COLUMNS, Figure, number, plus_minus
 from experiments.reports.grouping import KINDS, Group, rules_of
 from experiments.reports.naming import (
@@ -66,16 +66,16 @@ def markdown(groups: list[Group], plot: bool) -> str:
                 figures += [plus_minus(group.gain(kind, split), "+") for split in ("all", "few")]
                 rest = [*costs(group), protocol(group), about] if kind == "last" else [""] * 4
                 lines.append(_cells([title[kind], shown, len(group.seeds), *figures, *rest]))
-            found = published.beside(group.facts)
+            found = matching.beside(group.facts)
             if not found:
                 lines.append(_cells(["no published figure of this setting", *[""] * 12]))
-            for row in found:
-                used[row.protocol] = None
-                figures = [number(getattr(row, split)) for split in COLUMNS]
-                about_row = [source(row), row.note, "; ".join(differs(group, row))]
-                cells = ["published", f"epoch: {row.chosen}", "", *figures, *[""] * 4]
-                mark = f"{row.protocol}[^{row.protocol}]"
-                lines.append(_cells([*cells, mark, "; ".join(filter(None, about_row))]))
+            for theirs in found:
+                used[theirs.protocol] = None
+                figures = [number(getattr(theirs, split)) for split in COLUMNS]
+                about_theirs = [source(theirs), theirs.note, "; ".join(differs(group, theirs))]
+                cells = ["published", f"epoch: {theirs.chosen}", "", *figures, *[""] * 4]
+                mark = f"{theirs.protocol}[^{theirs.protocol}]"
+                lines.append(_cells([*cells, mark, "; ".join(filter(None, about_theirs))]))
     if plot:
         lines += ["", "![accuracy gain of each class over SGD](gain_per_class.png)"]
     lines += ["", *(f"[^{key}]: {_footnote(key)}" for key in used)]
@@ -92,7 +92,7 @@ def _footnote(key: str) -> str:
 
 
 def csv_records(groups: list[Group]) -> Iterator[dict[str, Any]]:
-    """A record a group, kind "run", and one for each published row beside it."""
+    """A record a group, kind "run", and one for each published result beside it."""
     for group in groups:
         facts = group.facts
         names = ("dataset", "imbalance_factor", "rule", "loss", "stage2", "model", "epochs")
@@ -109,13 +109,13 @@ def csv_records(groups: list[Group]) -> Iterator[dict[str, Any]]:
         costs = ("step_ms", "flops_ratio_to_sgd")
         found["n_in_common_with_sgd"] = len(group.pairs()) if group.sgd else None
         yield found | {name: group.median(name) for name in costs}
-        for row in published.beside(facts):
+        for theirs in matching.beside(facts):
             yield {
-                "kind": "published", **shared, "protocol": row.protocol,
-                "loss": row.loss, "model": row.overrides.get("model"), "epochs": None,
-                **{f"published_{split}": getattr(row, split) for split in COLUMNS},
-                "chosen": row.chosen, "source": source(row),
-                "note": row.note, "run_differs": "; ".join(differs(group, row)),
+                "kind": "published", **shared, "protocol": theirs.protocol,
+                "loss": theirs.loss, "model": theirs.overrides.get("model"), "epochs": None,
+                **{f"published_{split}": getattr(theirs, split) for split in COLUMNS},
+                "chosen": theirs.chosen, "source": source(theirs),
+                "note": theirs.note, "run_differs": "; ".join(differs(group, theirs)),
             }  # fmt: skip
 
 

@@ -1,8 +1,11 @@
 """Reports: groups over seeds by hand, published figures as transcribed, what is written."""
 
 import csv
+import hashlib
+import itertools
 import json
 import math
+import re
 from collections import Counter
 
 import pytest
@@ -10,7 +13,7 @@ import pytest
 from experiments import report
 from experiments.host import cli
 from experiments.host.errors import RunError
-from experiments.reports import grouping, naming, published, reading, tables, writing
+from experiments.reports import grouping, matching, naming, published, reading, tables, writing
 from experiments.reports.figures import plus_minus
 
 SPLITS = ("many", "medium", "few", "all")
@@ -269,8 +272,8 @@ def test_a_second_stage_is_of_its_first_stages_setting(tmp_path):
     shown = naming.setting(second[0])
     assert "200 epochs" in shown and "weight decay 0.005; then epochs 10, lr 0.01" in shown
     assert naming.protocol(second[0]) == "imbsam-paper"
-    assert {row.all for row in published.beside(second[0].facts)} == {54.8}
-    assert {row.all for row in published.beside(second[2].facts)} >= {51.9, 53.1, 52.0}
+    assert {row.all for row in matching.beside(second[0].facts)} == {54.8}
+    assert {row.all for row in matching.beside(second[2].facts)} >= {51.9, 53.1, 52.0}
 
 
 def test_second_stages_just_trained_find_their_first(capsys):
@@ -382,7 +385,7 @@ def test_a_folder_that_is_not_there(tmp_path):
 def printed(source, dataset, factor, rule, loss="cross_entropy", recipe=None, table=None):
     return [
         tuple(getattr(row, split) for split in SPLITS)
-        for row in published.ROWS
+        for row in published.RESULTS
         if (row.source, row.dataset, row.imbalance_factor) == (source, dataset, factor)
         and (row.rule, row.loss, row.recipe) == (rule, loss, recipe)
         and table in (None, row.table)
@@ -412,20 +415,20 @@ def test_some_figures_as_printed():
     assert printed("OFBD", "cifar100", 10, "sgd") == [(*none, 55.71)]
     weights = {
         row.overrides["tail_weight"]: row.few
-        for row in published.ROWS
+        for row in published.RESULTS
         if row.rule == "reweighted_sam"
     }
     assert weights == {2: 12.3, 3: 13.4, 5: 13.2, 10: 13.1, 20: 13.5}
 
 
 def test_rows_name_what_exists_and_secondary_sources_are_marked():
-    for row in published.ROWS:
+    for row in published.RESULTS:
         assert row.source in published.SOURCES and row.protocol in published.PROTOCOLS
         assert all(0 < x < 100 for x in (row.many, row.medium, row.few, row.all) if x is not None)
         assert row.verified == (row.source not in ("CCS-2nd", "FOC-2nd", "WB-2nd"))
-    used = {row.protocol for row in published.ROWS}
+    used = {row.protocol for row in published.RESULTS}
     assert used == set(published.PROTOCOLS)
-    assert {row.source for row in published.ROWS} == set(published.SOURCES)
+    assert {row.source for row in published.RESULTS} == set(published.SOURCES)
 
 
 @pytest.mark.parametrize(
@@ -441,7 +444,7 @@ def test_rows_name_what_exists_and_secondary_sources_are_marked():
 )
 def test_the_splits_of_a_row_make_its_mean(source, dataset, sizes, least):
     """Mean over classes of the split means: a digit copied wrongly would show."""
-    rows = [r for r in published.ROWS if (r.source, r.dataset) == (source, dataset) and r.many]
+    rows = [r for r in published.RESULTS if (r.source, r.dataset) == (source, dataset) and r.many]
     assert len(rows) >= least
     for row in rows:
         splits = zip(sizes, (row.many, row.medium, row.few), strict=True)
@@ -451,32 +454,109 @@ def test_the_splits_of_a_row_make_its_mean(source, dataset, sizes, least):
         assert mean == pytest.approx(row.all, abs=off), row
 
 
-def test_a_table_that_does_not_fill_its_columns_is_refused():
-    with pytest.raises(ValueError, match="does not fill"):
-        published._parsed("[P, Table 9, quoted, cifar100:100]\nsgd CE - 1 2")
+# Of the results and protocols as they stood in code before they were a data file.
+DIGESTS = {
+    "results": "2818a286d7ca22a3d6584181f7ab06c723521b1db848d70bdad683e1867b5373",
+    "protocols": "939c0b3e628236bfc5c0f04318e70fa3e89a4a6d2012726eb9e8c0efcd609d76",
+}
+RECORDED = (
+    "dataset", "imbalance_factor", "rule", "loss", "recipe", "many", "medium", "few", "all",
+    "source", "table", "protocol", "overrides", "note",
+)  # fmt: skip
+
+
+def digest(value):
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def test_every_published_figure_is_the_one_that_was_transcribed():
+    """Whoever corrects one, or adds one, records the digest anew."""
+    results = [[getattr(result, name) for name in RECORDED] for result in published.RESULTS]
+    assert len(results) == 251 and digest(results) == DIGESTS["results"]
+
+
+def test_every_protocol_asks_for_what_was_transcribed():
+    datasets = ("cifar10", "cifar100", "imagenet", "places", "inaturalist2018")
+    rules = ("sgd", "sam", "reweighted_sam", "imbsam", "focal_sam", "sse_sam", "cc_sam")
+    whole = {}
+    for name, stated in published.PROTOCOLS.items():
+        asked = {}
+        for dataset, rule in itertools.product(datasets, rules):
+            found = matching._expected({"dataset": dataset, "rule": rule}, name)
+            asked[f"{dataset} {rule}"] = {k: [list(v), guess] for k, (v, guess) in found.items()}
+        whole[name] = [stated.says, stated.chosen, stated.seed, asked]
+    assert digest(whole) == DIGESTS["protocols"]
+
+
+SMALL = """
+sources.P = "a paper"
+[protocols.own]
+says = "somewhere"
+[[protocols.own.settings]]
+datasets = ["cifar100"]
+values.lr = 0.1
+guesses = ["lr"]
+[[tables]]
+source = "P"
+protocol = "own"
+results = [{ dataset = "cifar100", imbalance_factor = 100, rule = "sgd", all = 38 }]
+"""
+
+
+def test_a_small_file_of_results_is_read():
+    sources, protocols, (result,) = published.read(SMALL)
+    assert sources == {"P": "a paper"} and result.all == 38.0 and result.many is None
+    assert result.chosen == protocols["own"].chosen == "not stated" and result.verified
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"a paper"', "1", "source P has name 1, of another kind"),
+        ('says = "somewhere"', "", "protocol own lacks says"),
+        ("says", "sais", "protocol own lacks says, has sais, which nothing reads"),
+        ('["lr"]', '["rho"]', "are not all among its values"),
+        ('source = "P"', 'source = "Q"', "table 1: there is no source 'Q'"),
+        ('protocol = "own"', 'protocol = "mine"', "table 1: there is no protocol 'mine'"),
+        (", all = 38", "", "table 1, result 1 lacks all"),
+        ("all = 38", "all = 138", "between 0 and 100 percent"),
+        ("all = 38", "all = nan", "between 0 and 100 percent"),
+        ("all = 38", 'all = "38"', "has all '38', of another kind"),
+        ("all = 38", "all = true", "has all True, of another kind"),
+        ("all = 38", "all = 38, epochs = 2", "has epochs, which nothing reads"),
+        ("imbalance_factor = 100", "imbalance_factor = 0", "at least 1"),
+        ("[{ dataset", "[1, { dataset", "table 1, result 1 is 1, not a table"),
+        ("[[tables]]", "[[figures]]", "the file lacks tables"),
+        ("[[tables]]", "[[tables", "line"),
+    ],
+)
+def test_a_damaged_file_of_results_is_refused_with_its_place(old, new, message):
+    assert old in SMALL
+    with pytest.raises(ValueError, match=re.escape(message)):
+        published.read(SMALL.replace(old, new))
 
 
 # ---- matching --------------------------------------------------------------------------------
 
 
 def test_published_rows_are_of_the_same_data_rule_and_loss():
-    found = published.beside(facts(rule="imbsam", rule_args=IMBSAM))
+    found = matching.beside(facts(rule="imbsam", rule_args=IMBSAM))
     assert Counter(row.source for row in found) == {"P": 1, "IMB": 4, "SSE": 1, "RDR": 1}
-    found = published.beside(facts(rule="imbsam", rule_args=IMBSAM, loss="logit_adjusted"))
+    found = matching.beside(facts(rule="imbsam", rule_args=IMBSAM, loss="logit_adjusted"))
     assert [row.all for row in found] == [48.4]
-    found = published.beside(facts(rule="sam", loss="ldam", loss_args={"drw_epoch": 160}))
+    found = matching.beside(facts(rule="sam", loss="ldam", loss_args={"drw_epoch": 160}))
     assert [row.all for row in found] == [45.4]
-    assert published.beside(facts(rule="sam", loss="ldam")) == []
-    assert published.beside(facts(imbalance_factor=100.3, dataset="cifar100-LT"))
-    assert published.beside(facts(imbalance_factor=33.0)) == []
+    assert matching.beside(facts(rule="sam", loss="ldam")) == []
+    assert matching.beside(facts(imbalance_factor=100.3, dataset="cifar100-LT"))
+    assert matching.beside(facts(imbalance_factor=33.0)) == []
     # The loss of these is not stated, so they stand beside any.
-    assert [row.all for row in published.beside(facts(rule="focal_sam"))] == [44.0]
+    assert [row.all for row in matching.beside(facts(rule="focal_sam"))] == [44.0]
 
 
 def test_factor_200_of_cifar100_is_250_in_whole_images():
-    assert {row.all for row in published.beside(facts(imbalance_factor=250.0))} == {37.9}
-    assert [row.all for row in published.beside(facts(imbalance_factor=500.0))] == [34.1]
-    found = published.beside(facts(dataset="cifar10", imbalance_factor=200.0))
+    assert {row.all for row in matching.beside(facts(imbalance_factor=250.0))} == {37.9}
+    assert [row.all for row in matching.beside(facts(imbalance_factor=500.0))] == [34.1]
+    found = matching.beside(facts(dataset="cifar10", imbalance_factor=200.0))
     assert [row.all for row in found] == [68.6]
 
 
@@ -490,17 +570,17 @@ def test_factor_200_of_cifar100_is_250_in_whole_images():
 )
 def test_other_data_do_not_stand_beside_the_papers(changes, said):
     group = grouping.grouped([make(rule="imbsam", rule_args=IMBSAM, **changes)])[0]
-    assert published.beside(group.facts) == [] and said in naming.data(group)
+    assert matching.beside(group.facts) == [] and said in naming.data(group)
     shown = writing.markdown([group], False)
     assert said in shown and "no published figure of this setting" in shown
     assert "None" not in shown
     same = grouping.grouped([make(rule="imbsam", rule_args=IMBSAM)])[0]
-    assert published.beside(same.facts) and naming.data(same) == "cifar100 IF 100"
+    assert matching.beside(same.facts) and naming.data(same) == "cifar100 IF 100"
 
 
 def test_reweighted_sam_stands_beside_its_weight():
     arguments = {"rho": 0.05, "eta": 100.0, "tail_weight": 5.0}
-    found = published.beside(facts(rule="reweighted_sam", rule_args=arguments))
+    found = matching.beside(facts(rule="reweighted_sam", rule_args=arguments))
     assert [row.all for row in found] == [49.0]
 
 
@@ -542,7 +622,7 @@ EVERY = {"running_statistics": "every"}
     ids=str,
 )  # fmt: skip
 def test_a_run_is_marked_by_the_protocols_it_follows(change, names):
-    assert published.marks(facts(**change)) == names
+    assert matching.marks(facts(**change)) == names
 
 
 EXPORTED = "TFDS cifar100, long-tailed (exp, imbalance factor 100; of each class "
@@ -565,12 +645,12 @@ def test_an_exported_file_says_what_it_holds(source, known, capsys):
     run = make(source=source, subset=None, subset_seed=None)
     found = grouping.grouped([run])[0]
     assert {name: found.facts[name] for name in known} == known
-    differences = published.differences(found.facts, "imbsam-paper")
+    differences = matching.differences(found.facts, "imbsam-paper")
     assert ("shrink 2, not 1" in differences) == (known["shrink"] == 2)
     assert not any("None" in difference for difference in differences)
     unknown = "subset not known, theirs first (a guess)" in differences
     assert unknown == ("subset" not in known)
-    assert (published.marks(found.facts) == ["imbsam-paper"]) == (differences == [])
+    assert (matching.marks(found.facts) == ["imbsam-paper"]) == (differences == [])
     tables.show([run])
     shown = " ".join(capsys.readouterr().out.split())
     averaged = f"IF 100, every {known['shrink']}x{known['shrink']} pixels averaged"
@@ -588,26 +668,26 @@ def test_sse_sams_switch_is_counted_in_epochs():
     """170 steps an epoch: the release switches after 140 of 200 epochs."""
     arguments = {"eta": 100.0, "head_rho": 0.05, "tail_rho": 0.1, "switch_step": 140 * 170}
     run = {"rule": "sse_sam", "weight_decay": 1e-3, "ascent": EVERY}
-    assert "sse-sam-release" in published.marks(facts(**run, rule_args=arguments))
+    assert "sse-sam-release" in matching.marks(facts(**run, rule_args=arguments))
     other = facts(**run, rule_args={**arguments, "switch_step": 70 * 170})
-    assert "switch_epoch 70, not 140" in published.differences(other, "sse-sam-release")
+    assert "switch_epoch 70, not 140" in matching.differences(other, "sse-sam-release")
 
 
 def test_differences_say_both_values_and_what_is_a_guess():
     run = facts(model="resnet32", lr=0.1, subset="shuffled", rule="sam", rule_args={"rho": 0.2})
-    assert published.differences(run, "imbsam-paper") == [
+    assert matching.differences(run, "imbsam-paper") == [
         "model resnet32, not resnet34_3x3",
         "lr 0.1, not 0.01 (a guess)",
         "rho 0.2, not 0.05",
         "subset shuffled, not first (a guess)",
     ]
-    assert published.differences(run, "quoted") == ["its settings are not known"]
-    assert published.differences(
+    assert matching.differences(run, "quoted") == ["its settings are not known"]
+    assert matching.differences(
         facts(weight_decay=0.0), "weight-balancing", {"weight_decay": 0}
     ) == ["epochs 200, not 320"]
-    assert "schedule cosine-prestep, not steps" in published.differences(facts(), "saddle")
+    assert "schedule cosine-prestep, not steps" in matching.differences(facts(), "saddle")
     group = grouping.grouped([make(seed, weight_decay=1e-3) for seed in (0, 1, 2)])[0]
-    (row,) = (r for r in published.beside(group.facts) if r.source == "SSE")
+    (row,) = (r for r in matching.beside(group.facts) if r.source == "SSE")
     assert naming.differs(group, row) == ["seeds 0-2, not 9826"]
 
 
