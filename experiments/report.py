@@ -8,10 +8,11 @@ CSV and the accuracy gain of each class over SGD (the ImbSAM paper's Fig. 2) are
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from experiments.command import heeded
-from experiments.host import cli
+from experiments.host import cli, folders
 from experiments.host.errors import RunError
 from experiments.reports.grouping import grouped
 from experiments.reports.reading import find, passed_over
@@ -40,25 +41,24 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     out = Path(args.out) if args.out else None
-    if out and out.exists() and not out.is_dir():
-        raise RunError(f"{out} is no folder: choose another --out")
-    if out and out.exists() and any(out.iterdir()) and not args.overwrite:
+    if out and folders.holds_something(out) and not args.overwrite:
         raise RunError(f"{out} is not empty: pass --overwrite, or choose another --out")
     reports = find(args.runs)
     groups = grouped(reports)
-    show(reports)
-    terminal = console()
-    beside = published_table(groups)
-    terminal.print(beside if beside.row_count else "No published figure of these settings.")
-    passed = passed_over(args.runs)
-    if passed:
-        more = f" and {len(passed) - _SHOWN} more" if len(passed) > _SHOWN else ""
-        terminal.print(f"passed over, no finished run in: {', '.join(passed[:_SHOWN])}{more}")
-    if out:
-        missing = write(out, groups)
-        terminal.print(f"report.md and report.csv are in {out}")
-        plot = (out / "gain_per_class.png").exists()
-        terminal.print(*(["gain_per_class.png too"] * plot), *missing, sep="\n")
+    with folders.Lock(out) if out else contextlib.nullcontext():
+        show(reports)
+        terminal = console()
+        beside = published_table(groups)
+        terminal.print(beside if beside.row_count else "No published figure of these settings.")
+        passed = passed_over(args.runs)
+        if passed:
+            more = f" and {len(passed) - _SHOWN} more" if len(passed) > _SHOWN else ""
+            terminal.print(f"passed over, no finished run in: {', '.join(passed[:_SHOWN])}{more}")
+        if out:
+            missing = write(out, groups)
+            terminal.print(f"report.md and report.csv are in {out}")
+            plot = (out / "gain_per_class.png").exists()
+            terminal.print(*(["gain_per_class.png too"] * plot), *missing, sep="\n")
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import statistics
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.host import cli
+from experiments.host import cli, folders
 from experiments.host.errors import RunError
 from experiments.reports import matching, published
 from experiments.reports.figures import COLUMNS, Figure, number, plus_minus
@@ -30,19 +31,17 @@ def write(out: Path, groups: list[Group]) -> list[str]:
     from experiments.reports import plots
 
     panels, missing = gains(groups)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "report.md").write_text(markdown(groups, bool(panels)))
-        with open(out / "report.csv", "w", newline="") as file:
-            records = list(csv_records(groups))
-            writer = csv.DictWriter(file, list(dict.fromkeys(k for r in records for k in r)))
-            writer.writeheader()
-            writer.writerows(records)
+    records = list(csv_records(groups))
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, list(dict.fromkeys(name for r in records for name in r)))
+    writer.writeheader()
+    writer.writerows(records)
+    folders.replace_text(out / "report.md", markdown(groups, bool(panels)))
+    folders.replace_text(out / "report.csv", table.getvalue())
+    with folders.writing(out):
         (out / "gain_per_class.png").unlink(missing_ok=True)  # of an earlier report
-        if panels:
-            plots.gain_per_class(out / "gain_per_class.png", panels)
-    except OSError as error:
-        raise RunError(f"cannot write to {out}: {error.strerror}") from error
+    if panels:
+        plots.gain_per_class(out / "gain_per_class.png", panels)
     return missing
 
 

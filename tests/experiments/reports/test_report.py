@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 
 from experiments import report
-from experiments.host import cli
+from experiments.host import cli, folders
 from experiments.host.errors import RunError
 from experiments.reports import grouping, matching, naming, published, reading, tables, writing
 from experiments.reports.figures import plus_minus
@@ -840,6 +840,16 @@ def test_out_is_not_overwritten_unasked(runs, tmp_path, capsys):
     assert (out / "mine.txt").read_text() == "kept" and (out / "report.md").exists()
     with pytest.raises(RunError, match="is no folder"):
         run_command(runs, "--out", out / "mine.txt")
+
+
+def test_no_two_processes_write_one_report(runs, tmp_path, capsys):
+    with folders.Lock(tmp_path / "out"):
+        with pytest.raises(RunError, match="in use by another process"):
+            run_command(runs, "--out", tmp_path / "out")
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [folders.LOCK]
+    with pytest.raises(RunError, match="no finished run"):
+        run_command(tmp_path / "out", "--out", tmp_path / "fresh")
+    assert not (tmp_path / "fresh").exists()
 
 
 def test_what_is_not_finished_is_said(runs, tmp_path, capsys):
