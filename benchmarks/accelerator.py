@@ -183,11 +183,11 @@ def main(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace, deadline: float) -> None:
     """The runs that are not done, each into OUT/runs.json as it ends."""
     from benchmarks.step_cost import noise
+    from experiments.command.method_flags import build_rule, rule_arguments
     from experiments.data import load_npz
     from experiments.reports import plots
     from experiments.run.settings import Settings
     from experiments.run.trainer import fit
-    from experiments.step.methods import build_rule, rule_arguments
     from imbsam_jax import imbalance_factor, long_tail_counts
     from imbsam_jax.losses import cross_entropy
 

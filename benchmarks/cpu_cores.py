@@ -57,7 +57,7 @@ def torch_steps(blocks: int, batch: int, rho: float = 0.05) -> dict[str, Any]:
     from torch import nn
     from torch.nn import functional
 
-    from experiments.step.execution import cores
+    from experiments.host.devices import cores
 
     torch.set_num_threads(cores())
 
@@ -183,7 +183,7 @@ def measure(model: str, args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main(args: argparse.Namespace) -> None:
-    from experiments.step.execution import cores, use_devices
+    from experiments.host.devices import cores, use_devices
 
     use_devices(max(args.devices))
     cli.use_compilation_cache()

@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments.command import heeded, launch, presets
+from experiments.command import flags, heeded, launch, plan, presets
 from experiments.data import Dataset, hold_out, load_npz, save_npz, shrunk
 from experiments.data.encoded import check_no_empty_class, empty_classes
 from experiments.host import cli
@@ -66,8 +66,8 @@ def arguments() -> cli.Parser:
         "--shrink", type=cli.counted(1024), default=1, metavar="N",
         help="average every N x N pixels: a quick look on a CPU, no figure to compare with others",
     )  # fmt: skip
-    launch.add_method(parser)
-    launch.add_training(
+    flags.add_method(parser)
+    flags.add_training(
         parser, model="resnet34_3x3", batch_size=64, lr=0.01, weight_decay=5e-3, devices=1,
         checkpoint_every=10,
     )  # fmt: skip
@@ -146,9 +146,9 @@ def describe(args: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def make_plan(args: argparse.Namespace, dataset: Any) -> launch.Plan:
+def make_plan(args: argparse.Namespace, dataset: Any) -> plan.Plan:
     """What the flags ask for, made for this data set; everything that can be refused is."""
-    return launch.make_plan(args, dataset, describe(args, dataset))
+    return plan.make_plan(args, dataset, describe(args, dataset))
 
 
 def main(args: argparse.Namespace) -> None:

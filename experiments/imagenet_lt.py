@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from experiments.command import heeded, launch, presets
+from experiments.command import flags, heeded, launch, plan, presets
 from experiments.host import cli
 
 DATASETS = ("imagenet_lt", "imagenet2012", "places365_small")
@@ -49,9 +49,9 @@ def arguments() -> argparse.ArgumentParser:
         "--val-list", type=cli.text, help="held-out images, where there are to be some"
     )
     data.add_argument("--test-list", type=cli.text, help="images to test on")
-    launch.add_streaming(parser, jitter=0.4)
-    launch.add_method(parser)
-    launch.add_training(
+    flags.add_streaming(parser, jitter=0.4)
+    flags.add_method(parser)
+    flags.add_training(
         parser, model="resnext50_32x4d", batch_size=64, lr=0.025, weight_decay=5e-4, devices=0,
         checkpoint_every=1, together=False,
     )  # fmt: skip
@@ -67,7 +67,7 @@ def load(args: argparse.Namespace) -> Any:
         args.dataset, args.data_dir, image_dir=args.image_dir, size=args.image_size,
         resize=args.resize, **lists,
     )  # fmt: skip
-    return launch.prepared(dataset, args)
+    return plan.prepared(dataset, args)
 
 
 def describe(args: argparse.Namespace, dataset: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from experiments.command import heeded, launch, presets
+from experiments.command import flags, heeded, launch, plan, presets
 from experiments.host import cli
 
 LISTS = ("train_list", "test_list")
@@ -41,9 +41,9 @@ def arguments() -> argparse.ArgumentParser:
         "--train-list", type=cli.text, help="lines of path and label, iNaturalist18_train.txt"
     )
     data.add_argument("--test-list", type=cli.text, help="iNaturalist18_val.txt")
-    launch.add_streaming(parser, jitter=0.0)
-    launch.add_method(parser)
-    launch.add_training(
+    flags.add_streaming(parser, jitter=0.0)
+    flags.add_method(parser)
+    flags.add_training(
         parser, model="resnet50", batch_size=512, lr=0.2, weight_decay=1e-4, devices=0,
         checkpoint_every=1, together=False,
     )  # fmt: skip
@@ -58,7 +58,7 @@ def load(args: argparse.Namespace) -> Any:
     dataset = load_inaturalist(
         args.data_dir, image_dir=args.image_dir, size=args.image_size, resize=args.resize, **lists
     )
-    return launch.prepared(dataset, args)
+    return plan.prepared(dataset, args)
 
 
 def describe(args: argparse.Namespace, dataset: Any) -> dict[str, Any]:

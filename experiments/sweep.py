@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import cifar_lt
-from experiments.command import heeded
+from experiments.command import heeded, loss_flags, method_flags
 from experiments.command.heeded import REMEMBERED
 from experiments.digits_lt import (
     add_method_arguments,
@@ -41,7 +41,7 @@ from experiments.digits_lt import (
 )
 from experiments.host import cli
 from experiments.host.errors import Diverged, RunError
-from experiments.step import methods, objectives
+from experiments.step import objectives
 
 SPLITS = ("all", "many", "medium", "few")
 # Few, half of Medium and all of it are in the tail: the paper's 20, 60 and 100 of CIFAR100-LT.
@@ -101,7 +101,7 @@ def arguments() -> argparse.ArgumentParser:
         "Train an MLP on long-tailed 8x8 digits at each point of a grid.", heeded.DIGITS_SWEEP
     )
     parser.add_argument(
-        "--rule", default="imbsam", choices=sorted(set(methods.RULES) - {"sgd", "cc_sam"}),
+        "--rule", default="imbsam", choices=sorted(set(method_flags.RULES) - {"sgd", "cc_sam"}),
         help="whose grid; SGD is trained beside it",
     )  # fmt: skip
     _add_grid(parser, "digits")
@@ -109,7 +109,7 @@ def arguments() -> argparse.ArgumentParser:
         "--memory", type=cli.number(least=0, below=1),
         help="remember ascent directions, with this decay",
     )  # fmt: skip
-    objectives.add_arguments(parser.add_argument_group("loss"))
+    loss_flags.add_arguments(parser.add_argument_group("loss"))
     add_training_arguments(parser)
     return parser
 
@@ -146,7 +146,7 @@ def grid_of(args: argparse.Namespace) -> dict[str, list[float]]:
         for action in parser._actions
         if isinstance(action.type, cli.number) and not (action.type.whole or action.nargs)
     }
-    of_rule = inspect.signature(methods.RULES[args.rule]).parameters
+    of_rule = inspect.signature(method_flags.RULES[args.rule]).parameters
     known = {name for name in types if name in of_rule}
     if args.rule in REMEMBERED:
         known.add("memory")
@@ -185,7 +185,7 @@ def train(args: argparse.Namespace, seeds: list[int], points: list[dict[str, flo
 
     bench = Bench([load_digits_lt(args.imbalance_factor, seed) for seed in seeds], seeds)
     steps = {"steps_per_epoch": -(-bench.rows // args.batch_size)}
-    loss, _ = objectives.build_loss(args.loss, bench.class_counts, vars(args), **steps)
+    loss, _ = loss_flags.build_loss(args.loss, bench.class_counts, vars(args), **steps)
     objective = objectives.Objective(loss, len(bench.class_counts), args.mixup)
     settings = settings_of(args, args.loss)
     sgd, _ = build_method("sgd", None, bench.class_counts, vars(args), **steps)

@@ -10,10 +10,10 @@ import argparse
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from experiments.command.loss_flags import LOSSES
+from experiments.command.method_flags import RULES, rule_arguments
 from experiments.command.stage2 import PLANS
 from experiments.host.cli import Need
-from experiments.step.methods import RULES, rule_arguments
-from experiments.step.objectives import LOSSES
 
 Needs = Mapping[str, tuple[Need, ...]]
 
@@ -98,7 +98,7 @@ _DIGITS_STATISTICS = Need(
 _DEFERRED = Need(lambda args: args.drw_epoch is not None, "--drw-epoch")
 _TRAINED_STAGE = _one_of("stage2", (name for name, plan in sorted(PLANS.items()) if plan.epochs))
 
-# methods.add_arguments
+# method_flags.add_arguments
 METHOD: Needs = {
     "rho": (_of_rules("rho"), _CONSTANT),
     "rho_schedule": (_of_rules("rho"),),
@@ -121,7 +121,7 @@ METHOD: Needs = {
     "weight_decay_inside": (),
     "running_statistics": (_one_of("rule", sorted(set(RULES) - {"sgd"})), _STATISTICS),
 }  # fmt: skip
-# objectives.add_arguments
+# loss_flags.add_arguments
 LOSS: Needs = {
     **_always("loss", "drw_epoch", "mixup", "smoothing", "classifier"),
     "beta": (_or(_of_losses("beta"), _DEFERRED),),
@@ -154,7 +154,7 @@ STAGE2: Needs = {
 }
 _MEMORY: Needs = {"rule": (), "memory": (_one_of("rule", REMEMBERED),)}
 
-# launch.add_training; what the flags for several processes need is `execution.join_processes`'s.
+# flags.add_training; what the flags for several processes need is `execution.join_processes`'s.
 _TRAINING: Needs = {
     **_always(
         "preset", "model", "init", "epochs", "batch_size", "lr", "schedule", "momentum",

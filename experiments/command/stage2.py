@@ -23,10 +23,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.command.method_flags import build_method
 from experiments.host import cli
 from experiments.host.errors import RunError
 from experiments.run.settings import MAX_NORM, SAMPLING, Settings
-from experiments.step.methods import Method, build_method
+from experiments.step.methods import Method
 from experiments.step.objectives import Adversary, Loss
 from imbsam_jax import cc_sam, classifiers, losses, schedules
 

@@ -120,8 +120,8 @@ def check(rows):
 
 @pytest.mark.slow
 def test_every_rule_and_every_second_stage_runs(tmp_path, run_python):
+    from experiments.command.method_flags import RULES
     from experiments.command.stage2 import PLANS
-    from experiments.step.methods import RULES
 
     rules = smoke(run_python, tmp_path / "rules", "--rule", *RULES, "--epochs", "4")
     check(rules)
@@ -139,7 +139,7 @@ def test_every_rule_and_every_second_stage_runs(tmp_path, run_python):
 
 @pytest.mark.slow
 def test_every_loss_runs_and_is_compared_with_plain_sgd(tmp_path, run_python):
-    from experiments.step.objectives import LOSSES
+    from experiments.command.loss_flags import LOSSES
 
     flags = ["--rule", "sgd", "--loss", *LOSSES, "--epochs", "1", "--mixup", "1"]
     rows = smoke(run_python, tmp_path / "losses", *flags)
@@ -153,8 +153,8 @@ def test_every_loss_runs_and_is_compared_with_plain_sgd(tmp_path, run_python):
 @pytest.mark.slow
 def test_without_a_radius_every_rule_is_sgd_under_every_loss(tmp_path, run_python):
     """The whole table: perturbed by nothing, 7 rules go the way of SGD under 7 losses."""
-    from experiments.step.methods import RULES
-    from experiments.step.objectives import LOSSES
+    from experiments.command.loss_flags import LOSSES
+    from experiments.command.method_flags import RULES
 
     flags = ["--rule", *RULES, "--loss", *LOSSES, "--epochs", "3", *NO_RADIUS]
     rows = smoke(run_python, tmp_path / "table", *flags)

@@ -14,7 +14,7 @@ import jax
 from experiments import cifar_lt
 from experiments.command import launch
 from experiments.data import save_npz
-from experiments.step.execution import devices_by_default
+from experiments.command.seeds import devices_by_default
 cases = json.loads(sys.argv[1])
 print(json.dumps([devices_by_default(*case) for case in cases]))
 """

@@ -16,6 +16,7 @@ import pytest
 from experiments import cifar_lt, digits_lt, evaluate, sweep
 from experiments.anomaly import command as anomaly
 from experiments.command import launch, presets
+from experiments.command.seeds import groups
 from experiments.data import save_npz
 from experiments.host import folders
 from experiments.host.errors import RunError
@@ -453,7 +454,7 @@ def test_a_config_damaged_in_any_field_is_refused(finished, run, data):
         with pytest.raises(RunError, match="holds a run with other settings"):
             folders.RunFolder.check(path.parent, config, resume=True)
         with contextlib.suppress(RunError):
-            launch.groups(args, [0])
+            groups(args, [0])
         if "'x'" in what or "missing" in what or "unknown" in what:
             with pytest.raises(RunError, match=r"config\.json is not as the run was trained"):
                 held.check_config(path, folders.read_object(path), pytest.fail)
