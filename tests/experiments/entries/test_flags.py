@@ -305,7 +305,7 @@ def _random_line(draw, entry):
     """Up to four flags with values good and bad; now and then a word that is no flag."""
     flags = _flags(entry)
     line = ["cifar_lt"] if entry.endswith(" cifar_lt") else []
-    for action in draw.sample(flags, draw.randint(1, min(4, len(flags)))):
+    for action in draw.sample(flags, draw.randint(min(1, len(flags)), min(4, len(flags)))):
         value = _values(action)[1:]
         if value and draw.random() < 0.5:
             value = [draw.choice([*GOOD, *(action.choices or ()), *BAD])]

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from experiments.command.seeds import devices_by_default
 from experiments.data import save_npz
-from experiments.step.execution import cores, devices_by_default
+from experiments.host.devices import cores
 from tiny import tiny_dataset
 
 DEVICES = """
