@@ -19,18 +19,21 @@ from typing import Any
 
 import numpy as np
 
-from experiments.command import heeded
 from experiments.host import cli, folders
+from experiments.host.needs import Needs, always
 
 RULES = ("sgd", "imbsam")
 # Blocks of a stage, of the models that PyTorch can be asked for.
 BLOCKS = {"resnet8": 1, "resnet20": 3, "resnet32": 5}
 
 
+_NEEDS: Needs = always("model", "batch_size", "devices", "parallel", "rounds", "torch", "out")
+
+
 def arguments() -> argparse.ArgumentParser:
     from experiments.models import MODELS
 
-    parser = cli.parser("Time a step on one and on several devices of a CPU.", heeded.CPU_CORES)
+    parser = cli.parser("Time a step on one and on several devices of a CPU.", _NEEDS)
     parser.add_argument(
         "--model", nargs="+", default=["resnet32"], choices=sorted(MODELS), help="networks"
     )

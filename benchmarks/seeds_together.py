@@ -21,16 +21,25 @@ from typing import Any
 
 import numpy as np
 
-from experiments.command import heeded, method_flags
+from experiments.command import method_flags
 from experiments.host import cli, folders
 from experiments.host.errors import RunError
+from experiments.host.needs import Needs, always
+
+_NEEDS: Needs = {
+    **method_flags.needs(),
+    **always(
+        "data", "shrink", "model", "rule", "batch_size", "seeds", "rounds", "devices",
+        "steps_per_call", "precision", "out",
+    ),
+}  # fmt: skip
 
 
 def arguments() -> argparse.ArgumentParser:
     from experiments.models import MODELS
 
     parser = cli.parser(
-        "Measure a step of several seeds, together and one after the other.", heeded.SEEDS_TOGETHER
+        "Measure a step of several seeds, together and one after the other.", _NEEDS
     )
     parser.add_argument("--data", type=cli.text, help="file written by cifar_lt --export")
     parser.add_argument(
@@ -40,7 +49,7 @@ def arguments() -> argparse.ArgumentParser:
         "--model", nargs="+", default=["mlp"], choices=sorted(MODELS), help="networks"
     )
     parser.add_argument(
-        "--rule", default="imbsam", choices=sorted(method_flags.RULES), help="of every seed"
+        "--rule", default="imbsam", choices=method_flags.rule_names(), help="of every seed"
     )
     parser.add_argument(
         "--batch-size", type=cli.counted(), default=64, help="images of a seed's step"

@@ -33,9 +33,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.command import heeded, method_flags
+from experiments.command import method_flags
 from experiments.host import cli, folders
 from experiments.host.errors import RunError
+from experiments.host.needs import Needs, always, without
 from experiments.step import methods
 
 RULES = ("sgd", "sam", "imbsam", "focal_sam", "sse_sam", "cc_sam")
@@ -49,12 +50,23 @@ OPTAX = "optax.contrib.sam"
 RELEASED = {"sgd": 1, "sam": 2, "imbsam": 2.67, "focal_sam": 2.67, "sse_sam": 4, "cc_sam": 1}
 
 
+_NEEDS: Needs = {
+    **method_flags.needs(),
+    **always(
+        "rule", "model", "mode", "batch_size", "data", "precision", "accumulate", "remat",
+        "compile_only", "image_size", "out",
+    ),
+    "steps": (without("compile-only"),),
+    "counts": (without("data"),),
+}  # fmt: skip
+
+
 def arguments() -> argparse.ArgumentParser:
     from experiments.models import MODELS
 
-    parser = cli.parser("Measure the cost of a step of every rule against SGD's.", heeded.STEP_COST)
+    parser = cli.parser("Measure the cost of a step of every rule against SGD's.", _NEEDS)
     parser.add_argument(
-        "--rule", nargs="+", default=list(RULES), choices=sorted(method_flags.RULES), help="rules"
+        "--rule", nargs="+", default=list(RULES), choices=method_flags.rule_names(), help="rules"
     )
     parser.add_argument(
         "--model", nargs="+", default=["resnet20"], choices=sorted(MODELS), help="networks"

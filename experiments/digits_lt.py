@@ -23,10 +23,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.command import heeded, loss_flags, method_flags, stage2
-from experiments.command.heeded import REMEMBERED
+from experiments.command import loss_flags, method_flags, stage2
+from experiments.command.method_flags import REMEMBERED
 from experiments.host import cli
 from experiments.host.errors import Diverged, RunError, check_seed
+from experiments.host.needs import Need, Needs, always, one_of
 from experiments.report import number
 from experiments.run.settings import Settings
 
@@ -37,10 +38,11 @@ SHOTS = (40, 9)
 
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(
-        "Train an MLP on long-tailed 8x8 digits under several rules.", heeded.DIGITS
+        "Train an MLP on long-tailed 8x8 digits under several rules.",
+        {**needs(), **stage2.needs(), **dict.fromkeys(_OF_STATISTICS, (_STATISTICAL,))},
     )
     parser.add_argument(
-        "--rule", nargs="+", default=["sgd", "sam", "imbsam"], choices=sorted(method_flags.RULES),
+        "--rule", nargs="+", default=["sgd", "sam", "imbsam"], choices=method_flags.rule_names(),
         help="how gradients are taken, a row each",
     )  # fmt: skip
     add_method_arguments(parser).add_argument(
@@ -52,6 +54,26 @@ def arguments() -> argparse.ArgumentParser:
     stage2.add_arguments(parser.add_argument_group("second stage"))
     add_training_arguments(parser)
     return parser
+
+
+_OF_STATISTICS = ("running_statistics", "stage2_statistics")
+_STATISTICAL = Need(
+    lambda args: False, "a model with batch normalisation, and the digits' MLP has none"
+)
+
+
+def needs() -> Needs:
+    """When each flag of training is heeded, of the digits' sweep, too."""
+    return {
+        **always(
+            "imbalance_factor", "epochs", "batch_size", "lr", "momentum", "weight_decay",
+            "num_seeds", "seeds", "out", "overwrite", "rule",
+        ),
+        **method_flags.needs(),
+        "memory": (one_of("rule", REMEMBERED),),
+        **loss_flags.needs(),
+        "running_statistics": (_STATISTICAL,),
+    }  # fmt: skip
 
 
 def add_method_arguments(parser: argparse.ArgumentParser) -> Any:

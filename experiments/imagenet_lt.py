@@ -20,16 +20,19 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from experiments.command import flags, heeded, launch, plan, presets
+from experiments.command import flags, launch, plan, presets
 from experiments.host import cli
+from experiments.host.needs import always
 
 DATASETS = ("imagenet_lt", "imagenet2012", "places365_small")
 LISTS = ("train_list", "val_list", "test_list")
 
 
 def arguments() -> argparse.ArgumentParser:
+    own = always("dataset", "data_dir", "image_dir", *LISTS)
     parser = cli.parser(
-        "Train on ImageNet-LT or Places-LT with a sharpness-aware rule.", heeded.STREAMED
+        "Train on ImageNet-LT or Places-LT with a sharpness-aware rule.",
+        {**flags.streaming_needs(), **own},
     )
     parser.set_defaults(experiment="imagenet_lt")
     presets.add_argument(parser)

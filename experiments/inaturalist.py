@@ -19,14 +19,19 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from experiments.command import flags, heeded, launch, plan, presets
+from experiments.command import flags, launch, plan, presets
 from experiments.host import cli
+from experiments.host.needs import always
 
 LISTS = ("train_list", "test_list")
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = cli.parser("Train on iNaturalist 2018 with a sharpness-aware rule.", heeded.STREAMED)
+    own = always("data_dir", "image_dir", *LISTS)
+    parser = cli.parser(
+        "Train on iNaturalist 2018 with a sharpness-aware rule.",
+        {**flags.streaming_needs(), **own},
+    )
     parser.set_defaults(experiment="inaturalist")
     presets.add_argument(parser)
     data = parser.add_argument_group("data")

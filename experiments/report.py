@@ -17,9 +17,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from experiments.command import heeded
 from experiments.host import cli
 from experiments.host.errors import RunError
+from experiments.host.needs import beside
 from experiments.reports import published
 from experiments.reports.grouping import (
     COLUMNS,
@@ -310,7 +310,8 @@ def _classes(report: dict[str, Any]) -> tuple[list[int], list[float]]:
 
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(
-        "Group finished runs over seeds and set published figures beside them.", heeded.REPORT
+        "Group finished runs over seeds and set published figures beside them.",
+        {"out": (), "overwrite": (beside("out"),)},
     )
     parser.add_argument(
         "runs",

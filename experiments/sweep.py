@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
-import inspect
 import itertools
 import sys
 from pathlib import Path
@@ -29,14 +28,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import cifar_lt
-from experiments.command import heeded, loss_flags, method_flags
-from experiments.command.heeded import REMEMBERED
+from experiments.command import loss_flags, method_flags
+from experiments.command.method_flags import REMEMBERED
 from experiments.digits_lt import (
     add_method_arguments,
     add_training_arguments,
     build_method,
     checked,
     make_folder,
+    needs,
     settings_of,
 )
 from experiments.host import cli
@@ -90,7 +90,7 @@ def image_arguments() -> cli.Parser:
     """Those of cifar_lt, and the grid."""
     parser = cifar_lt.arguments()
     parser.description = "Train on long-tailed CIFAR at each point of a grid."
-    parser.needs = {**heeded.IMAGES_SWEEP}
+    parser.needs["grid"] = ()
     _add_grid(parser, "cifar_lt")
     return parser
 
@@ -98,10 +98,11 @@ def image_arguments() -> cli.Parser:
 def arguments() -> argparse.ArgumentParser:
     """Those of the digits."""
     parser = cli.parser(
-        "Train an MLP on long-tailed 8x8 digits at each point of a grid.", heeded.DIGITS_SWEEP
+        "Train an MLP on long-tailed 8x8 digits at each point of a grid.", {**needs(), "grid": ()}
     )
     parser.add_argument(
-        "--rule", default="imbsam", choices=sorted(set(method_flags.RULES) - {"sgd", "cc_sam"}),
+        "--rule", default="imbsam",
+        choices=sorted({*method_flags.rule_names()} - {"sgd", "cc_sam"}),
         help="whose grid; SGD is trained beside it",
     )  # fmt: skip
     _add_grid(parser, "digits")
@@ -146,7 +147,7 @@ def grid_of(args: argparse.Namespace) -> dict[str, list[float]]:
         for action in parser._actions
         if isinstance(action.type, cli.number) and not (action.type.whole or action.nargs)
     }
-    of_rule = inspect.signature(method_flags.RULES[args.rule]).parameters
+    of_rule = method_flags.options_of(args.rule)
     known = {name for name in types if name in of_rule}
     if args.rule in REMEMBERED:
         known.add("memory")

@@ -7,6 +7,7 @@ from typing import Any
 
 from experiments.command import loss_flags, method_flags, stage2
 from experiments.host import cli
+from experiments.host.needs import Need, Needs, always, beside, one_of
 from experiments.models import MODELS
 from experiments.run.settings import EXAMPLES, LOADERS, SAMPLING
 from experiments.step.methods import TAIL_STATISTICS
@@ -18,12 +19,12 @@ class LeftOut(int):
 
 
 def add_method(parser: argparse.ArgumentParser, **defaults: Any) -> None:
-    """Groups "method", "loss" and "second stage"; defaults by name replace those of methods.py."""
+    """Groups "method", "loss" and "second stage"; defaults by name replace those of the tables."""
     method = parser.add_argument_group("method")
     method.add_argument(
         "--rule",
         default="imbsam",
-        choices=sorted(method_flags.RULES),
+        choices=method_flags.rule_names(),
         help="how the gradient is taken",
     )
     method_flags.add_arguments(method, **defaults)
@@ -193,3 +194,44 @@ def add_streaming(parser: argparse.ArgumentParser, *, jitter: float) -> None:
         "--val-per-class", type=cli.number(least=0, most=10**6, whole=True), default=0,
         help="training images held out per class (each class keeps one), to tune rho and eta on",
     )  # fmt: skip
+
+
+def training_needs() -> Needs:
+    """When each flag of `add_method` and `add_training` is heeded.
+
+    What those for several processes need is said by `devices.join_processes`.
+    """
+    return {
+        **always(
+            "preset", "model", "init", "epochs", "batch_size", "lr", "schedule", "momentum",
+            "weight_decay", "sampling", "examples", "precision", "seed", "seeds", "num_seeds",
+            "out", "resume", "checkpoint_every", "eval_every", "eval_batch", "parallel", "devices",
+            "accumulate", "remat", "steps_per_call", "quiet", "coordinator", "num_processes",
+            "process_id", "cluster", "rule",
+        ),
+        "tail_statistics": (one_of("examples", ["split_norm"]),),
+        "together": (beside("seeds", "num-seeds"),),
+        "heartbeat_seconds": (beside("cluster", "coordinator"),),
+        **method_flags.needs(),
+        "memory": (one_of("rule", method_flags.REMEMBERED),),
+        **loss_flags.needs(),
+        **stage2.needs(),
+    }  # fmt: skip
+
+
+def streaming_needs() -> Needs:
+    """The same, and of `add_streaming`."""
+    return {
+        **training_needs(),
+        **always(
+            "image_size", "resize", "jitter", "loader", "max_corrupt", "allow_empty_classes",
+            "val_per_class",
+        ),
+        "workers": (one_of("loader", ["grain"]),),
+        "steps_per_call": (
+            Need(
+                lambda args: args.steps_per_call < 2,
+                "images in memory: streamed ones have 1 step",
+            ),
+        ),
+    }  # fmt: skip

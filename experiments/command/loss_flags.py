@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.host import cli
 from experiments.host.errors import RunError
+from experiments.host.needs import Need, Needs, always, either, one_of
 from experiments.step.objectives import Loss
 from imbsam_jax import losses
 
@@ -160,3 +161,23 @@ def add_arguments(group: Any, *, several: bool = False) -> None:
         default=0.3,
         help="vs: power of the class sizes",
     )
+
+
+def needs() -> Needs:
+    """When each of these flags is heeded."""
+
+    def of_losses(option: str) -> Need:
+        taken = (name for name, (options, _) in sorted(LOSSES.items()) if option in options)
+        return one_of("loss", taken)
+
+    deferred = Need(lambda args: args.drw_epoch is not None, "--drw-epoch")
+    return {
+        **always("loss", "drw_epoch", "mixup", "smoothing", "classifier"),
+        "beta": (either(of_losses("beta"), deferred),),
+        "normalise": (either(of_losses("normalise"), deferred),),
+        "margin_alone": (of_losses("scale_logits"),),
+        **{
+            name: (of_losses(name),)
+            for name in ("focal_gamma", "max_margin", "scale", "tau", "vs_gamma")
+        },
+    }
