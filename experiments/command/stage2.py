@@ -298,8 +298,9 @@ def needs() -> Needs:
         ),
         "stage2_statistics": (trained, STATISTICAL),
         "stage2_max_norm": (of_stages(lambda recipe: recipe.max_norm != "none"),),
-        **{
-            f"stage2_{option}": (of_stages(lambda recipe, option=option: option in recipe.takes),)
-            for option in _DEFAULTS
-        },
+        **{f"stage2_{option}": (of_stages(partial(_takes, option)),) for option in _DEFAULTS},
     }
+
+
+def _takes(option: str, recipe: Recipe) -> bool:
+    return option in recipe.takes
