@@ -129,7 +129,7 @@ def our_steps(model: str, args: argparse.Namespace) -> dict[tuple[str, str], Any
     from benchmarks.step_cost import noise
     from experiments.run.parts import Parts
     from experiments.run.settings import Settings
-    from experiments.step.steps import Inputs
+    from experiments.step.step import Inputs
     from imbsam_jax import long_tail_counts, rules
     from imbsam_jax.losses import cross_entropy
 

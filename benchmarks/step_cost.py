@@ -160,7 +160,7 @@ class Bench:
         from experiments.data.sampling import Order
         from experiments.run.parts import Parts
         from experiments.run.settings import Settings
-        from experiments.step.steps import Inputs
+        from experiments.step.step import Inputs
         from imbsam_jax import tail_classes
         from imbsam_jax.losses import cross_entropy
 
@@ -215,7 +215,7 @@ class Bench:
 
     def rows(self, mode: str, call: int) -> Any:
         """Rows of whole batches, as many as a call has steps; nothing to be placed yet."""
-        from experiments.step.steps import Rows
+        from experiments.step.step import Rows
 
         order, steps = self.orders[mode], self.steps_per_call
         most = order.rows // self.args.batch_size  # of an epoch; the last one may be smaller
@@ -250,16 +250,15 @@ class Bench:
         import jax.numpy as jnp
 
         from experiments.models import create_model
-        from experiments.step import steps
+        from experiments.step.optimizer import optimizer
+        from experiments.step.state import create_state
 
         dtype = jnp.dtype(self.args.precision)
         classes, size = self.dataset.num_classes, self.args.image_size
         model = create_model(self.model, classes, dtype=dtype, remat=self.args.remat)
-        tx = steps.optimizer(lambda _: 0.1, 0.9, 5e-3)
+        tx = optimizer(lambda _: 0.1, 0.9, 5e-3)
         example = jnp.zeros((1, size, size, 3))
-        return jax.eval_shape(
-            lambda key: steps.create_state(model, tx, example, key), jax.random.key(0)
-        )
+        return jax.eval_shape(lambda key: create_state(model, tx, example, key), jax.random.key(0))
 
     def _abstract_step(self, method: Any, room: Any, mode: str) -> tuple[Any, ...]:
         """(a step, shapes of its arguments): of images brought along, no array anywhere."""
@@ -268,7 +267,7 @@ class Bench:
 
         from experiments.data.augment import normalise
         from experiments.step.objectives import Objective
-        from experiments.step.steps import Rows, make_step
+        from experiments.step.step import Rows, make_step
         from imbsam_jax.losses import cross_entropy
 
         batch, size = self.args.batch_size, self.args.image_size

@@ -28,7 +28,7 @@ from experiments.command.method_flags import REMEMBERED
 from experiments.host import cli
 from experiments.host.errors import Diverged, RunError, check_seed
 from experiments.host.needs import Need, Needs, always, one_of
-from experiments.report import number
+from experiments.reports.figures import number
 from experiments.run.settings import Settings
 
 SPLITS = ("all", "many", "medium", "few")

@@ -22,7 +22,7 @@ from experiments.host.errors import RunError
 from experiments.host.folders import read_object
 from experiments.host.needs import always, without
 from experiments.imagenet_lt import LISTS
-from experiments.report import COLUMNS, number
+from experiments.reports.figures import COLUMNS, number
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -11,7 +11,7 @@ from experiments.host.needs import Need, Needs, always, beside, one_of
 from experiments.models import MODELS
 from experiments.run.settings import EXAMPLES, LOADERS, SAMPLING
 from experiments.step.methods import TAIL_STATISTICS
-from experiments.step.steps import SCHEDULES
+from experiments.step.optimizer import SCHEDULES
 
 
 class LeftOut(int):

@@ -39,13 +39,13 @@ def run(
     """Trains every seed, and every second stage of each, and shows the table."""
     import jax
 
-    from experiments import report
+    from experiments.reports import tables
 
     begin(args)
     dataset = load(args)
     reports = train(args, dataset, make_plan(args, dataset, describe(args, dataset)))
     if jax.process_index() == 0:
-        report.show(reports)
+        tables.show(reports)
 
 
 def begin(args: argparse.Namespace) -> None:

@@ -30,7 +30,7 @@ from experiments.data.sampling import Order
 from experiments.data.stream import HostBatch, StepRows, stream
 from experiments.host.devices import cores
 from experiments.run.settings import Settings
-from experiments.step.steps import Inputs, Rows
+from experiments.step.step import Inputs, Rows
 
 Calls = Iterable[tuple[int, int]]
 

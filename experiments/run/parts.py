@@ -29,13 +29,8 @@ from experiments.run.settings import Settings
 from experiments.step.execution import EXECUTIONS, Jit
 from experiments.step.methods import NO_STATISTICS
 from experiments.step.objectives import Adversary, Loss, Objective
-from experiments.step.steps import (
-    TrainState,
-    create_state,
-    learning_rate,
-    optimizer,
-    start_state,
-)
+from experiments.step.optimizer import learning_rate, optimizer
+from experiments.step.state import TrainState, create_state, start_state
 from imbsam_jax import tail_classes
 from imbsam_jax.losses import cross_entropy
 

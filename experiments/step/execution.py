@@ -25,9 +25,11 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from experiments.step.many import many_steps
 from experiments.step.methods import Method
 from experiments.step.objectives import Objective
-from experiments.step.steps import Inputs, Rows, StepMetrics, TrainState, make_step
+from experiments.step.state import TrainState
+from experiments.step.step import Inputs, Rows, StepMetrics, make_step
 from imbsam_jax.rules import Rule
 
 AXIS = "batch"
@@ -183,7 +185,10 @@ class Jit:
     def many(
         self, method: Method | Rule, key: Any = None
     ) -> Callable[..., tuple[TrainState, StepMetrics]]:
-        """K steps; their randomness is of this key's data, or of the run's own."""
+        """K steps as one function of (state, inputs, Rows with [K, b], positions int32[b], B).
+
+        Their randomness is of this key's data, or of the run's own.
+        """
         step = make_step(
             method,
             self._objective,
@@ -193,7 +198,13 @@ class Jit:
             room=self.room,
             tail_statistics=self.tail_statistics,
         )
-        return _repeat(step, self.key_data if key is None else key)
+        key_data = self.key_data if key is None else key
+
+        def many(state: TrainState, inputs: Any, rows: Rows, positions: Any, whole: int) -> Any:
+            run_key = jax.random.wrap_key_data(jnp.asarray(key_data))
+            return many_steps(step, state, inputs, rows, positions, whole, run_key)
+
+        return many
 
     def _put(self, x: Any, sharding: NamedSharding) -> Any:
         if x is None:
@@ -279,22 +290,3 @@ class Pmap(Jit):
 
 
 EXECUTIONS = {"jit": Jit, "pmap": Pmap}
-
-
-def _repeat(
-    step: Callable[..., tuple[TrainState, StepMetrics]], key_data: Any
-) -> Callable[..., tuple[TrainState, StepMetrics]]:
-    """K steps as one function of (state, inputs, Rows with [K, b], positions int32[b], B)."""
-
-    def many(state: TrainState, inputs: Any, rows: Rows, positions: jax.Array, whole: int) -> Any:
-        key = jax.random.wrap_key_data(jnp.asarray(key_data))
-
-        def body(state: TrainState, rows_of_step: Rows) -> Any:
-            return step(state, inputs, rows_of_step, positions, whole, key)
-
-        if jax.tree.leaves(rows)[0].shape[0] > 1:
-            return jax.lax.scan(body, state, rows)
-        state, seen = body(state, jax.tree.map(lambda x: x[0], rows))
-        return state, jax.tree.map(lambda x: x[None], seen)
-
-    return many

@@ -17,7 +17,7 @@ from experiments.models import BATCH_NORM_MOMENTUM, MODELS
 from experiments.run.parts import Parts
 from experiments.run.settings import Settings
 from experiments.step.methods import Tabled
-from experiments.step.steps import batch_renormalised
+from experiments.step.step import batch_renormalised
 from imbsam_jax.passes import split_norm
 from rule_table import (
     ASCENTS,

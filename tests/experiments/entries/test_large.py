@@ -15,7 +15,7 @@ from experiments.data import filled
 from experiments.data.records import load_inaturalist
 from experiments.host.errors import RunError
 from experiments.models.pretrained import save_weights
-from experiments.reports import plots, published
+from experiments.reports import matching, plots
 from experiments.run.parts import Parts
 from experiments.run.settings import Settings
 from imbsam_jax.losses import cross_entropy
@@ -158,7 +158,7 @@ def test_published_figures_of_these_sets_are_found():
         ("i_naturalist2018", 500.0, 69.1),
         ("imagenet_lt", 256.0, 52.2),
     ):
-        rows = published.beside({**facts, "dataset": dataset, "imbalance_factor": factor})
+        rows = matching.beside({**facts, "dataset": dataset, "imbalance_factor": factor})
         assert expected in [row.all for row in rows if row.source == "P"]
 
 

@@ -11,8 +11,11 @@ from experiments.command import loss_flags, method_flags, presets, stage2
 from experiments.data import augment
 from experiments.host.errors import RunError
 from experiments.run.settings import Settings
-from experiments.step import methods, steps
+from experiments.step import methods
 from experiments.step.objectives import Adversary, Objective
+from experiments.step.optimizer import optimizer
+from experiments.step.state import create_state, merge, split
+from experiments.step.step import Inputs, make_step
 from imbsam_jax import Ascent, cc_sam, losses, rules, value_and_grad
 from tiny import COUNTS, TinyNet, tiny_dataset
 
@@ -243,11 +246,11 @@ def test_a_flag_beside_a_preset_wins_and_is_shown():
 def bench():
     """A step of a net with batch normalisation, from one state and batch."""
     dataset = tiny_dataset()
-    model, tx = TinyNet(5), steps.optimizer(lambda _: 0.1, 0.0, 0.0)
-    state = jax.jit(lambda key: steps.create_state(model, tx, jnp.zeros((1, 8, 8, 3)), key))(
+    model, tx = TinyNet(5), optimizer(lambda _: 0.1, 0.0, 0.0)
+    state = jax.jit(lambda key: create_state(model, tx, jnp.zeros((1, 8, 8, 3)), key))(
         jax.random.key(0)
     )
-    inputs = steps.Inputs(*map(jnp.asarray, (dataset.train_images, dataset.train_labels)))
+    inputs = Inputs(*map(jnp.asarray, (dataset.train_images, dataset.train_labels)))
     index = jnp.arange(0, 78, 5)
 
     def prepare(images, positions, batch_size, key):
@@ -256,7 +259,7 @@ def bench():
         return images + 0.1 * positions[:, None, None, None]
 
     def run(method, objective, state=state):
-        step = steps.make_step(method, objective, prepare)
+        step = make_step(method, objective, prepare)
         call = jax.jit(step, static_argnums=4)
         return call(state, inputs, index, jnp.arange(len(index)), len(index), jax.random.key(1))
 
@@ -368,11 +371,11 @@ def test_frozen_statistics_normalise_by_the_running_ones_and_stay(bench):
 def test_a_frozen_part_stays_and_the_adversary_is_the_librarys(bench):
     state, images, labels, run = bench
     whole = state.params
-    head, rest = steps.split(whole, "head")
+    head, rest = split(whole, "head")
     assert set(head) == {"head"} and "head" not in rest
-    jax.tree.map(np.testing.assert_array_equal, steps.merge(head, rest), whole)
+    jax.tree.map(np.testing.assert_array_equal, merge(head, rest), whole)
     with pytest.raises(ValueError, match="no scales to train"):
-        steps.split(whole, "scales")
+        split(whole, "scales")
     tx = optax.sgd(0.1)
     part = state.replace(params=head, frozen=rest, tx=tx, opt_state=tx.init(head))
 
