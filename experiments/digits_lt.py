@@ -147,15 +147,6 @@ def build_method(
     return method, {**described, "memory": memory}
 
 
-def make_folder(out: Path, args: argparse.Namespace) -> None:
-    """The config.json of a folder that is ours."""
-    from experiments.host import folders
-
-    settings = {key: value for key, value in vars(args).items() if key != "overwrite"}
-    run = {"command": folders.command_line(), **folders.environment()}
-    folders.write_json(out / "config.json", {**settings, **run})
-
-
 def train(args: argparse.Namespace, datasets: list[Any], seeds: list[int]) -> list[Row]:
     """Trains every rule with every loss side by side, then each second stage of each."""
     import jax
@@ -333,7 +324,7 @@ def write(
 ) -> None:  # fmt: skip
     from experiments.host import folders
 
-    make_folder(out, args)
+    folders.write_flags(out, args)
     named = names([row.description for row in rows])
     curves = {
         name: row.curve for name, row in zip(named, rows, strict=True) if row.curve is not None

@@ -35,7 +35,6 @@ from experiments.digits_lt import (
     add_training_arguments,
     build_method,
     checked,
-    make_folder,
     needs,
     settings_of,
 )
@@ -311,7 +310,7 @@ def write(
 ) -> None:
     from experiments.host import folders
 
-    make_folder(out, args)
+    folders.write_flags(out, args)
     folders.write_json(out / "summary.json", summary)
     folders.replace_text(out / "table.md", f"{table(summary, grid)}\n\n{verdict(summary)}\n")
     figures = [key for key, value in summary[0].items() if not isinstance(value, dict | list)]
@@ -361,7 +360,9 @@ def main(args: argparse.Namespace) -> None:
         else:
             out, grid = sweep_images.checked(args), grid_of(args)
             points = {named(point): point for point in points_of(grid)}
-            found, seeds = sweep_images.train(args, points, SPLITS, opened)
+            found, seeds = sweep_images.train(
+                args, points, SPLITS, opened, load=cifar_lt.load, make_plan=cifar_lt.make_plan
+            )
             rows = [Row(*values) for values in found]
         summary = summarise(rows, seeds)
         with folders.writing(out):

@@ -14,10 +14,6 @@ from experiments.step.methods import TAIL_STATISTICS
 from experiments.step.optimizer import SCHEDULES
 
 
-class LeftOut(int):
-    """The number of a flag that nobody gave."""
-
-
 def add_method(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     """Groups "method", "loss" and "second stage"; defaults by name replace those of the tables."""
     method = parser.add_argument_group("method")
@@ -51,6 +47,7 @@ def add_training(
     """Groups "training" and "running", with an entry point's own defaults.
 
     Args:
+      devices: how many there are where nobody says, but on a CPU.
       together: whether seeds are trained so; None where it is faster.
     """
     training = parser.add_argument_group("training")
@@ -117,10 +114,11 @@ def add_training(
         "--parallel", default="jit", choices=["jit", "pmap"], help="how devices share a batch"
     )
     running.add_argument(
-        "--devices", type=cli.devices, default=LeftOut(devices),
+        "--devices", type=cli.devices,
         help="over all processes; 0 is all there are; on a CPU emulated ones, by default for "
-        "convolution networks one a core",
+        f"convolution networks one a core; elsewhere by default {devices}",
     )  # fmt: skip
+    parser.set_defaults(devices_by_default=devices)  # see `seeds.devices_of`
     running.add_argument(
         "--accumulate", type=cli.counted(), default=1,
         help="cut each batch into so many micro-batches, one after the other: less memory, the "

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.command import presets
-from experiments.command.flags import LeftOut
 from experiments.command.plan import Plan, make_plan
-from experiments.command.seeds import SeedGroup, devices_by_default, groups, seeds_of
+from experiments.command.seeds import SeedGroup, devices_of, groups, seeds_of, settle_devices
 from experiments.host import cli, folders
-from experiments.host.devices import emulate, join_processes
+from experiments.host.devices import join_processes
 from experiments.host.errors import RunError
 
 
@@ -28,7 +27,7 @@ def join(args: argparse.Namespace) -> None:
         raise RunError("--cluster finds the other processes by itself: leave --coordinator, "
                        "--num-processes and --process-id out")  # fmt: skip
     if args.cluster or any(x is not None for x in asked):
-        join_processes(*asked, args.devices, args.heartbeat_seconds)
+        join_processes(*asked, devices_of(args), args.heartbeat_seconds)
 
 
 def run(
@@ -60,12 +59,7 @@ def begin(args: argparse.Namespace) -> None:
             f"{args.resize}: give a --resize at least as large"
         )
     join(args)
-    args.devices_left_out = isinstance(args.devices, LeftOut)
-    if not args.devices_left_out:
-        emulate(args.devices)  # now: whatever loads data or makes a plan may start the backend
-    else:
-        share = args.batch_size // max(args.accumulate, 1)
-        args.devices = devices_by_default(args.devices, args.model, share, args.examples)
+    settle_devices(args)  # now: whatever loads data or makes a plan may start the backend
     cli.use_compilation_cache()
     if args.preset and args.process_id in (None, 0):
         print(presets.explain(args))

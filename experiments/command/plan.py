@@ -6,6 +6,7 @@ import argparse
 from typing import Any, NamedTuple
 
 from experiments.command import loss_flags, method_flags, stage2
+from experiments.command.seeds import devices_of
 from experiments.host.errors import RunError
 from experiments.step import methods, objectives
 
@@ -47,7 +48,10 @@ def make_plan(args: argparse.Namespace, dataset: Any, about_data: dict[str, Any]
     options, counts = vars(args), filled(dataset.class_counts())
     settings = Settings(
         **{name: options[name] for name in Settings.__dataclass_fields__ if name in options}
-        | {"classifier": loss_flags.classifier_for(args.loss, options)}
+        | {
+            "classifier": loss_flags.classifier_for(args.loss, options),
+            "devices": devices_of(args),
+        }
     )
     settings.check()
     steps_per_epoch = -(-len(dataset.train_labels) // args.batch_size)

@@ -14,6 +14,15 @@ from experiments.host.errors import RunError, check_seed
 from experiments.models import CONVOLUTIONAL
 
 
+def seeds_of(args: argparse.Namespace) -> list[int]:
+    """--seed, --seeds or --num-seeds, checked."""
+    seeds = args.seeds or (list(range(args.num_seeds)) if args.num_seeds else [args.seed])
+    check_seed(*seeds)
+    if len(set(seeds)) < len(seeds):
+        raise RunError(f"--seeds must be different numbers; got {seeds}")
+    return list(seeds)
+
+
 class SeedGroup(NamedTuple):
     """Seeds that are trained in one program, or a lone one, and on how many devices."""
 
@@ -34,22 +43,22 @@ def groups(args: argparse.Namespace, seeds: list[int]) -> list[SeedGroup]:
         if args.resume and config.exists():
             held[seed] = folders.begun(config)
 
-    def devices_of(group: list[int]) -> int:
+    def shared_by(group: list[int]) -> int:
         of_held = [held[seed].get("devices", 1) for seed in group if seed in held]
-        if not args.devices_left_out:
+        if args.devices is not None:
             return int(args.devices)
         return int(of_held[0]) if of_held else devices_for_seeds(len(group))
 
     if args.together:
         begun = [config.get("together") or [] for config in held.values()]
         same = [others for others in begun if sorted(others) == sorted(seeds)]
-        return [SeedGroup(same[0] if same else seeds, devices_of(seeds), True)]
+        return [SeedGroup(same[0] if same else seeds, shared_by(seeds), True)]
     found: list[SeedGroup] = []
     new = []
     for seed in seeds:
         others = held[seed].get("together") if seed in held else None
         if args.together is False or (seed in held and not others):
-            found.append(SeedGroup([seed], args.devices, False))
+            found.append(SeedGroup([seed], devices_of(args), False))
         elif not others:
             new.append(seed)
         elif not set(others) <= set(seeds):
@@ -58,7 +67,7 @@ def groups(args: argparse.Namespace, seeds: list[int]) -> list[SeedGroup]:
                 f"{' '.join(map(str, others))}, or choose another --out"
             )
         elif not any(seed in group.seeds for group in found):
-            found.append(SeedGroup(others, devices_of(others), True))
+            found.append(SeedGroup(others, shared_by(others), True))
     # Of a group that was stopped as it began not every folder holds a run.
     new = [seed for seed in new if not any(seed in group.seeds for group in found)]
     number = _devices_of_new(args, len(new))
@@ -66,25 +75,33 @@ def groups(args: argparse.Namespace, seeds: list[int]) -> list[SeedGroup]:
         if not args.quiet:
             print(f"{cli.noun(len(new), 'seed')} together on {number} devices (not: --no-together)")
         return [*found, SeedGroup(new, number, True)]
-    return [*found, *(SeedGroup([seed], args.devices, False) for seed in new)]
+    return [*found, *(SeedGroup([seed], devices_of(args), False) for seed in new)]
 
 
 def _devices_of_new(args: argparse.Namespace, seeds: int) -> int:
     """For seeds to be trained together; 1 where they had better not be."""
-    possible = args.parallel == "jit" and args.examples == "dependent" and args.devices_left_out
+    possible = args.parallel == "jit" and args.examples == "dependent" and args.devices is None
     on_cpu = not jax.distributed.is_initialized() and jax.default_backend() == "cpu"
     if seeds < 2 or not possible or not on_cpu:
         return 1
     number = devices_for_seeds(seeds)
-    return number if number >= args.devices else 1
+    return number if number >= devices_of(args) else 1
 
 
-def seeds_of(args: argparse.Namespace) -> list[int]:
-    seeds = args.seeds or (list(range(args.num_seeds)) if args.num_seeds else [args.seed])
-    check_seed(*seeds)
-    if len(set(seeds)) < len(seeds):
-        raise RunError(f"--seeds must be different numbers; got {seeds}")
-    return list(seeds)
+def settle_devices(args: argparse.Namespace) -> None:
+    """Emulates the devices of a CPU, before JAX is used; then `devices_of` knows how many."""
+    if args.devices is None:
+        share = args.batch_size // max(args.accumulate, 1)
+        args.devices_by_default = devices_by_default(
+            args.devices_by_default, args.model, share, args.examples
+        )
+    else:
+        emulate(args.devices)
+
+
+def devices_of(args: argparse.Namespace) -> int:
+    """The devices of a lone run: --devices, or what is best where nobody said."""
+    return int(args.devices_by_default if args.devices is None else args.devices)
 
 
 def devices_by_default(otherwise: int, model: str, batch_size: int, examples: str) -> int:

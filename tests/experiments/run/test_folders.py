@@ -443,7 +443,6 @@ def test_a_config_damaged_in_any_field_is_refused(finished, run, data):
     args = presets.parse(
         cifar_lt.arguments(), ["--out", str(run.parent), "--resume", "--seeds", "0"]
     )
-    args.devices_left_out = True
     os.rename(run, run.parent / "seed_0")
     path = run.parent / "seed_0" / "config.json"
     held = Checkpoints(path.parent / "checkpoints", reading=True)
