@@ -11,9 +11,9 @@ import argparse
 import contextlib
 from pathlib import Path
 
-from experiments.command import heeded
 from experiments.host import cli, folders
 from experiments.host.errors import RunError
+from experiments.host.needs import beside
 from experiments.reports.grouping import grouped
 from experiments.reports.reading import find, passed_over
 from experiments.reports.tables import console, published_table, show
@@ -24,7 +24,8 @@ _SHOWN = 12  # paths that were passed over
 
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(
-        "Group finished runs over seeds and set published figures beside them.", heeded.REPORT
+        "Group finished runs over seeds and set published figures beside them.",
+        {"out": (), "overwrite": (beside("out"),)},
     )
     parser.add_argument(
         "runs",

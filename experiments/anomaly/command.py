@@ -25,14 +25,31 @@ from experiments.anomaly.report import (
 )
 from experiments.anomaly.tables import PROTOCOLS, load_tables
 from experiments.anomaly.training import METHODS, OPTIMIZERS, RULES, Result, plan, train
-from experiments.command import heeded
 from experiments.host import cli
 from experiments.host.errors import RunError, cannot_write
+from experiments.host.needs import always, one_of
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(
-        "Train DevNet and DeepSAD on anomaly data under several rules.", heeded.ANOMALY
+        "Train DevNet and DeepSAD on anomaly data under several rules.",
+        {
+            **always(
+                "data_dir",
+                "datasets",
+                "protocol",
+                "method",
+                "rule",
+                "seeds",
+                "optimizer",
+                "lr",
+                "epochs",
+                "out",
+                "overwrite",
+            ),
+            "label_ratio": (one_of("protocol", ["adbench", "nodup", "clean"]),),
+            "rho": (one_of("rule", ["sam", "imbsam"]),),
+        },
     )
     data = parser.add_argument_group("data")
     data.add_argument(

@@ -9,7 +9,8 @@ import pytest
 
 import tiny_records
 from experiments import evaluate, imagenet_lt, inaturalist
-from experiments.command import launch, presets
+from experiments.command import presets
+from experiments.command.plan import make_plan
 from experiments.data import filled
 from experiments.data.records import load_inaturalist
 from experiments.host.errors import RunError
@@ -141,7 +142,7 @@ def test_presets_build_what_they_name(name, preset, folders):
     args.eta = 10.0
     assert set(presets.TABLES[name][preset].flags) <= set(vars(args))
     dataset = module.load(args)
-    plan = launch.make_plan(args, dataset, module.describe(args, dataset))
+    plan = make_plan(args, dataset, module.describe(args, dataset))
     assert list(plan.second) == args.stage2
     assert presets.explain(args).startswith(f"preset {preset}: ")
     # The last radius of a schedule is the last value that was published.

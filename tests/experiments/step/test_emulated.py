@@ -16,7 +16,7 @@ def test_devices_are_emulated_without_a_flag_of_xla(tmp_path, run_python):
         from tiny import LEAN
         from experiments import cifar_lt
         from experiments.command import launch
-        from experiments.step.execution import use_devices
+        from experiments.host.devices import use_devices
         from experiments.host.errors import RunError
         from experiments.run.trainer import _Trainer
         for name, method in LEAN.items():
