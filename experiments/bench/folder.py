@@ -3,92 +3,91 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments.bench import grid as grids
 from experiments.bench.jobs import Line
-from experiments.bench.tables import SPLITS, is_base, names
+from experiments.bench.tables import SPLITS, is_base, names, rule_name
 from experiments.host import folders
 
 # A class of the digits is Many above the first, Few below the second.
 SHOTS = (40, 9)
 
 
-def write(
-    out: Path, rows: list[Row], summary: list[dict[str, Any]], counts: np.ndarray,
-    args: argparse.Namespace,
-) -> None:  # fmt: skip
-    from experiments.host import folders
+def write_table(
+    out: Path, lines: list[Line], summary: list[dict[str, Any]], counts: np.ndarray
+) -> None:
+    """Writes summary.json, per_class.csv and curves.csv, and draws them.
 
-    make_folder(out, args)
-    named = names([row.description for row in rows])
+    Args:
+      summary: of these lines, as `tables.summarise` makes it.
+      counts: int[C], training examples of each class.
+    """
+    named = names([line.description for line in lines])
     curves = {
-        name: row.curve for name, row in zip(named, rows, strict=True) if row.curve is not None
+        name: line.curve for name, line in zip(named, lines, strict=True) if line.curve is not None
     }
-    with open(out / "per_class.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["rule", "class", "train_examples", "accuracy"])
-        for name, curve in curves.items():
-            accuracy = 100 * (curve.correct / curve.total).mean(axis=0)
-            for c, n in enumerate(counts):
-                writer.writerow([name, c, int(n), f"{accuracy[c]:.4f}"])
-    write_curves(out / "curves.csv", curves)
+    classes = [
+        [name, c, int(n), f"{accuracy:.4f}"]
+        for name, curve in curves.items()
+        for c, (n, accuracy) in enumerate(
+            zip(counts, 100 * (curve.correct / curve.total).mean(axis=0), strict=True)
+        )
+    ]
+    _write_csv(out / "per_class.csv", ["rule", "class", "train_examples", "accuracy"], classes)
+    epochs = [
+        [name, epoch, *(f"{curve.splits[split][k].mean():.4f}" for split in SPLITS)]
+        for name, curve in curves.items()
+        for k, epoch in enumerate(curve.epochs)
+    ]
+    _write_csv(out / "curves.csv", ["rule", "epoch", *SPLITS], epochs)
     folders.write_json(out / "summary.json", summary)
-    redraw(out)
+    draw_table(out)
 
 
-def write_curves(path: Path, curves: dict[str, Any]) -> None:
-    """Test accuracies by epoch, means over seeds, of each row of the table."""
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["rule", "epoch", *SPLITS])
-        for name, curve in curves.items():
-            means = [curve.splits[split].mean(axis=1) for split in SPLITS]
-            for epoch, *values in zip(curve.epochs, *means, strict=True):
-                writer.writerow([name, epoch, *(f"{value:.4f}" for value in values)])
-
-
-def redraw(out: Path) -> list[Path]:
-    """The plots of a folder from its files; which were made."""
+def draw_table(out: Path) -> list[Path]:
+    """The plots of a table's folder, of the files in it; which were made."""
     from experiments.reports import plots
 
-    summary = json.loads((out / "summary.json").read_text())
+    summary = folders.read_json(out / "summary.json")
     named = dict(zip(names(summary), summary, strict=True))
-    rows = {name: (_panel(row), _line(row)) for name, row in named.items()}
-    one = len({panel for panel, _ in rows.values()}) == 1
+    places = {name: (_panel(line), rule_name(line)) for name, line in named.items()}
+    one = len({panel for panel, _ in places.values()}) == 1
     seeds, made = len(summary[0]["seeds"]), []
 
     def panels(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
-        for name, (panel, line) in rows.items():
+        for name, (panel, rule) in places.items():
             if name in values:
-                found.setdefault("" if one else panel, {})[line] = values[name]
+                found.setdefault("" if one else panel, {})[rule] = values[name]
         return found
 
     classes = _by_rule(out / "per_class.csv")
-    counts = [int(row["train_examples"]) for row in next(iter(classes.values()))]
-    by_class = {n: [float(row["accuracy"]) for row in of] for n, of in classes.items()}
+    counts = [int(record["train_examples"]) for record in next(iter(classes.values()))]
+    by_class = {n: [float(record["accuracy"]) for record in of] for n, of in classes.items()}
     made.append(out / "per_class.png")
     plots.classes_by_rule(made[-1], counts, panels(by_class), SHOTS, seeds)
     if (out / "curves.csv").exists():
         by_epoch = {
             name: (
-                [int(row["epoch"]) for row in of],
-                {split: [float(row[split]) for row in of] for split in ("all", "few")},
+                [int(record["epoch"]) for record in of],
+                {split: [float(record[split]) for record in of] for split in ("all", "few")},
             )
             for name, of in _by_rule(out / "curves.csv").items()
         }
         made.append(out / "curves.png")
         plots.curves_by_rule(made[-1], panels(by_epoch), seeds)
-    against = [row for row in summary if is_base(row, summary)]
+    against = [line for line in summary if is_base(line, summary)]
     if against and len(summary) > 1:
         gains = {
             split: {
-                name: (row[f"paired_{split}"], row[f"paired_{split}_se"])
-                for name, row in named.items()
-                if not is_base(row, summary)
+                name: (line[f"paired_{split}"], line[f"paired_{split}_se"])
+                for name, line in named.items()
+                if not is_base(line, summary)
             }
             for split in ("all", "few")
         }
@@ -99,58 +98,62 @@ def redraw(out: Path) -> list[Path]:
 
 def _by_rule(path: Path) -> dict[str, list[dict[str, str]]]:
     found: dict[str, list[dict[str, str]]] = {}
-    with open(path, newline="") as file:
-        for row in csv.DictReader(file):
-            found.setdefault(row["rule"], []).append(row)
+    with open(path, newline="", encoding="utf-8") as file:
+        for record in csv.DictReader(file):
+            found.setdefault(record["rule"], []).append(record)
     return found
 
 
-def _panel(row: dict[str, Any]) -> str:
+def _panel(line: dict[str, Any]) -> str:
     """What its plots share with others: the loss, and a second stage."""
-    return row["loss"] + (f", then {row['stage2']}" if row["stage2"] else "")
+    return line["loss"] + (f", then {line['stage2']}" if line["stage2"] else "")
 
 
-def _line(row: dict[str, Any]) -> str:
-    memory = row.get("memory")
-    return row["rule"] + (f" m{memory:g}" if memory is not None else "")
+def _write_csv(path: Path, heads: list[str], records: list[list[Any]]) -> None:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([heads, *records])
+    folders.replace_text(path, text.getvalue())
 
 
-def write(
-    out: Path, summary: list[dict[str, Any]], grid: dict[str, list[float]], args: argparse.Namespace
+def write_sweep(
+    out: Path, summary: list[dict[str, Any]], grid: dict[str, list[float]], rule: str
 ) -> None:
-    from experiments.host import folders
-
-    make_folder(out, args)
+    """Writes summary.json, table.md and sweep.csv, and draws them; `rule` is whose grid it is."""
     folders.write_json(out / "summary.json", summary)
-    folders.replace_text(out / "table.md", f"{table(summary, grid)}\n\n{verdict(summary)}\n")
+    shown = f"{grids.table(summary, grid)}\n\n{grids.verdict(summary)}\n"
+    folders.replace_text(out / "table.md", shown)
     figures = [key for key, value in summary[0].items() if not isinstance(value, dict | list)]
-    with open(out / "sweep.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["rule", *grid, *figures])
-        for row in summary:
-            point = [row["point"].get(name, "") for name in grid]
-            rule = args.rule if row["point"] else "sgd"
-            writer.writerow([rule, *point, *(row[key] for key in figures)])
-    draw(out / "sweep.png", summary, args.rule)
+    records = [
+        [
+            rule if line["point"] else "sgd",
+            *(line["point"].get(name, "") for name in grid),
+            *(line[key] for key in figures),
+        ]
+        for line in summary
+    ]
+    _write_csv(out / "sweep.csv", ["rule", *grid, *figures], records)
+    draw_sweep(out, rule)
 
 
-def draw(path: Path, summary: list[dict[str, Any]], rule: str) -> None:
-    """The figure, from the objects of summary.json."""
+def draw_sweep(out: Path, rule: str) -> list[Path]:
+    """The plot of a sweep's folder, of its summary.json; which was made."""
     from experiments.reports import plots
 
+    summary = folders.read_json(out / "summary.json")
     *others, last = summary[-1]["point"]
-    lines: dict[str, Any] = {}
-    for row in summary[1:]:
-        name = ", ".join(f"{key} {row['point'][key]:g}" for key in others) or rule
-        line = lines.setdefault(name, {"x": [], "chosen": None, "mean": {}, "se": {}})
-        if row["best_val"]:
-            line["chosen"] = len(line["x"])
-        line["x"].append(row["point"][last])
+    curves: dict[str, Any] = {}
+    for line in summary[1:]:
+        name = ", ".join(f"{key} {line['point'][key]:g}" for key in others) or rule
+        curve = curves.setdefault(name, {"x": [], "chosen": None, "mean": {}, "se": {}})
+        if line["best_val"]:
+            curve["chosen"] = len(curve["x"])
+        curve["x"].append(line["point"][last])
         for split in SPLITS:
             for key, figure in (("mean", f"test_{split}"), ("se", f"test_{split}_sgd_se")):
-                value = np.nan if row[figure] is None else row[figure]
-                line[key].setdefault(split, []).append(value)
+                value = np.nan if line[figure] is None else line[figure]
+                curve[key].setdefault(split, []).append(value)
     levels = {
         s: np.nan if summary[0][f"test_{s}"] is None else summary[0][f"test_{s}"] for s in SPLITS
     }
-    plots.sweep(path, last, lines, levels, sgd_chosen=summary[0]["best_val"])
+    plots.sweep(out / "sweep.png", last, curves, levels, sgd_chosen=summary[0]["best_val"])
+    return [out / "sweep.png"]
