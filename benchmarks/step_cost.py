@@ -31,9 +31,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.command import heeded
+from experiments.command import method_flags
 from experiments.host import cli, folders
 from experiments.host.errors import RunError
+from experiments.host.needs import Needs, always, without
 from experiments.step import methods
 
 RULES = ("sgd", "sam", "imbsam", "focal_sam", "sse_sam", "cc_sam")
@@ -47,12 +48,23 @@ OPTAX = "optax.contrib.sam"
 RELEASED = {"sgd": 1, "sam": 2, "imbsam": 2.67, "focal_sam": 2.67, "sse_sam": 4, "cc_sam": 1}
 
 
+_NEEDS: Needs = {
+    **method_flags.needs(),
+    **always(
+        "rule", "model", "mode", "batch_size", "data", "precision", "accumulate", "remat",
+        "compile_only", "image_size", "out",
+    ),
+    "steps": (without("compile-only"),),
+    "counts": (without("data"),),
+}  # fmt: skip
+
+
 def arguments() -> argparse.ArgumentParser:
     from experiments.models import MODELS
 
-    parser = cli.parser("Measure the cost of a step of every rule against SGD's.", heeded.STEP_COST)
+    parser = cli.parser("Measure the cost of a step of every rule against SGD's.", _NEEDS)
     parser.add_argument(
-        "--rule", nargs="+", default=list(RULES), choices=sorted(methods.RULES), help="rules"
+        "--rule", nargs="+", default=list(RULES), choices=method_flags.rule_names(), help="rules"
     )
     parser.add_argument(
         "--model", nargs="+", default=["resnet20"], choices=sorted(MODELS), help="networks"
@@ -89,7 +101,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=cli.text, required=True, help="folder for step_cost.json and step_cost.md"
     )
-    methods.add_arguments(parser.add_argument_group("method"))
+    method_flags.add_arguments(parser.add_argument_group("method"))
     return parser
 
 
@@ -365,7 +377,7 @@ def _methods(args: argparse.Namespace, counts: np.ndarray) -> Any:
     """(name, method, its description) of each; SGD first, optax.contrib.sam after SAM."""
     for name in ["sgd", *(rule for rule in args.rule if rule != "sgd")]:
         options = {**vars(args), "epochs": 2, "switch_fraction": 0.5, "weight_decay": 5e-4}
-        method, described = methods.build_method(name, counts, options, steps_per_epoch=1)
+        method, described = method_flags.build_method(name, counts, options, steps_per_epoch=1)
         if name == "cc_sam" and args.accumulate > 1:
             continue
         yield name, method, described

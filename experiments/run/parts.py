@@ -17,6 +17,7 @@ from experiments.data import Dataset, filled
 from experiments.data.encoded import EncodedDataset
 from experiments.data.sampling import Order
 from experiments.host import folders
+from experiments.host.devices import use_devices
 from experiments.host.errors import RunError, check_seed, flag
 from experiments.models import create_model
 from experiments.models.pretrained import load_weights
@@ -24,7 +25,7 @@ from experiments.run.checkpoints import Checkpoints
 from experiments.run.evaluation import Evaluator
 from experiments.run.feeds import Place, make_feed
 from experiments.run.settings import Settings
-from experiments.step.execution import EXECUTIONS, Jit, use_devices
+from experiments.step.execution import EXECUTIONS, Jit
 from experiments.step.objectives import Adversary, Loss, Objective
 from experiments.step.optimizer import learning_rate, optimizer
 from experiments.step.passing import Passing

@@ -12,7 +12,7 @@ from flax import linen as nn
 
 import imbsam_jax as ij
 from experiments import cifar_lt
-from experiments.command import launch
+from experiments.command.plan import make_plan
 from experiments.host.errors import RunError
 from experiments.models import MODELS
 from experiments.run.compatible import Asked, check
@@ -336,7 +336,7 @@ def test_what_is_refused() -> None:
     args = cifar_lt.arguments().parse_args(flags)
     args.experiment, args.preset, args.stage2 = "test", None, []
     with pytest.raises(RunError, match="use --running-statistics first"):
-        launch.make_plan(args, tiny_dataset(), {})
+        make_plan(args, tiny_dataset(), {})
 
 
 def test_options_that_do_not_go_together() -> None:

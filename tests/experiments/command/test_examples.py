@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import cifar_lt
-from experiments.command import launch
+from experiments.command.plan import make_plan
 from experiments.host.errors import RunError
 from experiments.models import MODELS
 from experiments.run.compatible import Asked, check
@@ -181,14 +181,14 @@ def test_methods_that_need_every_row(flags, message):
     args, _ = cifar_lt.arguments().parse_known_args(flags)
     args.experiment, args.preset, args.stage2 = "test", None, []
     with pytest.raises(RunError, match=message):
-        launch.make_plan(args, tiny_dataset(), {})
+        make_plan(args, tiny_dataset(), {})
 
 
 def test_a_second_stage_sees_all_rows_again():
     flags = ["--eta", "10", "--examples", "independent", "--sampling", "stratified"]
     args = cifar_lt.arguments().parse_args([*flags, "--stage2", "crt"])
     args.experiment, args.preset = "test", None
-    plan = launch.make_plan(args, tiny_dataset(), {})
+    plan = make_plan(args, tiny_dataset(), {})
     assert (plan.settings.examples, plan.settings.sampling) == ("independent", "stratified")
     assert plan.settings.eta == 10 and plan.settings.decisive()["eta"] == 10
     assert plan.second["crt"].settings.examples == "dependent"

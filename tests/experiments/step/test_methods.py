@@ -7,11 +7,11 @@ import optax
 import pytest
 
 from experiments import cifar_lt
-from experiments.command import presets, stage2
+from experiments.command import loss_flags, method_flags, presets, stage2
 from experiments.data import augment
 from experiments.host.errors import RunError
 from experiments.run.settings import Settings
-from experiments.step import methods, objectives
+from experiments.step import methods
 from experiments.step.objectives import Adversary, Objective
 from experiments.step.optimizer import optimizer
 from experiments.step.state import create_state, merge, split
@@ -25,7 +25,9 @@ OPTIONS = vars(cifar_lt.arguments().parse_args(["--eta", "10", "--epochs", "10"]
 
 
 def build(name, **options):
-    return methods.build_method(name, np.array(COUNTS), {**OPTIONS, **options}, steps_per_epoch=5)
+    return method_flags.build_method(
+        name, np.array(COUNTS), {**OPTIONS, **options}, steps_per_epoch=5
+    )
 
 
 # ---- by name -------------------------------------------------------------------------------
@@ -132,19 +134,19 @@ def test_losses_by_name(name, expected):
         **OPTIONS, "beta": 0.99, "focal_gamma": 2.0, "max_margin": 0.3, "scale": 10.0, "tau": 0.5,
         "vs_gamma": 0.05,
     }  # fmt: skip
-    loss, found = objectives.build_loss(name, np.array(COUNTS), options, steps_per_epoch=5)
+    loss, found = loss_flags.build_loss(name, np.array(COUNTS), options, steps_per_epoch=5)
     assert found["loss"] == name
     np.testing.assert_array_equal(loss(LOGITS, LABELS, 0), expected(LOGITS, LABELS))
 
 
 def test_every_loss_has_a_row_above():
     (mark,) = test_losses_by_name.pytestmark
-    assert {name for name, _ in mark.args[1]} == set(objectives.LOSSES)
+    assert {name for name, _ in mark.args[1]} == set(loss_flags.LOSSES)
 
 
 def test_deferred_reweighting_smoothing_and_the_head_of_ldam():
     options = {**OPTIONS, "drw_epoch": 2, "smoothing": 0.1, "beta": 0.99}
-    loss, found = objectives.build_loss("ldam", np.array(COUNTS), options, steps_per_epoch=5)
+    loss, found = loss_flags.build_loss("ldam", np.array(COUNTS), options, steps_per_epoch=5)
     plain = losses.ldam(COUNTS)
     weights = losses.class_balanced_weights(COUNTS, 0.99)
     later = losses.weighted(plain, weights, normalise="weights")
@@ -152,17 +154,17 @@ def test_deferred_reweighting_smoothing_and_the_head_of_ldam():
         expected = losses.smoothed(part, 0.1)(LOGITS, LABELS)
         np.testing.assert_allclose(loss(LOGITS, LABELS, step), expected, rtol=1e-6)
     assert found["loss_args"]["drw_epoch"] == 2 and found["loss_args"]["smoothing"] == 0.1
-    assert objectives.classifier_for("ldam", OPTIONS) == "normalised"
-    assert objectives.classifier_for("ldam", {**OPTIONS, "scale_logits": False}) == "linear"
-    assert objectives.classifier_for("vs", OPTIONS) == "linear"
+    assert loss_flags.classifier_for("ldam", OPTIONS) == "normalised"
+    assert loss_flags.classifier_for("ldam", {**OPTIONS, "scale_logits": False}) == "linear"
+    assert loss_flags.classifier_for("vs", OPTIONS) == "linear"
     for name in ("class_balanced", "softmax_binary"):
         with pytest.raises(RunError, match="weighted from the start"):
-            objectives.build_loss(name, np.array(COUNTS), options, steps_per_epoch=5)
+            loss_flags.build_loss(name, np.array(COUNTS), options, steps_per_epoch=5)
     with pytest.raises(RunError, match="--drw-epoch 10 is past the last of 10 epochs"):
         late = {**options, "drw_epoch": 10}
-        objectives.build_loss("ldam", np.array(COUNTS), late, steps_per_epoch=5)
+        loss_flags.build_loss("ldam", np.array(COUNTS), late, steps_per_epoch=5)
     with pytest.raises(RunError, match="unknown loss 'mse'"):
-        objectives.build_loss("mse", np.array(COUNTS), OPTIONS, steps_per_epoch=5)
+        loss_flags.build_loss("mse", np.array(COUNTS), OPTIONS, steps_per_epoch=5)
 
 
 # ---- presets -------------------------------------------------------------------------------
@@ -206,8 +208,8 @@ def test_presets_build_and_take_a_step(bench, name):
     assert set(preset.flags) <= {action.dest for action in parser._actions}
     args = presets.parse(parser, ["--preset", name])
     options = {**vars(args), "eta": 10.0}
-    method, _ = methods.build_method(args.rule, np.array(COUNTS), options, steps_per_epoch=5)
-    loss, _ = objectives.build_loss(args.loss, np.array(COUNTS), options, steps_per_epoch=5)
+    method, _ = method_flags.build_method(args.rule, np.array(COUNTS), options, steps_per_epoch=5)
+    loss, _ = loss_flags.build_loss(args.loss, np.array(COUNTS), options, steps_per_epoch=5)
     state, *_, run = bench
     for _, stage in method.stages():
         objective = Objective(loss, 5, args.mixup)
