@@ -1,10 +1,17 @@
 """The trainer: of one run, or of several that make the same steps; method- and data-agnostic.
 
-An epoch is a sequence of compiled calls of `steps_per_call` steps; the last, smaller batch is a
-call of its own at its true size. A stop (SIGTERM, Ctrl-C, a deadline) is answered between calls:
-the state is saved and the run ends with 143, 130 or 75; `resume` goes on from there, bitwise.
-The test set is looked at each epoch, because the papers report its best epoch; it chooses
-nothing.
+`fit` and `fit_together` make the parts of their runs (parts.py), ask whether these go together
+(compatible.py), and train into run folders by one `Trainer`. Of it:
+
+    train     begin, from checkpoints where there are some; then each epoch
+      _epoch    makes its calls (calls.py): compiled programs of `steps_per_call` steps
+      _close_epoch    each run evaluates and writes a line (one.py)
+      _save     each run's checkpoint, at one step
+    reports   each run writes its report
+
+A stop (SIGTERM, Ctrl-C, a deadline) is answered between calls: the state is saved and the run ends
+with 143, 130 or 75; `resume` goes on from there, bitwise. The test set is looked at each epoch,
+because the papers report its best epoch; it chooses nothing.
 
 Of several seeds in one program every one keeps what a lone run has: its folder, its initial
 parameters, its order of rows, its randomness. Alone on its device it ends bitwise where a lone run
@@ -31,12 +38,13 @@ from jax.experimental import multihost_utils
 from experiments.data import Dataset
 from experiments.data.encoded import EncodedDataset
 from experiments.host import folders
-from experiments.host.errors import RunError, Stopped
+from experiments.host.errors import RunError, Stopped, flag
 from experiments.host.progress import Progress
 from experiments.host.stopping import StopNow, StopRequest
 from experiments.models import CONVOLUTIONAL
 from experiments.run import cost
 from experiments.run.calls import Calls
+from experiments.run.compatible import Asked, check
 from experiments.run.one import Cost, Draw, Run
 from experiments.run.parts import Parts, resolved, run_config
 from experiments.run.settings import Settings
@@ -92,37 +100,14 @@ def fit(
     settings.check(least_epochs=1 if start is None else 0)
     settings = resolved(settings)
     parts = Parts(dataset, model_name, loss, settings, start, adversary)
+    check(_asked(dataset, method, [parts], settings, description, adversary=adversary))
     trainer = Trainer(dataset, method, [parts], [settings], parts.run_on)
-    config, preset = run_config(dataset, model_name, settings, description)
-    first = jax.process_index() == 0
-    folder = folders.RunFolder(out, config, resume, owner=first)
-    quiet = quiet or not first
-    try:
-        if jax.process_count() > 1:  # the others begin once the first owns the folder
-            multihost_utils.sync_global_devices("run folder")
-        finished = folder.finished(config)
-        if finished is not None:
-            return finished
-        with StopRequest(deadline) as stop, Progress(settings.epochs, quiet) as progress:
-            trainer.runs[0].open(folder, config, preset)
-            trainer.train(stop, progress)
-            (report,) = trainer.reports(measure, draw)
-            code = stop.signalled
-            if jax.process_count() > 1:
-                code = int(np.max(multihost_utils.process_allgather(np.int32(code))))
-            if code:  # it came too late to stop this run, but not what may follow
-                raise Stopped(f"{folder.path} is finished; stopped before anything else", code)
-            return report
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
-            raise
-        reason = str(error).strip().splitlines()[0]
-        raise RunError(
-            f"a step across processes failed, as it does where one of them has ended ({reason}): "
-            "start all of them again with --resume"
-        ) from error
-    finally:
-        folder.close()
+    configs = [run_config(dataset, model_name, settings, description)]
+    with _naming_lost_processes():
+        (report,) = _into_folders(
+            trainer, [Path(out)], configs, resume, deadline, quiet, measure, draw
+        )
+    return report
 
 
 def fit_together(
@@ -159,48 +144,30 @@ def fit_together(
     """
     settings.check()
     settings, seeds = resolved(settings), list(outs)
-    check_together(dataset, settings, seeds)
     each = [dataclasses.replace(settings, seed=seed) for seed in seeds]
-    trainer = several(dataset, model_name, method, loss, each, starts or {})
+    starts = starts or {}
+    parts = [
+        Parts(dataset, model_name, loss, mine, starts.get(mine.seed), whole_batches=True)
+        for mine in each
+    ]
+    check(_asked(dataset, method, parts, settings, description, together=seeds))
+    trainer = several(dataset, model_name, method, parts, each)
     configs = [run_config(dataset, model_name, mine, description) for mine in each]
-    for seed, (config, _) in zip(seeds, configs, strict=True):
+    for config, _ in configs:
         config["together"] = seeds
-        folders.RunFolder.check(outs[seed], config, resume)  # all, before any is written
-    with contextlib.ExitStack() as opened:
-        for run, seed, (config, preset) in zip(trainer.runs, seeds, configs, strict=True):
-            folder = folders.RunFolder(outs[seed], config, resume)
-            opened.callback(folder.close)
-            run.open(folder, config, preset)
-            opened.callback(run.close)
-        finished = [
-            run.folder.finished(config)
-            for run, (config, _) in zip(trainer.runs, configs, strict=True)
-        ]
-        whole = [report for report in finished if report is not None]
-        if len(whole) == len(finished):
-            return whole
-        stop = opened.enter_context(StopRequest(deadline))
-        progress = opened.enter_context(Progress(settings.epochs, quiet))
-        trainer.train(stop, progress)
-        reports = trainer.reports(measure, draw)
-        if stop.signalled:  # too late to stop these runs, but not what may follow
-            raise Stopped("all seeds are finished; stopped before anything else", stop.signalled)
-        return reports
+    return _into_folders(
+        trainer, list(outs.values()), configs, resume, deadline, quiet, measure, draw
+    )
 
 
 def several(
-    dataset: Dataset,
+    dataset: Dataset | EncodedDataset,
     model_name: str,
     method: Method | Rule,
-    loss: Loss,
+    parts: list[Parts],
     settings: list[Settings],
-    starts: Mapping[int, Any],
 ) -> Trainer:
-    """The trainer of one run of each settings, which differ in their seed alone."""
-    parts = [
-        Parts(dataset, model_name, loss, mine, starts.get(mine.seed), whole_batches=True)
-        for mine in settings
-    ]
+    """The trainer of runs that differ in their seed alone, in one program."""
     # Model and optimizer are part of a state's structure: by one, all states are one program's.
     structure = jax.tree.structure(parts[0].initial)
     for part in parts:
@@ -212,24 +179,82 @@ def several(
     return Trainer(dataset, method, parts, settings, run_on)
 
 
-def check_together(dataset: Any, settings: Settings, seeds: list[int]) -> None:
-    """Refuses what cannot be trained together, before anything is written."""
-    refused = {
-        f"--together trains several seeds, and there is one, {seeds}: use --seeds or "
-        "--num-seeds, or leave it out": len(seeds) < 2,
-        "--together maps plain jit over seeds: use --parallel jit": settings.parallel != "jit",
-        f"--together gives each device the same number of seeds, but {len(seeds)} seeds cannot be "
-        f"divided among {settings.devices}: leave --devices out": len(seeds) % settings.devices,
-        "--together trains in one process: leave it out": jax.process_count() > 1,
-        "--together needs the data set on the device, but this one is streamed: leave it "
-        "out": not isinstance(dataset, Dataset),
-        f"--together with --examples {settings.examples} would compute all sizes of buffers for "
-        "every batch: use --sampling stratified, which has one, or leave --together "
-        "out": settings.examples != "dependent" and settings.sampling != "stratified",
-    }
-    for message, cannot in refused.items():
-        if cannot:
-            raise RunError(message)
+def _asked(
+    dataset: Any,
+    method: Method | Rule,
+    parts: list[Parts],
+    settings: Settings,
+    description: dict[str, Any],
+    **more: Any,
+) -> Asked:
+    return Asked(
+        settings,
+        as_method(method),
+        description.get("rule", ""),
+        steps_per_epoch=parts[0].steps_per_epoch,
+        multiple=parts[0].feed.multiple,
+        batch_norm=parts[0].batch_norm,
+        streamed=not isinstance(dataset, Dataset),
+        processes=jax.process_count(),
+        **more,
+    )
+
+
+def _into_folders(
+    trainer: Trainer,
+    outs: list[Path],
+    configs: list[tuple[dict[str, Any], Any]],
+    resume: bool,
+    deadline: float | None,
+    quiet: bool,
+    measure: bool,
+    draw: Draw | None,
+) -> list[dict[str, Any]]:
+    """Trains each run into its folder; the reports, old ones where all runs were finished."""
+    first = jax.process_index() == 0
+    if len(outs) > 1:  # all, before any is written
+        for out, (config, _) in zip(outs, configs, strict=True):
+            folders.RunFolder.check(out, config, resume)
+    with contextlib.ExitStack() as opened:
+        held = []
+        for out, (config, _) in zip(outs, configs, strict=True):
+            held.append(folders.RunFolder(out, config, resume, owner=first))
+            opened.callback(held[-1].close)
+        if jax.process_count() > 1:  # the others begin once the first owns the folder
+            multihost_utils.sync_global_devices("run folder")
+        found = [folder.finished(config) for folder, (config, _) in zip(held, configs, strict=True)]
+        finished = [report for report in found if report is not None]
+        if len(finished) == len(found):
+            return finished
+        stop = opened.enter_context(StopRequest(deadline))
+        progress = opened.enter_context(Progress(trainer.settings.epochs, quiet or not first))
+        for run, folder, (config, preset) in zip(trainer.runs, held, configs, strict=True):
+            run.open(folder, config, preset)
+            opened.callback(run.close)
+        trainer.train(stop, progress)
+        reports = trainer.reports(measure, draw)
+        code = stop.signalled
+        if jax.process_count() > 1:
+            code = int(np.max(multihost_utils.process_allgather(np.int32(code))))
+        if code:  # it came too late to stop these runs, but not what may follow
+            what = f"{outs[0]} is" if len(outs) == 1 else "all seeds are"
+            raise Stopped(f"{what} finished; stopped before anything else", code)
+        return reports
+
+
+@contextlib.contextmanager
+def _naming_lost_processes() -> Iterator[None]:
+    """Where one of several processes has ended, a step of the others fails: says so."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(
+            f"a step across processes failed, as it does where one of them has ended ({reason}): "
+            f"start all of them again with {flag('resume')}"
+        ) from error
 
 
 class Trainer:
@@ -257,7 +282,8 @@ class Trainer:
         first, how = parts[0], settings[0]
         self.dataset, self.settings, self.run_on = dataset, how, run_on
         self.feed, self.order = first.feed, first.order
-        self.stages = as_method(method).stages()
+        whole = as_method(method)
+        self.stages = whole.stages()
         self.calls = Calls(
             how.epochs,
             first.steps_per_epoch,
@@ -270,6 +296,9 @@ class Trainer:
             Run(dataset, part, self.calls, mine, f"seed {mine.seed}: " if several else "")
             for part, mine in zip(parts, settings, strict=True)
         ]
+        for run in self.runs:
+            extra = jax.jit(whole.initial_extra)(run.initial.params)
+            run.initial = run.initial.replace(extra=extra)
         self._agreed_stop = 0
         self._began: float = first.began
         self._first_step: float | None = None
@@ -301,7 +330,7 @@ class Trainer:
                 self.close()
                 raise Stopped(
                     f"stopped at step {step}, epoch {note.epoch + 1}: saved. Continue with "
-                    f"the same command and --resume",
+                    f"the same command and {flag('resume')}",
                     stop.exit_code or self._agreed_stop or 1,
                 ) from None
         finally:
@@ -339,8 +368,9 @@ class Trainer:
         elif any(held.values()):
             steps = ", ".join(f"{path}: {of_it or 'none'}" for path, of_it in held.items())
             raise RunError(
-                f"no step has a checkpoint that can be read in all folders ({steps}): remove their "
-                "checkpoints/ to start again with --resume, or choose another --out"
+                f"no step has a checkpoint that can be read in all folders ({steps}): remove "
+                f"their checkpoints/ to start again with {flag('resume')}, or choose another "
+                f"{flag('out')}"
             )
         return [None] * len(self.runs)
 

@@ -17,10 +17,12 @@ class Adversary(NamedTuple):
       wrap: `cc_sam.feature_adversary` with its options, of a function (params, features) ->
         (losses, logits).
       share: step -> weight of the losses at the moved features.
+      over_the_batch: whether it takes norms over the batch, so that a device needs all of it.
     """
 
     wrap: Callable[..., Any]
     share: Callable[[Any], Any]
+    over_the_batch: bool = False
 
 
 class Objective(NamedTuple):
