@@ -29,7 +29,7 @@ from experiments.host.errors import RunError
 from experiments.host.needs import Need, Needs, one_of
 from experiments.run.settings import MAX_NORM, SAMPLING, Settings
 from experiments.step.methods import Method
-from experiments.step.objectives import Adversary, Loss
+from experiments.step.objectives import Adversary, LossFn
 from imbsam_jax import cc_sam, classifiers, losses, schedules
 
 # (params, fresh params) -> params to start from; pure, so that it may be mapped over seeds.
@@ -50,7 +50,7 @@ class Stage(NamedTuple):
     """
 
     settings: Settings
-    loss: Loss
+    loss: LossFn
     start: Start
     method: Method
     adversary: Adversary | None
@@ -164,7 +164,7 @@ def make(
 _DEFAULTS = {"tau": 1.0, "variant": "paper", "limit": 1.0}
 
 
-def _loss(name: str, class_counts: np.ndarray) -> Loss:
+def _loss(name: str, class_counts: np.ndarray) -> LossFn:
     return losses.softmax_binary(class_counts) if name == "softmax_binary" else losses.cross_entropy
 
 

@@ -50,7 +50,7 @@ from experiments.run.parts import Parts, resolved, run_config
 from experiments.run.settings import Settings
 from experiments.step.execution import Jit
 from experiments.step.methods import Method, as_method
-from experiments.step.objectives import Adversary, Loss
+from experiments.step.objectives import Adversary, LossFn
 from experiments.step.seeds import Seeds
 from experiments.step.state import TrainState
 from experiments.step.step import Inputs, Rows
@@ -62,7 +62,7 @@ def fit(
     dataset: Dataset | EncodedDataset,
     model_name: str,
     method: Method | Rule,
-    loss: Loss,
+    loss: LossFn,
     settings: Settings,
     out: str | Path,
     *,
@@ -114,7 +114,7 @@ def fit_together(
     dataset: Dataset,
     model_name: str,
     method: Method | Rule,
-    loss: Loss,
+    loss: LossFn,
     settings: Settings,
     outs: Mapping[int, Path],
     *,
