@@ -87,9 +87,9 @@ def arguments() -> argparse.ArgumentParser:
 
 def measure(model: str, args: argparse.Namespace, dataset: Any) -> dict[str, Any]:
     """Milliseconds of a step of all seeds of one model, every way; a staged rule's first stage."""
+    from experiments.run.fit import several
     from experiments.run.parts import Parts, resolved
     from experiments.run.settings import Settings
-    from experiments.run.trainer import several
     from imbsam_jax.losses import cross_entropy
 
     per_epoch = -(-len(dataset.train_labels) // args.batch_size)

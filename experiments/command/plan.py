@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from typing import Any, NamedTuple
 
 from experiments.command import loss_flags, method_flags, stage2
@@ -74,10 +73,5 @@ def make_plan(args: argparse.Namespace, dataset: Any, about_data: dict[str, Any]
     tail_of(dataset, settings)  # refuses stratified sampling without one
     for name, stage in second.items():
         tail_of(dataset, stage.settings)
-        compatible.check(
-            dataclasses.replace(
-                asked, settings=stage.settings, method=stage.method, adversary=stage.adversary,
-                stage2=name, first=settings if stage.keeps_head else None,
-            )
-        )  # fmt: skip
+        compatible.check(stage2.asked(name, stage, after=asked))
     return Plan(settings, method, loss, description, second)

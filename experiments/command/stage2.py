@@ -27,6 +27,7 @@ from experiments.command.method_flags import STATISTICAL, build_method
 from experiments.host import cli
 from experiments.host.errors import RunError
 from experiments.host.needs import Need, Needs, one_of
+from experiments.run.compatible import Asked
 from experiments.run.settings import MAX_NORM, SAMPLING, Settings
 from experiments.step.methods import Method
 from experiments.step.objectives import Adversary, LossFn
@@ -158,6 +159,18 @@ def make(
         _adversary(taken, class_counts, epochs, steps_per_epoch) if name == "cc-sam" else None,
         recipe.start != "fresh head",
         described,
+    )
+
+
+def asked(name: str, stage: Stage, after: Asked) -> Asked:
+    """What a second stage is asked to do, after a first one of what it was asked."""
+    return dataclasses.replace(
+        after,
+        settings=stage.settings,
+        method=stage.method,
+        adversary=stage.adversary,
+        stage2=name,
+        first=after.settings if stage.keeps_head else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""How to train, as one value: what a run folder's config.json and --resume compare."""
+"""How to train, as one value: what a run folder's config.json holds, and a resumed run compares."""
 
 from __future__ import annotations
 

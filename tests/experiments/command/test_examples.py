@@ -11,9 +11,9 @@ from experiments.command.plan import make_plan
 from experiments.host.errors import RunError
 from experiments.models import MODELS
 from experiments.run.compatible import Asked, check
+from experiments.run.fit import fit
 from experiments.run.parts import Parts
 from experiments.run.settings import Settings
-from experiments.run.trainer import fit
 from experiments.step.methods import Tabled
 from experiments.step.objectives import Adversary, Objective
 from experiments.step.optimizer import optimizer

@@ -19,9 +19,10 @@ from experiments.data import save_npz
 from experiments.host.errors import RunError, Stopped
 from experiments.models import MODELS
 from experiments.run.compatible import Asked, check
+from experiments.run.fit import fit, fit_together
 from experiments.run.one import Run
 from experiments.run.settings import Settings
-from experiments.run.trainer import Trainer, fit, fit_together
+from experiments.run.trainer import Trainer
 from experiments.step.methods import Tabled
 from imbsam_jax import rules
 from imbsam_jax.losses import cross_entropy

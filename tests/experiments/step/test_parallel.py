@@ -17,7 +17,7 @@ from experiments.models import MODELS
 from experiments.run.parts import Parts
 from experiments.run.settings import Settings
 from experiments.step.step import Inputs
-from experiments.run.trainer import fit
+from experiments.run.fit import fit
 from imbsam_jax import rules
 from experiments.host.errors import RunError
 from experiments.step.execution import EXECUTIONS
