@@ -42,7 +42,6 @@ _SWITCH: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
 PARAMETERS: dict[str, Flag] = {
     "rho": Flag(0.05, "radius, in parameter units", _number(least=0)),
     "eta": Flag(100.0, "largest count of a tail class, in training examples", _number(least=0)),
-    "strict": Flag(False, "the tail is n < eta, as in the ImbSAM release", _SWITCH),
     "tail_scale": Flag(
         1.0, "factor on the tail loss; 2 in the released code since September 2023",
         _number(over=0),
@@ -72,6 +71,7 @@ PARAMETERS: dict[str, Flag] = {
         None, "weight of the perturbed part; default 1 (paper), 0.5 (release)",
         _number(least=0, most=1),
     ),
+    "strict": Flag(False, "the tail is n < eta, as in the ImbSAM release", _SWITCH),
 }  # fmt: skip
 # Where a flag has not its parameter's name, which another flag has or which says too little
 # alone; None where there is none, and the rule's own default holds.

@@ -15,7 +15,7 @@ class Plan(NamedTuple):
 
     settings: Any
     method: methods.Method
-    loss: objectives.Loss
+    loss: objectives.LossFn
     description: dict[str, Any]
     second: dict[str, stage2.Stage]
 

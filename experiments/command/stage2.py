@@ -30,7 +30,7 @@ from experiments.host.needs import Need, Needs, one_of
 from experiments.run.compatible import Asked
 from experiments.run.settings import MAX_NORM, SAMPLING, Settings
 from experiments.step.methods import Method
-from experiments.step.objectives import Adversary, Loss
+from experiments.step.objectives import Adversary, LossFn
 from imbsam_jax import cc_sam, classifiers, losses, schedules
 
 # (params, fresh params) -> params to start from; pure, so that it may be mapped over seeds.
@@ -51,7 +51,7 @@ class Stage(NamedTuple):
     """
 
     settings: Settings
-    loss: Loss
+    loss: LossFn
     start: Start
     method: Method
     adversary: Adversary | None
@@ -177,7 +177,7 @@ def asked(name: str, stage: Stage, after: Asked) -> Asked:
 _DEFAULTS = {"tau": 1.0, "variant": "paper", "limit": 1.0}
 
 
-def _loss(name: str, class_counts: np.ndarray) -> Loss:
+def _loss(name: str, class_counts: np.ndarray) -> LossFn:
     return losses.softmax_binary(class_counts) if name == "softmax_binary" else losses.cross_entropy
 
 

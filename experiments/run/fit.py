@@ -34,7 +34,7 @@ from experiments.run.parts import Parts, resolved, run_config
 from experiments.run.settings import Settings
 from experiments.run.trainer import Trainer
 from experiments.step.methods import Method, as_method
-from experiments.step.objectives import Adversary, Loss
+from experiments.step.objectives import Adversary, LossFn
 from experiments.step.seeds import Seeds
 from imbsam_jax.rules import Rule
 
@@ -43,7 +43,7 @@ def fit(
     dataset: Dataset | EncodedDataset,
     model_name: str,
     method: Method | Rule,
-    loss: Loss,
+    loss: LossFn,
     settings: Settings,
     out: str | Path,
     *,
@@ -95,7 +95,7 @@ def fit_together(
     dataset: Dataset,
     model_name: str,
     method: Method | Rule,
-    loss: Loss,
+    loss: LossFn,
     settings: Settings,
     outs: Mapping[int, Path],
     *,

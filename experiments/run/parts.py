@@ -26,7 +26,7 @@ from experiments.run.evaluation import Evaluator
 from experiments.run.feeds import Place, make_feed
 from experiments.run.settings import Settings
 from experiments.step.execution import EXECUTIONS, Jit
-from experiments.step.objectives import Adversary, Loss, Objective
+from experiments.step.objectives import Adversary, LossFn, Objective
 from experiments.step.optimizer import learning_rate, optimizer
 from experiments.step.passing import Passing
 from experiments.step.state import TrainState, create_state, start_state
@@ -59,7 +59,7 @@ class Parts:
         self,
         dataset: Dataset | EncodedDataset,
         model_name: str,
-        loss: Loss,
+        loss: LossFn,
         settings: Settings,
         start: Any = None,
         adversary: Adversary | None = None,

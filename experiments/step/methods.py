@@ -1,8 +1,8 @@
-"""How a gradient is taken, by name: every method of the family behind one call.
+"""How a gradient is taken: every method of the family behind one call.
 
 A method works on a model in two halves, `Halves`, so that class-conditional SAM, which treats the
 classifier apart, is called like the rules. `fit` and `make_step` take a method, or a rule of
-imbsam_jax alone. Which flags a method takes is read off its signature, so none is listed twice.
+imbsam_jax alone.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Tabled:
 
     def given(self, numbers: Any) -> Tabled:
         """This method with other numbers, which may be traced."""
-        return Tabled(lambda step: numbers, self.ascent, self.statistics)
+        return Tabled(lambda step: numbers, self.ascent.of(self.rule), self.statistics)
 
     def initial_extra(self, params: Any) -> Any:
         return {}

@@ -1,4 +1,4 @@
-"""What is minimised, by name: losses, deferred re-weighting, mixup."""
+"""What is minimised, apart from how its gradient is taken."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-Loss = Callable[..., jax.Array]
+# loss(logits, labels, step) -> float[b]: a `Loss` of imbsam_jax, or any function like one.
+LossFn = Callable[..., jax.Array]
 
 
 class Adversary(NamedTuple):
@@ -37,7 +38,7 @@ class Objective(NamedTuple):
       adversary: for the classifier's second stage in CC-SAM.
     """
 
-    loss: Loss
+    loss: LossFn
     num_classes: int
     mixup: float = 0.0
     train_statistics: bool = True
