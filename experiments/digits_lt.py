@@ -27,6 +27,8 @@ from experiments.data.digits import load_digits_lt
 from experiments.host import cli, folders
 from experiments.host.errors import RunError, check_seed
 from experiments.host.needs import Need, Needs, always
+from experiments.run import compatible
+from experiments.run.compatible import Asked
 from experiments.run.parts import tail_of
 from experiments.run.settings import Settings
 from experiments.step.objectives import Objective
@@ -157,6 +159,7 @@ def first_stage(
     counts, steps = dataset.class_counts(), _steps_per_epoch(args, dataset)
     loss, of_loss = loss_flags.build_loss(loss_name, counts, vars(args), steps_per_epoch=steps)
     method, of_method = method_flags.build_method(rule, counts, vars(args), steps_per_epoch=steps)
+    compatible.check(Asked(settings, method, rule, steps_per_epoch=steps))
     objective = Objective(loss, len(counts), args.mixup)
     job = Job(f"{rule}, {loss_name}", method, objective, setup_of(settings, dataset))
     return Planned(job, {**of_method, **of_loss, "stage2": None, "stage2_args": {}})
@@ -171,6 +174,11 @@ def second_stage(
         name, {**vars(args), "rule": first.description["rule"]}, class_counts=counts,
         first=settings, steps_per_epoch=_steps_per_epoch(args, dataset),
     )  # fmt: skip
+    after = Asked(
+        settings, first.job.method, first.description["rule"],
+        steps_per_epoch=_steps_per_epoch(args, dataset),
+    )  # fmt: skip
+    compatible.check(stage2.asked(name, stage, after))
     objective = Objective(
         stage.loss, len(counts), adversary=stage.adversary,
         train_statistics=stage.settings.statistics == "updated",

@@ -227,7 +227,8 @@ class _Program:
         params = bench.fresh(setup.classifier) if job.params is None else job.params
 
         def begin(params: Any) -> Any:
-            return start_state(model, tx, {"params": params}, setup.trained)
+            state = start_state(model, tx, {"params": params}, setup.trained)
+            return state.replace(extra=job.method.initial_extra(state.params))
 
         # A copy: what other jobs start from must survive donation.
         self.states = jax.jit(jax.vmap(begin))(jax.tree.map(jnp.copy, params))
