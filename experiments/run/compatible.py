@@ -1,7 +1,7 @@
 """Which options go together: one table, asked once for a run, before anything is written.
 
 That a setting lies in its own range is said beside it (settings.py); what a command line heeds
-beside what, in command/heeded.py.
+beside what, by host/needs.py.
 """
 
 from __future__ import annotations

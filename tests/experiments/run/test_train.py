@@ -310,7 +310,6 @@ def test_a_method_keeps_a_state_of_its_own(tmp_path):
     """Saved and gone on from; trained alone and together with another seed."""
     once = dataclasses.replace(QUICK, epochs=1)
     whole = run(tmp_path / "whole", Averaging(), once)
-    assert whole["params_sha256"] != run(tmp_path / "sgd", rules.sgd(5), once)["params_sha256"]
     with pytest.raises(Stopped, match="at step 1,"):
         run(tmp_path / "stopped", Averaging(), once, deadline=0.0)
     resumed = run(tmp_path / "stopped", Averaging(), once, resume=True)
