@@ -122,7 +122,7 @@ def settings_of(args: argparse.Namespace, loss_name: str) -> Settings:
     settings = Settings(
         epochs=args.epochs, batch_size=args.batch_size, lr=args.lr, schedule="cosine",
         momentum=args.momentum, weight_decay=args.weight_decay, mixup=args.mixup,
-        weight_decay_inside=args.weight_decay_inside,
+        weight_decay_inside=args.weight_decay_inside, eta=args.eta, strict=args.strict,
         classifier=loss_flags.classifier_for(loss_name, vars(args)),
     )  # fmt: skip
     settings.check()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.data.digits import load_digits_lt
+from experiments.host.errors import RunError
 
 
 def test_the_data_is_long_tailed_disjoint_and_permuted_by_the_seed():
@@ -81,6 +82,32 @@ def test_what_is_written(summaries):
         assert (out / "together" / plot).stat().st_size > 5000
     rows = (out / "together" / "per_class.csv").read_text().splitlines()
     assert len(rows) == 1 + 2 * 10
+
+
+def planned(*flags):
+    from experiments import digits_lt
+
+    args = digits_lt.arguments().parse_args(["--rule", "sgd", "--out", "x", *flags])
+    return digits_lt.planned(args, load_digits_lt(50, 0))
+
+
+def test_a_second_stage_is_sampled_as_its_flags_say():
+    """Stratified by --eta; balanced, four rows of a class a visit, as crt has it."""
+    first, second = planned("--stage2", "crt")
+    assert first.job.setup.sampling == "natural" and first.job.setup.tail == ()
+    assert (second.job.setup.sampling, second.job.setup.per_visit) == ("balanced", 4)
+    assert (second.after, second.job.name) == (first.job.name, f"{first.job.name}, then crt")
+    flags = ["--stage2", "crt", "--stage2-sampling", "stratified", "--eta", "10"]
+    setup = planned(*flags)[1].job.setup
+    assert setup.sampling == "stratified" and setup.tail == (False,) * 6 + (True,) * 4
+    with pytest.raises(RunError, match="leaves no tail"):
+        planned(*flags[:-1], "1")
+
+
+def test_decay_in_the_perturbed_loss_is_not_the_optimizers():
+    assert planned("--weight-decay", "0.1")[0].job.setup.weight_decay == 0.1
+    inside = planned("--weight-decay", "0.1", "--weight-decay-inside")
+    assert inside[0].job.setup.weight_decay == 0
 
 
 def test_bad_flags_write_nothing(tmp_path, run_python):
