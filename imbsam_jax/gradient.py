@@ -129,10 +129,10 @@ def value_and_grad(
         rows = Rows(args, labels, mask, labels.shape[0])
         most_groups = _most_groups(rule, step) if info else None
 
-        def of_table(table: ClassWeights) -> Any:
+        def of_table(table: ClassWeights, how: Ascent) -> Any:
             batch = passes.over(losses_fn, local, rows, table, axis_name)
             grads, groups = core.gradient(
-                batch, local, table, ascent=ascent, axis_name=axis_name, sync=sync_ascent
+                batch, local, table, ascent=how, axis_name=axis_name, sync=sync_ascent
             )
             some_weights = table.groups[0] if table.base is None else table.base
             grads = nan_where_no_class(grads, some_weights, labels, mask)
@@ -144,7 +144,7 @@ def value_and_grad(
             details = _info(table, groups, batch, rows, axis_name, most_groups)
             return (mean_loss, batch.aux, details), grads
 
-        return core.by_stage(rule, step, of_table)
+        return core.by_stage(rule, step, ascent, of_table)
 
     return loss_and_gradient
 

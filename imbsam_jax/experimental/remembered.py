@@ -159,7 +159,7 @@ def value_and_grad(
             _refuse_unseen_classes(table)
         batch = _Remembering(passes, losses_fn, local, rows, axis_name, memory, table)
         grads, _ = core.gradient(
-            batch, local, table, ascent=ascent, axis_name=axis_name, sync=False
+            batch, local, table, ascent=ascent.of(rule), axis_name=axis_name, sync=False
         )
         some_weights = table.groups[0] if table.base is None else table.base
         grads, own = nan_where_no_class((grads, batch.own), some_weights, labels, mask)
