@@ -122,6 +122,12 @@ def value_and_grad(
     3.4
     """
     _refuse_stages(rule)
+    how = ascent.of(rule)
+    if how.bound or how.direction != "plain":
+        raise ValueError(
+            "a memory keeps no length of the gradient and no sum of one batch, which rules.gsa "
+            "takes its radius and direction from: remember the directions of another rule"
+        )
     plain = isinstance(passes, whole) and passes.micro_batches == 1 and passes.carry is None
     if not (plain or isinstance(passes, own_rows)):
         raise ValueError(
@@ -158,9 +164,7 @@ def value_and_grad(
         if isinstance(passes, own_rows):
             _refuse_unseen_classes(table)
         batch = _Remembering(passes, losses_fn, local, rows, axis_name, memory, table)
-        grads, _ = core.gradient(
-            batch, local, table, ascent=ascent.of(rule), axis_name=axis_name, sync=False
-        )
+        grads, _ = core.gradient(batch, local, table, ascent=how, axis_name=axis_name, sync=False)
         some_weights = table.groups[0] if table.base is None else table.base
         grads, own = nan_where_no_class((grads, batch.own), some_weights, labels, mask)
         losses = batch.losses if mask is None else jnp.where(mask, batch.losses, 0)

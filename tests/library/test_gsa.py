@@ -474,16 +474,14 @@ def test_groups_are_kept_as_they_were_given() -> None:
         ij.Ascent(p=math.inf),
         ij.Ascent(adaptive=ij.magnitude_scale),
         ij.Ascent(group_mean=True),
-        ij.Ascent(weight_decay=0.1),
     ],
-    ids=["p", "pinf", "adaptive", "group_mean", "weight_decay"],
+    ids=["p", "pinf", "adaptive", "group_mean"],
 )
-def test_it_is_the_whole_method(ascent: Any, door: str) -> None:
-    """Another ball or another loss beside its own radius is no method anyone wrote down."""
+def test_another_ball_or_another_length_of_gradients_is_refused(ascent: Any, door: str) -> None:
     x, y = one_batch()
     params = to_library(init_params(), jnp.float32)
     rule = rules.gsa(COUNTS, groups=GROUPS)
-    with pytest.raises(ValueError, match="gsa"):
+    with pytest.raises(ValueError, match=r"\(rules.gsa\) .*: leave .* out"):
         if door == "value_and_grad":
             ij.value_and_grad(losses_fn, rule, ascent=ascent)(params, y, x, y)
         else:
@@ -491,11 +489,34 @@ def test_it_is_the_whole_method(ascent: Any, door: str) -> None:
             tx.update(ij.class_weighted_grad(losses_fn, y, x, y), tx.init(params), params)
 
 
-def test_remembered_directions_are_not_its_own() -> None:
-    """Their radii are numbers of the table alone: silently short, without this refusal."""
-    x, y = one_batch()
-    params = to_library(init_params(), jnp.float32)
-    rule = rules.gsa(COUNTS, groups=GROUPS)
-    with pytest.raises(ValueError):
-        f = remembered.value_and_grad(losses_fn, rule, decay=0.9)
-        f(params, remembered.init(params, rule), y, x, y)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_its_directions_are_not_remembered(direction: Any) -> None:
+    """The mean of a memory that began at 0 has another length: another radius, in silence."""
+    rule = rules.gsa(COUNTS, groups=GROUPS, direction=direction)
+    with pytest.raises(ValueError, match="remember the directions of another rule"):
+        remembered.value_and_grad(losses_fn, rule, decay=0.9)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("labels", [LABELS, np.array([0, 0])], ids=["both groups", "one"])
+def test_weight_decay_in_the_loss_is_shared_by_the_groups(labels: Any, direction: Any) -> None:
+    """d_k and the gradient at theta + e_k have its half each; a group without a row, too."""
+    decay, masks = 0.1, (np.array([True, True]), np.array([True, False]))
+    rule = rules.gsa(TWO, scale=0.6, direction=direction)
+    ascent = ij.Ascent(weight_decay=decay)
+    for mask in masks:
+        f = ij.value_and_grad(linear, rule, passes=HANDED_ON, ascent=ascent)
+        seen = jnp.zeros((3, 2))
+        (_, seen), grads = quick_jit(f)(jnp.asarray(THETA), labels, SLOPES, seen, mask=mask)
+        of_rows = [(mask & (labels == k)) @ SLOPES / mask.sum() for k in range(2)]
+        d = [g + decay / 2 * THETA for g in of_rows]
+        total, step, want = d[0] + d[1], [], of_rows[0] + of_rows[1]
+        for k, inverse in enumerate((1 / 3, 1 / 2)):
+            along = (d[k] @ total) / (total @ total) * total
+            h = {"orthogonal": d[k] - along, "plain": d[k], "projection": along}[direction]
+            length = np.linalg.norm(h)
+            step.append(0.6 * np.sqrt(5 / (2 * length)) * 2**0.25 * inverse * h / length)
+            want = want + decay / 2 * (THETA + step[k])
+        np.testing.assert_allclose(seen[1:], THETA + np.array(step), rtol=1e-12)
+        np.testing.assert_allclose(grads, want, rtol=1e-12)
