@@ -119,7 +119,8 @@ class Tabled:
 
     def given(self, numbers: Any) -> Tabled:
         """This method with other numbers, which may be traced."""
-        return Tabled(lambda step: numbers, self.ascent, self.statistics)
+        # A table alone has nothing of the ascent that its rule brought.
+        return Tabled(lambda step: numbers, self.ascent.of(self.rule), self.statistics)
 
     def gradient(self, halves: Halves, params: Any, stats: Any, step: Any, axis: Any) -> Any:
         parts, alone = halves.micro_batches, halves.room is not None

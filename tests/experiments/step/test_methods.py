@@ -14,6 +14,7 @@ from experiments.run.settings import Settings
 from experiments.step import methods, objectives, steps
 from experiments.step.objectives import Adversary, Objective
 from imbsam_jax import Ascent, cc_sam, losses, rules, value_and_grad
+from rule_table import RULES, row_id
 from tiny import COUNTS, TinyNet, tiny_dataset
 
 pytestmark = pytest.mark.allow_rank_promotion  # Flax's bias and batch normalisation
@@ -58,6 +59,13 @@ def test_weight_decay_may_be_inside_the_perturbed_loss():
     assert method.ascent.weight_decay == 0.02
     assert found["ascent"] == {"weight_decay_inside": True}
     assert build("sam", weight_decay=0.02)[0].ascent.weight_decay == 0
+
+
+@pytest.mark.parametrize("row", RULES, ids=row_id)
+def test_other_numbers_leave_the_ascent_that_a_rule_brings(row):
+    for _, stage in methods.Tabled(row.rule(0.1)).stages():
+        given = stage.given(stage.numbers())
+        assert given.ascent.of(given.rule) == stage.ascent.of(stage.rule)
     # SGD has one too, which is the same at theta.
     assert build("sgd", weight_decay_inside=True, weight_decay=0.02)[0].ascent.weight_decay == 0.02
 
