@@ -35,7 +35,7 @@ MODULES = sorted(module.name for module in pkgutil.walk_packages(ij.__path__, "i
 # Imports the library after everything it may import, watching the environment meanwhile.
 IMPORT = """
 import importlib, os, sys
-import chex, jax, jax.numpy, numpy.typing, optax
+import jax, jax.numpy, numpy.typing, optax
 from jax._src import xla_bridge
 
 class Watched(type(os.environ)):
@@ -84,7 +84,7 @@ def test_library_imports_only_what_it_may() -> None:
                 "typing",
                 "warnings",
             }
-            assert roots <= standard | {"imbsam_jax", "jax", "numpy", "optax", "chex"}, path.name
+            assert roots <= standard | {"imbsam_jax", "jax", "numpy", "optax"}, path.name
 
 
 def test_names_at_the_top() -> None:
@@ -152,7 +152,7 @@ def test_public_functions_have_an_example(function: str) -> None:
 
 def test_examples_before_tests_import_no_second_copy(run_python: Any) -> None:
     """isinstance would miss: collected first, a module was run twice under importlib mode."""
-    files = ["imbsam_jax/rules.py", "imbsam_jax/transform.py", "tests/test_transform.py"]
+    files = ["imbsam_jax/rules.py", "imbsam_jax/transform.py", "tests/library/test_transform.py"]
     chosen = ["-k", "test_the_count_is_the_step or class_weighted_grad"]
     done = run_python(["-m", "pytest", "-q", "-p", "no:cacheprovider", *files, *chosen])
     assert "2 passed" in done.stdout

@@ -39,7 +39,7 @@ from imbsam_jax.rows import (
     nan_where_no_class,
     row_weights,
 )
-from imbsam_jax.rules import ClassWeights, Rule, check_table, stagewise
+from imbsam_jax.rules import ClassWeights, Rule, check_rule, check_table, stagewise
 
 __all__ = ["init", "value_and_grad"]
 
@@ -121,6 +121,7 @@ def value_and_grad(
     >>> round(float(grads[0]), 4)  # as the exact gradient: in one dimension there is one direction
     3.4
     """
+    check_rule(rule)
     _refuse_stages(rule)
     how = ascent.of(rule)
     if how.bound or how.direction != "plain":
