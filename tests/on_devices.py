@@ -141,7 +141,7 @@ def with_running_mean(params: Any, x: Any, y: Any, stats: Any) -> tuple[Any, Any
 
 
 def by_value_and_grad(row: Row, axis_name: Any, **options: Any) -> Any:
-    carried = "carry" in options
+    carried = getattr(options.get("passes"), "carry", None) is not None
     f = row.value_and_grad(
         with_running_mean if carried else losses_fn, axis_name=axis_name, **options
     )
@@ -192,7 +192,7 @@ def train_steps(rows: list[Row], axis_name: Any, **options: Any) -> Step:
         new, report = {}, {}
         for case, (row, door, masked) in cases_of(rows).items():
             informed = row.id in ("imbsam", "sse_sam") and door == "value_and_grad"
-            more = {"info": True, "carry": lambda args, stats: (*args[:2], stats)}
+            more = {"info": True, "passes": whole(carry=lambda args, stats: (*args[:2], stats))}
             gradient = DOORS[door](row, axis_name, **options, **(more if informed else {}))
             params, state = carry[case]
             report[case] = gradient(params, batch, batch[2] if masked else None, count)
@@ -400,8 +400,8 @@ def check_all_reduces() -> None:
         ("imbsam_release-group_mean-decay", 0): (2, 2),
         ("sse_sam", SWITCH - 1): (2, 3),
         ("sse_sam", SWITCH): (2, 2),
-        ("gsa", 0): (2, 3),
-        ("gsa_groups", 0): (2, 4),
+        ("gsa", 0): (2, 2),  # each projection needs all of them
+        ("gsa_groups", 0): (2, 2),
         ("cc_sam", 0): (3, 4),  # the rows of each class, too
     }
     for case, (mapped, plain) in expected.items():

@@ -201,7 +201,7 @@ def test_it_costs_less() -> None:
         return f.lower(jax.tree.map(jnp.float32, w)).compile().cost_analysis()["flops"]
 
     sgd = flops(ij.rules.sgd(8))
-    split = {"examples": "split_norm", "buffers": lambda classes: (16 * classes.sum(),)}
+    split = {"passes": split_norm(lambda classes: (16 * classes.sum(),))}
     assert flops(rule, **split) / sgd == pytest.approx(1.25, abs=0.05)
 
 
