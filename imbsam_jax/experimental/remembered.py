@@ -63,7 +63,6 @@ def init(params: Any, rule: Rule) -> tuple[Any, ...]:
         return jnp.zeros(leaf.shape, at_least_float32(leaf.dtype))
 
     params = check_leaves(params)
-    params = check_leaves(params)
     return tuple(jax.tree.map(zeros, params) for _ in range(rule(0).groups.shape[0]))
 
 
@@ -143,15 +142,9 @@ def value_and_grad(
     ) -> Any:
         labels = check_labels(labels, mask)
         mask = check_mask(mask, labels.shape[0])
-        mask = check_mask(mask, labels.shape[0])
         local = collectives.varying(check_params(params), axis_name)
         rows = Rows(args, labels, mask, labels.shape[0])
         table = check_table(rule(step))
-        if not isinstance(memory, tuple | list):
-            raise TypeError(
-                "the memory must be a tuple of one tree for each group, got "
-                f"{type(memory).__name__}: begin with init(params, rule)"
-            )
         if not isinstance(memory, tuple | list):
             raise TypeError(
                 "the memory must be a tuple of one tree for each group, got "
