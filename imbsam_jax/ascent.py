@@ -56,6 +56,8 @@ class Ascent(NamedTuple):
         it is no more than rounding.
       bound: multiply the radius by `sqrt(||theta|| / (2 ||d||)) P^(1/4)`, for P parameters that
         move and their norm; 0 where either norm is 0. With p = 2 and a plain ball alone.
+
+    Neither a direction nor a bound goes with group_mean.
     """
 
     p: float = 2.0
@@ -135,6 +137,11 @@ def _check(ascent: Ascent) -> None:
     if ascent.bound and (ascent.p != 2 or ascent.adaptive is not None):
         raise ValueError(
             "the radius of a bound (rules.gsa) is that of a plain ball: leave p and adaptive out"
+        )
+    if ascent.group_mean and (ascent.bound or ascent.direction != "plain"):
+        raise ValueError(
+            "a direction beside the sum of all groups' and the radius of a bound (rules.gsa) take "
+            "gradients divided by the batch size: leave group_mean out"
         )
 
 

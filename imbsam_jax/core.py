@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 
 from imbsam_jax import collectives
-from imbsam_jax.ascent import Ascent, decayed, moved_points, scaled, summed
+from imbsam_jax.ascent import Ascent, decayed, moved_points, root, scaled, summed
 from imbsam_jax.checks import at_least_float32
 from imbsam_jax.passes import Batch
 from imbsam_jax.rules import ClassWeights, Rule, check_table, require_step, stagewise
@@ -39,10 +39,11 @@ def gradient(
 
     at_theta = batch.clean(groups + base)
     d = _directions(at_theta[: len(groups)], params, groups, batch, ascent)
+    real = batch.real if ascent.bound else None
     if sync and d:
-        d = collectives.mean(d, axis_name)
+        d, real = collectives.mean((d, real), axis_name)
 
-    points = moved_points(params, d, table.radii, ascent)
+    points = moved_points(params, d, _of_real_rows(table.radii, real), ascent)
     points, at_theta = _one_after_the_other(points, at_theta)
     there = [batch.moved(k, points[k], weights) for k, weights in enumerate(groups)]
 
@@ -106,6 +107,11 @@ def _directions(
         decayed(grad, [params], ascent, part(weights) / len(groups))
         for grad, weights in zip(grads, groups, strict=True)
     ]
+
+
+def _of_real_rows(radii: Any, real: Any) -> Any:
+    """Radii that fall with the root of ||d_k||, where d_k is over all rows and not real ones."""
+    return radii if real is None else radii * root(real)
 
 
 def _one_after_the_other(points: list[Any], at_theta: list[Any]) -> tuple[list[Any], list[Any]]:

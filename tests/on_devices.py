@@ -141,7 +141,7 @@ def with_running_mean(params: Any, x: Any, y: Any, stats: Any) -> tuple[Any, Any
 
 
 def by_value_and_grad(row: Row, axis_name: Any, **options: Any) -> Any:
-    carried = "carry" in options
+    carried = getattr(options.get("passes"), "carry", None) is not None
     f = row.value_and_grad(
         with_running_mean if carried else losses_fn, axis_name=axis_name, **options
     )
@@ -172,7 +172,7 @@ DOORS = {"value_and_grad": by_value_and_grad, "sharpness_aware": by_sharpness_aw
 
 # One device tells that both doors agree for every rule: here it is enough to see how the Optax door
 # reduces over devices, with one group and two, with and without a base, with means over groups.
-BY_OPTAX = ("sam", "imbsam", "sse_sam", "imbsam_release-group_mean-decay")
+BY_OPTAX = ("sam", "imbsam", "sse_sam", "gsa_groups", "imbsam_release-group_mean-decay")
 
 
 def cases_of(rows: list[Row]) -> dict[str, tuple[Row, str, bool]]:
@@ -192,7 +192,7 @@ def train_steps(rows: list[Row], axis_name: Any, **options: Any) -> Step:
         new, report = {}, {}
         for case, (row, door, masked) in cases_of(rows).items():
             informed = row.id in ("imbsam", "sse_sam") and door == "value_and_grad"
-            more = {"info": True, "carry": lambda args, stats: (*args[:2], stats)}
+            more = {"info": True, "passes": whole(carry=lambda args, stats: (*args[:2], stats))}
             gradient = DOORS[door](row, axis_name, **options, **(more if informed else {}))
             params, state = carry[case]
             report[case] = gradient(params, batch, batch[2] if masked else None, count)
@@ -212,7 +212,7 @@ def check_modes() -> None:
     """Rows that differ in structure; `check_every_method` takes them all."""
     names = (
         "sgd", "sam", "imbsam", "focal_sam_1.1", "sse_sam", "sgd_then_imbsam", "sam_tail_weight",
-        "imbsam_release-group_mean-decay", "sam-decay",
+        "gsa_groups", "imbsam_release-group_mean-decay", "sam-decay",
         "cc_sam-two_at_once", "cc_sam_release-all-one_at_once",
     )  # fmt: skip
     compare_modes([BY_ID[name] for name in names])
@@ -260,6 +260,8 @@ def compare_passes(**options: Any) -> None:
         "imbsam",
         "sse_sam",
         "sgd_then_imbsam",
+        "gsa",
+        "gsa_groups",
         "imbsam_release-group_mean-decay",
     )
 
@@ -334,7 +336,7 @@ def compare(got: Any, want: Any, where: str, **tolerance: float) -> None:
 
 def check_sync_ascent() -> None:
     """sync_ascent=False: each device perturbs by its own rows, here one by one in NumPy."""
-    rows = [BY_ID[name] for name in ("sam", "imbsam", "cc_sam", "cc_sam_release")]
+    rows = [BY_ID[name] for name in ("sam", "imbsam", "gsa", "cc_sam", "cc_sam_release")]
     x, y, mask = make_batch(0)
 
     def device_by_device(row: Row, used: np.ndarray) -> reference.Params:
@@ -398,6 +400,8 @@ def check_all_reduces() -> None:
         ("imbsam_release-group_mean-decay", 0): (2, 2),
         ("sse_sam", SWITCH - 1): (2, 3),
         ("sse_sam", SWITCH): (2, 2),
+        ("gsa", 0): (2, 2),  # each projection needs all of them
+        ("gsa_groups", 0): (2, 2),
         ("cc_sam", 0): (3, 4),  # the rows of each class, too
     }
     for case, (mapped, plain) in expected.items():

@@ -21,6 +21,7 @@ Sources
   CC-SAM          Zhou et al., CVPR 2023; official release zzpustc/CC-SAM
   SSE-SAM         AAAI 2025; official release Zemdalk/SSE-SAM
   Focal-SAM       Li et al., ICML 2025; official release scongl/Focal-SAM
+  GSA             GKP+GSA, CVPR 2026, arXiv 2603.21217; paper and supplement, no code is public
 """
 
 from __future__ import annotations
@@ -485,6 +486,88 @@ def cc_sam_release_gradient(
 
     clean_gradient = weighted_gradient(params, x, y, np.ones(batch_size) / batch_size)
     return add(scale(1.0 - flat_ratio, clean_gradient), scale(flat_ratio, perturbed_gradient))
+
+
+def gsa_gradient(
+    params: Params,
+    x: Array,
+    y: NDArray,
+    *,
+    class_counts: ArrayLike,
+    groups: ArrayLike,
+    z: float,
+    direction: Literal["orthogonal", "plain", "projection"] = "orthogonal",
+    perturb: Literal["classifier", "all"] = "all",
+) -> Params:
+    """g = sum_g grad L_g(theta + e_g), e_g = Z sqrt(d) rho_g h_g / ||h_g|| (GSA, Eqs. 11 to 15).
+
+    L_g is the sum over the batch's rows of group g divided by B, d_g its gradient and
+    d_all = sum_g d_g. "orthogonal" is the method: h_g = d_g - <d_g, d_all> / <d_all, d_all> d_all.
+    Its controls (Table 5): h_g = d_g ("plain"), and what h_g leaves out ("projection").
+    rho_g = sqrt(||theta|| / (2 ||h_g||)) d^(-1/4) (|G_g| - 1)^(-1/4), with d parameters and |G_g|
+    training examples; z multiplies e_g (supplement, 8.3). `groups` names the group of each class.
+
+    A group alone in the batch is all of d_all, so its h_g is 0; in whatever direction, an h_g that
+    is 0 but for rounding has no direction and nothing moves. With `perturb` only w2 and b2 move:
+    theta, d_g and d are theirs. The regulariser of Eq. 15 is left out.
+    """
+    batch_size = len(x)
+    counts = np.asarray(class_counts, dtype=np.float64)
+    groups = np.asarray(groups)
+    names = {"classifier": CLASSIFIER, "all": ALL}[perturb]
+    theta = {name: params[name] for name in names}
+    d = sum(value.size for value in theta.values())
+
+    # The rows of each group that is in the batch.
+    present = []
+    for g in np.unique(groups):
+        group_part = part_in(y, groups == g)
+        rows = group_part > 0.0
+        if rows.any():
+            size = counts[groups == g].sum()
+            present.append((x[rows], y[rows], group_part[rows] / batch_size, size))
+
+    # Eq. 11: their gradients, and that of the whole batch.
+    of_groups = []
+    d_all = zeros(theta)
+    for x_g, y_g, weights, _ in present:
+        gradient_g = weighted_gradient(params, x_g, y_g, weights)
+        gradient_g = {name: gradient_g[name] for name in names}
+        of_groups.append(gradient_g)
+        d_all = add(d_all, gradient_g)
+    all_squared = sum((value**2).sum() for value in d_all.values())
+
+    gradient = zeros(params)
+    for (x_g, y_g, weights, size), d_g in zip(present, of_groups, strict=True):
+        if size < 2:
+            raise ValueError(f"a group has {size:g} examples: GSA needs at least 2")
+
+        # Eqs. 12, 13: the direction.
+        along = zeros(theta)
+        if all_squared > 0.0:
+            product = sum((d_g[name] * d_all[name]).sum() for name in names)
+            along = scale(product / all_squared, d_all)
+        if direction == "orthogonal":
+            h_g = add(d_g, scale(-1.0, along))
+            if len(present) == 1:
+                h_g = zeros(theta)
+        elif direction == "plain":
+            h_g = d_g
+        elif direction == "projection":
+            h_g = along
+        else:
+            raise ValueError(f"direction = {direction!r}")
+
+        # Eq. 14: how far.
+        length = norm(h_g)
+        if length <= 1e-12 * norm(d_g):
+            e_g = zeros(theta)
+        else:
+            rho_g = np.sqrt(norm(theta) / (2.0 * length)) * d ** (-0.25) * (size - 1.0) ** (-0.25)
+            e_g = scale(z * np.sqrt(d) * rho_g / length, h_g)
+
+        gradient = add(gradient, weighted_gradient(add(params, e_g), x_g, y_g, weights))
+    return gradient
 
 
 # ---------------------------------------------------------------------------------- the training

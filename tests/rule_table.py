@@ -33,6 +33,8 @@ FEATURES, HIDDEN, CLASSES = 5, 7, len(COUNTS)
 RHO = 0.3
 SWITCH = 4  # first step of the second stage of every staged row
 TAIL_WEIGHT = 2.5
+# A partition in no order, of which a batch without tail and one of tail alone have two each.
+GROUPS = np.array([4, 0, 1, 1, 0])
 
 
 # ------------------------------------------------------------------------------------ the model
@@ -119,6 +121,8 @@ class Row(NamedTuple):
     ascent: ij.Ascent = ij.Ascent()
     door: Callable[..., Any] | None = None  # (losses_fn, rho, **options) -> f, its own
     soft: bool = True  # takes soft labels
+    per_rho: float = 1.0  # the last radius of the table is this times rho
+    bound: bool = False  # falls with the root of the gradient's length, as CC-SAM's radius
 
     def value_and_grad(self, losses_fn: Any, rho: Any = RHO, **options: Any) -> Any:
         if self.door is not None:
@@ -198,6 +202,12 @@ def _cc_sam_release(
     )
 
 
+def _gsa(
+    params: Any, x: Any, y: Any, step: int, rho: float, groups: Any, **kwargs: Any
+) -> reference.Params:
+    return reference.gsa_gradient(params, x, y, class_counts=COUNTS, groups=groups, z=rho, **kwargs)
+
+
 def sam_tail_weight_rule(rho: Any) -> Any:
     """A rule made by hand: any function of the step that returns ClassWeights."""
     weights = np.where(COUNTS <= ETA, TAIL_WEIGHT, 1.0)[None]
@@ -245,8 +255,29 @@ def _sgd_then_imbsam_rule(rho: Any) -> Any:
     return ij.rules.stagewise(_sgd_rule(rho), _imbsam_rule(rho), switch_step=SWITCH)
 
 
+def _gsa_rule(rho: Any, **kwargs: Any) -> Any:
+    return ij.rules.gsa(COUNTS, scale=rho, **kwargs)
+
+
 def _focal(name: str, **kwargs: float) -> Row:
     return Row(name, partial(_focal_rule, **kwargs), partial(_focal_sam, **kwargs), base=True)
+
+
+# Many, medium and few: none of COUNTS is over 100, two are from 20 on.
+_MEDIUM_AND_FEW = np.array([0, 0, 1, 1, 1])
+
+
+def _grouped(name: str, groups: Any = None, **direction: Any) -> Row:
+    """GSA; without groups by its own, medium and few."""
+    of_class = _MEDIUM_AND_FEW if groups is None else groups
+    size = COUNTS[of_class == of_class.max()].sum()
+    return Row(
+        name,
+        partial(_gsa_rule, **({} if groups is None else {"groups": groups}), **direction),
+        partial(_gsa, groups=of_class, **direction),
+        per_rho=(size - 1.0) ** -0.25,
+        bound=True,
+    )
 
 
 RULES = [
@@ -265,12 +296,14 @@ RULES = [
     Row("sgd_then_imbsam", _sgd_then_imbsam_rule, _sgd_then_imbsam, needs_step=True, base=True),
     Row("sam_tail_weight", sam_tail_weight_rule, _sam_tail_weight),
     Row("reweighted_sam", _reweighted_rule, partial(_sam_tail_weight, strict=True)),
+    _grouped("gsa"),
+    _grouped("gsa_groups", GROUPS),
 ]
 
 
 def _paper(name: str, perturb: str = "classifier", **options: Any) -> Row:
     door = partial(_by_cc_sam, perturb=perturb, **options)
-    return Row(name, None, partial(_cc_sam, perturb=perturb), door=door)
+    return Row(name, None, partial(_cc_sam, perturb=perturb), door=door, bound=True)
 
 
 def _release(
@@ -278,7 +311,8 @@ def _release(
 ) -> Row:
     same = {"perturb": perturb, "flat_ratio": flat_ratio}
     door = partial(_by_cc_sam, variant="release", **same, **options)
-    return Row(name, None, partial(_cc_sam_release, **same), door=door, base=True, soft=False)
+    gradient = partial(_cc_sam_release, **same)
+    return Row(name, None, gradient, base=True, door=door, soft=False, bound=True)
 
 
 CC_SAM = [_paper("cc_sam"), _paper("cc_sam-all", "all"), _release("cc_sam_release")]
@@ -350,7 +384,13 @@ CLASSES_AT_ONCE = [
     _release("cc_sam_release-all-one_at_once", "all", 0.5, classes_at_once=1),
 ]
 
-ROWS = METHODS + ASCENTS + CLASSES_AT_ONCE
+# The second axis of GSA: the controls of its direction.
+DIRECTIONS = [
+    _grouped("gsa-plain", GROUPS, direction="plain"),
+    _grouped("gsa-projection", GROUPS, direction="projection"),
+]
+
+ROWS = METHODS + ASCENTS + CLASSES_AT_ONCE + DIRECTIONS
 BY_ID |= {row.id: row for row in ROWS}
 
 

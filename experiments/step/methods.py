@@ -117,6 +117,7 @@ class Tabled:
 
     def given(self, numbers: Any) -> Tabled:
         """This method with other numbers, which may be traced."""
+        # A table alone has nothing of the ascent that its rule brought.
         return Tabled(lambda step: numbers, self.ascent.of(self.rule), self.statistics)
 
     def initial_extra(self, params: Any) -> Any:

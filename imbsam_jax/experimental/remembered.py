@@ -63,7 +63,6 @@ def init(params: Any, rule: Rule) -> tuple[Any, ...]:
         return jnp.zeros(leaf.shape, at_least_float32(leaf.dtype))
 
     params = check_leaves(params)
-    params = check_leaves(params)
     return tuple(jax.tree.map(zeros, params) for _ in range(rule(0).groups.shape[0]))
 
 
@@ -123,6 +122,12 @@ def value_and_grad(
     """
     check_rule(rule)
     _refuse_stages(rule)
+    how = ascent.of(rule)
+    if how.bound or how.direction != "plain":
+        raise ValueError(
+            "a memory keeps no length of the gradient and no sum of one batch, which rules.gsa "
+            "takes its radius and direction from: remember the directions of another rule"
+        )
     plain = isinstance(passes, whole) and passes.micro_batches == 1 and passes.carry is None
     if not (plain or isinstance(passes, own_rows)):
         raise ValueError(
@@ -137,15 +142,9 @@ def value_and_grad(
     ) -> Any:
         labels = check_labels(labels, mask)
         mask = check_mask(mask, labels.shape[0])
-        mask = check_mask(mask, labels.shape[0])
         local = collectives.varying(check_params(params), axis_name)
         rows = Rows(args, labels, mask, labels.shape[0])
         table = check_table(rule(step))
-        if not isinstance(memory, tuple | list):
-            raise TypeError(
-                "the memory must be a tuple of one tree for each group, got "
-                f"{type(memory).__name__}: begin with init(params, rule)"
-            )
         if not isinstance(memory, tuple | list):
             raise TypeError(
                 "the memory must be a tuple of one tree for each group, got "
@@ -159,9 +158,7 @@ def value_and_grad(
         if isinstance(passes, own_rows):
             _refuse_unseen_classes(table)
         batch = _Remembering(passes, losses_fn, local, rows, axis_name, memory, table)
-        grads, _ = core.gradient(
-            batch, local, table, ascent=ascent.of(rule), axis_name=axis_name, sync=False
-        )
+        grads, _ = core.gradient(batch, local, table, ascent=how, axis_name=axis_name, sync=False)
         some_weights = table.groups[0] if table.base is None else table.base
         grads, own = nan_where_no_class((grads, batch.own), some_weights, labels, mask)
         losses = batch.losses if mask is None else jnp.where(mask, batch.losses, 0)

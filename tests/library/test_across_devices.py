@@ -33,10 +33,11 @@ from rule_table import (
 
 DEVICES, ROWS_EACH = 2, 4
 STEP = SWITCH - 1  # the first stage of staged rules, which perturbs two groups
-ROWS = [
-    BY_ID[name]
-    for name in ("sgd", "sam", "imbsam", "focal_sam_1.1", "sse_sam", "cc_sam", "cc_sam_release")
-]
+NAMES = (
+    "sgd", "sam", "imbsam", "focal_sam_1.1", "sse_sam", "gsa", "gsa_groups", "gsa-plain",
+    "gsa-projection", "cc_sam", "cc_sam_release",
+)  # fmt: skip
+ROWS = [BY_ID[name] for name in NAMES]
 
 
 def batch() -> tuple[Any, Any, Any]:

@@ -91,9 +91,9 @@ def each_method() -> Any:
             return scale * losses, logits
 
         def radius(row: Row) -> Any:
-            # CC-SAM's step is as long as 1 / sqrt(length of the gradient): made up for, so that
-            # the step is that of the loss before it is scaled.
-            made_up = 1.0 if row.rule is not None else jnp.sqrt(jnp.where(scale == 0, 1, scale))
+            # Some steps are as long as 1 / sqrt(length of the gradient): made up for, so that the
+            # step is that of the loss before it is scaled.
+            made_up = jnp.sqrt(jnp.where(scale == 0, 1, scale)) if row.bound else 1.0
             return lambda step: made_up * rho[0] * (1 + rho[1] * step)
 
         return {

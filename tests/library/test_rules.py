@@ -142,7 +142,7 @@ def test_tables_have_their_shapes(row: Row) -> None:
     if row.base:
         assert table.base.shape == (CLASSES,)
     if row.takes_rho:
-        assert table.radii[-1] == 0.25
+        np.testing.assert_allclose(table.radii[-1], row.per_rho * 0.25, rtol=1e-15)
 
 
 @given(st.lists(st.integers(1, 1000), min_size=2, max_size=8, unique=True), st.integers(0, 6))
@@ -162,16 +162,16 @@ def test_a_radius_may_be_a_number_an_array_or_a_schedule(row: Row) -> None:
     step = 10
     for rho in (0.5, 1, np.float32(0.5), np.asarray(0.5), jnp.asarray(0.5)):
         table = row.rule(rho)(step)
-        np.testing.assert_allclose(table.radii[-1], rho)
-    np.testing.assert_allclose(row.rule(lambda step: 0.1 * step)(step).radii[-1], 1.0)
+        np.testing.assert_allclose(table.radii[-1], row.per_rho * rho)
+    np.testing.assert_allclose(row.rule(lambda step: 0.1 * step)(step).radii[-1], row.per_rho)
     if not row.needs_step:
         traced = jax.jit(lambda rho, step: row.rule(lambda s: rho * s)(step).radii[-1])
-        np.testing.assert_allclose(traced(0.1, step), 1.0)
+        np.testing.assert_allclose(traced(0.1, step), row.per_rho)
     traced = jax.jit(lambda rho: row.rule(rho)(step).radii[-1])
-    np.testing.assert_allclose(traced(0.5), 0.5)
+    np.testing.assert_allclose(traced(0.5), row.per_rho * 0.5)
 
 
-@pytest.mark.parametrize("name", ["sam", "imbsam", "focal_sam", "sse_sam"])
+@pytest.mark.parametrize("name", ["sam", "imbsam", "focal_sam", "sse_sam", "gsa"])
 def test_a_schedule_needs_a_step(name: str) -> None:
     with pytest.raises(ValueError, match=r"depends on the step .* pass step="):
         BY_ID[name].rule(lambda step: 0.1)(None)
@@ -209,6 +209,7 @@ OF_RHO = {
         "tail_rho",
         lambda rho: rules.sse_sam([9, 3], head_rho=0.1, tail_rho=rho, eta=4, switch_step=1),
     ),
+    "gsa": ("scale", lambda scale: rules.gsa([9, 3], groups=[0, 1], scale=scale)),
 }
 
 

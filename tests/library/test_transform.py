@@ -64,7 +64,10 @@ def test_both_doors_agree() -> None:
     x, y = one_batch()
     mask = np.arange(7) > 1
     params = to_library(init_params())
-    names = ("imbsam_release", "sse_sam", "imbsam_release-group_mean-decay", "imbsam-perturb")
+    names = (
+        "imbsam_release", "sse_sam", "imbsam_release-group_mean-decay", "imbsam-perturb",
+        "gsa_groups", "gsa-plain", "gsa-projection",
+    )  # fmt: skip
     rows = [BY_ID[name] for name in names]
 
     @quick_jit
@@ -217,7 +220,9 @@ def test_a_reduced_learning_rate_reads_its_own_argument() -> None:
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", ["sam", "imbsam", "focal_sam", "sse_sam", "sam_tail_weight"])
+@pytest.mark.parametrize(
+    "name", ["sam", "imbsam", "focal_sam", "sse_sam", "sam_tail_weight", "gsa"]
+)
 def test_the_radius_may_be_injected(name: str) -> None:
     row = BY_ID[name]
     tx = optax.inject_hyperparams(lambda rho: row.transform(rho))(rho=0.3)

@@ -96,9 +96,6 @@ def test_a_flag_of_another_name_gives_its_parameter():
     np.testing.assert_array_equal(method.rule(0).radii, expected(0).radii)
     np.testing.assert_array_equal(method.rule(0).groups, expected(0).groups)
     assert method.rule.ascent == expected.ascent
-    # Also where a sweep puts the numbers of another point into one program.
-    again = method.given(method.numbers())
-    assert again.ascent.of(again.rule) == method.ascent.of(expected) != method.ascent
     assert described["rule_args"] == {"gsa_scale": 0.5, "gsa_direction": "plain"}
 
 

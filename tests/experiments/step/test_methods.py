@@ -10,6 +10,7 @@ from experiments.step import methods
 from experiments.step.objectives import Adversary, Objective
 from experiments.step.state import merge, split
 from imbsam_jax import Ascent, cc_sam, losses, rules, value_and_grad
+from rule_table import RULES, row_id
 from tiny import COUNTS
 
 pytestmark = pytest.mark.allow_rank_promotion  # Flax's bias and batch normalisation
@@ -42,6 +43,13 @@ def test_a_rule_in_two_halves_is_the_rule(one_step):
     method = methods.Tabled(rule, Ascent(p=3.0))
     after, _ = run(method, Objective(losses.cross_entropy, 5))
     assert_close(moved_by(state, after), expected)
+
+
+@pytest.mark.parametrize("row", RULES, ids=row_id)
+def test_other_numbers_leave_the_ascent_that_a_rule_brings(row):
+    for _, stage in methods.Tabled(row.rule(0.1)).stages():
+        given = stage.given(stage.numbers())
+        assert given.ascent.of(given.rule) == stage.ascent.of(stage.rule)
 
 
 def test_running_statistics_of_every_pass(one_step):
