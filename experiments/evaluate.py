@@ -63,8 +63,8 @@ def _load(args: argparse.Namespace, config: dict[str, Any], run: Path) -> Any:
     known = {"data", "data_dir"} if module is cifar_lt else {"data_dir", "image_dir", *LISTS}
     given = [name for name in ("data", "data_dir", "image_dir", *LISTS) if getattr(args, name)]
     unheeded = [f"--{name.replace('_', '-')}" for name in given if name not in known]
-    if unheeded or {"data", "data_dir"} <= set(given):
-        flags = ", ".join(unheeded or ["--data", "--data-dir"])
+    if unheeded:
+        flags = ", ".join(unheeded)
         raise RunError(f"{run} is a run of {config['experiment']}: {flags} would go unheeded")
     wanted = {"val_per_class": config["val_per_class"]}
     if module is not cifar_lt:

@@ -121,10 +121,16 @@ def text(value: str) -> str:
 
 
 def tag(value: str) -> str:
-    """The type of a flag that becomes part of a folder's name."""
-    if value and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
+    """The type of a flag that becomes part of a folder's name, and leads nowhere else; "" is none.
+
+    >>> tag("tau_1.9"), tag("lr=0.1,wd=5e-4"), tag("é")
+    ('tau_1.9', 'lr=0.1,wd=5e-4', 'é')
+    """
+    plain = re.fullmatch(r"[\w+=,][\w.+=,-]*", value) and len(value.encode()) <= 100
+    if value and not plain:
         raise argparse.ArgumentTypeError(
-            f"becomes part of a folder's name: letters, digits and . _ - alone, got {value!r}"
+            "becomes part of a folder's name: letters, digits and . _ - + = , alone, at most 100 "
+            f"bytes and no . or - first, got {value!r}"
         )
     return value
 
@@ -205,15 +211,6 @@ def given(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
     return [
         flags[name][0] for name, value in found.items() if value is not left_out and flags.get(name)
     ]
-
-
-def is_plain_name(text: str) -> bool:
-    """Whether a flag's value may become part of the name of a file: it leads nowhere else.
-
-    >>> [is_plain_name(text) for text in ("tau_1.9", "é", "", "..", "a/b", "-x", "a*")]
-    [True, True, False, False, False, False, False]
-    """
-    return bool(re.fullmatch(r"[\w+=,][\w.+=,-]*", text)) and len(text.encode()) <= 100
 
 
 def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:

@@ -103,7 +103,10 @@ def kind(
     request: pytest.FixtureRequest, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> Kind:
     out = tmp_path / "out"
-    for name in ("launch.train", "anomaly.train"):  # what is not refused is to fail at once
+    for name in (
+        "command.launch.train",
+        "anomaly.command.train",
+    ):  # what is not refused is to fail at once
         monkeypatch.setattr(f"experiments.{name}", None)
     if request.param == "dataset":
         path = tmp_path / "data.npz"
@@ -420,7 +423,6 @@ def test_evaluate_does_not_guess_what_a_file_held() -> None:
 @pytest.mark.parametrize(
     ("experiment", "flags", "unheeded"),
     [
-        ("cifar_lt", ["--data", "a", "--data-dir", "b"], "--data, --data-dir"),
         ("cifar_lt", ["--image-dir", "a", "--train-list", "b"], "--image-dir, --train-list"),
         ("inaturalist", ["--data", "a"], "--data"),
     ],

@@ -15,7 +15,7 @@ from experiments.host.errors import RunError
 from experiments.models import MODELS, create_model
 from experiments.run import compatible
 from experiments.run.checkpoints import Checkpoints
-from experiments.run.compatible import Asked
+from experiments.run.compatible import Asked, check
 from experiments.run.parts import Parts
 from experiments.run.settings import Settings
 from imbsam_jax import losses
@@ -158,11 +158,13 @@ def test_evaluate_reads_a_second_stage(run, name, capsys):
 
 
 def make(name, first=None, **options):
-    flags = vars(cifar_lt.arguments().parse_args(["--eta", "10"]))
-    return stage2.make(
-        name, {**flags, **options}, class_counts=np.array(COUNTS), first=first or Settings(),
-        steps_per_epoch=5,
-    )  # fmt: skip
+    """A stage that goes with its first one."""
+    flags, first = vars(cifar_lt.arguments().parse_args(["--eta", "10"])), first or Settings()
+    stage = stage2.make(
+        name, {**flags, **options}, class_counts=np.array(COUNTS), first=first, steps_per_epoch=5
+    )
+    check(stage2.asked(name, stage, after=Asked(first, stage.method, steps_per_epoch=5)))
+    return stage
 
 
 def test_weight_decay_is_taken_once():
@@ -224,7 +226,7 @@ def test_flags_of_a_second_stage_need_one(capsys):
 
 @pytest.mark.parametrize(
     "tag",
-    ["", ".", "..", "../../evil", "/etc", "a/b", "a\\b", "a\0b", "-x", "--out", "~", "a b", "a*",
+    [".", "..", "../../evil", "/etc", "a/b", "a\\b", "a\0b", "-x", "--out", "~", "a b", "a*",
      "a[1]", "a\n", "é" * 51, "x" * 101, "\udcff", ".hidden", "stage2_crt/../.."],
 )  # fmt: skip
 def test_a_tag_leads_nowhere_else(tag, capsys):
@@ -234,7 +236,7 @@ def test_a_tag_leads_nowhere_else(tag, capsys):
             parse(cifar_lt.arguments(), flags)
         assert stopped.value.code == 2
         said = capsys.readouterr().err.splitlines()[-1]
-        assert "--stage2-tag" in said and "becomes the end of a folder's name" in said
+        assert "--stage2-tag" in said and "becomes part of a folder's name" in said
 
 
 @pytest.mark.parametrize("tag", ["tau_1.9", "lr=0.1,wd=5e-4", "été", "2", "a+b", "x" * 100])
