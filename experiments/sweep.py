@@ -147,6 +147,12 @@ def grid_of(args: argparse.Namespace) -> dict[str, list[float]]:
             raise RunError(f"--grid {name} {error}") from error
         if not values:
             raise RunError(f"--grid {name} has no values: write --grid {name} 0.1 0.2")
+    if not grid:
+        usual = " nor ".join(GRIDS[args.experiment])
+        raise RunError(
+            f"--rule {args.rule} takes neither {usual}, which have values of their own: give "
+            f"--grid, of {', '.join(sorted(known))}"
+        )
     return grid
 
 

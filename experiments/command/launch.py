@@ -78,57 +78,79 @@ def train(args: argparse.Namespace, dataset: Any, plan: Plan) -> list[dict[str, 
     Of seeds that are trained together these are the first stages; the second ones follow one after
     the other.
     """
-    from experiments.run.fit import fit, fit_together
-    from experiments.run.parts import initial_variables, last_variables
-
     seeds = seeds_of(args)
-    several = args.seeds is not None or args.num_seeds is not None
-    more: dict[str, Any] = {"resume": args.resume, "quiet": args.quiet}
-    more |= in_full()
-    each = {seed: dataclasses.replace(plan.settings, seed=seed) for seed in seeds}
-    outs = {seed: Path(args.out) / (f"seed_{seed}" if several else "") for seed in seeds}
-
-    def start_of(mine: Any) -> tuple[Any, dict[str, Any]]:
-        """(what a seed starts from, its description)."""
-        start, init = None, None
-        if args.init:
-            start, init = initial_variables(args.init, dataset, args.model, mine)
-        return start, {**plan.description, "init": init}
-
-    def first_stages(group: SeedGroup) -> list[dict[str, Any]]:
-        starts, described = zip(*(start_of(each[seed]) for seed in group.seeds), strict=True)
-        if not group.together:
-            (seed,), (start,), (description,) = group.seeds, starts, described
-            return [
-                fit(
-                    dataset, args.model, plan.method, plan.loss, each[seed], outs[seed],
-                    start=start, description=description, **more,
-                )
-            ]  # fmt: skip
-        settings = dataclasses.replace(plan.settings, devices=group.devices)
-        return fit_together(
-            dataset, args.model, plan.method, plan.loss, settings,
-            {seed: outs[seed] for seed in group.seeds},
-            starts=dict(zip(group.seeds, starts, strict=True)), description=described[0], **more,
-        )  # fmt: skip
-
-    def second_stages(seed: int) -> Iterator[dict[str, Any]]:
-        mine, out = each[seed], outs[seed]
-        for name, stage in plan.second.items():
-            folder = "_".join(filter(None, ["stage2", name, args.stage2_tag]))
-            trained, fresh = last_variables(out, dataset, args.model, mine)
-            start = {**trained, "params": stage.start(trained["params"], fresh["params"])}
-            yield fit(
-                dataset, args.model, stage.method, stage.loss,
-                dataclasses.replace(stage.settings, seed=seed), out / folder, start=start,
-                adversary=stage.adversary, description=start_of(mine)[1] | stage.description,
-                **more,
-            )  # fmt: skip
-
     reports: dict[int, list[dict[str, Any]]] = {}
     for group in groups(args, seeds):
-        for seed, report in zip(group.seeds, first_stages(group), strict=True):
+        for seed, report in zip(
+            group.seeds, _first_stages(args, dataset, plan, group), strict=True
+        ):
             reports[seed] = [report]
         for seed in group.seeds:
-            reports[seed] += second_stages(seed)
+            reports[seed] += _second_stages(args, dataset, plan, seed)
     return [report for seed in seeds for report in reports[seed]]
+
+
+def _first_stages(
+    args: argparse.Namespace, dataset: Any, plan: Plan, group: SeedGroup
+) -> list[dict[str, Any]]:
+    from experiments.run.fit import fit, fit_together
+
+    settings = {seed: dataclasses.replace(plan.settings, seed=seed) for seed in group.seeds}
+    starts, described = {}, {}
+    for seed in group.seeds:
+        starts[seed], described[seed] = _start(args, dataset, plan, settings[seed])
+    outs = {seed: _folder(args, seed) for seed in group.seeds}
+    if group.together:
+        shared = dataclasses.replace(plan.settings, devices=group.devices)
+        description = described[group.seeds[0]]
+        return fit_together(
+            dataset, args.model, plan.method, plan.loss, shared, outs,
+            starts=starts, description=description, **_manner(args),
+        )  # fmt: skip
+    (seed,) = group.seeds
+    return [
+        fit(
+            dataset, args.model, plan.method, plan.loss, settings[seed], outs[seed],
+            start=starts[seed], description=described[seed], **_manner(args),
+        )
+    ]  # fmt: skip
+
+
+def _second_stages(
+    args: argparse.Namespace, dataset: Any, plan: Plan, seed: int
+) -> Iterator[dict[str, Any]]:
+    from experiments.run.fit import fit
+    from experiments.run.parts import last_variables
+
+    first, out = dataclasses.replace(plan.settings, seed=seed), _folder(args, seed)
+    for name, stage in plan.second.items():
+        trained, fresh = last_variables(out, dataset, args.model, first)
+        start = {**trained, "params": stage.start(trained["params"], fresh["params"])}
+        description = _start(args, dataset, plan, first)[1] | stage.description
+        yield fit(
+            dataset, args.model, stage.method, stage.loss,
+            dataclasses.replace(stage.settings, seed=seed),
+            out / "_".join(filter(None, ["stage2", name, args.stage2_tag])),
+            start=start, adversary=stage.adversary, description=description, **_manner(args),
+        )  # fmt: skip
+
+
+def _folder(args: argparse.Namespace, seed: int) -> Path:
+    several = args.seeds is not None or args.num_seeds is not None
+    return Path(args.out) / (f"seed_{seed}" if several else "")
+
+
+def _start(
+    args: argparse.Namespace, dataset: Any, plan: Plan, settings: Any
+) -> tuple[Any, dict[str, Any]]:
+    """(what a seed starts from, None for fresh parameters; its description)."""
+    from experiments.run.parts import initial_variables
+
+    start, init = None, None
+    if args.init:
+        start, init = initial_variables(args.init, dataset, args.model, settings)
+    return start, {**plan.description, "init": init}
+
+
+def _manner(args: argparse.Namespace) -> dict[str, Any]:
+    return {"resume": args.resume, "quiet": args.quiet, **in_full()}

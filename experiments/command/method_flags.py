@@ -18,6 +18,7 @@ import numpy as np
 from experiments.host import cli
 from experiments.host.errors import RunError
 from experiments.host.needs import Need, Needs, either, one_of, values_of
+from experiments.models import WITHOUT_BATCH_NORM
 from experiments.step.methods import STATISTICS, ClassConditional, Method, Tabled
 from imbsam_jax import Ascent, asam_scale, magnitude_scale, rules, schedules
 
@@ -171,11 +172,10 @@ _STRATIFIED = Need(
     ),
     "stratified sampling",
 )
-# Models without batch normalisation, whose running statistics nothing could touch.
-_NO_STATISTICS = ("mlp", "resnet32_gn", "vit_ti4")
+# Running statistics that a pass could touch.
 STATISTICAL = Need(
-    lambda args: not set(values_of(args, "model")) <= {*_NO_STATISTICS},
-    f"a --model with batch normalisation, not {', '.join(_NO_STATISTICS)}",
+    lambda args: not set(values_of(args, "model")) <= {*WITHOUT_BATCH_NORM},
+    f"a --model with batch normalisation, not {', '.join(WITHOUT_BATCH_NORM)}",
 )
 
 

@@ -1,10 +1,23 @@
-"""Image data under one contract: a `Dataset` holds everything a run needs to know about its data.
+"""Image data under one contract, which two kinds of data set keep.
 
-Each file here has one loader that returns a `Dataset`; the trainer takes nothing else. Images stay
-uint8 and unaugmented: normalising and augmenting is the trainer's work, on the device. `save_npz`
-and `load_npz` carry a `Dataset` to machines that cannot read the original files. A loader raises
-`DataError` for data that is absent or bad; an entry point prints its message as the one last line
-and exits with code 1.
+A loader returns a `Dataset`, whole in memory, or an `EncodedDataset` (encoded.py), whose image
+files are read while a run trains. Of either a run knows
+
+    name, source                            what it is called, and one line on where it came from
+    num_classes, class_names                C; names are one per class, or None
+    train_labels, test_labels, val_labels   int32[N] in [0, C); None where no image is held out
+    class_counts()                          int64[C] training images of each class
+    mean, std                               per channel, of images scaled to 0..1
+    many_above, few_below                   a class is many-shot above, few-shot below so many
+
+and takes nothing else, but for the images: uint8[N, H, W, C] as `train_images` and the like, or
+`train`, `test` and `val` that read encoded files by row. Images stay unaugmented: which rows a step
+has is decided here (sampling.py), what happens to them too (augment.py), and both are called by
+the run, on the device where they can be.
+
+`save_npz` and `load_npz` carry a `Dataset` to machines that cannot read the original files. A
+loader raises `DataError` for data that is absent or bad; an entry point prints its message as the
+one last line and exits with code 1.
 """
 
 import dataclasses

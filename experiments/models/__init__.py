@@ -51,8 +51,8 @@ from experiments.models.resnet import (
 from experiments.models.vit import ViT, vit_ti4
 
 __all__ = [
-    "BATCH_NORM_MOMENTUM", "CLASSIFIERS", "CONVOLUTIONAL", "MLP", "MODELS", "BottleneckResNet",
-    "ResNet", "ViT", "create_model",
+    "BATCH_NORM_MOMENTUM", "CLASSIFIERS", "CONVOLUTIONAL", "MLP", "MODELS", "WITHOUT_BATCH_NORM",
+    "BottleneckResNet", "ResNet", "ViT", "create_model",
 ]  # fmt: skip
 
 # Each value is called as factory(num_classes, dtype=..., axis_name=..., classifier=...).
@@ -69,6 +69,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet152": resnet152,
     "resnext50_32x4d": resnext50_32x4d,
 }
+# Models that normalise by no statistics of a batch.
+WITHOUT_BATCH_NORM = ("mlp", "resnet32_gn", "vit_ti4")
 # Which XLA:CPU runs on one core, however many there are.
 CONVOLUTIONAL = frozenset(MODELS) - {"mlp", "vit_ti4"}
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from experiments.host.cli import noun
 from experiments.host.errors import RunError, flag
+from experiments.models import WITHOUT_BATCH_NORM
 from experiments.run.settings import Settings
 from experiments.step.methods import Method
 from experiments.step.objectives import Adversary
@@ -194,7 +195,7 @@ ROWS = (
         lambda a: (
             f"{_examples(a)} leaves rows out of a pass, but this model normalises by the "
             "statistics of the whole batch, and updates the running ones: use a model without "
-            f"batch statistics (mlp, resnet32_gn, vit_ti4), {flag('examples')} dependent, or "
+            f"batch statistics ({', '.join(WITHOUT_BATCH_NORM)}), {flag('examples')} dependent, or "
             "split_norm, which is another gradient"
         ),
     ),

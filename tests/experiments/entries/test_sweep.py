@@ -103,6 +103,7 @@ def test_what_is_written(swept):
         (["--grid", "lr", "1"], "lr is no numeric flag"),
         (["--grid", "rho", "1", "--grid", "rho", "2"], "is given twice"),
         (["--rho-schedule", "late"], "leave --rho-schedule out"),
+        (["--rule", "gsa"], "--rule gsa takes neither eta nor rho, which have values of their own"),
         (["--grid", "eta", "0"], "leaves no tail class"),
         (["--grid", "rho", "0.1", "nan"], "--grid rho must be finite and at least 0, got nan"),
         (["--grid", "rho", "0.1", "--rho", "0.2"], "--rho beside --grid rho"),
@@ -124,6 +125,7 @@ def test_bad_grids_write_nothing(tmp_path, flags, message, capsys):
         ("focal_sam", ["strength", "0.2", "0.8"]),
         ("sse_sam", ["head-rho", "0", "0.2"]),
         ("reweighted_sam", ["tail-weight", "1", "3"]),
+        ("gsa", ["gsa-scale", "0", "0.05"]),
     ],
 )
 def test_other_rules_and_flags_can_be_swept(tmp_path, rule, grid):

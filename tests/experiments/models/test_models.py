@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from experiments.models import BATCH_NORM_MOMENTUM, MODELS, create_model
+from experiments.models import BATCH_NORM_MOMENTUM, MODELS, WITHOUT_BATCH_NORM, create_model
 from experiments.models.bottleneck import BottleneckBlock, max_pool
 from experiments.models.resnet import BasicBlock, pad_shortcut
 
@@ -57,6 +57,7 @@ def test_parameter_count(name: str, num_classes: int, expected: int) -> None:
 def test_contract(name: str, dtype: Any) -> None:
     model = create_model(name, 7, dtype=dtype)
     variables = _variable_shapes(name, 7, dtype)
+    assert ("batch_stats" in variables) == (name not in WITHOUT_BATCH_NORM)
 
     def train(variables: Any, images: jax.Array) -> Any:
         return model.apply(variables, images, train=True, mutable=["batch_stats"])
