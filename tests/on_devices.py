@@ -13,9 +13,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-# As `quick_jit`, but for pmap, too, which takes no options.
-os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
-
 import jax
 import jax.numpy as jnp
 import numpy as np

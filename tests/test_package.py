@@ -152,7 +152,7 @@ def test_public_functions_have_an_example(function: str) -> None:
 
 def test_examples_before_tests_import_no_second_copy(run_python: Any) -> None:
     """isinstance would miss: collected first, a module was run twice under importlib mode."""
-    files = ["imbsam_jax/rules.py", "imbsam_jax/transform.py", "tests/test_transform.py"]
+    files = ["imbsam_jax/rules.py", "imbsam_jax/transform.py", "tests/library/test_transform.py"]
     chosen = ["-k", "test_the_count_is_the_step or class_weighted_grad"]
     done = run_python(["-m", "pytest", "-q", "-p", "no:cacheprovider", *files, *chosen])
     assert "2 passed" in done.stdout

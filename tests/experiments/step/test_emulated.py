@@ -11,16 +11,11 @@ def test_devices_are_emulated_without_a_flag_of_xla(tmp_path, run_python):
     """A run of --devices 2 through the command's own functions, up to a step and the report."""
     save_npz(tiny_dataset(), tmp_path / "tiny.npz")
     code = f"""
-        import sys
-        sys.path.insert(0, "tests")
-        from tiny import LEAN
         from experiments import cifar_lt
         from experiments.command import launch
         from experiments.step.execution import use_devices
         from experiments.host.errors import RunError
-        from experiments.run.trainer import _Trainer
-        for name, method in LEAN.items():
-            setattr(_Trainer, name, method)
+        launch.in_full = dict  # as `lean` does
         flags = ["--model", "mlp", "--batch-size", "26", "--epochs", "2", "--eta", "10", "--quiet"]
         flags += ["--data", {str(tmp_path / "tiny.npz")!r}, "--out", {str(tmp_path / "run")!r}]
         args = cifar_lt.parse(cifar_lt.arguments(), [*flags, "--devices", "2"])
@@ -35,7 +30,7 @@ def test_devices_are_emulated_without_a_flag_of_xla(tmp_path, run_python):
         else:
             raise AssertionError
     """
-    run_python(code, env={"XLA_FLAGS": None})
+    run_python(code, devices=None)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 10**20, 1.0, "1", None, float("nan")])
