@@ -6,7 +6,6 @@ for: emulated devices abort the process when many steps with collectives are und
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator
