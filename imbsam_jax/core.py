@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 
 from imbsam_jax import collectives
-from imbsam_jax.ascent import Ascent, decayed, perturbed, scaled, summed
+from imbsam_jax.ascent import Ascent, decayed, moved_points, scaled, summed
 from imbsam_jax.checks import at_least_float32
 from imbsam_jax.passes import Batch
 from imbsam_jax.rules import ClassWeights, Rule, check_table, require_step, stagewise
@@ -42,8 +42,7 @@ def gradient(
     if sync and d:
         d = collectives.mean(d, axis_name)
 
-    of_groups = zip(d, table.radii, strict=True)
-    points = [perturbed(params, d_k, radius, ascent) for d_k, radius in of_groups]
+    points = moved_points(params, d, table.radii, ascent)
     points, at_theta = _one_after_the_other(points, at_theta)
     there = [batch.moved(k, points[k], weights) for k, weights in enumerate(groups)]
 
@@ -69,12 +68,17 @@ def mean_over_rows(tree: Any, batch: Batch, axis_name: Any) -> Any:
     return jax.tree.map(over_real, tree)
 
 
-def by_stage(rule: Rule, step: Any, compute: Callable[[ClassWeights], Any]) -> Any:
-    """compute(rule(step)); a staged rule branches over the computation, not over the table."""
+def by_stage(
+    rule: Rule, step: Any, ascent: Ascent, compute: Callable[[ClassWeights, Ascent], Any]
+) -> Any:
+    """compute(rule(step), ascent with what the rule brings of its own).
+
+    A staged rule branches over the computation, not over the table.
+    """
     if not isinstance(rule, stagewise):
-        return compute(rule(step))
+        return compute(rule(step), ascent.of(rule))
     require_step(step)
-    first, second = (partial(by_stage, stage, step, compute) for stage in rule.stages)
+    first, second = (partial(by_stage, stage, step, ascent, compute) for stage in rule.stages)
     later = step >= rule.starts[1]
     if isinstance(later, bool | np.bool_):
         return second() if later else first()

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imbsam_jax import collectives, core
+from imbsam_jax import checks, collectives, core
 from imbsam_jax.ascent import Ascent, norm
 from imbsam_jax.checks import at_least_float32
 from imbsam_jax.passes import Passes, whole
 from imbsam_jax.passes._batch import Rows, Seen
 from imbsam_jax.rows import check_labels, check_mask, check_params, nan_where_no_class, row_weights
-from imbsam_jax.rules import ClassWeights, Rule, stagewise
+from imbsam_jax.rules import ClassWeights, Rule, check_rule, stagewise
 
 __all__ = ["SharpnessInfo", "value_and_grad"]
 
@@ -110,6 +110,12 @@ def value_and_grad(
     as this does; weight decay, like there, belongs outside, at theta (`Ascent.weight_decay` has
     it inside).
     """
+    check_rule(rule)
+    if isinstance(passes, type) or not hasattr(passes, "over"):
+        raise TypeError(
+            "passes must be passes.whole(...), own_rows(...) or split_norm(...), got "
+            f"{checks.short(passes)}"
+        )
 
     def loss_and_gradient(
         params: Any, labels: Any, *args: Any, step: Any = None, mask: Any = None
@@ -129,10 +135,10 @@ def value_and_grad(
         rows = Rows(args, labels, mask, labels.shape[0])
         most_groups = _most_groups(rule, step) if info else None
 
-        def of_table(table: ClassWeights) -> Any:
+        def of_table(table: ClassWeights, how: Ascent) -> Any:
             batch = passes.over(losses_fn, local, rows, table, axis_name)
             grads, groups = core.gradient(
-                batch, local, table, ascent=ascent, axis_name=axis_name, sync=sync_ascent
+                batch, local, table, ascent=how, axis_name=axis_name, sync=sync_ascent
             )
             some_weights = table.groups[0] if table.base is None else table.base
             grads = nan_where_no_class(grads, some_weights, labels, mask)
@@ -144,7 +150,7 @@ def value_and_grad(
             details = _info(table, groups, batch, rows, axis_name, most_groups)
             return (mean_loss, batch.aux, details), grads
 
-        return core.by_stage(rule, step, of_table)
+        return core.by_stage(rule, step, ascent, of_table)
 
     return loss_and_gradient
 

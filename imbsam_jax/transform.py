@@ -98,13 +98,13 @@ def sharpness_aware(
         local = collectives.varying(check_params(params), axis_name)
         batch = _Given(fn, local)
 
-        def compute(table: ClassWeights) -> Any:
+        def compute(table: ClassWeights, how: Ascent) -> Any:
             grads, _ = core.gradient(
-                batch, local, table, ascent=ascent, axis_name=axis_name, sync=sync_ascent
+                batch, local, table, ascent=how, axis_name=axis_name, sync=sync_ascent
             )
             return core.mean_over_rows(grads, batch, axis_name)
 
-        grads = core.by_stage(rule, state.count, compute)
+        grads = core.by_stage(rule, state.count, ascent, compute)
         return grads, SharpnessAwareState(optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init, update)

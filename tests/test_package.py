@@ -35,7 +35,7 @@ MODULES = sorted(module.name for module in pkgutil.walk_packages(ij.__path__, "i
 # Imports the library after everything it may import, watching the environment meanwhile.
 IMPORT = """
 import importlib, os, sys
-import chex, jax, jax.numpy, numpy.typing, optax
+import jax, jax.numpy, numpy.typing, optax
 from jax._src import xla_bridge
 
 class Watched(type(os.environ)):
@@ -84,7 +84,7 @@ def test_library_imports_only_what_it_may() -> None:
                 "typing",
                 "warnings",
             }
-            assert roots <= standard | {"imbsam_jax", "jax", "numpy", "optax", "chex"}, path.name
+            assert roots <= standard | {"imbsam_jax", "jax", "numpy", "optax"}, path.name
 
 
 def test_names_at_the_top() -> None:

@@ -39,7 +39,7 @@ from imbsam_jax.rows import (
     nan_where_no_class,
     row_weights,
 )
-from imbsam_jax.rules import ClassWeights, Rule, check_table, stagewise
+from imbsam_jax.rules import ClassWeights, Rule, check_rule, check_table, stagewise
 
 __all__ = ["init", "value_and_grad"]
 
@@ -121,6 +121,7 @@ def value_and_grad(
     >>> round(float(grads[0]), 4)  # as the exact gradient: in one dimension there is one direction
     3.4
     """
+    check_rule(rule)
     _refuse_stages(rule)
     plain = isinstance(passes, whole) and passes.micro_batches == 1 and passes.carry is None
     if not (plain or isinstance(passes, own_rows)):
@@ -159,7 +160,7 @@ def value_and_grad(
             _refuse_unseen_classes(table)
         batch = _Remembering(passes, losses_fn, local, rows, axis_name, memory, table)
         grads, _ = core.gradient(
-            batch, local, table, ascent=ascent, axis_name=axis_name, sync=False
+            batch, local, table, ascent=ascent.of(rule), axis_name=axis_name, sync=False
         )
         some_weights = table.groups[0] if table.base is None else table.base
         grads, own = nan_where_no_class((grads, batch.own), some_weights, labels, mask)

@@ -46,6 +46,7 @@ def init(dtype: Any = None) -> Any:
 
 
 def make(**options: Any) -> Callable[..., Any]:
+    options = {"noise_ratio": 1.0, **options}
     return cc_sam.value_and_grad(features_fn, head_losses_fn, COUNTS, **options)
 
 
@@ -89,7 +90,7 @@ def test_the_release_mixes_inputs_but_not_the_label_of_the_perturbed_loss() -> N
 
     f = cc_sam.value_and_grad(
         features_fn, mixed_fn, COUNTS,
-        variant="release", flat_ratio=PHI, perturbed_losses_fn=head_losses_fn,
+        variant="release", flat_ratio=PHI, noise_ratio=1.0, perturbed_losses_fn=head_losses_fn,
     )  # fmt: skip
     _, grads = quick_jit(f)(to_library(params), first, x, first)
     chex.assert_trees_all_close(to_reference(grads), expected, rtol=0, atol=1e-12)
@@ -104,7 +105,9 @@ def test_no_perturbed_part_is_sgd() -> None:
         return features_fn(params, x, y)[0], {"inputs": x}
 
     x, y = one_batch()
-    f = cc_sam.value_and_grad(with_aux, head_losses_fn, COUNTS, variant="release", flat_ratio=0.0)
+    f = cc_sam.value_and_grad(
+        with_aux, head_losses_fn, COUNTS, variant="release", flat_ratio=0.0, noise_ratio=1.0
+    )
     (loss, (of_features, logits)), grads = quick_jit(f)(init(), y, x, y)
     chex.assert_trees_all_close(grads, sgd_grads(init(), x, y), rtol=1e-12)
     losses = reference.per_example_losses(init_params(), x, y)
@@ -118,7 +121,7 @@ def test_a_tiny_gradient_stays_finite() -> None:
         return 1e-25 * head_losses_fn(params, features, x, y)[0], None
 
     x, y = one_batch()  # the squares of these gradients are 0 in float32
-    f = cc_sam.value_and_grad(features_fn, tiny, COUNTS)
+    f = cc_sam.value_and_grad(features_fn, tiny, COUNTS, noise_ratio=1.0)
     _, grads = quick_jit(f)(init(jnp.float32), y, np.float32(x), y)
     chex.assert_tree_all_finite(grads)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads))
@@ -180,6 +183,7 @@ def test_the_classifier_by_name_by_mask_or_by_function() -> None:
         ({"perturb": "some"}, "'classifier' or 'all'"),
         ({"noise_ratio": -1.0}, "noise_ratio must be finite and at least 0"),
         ({"noise_ratio": np.nan}, "noise_ratio"),
+        ({"noise_ratio": None}, "noise_ratio must be chosen: 1 is printed and 1e-6 released"),
         ({"flat_ratio": 1.5}, "flat_ratio must be between 0 and 1"),
         ({"classes_at_once": 0}, "classes_at_once"),
     ],
@@ -191,9 +195,9 @@ def test_bad_options_are_refused_when_built(options: Any, message: str) -> None:
 
 def test_a_class_of_one_example_is_named() -> None:
     with pytest.raises(ValueError, match="class 2 has 1 example"):
-        cc_sam.value_and_grad(features_fn, head_losses_fn, [9, 2, 1, 1])
+        cc_sam.value_and_grad(features_fn, head_losses_fn, [9, 2, 1, 1], noise_ratio=1.0)
     with pytest.raises(ValueError, match="class 1 has count 0"):
-        cc_sam.value_and_grad(features_fn, head_losses_fn, [9, 0])
+        cc_sam.value_and_grad(features_fn, head_losses_fn, [9, 0], noise_ratio=1.0)
 
 
 def test_bad_calls_are_refused() -> None:
@@ -209,13 +213,12 @@ def test_bad_calls_are_refused() -> None:
     with pytest.raises(ValueError, match="soft labels have 4 classes"):
         make()(params, soft[:, :4], x, soft)
     with pytest.raises(TypeError, match="features_fn must return a pair"):
-        cc_sam.value_and_grad(lambda *a: features_fn(*a)[0], head_losses_fn, COUNTS)(
-            params, y, x, y
-        )
+        of_features = lambda *a: features_fn(*a)[0]  # noqa: E731
+        f = cc_sam.value_and_grad(of_features, head_losses_fn, COUNTS, noise_ratio=1.0)
+        f(params, y, x, y)
     with pytest.raises(ValueError, match="already averaged"):
-        cc_sam.value_and_grad(features_fn, lambda *a: (head_losses_fn(*a)[0].mean(), None), COUNTS)(
-            params, y, x, y
-        )
+        averaged = lambda *a: (head_losses_fn(*a)[0].mean(), None)  # noqa: E731
+        cc_sam.value_and_grad(features_fn, averaged, COUNTS, noise_ratio=1.0)(params, y, x, y)
 
 
 # ------------------------------------------------------------------------------ the second stage

@@ -189,7 +189,9 @@ def test_losses_and_counts_reported_of_narrow_losses() -> None:
     (loss, _, info), grads = quick_jit(f)({"head": jnp.asarray(1.0)}, labels.astype(np.int8), x)
     assert loss == 2 and info.rows.tolist() == [17_500] and info.loss.tolist() == [2]
     np.testing.assert_allclose(grads["head"], 4, rtol=0.01)  # 2 of each part
-    f = cc_sam.value_and_grad(lambda p, x: (x, None), lambda p, z, x: lines(p, z), [90, 10])
+    f = cc_sam.value_and_grad(
+        lambda p, x: (x, None), lambda p, z, x: lines(p, z), [90, 10], noise_ratio=RHO
+    )
     (loss, _), _ = quick_jit(f)({"head": jnp.asarray(1.0)}, labels.astype(np.int8), x)
     assert loss == 2
     g = remembered.value_and_grad(lines, _rule(COUNTS), decay=0.5)
@@ -437,7 +439,9 @@ def test_no_parameters_at_all(way: Way, params: Any) -> None:
 
 
 def test_no_parameters_in_the_other_doors() -> None:
-    f = cc_sam.value_and_grad(lambda p, x: (x, None), lambda p, z, x: squares(p, z), COUNTS)
+    f = cc_sam.value_and_grad(
+        lambda p, x: (x, None), lambda p, z, x: squares(p, z), COUNTS, noise_ratio=RHO
+    )
     for params in (None, {}):
         with pytest.raises(ValueError, match="there are no parameters in"):
             f(params, LABELS, X)
@@ -486,6 +490,7 @@ def through_cc_sam(mask: Any) -> Any:
         lambda params, z, x: ((z @ params["head"])[:, 0] ** 2, None),
         COUNTS,
         classifier=mask,
+        noise_ratio=RHO,
     )
     return f(TWO, LABELS, X)[1]
 
@@ -525,7 +530,7 @@ def test_a_traced_mark_is_refused(through: Any) -> None:
 
 
 def test_max_norm_refuses_a_complex_kernel() -> None:
-    with pytest.raises(TypeError, match=r"kernel must be float.* got complex64"):
+    with pytest.raises(ValueError, match=r"kernel must be real numbers, got complex64"):
         classifiers.max_norm({"head": True}).init({"head": jnp.ones((2, 2), jnp.complex64)})
 
 

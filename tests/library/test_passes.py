@@ -510,6 +510,14 @@ def test_sizes_of_buffers() -> None:
             ij.stratified_buffers(strata, (3, 4))
 
 
+def test_what_is_no_rule_and_no_passes_is_refused() -> None:
+    with pytest.raises(TypeError, match="ClassWeights"):
+        ij.value_and_grad(losses_fn, IMBSAM.rule(RHO)(None))
+    for bad in ("whole", 4, None, passes.own_rows):
+        with pytest.raises(TypeError, match=r"passes must be passes\.whole\(\.\.\.\)"):
+            ij.value_and_grad(losses_fn, IMBSAM.rule(RHO), passes=bad)
+
+
 def test_what_the_passes_cannot_be_over_is_refused() -> None:
     buffers = ij.binomial_buffers(DRAWN, 7)
     for kind in (passes.own_rows, passes.split_norm):
