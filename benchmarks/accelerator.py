@@ -37,9 +37,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import accelerator_steps, peak
-from experiments.command import heeded
 from experiments.host import cli, folders
 from experiments.host.errors import RunError, Stopped
+from experiments.host.needs import Needs, always, either, one_of
 from experiments.models import MODELS
 
 # (rule, its options); the paper's rho and eta.
@@ -57,10 +57,26 @@ QUICK: dict[str, Any] = {
 }  # fmt: skip
 
 
+_RUNS, _STEPS = one_of("parts", ["runs"]), one_of("parts", ["steps"])
+_NEEDS: Needs = {
+    **always("out", "parts", "quick"),
+    **dict.fromkeys(("modes", "rounds"), (_STEPS,)),
+    **dict.fromkeys(("minutes", "steps_per_call"), (either(_STEPS, _RUNS),)),
+    **dict.fromkeys(
+        (
+            "data", "work", "done", "models", "methods", "weight_decays", "seeds", "epochs",
+            "batch_size", "lr", "precision", "quiet",
+        ),
+        (_RUNS,),
+    ),
+    "eta": (_RUNS, one_of("methods", ["imbsam", "imbsam_x2"])),
+}  # fmt: skip
+
+
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(
         "Measure an accelerator, and train the paper's setting on it, resumably.",
-        heeded.ACCELERATOR,
+        _NEEDS,
     )
     parser.add_argument("--data", type=cli.text, help="file written by cifar_lt --export, for runs")
     parser.add_argument(
@@ -183,11 +199,11 @@ def main(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace, deadline: float) -> None:
     """The runs that are not done, each into OUT/runs.json as it ends."""
     from benchmarks.step_cost import noise
+    from experiments.command.method_flags import build_rule, rule_arguments
     from experiments.data import load_npz
     from experiments.reports import plots
     from experiments.run.settings import Settings
     from experiments.run.trainer import fit
-    from experiments.step.methods import build_rule, rule_arguments
     from imbsam_jax import imbalance_factor, long_tail_counts
     from imbsam_jax.losses import cross_entropy
 

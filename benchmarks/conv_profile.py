@@ -18,17 +18,18 @@ from typing import Any
 
 import numpy as np
 
-from experiments.command import heeded
 from experiments.host import cli, folders
+from experiments.host.needs import Needs, always
 
 # (channels, pixels of a side) of ResNet-32's three stages.
 STAGES = ((16, 32), (32, 16), (64, 8))
 
 
+_NEEDS: Needs = always("batch_size", "rounds", "out")
+
+
 def arguments() -> argparse.ArgumentParser:
-    parser = cli.parser(
-        "Time the parts of a step of a CIFAR-type ResNet on this device.", heeded.CONV_PROFILE
-    )
+    parser = cli.parser("Time the parts of a step of a CIFAR-type ResNet on this device.", _NEEDS)
     parser.add_argument("--batch-size", type=cli.counted(), default=64, help="images of noise")
     parser.add_argument("--rounds", type=cli.counted(), default=15, help="the first is not counted")
     parser.add_argument("--out", type=cli.text, required=True, help="folder for conv_profile.json")

@@ -19,18 +19,21 @@ from typing import Any
 
 import numpy as np
 
-from experiments.command import heeded
 from experiments.host import cli, folders
+from experiments.host.needs import Needs, always
 
 RULES = ("sgd", "imbsam")
 # Blocks of a stage, of the models that PyTorch can be asked for.
 BLOCKS = {"resnet8": 1, "resnet20": 3, "resnet32": 5}
 
 
+_NEEDS: Needs = always("model", "batch_size", "devices", "parallel", "rounds", "torch", "out")
+
+
 def arguments() -> argparse.ArgumentParser:
     from experiments.models import MODELS
 
-    parser = cli.parser("Time a step on one and on several devices of a CPU.", heeded.CPU_CORES)
+    parser = cli.parser("Time a step on one and on several devices of a CPU.", _NEEDS)
     parser.add_argument(
         "--model", nargs="+", default=["resnet32"], choices=sorted(MODELS), help="networks"
     )
@@ -57,7 +60,7 @@ def torch_steps(blocks: int, batch: int, rho: float = 0.05) -> dict[str, Any]:
     from torch import nn
     from torch.nn import functional
 
-    from experiments.step.execution import cores
+    from experiments.host.devices import cores
 
     torch.set_num_threads(cores())
 
@@ -126,7 +129,7 @@ def our_steps(model: str, args: argparse.Namespace) -> dict[tuple[str, str], Any
     from benchmarks.step_cost import noise
     from experiments.run.parts import Parts
     from experiments.run.settings import Settings
-    from experiments.step.steps import Inputs
+    from experiments.step.step import Inputs
     from imbsam_jax import long_tail_counts, rules
     from imbsam_jax.losses import cross_entropy
 
@@ -183,7 +186,7 @@ def measure(model: str, args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main(args: argparse.Namespace) -> None:
-    from experiments.step.execution import cores, use_devices
+    from experiments.host.devices import cores, use_devices
 
     use_devices(max(args.devices))
     cli.use_compilation_cache()

@@ -25,15 +25,20 @@ from typing import Any
 
 import numpy as np
 
-from experiments.command import heeded
 from experiments.host import cli, folders
+from experiments.host.needs import Needs, always, without
+
+_NEEDS: Needs = {
+    **always("model", "batch_size", "tail_rows", "image_size", "compile_only", "out"),
+    "rounds": (without("compile-only"),),
+}
 
 
 def arguments() -> argparse.ArgumentParser:
     from experiments.models import MODELS
 
     parser = cli.parser(
-        "Count and time ways to take ImbSAM's step with batch normalisation.", heeded.EXACT
+        "Count and time ways to take ImbSAM's step with batch normalisation.", _NEEDS
     )
     parser.add_argument("--model", default="resnet20", choices=sorted(MODELS), help="the network")
     parser.add_argument("--batch-size", type=cli.counted(), default=64, help="images of noise")

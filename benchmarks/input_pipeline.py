@@ -27,15 +27,19 @@ from typing import Any
 
 import numpy as np
 
-from experiments.command import heeded
 from experiments.data.decode import decode_train
 from experiments.data.stream import StepRows, Stream, stream
 from experiments.host import cli, folders
+from experiments.host.needs import Needs, always
+
+_NEEDS: Needs = always(
+    "data_dir", "images", "size", "batch_size", "workers", "threads", "rounds", "seconds", "out"
+)
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(
-        "Measure the input pipeline against a bare decoding loop, per core.", heeded.INPUT
+        "Measure the input pipeline against a bare decoding loop, per core.", _NEEDS
     )
     parser.add_argument(
         "--data-dir", type=cli.text, help="prepared TFDS folder that holds i_naturalist2018"

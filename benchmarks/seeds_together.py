@@ -21,17 +21,25 @@ from typing import Any
 
 import numpy as np
 
-from experiments.command import heeded
+from experiments.command import method_flags
 from experiments.host import cli, folders
 from experiments.host.errors import RunError
-from experiments.step import methods
+from experiments.host.needs import Needs, always
+
+_NEEDS: Needs = {
+    **method_flags.needs(),
+    **always(
+        "data", "shrink", "model", "rule", "batch_size", "seeds", "rounds", "devices",
+        "steps_per_call", "precision", "out",
+    ),
+}  # fmt: skip
 
 
 def arguments() -> argparse.ArgumentParser:
     from experiments.models import MODELS
 
     parser = cli.parser(
-        "Measure a step of several seeds, together and one after the other.", heeded.SEEDS_TOGETHER
+        "Measure a step of several seeds, together and one after the other.", _NEEDS
     )
     parser.add_argument("--data", type=cli.text, help="file written by cifar_lt --export")
     parser.add_argument(
@@ -41,7 +49,7 @@ def arguments() -> argparse.ArgumentParser:
         "--model", nargs="+", default=["mlp"], choices=sorted(MODELS), help="networks"
     )
     parser.add_argument(
-        "--rule", default="imbsam", choices=sorted(methods.RULES), help="of every seed"
+        "--rule", default="imbsam", choices=method_flags.rule_names(), help="of every seed"
     )
     parser.add_argument(
         "--batch-size", type=cli.counted(), default=64, help="images of a seed's step"
@@ -73,7 +81,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=cli.text, required=True, help="folder for seeds_together.json"
     )
-    methods.add_arguments(parser.add_argument_group("method"))
+    method_flags.add_arguments(parser.add_argument_group("method"))
     return parser
 
 
@@ -86,7 +94,7 @@ def measure(model: str, args: argparse.Namespace, dataset: Any) -> dict[str, Any
 
     per_epoch = -(-len(dataset.train_labels) // args.batch_size)
     options = {**vars(args), "epochs": 2, "switch_fraction": 0.5, "weight_decay": 5e-3}
-    method, described = methods.build_method(
+    method, described = method_flags.build_method(
         args.rule, dataset.class_counts(), options, steps_per_epoch=per_epoch
     )
     settings = resolved(
@@ -224,7 +232,7 @@ def markdown(rows: list[dict[str, Any]], device: str) -> str:
 def main(args: argparse.Namespace) -> None:
     from benchmarks.step_cost import noise
     from experiments.data import load_npz, shrunk
-    from experiments.step.execution import emulate
+    from experiments.host.devices import emulate
     from imbsam_jax import long_tail_counts
 
     emulate(args.devices)  # before anything starts the backend

@@ -33,9 +33,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.command import heeded
+from experiments.command import method_flags
 from experiments.host import cli, folders
 from experiments.host.errors import RunError
+from experiments.host.needs import Needs, always, without
 from experiments.step import methods
 
 RULES = ("sgd", "sam", "imbsam", "focal_sam", "sse_sam", "cc_sam")
@@ -49,12 +50,23 @@ OPTAX = "optax.contrib.sam"
 RELEASED = {"sgd": 1, "sam": 2, "imbsam": 2.67, "focal_sam": 2.67, "sse_sam": 4, "cc_sam": 1}
 
 
+_NEEDS: Needs = {
+    **method_flags.needs(),
+    **always(
+        "rule", "model", "mode", "batch_size", "data", "precision", "accumulate", "remat",
+        "compile_only", "image_size", "out",
+    ),
+    "steps": (without("compile-only"),),
+    "counts": (without("data"),),
+}  # fmt: skip
+
+
 def arguments() -> argparse.ArgumentParser:
     from experiments.models import MODELS
 
-    parser = cli.parser("Measure the cost of a step of every rule against SGD's.", heeded.STEP_COST)
+    parser = cli.parser("Measure the cost of a step of every rule against SGD's.", _NEEDS)
     parser.add_argument(
-        "--rule", nargs="+", default=list(RULES), choices=sorted(methods.RULES), help="rules"
+        "--rule", nargs="+", default=list(RULES), choices=method_flags.rule_names(), help="rules"
     )
     parser.add_argument(
         "--model", nargs="+", default=["resnet20"], choices=sorted(MODELS), help="networks"
@@ -91,7 +103,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=cli.text, required=True, help="folder for step_cost.json and step_cost.md"
     )
-    methods.add_arguments(parser.add_argument_group("method"))
+    method_flags.add_arguments(parser.add_argument_group("method"))
     return parser
 
 
@@ -148,7 +160,7 @@ class Bench:
         from experiments.data.sampling import Order
         from experiments.run.parts import Parts
         from experiments.run.settings import Settings
-        from experiments.step.steps import Inputs
+        from experiments.step.step import Inputs
         from imbsam_jax import tail_classes
         from imbsam_jax.losses import cross_entropy
 
@@ -203,7 +215,7 @@ class Bench:
 
     def rows(self, mode: str, call: int) -> Any:
         """Rows of whole batches, as many as a call has steps; nothing to be placed yet."""
-        from experiments.step.steps import Rows
+        from experiments.step.step import Rows
 
         order, steps = self.orders[mode], self.steps_per_call
         most = order.rows // self.args.batch_size  # of an epoch; the last one may be smaller
@@ -238,16 +250,15 @@ class Bench:
         import jax.numpy as jnp
 
         from experiments.models import create_model
-        from experiments.step import steps
+        from experiments.step.optimizer import optimizer
+        from experiments.step.state import create_state
 
         dtype = jnp.dtype(self.args.precision)
         classes, size = self.dataset.num_classes, self.args.image_size
         model = create_model(self.model, classes, dtype=dtype, remat=self.args.remat)
-        tx = steps.optimizer(lambda _: 0.1, 0.9, 5e-3)
+        tx = optimizer(lambda _: 0.1, 0.9, 5e-3)
         example = jnp.zeros((1, size, size, 3))
-        return jax.eval_shape(
-            lambda key: steps.create_state(model, tx, example, key), jax.random.key(0)
-        )
+        return jax.eval_shape(lambda key: create_state(model, tx, example, key), jax.random.key(0))
 
     def _abstract_step(self, method: Any, room: Any, mode: str) -> tuple[Any, ...]:
         """(a step, shapes of its arguments): of images brought along, no array anywhere."""
@@ -256,7 +267,7 @@ class Bench:
 
         from experiments.data.augment import normalise
         from experiments.step.objectives import Objective
-        from experiments.step.steps import Rows, make_step
+        from experiments.step.step import Rows, make_step
         from imbsam_jax.losses import cross_entropy
 
         batch, size = self.args.batch_size, self.args.image_size
@@ -366,7 +377,7 @@ def _methods(args: argparse.Namespace, counts: np.ndarray) -> Any:
     """(name, method, its description) of each; SGD first, optax.contrib.sam after SAM."""
     for name in ["sgd", *(rule for rule in args.rule if rule != "sgd")]:
         options = {**vars(args), "epochs": 2, "switch_fraction": 0.5, "weight_decay": 5e-4}
-        method, described = methods.build_method(name, counts, options, steps_per_epoch=1)
+        method, described = method_flags.build_method(name, counts, options, steps_per_epoch=1)
         if name == "cc_sam" and args.accumulate > 1:
             continue
         yield name, method, described

@@ -19,18 +19,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments.command import heeded, launch, presets
+from experiments.command import flags, launch, plan, presets
 from experiments.data import Dataset, hold_out, load_npz, save_npz, shrunk
 from experiments.data.encoded import check_no_empty_class, empty_classes
 from experiments.host import cli
 from experiments.host.errors import DataError, RunError
 from experiments.host.inputs import reason
+from experiments.host.needs import Need, Needs, always, one_of
 
 _OF_AN_EXPORT = {f"--{name.replace('_', '-')}" for name in presets.OF_AN_EXPORT}
 
 
 def arguments() -> cli.Parser:
-    parser = cli.parser("Train on long-tailed CIFAR with a sharpness-aware rule.", heeded.CIFAR)
+    parser = cli.parser("Train on long-tailed CIFAR with a sharpness-aware rule.", _needs())
     parser.set_defaults(experiment="cifar_lt")
     presets.add_argument(parser)
     data = parser.add_argument_group("data")
@@ -66,12 +67,24 @@ def arguments() -> cli.Parser:
         "--shrink", type=cli.counted(1024), default=1, metavar="N",
         help="average every N x N pixels: a quick look on a CPU, no figure to compare with others",
     )  # fmt: skip
-    launch.add_method(parser)
-    launch.add_training(
+    flags.add_method(parser)
+    flags.add_training(
         parser, model="resnet34_3x3", batch_size=64, lr=0.01, weight_decay=5e-3, devices=1,
         checkpoint_every=10,
     )  # fmt: skip
     return parser
+
+
+def _needs() -> Needs:
+    trains = Need(lambda args: not args.export, "--export left out, which trains nothing")
+    return {
+        **{name: (trains, *needs) for name, needs in flags.training_needs().items()},
+        **always(
+            "dataset", "imbalance_factor", "subset", "data_dir", "data", "export", "shrink",
+            "val_per_class", "preset",
+        ),
+        "subset_seed": (one_of("subset", ["shuffled"]),),
+    }  # fmt: skip
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
@@ -146,9 +159,9 @@ def describe(args: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def make_plan(args: argparse.Namespace, dataset: Any) -> launch.Plan:
+def make_plan(args: argparse.Namespace, dataset: Any) -> plan.Plan:
     """What the flags ask for, made for this data set; everything that can be refused is."""
-    return launch.make_plan(args, dataset, describe(args, dataset))
+    return plan.make_plan(args, dataset, describe(args, dataset))
 
 
 def main(args: argparse.Namespace) -> None:

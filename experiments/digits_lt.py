@@ -23,13 +23,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.command import heeded, stage2
-from experiments.command.heeded import REMEMBERED
+from experiments.command import loss_flags, method_flags, stage2
+from experiments.command.method_flags import REMEMBERED
 from experiments.host import cli
 from experiments.host.errors import Diverged, RunError, check_seed
-from experiments.report import number
+from experiments.host.needs import Need, Needs, always, one_of
+from experiments.reports.figures import number
 from experiments.run.settings import Settings
-from experiments.step import methods, objectives
 
 SPLITS = ("all", "many", "medium", "few")
 # A class of the digits is Many above the first, Few below the second.
@@ -38,10 +38,11 @@ SHOTS = (40, 9)
 
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(
-        "Train an MLP on long-tailed 8x8 digits under several rules.", heeded.DIGITS
+        "Train an MLP on long-tailed 8x8 digits under several rules.",
+        {**needs(), **stage2.needs(), **dict.fromkeys(_OF_STATISTICS, (_STATISTICAL,))},
     )
     parser.add_argument(
-        "--rule", nargs="+", default=["sgd", "sam", "imbsam"], choices=sorted(methods.RULES),
+        "--rule", nargs="+", default=["sgd", "sam", "imbsam"], choices=method_flags.rule_names(),
         help="how gradients are taken, a row each",
     )  # fmt: skip
     add_method_arguments(parser).add_argument(
@@ -49,10 +50,30 @@ def arguments() -> argparse.ArgumentParser:
         help="sam, reweighted_sam, imbsam, focal_sam: train also with a remembered ascent "
         "direction (imbsam_jax.remembered), a row for each of these decays",
     )  # fmt: skip
-    objectives.add_arguments(parser.add_argument_group("loss"), several=True)
+    loss_flags.add_arguments(parser.add_argument_group("loss"), several=True)
     stage2.add_arguments(parser.add_argument_group("second stage"))
     add_training_arguments(parser)
     return parser
+
+
+_OF_STATISTICS = ("running_statistics", "stage2_statistics")
+_STATISTICAL = Need(
+    lambda args: False, "a model with batch normalisation, and the digits' MLP has none"
+)
+
+
+def needs() -> Needs:
+    """When each flag of training is heeded, of the digits' sweep, too."""
+    return {
+        **always(
+            "imbalance_factor", "epochs", "batch_size", "lr", "momentum", "weight_decay",
+            "num_seeds", "seeds", "out", "overwrite", "rule",
+        ),
+        **method_flags.needs(),
+        "memory": (one_of("rule", REMEMBERED),),
+        **loss_flags.needs(),
+        "running_statistics": (_STATISTICAL,),
+    }  # fmt: skip
 
 
 def add_method_arguments(parser: argparse.ArgumentParser) -> Any:
@@ -60,7 +81,7 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> Any:
     # gamma and strength are Focal-SAM's for ten classes, the noise ratio is CC-SAM's as shipped: a
     # larger one breaks training here (results/digits_lt/README.md). Radii and eta are a guess.
     group = parser.add_argument_group("method")
-    methods.add_arguments(
+    method_flags.add_arguments(
         group,
         rho=0.2, eta=20.0, gamma=3.0, strength=0.5, head_rho=0.1, tail_rho=0.2, noise_ratio=1e-6,
     )  # fmt: skip
@@ -110,7 +131,7 @@ def settings_of(args: argparse.Namespace, loss_name: str) -> Settings:
         epochs=args.epochs, batch_size=args.batch_size, lr=args.lr, schedule="cosine",
         momentum=args.momentum, weight_decay=args.weight_decay, mixup=args.mixup,
         weight_decay_inside=args.weight_decay_inside,
-        classifier=objectives.classifier_for(loss_name, vars(args)),
+        classifier=loss_flags.classifier_for(loss_name, vars(args)),
     )  # fmt: skip
     settings.check()
     return settings
@@ -119,20 +140,11 @@ def settings_of(args: argparse.Namespace, loss_name: str) -> Settings:
 def build_method(
     rule: str, memory: float | None, counts: np.ndarray, options: dict[str, Any], **steps: int
 ) -> tuple[Any, dict[str, Any]]:
-    """`methods.build_method`, remembered where there is a decay for the memory."""
-    method, described = methods.build_method(rule, counts, options, **steps)
+    """`method_flags.build_method`, remembered where there is a decay for the memory."""
+    method, described = method_flags.build_method(rule, counts, options, **steps)
     if memory is not None:
-        method = methods.remembering(method, memory)
+        method = method_flags.remembering(method, memory)
     return method, {**described, "memory": memory}
-
-
-def make_folder(out: Path, args: argparse.Namespace) -> None:
-    """The config.json of a folder that is ours."""
-    from experiments.host import folders
-
-    settings = {key: value for key, value in vars(args).items() if key != "overwrite"}
-    run = {"command": folders.command_line(), **folders.environment()}
-    folders.write_json(out / "config.json", {**settings, **run})
 
 
 def train(args: argparse.Namespace, datasets: list[Any], seeds: list[int]) -> list[Row]:
@@ -147,7 +159,7 @@ def train(args: argparse.Namespace, datasets: list[Any], seeds: list[int]) -> li
     steps_per_epoch = -(-bench.rows // args.batch_size)
     jobs, described = [], {}
     for loss_name in args.loss:
-        loss, of_loss = objectives.build_loss(
+        loss, of_loss = loss_flags.build_loss(
             loss_name, bench.class_counts, options, steps_per_epoch=steps_per_epoch
         )
         settings = settings_of(args, loss_name)
@@ -312,7 +324,7 @@ def write(
 ) -> None:  # fmt: skip
     from experiments.host import folders
 
-    make_folder(out, args)
+    folders.write_flags(out, args)
     named = names([row.description for row in rows])
     curves = {
         name: row.curve for name, row in zip(named, rows, strict=True) if row.curve is not None

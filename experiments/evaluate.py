@@ -17,17 +17,21 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments import cifar_lt, imagenet_lt, inaturalist
-from experiments.command import heeded
 from experiments.host import cli
 from experiments.host.errors import RunError
 from experiments.host.folders import read_object
+from experiments.host.needs import always, without
 from experiments.imagenet_lt import LISTS
-from experiments.report import COLUMNS, number
+from experiments.reports.figures import COLUMNS, number
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(
-        "Evaluate the last checkpoint of a run folder on its test set.", heeded.EVALUATE
+        "Evaluate the last checkpoint of a run folder on its test set.",
+        {
+            **always("data", "image_dir", "max_corrupt", *LISTS),
+            "data_dir": (without("data"),),
+        },
     )
     parser.add_argument("run", type=cli.text, help="a run folder")
     parser.add_argument(

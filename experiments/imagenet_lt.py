@@ -20,16 +20,19 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from experiments.command import heeded, launch, presets
+from experiments.command import flags, launch, plan, presets
 from experiments.host import cli
+from experiments.host.needs import always
 
 DATASETS = ("imagenet_lt", "imagenet2012", "places365_small")
 LISTS = ("train_list", "val_list", "test_list")
 
 
 def arguments() -> argparse.ArgumentParser:
+    own = always("dataset", "data_dir", "image_dir", *LISTS)
     parser = cli.parser(
-        "Train on ImageNet-LT or Places-LT with a sharpness-aware rule.", heeded.STREAMED
+        "Train on ImageNet-LT or Places-LT with a sharpness-aware rule.",
+        {**flags.streaming_needs(), **own},
     )
     parser.set_defaults(experiment="imagenet_lt")
     presets.add_argument(parser)
@@ -49,9 +52,9 @@ def arguments() -> argparse.ArgumentParser:
         "--val-list", type=cli.text, help="held-out images, where there are to be some"
     )
     data.add_argument("--test-list", type=cli.text, help="images to test on")
-    launch.add_streaming(parser, jitter=0.4)
-    launch.add_method(parser)
-    launch.add_training(
+    flags.add_streaming(parser, jitter=0.4)
+    flags.add_method(parser)
+    flags.add_training(
         parser, model="resnext50_32x4d", batch_size=64, lr=0.025, weight_decay=5e-4, devices=0,
         checkpoint_every=1, together=False,
     )  # fmt: skip
@@ -67,7 +70,7 @@ def load(args: argparse.Namespace) -> Any:
         args.dataset, args.data_dir, image_dir=args.image_dir, size=args.image_size,
         resize=args.resize, **lists,
     )  # fmt: skip
-    return launch.prepared(dataset, args)
+    return plan.prepared(dataset, args)
 
 
 def describe(args: argparse.Namespace, dataset: Any) -> dict[str, Any]:

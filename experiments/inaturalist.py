@@ -19,14 +19,19 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from experiments.command import heeded, launch, presets
+from experiments.command import flags, launch, plan, presets
 from experiments.host import cli
+from experiments.host.needs import always
 
 LISTS = ("train_list", "test_list")
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = cli.parser("Train on iNaturalist 2018 with a sharpness-aware rule.", heeded.STREAMED)
+    own = always("data_dir", "image_dir", *LISTS)
+    parser = cli.parser(
+        "Train on iNaturalist 2018 with a sharpness-aware rule.",
+        {**flags.streaming_needs(), **own},
+    )
     parser.set_defaults(experiment="inaturalist")
     presets.add_argument(parser)
     data = parser.add_argument_group("data")
@@ -41,9 +46,9 @@ def arguments() -> argparse.ArgumentParser:
         "--train-list", type=cli.text, help="lines of path and label, iNaturalist18_train.txt"
     )
     data.add_argument("--test-list", type=cli.text, help="iNaturalist18_val.txt")
-    launch.add_streaming(parser, jitter=0.0)
-    launch.add_method(parser)
-    launch.add_training(
+    flags.add_streaming(parser, jitter=0.0)
+    flags.add_method(parser)
+    flags.add_training(
         parser, model="resnet50", batch_size=512, lr=0.2, weight_decay=1e-4, devices=0,
         checkpoint_every=1, together=False,
     )  # fmt: skip
@@ -58,7 +63,7 @@ def load(args: argparse.Namespace) -> Any:
     dataset = load_inaturalist(
         args.data_dir, image_dir=args.image_dir, size=args.image_size, resize=args.resize, **lists
     )
-    return launch.prepared(dataset, args)
+    return plan.prepared(dataset, args)
 
 
 def describe(args: argparse.Namespace, dataset: Any) -> dict[str, Any]:

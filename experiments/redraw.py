@@ -87,13 +87,13 @@ def _run(folder: Path) -> list[Path]:
 
 
 def _anomaly(folder: Path) -> list[Path]:
-    from experiments.anomaly.report import draw_curves
+    from experiments.anomaly import curves
 
     groups = _json(folder / "summary.json")["groups"]
     made = []
     for protocol in dict.fromkeys(row["protocol"] for row in groups):
         made.append(folder / f"curves_{protocol}.png")
-        draw_curves(made[-1], groups, protocol)
+        curves.draw(made[-1], groups, protocol)
     return made
 
 
@@ -113,7 +113,7 @@ def _digits(folder: Path) -> list[Path]:
 
 
 def main(args: argparse.Namespace) -> None:
-    from experiments.reports.grouping import folders_in
+    from experiments.reports.reading import folders_in
 
     made = []
     for path in map(Path, args.folders):

@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
-import inspect
 import itertools
 import sys
 from pathlib import Path
@@ -29,19 +28,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import cifar_lt
-from experiments.command import heeded
-from experiments.command.heeded import REMEMBERED
+from experiments.command import loss_flags, method_flags
+from experiments.command.method_flags import REMEMBERED
 from experiments.digits_lt import (
     add_method_arguments,
     add_training_arguments,
     build_method,
     checked,
-    make_folder,
+    needs,
     settings_of,
 )
 from experiments.host import cli
 from experiments.host.errors import Diverged, RunError
-from experiments.step import methods, objectives
+from experiments.step import objectives
 
 SPLITS = ("all", "many", "medium", "few")
 # Few, half of Medium and all of it are in the tail: the paper's 20, 60 and 100 of CIFAR100-LT.
@@ -90,7 +89,7 @@ def image_arguments() -> cli.Parser:
     """Those of cifar_lt, and the grid."""
     parser = cifar_lt.arguments()
     parser.description = "Train on long-tailed CIFAR at each point of a grid."
-    parser.needs = {**heeded.IMAGES_SWEEP}
+    parser.needs["grid"] = ()
     _add_grid(parser, "cifar_lt")
     return parser
 
@@ -98,10 +97,11 @@ def image_arguments() -> cli.Parser:
 def arguments() -> argparse.ArgumentParser:
     """Those of the digits."""
     parser = cli.parser(
-        "Train an MLP on long-tailed 8x8 digits at each point of a grid.", heeded.DIGITS_SWEEP
+        "Train an MLP on long-tailed 8x8 digits at each point of a grid.", {**needs(), "grid": ()}
     )
     parser.add_argument(
-        "--rule", default="imbsam", choices=sorted(set(methods.RULES) - {"sgd", "cc_sam"}),
+        "--rule", default="imbsam",
+        choices=sorted({*method_flags.rule_names()} - {"sgd", "cc_sam"}),
         help="whose grid; SGD is trained beside it",
     )  # fmt: skip
     _add_grid(parser, "digits")
@@ -109,7 +109,7 @@ def arguments() -> argparse.ArgumentParser:
         "--memory", type=cli.number(least=0, below=1),
         help="remember ascent directions, with this decay",
     )  # fmt: skip
-    objectives.add_arguments(parser.add_argument_group("loss"))
+    loss_flags.add_arguments(parser.add_argument_group("loss"))
     add_training_arguments(parser)
     return parser
 
@@ -146,7 +146,7 @@ def grid_of(args: argparse.Namespace) -> dict[str, list[float]]:
         for action in parser._actions
         if isinstance(action.type, cli.number) and not (action.type.whole or action.nargs)
     }
-    of_rule = inspect.signature(methods.RULES[args.rule]).parameters
+    of_rule = method_flags.options_of(args.rule)
     known = {name for name in types if name in of_rule}
     if args.rule in REMEMBERED:
         known.add("memory")
@@ -185,7 +185,7 @@ def train(args: argparse.Namespace, seeds: list[int], points: list[dict[str, flo
 
     bench = Bench([load_digits_lt(args.imbalance_factor, seed) for seed in seeds], seeds)
     steps = {"steps_per_epoch": -(-bench.rows // args.batch_size)}
-    loss, _ = objectives.build_loss(args.loss, bench.class_counts, vars(args), **steps)
+    loss, _ = loss_flags.build_loss(args.loss, bench.class_counts, vars(args), **steps)
     objective = objectives.Objective(loss, len(bench.class_counts), args.mixup)
     settings = settings_of(args, args.loss)
     sgd, _ = build_method("sgd", None, bench.class_counts, vars(args), **steps)
@@ -310,7 +310,7 @@ def write(
 ) -> None:
     from experiments.host import folders
 
-    make_folder(out, args)
+    folders.write_flags(out, args)
     folders.write_json(out / "summary.json", summary)
     folders.replace_text(out / "table.md", f"{table(summary, grid)}\n\n{verdict(summary)}\n")
     figures = [key for key, value in summary[0].items() if not isinstance(value, dict | list)]
@@ -360,7 +360,9 @@ def main(args: argparse.Namespace) -> None:
         else:
             out, grid = sweep_images.checked(args), grid_of(args)
             points = {named(point): point for point in points_of(grid)}
-            found, seeds = sweep_images.train(args, points, SPLITS, opened)
+            found, seeds = sweep_images.train(
+                args, points, SPLITS, opened, load=cifar_lt.load, make_plan=cifar_lt.make_plan
+            )
             rows = [Row(*values) for values in found]
         summary = summarise(rows, seeds)
         with folders.writing(out):

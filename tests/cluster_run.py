@@ -20,7 +20,7 @@ if __name__ == "__main__":
     import jax
 
     from experiments.host import cli
-    from experiments.step.execution import join_processes
+    from experiments.host.devices import join_processes
 
     if asked["processes"] > 1:
         join_processes(asked["coordinator"], asked["processes"], asked["process"], 8, 60)

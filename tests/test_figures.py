@@ -762,7 +762,7 @@ def test_the_independent_rerun():
 
     rows = {
         (row.rule, row.loss): row
-        for row in published.ROWS
+        for row in published.RESULTS
         if (row.source, row.dataset, row.imbalance_factor) == ("RDR", "cifar100", 100)
     }
     ce, la = "cross_entropy", "logit_adjusted"

@@ -15,7 +15,8 @@ import pytest
 import imbsam_jax as ij
 from experiments import cifar_lt, digits_lt, imagenet_lt, inaturalist, report, sweep
 from experiments.anomaly import command as anomaly
-from experiments.command import launch, presets
+from experiments.command import presets
+from experiments.command.plan import make_plan
 from places import ROOT
 from tiny import tiny_dataset
 
@@ -114,7 +115,7 @@ def parsed(name, flags, dataset):
     if short in presets.TABLES:
         args = presets.parse(module.arguments(), flags)
         if getattr(args, "export", None) is None:
-            plan = launch.make_plan(args, dataset, module.describe(args, dataset))
+            plan = make_plan(args, dataset, module.describe(args, dataset))
             assert list(plan.second) == args.stage2
     elif short == "sweep":
         args = sweep.parse(flags)

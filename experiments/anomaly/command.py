@@ -18,7 +18,6 @@ from typing import Any
 
 from experiments.anomaly.report import (
     PAPER_RATIO,
-    draw_curves,
     families,
     show,
     summarise,
@@ -26,14 +25,31 @@ from experiments.anomaly.report import (
 )
 from experiments.anomaly.tables import PROTOCOLS, load_tables
 from experiments.anomaly.training import METHODS, OPTIMIZERS, RULES, Result, plan, train
-from experiments.command import heeded
 from experiments.host import cli
 from experiments.host.errors import RunError, cannot_write
+from experiments.host.needs import always, one_of
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(
-        "Train DevNet and DeepSAD on anomaly data under several rules.", heeded.ANOMALY
+        "Train DevNet and DeepSAD on anomaly data under several rules.",
+        {
+            **always(
+                "data_dir",
+                "datasets",
+                "protocol",
+                "method",
+                "rule",
+                "seeds",
+                "optimizer",
+                "lr",
+                "epochs",
+                "out",
+                "overwrite",
+            ),
+            "label_ratio": (one_of("protocol", ["adbench", "nodup", "clean"]),),
+            "rho": (one_of("rule", ["sam", "imbsam"]),),
+        },
     )
     data = parser.add_argument_group("data")
     data.add_argument(
@@ -129,6 +145,7 @@ def main(args: argparse.Namespace) -> None:
 
 def _run(args: argparse.Namespace, out: Path, tables: Any, jobs: Any, began: float) -> None:
     """Trains, writes and shows, in a folder that is ours."""
+    from experiments.anomaly import curves
     from experiments.host import folders
     from experiments.host.progress import Counted
 
@@ -163,7 +180,7 @@ def _run(args: argparse.Namespace, out: Path, tables: Any, jobs: Any, began: flo
         whole = {"groups": summary, "paper_table_4": quoted, "seconds": seconds}
         folders.write_json(out / "summary.json", whole)
         for protocol in args.protocol:
-            draw_curves(out / f"curves_{protocol}.png", summary, protocol)
+            curves.draw(out / f"curves_{protocol}.png", summary, protocol)
     except OSError as error:
         raise cannot_write(out, error) from error
     what = "" if args.rule == ["sgd"] else f", rho {args.rho:g}"

@@ -256,13 +256,6 @@ def _stands(left: Sequence[tuple[Mapping[str, Any], str, float]], number: int) -
     )
 
 
-def draw_curves(path: Path, summary: Sequence[dict[str, Any]], protocol: str) -> None:
-    """AUROC and average precisions over the label ratio (the paper's Fig. 5)."""
-    from experiments.reports import plots
-
-    plots.anomaly_levels(path, [row for row in summary if row["protocol"] == protocol])
-
-
 def write_runs(path: Path, results: Sequence[Result]) -> None:
     """A row a run, under COLUMNS."""
     from experiments.host import folders

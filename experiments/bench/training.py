@@ -21,15 +21,9 @@ from experiments.models import create_model
 from experiments.run.settings import Settings
 from experiments.step.methods import Method, Remembered
 from experiments.step.objectives import Objective
-from experiments.step.steps import (
-    Inputs,
-    Rows,
-    count_hits,
-    learning_rate,
-    make_step,
-    optimizer,
-    start_state,
-)
+from experiments.step.optimizer import learning_rate, optimizer
+from experiments.step.state import start_state
+from experiments.step.step import Inputs, Rows, count_hits, make_step
 from imbsam_jax import metrics, shot_splits
 
 EPOCHS_PER_CALL = 5

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments import cifar_lt
 from experiments.command import launch
-from experiments.digits_lt import make_folder
+from experiments.command.plan import Plan
 from experiments.host import folders
 from experiments.host.errors import Diverged, RunError
 
@@ -51,6 +51,9 @@ def train(
     points: dict[str, dict[str, float]],
     splits: tuple[str, ...],
     opened: contextlib.ExitStack,
+    *,
+    load: Callable[[argparse.Namespace], Any],
+    make_plan: Callable[[argparse.Namespace, Any], Plan],
 ) -> tuple[list[Any], list[int]]:
     """Trains every seed of SGD and of every point that is not finished yet.
 
@@ -59,6 +62,7 @@ def train(
       points: values by flag of each point, by its name.
       splits: which accuracies are wanted.
       opened: owns --out from here on, once nothing is left to refuse.
+      load, make_plan: the entry's, of a run: flags -> data set, and of both -> a plan.
 
     Returns:
       The fields of a Row of SGD, then of each point; and the seeds.
@@ -66,7 +70,7 @@ def train(
     launch.begin(args)
     if args.seeds is None and args.num_seeds is None:
         args.seeds = [args.seed]
-    dataset = cifar_lt.load(args)
+    dataset = load(args)
     if dataset.val_labels is None:
         raise RunError(
             "a point is chosen by validation images, never on the test set, and none are held "
@@ -77,9 +81,9 @@ def train(
         changed: dict[str, Any] = dict(point) or {"rule": "sgd", "memory": None}
         folder = name.replace(", ", "_").replace(" ", "_")
         mine = argparse.Namespace(**{**vars(args), **changed, "out": str(out / folder)})
-        runs.append((name, point, mine, cifar_lt.make_plan(mine, dataset)))
+        runs.append((name, point, mine, make_plan(mine, dataset)))
     opened.enter_context(folders.Lock(out))
-    make_folder(out, args)
+    folders.write_flags(out, args)
     rows: list[Any] = []
     seeds: list[int] = []
     for k, (name, point, mine, plan) in enumerate(runs, start=1):

@@ -23,10 +23,12 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.command.method_flags import STATISTICAL, build_method
 from experiments.host import cli
 from experiments.host.errors import RunError
+from experiments.host.needs import Need, Needs, one_of
 from experiments.run.settings import MAX_NORM, SAMPLING, Settings
-from experiments.step.methods import Method, build_method
+from experiments.step.methods import Method
 from experiments.step.objectives import Adversary, Loss
 from imbsam_jax import cc_sam, classifiers, losses, schedules
 
@@ -54,7 +56,7 @@ class Stage(NamedTuple):
     description: dict[str, Any]
 
 
-class Plan(NamedTuple):
+class Recipe(NamedTuple):
     """What the sources say of a second stage; None where the first stage's value is kept."""
 
     epochs: int
@@ -72,15 +74,15 @@ class Plan(NamedTuple):
     takes: tuple[str, ...] = ()
 
 
-PLANS: dict[str, Plan] = {
-    "tau-norm": Plan(0, start="tau-norm", takes=("tau",)),
-    "logit-adjustment": Plan(0, start="logit-adjustment", takes=("tau",)),
-    "crt": Plan(10, start="fresh head", per_visit=4),
-    "lws": Plan(5, trained="scales", classifier="scaled", start="unit scales", per_visit=4),
-    "weight-balancing": Plan(
+RECIPES: dict[str, Recipe] = {
+    "tau-norm": Recipe(0, start="tau-norm", takes=("tau",)),
+    "logit-adjustment": Recipe(0, start="logit-adjustment", takes=("tau",)),
+    "crt": Recipe(10, start="fresh head", per_visit=4),
+    "lws": Recipe(5, trained="scales", classifier="scaled", start="unit scales", per_visit=4),
+    "weight-balancing": Recipe(
         10, lr=0.01, weight_decay=0.1, sampling="natural", loss="softmax_binary", max_norm="step",
     ),
-    "cc-sam": Plan(30, lr_factor=0.1, schedule="constant", takes=("variant", "limit")),
+    "cc-sam": Recipe(30, lr_factor=0.1, schedule="constant", takes=("variant", "limit")),
 }  # fmt: skip
 
 
@@ -95,13 +97,13 @@ def make(
     """The second stage of that name after a run with the settings `first`.
 
     Args:
-      name: one of PLANS.
+      name: one of RECIPES.
       options: the flags of `add_arguments`, and those of the method for --stage2-rule same.
       class_counts: int[C].
       steps_per_epoch: of this data and batch size.
     """
-    plan = PLANS[name]
-    if first.classifier != "linear" and plan.start != "fresh head":
+    recipe = RECIPES[name]
+    if first.classifier != "linear" and recipe.start != "fresh head":
         raise RunError(
             f"--stage2 {name} starts from a linear classifier, this run has a {first.classifier} "
             "one: use crt, or --classifier linear"
@@ -111,28 +113,28 @@ def make(
         value = options.get(f"stage2_{key}")
         return default if value is None else value
 
-    epochs = flag("epochs", plan.epochs) if plan.epochs else 0
-    if plan.epochs and epochs < 1:
+    epochs = flag("epochs", recipe.epochs) if recipe.epochs else 0
+    if recipe.epochs and epochs < 1:
         raise RunError(f"--stage2-epochs must be at least 1, got {epochs}")
-    decay = first.weight_decay if plan.weight_decay is None else plan.weight_decay
-    lr = first.lr * plan.lr_factor if plan.lr is None else plan.lr
+    decay = first.weight_decay if recipe.weight_decay is None else recipe.weight_decay
+    lr = first.lr * recipe.lr_factor if recipe.lr is None else recipe.lr
     settings = dataclasses.replace(
         first,
         epochs=epochs,
         lr=flag("lr", lr),
         weight_decay=flag("weight_decay", decay),
-        schedule=plan.schedule,
-        sampling=flag("sampling", plan.sampling),
-        per_visit=plan.per_visit,
+        schedule=recipe.schedule,
+        sampling=flag("sampling", recipe.sampling),
+        per_visit=recipe.per_visit,
         examples="dependent",
         statistics=flag("statistics", "frozen"),
-        trained=plan.trained if epochs else "all",
-        classifier=plan.classifier,
-        max_norm=flag("max_norm", plan.max_norm) if plan.max_norm != "none" else "none",
+        trained=recipe.trained if epochs else "all",
+        classifier=recipe.classifier,
+        max_norm=flag("max_norm", recipe.max_norm) if recipe.max_norm != "none" else "none",
         mixup=0.0,
     )
     settings.check(least_epochs=0)
-    taken = {key: flag(key, _DEFAULTS[key]) for key in plan.takes}
+    taken = {key: flag(key, _DEFAULTS[key]) for key in recipe.takes}
     if not np.isfinite(taken.get("tau", 1.0)):
         raise RunError(f"--stage2-tau must be finite, got {taken['tau']}")
     if name == "cc-sam" and first.accumulate > 1:
@@ -148,7 +150,7 @@ def make(
         rule = options["rule"] if flag("rule", "sgd") == "same" else "sgd"
         keys = ("lr", "weight_decay", "schedule", "sampling", "statistics", "max_norm")
         described["stage2_args"] |= {key: getattr(settings, key) for key in keys}
-        described["stage2_args"] |= {"epochs": epochs, "rule": rule, "loss": plan.loss}
+        described["stage2_args"] |= {"epochs": epochs, "rule": rule, "loss": recipe.loss}
     inside = first.weight_decay_inside and rule != "sgd"
     settings = dataclasses.replace(settings, weight_decay_inside=inside)
     own = {"epochs": max(epochs, 1), "weight_decay": settings.weight_decay}
@@ -160,8 +162,8 @@ def make(
     )
     return Stage(
         settings,
-        _loss(plan.loss, class_counts),
-        partial(_STARTS[plan.start], class_counts=class_counts, tau=taken.get("tau", 1.0)),
+        _loss(recipe.loss, class_counts),
+        partial(_STARTS[recipe.start], class_counts=class_counts, tau=taken.get("tau", 1.0)),
         method,
         _adversary(taken, class_counts, epochs, steps_per_epoch) if name == "cc-sam" else None,
         described,
@@ -231,7 +233,7 @@ _STARTS: dict[str, Callable[..., Any]] = {
 def add_arguments(group: Any) -> None:
     """The flags of every second stage; None keeps what its source, or the first stage, has."""
     group.add_argument(
-        "--stage2", nargs="*", default=[], choices=sorted(PLANS),
+        "--stage2", nargs="*", default=[], choices=sorted(RECIPES),
         help="second stages, each from the end of the first, in OUT/stage2_NAME",
     )  # fmt: skip
     group.add_argument(
@@ -276,3 +278,29 @@ def add_arguments(group: Any) -> None:
         "--stage2-limit", type=cli.number(least=0, most=1), default=1.0,
         help="cc-sam: largest share of adversarial features; the release has 0.3 on CIFAR-100",
     )  # fmt: skip
+
+
+def needs() -> Needs:
+    """When each of these flags is heeded."""
+
+    def of_stages(wanted: Callable[[Recipe], Any]) -> Need:
+        return one_of(
+            "stage2", (name for name, recipe in sorted(RECIPES.items()) if wanted(recipe))
+        )
+
+    trained = of_stages(lambda recipe: recipe.epochs)
+    return {
+        "stage2": (),
+        "stage2_tag": (of_stages(lambda recipe: True),),
+        **dict.fromkeys(
+            ("stage2_epochs", "stage2_lr", "stage2_weight_decay", "stage2_sampling", "stage2_rule"),
+            (trained,),
+        ),
+        "stage2_statistics": (trained, STATISTICAL),
+        "stage2_max_norm": (of_stages(lambda recipe: recipe.max_norm != "none"),),
+        **{f"stage2_{option}": (of_stages(partial(_takes, option)),) for option in _DEFAULTS},
+    }
+
+
+def _takes(option: str, recipe: Recipe) -> bool:
+    return option in recipe.takes

@@ -6,10 +6,11 @@ import argparse
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
-from experiments.host.errors import SEEDS, RunError, Stopped
+from experiments.host.errors import SEEDS, DataError, RunError, Stopped
+from experiments.host.needs import Needs
 
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 _REAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -145,18 +146,6 @@ def noun(count: int, one: str, many: str | None = None) -> str:
     return f"{count} {one if count == 1 else many or f'{one}s'}"
 
 
-class Need(NamedTuple):
-    """When a flag is heeded.
-
-    Attributes:
-      met: of the parsed flags.
-      words: what it needs, after "needs": "--rho-schedule step".
-    """
-
-    met: Callable[[argparse.Namespace], bool]
-    words: str
-
-
 class Parser(argparse.ArgumentParser):
     """Flags are spelled out in full, shown with range and default; an unknown one is an error.
 
@@ -164,10 +153,10 @@ class Parser(argparse.ArgumentParser):
     `parse_known_args`, as of every ArgumentParser, does not.
 
     Args:
-      needs: by name, with _ for -, when each flag is heeded; () is always.
+      needs: by name, with _ for -, when each flag is heeded.
     """
 
-    def __init__(self, description: str, needs: Mapping[str, tuple[Need, ...]]):
+    def __init__(self, description: str, needs: Needs):
         super().__init__(description=description, allow_abbrev=False, formatter_class=_Formatter)
         self.needs = dict(needs)
         # Also -1e-3 and -inf are values, not flags.
@@ -201,7 +190,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
         return f"{text} (default: {shown.replace('%', '%%')})"
 
 
-def parser(description: str, needs: Mapping[str, tuple[Need, ...]]) -> Parser:
+def parser(description: str, needs: Needs) -> Parser:
     """A parser whose flags are checked against their ranges and against each other."""
     return Parser(description, needs)
 
@@ -229,7 +218,6 @@ def is_plain_name(text: str) -> bool:
 
 def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
     """Runs main(args); exits 1 on what the user can mend, 143, 130 or 75 after a stop."""
-    from experiments.data import DataError
     from experiments.host.stopping import StopNow
 
     try:

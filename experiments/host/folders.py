@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import csv
 import errno
@@ -380,6 +381,12 @@ def _is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def write_flags(out: Path, args: argparse.Namespace) -> None:
+    """The config.json of a folder of several runs: how it was asked for, and on what machine."""
+    flags = {key: value for key, value in vars(args).items() if key != "overwrite"}
+    write_json(out / "config.json", {**flags, "command": command_line(), **environment()})
 
 
 def environment() -> dict[str, Any]:

@@ -6,34 +6,23 @@ writes its file whole or not at all, and returns the figure.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
-import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.host.errors import RunError
-
-# (a class is Many above this many training examples, Few below this many)
-Thresholds = tuple[int, int]
-Place = Literal["outside right upper", "outside lower center"]
+from experiments.reports import drawing
+from experiments.reports.drawing import Thresholds
 
 # Above this many classes a bar each is narrower than a pixel: neighbours are drawn together.
 _MOST_BARS = 300
 # Up to this many, the sizes of the classes are written below them.
 _MOST_NAMES = 20
 
-# Okabe and Ito's colours for all kinds of sight, without yellow, which is too light for a line.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
-_DASHES = ("-", "--", "-.", ":")
 _ACCURACY = "test accuracy (%)"
 _CLASSES = "class, largest first"
 _SIZES = "training examples (right axis)"
@@ -46,90 +35,6 @@ _SPLITS: dict[str, dict[str, Any]] = {
             "markerfacecolor": "none"},
     "all": {"color": "black", "linestyle": ":", "marker": "x", "linewidth": 1.5},
 }  # fmt: skip
-
-
-def style(number: int) -> dict[str, Any]:
-    """Of line 0, 1, ...: no two of 36 have the same dashes and marker."""
-    return {
-        "color": _COLOURS[number % len(_COLOURS)],
-        "linestyle": _DASHES[number % len(_DASHES)],
-        "marker": _MARKERS[number % len(_MARKERS)],
-        "markersize": 5,
-        "linewidth": 1.3,
-    }
-
-
-def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """A style for each name, the same in every panel."""
-    return {name: style(number) for number, name in enumerate(dict.fromkeys(names))}
-
-
-def save(figure: Figure, path: Path, dpi: int = 120) -> Figure:
-    """Writes it whole or not at all; what the disk refuses is a sentence."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=dpi)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_bytes(drawn.getvalue())
-        os.replace(partial, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # what is told is why it could not be written
-            partial.unlink(missing_ok=True)
-        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
-    return figure
-
-
-def _wrapped(title: str) -> str:
-    """In lines that fit the width of a plot."""
-    return textwrap.fill(title, 85)
-
-
-def _legend(figure: Figure, axes: Iterable[Axes], place: Place = "outside right upper") -> None:
-    """One legend for all axes, beside them; a line that several of them have stands once."""
-    found: dict[str, Any] = {}
-    for axis in axes:
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    if found:
-        figure.legend(
-            list(found.values()), list(found), loc=place, fontsize="small", handlelength=3.5,
-            ncols=1 if "right" in place else min(4, len(found)),
-        )  # fmt: skip
-
-
-def _whole_epochs(axis: Axes) -> None:
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axis.set_xlabel("epoch")
-
-
-def _shots(axis: Axes, sizes: np.ndarray, thresholds: Thresholds | None) -> None:
-    """Lines between Many, Medium and Few, and their names; `sizes` of the classes, falling."""
-    if thresholds is None:
-        return
-    many, few = int((sizes > thresholds[0]).sum()), int((sizes >= thresholds[1]).sum())
-    places = {"Many": (0, many), "Medium": (many, few), "Few": (few, len(sizes))}
-    for name, (start, end) in places.items():
-        if start < end:
-            axis.text((start + end - 1) / 2, 1.01, name, transform=axis.get_xaxis_transform(),
-                      ha="center", va="bottom", fontsize="small")  # fmt: skip
-        if 0 < end < len(sizes):
-            axis.axvline(end - 0.5, color="grey", linewidth=0.8, linestyle=(0, (1, 1)))
-
-
-def shot_names(thresholds: Thresholds | None) -> dict[str, str]:
-    """The names of the splits in full."""
-    if thresholds is None:
-        return {name: name.capitalize() for name in ("many", "medium", "few", "all")}
-    above, below = thresholds
-    medium = f"{below} to {above}" if below < above else f"{above}"
-    return {"many": f"Many (over {above})", "medium": f"Medium ({medium})",
-            "few": f"Few (under {below})", "all": "All"}  # fmt: skip
-
-
-def _shot_note(thresholds: Thresholds | None) -> str:
-    if thresholds is None:
-        return ""
-    return f"; Many: over {thresholds[0]} training examples, Few: under {thresholds[1]}"
 
 
 # ---- of a run -------------------------------------------------------------------------------
@@ -157,14 +62,14 @@ def per_class(
                           label="middle half")  # fmt: skip
         left.plot(centres, means, color="tab:blue", drawstyle="steps-mid",
                   label=f"mean of {len(counts) // 100} classes")  # fmt: skip
-    left.set(xlabel=_CLASSES + _shot_note(thresholds), ylabel=_ACCURACY)
-    left.set_title(_wrapped(title), pad=20)
+    left.set(xlabel=_CLASSES + drawing.shot_note(thresholds), ylabel=_ACCURACY)
+    left.set_title(drawing.wrapped(title), pad=20)
     left.set_ylim(0, 100)
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _shots(left, counts[order], thresholds)
+    drawing.shots(left, counts[order], thresholds)
     right = _sizes(left, counts[order])
-    _legend(figure, (left, right), "outside lower center")
-    return save(figure, path)
+    drawing.legend(figure, (left, right), "outside lower center")
+    return drawing.save(figure, path)
 
 
 def hundredths(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -201,7 +106,7 @@ def learning_curves(
     left.plot([x["epoch"] for x in lines], [x["train_loss"] for x in lines], color="black",
               marker="." if len(lines) < 30 else "", label="_loss")  # fmt: skip
     left.set_ylabel("training loss, mean over examples")
-    named = shot_names(thresholds)
+    named = drawing.shot_names(thresholds)
     for name, look in _SPLITS.items():
         seen = [(x["epoch"], x[f"test_{name}"]) for x in lines if x.get(f"test_{name}") is not None]
         if seen:
@@ -210,10 +115,10 @@ def learning_curves(
     right.set_ylabel(_ACCURACY)
     right.set_ylim(-2, 100)  # a line at 0 is seen
     for axis in (left, right):
-        _whole_epochs(axis)
-    figure.suptitle(_wrapped(title), fontsize="medium")
-    _legend(figure, (right,))
-    return save(figure, path)
+        drawing.whole_epochs(axis)
+    figure.suptitle(drawing.wrapped(title), fontsize="medium")
+    drawing.legend(figure, (right,))
+    return drawing.save(figure, path)
 
 
 # ---- of several methods ---------------------------------------------------------------------
@@ -234,14 +139,14 @@ def classes_by_rule(
     """
     sizes = np.asarray(counts)
     order = np.argsort(-sizes, kind="stable")
-    looks = styles(name for values in panels.values() for name in values)
+    looks = drawing.styles(name for values in panels.values() for name in values)
     figure = Figure(figsize=(5 * len(panels) + 3, 4.2), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, (title, values) in zip(axes, panels.items(), strict=True):
         for name, accuracy in values.items():
             axis.plot(np.arange(len(sizes)), np.asarray(accuracy)[order], label=name, **looks[name])
         axis.set_title(title, pad=20, fontsize="medium")
-        _shots(axis, sizes[order], thresholds)
+        drawing.shots(axis, sizes[order], thresholds)
         if len(sizes) <= _MOST_NAMES:
             axis.set_xticks(np.arange(len(sizes)), [f"{n}" for n in sizes[order]])
             axis.set_xlabel("training examples of the class")
@@ -250,8 +155,8 @@ def classes_by_rule(
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set_ylabel(_ACCURACY + _of_seeds(seeds))
     beside = list(axes) if len(sizes) <= _MOST_NAMES else [*axes, _sizes(axes[-1], sizes[order])]
-    _legend(figure, beside)
-    return save(figure, path)
+    drawing.legend(figure, beside)
+    return drawing.save(figure, path)
 
 
 def _of_seeds(seeds: int | None) -> str:
@@ -272,7 +177,7 @@ def curves_by_rule(
       seeds: the accuracies are means over so many.
     """
     splits = list(next(iter(next(iter(panels.values())).values()))[1])
-    looks = styles(name for values in panels.values() for name in values)
+    looks = drawing.styles(name for values in panels.values() for name in values)
     figure = Figure(figsize=(4 * len(splits) + 2.5, 3.4 * len(panels)), layout="constrained")
     grid = figure.subplots(len(panels), len(splits), squeeze=False)
     for row, (title, values) in zip(grid, panels.items(), strict=True):
@@ -281,10 +186,10 @@ def curves_by_rule(
                 every = max(1, len(epochs) // 8)
                 axis.plot(epochs, accuracies[split], label=name, markevery=every, **looks[name])
             axis.set_title(", ".join(filter(None, (split.capitalize(), title))), fontsize="medium")
-            _whole_epochs(axis)
+            drawing.whole_epochs(axis)
         row[0].set_ylabel(_ACCURACY + _of_seeds(seeds), fontsize="small")
-    _legend(figure, grid.flat)
-    return save(figure, path)
+    drawing.legend(figure, grid.flat)
+    return drawing.save(figure, path)
 
 
 def gains_by_rule(path: Path, panels: Mapping[str, Any], against: str, seeds: int) -> Figure:
@@ -313,7 +218,7 @@ def gains_by_rule(path: Path, panels: Mapping[str, Any], against: str, seeds: in
     axes[0].set_ylim(len(names) - 0.5, -0.5)  # the first on top
     bars = "; bars: standard error" if seeds > 1 else ""
     figure.suptitle(f"accuracy minus {against}{_of_seeds(seeds)}{bars}", fontsize="medium")
-    return save(figure, path)
+    return drawing.save(figure, path)
 
 
 def gain_per_class(path: Path, panels: Sequence[Mapping[str, Any]]) -> Figure:
@@ -347,14 +252,14 @@ def gain_per_class(path: Path, panels: Sequence[Mapping[str, Any]]) -> Figure:
             first = np.count_nonzero(counts > panel["eta"]) - 0.5
             left.axvline(first, color="black", linestyle="-.", label=f"η = {panel['eta']:g}")
         one = "" if error is not None else "; one seed: its error is not known"
-        left.set_title(_wrapped(panel["title"] + one), fontsize="medium", pad=20)
+        left.set_title(drawing.wrapped(panel["title"] + one), fontsize="medium", pad=20)
         left.set_ylabel("gain over SGD (points)")
-        left.set_xlabel(_CLASSES + _shot_note(panel.get("thresholds")))
+        left.set_xlabel(_CLASSES + drawing.shot_note(panel.get("thresholds")))
         left.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _shots(left, counts, panel.get("thresholds"))
+        drawing.shots(left, counts, panel.get("thresholds"))
         beside += [left, _sizes(left, counts)]
-    _legend(figure, beside, "outside lower center")
-    return save(figure, path)
+    drawing.legend(figure, beside, "outside lower center")
+    return drawing.save(figure, path)
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
@@ -384,7 +289,7 @@ def sweep(
     """
     figure = Figure(figsize=(10, 6.5), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True)
-    looks = styles(lines)
+    looks = drawing.styles(lines)
     values = sorted({x for line in lines.values() for x in line["x"]})
     for axis, (split, level) in zip(axes.flat, sgd.items(), strict=True):
         for name, line in lines.items():
@@ -405,66 +310,8 @@ def sweep(
         axis.set_xlabel(label)
     note = "bars: standard error over seeds of the difference to SGD"
     figure.suptitle(note, fontsize="medium")
-    _legend(figure, axes.flat)
-    return save(figure, path)
-
-
-# ---- anomalies ------------------------------------------------------------------------------
-
-_METRICS = {
-    "auroc": "AUROC (%)",
-    "ap_anomaly": "average precision of anomalies (%)",
-    "ap_normal": "average precision of normals (%)",
-}
-
-
-def anomaly_levels(path: Path, rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """AUROC and average precisions of each method and rule, over the label ratio if it varies.
-
-    Args:
-      path: the PNG.
-      rows: of `anomaly_report.summarise`, of one protocol. Bars are the deviation over seeds of
-        the mean over data sets (the paper's Fig. 5).
-    """
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    rules = list(dict.fromkeys(row["rule"] for row in rows))
-    ratios = sorted({100 * row["label_ratio"] for row in rows})
-    looks = styles(f"{method} {rule}" for method in methods for rule in rules)
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
-    axes = figure.subplots(1, len(_METRICS))
-    for axis, (metric, words) in zip(axes, _METRICS.items(), strict=True):
-        for k, name in enumerate(looks):
-            mine = [row for row in rows if f"{row['method']} {row['rule']}" == name]
-            mine = sorted(mine, key=lambda row: row["label_ratio"])
-            level = [np.nan if row[metric] is None else row[metric] for row in mine]
-            spread = [row[f"{metric}_sd"] or 0 for row in mine]
-            if len(ratios) > 1:
-                beside = 1.03 ** (k - (len(looks) - 1) / 2)  # so that bars do not hide each other
-                x = [100 * row["label_ratio"] * beside for row in mine]
-                look = looks[name]
-            else:
-                x = [methods.index(row["method"]) + (k % len(rules) - (len(rules) - 1) / 2) * 0.2
-                     for row in mine]  # fmt: skip
-                look = {**looks[name], "linestyle": "none"}
-            axis.errorbar(x, level, spread, capsize=3, label=name, **look)
-        if len(ratios) > 1:
-            axis.set_xscale("log")
-            axis.set_xlim(ratios[0] / 1.3, ratios[-1] * 1.3)
-            axis.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
-            axis.minorticks_off()
-            axis.set_xlabel("labelled part of the training anomalies (%)")
-        else:
-            axis.set_xlim(-0.6, len(methods) - 0.4)
-            axis.set_xticks(range(len(methods)), methods)
-            axis.set_xlabel(f"method; {ratios[0]:g}% of the training anomalies labelled")
-        axis.set_ylabel(words)
-        axis.grid(axis="y", linewidth=0.3)
-    seeds, sets = rows[0]["seeds"], rows[0]["datasets"]
-    over = f"mean over {sets} data set{'s' * (sets != 1)}"
-    bars = f"; bars: standard deviation over {seeds} seeds" if seeds > 1 else ", one seed"
-    figure.suptitle(f"{rows[0]['protocol']} protocol, {over}{bars}", fontsize="medium")
-    _legend(figure, axes)
-    return save(figure, path)
+    drawing.legend(figure, axes.flat)
+    return drawing.save(figure, path)
 
 
 # ---- a run folder ---------------------------------------------------------------------------

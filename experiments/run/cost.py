@@ -14,7 +14,8 @@ import numpy as np
 from experiments.data.sampling import Order
 from experiments.step.execution import Jit
 from experiments.step.methods import Method
-from experiments.step.steps import Inputs, Rows, TrainState
+from experiments.step.state import TrainState
+from experiments.step.step import Inputs, Rows
 from imbsam_jax.rules import Rule
 
 

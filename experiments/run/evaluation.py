@@ -14,7 +14,8 @@ from experiments.host.errors import RunError
 from experiments.host.stopping import StopRequest
 from experiments.run.feeds import Feed
 from experiments.step.execution import Jit
-from experiments.step.steps import Inputs, TrainState, count_hits
+from experiments.step.state import TrainState
+from experiments.step.step import Inputs, count_hits
 from imbsam_jax import metrics, shot_splits
 
 

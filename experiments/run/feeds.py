@@ -28,9 +28,9 @@ from experiments.data.augment import colour_jitter, crop_and_flip, flip, normali
 from experiments.data.encoded import EncodedDataset
 from experiments.data.sampling import Order
 from experiments.data.stream import HostBatch, StepRows, stream
+from experiments.host.devices import cores
 from experiments.run.settings import Settings
-from experiments.step.execution import cores
-from experiments.step.steps import Inputs, Rows
+from experiments.step.step import Inputs, Rows
 
 Calls = Iterable[tuple[int, int]]
 

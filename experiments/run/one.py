@@ -26,7 +26,7 @@ from experiments.run.checkpoints import Checkpoints
 from experiments.run.evaluation import Hits
 from experiments.run.parts import Parts
 from experiments.run.settings import Note, Settings
-from experiments.step.steps import TrainState
+from experiments.step.state import TrainState
 
 Cost = tuple[float | None, float | None, float | None]
 # (folder, title, lines of metrics.jsonl, class counts, hits of the last epoch, shot thresholds)

@@ -18,6 +18,7 @@ from experiments.data.encoded import EncodedDataset
 from experiments.data.sampling import Order
 from experiments.host import folders
 from experiments.host.cli import noun
+from experiments.host.devices import use_devices
 from experiments.host.errors import RunError, check_seed
 from experiments.models import create_model
 from experiments.models.pretrained import load_weights
@@ -25,16 +26,11 @@ from experiments.run.checkpoints import Checkpoints
 from experiments.run.evaluation import Evaluator
 from experiments.run.feeds import Place, make_feed
 from experiments.run.settings import Settings
-from experiments.step.execution import EXECUTIONS, Jit, use_devices
+from experiments.step.execution import EXECUTIONS, Jit
 from experiments.step.methods import NO_STATISTICS
 from experiments.step.objectives import Adversary, Loss, Objective
-from experiments.step.steps import (
-    TrainState,
-    create_state,
-    learning_rate,
-    optimizer,
-    start_state,
-)
+from experiments.step.optimizer import learning_rate, optimizer
+from experiments.step.state import TrainState, create_state, start_state
 from imbsam_jax import tail_classes
 from imbsam_jax.losses import cross_entropy
 

@@ -9,7 +9,7 @@ from typing import Any
 from experiments.host.errors import RunError, check_seed
 from experiments.models import CLASSIFIERS
 from experiments.step.methods import TAIL_STATISTICS
-from experiments.step.steps import TRAINED
+from experiments.step.state import TRAINED
 
 SAMPLING = ("natural", "balanced", "stratified")
 EXAMPLES = ("dependent", "independent", "split_norm")

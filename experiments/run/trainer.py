@@ -44,7 +44,8 @@ from experiments.step.execution import Jit
 from experiments.step.methods import Method, as_method
 from experiments.step.objectives import Adversary, Loss
 from experiments.step.seeds import Seeds
-from experiments.step.steps import Inputs, Rows, TrainState
+from experiments.step.state import TrainState
+from experiments.step.step import Inputs, Rows
 from imbsam_jax import rules
 from imbsam_jax.rules import Rule
 

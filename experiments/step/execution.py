@@ -15,9 +15,7 @@ A call is K steps: a scan where K > 1, else a lone step. The state is donated.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -26,130 +24,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxlib import version
 
-from experiments.host.errors import RunError
-from experiments.models import CONVOLUTIONAL
+from experiments.step.many import many_steps
 from experiments.step.methods import Method
 from experiments.step.objectives import Objective
-from experiments.step.steps import Inputs, Rows, StepMetrics, TrainState, make_step
+from experiments.step.state import TrainState
+from experiments.step.step import Inputs, Rows, StepMetrics, make_step
 from imbsam_jax.rules import Rule
 
 AXIS = "batch"
-
-
-def join_processes(
-    coordinator: str | None,
-    num_processes: int | None,
-    process_id: int | None,
-    devices: int,
-    heartbeat_seconds: int = 100,
-) -> None:
-    """Joins the processes of a run; all None leaves it to the cluster (TPU pod, Slurm, Open MPI).
-
-    Args:
-      coordinator: HOST:PORT at which process 0 listens.
-      devices: over all processes, for emulated ones on a CPU; 0 takes what is there.
-      heartbeat_seconds: a process that is silent for so long is taken for dead, and ends the run.
-    """
-    given = (coordinator, num_processes, process_id)
-    if any(x is None for x in given) and any(x is not None for x in given):
-        raise RunError("--coordinator, --num-processes and --process-id belong together")
-    if num_processes is not None and process_id is not None:
-        if not 0 <= process_id < num_processes:
-            raise RunError(
-                f"--process-id must be between 0 and --num-processes - 1 = {num_processes - 1}, "
-                f"got {process_id}"
-            )
-        if devices % num_processes:
-            raise RunError(
-                f"--devices {devices} is the number over all processes: it must be a multiple of "
-                f"--num-processes {num_processes}"
-            )
-        if devices:
-            jax.config.update("jax_num_cpu_devices", devices // num_processes)
-    try:
-        jax.distributed.initialize(*given, heartbeat_timeout_seconds=heartbeat_seconds)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise RunError(f"the processes of this run did not come together: {reason}") from error
-
-
-def use_devices(count: int) -> list[jax.Device]:
-    """The first `count` devices, 0 for all; emulated ones on a CPU. Call it before JAX is used."""
-    if count < 0:
-        raise RunError(f"--devices must be at least 0, got {count}")
-    alone = not jax.distributed.is_initialized()
-    emulate(count)
-    # By process: the rows of a batch that a process reads lie side by side.
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    if len(devices) < count:
-        raise RunError(
-            f"--devices {count}, but JAX sees {len(devices)} ({devices[0].device_kind}): ask for "
-            "fewer"
-        )
-    if not alone and 0 < count < len(devices):
-        raise RunError(
-            f"--devices {count}, but the processes have {len(devices)}, and each must take part: "
-            "leave --devices out"
-        )
-    return devices[: count or len(devices)]
-
-
-def devices_by_default(otherwise: int, model: str, batch_size: int, examples: str) -> int:
-    """How many devices to use where nobody said: on a CPU emulated ones, for every core.
-
-    XLA hardly uses a second core for one device's convolutions: a step of ResNet-32 (batch 64) on
-    two cores took a sixth to a quarter less time when shared by two devices, one of the MLP two to
-    three times as long (results/cpu_cores). More than two have not been tried.
-
-    Args:
-      otherwise: the number on accelerators; on a CPU it matters for several processes alone.
-      model: one of MODELS.
-      batch_size: to be shared evenly.
-      examples: rows are chosen on one device.
-    """
-    if jax.distributed.is_initialized():
-        return otherwise
-    emulate(min(cores(), 8))
-    if jax.default_backend() != "cpu":
-        return otherwise
-    if model not in CONVOLUTIONAL or examples != "dependent":
-        return 1
-    return max(n for n in range(1, min(jax.device_count(), 8) + 1) if batch_size % n == 0)
-
-
-def devices_for_seeds(seeds: int) -> int:
-    """Among how many of the devices that JAX has, at most eight of a CPU's, they can be divided."""
-    most = jax.device_count() if jax.default_backend() != "cpu" else min(jax.device_count(), 8)
-    return max(n for n in range(1, most + 1) if seeds % n == 0)
-
-
-def cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def emulate(count: int) -> None:
-    """So many devices where the backend is a CPU; before JAX is used, later it does nothing.
-
-    For a process alone; of several, `join_processes` does it. At most 64: each costs threads.
-    """
-    if jax.distributed.is_initialized() or count < 2:
-        return
-    count = min(count, 64)
-    flags = os.environ.get("XLA_FLAGS", "")
-    if "host_platform_device_count" in flags:
-        return
-    with contextlib.suppress(RuntimeError):  # a backend runs already; there may be enough
-        jax.config.update("jax_num_cpu_devices", count)
-        if _PATIENT not in flags and version.__version_info__ < (0, 13):
-            # On a busy machine devices meet late, and after 40 seconds XLA would abort. A flag
-            # that XLA does not know would abort, too: not with versions nobody tried it with.
-            os.environ["XLA_FLAGS"] = f"{flags} --{_PATIENT}=600".strip()
-
-
-_PATIENT = "xla_cpu_collective_call_terminate_timeout_seconds"
 
 
 class Jit:
@@ -302,7 +185,10 @@ class Jit:
     def many(
         self, method: Method | Rule, key: Any = None
     ) -> Callable[..., tuple[TrainState, StepMetrics]]:
-        """K steps; their randomness is of this key's data, or of the run's own."""
+        """K steps as one function of (state, inputs, Rows with [K, b], positions int32[b], B).
+
+        Their randomness is of this key's data, or of the run's own.
+        """
         step = make_step(
             method,
             self._objective,
@@ -312,7 +198,13 @@ class Jit:
             room=self.room,
             tail_statistics=self.tail_statistics,
         )
-        return _repeat(step, self.key_data if key is None else key)
+        key_data = self.key_data if key is None else key
+
+        def many(state: TrainState, inputs: Any, rows: Rows, positions: Any, whole: int) -> Any:
+            run_key = jax.random.wrap_key_data(jnp.asarray(key_data))
+            return many_steps(step, state, inputs, rows, positions, whole, run_key)
+
+        return many
 
     def _put(self, x: Any, sharding: NamedSharding) -> Any:
         if x is None:
@@ -398,22 +290,3 @@ class Pmap(Jit):
 
 
 EXECUTIONS = {"jit": Jit, "pmap": Pmap}
-
-
-def _repeat(
-    step: Callable[..., tuple[TrainState, StepMetrics]], key_data: Any
-) -> Callable[..., tuple[TrainState, StepMetrics]]:
-    """K steps as one function of (state, inputs, Rows with [K, b], positions int32[b], B)."""
-
-    def many(state: TrainState, inputs: Any, rows: Rows, positions: jax.Array, whole: int) -> Any:
-        key = jax.random.wrap_key_data(jnp.asarray(key_data))
-
-        def body(state: TrainState, rows_of_step: Rows) -> Any:
-            return step(state, inputs, rows_of_step, positions, whole, key)
-
-        if jax.tree.leaves(rows)[0].shape[0] > 1:
-            return jax.lax.scan(body, state, rows)
-        state, seen = body(state, jax.tree.map(lambda x: x[0], rows))
-        return state, jax.tree.map(lambda x: x[None], seen)
-
-    return many

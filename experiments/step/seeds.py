@@ -13,7 +13,8 @@ from jax.sharding import PartitionSpec as P
 
 from experiments.step.execution import AXIS, Jit
 from experiments.step.methods import Method
-from experiments.step.steps import Inputs, Rows, TrainState
+from experiments.step.state import TrainState
+from experiments.step.step import Inputs, Rows
 from imbsam_jax.rules import Rule
 
 

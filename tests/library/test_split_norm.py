@@ -11,13 +11,13 @@ from flax import linen as nn
 
 import imbsam_jax as ij
 from experiments import cifar_lt
-from experiments.command import launch
+from experiments.command.plan import make_plan
 from experiments.host.errors import RunError
 from experiments.models import BATCH_NORM_MOMENTUM, MODELS
 from experiments.run.parts import Parts
 from experiments.run.settings import Settings
 from experiments.step.methods import Tabled
-from experiments.step.steps import batch_renormalised
+from experiments.step.step import batch_renormalised
 from imbsam_jax.passes import split_norm
 from rule_table import (
     ASCENTS,
@@ -337,7 +337,7 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     args = cifar_lt.arguments().parse_args(flags)
     args.experiment, args.preset, args.stage2 = "test", None, []
     with pytest.raises(RunError, match="use --running-statistics first"):
-        launch.make_plan(args, tiny_dataset(), {})
+        make_plan(args, tiny_dataset(), {})
 
 
 def test_options_that_do_not_go_together() -> None:

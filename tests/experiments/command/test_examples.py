@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 
 from experiments import cifar_lt
-from experiments.command import launch
+from experiments.command.plan import make_plan
 from experiments.host.errors import RunError
 from experiments.models import MODELS
 from experiments.run.parts import Parts
 from experiments.run.settings import Settings
 from experiments.run.trainer import fit
-from experiments.step import steps
 from experiments.step.methods import Tabled
-from experiments.step.objectives import Adversary
+from experiments.step.objectives import Adversary, Objective
+from experiments.step.optimizer import optimizer
+from experiments.step.state import create_state
+from experiments.step.step import Rows, make_step
 from imbsam_jax import losses, rules
 from tiny import COUNTS, TinyNet, tiny_dataset
 
@@ -160,14 +162,14 @@ def test_methods_that_need_every_row(flags, message):
     args, _ = cifar_lt.arguments().parse_known_args(flags)
     args.experiment, args.preset, args.stage2 = "test", None, []
     with pytest.raises(RunError, match=message):
-        launch.make_plan(args, tiny_dataset(), {})
+        make_plan(args, tiny_dataset(), {})
 
 
 def test_a_second_stage_sees_all_rows_again():
     flags = ["--eta", "10", "--examples", "independent", "--sampling", "stratified"]
     args = cifar_lt.arguments().parse_args([*flags, "--stage2", "crt"])
     args.experiment, args.preset = "test", None
-    plan = launch.make_plan(args, tiny_dataset(), {})
+    plan = make_plan(args, tiny_dataset(), {})
     assert (plan.settings.examples, plan.settings.sampling) == ("independent", "stratified")
     assert plan.settings.eta == 10 and plan.settings.decisive()["eta"] == 10
     assert plan.second["crt"].settings.examples == "dependent"
@@ -177,17 +179,17 @@ def test_a_second_stage_sees_all_rows_again():
 def test_a_step_refuses_statistics_that_nobody_checked_for():
     """`make_step` alone, without Parts: silently, the running statistics would stand still."""
     model, dataset = TinyNet(5), tiny_dataset()
-    tx = steps.optimizer(lambda _: 0.1, 0.9, 5e-4)
+    tx = optimizer(lambda _: 0.1, 0.9, 5e-4)
     images = jax.ShapeDtypeStruct((16, 8, 8, 3), np.float32)
     state = jax.eval_shape(
-        lambda key: steps.create_state(model, tx, np.zeros((1, 8, 8, 3)), key), jax.random.key(0)
+        lambda key: create_state(model, tx, np.zeros((1, 8, 8, 3)), key), jax.random.key(0)
     )
     order = Parts(dataset, "mlp", WEIGHTED, BASE).order
-    step = steps.make_step(
-        RULES["imbsam"], steps.Objective(WEIGHTED, 5), lambda images, *_: images,
+    step = make_step(
+        RULES["imbsam"], Objective(WEIGHTED, 5), lambda images, *_: images,
         room=lambda rows: order.buffers(5, rows),
     )  # fmt: skip
-    rows = steps.Rows(images=images, labels=jax.ShapeDtypeStruct((16,), np.int32))
+    rows = Rows(images=images, labels=jax.ShapeDtypeStruct((16,), np.int32))
     with pytest.raises(RunError, match="normalises by the statistics of the whole batch"):
         jax.eval_shape(
             lambda state, rows: step(state, None, rows, np.arange(16), 16, jax.random.key(0)),

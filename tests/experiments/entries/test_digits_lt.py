@@ -99,7 +99,7 @@ def test_bad_flags_write_nothing(tmp_path, run_python):
 # ---- every rule, every loss, every second stage ---------------------------------------------
 
 NO_RADIUS = ["--rho", "0", "--head-rho", "0", "--tail-rho", "0", "--noise-ratio", "0"]
-NO_RADIUS += ["--tail-weight", "1", "--strength", "1"]
+NO_RADIUS += ["--tail-weight", "1", "--strength", "1", "--gsa-scale", "0"]
 
 
 def smoke(run_python, out, *flags):
@@ -119,17 +119,17 @@ def check(rows):
 
 @pytest.mark.slow
 def test_every_rule_and_every_second_stage_runs(tmp_path, run_python):
-    from experiments.command.stage2 import PLANS
-    from experiments.step.methods import RULES
+    from experiments.command.method_flags import rule_names
+    from experiments.command.stage2 import RECIPES
 
-    rules = smoke(run_python, tmp_path / "rules", "--rule", *RULES, "--epochs", "4")
+    rules = smoke(run_python, tmp_path / "rules", "--rule", *rule_names(), "--epochs", "4")
     check(rules)
-    assert list(rules) == [(rule, "cross_entropy", None) for rule in RULES]
+    assert list(rules) == [(rule, "cross_entropy", None) for rule in rule_names()]
     assert len({tuple(row[s] for s in ("all", "many", "few")) for row in rules.values()}) > 3
-    flags = ["--rule", "sgd", "--epochs", "1", "--stage2", *PLANS, "--stage2-epochs", "2"]
+    flags = ["--rule", "sgd", "--epochs", "1", "--stage2", *RECIPES, "--stage2-epochs", "2"]
     stages = smoke(run_python, tmp_path / "stages", *flags)
     check(stages)
-    assert list(stages) == [("sgd", "cross_entropy", name) for name in (None, *PLANS)]
+    assert list(stages) == [("sgd", "cross_entropy", name) for name in (None, *RECIPES)]
     assert stages["sgd", "cross_entropy", "crt"]["step_cost_ratio"] is None
     # After one epoch the rarest classes are never predicted; each stage changes that or All.
     first, *others = ((row["all"], row["few"]) for row in stages.values())
@@ -138,7 +138,7 @@ def test_every_rule_and_every_second_stage_runs(tmp_path, run_python):
 
 @pytest.mark.slow
 def test_every_loss_runs_and_is_compared_with_plain_sgd(tmp_path, run_python):
-    from experiments.step.objectives import LOSSES
+    from experiments.command.loss_flags import LOSSES
 
     flags = ["--rule", "sgd", "--loss", *LOSSES, "--epochs", "1", "--mixup", "1"]
     rows = smoke(run_python, tmp_path / "losses", *flags)
@@ -151,14 +151,14 @@ def test_every_loss_runs_and_is_compared_with_plain_sgd(tmp_path, run_python):
 
 @pytest.mark.slow
 def test_without_a_radius_every_rule_is_sgd_under_every_loss(tmp_path, run_python):
-    """The whole table: perturbed by nothing, 7 rules go the way of SGD under 7 losses."""
-    from experiments.step.methods import RULES
-    from experiments.step.objectives import LOSSES
+    """The whole table: perturbed by nothing, all rules go the way of SGD under 7 losses."""
+    from experiments.command.loss_flags import LOSSES
+    from experiments.command.method_flags import rule_names
 
-    flags = ["--rule", *RULES, "--loss", *LOSSES, "--epochs", "3", *NO_RADIUS]
+    flags = ["--rule", *rule_names(), "--loss", *LOSSES, "--epochs", "3", *NO_RADIUS]
     rows = smoke(run_python, tmp_path / "table", *flags)
     check(rows)
-    assert len(rows) == len(RULES) * len(LOSSES)
+    assert len(rows) == len(rule_names()) * len(LOSSES)
     for (_, loss, _), row in rows.items():
         for split in ("all", "many", "medium", "few"):
             # Rounding may move a prediction or two of 719.

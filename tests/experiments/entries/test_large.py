@@ -9,12 +9,13 @@ import pytest
 
 import tiny_records
 from experiments import evaluate, imagenet_lt, inaturalist
-from experiments.command import launch, presets
+from experiments.command import presets
+from experiments.command.plan import make_plan
 from experiments.data import filled
 from experiments.data.records import load_inaturalist
 from experiments.host.errors import RunError
 from experiments.models.pretrained import save_weights
-from experiments.reports import plots, published
+from experiments.reports import matching, plots
 from experiments.run.parts import Parts
 from experiments.run.settings import Settings
 from imbsam_jax.losses import cross_entropy
@@ -141,7 +142,7 @@ def test_presets_build_what_they_name(name, preset, folders):
     args.eta = 10.0
     assert set(presets.TABLES[name][preset].flags) <= set(vars(args))
     dataset = module.load(args)
-    plan = launch.make_plan(args, dataset, module.describe(args, dataset))
+    plan = make_plan(args, dataset, module.describe(args, dataset))
     assert list(plan.second) == args.stage2
     assert presets.explain(args).startswith(f"preset {preset}: ")
     # The last radius of a schedule is the last value that was published.
@@ -157,7 +158,7 @@ def test_published_figures_of_these_sets_are_found():
         ("i_naturalist2018", 500.0, 69.1),
         ("imagenet_lt", 256.0, 52.2),
     ):
-        rows = published.beside({**facts, "dataset": dataset, "imbalance_factor": factor})
+        rows = matching.beside({**facts, "dataset": dataset, "imbalance_factor": factor})
         assert expected in [row.all for row in rows if row.source == "P"]
 
 

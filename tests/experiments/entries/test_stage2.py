@@ -50,10 +50,12 @@ def run(tmp_path_factory):
     cifar_lt.main(cifar_lt.arguments().parse_known_args(flags)[0])
     out = out / "seed_3"
     before = (out / "report.json").read_bytes()
-    cifar_lt.main(cifar_lt.arguments().parse_args([*flags, "--resume", "--stage2", *stage2.PLANS]))
+    cifar_lt.main(
+        cifar_lt.arguments().parse_args([*flags, "--resume", "--stage2", *stage2.RECIPES])
+    )
     assert (out / "report.json").read_bytes() == before
     found = {}
-    for name in (None, *stage2.PLANS):
+    for name in (None, *stage2.RECIPES):
         place = out if name is None else out / f"stage2_{name}"
         report = json.loads((place / "report.json").read_text())
         settings = Settings(**report["settings"])
@@ -71,7 +73,7 @@ def test_reports_say_what_was_done(run):
     _, _, found = run
     first, _ = found[None]
     assert (first["stage2"], first["loss"], first["mixup"]) == (None, "logit_adjusted", 1.0)
-    for name in stage2.PLANS:
+    for name in stage2.RECIPES:
         report, _ = found[name]
         assert report["stage2"] == name and report["rule"] == "imbsam"
         assert report["loss"] == "logit_adjusted" and report["mixup"] == 0
@@ -87,7 +89,7 @@ def test_reports_say_what_was_done(run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", stage2.PLANS)
+@pytest.mark.parametrize("name", stage2.RECIPES)
 def test_features_stay_bitwise(run, name):
     _, _, found = run
     (_, first), (_, second) = found[None], found[name]

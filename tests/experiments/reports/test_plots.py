@@ -9,9 +9,10 @@ import pytest
 from matplotlib.image import imread
 
 from experiments import digits_lt, redraw
+from experiments.anomaly import curves
 from experiments.data import digits
 from experiments.host.errors import RunError
-from experiments.reports import plots
+from experiments.reports import drawing, plots
 from places import ROOT
 
 RESULTS = ROOT / "results"
@@ -69,8 +70,8 @@ PLOTS = {
         p, [{**GAIN, "se": np.ones(10), "thresholds": SHOTS}, GAIN]), 2),
     "sweep": (lambda p: plots.sweep(p, "rho", sweep_lines([0.02, 0.1, 0.8]),
                                     dict.fromkeys(("all", "many", "medium", "few"), 50.0)), 4),
-    "label ratios": (lambda p: plots.anomaly_levels(p, anomaly_rows([0.01, 0.25])), 3),
-    "one label ratio": (lambda p: plots.anomaly_levels(p, anomaly_rows([0.25])), 3),
+    "label ratios": (lambda p: curves.draw(p, anomaly_rows([0.01, 0.25]), "adbench"), 3),
+    "one label ratio": (lambda p: curves.draw(p, anomaly_rows([0.25]), "adbench"), 3),
 }  # fmt: skip
 
 
@@ -140,8 +141,8 @@ def test_shot_groups_and_their_thresholds_are_named(tmp_path):
         assert at == {"Many": 1, "Medium": 4.5, "Few": 8}
     names = ["Many (over 100)", "Medium (20 to 100)", "Few (under 20)", "All"]
     assert legend(plots.learning_curves(tmp_path / "d.png", "t", epochs(3), SHOTS)) == names
-    assert plots.shot_names((40, 41))["medium"] == "Medium (40)"
-    assert plots.shot_names(None)["few"] == "Few"
+    assert drawing.shot_names((40, 41))["medium"] == "Medium (40)"
+    assert drawing.shot_names(None)["few"] == "Few"
 
 
 def test_a_line_on_another_does_not_hide_it(tmp_path):
@@ -178,7 +179,7 @@ def test_long_titles_are_not_cut_off(tmp_path):
 
 
 def test_as_many_styles_as_lines():
-    looks = [plots.style(k) for k in range(36)]
+    looks = [drawing.style(k) for k in range(36)]
     assert len({(look["linestyle"], look["marker"]) for look in looks}) == 36
 
 
@@ -186,14 +187,14 @@ def test_one_seed_has_no_bars_and_says_so(tmp_path):
     figure = plots.gain_per_class(tmp_path / "a.png", [GAIN])
     assert "one seed" in figure.axes[0].get_title() and "± standard error" not in legend(figure)
     one = [{**row, "seeds": 1, "datasets": 1} for row in anomaly_rows([0.25])]
-    title = plots.anomaly_levels(tmp_path / "b.png", one).get_suptitle()
+    title = curves.draw(tmp_path / "b.png", one, "adbench").get_suptitle()
     assert "1 data set," in title and "1 seeds" not in title and "one seed" in title
     figure = plots.classes_by_rule(tmp_path / "c.png", COUNTS, {"": CLASSES}, SHOTS, 1)
     assert figure.axes[0].get_ylabel().endswith("one seed")
 
 
 def test_the_headline_of_anomaly_detection_is_plotted(tmp_path):
-    figure = plots.anomaly_levels(tmp_path / "a.png", anomaly_rows([0.01, 0.25]))
+    figure = curves.draw(tmp_path / "a.png", anomaly_rows([0.01, 0.25]), "adbench")
     assert [axis.get_ylabel().split()[0] for axis in figure.axes] == ["AUROC", *["average"] * 2]
     ticks = [text.get_text() for text in figure.axes[0].get_xticklabels()]
     assert ticks == ["1", "25"]
@@ -219,7 +220,9 @@ def test_what_cannot_be_written_is_a_sentence_and_leaves_nothing(where, tmp_path
 
 def test_the_plots_of_results_are_drawn_from_their_files(tmp_path, monkeypatch):
     """A picture that no committed file can make anew is none: each PNG is one that redraw makes."""
-    monkeypatch.setattr("experiments.reports.plots.save", lambda figure, path, dpi=0: path.touch())
+    monkeypatch.setattr(
+        "experiments.reports.drawing.save", lambda figure, path, dpi=0: path.touch()
+    )
     committed = {path.relative_to(RESULTS) for path in RESULTS.rglob("*.png")}
     kinds = {}
     for folder in sorted({path.parent for path in committed}):

@@ -1,16 +1,20 @@
 """Reports: groups over seeds by hand, published figures as transcribed, what is written."""
 
 import csv
+import hashlib
+import itertools
 import json
 import math
+import re
 from collections import Counter
 
 import pytest
 
 from experiments import report
-from experiments.host import cli
+from experiments.host import cli, folders
 from experiments.host.errors import RunError
-from experiments.reports import grouping, published
+from experiments.reports import grouping, matching, naming, published, reading, tables, writing
+from experiments.reports.figures import plus_minus
 
 SPLITS = ("many", "medium", "few", "all")
 PAPER = {"model": "resnet34_3x3", "epochs": 200, "batch_size": 64}
@@ -89,8 +93,8 @@ def test_one_seed_has_no_deviation_and_an_empty_split_no_mean():
     assert groups[0].figure("last", "few") is None
     assert groups[1].gain("last", "all") == (1, None, 1)
     assert groups[1].gain("last", "few") is None
-    assert grouping.plus_minus(groups[0].figure("last", "few")) == "-"
-    assert grouping.plus_minus(groups[1].gain("last", "all"), "+") == "+1.0"
+    assert plus_minus(groups[0].figure("last", "few")) == "-"
+    assert plus_minus(groups[1].gain("last", "all"), "+") == "+1.0"
 
 
 def test_no_common_seed_is_no_difference():
@@ -163,7 +167,7 @@ def test_which_rows_the_passes_see_is_of_the_method():
         [make(0), make(0, "imbsam", settings=split), make(0, "imbsam", memory=0.5)]
     )
     assert [group.sgd and group.sgd.number for group in groups] == [None, 1, 1]
-    names = [grouping.method(group) for group in groups]
+    names = [naming.method(group) for group in groups]
     assert names[1].endswith("examples split_norm tail_statistics renorm")
     assert names[2].endswith("memory 0.5")
 
@@ -172,9 +176,9 @@ def test_two_runs_of_a_seed_are_an_error_that_names_both(tmp_path):
     save(tmp_path / "a", 3)
     save(tmp_path / "b", 3)
     with pytest.raises(RunError, match=f"{tmp_path}/a and {tmp_path}/b .* seed 3"):
-        grouping.grouped(report.find([str(tmp_path)]))
+        grouping.grouped(reading.find([str(tmp_path)]))
     # One run that was named twice is one run.
-    found = report.find([str(tmp_path / "a"), str(tmp_path / "b" / ".." / "a")])
+    found = reading.find([str(tmp_path / "a"), str(tmp_path / "b" / ".." / "a")])
     assert len(found) == 1
 
 
@@ -189,7 +193,7 @@ def test_seeds_and_second_stages_are_found(tmp_path):
         save(tmp_path / "many" / f"seed_{seed}" / "stage2_lws", seed, "imbsam", stage2="lws")
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished" / "config.json").write_text(json.dumps({"rule": "sam"}))
-    found = report.find([str(path) for path in sorted(tmp_path.iterdir())])
+    found = reading.find([str(path) for path in sorted(tmp_path.iterdir())])
     kinds = Counter((run["rule"], run.get("stage2"), "first" in run) for run in found)
     assert kinds == {
         ("sgd", None, False): 1,
@@ -197,8 +201,8 @@ def test_seeds_and_second_stages_are_found(tmp_path):
         ("imbsam", None, False): 2,
         ("imbsam", "lws", True): 2,
     }
-    assert len(report.find([str(tmp_path / "many")])) == 4
-    assert len(report.find([str(tmp_path / "one" / "report.json")])) == 1
+    assert len(reading.find([str(tmp_path / "many")])) == 4
+    assert len(reading.find([str(tmp_path / "one" / "report.json")])) == 1
 
 
 def test_runs_are_found_at_any_depth_and_once(tmp_path):
@@ -208,7 +212,7 @@ def test_runs_are_found_at_any_depth_and_once(tmp_path):
     save(tmp_path / "a" / "b" / "sgd" / "seed_0" / "checkpoints" / "9")  # nobody's business
     save(tmp_path / ".trash" / "old", 7)
     (tmp_path / "a" / "again").symlink_to(tmp_path / "a")
-    found = report.find([str(tmp_path), str(tmp_path / "a" / "b")])
+    found = reading.find([str(tmp_path), str(tmp_path / "a" / "b")])
     assert Counter(run["rule"] for run in found) == {"sgd": 2, "imbsam": 2}
 
 
@@ -241,7 +245,7 @@ def test_what_is_no_run_is_passed_over_and_said(tmp_path, capsys):
     run_command(runs / "good")
     assert "passed over" not in capsys.readouterr().out
     with pytest.raises(RunError, match="no finished run"):
-        report.find([str(runs / "README.md"), str(runs / "empty")])
+        reading.find([str(runs / "README.md"), str(runs / "empty")])
 
 
 SECOND = {"stage2": "weight-balancing", "epochs": 10, "lr": 0.01, "weight_decay": 0.1}
@@ -259,17 +263,17 @@ def test_a_second_stage_is_of_its_first_stages_setting(tmp_path):
         save(
             first / "stage2_weight-balancing", 0, stage2_args=second_args(rule), **method, **SECOND
         )
-    groups = grouping.grouped(report.find([str(tmp_path)]))
+    groups = grouping.grouped(reading.find([str(tmp_path)]))
     second = [group for group in groups if "stage2" in group.identity]
     assert len(second) == 3
     assert [g.sgd and g.sgd.number for g in second] == [second[2].number, None, None]
-    name = grouping.method(second[0])
+    name = naming.method(second[0])
     assert name == "imbsam rho 0.05 eta 100 tail_scale 1 then weight-balancing"
-    shown = grouping.setting(second[0])
+    shown = naming.setting(second[0])
     assert "200 epochs" in shown and "weight decay 0.005; then epochs 10, lr 0.01" in shown
-    assert grouping.protocol(second[0]) == "imbsam-paper"
-    assert {row.all for row in published.beside(second[0].facts)} == {54.8}
-    assert {row.all for row in published.beside(second[2].facts)} >= {51.9, 53.1, 52.0}
+    assert naming.protocol(second[0]) == "imbsam-paper"
+    assert {row.all for row in matching.beside(second[0].facts)} == {54.8}
+    assert {row.all for row in matching.beside(second[2].facts)} >= {51.9, 53.1, 52.0}
 
 
 def test_second_stages_just_trained_find_their_first(capsys):
@@ -279,13 +283,13 @@ def test_second_stages_just_trained_find_their_first(capsys):
         runs += [make(seed), make(seed, stage2_args=second_args(), **SECOND)]
         runs.append(make(seed, stage2="tau-norm", stage2_args={"tau": 1.9}, epochs=0))
     groups = grouping.grouped(runs)
-    assert [grouping.method(group) for group in groups] == [
+    assert [naming.method(group) for group in groups] == [
         "sgd",
         "sgd then weight-balancing",
         "sgd then tau-norm tau 1.9",
     ]
     assert [group.facts["epochs"] for group in groups] == [200] * 3
-    assert "not found" in grouping.method(grouping.grouped([make(stage2="crt")])[0])
+    assert "not found" in naming.method(grouping.grouped([make(stage2="crt")])[0])
 
 
 @pytest.mark.parametrize(
@@ -300,7 +304,7 @@ def test_second_stages_just_trained_find_their_first(capsys):
 def test_a_bad_report_is_one_clear_error(tmp_path, content, message):
     (tmp_path / "report.json").write_text(content)
     with pytest.raises(RunError, match=message):
-        report.find([str(tmp_path)])
+        reading.find([str(tmp_path)])
 
 
 BAD = (
@@ -367,21 +371,21 @@ SHOTS = (("many_above", 100), ("few_below", 20))
 def test_what_is_no_json_object_is_told_in_a_sentence(content, tmp_path):
     (tmp_path / "report.json").write_bytes(content)
     with pytest.raises(RunError, match=r"cannot read .*report.json|no finished run"):
-        report.find([str(tmp_path)])
+        reading.find([str(tmp_path)])
 
 
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(RunError, match=r"cannot read .*nowhere"):
-        report.find([str(tmp_path / "nowhere")])
+        reading.find([str(tmp_path / "nowhere")])
 
 
 # ---- published figures -----------------------------------------------------------------------
 
 
-def figures(source, dataset, factor, rule, loss="cross_entropy", recipe=None, table=None):
+def printed(source, dataset, factor, rule, loss="cross_entropy", recipe=None, table=None):
     return [
         tuple(getattr(row, split) for split in SPLITS)
-        for row in published.ROWS
+        for row in published.RESULTS
         if (row.source, row.dataset, row.imbalance_factor) == (source, dataset, factor)
         and (row.rule, row.loss, row.recipe) == (rule, loss, recipe)
         and table in (None, row.table)
@@ -390,41 +394,41 @@ def figures(source, dataset, factor, rule, loss="cross_entropy", recipe=None, ta
 
 def test_some_figures_as_printed():
     none = (None, None, None)
-    assert figures("P", "cifar100", 100, "sgd") == [(77.8, 46.6, 13.5, 47.6)]
-    assert figures("P", "cifar100", 100, "imbsam") == [(75.9, 53.5, 19.4, 51.1)]
-    assert figures("P", "cifar100", 10, "imbsam") == [(*none, 69.2)]
-    assert figures("P", "cifar100", 50, "imbsam", recipe="weight-balancing") == [(*none, 59.3)]
-    assert figures("P", "imagenet", None, "imbsam", recipe="lws") == [(63.2, 53.7, 38.3, 55.3)]
-    assert figures("P", "inaturalist2018", None, "sam") == [(75.6, 66.7, 61.8, 65.7)]
-    assert figures("P", "cifar100", 10, "sgd", None, "ACE") == []
-    assert figures("SSE", "cifar100", 100, "sse_sam") == [(71.7, 54.5, 17.1, 49.3)]
-    found = figures("RDR", "cifar10", 100, "imbsam", "logit_adjusted")
+    assert printed("P", "cifar100", 100, "sgd") == [(77.8, 46.6, 13.5, 47.6)]
+    assert printed("P", "cifar100", 100, "imbsam") == [(75.9, 53.5, 19.4, 51.1)]
+    assert printed("P", "cifar100", 10, "imbsam") == [(*none, 69.2)]
+    assert printed("P", "cifar100", 50, "imbsam", recipe="weight-balancing") == [(*none, 59.3)]
+    assert printed("P", "imagenet", None, "imbsam", recipe="lws") == [(63.2, 53.7, 38.3, 55.3)]
+    assert printed("P", "inaturalist2018", None, "sam") == [(75.6, 66.7, 61.8, 65.7)]
+    assert printed("P", "cifar100", 10, "sgd", None, "ACE") == []
+    assert printed("SSE", "cifar100", 100, "sse_sam") == [(71.7, 54.5, 17.1, 49.3)]
+    found = printed("RDR", "cifar10", 100, "imbsam", "logit_adjusted")
     assert found == [(85.2, 75.1, 89.6, 82.5)]
-    assert figures("RDR", "cifar100", 100, "sgd") == [(*none, 42.7)]
-    assert figures("RDR", "places", None, "sam") == [(45.2, 27.6, 12.1, 30.6)]
-    assert figures("RDR", "cifar10", 200, "sam", "logit_adjusted") == [(*none, 80.2)]
-    assert figures("CCS-2nd", "imagenet", None, "cc_sam", None, "cc-sam") == [
+    assert printed("RDR", "cifar100", 100, "sgd") == [(*none, 42.7)]
+    assert printed("RDR", "places", None, "sam") == [(45.2, 27.6, 12.1, 30.6)]
+    assert printed("RDR", "cifar10", 200, "sam", "logit_adjusted") == [(*none, 80.2)]
+    assert printed("CCS-2nd", "imagenet", None, "cc_sam", None, "cc-sam") == [
         (None, None, 41.1, 55.4)
     ]
-    assert figures("FOC-2nd", "cifar100", 50, "focal_sam", None) == [(*none, 48.1)]
-    assert figures("SAD", "cifar100", 100, "sam", "cross_entropy+drw") == [(*none, 44.6)]
-    assert figures("OFBD", "cifar100", 10, "sgd") == [(*none, 55.71)]
+    assert printed("FOC-2nd", "cifar100", 50, "focal_sam", None) == [(*none, 48.1)]
+    assert printed("SAD", "cifar100", 100, "sam", "cross_entropy+drw") == [(*none, 44.6)]
+    assert printed("OFBD", "cifar100", 10, "sgd") == [(*none, 55.71)]
     weights = {
         row.overrides["tail_weight"]: row.few
-        for row in published.ROWS
+        for row in published.RESULTS
         if row.rule == "reweighted_sam"
     }
     assert weights == {2: 12.3, 3: 13.4, 5: 13.2, 10: 13.1, 20: 13.5}
 
 
 def test_rows_name_what_exists_and_secondary_sources_are_marked():
-    for row in published.ROWS:
+    for row in published.RESULTS:
         assert row.source in published.SOURCES and row.protocol in published.PROTOCOLS
         assert all(0 < x < 100 for x in (row.many, row.medium, row.few, row.all) if x is not None)
         assert row.verified == (row.source not in ("CCS-2nd", "FOC-2nd", "WB-2nd"))
-    used = {row.protocol for row in published.ROWS}
+    used = {row.protocol for row in published.RESULTS}
     assert used == set(published.PROTOCOLS)
-    assert {row.source for row in published.ROWS} == set(published.SOURCES)
+    assert {row.source for row in published.RESULTS} == set(published.SOURCES)
 
 
 @pytest.mark.parametrize(
@@ -440,7 +444,7 @@ def test_rows_name_what_exists_and_secondary_sources_are_marked():
 )
 def test_the_splits_of_a_row_make_its_mean(source, dataset, sizes, least):
     """Mean over classes of the split means: a digit copied wrongly would show."""
-    rows = [r for r in published.ROWS if (r.source, r.dataset) == (source, dataset) and r.many]
+    rows = [r for r in published.RESULTS if (r.source, r.dataset) == (source, dataset) and r.many]
     assert len(rows) >= least
     for row in rows:
         splits = zip(sizes, (row.many, row.medium, row.few), strict=True)
@@ -450,32 +454,109 @@ def test_the_splits_of_a_row_make_its_mean(source, dataset, sizes, least):
         assert mean == pytest.approx(row.all, abs=off), row
 
 
-def test_a_table_that_does_not_fill_its_columns_is_refused():
-    with pytest.raises(ValueError, match="does not fill"):
-        published._parsed("[P, Table 9, quoted, cifar100:100]\nsgd CE - 1 2")
+# Of the results and protocols as they stood in code before they were a data file.
+DIGESTS = {
+    "results": "2818a286d7ca22a3d6584181f7ab06c723521b1db848d70bdad683e1867b5373",
+    "protocols": "939c0b3e628236bfc5c0f04318e70fa3e89a4a6d2012726eb9e8c0efcd609d76",
+}
+RECORDED = (
+    "dataset", "imbalance_factor", "rule", "loss", "recipe", "many", "medium", "few", "all",
+    "source", "table", "protocol", "overrides", "note",
+)  # fmt: skip
+
+
+def digest(value):
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def test_every_published_figure_is_the_one_that_was_transcribed():
+    """Whoever corrects one, or adds one, records the digest anew."""
+    results = [[getattr(result, name) for name in RECORDED] for result in published.RESULTS]
+    assert len(results) == 251 and digest(results) == DIGESTS["results"]
+
+
+def test_every_protocol_asks_for_what_was_transcribed():
+    datasets = ("cifar10", "cifar100", "imagenet", "places", "inaturalist2018")
+    rules = ("sgd", "sam", "reweighted_sam", "imbsam", "focal_sam", "sse_sam", "cc_sam")
+    whole = {}
+    for name, stated in published.PROTOCOLS.items():
+        asked = {}
+        for dataset, rule in itertools.product(datasets, rules):
+            found = matching._expected({"dataset": dataset, "rule": rule}, name)
+            asked[f"{dataset} {rule}"] = {k: [list(v), guess] for k, (v, guess) in found.items()}
+        whole[name] = [stated.says, stated.chosen, stated.seed, asked]
+    assert digest(whole) == DIGESTS["protocols"]
+
+
+SMALL = """
+sources.P = "a paper"
+[protocols.own]
+says = "somewhere"
+[[protocols.own.settings]]
+datasets = ["cifar100"]
+values.lr = 0.1
+guesses = ["lr"]
+[[tables]]
+source = "P"
+protocol = "own"
+results = [{ dataset = "cifar100", imbalance_factor = 100, rule = "sgd", all = 38 }]
+"""
+
+
+def test_a_small_file_of_results_is_read():
+    sources, protocols, (result,) = published.read(SMALL)
+    assert sources == {"P": "a paper"} and result.all == 38.0 and result.many is None
+    assert result.chosen == protocols["own"].chosen == "not stated" and result.verified
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"a paper"', "1", "source P has name 1, of another kind"),
+        ('says = "somewhere"', "", "protocol own lacks says"),
+        ("says", "sais", "protocol own lacks says, has sais, which nothing reads"),
+        ('["lr"]', '["rho"]', "are not all among its values"),
+        ('source = "P"', 'source = "Q"', "table 1: there is no source 'Q'"),
+        ('protocol = "own"', 'protocol = "mine"', "table 1: there is no protocol 'mine'"),
+        (", all = 38", "", "table 1, result 1 lacks all"),
+        ("all = 38", "all = 138", "between 0 and 100 percent"),
+        ("all = 38", "all = nan", "between 0 and 100 percent"),
+        ("all = 38", 'all = "38"', "has all '38', of another kind"),
+        ("all = 38", "all = true", "has all True, of another kind"),
+        ("all = 38", "all = 38, epochs = 2", "has epochs, which nothing reads"),
+        ("imbalance_factor = 100", "imbalance_factor = 0", "at least 1"),
+        ("[{ dataset", "[1, { dataset", "table 1, result 1 is 1, not a table"),
+        ("[[tables]]", "[[figures]]", "the file lacks tables"),
+        ("[[tables]]", "[[tables", "line"),
+    ],
+)
+def test_a_damaged_file_of_results_is_refused_with_its_place(old, new, message):
+    assert old in SMALL
+    with pytest.raises(ValueError, match=re.escape(message)):
+        published.read(SMALL.replace(old, new))
 
 
 # ---- matching --------------------------------------------------------------------------------
 
 
 def test_published_rows_are_of_the_same_data_rule_and_loss():
-    found = published.beside(facts(rule="imbsam", rule_args=IMBSAM))
+    found = matching.beside(facts(rule="imbsam", rule_args=IMBSAM))
     assert Counter(row.source for row in found) == {"P": 1, "IMB": 4, "SSE": 1, "RDR": 1}
-    found = published.beside(facts(rule="imbsam", rule_args=IMBSAM, loss="logit_adjusted"))
+    found = matching.beside(facts(rule="imbsam", rule_args=IMBSAM, loss="logit_adjusted"))
     assert [row.all for row in found] == [48.4]
-    found = published.beside(facts(rule="sam", loss="ldam", loss_args={"drw_epoch": 160}))
+    found = matching.beside(facts(rule="sam", loss="ldam", loss_args={"drw_epoch": 160}))
     assert [row.all for row in found] == [45.4]
-    assert published.beside(facts(rule="sam", loss="ldam")) == []
-    assert published.beside(facts(imbalance_factor=100.3, dataset="cifar100-LT"))
-    assert published.beside(facts(imbalance_factor=33.0)) == []
+    assert matching.beside(facts(rule="sam", loss="ldam")) == []
+    assert matching.beside(facts(imbalance_factor=100.3, dataset="cifar100-LT"))
+    assert matching.beside(facts(imbalance_factor=33.0)) == []
     # The loss of these is not stated, so they stand beside any.
-    assert [row.all for row in published.beside(facts(rule="focal_sam"))] == [44.0]
+    assert [row.all for row in matching.beside(facts(rule="focal_sam"))] == [44.0]
 
 
 def test_factor_200_of_cifar100_is_250_in_whole_images():
-    assert {row.all for row in published.beside(facts(imbalance_factor=250.0))} == {37.9}
-    assert [row.all for row in published.beside(facts(imbalance_factor=500.0))] == [34.1]
-    found = published.beside(facts(dataset="cifar10", imbalance_factor=200.0))
+    assert {row.all for row in matching.beside(facts(imbalance_factor=250.0))} == {37.9}
+    assert [row.all for row in matching.beside(facts(imbalance_factor=500.0))] == [34.1]
+    found = matching.beside(facts(dataset="cifar10", imbalance_factor=200.0))
     assert [row.all for row in found] == [68.6]
 
 
@@ -489,17 +570,17 @@ def test_factor_200_of_cifar100_is_250_in_whole_images():
 )
 def test_other_data_do_not_stand_beside_the_papers(changes, said):
     group = grouping.grouped([make(rule="imbsam", rule_args=IMBSAM, **changes)])[0]
-    assert published.beside(group.facts) == [] and said in grouping.data(group)
-    shown = report.markdown([group], False)
+    assert matching.beside(group.facts) == [] and said in naming.data(group)
+    shown = writing.markdown([group], False)
     assert said in shown and "no published figure of this setting" in shown
     assert "None" not in shown
     same = grouping.grouped([make(rule="imbsam", rule_args=IMBSAM)])[0]
-    assert published.beside(same.facts) and grouping.data(same) == "cifar100 IF 100"
+    assert matching.beside(same.facts) and naming.data(same) == "cifar100 IF 100"
 
 
 def test_reweighted_sam_stands_beside_its_weight():
     arguments = {"rho": 0.05, "eta": 100.0, "tail_weight": 5.0}
-    found = published.beside(facts(rule="reweighted_sam", rule_args=arguments))
+    found = matching.beside(facts(rule="reweighted_sam", rule_args=arguments))
     assert [row.all for row in found] == [49.0]
 
 
@@ -541,7 +622,7 @@ EVERY = {"running_statistics": "every"}
     ids=str,
 )  # fmt: skip
 def test_a_run_is_marked_by_the_protocols_it_follows(change, names):
-    assert published.marks(facts(**change)) == names
+    assert matching.marks(facts(**change)) == names
 
 
 EXPORTED = "TFDS cifar100, long-tailed (exp, imbalance factor 100; of each class "
@@ -564,15 +645,15 @@ def test_an_exported_file_says_what_it_holds(source, known, capsys):
     run = make(source=source, subset=None, subset_seed=None)
     found = grouping.grouped([run])[0]
     assert {name: found.facts[name] for name in known} == known
-    differences = published.differences(found.facts, "imbsam-paper")
+    differences = matching.differences(found.facts, "imbsam-paper")
     assert ("shrink 2, not 1" in differences) == (known["shrink"] == 2)
     assert not any("None" in difference for difference in differences)
     unknown = "subset not known, theirs first (a guess)" in differences
     assert unknown == ("subset" not in known)
-    assert (published.marks(found.facts) == ["imbsam-paper"]) == (differences == [])
-    report.show([run])
+    assert (matching.marks(found.facts) == ["imbsam-paper"]) == (differences == [])
+    tables.show([run])
     shown = " ".join(capsys.readouterr().out.split())
-    averaged = f"IF 100, {known['shrink']}x{known['shrink']} pixels averaged"
+    averaged = f"IF 100, every {known['shrink']}x{known['shrink']} pixels averaged"
     assert (averaged in shown) == (known["shrink"] > 1) and "None" not in shown
 
 
@@ -587,27 +668,27 @@ def test_sse_sams_switch_is_counted_in_epochs():
     """170 steps an epoch: the release switches after 140 of 200 epochs."""
     arguments = {"eta": 100.0, "head_rho": 0.05, "tail_rho": 0.1, "switch_step": 140 * 170}
     run = {"rule": "sse_sam", "weight_decay": 1e-3, "ascent": EVERY}
-    assert "sse-sam-release" in published.marks(facts(**run, rule_args=arguments))
+    assert "sse-sam-release" in matching.marks(facts(**run, rule_args=arguments))
     other = facts(**run, rule_args={**arguments, "switch_step": 70 * 170})
-    assert "switch_epoch 70, not 140" in published.differences(other, "sse-sam-release")
+    assert "switch_epoch 70, not 140" in matching.differences(other, "sse-sam-release")
 
 
 def test_differences_say_both_values_and_what_is_a_guess():
     run = facts(model="resnet32", lr=0.1, subset="shuffled", rule="sam", rule_args={"rho": 0.2})
-    assert published.differences(run, "imbsam-paper") == [
+    assert matching.differences(run, "imbsam-paper") == [
         "model resnet32, not resnet34_3x3",
         "lr 0.1, not 0.01 (a guess)",
         "rho 0.2, not 0.05",
         "subset shuffled, not first (a guess)",
     ]
-    assert published.differences(run, "quoted") == ["its settings are not known"]
-    assert published.differences(
+    assert matching.differences(run, "quoted") == ["its settings are not known"]
+    assert matching.differences(
         facts(weight_decay=0.0), "weight-balancing", {"weight_decay": 0}
     ) == ["epochs 200, not 320"]
-    assert "schedule cosine-prestep, not steps" in published.differences(facts(), "saddle")
+    assert "schedule cosine-prestep, not steps" in matching.differences(facts(), "saddle")
     group = grouping.grouped([make(seed, weight_decay=1e-3) for seed in (0, 1, 2)])[0]
-    (row,) = (r for r in published.beside(group.facts) if r.source == "SSE")
-    assert grouping.differs(group, row) == ["seeds 0-2, not 9826"]
+    (row,) = (r for r in matching.beside(group.facts) if r.source == "SSE")
+    assert naming.differs(group, row) == ["seeds 0-2, not 9826"]
 
 
 # ---- what is shown and written ---------------------------------------------------------------
@@ -640,7 +721,7 @@ def test_the_terminal_fits_100_columns_and_names_both_kinds(runs, capsys):
 def test_few_seeds_are_said_to_have_wide_intervals(n, factor, capsys):
     from scipy import stats
 
-    report.show([make(s, rule, 50.0 + s) for s in range(n) for rule in ("sgd", "sam")])
+    tables.show([make(s, rule, 50.0 + s) for s in range(n) for rule in ("sgd", "sam")])
     shown = " ".join(capsys.readouterr().out.split())
     assert ("a 95% interval" in shown) == (factor is not None)
     if factor:
@@ -649,7 +730,7 @@ def test_few_seeds_are_said_to_have_wide_intervals(n, factor, capsys):
 
 
 def test_show_takes_reports_that_were_never_saved(capsys):
-    report.show([make(0), make(1, "imbsam", rule_args={"rho": "step(0.1, 0.2)", "strict": True})])
+    tables.show([make(0), make(1, "imbsam", rule_args={"rho": "step(0.1, 0.2)", "strict": True})])
     shown = " ".join(capsys.readouterr().out.split())
     assert "imbsam rho step(0.1, 0.2)" in shown and "protocol: own" in shown
 
@@ -688,7 +769,7 @@ def test_the_files_hold_runs_and_published_rows(runs, tmp_path, capsys):
 
 def test_the_gain_of_a_class_is_the_mean_over_common_seeds(runs):
     save(runs / "imbsam_7", 7, "imbsam", 79.0, IMBSAM, accuracies=(99, 99, 99))
-    (panel,), missing = report.gains(grouping.grouped(report.find([str(runs)])))
+    (panel,), missing = writing.gains(grouping.grouped(reading.find([str(runs)])))
     assert panel["gain"] == pytest.approx([-1, 2, 3])  # (0 + 3 + 6) / 3; seed 7 has no partner
     assert panel["counts"] == [500, 100, 5] and panel["eta"] == 100
     assert panel["title"].endswith("3 seeds") and missing == []
@@ -759,6 +840,16 @@ def test_out_is_not_overwritten_unasked(runs, tmp_path, capsys):
     assert (out / "mine.txt").read_text() == "kept" and (out / "report.md").exists()
     with pytest.raises(RunError, match="is no folder"):
         run_command(runs, "--out", out / "mine.txt")
+
+
+def test_no_two_processes_write_one_report(runs, tmp_path, capsys):
+    with folders.Lock(tmp_path / "out"):
+        with pytest.raises(RunError, match="in use by another process"):
+            run_command(runs, "--out", tmp_path / "out")
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [folders.LOCK]
+    with pytest.raises(RunError, match="no finished run"):
+        run_command(tmp_path / "out", "--out", tmp_path / "fresh")
+    assert not (tmp_path / "fresh").exists()
 
 
 def test_what_is_not_finished_is_said(runs, tmp_path, capsys):

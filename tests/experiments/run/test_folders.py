@@ -16,6 +16,7 @@ import pytest
 from experiments import cifar_lt, digits_lt, evaluate, sweep
 from experiments.anomaly import command as anomaly
 from experiments.command import launch, presets
+from experiments.command.seeds import groups
 from experiments.data import save_npz
 from experiments.host import folders
 from experiments.host.errors import RunError
@@ -442,7 +443,6 @@ def test_a_config_damaged_in_any_field_is_refused(finished, run, data):
     args = presets.parse(
         cifar_lt.arguments(), ["--out", str(run.parent), "--resume", "--seeds", "0"]
     )
-    args.devices_left_out = True
     os.rename(run, run.parent / "seed_0")
     path = run.parent / "seed_0" / "config.json"
     held = Checkpoints(path.parent / "checkpoints", reading=True)
@@ -453,7 +453,7 @@ def test_a_config_damaged_in_any_field_is_refused(finished, run, data):
         with pytest.raises(RunError, match="holds a run with other settings"):
             folders.RunFolder.check(path.parent, config, resume=True)
         with contextlib.suppress(RunError):
-            launch.groups(args, [0])
+            groups(args, [0])
         if "'x'" in what or "missing" in what or "unknown" in what:
             with pytest.raises(RunError, match=r"config\.json is not as the run was trained"):
                 held.check_config(path, folders.read_object(path), pytest.fail)

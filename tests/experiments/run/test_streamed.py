@@ -25,7 +25,7 @@ from experiments.run.one import Run, params_sha256
 from experiments.run.parts import Parts, last_variables
 from experiments.run.settings import Settings
 from experiments.run.trainer import fit
-from experiments.step.steps import Rows
+from experiments.step.step import Rows
 from imbsam_jax import rules
 from imbsam_jax.losses import cross_entropy
 

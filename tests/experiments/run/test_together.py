@@ -12,14 +12,15 @@ import pytest
 
 from experiments import cifar_lt, imagenet_lt
 from experiments.command import launch
+from experiments.command import seeds as command_seeds
+from experiments.command.method_flags import build_method
+from experiments.command.seeds import groups, seeds_of
 from experiments.data import save_npz
 from experiments.host.errors import RunError, Stopped
 from experiments.models import MODELS
 from experiments.run.one import Run
 from experiments.run.settings import Settings
 from experiments.run.trainer import Trainer, check_together, fit, fit_together
-from experiments.step import execution
-from experiments.step.methods import build_method
 from imbsam_jax import rules
 from imbsam_jax.losses import cross_entropy
 from tiny import IN_FULL, TinyNet, tiny_dataset
@@ -382,12 +383,12 @@ def test_a_loss_that_is_not_finite_names_the_seed(tmp_path):
 
 def grouped(monkeypatch, out, flags, cores=2):
     """[(seeds, devices, together)] of a command line on so many cores."""
-    monkeypatch.setattr(execution, "cores", lambda: cores)
+    monkeypatch.setattr(command_seeds, "cores", lambda: cores)
     monkeypatch.setattr(jax, "device_count", lambda: cores)  # JAX runs already, on one
     args = cifar_lt.arguments().parse_args([*flags, "--out", str(out), "--quiet"])
     args.preset = None
     launch.begin(args)
-    return [tuple(group) for group in launch.groups(args, launch._seeds(args))]
+    return [tuple(group) for group in groups(args, seeds_of(args))]
 
 
 @pytest.mark.parametrize(
@@ -500,7 +501,7 @@ def test_the_command_line_with_second_stages(tmp_path, run_python):
 
 @pytest.mark.slow
 def test_by_default_every_core_has_seeds_and_second_stages_are_lone_runs(tmp_path, run_python):
-    data, out, cores = tmp_path / "tiny.npz", tmp_path / "runs", min(execution.cores(), 8)
+    data, out, cores = tmp_path / "tiny.npz", tmp_path / "runs", min(command_seeds.cores(), 8)
     save_npz(tiny_dataset(), data)
     flags = ["--data", data, "--model", "mlp", "--batch-size", 16, "--eta", 10, "--epochs", 2]
     seeds = list(range(cores))

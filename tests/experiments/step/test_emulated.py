@@ -13,7 +13,7 @@ def test_devices_are_emulated_without_a_flag_of_xla(tmp_path, run_python):
     code = f"""
         from experiments import cifar_lt
         from experiments.command import launch
-        from experiments.step.execution import use_devices
+        from experiments.host.devices import use_devices
         from experiments.host.errors import RunError
         launch.in_full = dict  # as `lean` does
         flags = ["--model", "mlp", "--batch-size", "26", "--epochs", "2", "--eta", "10", "--quiet"]

@@ -7,12 +7,15 @@ import optax
 import pytest
 
 from experiments import cifar_lt
-from experiments.command import presets, stage2
+from experiments.command import loss_flags, method_flags, presets, stage2
 from experiments.data import augment
 from experiments.host.errors import RunError
 from experiments.run.settings import Settings
-from experiments.step import methods, objectives, steps
+from experiments.step import methods
 from experiments.step.objectives import Adversary, Objective
+from experiments.step.optimizer import optimizer
+from experiments.step.state import create_state, merge, split
+from experiments.step.step import Inputs, make_step
 from imbsam_jax import Ascent, cc_sam, losses, rules, value_and_grad
 from tiny import COUNTS, TinyNet, tiny_dataset
 
@@ -22,7 +25,9 @@ OPTIONS = vars(cifar_lt.arguments().parse_args(["--eta", "10", "--epochs", "10"]
 
 
 def build(name, **options):
-    return methods.build_method(name, np.array(COUNTS), {**OPTIONS, **options}, steps_per_epoch=5)
+    return method_flags.build_method(
+        name, np.array(COUNTS), {**OPTIONS, **options}, steps_per_epoch=5
+    )
 
 
 # ---- by name -------------------------------------------------------------------------------
@@ -129,19 +134,19 @@ def test_losses_by_name(name, expected):
         **OPTIONS, "beta": 0.99, "focal_gamma": 2.0, "max_margin": 0.3, "scale": 10.0, "tau": 0.5,
         "vs_gamma": 0.05,
     }  # fmt: skip
-    loss, found = objectives.build_loss(name, np.array(COUNTS), options, steps_per_epoch=5)
+    loss, found = loss_flags.build_loss(name, np.array(COUNTS), options, steps_per_epoch=5)
     assert found["loss"] == name
     np.testing.assert_array_equal(loss(LOGITS, LABELS, 0), expected(LOGITS, LABELS))
 
 
 def test_every_loss_has_a_row_above():
     (mark,) = test_losses_by_name.pytestmark
-    assert {name for name, _ in mark.args[1]} == set(objectives.LOSSES)
+    assert {name for name, _ in mark.args[1]} == set(loss_flags.LOSSES)
 
 
 def test_deferred_reweighting_smoothing_and_the_head_of_ldam():
     options = {**OPTIONS, "drw_epoch": 2, "smoothing": 0.1, "beta": 0.99}
-    loss, found = objectives.build_loss("ldam", np.array(COUNTS), options, steps_per_epoch=5)
+    loss, found = loss_flags.build_loss("ldam", np.array(COUNTS), options, steps_per_epoch=5)
     plain = losses.ldam(COUNTS)
     weights = losses.class_balanced_weights(COUNTS, 0.99)
     later = losses.weighted(plain, weights, normalise="weights")
@@ -149,17 +154,17 @@ def test_deferred_reweighting_smoothing_and_the_head_of_ldam():
         expected = losses.smoothed(part, 0.1)(LOGITS, LABELS)
         np.testing.assert_allclose(loss(LOGITS, LABELS, step), expected, rtol=1e-6)
     assert found["loss_args"]["drw_epoch"] == 2 and found["loss_args"]["smoothing"] == 0.1
-    assert objectives.classifier_for("ldam", OPTIONS) == "normalised"
-    assert objectives.classifier_for("ldam", {**OPTIONS, "scale_logits": False}) == "linear"
-    assert objectives.classifier_for("vs", OPTIONS) == "linear"
+    assert loss_flags.classifier_for("ldam", OPTIONS) == "normalised"
+    assert loss_flags.classifier_for("ldam", {**OPTIONS, "scale_logits": False}) == "linear"
+    assert loss_flags.classifier_for("vs", OPTIONS) == "linear"
     for name in ("class_balanced", "softmax_binary"):
         with pytest.raises(RunError, match="weighted from the start"):
-            objectives.build_loss(name, np.array(COUNTS), options, steps_per_epoch=5)
+            loss_flags.build_loss(name, np.array(COUNTS), options, steps_per_epoch=5)
     with pytest.raises(RunError, match="--drw-epoch 10 is past the last of 10 epochs"):
         late = {**options, "drw_epoch": 10}
-        objectives.build_loss("ldam", np.array(COUNTS), late, steps_per_epoch=5)
+        loss_flags.build_loss("ldam", np.array(COUNTS), late, steps_per_epoch=5)
     with pytest.raises(RunError, match="unknown loss 'mse'"):
-        objectives.build_loss("mse", np.array(COUNTS), OPTIONS, steps_per_epoch=5)
+        loss_flags.build_loss("mse", np.array(COUNTS), OPTIONS, steps_per_epoch=5)
 
 
 # ---- presets -------------------------------------------------------------------------------
@@ -203,8 +208,8 @@ def test_presets_build_and_take_a_step(bench, name):
     assert set(preset.flags) <= {action.dest for action in parser._actions}
     args = presets.parse(parser, ["--preset", name])
     options = {**vars(args), "eta": 10.0}
-    method, _ = methods.build_method(args.rule, np.array(COUNTS), options, steps_per_epoch=5)
-    loss, _ = objectives.build_loss(args.loss, np.array(COUNTS), options, steps_per_epoch=5)
+    method, _ = method_flags.build_method(args.rule, np.array(COUNTS), options, steps_per_epoch=5)
+    loss, _ = loss_flags.build_loss(args.loss, np.array(COUNTS), options, steps_per_epoch=5)
     state, *_, run = bench
     for _, stage in method.stages():
         objective = Objective(loss, 5, args.mixup)
@@ -241,11 +246,11 @@ def test_a_flag_beside_a_preset_wins_and_is_shown():
 def bench():
     """A step of a net with batch normalisation, from one state and batch."""
     dataset = tiny_dataset()
-    model, tx = TinyNet(5), steps.optimizer(lambda _: 0.1, 0.0, 0.0)
-    state = jax.jit(lambda key: steps.create_state(model, tx, jnp.zeros((1, 8, 8, 3)), key))(
+    model, tx = TinyNet(5), optimizer(lambda _: 0.1, 0.0, 0.0)
+    state = jax.jit(lambda key: create_state(model, tx, jnp.zeros((1, 8, 8, 3)), key))(
         jax.random.key(0)
     )
-    inputs = steps.Inputs(*map(jnp.asarray, (dataset.train_images, dataset.train_labels)))
+    inputs = Inputs(*map(jnp.asarray, (dataset.train_images, dataset.train_labels)))
     index = jnp.arange(0, 78, 5)
 
     def prepare(images, positions, batch_size, key):
@@ -254,7 +259,7 @@ def bench():
         return images + 0.1 * positions[:, None, None, None]
 
     def run(method, objective, state=state):
-        step = steps.make_step(method, objective, prepare)
+        step = make_step(method, objective, prepare)
         call = jax.jit(step, static_argnums=4)
         return call(state, inputs, index, jnp.arange(len(index)), len(index), jax.random.key(1))
 
@@ -366,11 +371,11 @@ def test_frozen_statistics_normalise_by_the_running_ones_and_stay(bench):
 def test_a_frozen_part_stays_and_the_adversary_is_the_librarys(bench):
     state, images, labels, run = bench
     whole = state.params
-    head, rest = steps.split(whole, "head")
+    head, rest = split(whole, "head")
     assert set(head) == {"head"} and "head" not in rest
-    jax.tree.map(np.testing.assert_array_equal, steps.merge(head, rest), whole)
+    jax.tree.map(np.testing.assert_array_equal, merge(head, rest), whole)
     with pytest.raises(ValueError, match="no scales to train"):
-        steps.split(whole, "scales")
+        split(whole, "scales")
     tx = optax.sgd(0.1)
     part = state.replace(params=head, frozen=rest, tx=tx, opt_state=tx.init(head))
 

@@ -16,7 +16,7 @@ from experiments.run import cost
 from experiments.models import MODELS
 from experiments.run.parts import Parts
 from experiments.run.settings import Settings
-from experiments.step.steps import Inputs
+from experiments.step.step import Inputs
 from experiments.run.trainer import fit
 from imbsam_jax import rules
 from experiments.host.errors import RunError

@@ -12,35 +12,15 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
-from flax import traverse_util
-from flax.training import train_state
 
 from experiments.data.augment import mix
 from experiments.models import BATCH_NORM_MOMENTUM
 from experiments.step.methods import Halves, Method, as_method
 from experiments.step.objectives import Objective
-from imbsam_jax import batch_renorm, classifiers, metrics
+from experiments.step.state import TrainState, merge
+from imbsam_jax import batch_renorm, metrics
 from imbsam_jax.losses import Loss, cross_entropy
 from imbsam_jax.rules import Rule
-
-# Which parameters are trained; the rest is frozen.
-TRAINED = ("all", "head", "scales")
-
-
-class TrainState(train_state.TrainState):
-    """Flax's train state, with batch statistics and with parameters that are not trained.
-
-    Attributes:
-      batch_stats: running statistics of batch normalisation, {} without.
-      frozen: the rest of the parameters, {} where all of them are trained.
-    """
-
-    batch_stats: Any
-    frozen: Any
-
-    def variables(self) -> dict[str, Any]:
-        return {"params": merge(self.params, self.frozen), "batch_stats": self.batch_stats}
 
 
 class Inputs(NamedTuple):
@@ -77,54 +57,6 @@ class StepMetrics(NamedTuple):
     accuracy: jax.Array
     real: jax.Array
     stop: Any = None
-
-
-def create_state(
-    model: nn.Module,
-    tx: optax.GradientTransformation,
-    images: jax.Array,
-    key: jax.Array,
-    trained: str = "all",
-) -> TrainState:
-    """Fresh parameters for images float[B, H, W, C] (their values do not matter)."""
-    variables = model.init(key, images, train=False)
-    return start_state(model, tx, variables, trained)
-
-
-def start_state(
-    model: nn.Module, tx: optax.GradientTransformation, variables: Any, trained: str = "all"
-) -> TrainState:
-    """A state that trains some of these variables from here, one of TRAINED."""
-    params, frozen = split(variables["params"], trained)
-    return TrainState.create(
-        apply_fn=model.apply,
-        params=params,
-        tx=tx,
-        batch_stats=variables.get("batch_stats", {}),
-        frozen=frozen,
-    )
-
-
-def split(params: Any, trained: str) -> tuple[Any, Any]:
-    """(trained, frozen): all, the classifier "head", or the "scales" of a scaled one alone."""
-    if trained not in TRAINED:
-        raise ValueError(f"unknown part {trained!r}; choose from {', '.join(TRAINED)}")
-    if trained == "all":
-        return params, {}
-    flat = traverse_util.flatten_dict(params)
-    chosen = {k: v for k, v in flat.items() if k[0] == "head" and trained in ("head", k[-1])}
-    if not chosen:
-        raise ValueError(f"this model has no {trained} to train")
-    rest = {k: v for k, v in flat.items() if k not in chosen}
-    return traverse_util.unflatten_dict(chosen), traverse_util.unflatten_dict(rest)
-
-
-def merge(params: Any, frozen: Any) -> Any:
-    """What `split` took apart."""
-    if not frozen:
-        return params
-    flat = traverse_util.flatten_dict(frozen) | traverse_util.flatten_dict(params)
-    return traverse_util.unflatten_dict(flat)
 
 
 def take(inputs: Inputs | None, rows: Rows) -> tuple[jax.Array, jax.Array]:
@@ -319,60 +251,3 @@ def count_hits(
     losses = cross_entropy(logits, labels)
     losses = losses if rows.mask is None else jnp.where(rows.mask, losses, 0)
     return correct, total, losses.sum()
-
-
-def learning_rate(
-    kind: str, base: float, epochs: int, steps_per_epoch: int
-) -> Callable[[Any], Any]:
-    """Learning rate by step; constant within an epoch, as every released recipe has it.
-
-    Epoch j counts from 0, T is the number of epochs:
-      cosine: `base/2 (1 + cos(pi j / T))`, the scheduler stepped after each epoch.
-      cosine-prestep: j + 1 in place of j, as the ImbSAM and weight balancing releases do; the
-        last epoch then has learning rate 0.
-      steps: LDAM's, `base * (j + 1) / 5` in the first five epochs, then base, a hundredth of it
-        from 80% of the epochs, a ten-thousandth from 90%.
-      warmup-steps: CC-SAM's, `base * (1/3 + 2/3 (j + 1) / 5)` up to base, a tenth of it from the
-        epoch that ends at 80% of them, a hundredth from 90%.
-      constant: base.
-    """
-
-    def at(step: Any) -> Any:
-        epoch = jnp.minimum(step // steps_per_epoch, epochs - 1)
-        if kind == "constant":
-            return jnp.full((), base, jnp.float32)
-        if kind == "steps":
-            late = jnp.where(epoch >= round(0.9 * epochs), 1e-4, 1e-2)
-            decayed = base * jnp.where(epoch >= round(0.8 * epochs), late, 1.0)
-            return jnp.where(epoch < 5, base * (epoch + 1) / 5, decayed)
-        if kind == "warmup-steps":
-            rise = jnp.minimum(1 / 3 + 2 / 3 * (epoch + 1) / 5, 1)
-            fall = 0.1 ** sum(epoch + 1 >= round(at * epochs) for at in (0.8, 0.9))
-            return base * rise * fall
-        passed = epoch + (kind == "cosine-prestep")
-        return base / 2 * (1 + jnp.cos(jnp.pi * passed / epochs))
-
-    if kind not in SCHEDULES:
-        raise ValueError(f"unknown schedule {kind!r}; choose from {', '.join(SCHEDULES)}")
-    return at
-
-
-SCHEDULES = ("cosine", "cosine-prestep", "steps", "warmup-steps", "constant")
-
-
-def optimizer(
-    schedule: Callable[[Any], Any], momentum: float, weight_decay: float, *, max_norm_every: int = 0
-) -> optax.GradientTransformation:
-    """SGD as in PyTorch: `v = mu v + g + wd theta; theta -= lr v`, decay on every parameter.
-
-    With max_norm_every the classifier is projected after every so many steps, with weight
-    balancing's radius of the parameters given to `init`.
-    """
-    links = [optax.add_decayed_weights(weight_decay), optax.sgd(schedule, momentum=momentum)]
-    if max_norm_every:
-        links.append(
-            classifiers.max_norm(
-                lambda params: {name: name == "head" for name in params}, every=max_norm_every
-            )
-        )
-    return optax.chain(*links)

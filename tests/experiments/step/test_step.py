@@ -7,8 +7,10 @@ import optax
 import pytest
 
 from experiments.data import augment
-from experiments.step import steps
 from experiments.step.objectives import Objective
+from experiments.step.optimizer import learning_rate, optimizer
+from experiments.step.state import create_state
+from experiments.step.step import Inputs, Rows, count_hits, make_step
 from imbsam_jax import rules
 from imbsam_jax.losses import cross_entropy
 from tiny import TinyNet, tiny_dataset
@@ -40,7 +42,7 @@ def test_normalise_is_the_stated_affine_map():
 
 def test_schedules_at_known_epochs():
     def epochs(kind: str, at: list[int], total: int) -> list[float]:
-        schedule = steps.learning_rate(kind, 0.1, total, 7)
+        schedule = learning_rate(kind, 0.1, total, 7)
         # First and last step of an epoch have the epoch's rate.
         values = [float(schedule(7 * epoch)) for epoch in at]
         assert values == [float(schedule(7 * epoch + 6)) for epoch in at]
@@ -55,12 +57,12 @@ def test_schedules_at_known_epochs():
     np.testing.assert_allclose(ldam, [0.02, 0.08, 0.1, 0.1, 1e-3, 1e-3, 1e-5, 1e-5], rtol=1e-5)
     assert epochs("constant", [0, 3], 4) == [pytest.approx(0.1)] * 2
     with pytest.raises(ValueError, match=r"linear.*cosine"):
-        steps.learning_rate("linear", 0.1, 4, 7)
+        learning_rate("linear", 0.1, 4, 7)
 
 
 def test_the_optimizer_is_pytorchs_sgd(x64):
     rates = jnp.array([0.5, 0.25, 0.125])
-    tx = steps.optimizer(lambda step: rates[step], momentum=0.9, weight_decay=0.1)
+    tx = optimizer(lambda step: rates[step], momentum=0.9, weight_decay=0.1)
     theta, velocity = np.array([1.0, -2.0]), np.zeros(2)
     params = jnp.asarray(theta)
     state = tx.init(params)
@@ -77,17 +79,17 @@ def one_step():
     """A step of a net with batch normalisation, from one state and batch under any rule."""
     dataset = tiny_dataset()
     model = TinyNet(5)
-    tx = steps.optimizer(lambda _: 0.1, 0.9, 5e-4)
+    tx = optimizer(lambda _: 0.1, 0.9, 5e-4)
     example = jnp.zeros((1, 8, 8, 3))
-    state = jax.jit(lambda key: steps.create_state(model, tx, example, key))(jax.random.key(0))
-    inputs = steps.Inputs(*map(jnp.asarray, (dataset.train_images, dataset.train_labels)))
+    state = jax.jit(lambda key: create_state(model, tx, example, key))(jax.random.key(0))
+    inputs = Inputs(*map(jnp.asarray, (dataset.train_images, dataset.train_labels)))
     index = jnp.arange(0, 78, 5)
 
     def prepare(images, positions, batch_size, key):
         return augment.normalise(images, dataset.mean, dataset.std)
 
     def run(rule):
-        step = steps.make_step(rule, Objective(cross_entropy, 5), prepare)
+        step = make_step(rule, Objective(cross_entropy, 5), prepare)
         call = jax.jit(step, static_argnums=4)
         return call(state, inputs, index, jnp.arange(len(index)), len(index), jax.random.key(1))
 
@@ -134,12 +136,10 @@ def test_counted_hits_equal_a_count_of_predictions(one_step):
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     plain = np.asarray(state.apply_fn(variables, images, train=False))
     mirrored = np.asarray(state.apply_fn(variables, images[:, :, ::-1], train=False))
-    test = steps.Inputs(jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels))
+    test = Inputs(jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels))
     everyone, shown = jnp.arange(55), jnp.arange(55) % 7 != 0
     for flip, logits in ((False, plain), (True, (plain + mirrored) / 2)):
-        correct, total, _ = steps.count_hits(
-            state, prepare, test, steps.Rows(index=everyone, mask=shown), flip
-        )
+        correct, total, _ = count_hits(state, prepare, test, Rows(index=everyone, mask=shown), flip)
         hit = (logits.argmax(-1) == dataset.test_labels) & np.asarray(shown)
         for c in range(5):
             mine = dataset.test_labels == c

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from experiments.command.seeds import devices_by_default
 from experiments.data import save_npz
-from experiments.step.execution import cores, devices_by_default
+from experiments.host.devices import cores
 from tiny import tiny_dataset
 
 DEVICES = """
@@ -14,7 +15,7 @@ import jax
 from experiments import cifar_lt
 from experiments.command import launch
 from experiments.data import save_npz
-from experiments.step.execution import devices_by_default
+from experiments.command.seeds import devices_by_default
 cases = json.loads(sys.argv[1])
 print(json.dumps([devices_by_default(*case) for case in cases]))
 """

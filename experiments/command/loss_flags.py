@@ -1,0 +1,183 @@
+"""Losses by name: from the flags that describe one to what is minimised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from experiments.host import cli
+from experiments.host.errors import RunError
+from experiments.host.needs import Need, Needs, always, either, one_of
+from experiments.step.objectives import Loss
+from imbsam_jax import losses
+
+# Which flags each loss takes, and how it is made of class counts and them.
+LOSSES: dict[str, tuple[tuple[str, ...], Callable[..., Loss]]] = {
+    "cross_entropy": ((), lambda counts, axis: losses.cross_entropy),
+    "class_balanced": (
+        ("beta", "normalise"),
+        lambda counts, axis, beta, normalise: losses.class_balanced(
+            counts, beta, normalise=normalise, axis_name=axis
+        ),
+    ),
+    "focal": (("focal_gamma",), lambda counts, axis, focal_gamma: losses.focal(focal_gamma)),
+    "ldam": (
+        ("max_margin", "scale", "scale_logits"),
+        lambda counts, axis, **options: losses.ldam(counts, **options),
+    ),
+    "logit_adjusted": (("tau",), lambda counts, axis, tau: losses.logit_adjusted(counts, tau=tau)),
+    "vs": (
+        ("vs_gamma", "tau"),
+        lambda counts, axis, vs_gamma, tau: losses.vs(counts, gamma=vs_gamma, tau=tau),
+    ),
+    "softmax_binary": (
+        ("beta",),
+        lambda counts, axis, beta: losses.softmax_binary(counts, beta=beta),
+    ),
+}
+
+
+def build_loss(
+    name: str,
+    class_counts: np.ndarray,
+    options: dict[str, Any],
+    *,
+    steps_per_epoch: int,
+    axis_name: str | None = None,
+) -> tuple[Loss, dict[str, Any]]:
+    """(the loss of that name, the report's fields "loss" and "loss_args").
+
+    Args:
+      name: one of LOSSES.
+      class_counts: int[C].
+      options: the flags of `add_arguments`, and "epochs".
+      steps_per_epoch: what --drw-epoch is counted in.
+      axis_name: the pmap axis, where there is one.
+    """
+    if name not in LOSSES:
+        raise RunError(f"unknown loss {name!r}; choose from {', '.join(LOSSES)}")
+    taken, make = LOSSES[name]
+    arguments = {key: options[key] for key in taken}
+    described = dict(arguments)
+    try:
+        loss = make(class_counts, axis_name, **arguments)
+        if options.get("drw_epoch") is not None:
+            epoch = options["drw_epoch"]
+            if epoch < 0:
+                raise RunError(f"--drw-epoch must be at least 0, got {epoch}")
+            if epoch >= options["epochs"]:
+                raise RunError(
+                    f"--drw-epoch {epoch} is past the last of {options['epochs']} epochs (from 0): "
+                    "nothing would be re-weighted"
+                )
+            if name in ("class_balanced", "softmax_binary"):
+                raise RunError(
+                    f"--drw-epoch re-weights a loss, and {name} is weighted from the start: use "
+                    "--loss cross_entropy"
+                )
+            weights = losses.class_balanced_weights(class_counts, options["beta"])
+            later = losses.weighted(
+                loss, weights, normalise=options["normalise"], axis_name=axis_name
+            )
+            loss = losses.deferred(loss, later, switch_step=epoch * steps_per_epoch)
+            described |= {"drw_epoch": epoch, "beta": options["beta"]}
+            described["normalise"] = options["normalise"]
+        if options.get("smoothing"):
+            loss = losses.smoothed(loss, options["smoothing"])
+            described["smoothing"] = options["smoothing"]
+    except ValueError as error:
+        raise RunError(f"--loss {name}: {error}") from error
+    return loss, {"loss": name, "loss_args": described}
+
+
+def classifier_for(loss: str, options: dict[str, Any]) -> str:
+    """The kind of classifier: --classifier, or what the loss expects."""
+    chosen = options.get("classifier") or "auto"
+    if chosen != "auto":
+        return str(chosen)
+    return "normalised" if loss == "ldam" and options["scale_logits"] else "linear"
+
+
+def add_arguments(group: Any, *, several: bool = False) -> None:
+    """The flags of every loss."""
+    more: dict[str, Any] = {"nargs": "+"} if several else {}
+    group.add_argument(
+        "--loss", default=["cross_entropy"] if several else "cross_entropy",
+        choices=sorted(LOSSES), help="what is minimised",
+        **more,
+    )  # fmt: skip
+    group.add_argument(
+        "--drw-epoch", type=cli.number(least=0, most=10**6, whole=True),
+        help="deferred re-weighting: class-balanced weights from this epoch (from 0) on",
+    )  # fmt: skip
+    group.add_argument(
+        "--mixup", type=cli.number(least=0), default=0.0,
+        help="alpha of mixup's Beta distribution; 0 is none",
+    )  # fmt: skip
+    group.add_argument(
+        "--smoothing", type=cli.number(least=0, most=1), default=0.0, help="label smoothing"
+    )
+    group.add_argument(
+        "--classifier", default="auto", choices=["auto", "linear", "normalised"],
+        help="auto is normalised (cosines) for ldam, else linear",
+    )  # fmt: skip
+    group.add_argument(
+        "--beta", type=cli.number(least=0, below=1), default=0.9999,
+        help="of class-balanced weights",
+    )  # fmt: skip
+    group.add_argument(
+        "--normalise", default="weights", choices=["weights", "batch"],
+        help="divide re-weighted losses by the sum of the weights (LDAM, VS, Saddle), or by the "
+        "batch size (Cui et al., Focal-SAM)",
+    )  # fmt: skip
+    group.add_argument(
+        "--focal-gamma", type=cli.number(least=0), default=1.0, help="focal: focus on hard examples"
+    )
+    group.add_argument(
+        "--max-margin", type=cli.number(least=0, most=10**6), default=0.5,
+        help="ldam: margin of the rarest class",
+    )  # fmt: skip
+    group.add_argument(
+        "--scale",
+        type=cli.number(over=0, most=10**6),
+        default=30.0,
+        help="ldam: factor on the logits",
+    )
+    group.add_argument(
+        "--margin-alone", dest="scale_logits", action="store_false",
+        help="ldam as in SSE-SAM's release: a linear classifier, logits not scaled",
+    )  # fmt: skip
+    group.add_argument(
+        "--tau",
+        type=cli.number(least=-1000, most=1000),
+        default=1.0,
+        help="logit_adjusted, vs: factor on the log priors",
+    )
+    group.add_argument(
+        "--vs-gamma",
+        type=cli.number(least=-1000, most=1000),
+        default=0.3,
+        help="vs: power of the class sizes",
+    )
+
+
+def needs() -> Needs:
+    """When each of these flags is heeded."""
+
+    def of_losses(option: str) -> Need:
+        taken = (name for name, (options, _) in sorted(LOSSES.items()) if option in options)
+        return one_of("loss", taken)
+
+    deferred = Need(lambda args: args.drw_epoch is not None, "--drw-epoch")
+    return {
+        **always("loss", "drw_epoch", "mixup", "smoothing", "classifier"),
+        "beta": (either(of_losses("beta"), deferred),),
+        "normalise": (either(of_losses("normalise"), deferred),),
+        "margin_alone": (of_losses("scale_logits"),),
+        **{
+            name: (of_losses(name),)
+            for name in ("focal_gamma", "max_margin", "scale", "tau", "vs_gamma")
+        },
+    }

@@ -1,0 +1,104 @@
+"""From flags and a data set to a plan: everything that can be refused is refused here."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NamedTuple
+
+from experiments.command import loss_flags, method_flags, stage2
+from experiments.command.seeds import devices_of
+from experiments.host.errors import RunError
+from experiments.step import methods, objectives
+
+
+def prepared(dataset: Any, args: argparse.Namespace) -> Any:
+    """The data set, checked for empty classes and with images held out as the flags say."""
+    from experiments.data.encoded import check_no_empty_class, hold_out_rows
+
+    check_no_empty_class(dataset, args.allow_empty_classes)
+    if not args.val_per_class:
+        return dataset
+    if dataset.val is not None:
+        raise RunError(f"{dataset.name} has a validation set of its own: leave --val-per-class out")
+    return hold_out_rows(dataset, args.val_per_class, seed=0)
+
+
+class Plan(NamedTuple):
+    """What the flags ask for, made for one data set; nothing trained or written yet."""
+
+    settings: Any
+    method: methods.Method
+    loss: objectives.Loss
+    description: dict[str, Any]
+    second: dict[str, stage2.Stage]
+
+
+def make_plan(args: argparse.Namespace, dataset: Any, about_data: dict[str, Any]) -> Plan:
+    """Everything that can be refused is refused here.
+
+    Args:
+      about_data: the description's fields that say how the data was made.
+    """
+    from experiments.data import filled
+    from experiments.run.parts import tail_of
+    from experiments.run.settings import Settings
+    from experiments.step.execution import EXECUTIONS
+    from imbsam_jax import imbalance_factor
+
+    options, counts = vars(args), filled(dataset.class_counts())
+    settings = Settings(
+        **{name: options[name] for name in Settings.__dataclass_fields__ if name in options}
+        | {
+            "classifier": loss_flags.classifier_for(args.loss, options),
+            "devices": devices_of(args),
+        }
+    )
+    settings.check()
+    steps_per_epoch = -(-len(dataset.train_labels) // args.batch_size)
+    method, of_method = method_flags.build_method(
+        args.rule, counts, options, steps_per_epoch=steps_per_epoch
+    )
+    if args.rule == "cc_sam" and settings.accumulate > 1:
+        raise RunError("--rule cc_sam takes a batch whole: use --accumulate 1")
+    if settings.examples != "dependent":
+        if args.rule == "cc_sam":
+            raise RunError("--rule cc_sam takes a batch whole: use --examples dependent")
+        if "running_statistics" in of_method["ascent"]:
+            raise RunError(methods.NOT_EVERY)
+    if args.memory is not None:
+        if settings.examples == "split_norm" or settings.accumulate > 1 or args.stage2:
+            raise RunError(
+                "--memory does not go with --examples split_norm, --accumulate or --stage2"
+            )
+        method = method_flags.remembering(method, args.memory)
+        of_method["memory"] = args.memory
+    loss, of_loss = loss_flags.build_loss(
+        args.loss, counts, options, steps_per_epoch=steps_per_epoch,
+        axis_name=EXECUTIONS[args.parallel].axis_name,
+    )  # fmt: skip
+    description = {
+        "experiment": args.experiment,
+        **of_method,
+        **of_loss,
+        "imbalance_factor": imbalance_factor(counts),
+        "val_per_class": args.val_per_class,
+        **about_data,
+        "preset": args.preset,
+        "stage2": None,
+        "stage2_args": {},
+    }
+    second = {
+        name: stage2.make(
+            name, options, class_counts=counts, first=settings, steps_per_epoch=steps_per_epoch
+        )
+        for name in args.stage2
+    }
+    for each in (settings, *(stage.settings for stage in second.values())):
+        tail_of(dataset, each)  # refuses stratified sampling without one
+        steps = each.epochs * steps_per_epoch
+        if steps >= 2**31:
+            raise RunError(
+                f"{each.epochs} epochs of {steps_per_epoch} steps are more than steps are counted "
+                "to, 2**31: use fewer"
+            )
+    return Plan(settings, method, loss, description, second)

@@ -1,0 +1,26 @@
+"""Figures of runs, and how they are written in tables."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+COLUMNS = ("many", "medium", "few", "all")
+
+
+class Figure(NamedTuple):
+    """A mean over n seeds, and its sample deviation or standard error (None for one seed)."""
+
+    mean: float
+    spread: float | None
+    n: int
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """'-' for a figure that does not exist, never 0."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def plus_minus(figure: Figure | None, sign: str = "") -> str:
+    if figure is None:
+        return "-"
+    return f"{figure.mean:{sign}.1f}" + ("" if figure.spread is None else f"±{figure.spread:.1f}")

@@ -1,0 +1,186 @@
+"""Finished runs read from their folders; what no run has written is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from experiments.host.errors import RunError
+from experiments.reports.figures import COLUMNS
+
+_NEEDED = (
+    "dataset", "imbalance_factor", "model", "rule", "rule_args", "loss", "epochs", "batch_size",
+    "seed", "settings", "best_epoch_flip", *COLUMNS,
+)  # fmt: skip
+
+
+def find(paths: list[str]) -> list[dict[str, Any]]:
+    """The reports in these folders at any depth, or report files; `passed_over` is the rest.
+
+    Each has its "path"; that of a second stage has its first stage's report as "first".
+    """
+    reports: dict[Path, dict[str, Any]] = {}
+    for file in (file for path in paths for file in files(Path(path))):
+        report = _checked(file)
+        above = file.resolve().parent.parent / "report.json"
+        if report.get("stage2") and above.exists():
+            report["first"] = _checked(above)
+        if report:
+            reports.setdefault(file.resolve(), {**report, "path": str(file)})
+    if not reports:
+        raise RunError(f"no finished run (report.json) in {', '.join(paths)}")
+    return list(reports.values())
+
+
+def files(path: Path) -> Iterator[Path]:
+    """The report files in a folder at any depth, or the one file named; not all are of runs."""
+    if not path.is_dir():
+        if path.suffix == ".json" or not path.exists():
+            yield path
+        return
+    for folder in folders_in(path):
+        report = folder / "report.json"
+        yield from [report] if report.is_file() else _other_reports(folder)[0]
+
+
+def folders_in(path: Path) -> Iterator[Path]:
+    """It and all folders in it, sorted; each once, though links may lead in circles."""
+    seen: set[str] = set()
+    for name, below, _ in os.walk(path, followlinks=True):
+        real = os.path.realpath(name)
+        if real in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        below[:] = sorted(x for x in below if not x.startswith(".") and x != "checkpoints")
+        yield Path(name)
+
+
+def _other_reports(folder: Path) -> tuple[list[Path], list[Path]]:
+    """(reports kept under another name, JSON files that nobody named and that cannot be read)."""
+    reports, unreadable = [], []
+    for file in sorted(folder.glob("*.json")):
+        try:
+            reports += [file] if "best_epoch_flip" in _read(file) else []
+        except RunError:
+            unreadable.append(file)
+    return reports, unreadable
+
+
+def passed_over(paths: list[str]) -> list[str]:
+    """What `find` makes nothing of in these paths, each with why."""
+    found = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            if path.suffix != ".json":
+                found.append(f"{path} (no report)")
+            elif not _checked(path):
+                found.append(f"{path} (no training run)")
+            continue
+        runs = {file.parent: file for file in files(path)}
+        for folder, file in runs.items():
+            if not _checked(file):
+                found.append(f"{folder} (no training run)")
+        alone = [folder for folder in folders_in(path) if folder not in runs]
+        unreadable = [file for folder in alone for file in _other_reports(folder)[1]]
+        found += [f"{file} (unreadable)" for file in unreadable]
+        unfinished = [
+            folder
+            for folder in alone
+            if (folder / "config.json").exists() and not _above_a_run(folder, runs)
+        ]
+        for folder in unfinished:
+            other = (folder / "summary.json").exists()
+            found.append(f"{folder} ({'no training run' if other else 'not finished'})")
+        if not (runs or unfinished or unreadable):
+            found.append(f"{path} (no run)")
+    return found
+
+
+def _above_a_run(folder: Path, runs: Iterable[Path]) -> bool:
+    return any(folder in (run, *run.parents) for run in runs)
+
+
+def _checked(file: Path) -> dict[str, Any]:
+    """The report of a training run; {} for that of another experiment."""
+    report = _read(file)
+    if "rule" not in report:
+        return {}
+    lacks = [name for name in _NEEDED if name not in report]
+    if lacks:
+        raise RunError(f"{file} is no report of a training run: it lacks {', '.join(lacks)}")
+    wrong = [name for name, fits in _FITS.items() if not fits(report.get(name))]
+    if wrong:
+        raise RunError(
+            f"{file} is damaged: its {wrong[0]} is {str(report.get(wrong[0]))[:60]!r}, which no "
+            "run writes; evaluate or repeat the run, or leave its report out"
+        )
+    return report
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _is_positive(value: Any) -> bool:
+    return is_number(value) and value > 0
+
+
+def _is_count(value: Any) -> bool:
+    return is_number(value) and value >= 0 and value == int(value)
+
+
+def _is_accuracy(value: Any) -> bool:
+    return value is None or (is_number(value) and 0 <= value <= 100.001)
+
+
+def _are_options(value: Any) -> bool:
+    """By name: numbers, words, lists of them; options within options too."""
+    return isinstance(value, dict) and all(_is_option(x) for x in value.values())
+
+
+def _is_option(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return all(_is_option(x) for x in (value.values() if isinstance(value, dict) else value))
+    return value is None or isinstance(value, bool | str) or is_number(value)
+
+
+def _are_accuracies(value: Any) -> bool:
+    return isinstance(value, dict) and all(_is_accuracy(value.get(split)) for split in COLUMNS)
+
+
+def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or fits(value)
+
+
+# What a field of a report can be.
+_FITS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("dataset", "model", "rule", "loss"), _is_text),
+    **dict.fromkeys(("imbalance_factor", "batch_size"), _is_positive),
+    **dict.fromkeys(("epochs", "seed"), _is_count),
+    **dict.fromkeys(COLUMNS, _is_accuracy),
+    "best_epoch_flip": _are_accuracies,
+    **dict.fromkeys(("rule_args", "settings"), _are_options),
+    **dict.fromkeys(("ascent", "loss_args", "stage2_args", "thresholds"), _or_none(_are_options)),
+    **dict.fromkeys(("stage2", "subset", "source", "classifier"), _or_none(_is_text)),
+    **dict.fromkeys(("step_ms", "flops_ratio_to_sgd", "shrink", "train_examples"),
+                    _or_none(_is_positive)),
+    **dict.fromkeys(("mixup", "memory", "val_per_class", "subset_seed"), _or_none(is_number)),
+}  # fmt: skip
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        if file.exists() and not file.is_file():
+            raise RunError(f"{file} is no file to read a report from")
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"cannot read {file}: {error}") from error
+    return value if isinstance(value, dict) else {}

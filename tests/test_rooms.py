@@ -1,0 +1,106 @@
+"""Which room may know which: read from the imports, so that the house stays as it is drawn."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Each room of experiments/, and those that it may import beside itself and the library.
+# "" is the entries, the files of experiments/ itself. Methods and losses are made of flags in
+# command, which bench does not know: the entries over both make them and hand them on as jobs.
+# command shows what it has run: the table and the plots are of reports.
+MAY = {
+    "host": set(),
+    "reports": {"host"},
+    "models": {"host"},
+    "data": {"host"},
+    "step": {"host", "data", "models"},
+    "run": {"host", "data", "models", "step"},
+    "bench": {"host", "data", "models", "step", "reports"},
+    "command": {"host", "data", "models", "step", "run", "reports"},
+    "anomaly": {"host"},
+    "": {"host", "data", "models", "step", "run", "bench", "command", "reports", "anomaly"},
+}
+# In the library: what knows nothing of the gradient, and what each layer may not import.
+NEVER = {
+    "rules": {"core", "ascent", "passes", "gradient", "transform", "cc_sam", "nnx", "experimental"},
+    "ascent": {"core", "rules", "passes", "gradient", "transform", "cc_sam", "nnx", "experimental"},
+    "passes": {"core", "ascent", "gradient", "transform", "cc_sam", "nnx", "experimental"},
+    "core": {"gradient", "transform", "cc_sam", "nnx", "experimental"},
+    "gradient": {"transform", "cc_sam", "nnx", "experimental"},
+    "transform": {"gradient", "cc_sam", "nnx", "experimental"},
+    "cc_sam": {"core", "gradient", "transform", "nnx", "experimental"},
+}
+LEAVES = ("checks", "collectives", "priors", "schedules", "metrics", "classifiers")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def files(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def second(name: str) -> str:
+    return name.split(".")[1] if "." in name else ""
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(ROOT / "experiments").parts
+    return parts[0] if len(parts) > 1 else ""
+
+
+def test_the_library_imports_no_experiment() -> None:
+    for path in files("imbsam_jax"):
+        for name in imports(path):
+            assert name.split(".")[0] not in ("experiments", "benchmarks"), f"{path}: {name}"
+
+
+def test_every_room_is_listed() -> None:
+    rooms = {room_of(path) for path in files("experiments")}
+    assert rooms == set(MAY)
+
+
+@pytest.mark.parametrize("room", MAY)
+def test_a_room_imports_those_below_it(room: str) -> None:
+    entries = {path.stem for path in (ROOT / "experiments").glob("*.py")}
+    for path in files("experiments"):
+        if room_of(path) != room:
+            continue
+        for name in imports(path):
+            if name.split(".")[0] in ("benchmarks", "tests"):
+                raise AssertionError(f"{path}: {name}")
+            if name.split(".")[0] != "experiments":
+                continue
+            there = second(name)
+            there = "" if there in entries else there
+            assert there == room or there in MAY[room], f"{path.relative_to(ROOT)}: {name}"
+
+
+@pytest.mark.parametrize("part", NEVER)
+def test_layers_of_the_library(part: str) -> None:
+    at = ROOT / "imbsam_jax" / part
+    for path in sorted(at.glob("*.py")) if at.is_dir() else [at.with_suffix(".py")]:
+        for name in imports(path):
+            if name.startswith("imbsam_jax."):
+                assert second(name) not in NEVER[part], f"{path.relative_to(ROOT)}: {name}"
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_leaves_stand_on_checks_and_rows_alone(leaf: str) -> None:
+    path = (ROOT / "imbsam_jax" / leaf).with_suffix(".py")
+    allowed = {"checks", "collectives", "priors", "rows"}
+    for name in imports(path):
+        if name.startswith("imbsam_jax."):
+            assert second(name) in allowed, f"{leaf}: {name}"
