@@ -333,6 +333,7 @@ def test_what_does_not_go_with_a_memory(tmp_path: Any, flags: list[str]) -> None
     args = _tiny_run(tmp_path, *flags)
     with pytest.raises(RunError, match="--memory does not go with"):
         cifar_lt.make_plan(args, cifar_lt.load(args))
-    args = _tiny_run(tmp_path, "--rule", "sse_sam")
+    args = _tiny_run(tmp_path)
+    args.rule = "sse_sam"
     with pytest.raises(RunError, match="--memory: a staged rule"):
         cifar_lt.make_plan(args, cifar_lt.load(args))

@@ -420,7 +420,6 @@ def test_evaluate_does_not_guess_what_a_file_held() -> None:
 @pytest.mark.parametrize(
     ("experiment", "flags", "unheeded"),
     [
-        ("cifar_lt", ["--data", "a", "--data-dir", "b"], "--data, --data-dir"),
         ("cifar_lt", ["--image-dir", "a", "--train-list", "b"], "--image-dir, --train-list"),
         ("inaturalist", ["--data", "a"], "--data"),
     ],

@@ -220,8 +220,8 @@ def test_flags_of_a_second_stage_need_one(capsys):
 
 @pytest.mark.parametrize(
     "tag",
-    ["", ".", "..", "../../evil", "/etc", "a/b", "a\\b", "a\0b", "-x", "--out", "~", "a b", "a*",
-     "a[1]", "a\n", "é" * 51, "x" * 101, "\udcff", ".hidden", "stage2_crt/../.."],
+    [".", "..", "../../evil", "/etc", "a/b", "a\\b", "a\0b", "-x", "--out", "~", "a b", "a*",
+     "a[1]", "a\n", "été", "a+b", "lr=0.1", "x" * 101, "\udcff", ".hidden", "stage2_crt/../.."],
 )  # fmt: skip
 def test_a_tag_leads_nowhere_else(tag, capsys):
     flags = ["--stage2", "crt", f"--stage2-tag={tag}", "--out", "runs"]
@@ -230,10 +230,10 @@ def test_a_tag_leads_nowhere_else(tag, capsys):
             parse(cifar_lt.arguments(), flags)
         assert stopped.value.code == 2
         said = capsys.readouterr().err.splitlines()[-1]
-        assert "--stage2-tag" in said and "becomes the end of a folder's name" in said
+        assert "--stage2-tag" in said and "becomes part of a folder's name" in said
 
 
-@pytest.mark.parametrize("tag", ["tau_1.9", "lr=0.1,wd=5e-4", "été", "2", "a+b", "x" * 100])
+@pytest.mark.parametrize("tag", ["", "tau_1.9", "lr-0.1_wd-5e-4", "2", "x" * 100])
 def test_a_plain_tag_stays(tag):
     flags = ["--stage2", "crt", f"--stage2-tag={tag}", "--out", "runs"]
     assert cifar_lt.parse(cifar_lt.arguments(), flags).stage2_tag == tag

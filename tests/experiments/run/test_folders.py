@@ -395,7 +395,7 @@ def data(tmp_path_factory):
 
 def train(data, out, *more):
     flags = ["--data", data, "--model", "mlp", "--batch-size", "16", "--eta", "10", "--epochs", "2"]
-    flags += ["--checkpoint-every", "1", "--quiet", "--no-together", "--out", str(out), *more]
+    flags += ["--checkpoint-every", "1", "--quiet", "--out", str(out), *more]
     cifar_lt.main(presets.parse(cifar_lt.arguments(), flags))
 
 
