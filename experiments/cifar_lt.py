@@ -175,7 +175,9 @@ def main(args: argparse.Namespace) -> None:
             raise RunError(f"cannot write {args.export}: {reason(error)}") from error
         print(f"wrote {args.export}: {len(dataset.train_labels)} training images, {dataset.source}")
         return
-    launch.run(args, load, describe)
+    launch.begin(args)
+    dataset = load(args)
+    launch.run(args, dataset, describe(args, dataset))
 
 
 if __name__ == "__main__":

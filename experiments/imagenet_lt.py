@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from experiments.command import flags, launch, plan, presets
+from experiments.command import flags, launch, presets
 from experiments.host import cli
 from experiments.host.needs import always
 
@@ -63,6 +63,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def load(args: argparse.Namespace) -> Any:
     """The data set that the flags of group "data" describe."""
+    from experiments.data.encoded import finished
     from experiments.data.records import load_imagenet_lt
 
     lists = {name: getattr(args, name) for name in LISTS}
@@ -70,7 +71,7 @@ def load(args: argparse.Namespace) -> Any:
         args.dataset, args.data_dir, image_dir=args.image_dir, size=args.image_size,
         resize=args.resize, **lists,
     )  # fmt: skip
-    return plan.prepared(dataset, args)
+    return finished(dataset, args.val_per_class, args.allow_empty_classes)
 
 
 def describe(args: argparse.Namespace, dataset: Any) -> dict[str, Any]:
@@ -79,7 +80,9 @@ def describe(args: argparse.Namespace, dataset: Any) -> dict[str, Any]:
 
 
 def main(args: argparse.Namespace) -> None:
-    launch.run(args, load, describe)
+    launch.begin(args)
+    dataset = load(args)
+    launch.run(args, dataset, describe(args, dataset))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""What the entry points of image classification share: flags, and from flags to finished runs.
+"""From flags to finished runs, for the entry points of image classification.
 
 An entry point is a module with `arguments()`, `load(args)` and `describe(args, dataset)`; it calls
-`run`.
+`begin`, loads its data set, and hands it to `run`.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +18,6 @@ from experiments.command.seeds import SeedGroup, devices_of, groups, seeds_of, s
 from experiments.host import cli, folders
 from experiments.host.devices import join_processes
 from experiments.host.errors import RunError
-
-
-def join(args: argparse.Namespace) -> None:
-    """Meets the other processes of the run, where there are to be some; before JAX is used."""
-    asked = (args.coordinator, args.num_processes, args.process_id)
-    if args.cluster and any(x is not None for x in asked):
-        raise RunError("--cluster finds the other processes by itself: leave --coordinator, "
-                       "--num-processes and --process-id out")  # fmt: skip
-    if args.cluster or any(x is not None for x in asked):
-        join_processes(*asked, devices_of(args), args.heartbeat_seconds)
-
-
-def run(
-    args: argparse.Namespace,
-    load: Callable[[argparse.Namespace], Any],
-    describe: Callable[[argparse.Namespace, Any], dict[str, Any]],
-) -> None:
-    """Trains every seed, and every second stage of each, and shows the table."""
-    import jax
-
-    from experiments.reports import tables
-
-    begin(args)
-    dataset = load(args)
-    reports = train(args, dataset, make_plan(args, dataset, describe(args, dataset)))
-    if jax.process_index() == 0:
-        tables.show(reports)
 
 
 def begin(args: argparse.Namespace) -> None:
@@ -63,6 +36,33 @@ def begin(args: argparse.Namespace) -> None:
     cli.use_compilation_cache()
     if args.preset and args.process_id in (None, 0):
         print(presets.explain(args))
+
+
+def join(args: argparse.Namespace) -> None:
+    """Meets the other processes of the run, where there are to be some; before JAX is used."""
+    asked = (args.coordinator, args.num_processes, args.process_id)
+    if args.cluster and any(x is not None for x in asked):
+        raise RunError("--cluster finds the other processes by itself: leave --coordinator, "
+                       "--num-processes and --process-id out")  # fmt: skip
+    if args.cluster or any(x is not None for x in asked):
+        join_processes(*asked, devices_of(args), args.heartbeat_seconds)
+
+
+def run(args: argparse.Namespace, dataset: Any, about_data: dict[str, Any]) -> None:
+    """Trains every seed, and every second stage of each, and shows the table.
+
+    Args:
+      args: the flags, of which `begin` made what it could.
+      dataset: what the flags describe.
+      about_data: see `make_plan`.
+    """
+    import jax
+
+    from experiments.reports import tables
+
+    reports = train(args, dataset, make_plan(args, dataset, about_data))
+    if jax.process_index() == 0:
+        tables.show(reports)
 
 
 def in_full() -> dict[str, Any]:

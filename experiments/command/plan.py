@@ -11,18 +11,6 @@ from experiments.host.errors import RunError
 from experiments.step import methods, objectives
 
 
-def prepared(dataset: Any, args: argparse.Namespace) -> Any:
-    """The data set, checked for empty classes and with images held out as the flags say."""
-    from experiments.data.encoded import check_no_empty_class, hold_out_rows
-
-    check_no_empty_class(dataset, args.allow_empty_classes)
-    if not args.val_per_class:
-        return dataset
-    if dataset.val is not None:
-        raise RunError(f"{dataset.name} has a validation set of its own: leave --val-per-class out")
-    return hold_out_rows(dataset, args.val_per_class, seed=0)
-
-
 class Plan(NamedTuple):
     """What the flags ask for, made for one data set; nothing trained or written yet."""
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 import imbsam_jax
 from experiments.data import DataError, Dataset, check_classes, draw_held_out
+from experiments.host.errors import RunError
 
 __all__ = [
     "EncodedDataset",
@@ -21,6 +22,7 @@ __all__ = [
     "Subset",
     "check_no_empty_class",
     "empty_classes",
+    "finished",
     "hold_out_rows",
 ]
 
@@ -211,3 +213,15 @@ def hold_out_rows(dataset: EncodedDataset, per_class: int, seed: int) -> Encoded
         val=Subset(dataset.train, held_rows, labels[held_rows]),
         source=f"{dataset.source}; up to {per_class} images per class held out, seed {seed}",
     )
+
+
+def finished(
+    dataset: EncodedDataset, val_per_class: int, allow_empty_classes: bool
+) -> EncodedDataset:
+    """The data set, checked for empty classes and with so many images of a class held out."""
+    check_no_empty_class(dataset, allow_empty_classes)
+    if not val_per_class:
+        return dataset
+    if dataset.val is not None:
+        raise RunError(f"{dataset.name} has a validation set of its own: leave --val-per-class out")
+    return hold_out_rows(dataset, val_per_class, seed=0)
