@@ -1,9 +1,11 @@
 """What every test shares: JAX on the CPU, a compilation cache, strict broadcasting, subprocesses"""
 
 import os
+import runpy
 import subprocess
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -131,6 +133,30 @@ def run_python() -> RunPython:
 
 def _text(captured: bytes | str | None) -> str:
     return captured.decode(errors="replace") if isinstance(captured, bytes) else captured or ""
+
+
+@pytest.fixture
+def refuse(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """`refuse("experiments.digits_lt", *flags, code=1)`: the last line that the command says.
+
+    As `python -m` runs it, but in this process, which has imported everything already.
+    """
+
+    def run(module: str, *flags: object, code: int) -> str:
+        capsys.readouterr()
+        with monkeypatch.context() as patch, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)
+            patch.setattr(sys, "argv", [module, *map(str, flags)])
+            with pytest.raises(SystemExit) as ended:
+                runpy.run_module(module, run_name="__main__")
+        said = capsys.readouterr().err
+        assert ended.value.code == code, said
+        assert "Traceback" not in said
+        return said.splitlines()[-1]
+
+    return run
 
 
 @pytest.fixture

@@ -83,16 +83,14 @@ def test_what_is_written(summaries):
     assert len(rows) == 1 + 2 * 10
 
 
-def test_bad_flags_write_nothing(tmp_path, run_python):
+def test_bad_flags_write_nothing(tmp_path, refuse):
     for flags, code, message in (
         (["--imbalance-factor", "1000"], 2, "--imbalance-factor must be finite and at least 1 and"),
         (["--eta", "0"], 1, "leaves no tail class"),
         (["--seeds", "1", "1"], 1, "different numbers"),
     ):
-        done = run_python(
-            ["-m", "experiments.digits_lt", "--out", str(tmp_path / "x"), *flags], expect=code
-        )
-        assert message in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+        out = ("--out", tmp_path / "x")
+        assert message in refuse("experiments.digits_lt", *out, *flags, code=code)
         assert not (tmp_path / "x").exists()
 
 
@@ -165,8 +163,7 @@ def test_without_a_radius_every_rule_is_sgd_under_every_loss(tmp_path, run_pytho
             assert row[split] == pytest.approx(rows["sgd", loss, None][split], abs=1.5)
 
 
-def test_deferred_weights_with_an_unknown_or_weighted_loss_are_refused(tmp_path, run_python):
-    args = ["-m", "experiments.digits_lt", "--out", str(tmp_path / "x"), "--drw-epoch", "1"]
-    done = run_python([*args, "--loss", "class_balanced"], expect=1)
-    assert "weighted from the start" in done.stderr.splitlines()[-1]
+def test_deferred_weights_with_an_unknown_or_weighted_loss_are_refused(tmp_path, refuse):
+    flags = ["--out", tmp_path / "x", "--drw-epoch", "1", "--loss", "class_balanced"]
+    assert "weighted from the start" in refuse("experiments.digits_lt", *flags, code=1)
     assert not (tmp_path / "x").exists()
