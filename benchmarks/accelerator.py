@@ -202,8 +202,8 @@ def train(args: argparse.Namespace, deadline: float) -> None:
     from experiments.command.method_flags import build_rule, rule_arguments
     from experiments.data import load_npz
     from experiments.reports import plots
+    from experiments.run.fit import fit
     from experiments.run.settings import Settings
-    from experiments.run.trainer import fit
     from imbsam_jax import imbalance_factor, long_tail_counts
     from imbsam_jax.losses import cross_entropy
 

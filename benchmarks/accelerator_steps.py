@@ -54,7 +54,7 @@ class Cell(NamedTuple):
 ALONE: Any = {"batch_size": 256, "rules": ("sgd", "imbsam"), "modes": ("dependent", "stratified")}
 CELLS = {
     "dependent": (
-        Cell("resnet32", 64, modes=("dependent", "split_own")),
+        Cell("resnet32", 64, modes=("dependent", "split_norm")),
         Cell("resnet32", 128),
         Cell("resnet34_3x3", 64),
         # Long steps; and a call's images lie on the device.

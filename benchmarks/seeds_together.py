@@ -87,9 +87,9 @@ def arguments() -> argparse.ArgumentParser:
 
 def measure(model: str, args: argparse.Namespace, dataset: Any) -> dict[str, Any]:
     """Milliseconds of a step of all seeds of one model, every way; a staged rule's first stage."""
-    from experiments.run.parts import resolved
+    from experiments.run.fit import several
+    from experiments.run.parts import Parts, resolved
     from experiments.run.settings import Settings
-    from experiments.run.trainer import several
     from imbsam_jax.losses import cross_entropy
 
     per_epoch = -(-len(dataset.train_labels) // args.batch_size)
@@ -108,7 +108,8 @@ def measure(model: str, args: argparse.Namespace, dataset: Any) -> dict[str, Any
     if args.seeds % devices:
         raise RunError(f"{args.seeds} seeds cannot be divided among {devices} devices")
     each = [dataclasses.replace(settings, seed=seed) for seed in range(args.seeds)]
-    trainer = several(dataset, model, method, cross_entropy, each, {})
+    parts = [Parts(dataset, model, cross_entropy, mine, whole_batches=True) for mine in each]
+    trainer = several(dataset, model, method, parts, each)
     steps = settings.steps_per_call
     # The calls of an epoch, of whole batches alone, over and over.
     whole = len(dataset.train_labels) // args.batch_size // steps

@@ -6,9 +6,8 @@
 
 Modes: "dependent" examples, every pass over the whole batch; "uniform" and "stratified", passes
 over the rows that carry weight, of batches drawn so (models without batch statistics, and rules
-that leave rows out: of the others these would be the same program). "split_own", "split_renorm":
-passes of groups over their own rows in models with batch statistics, of stratified batches; another
-gradient, by one or the other --tail-statistics.
+that leave rows out: of the others these would be the same program). "split_norm": passes of groups
+over their own rows in models with batch statistics, of stratified batches; another gradient.
 
 Every rule and mode trains its own copy of one model, a step of each in turn, in a new order each
 round, so that what else a noisy machine does slows all alike; ratios to SGD are taken round by
@@ -24,7 +23,6 @@ batch exists.
 from __future__ import annotations
 
 import argparse
-import copy
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -43,7 +41,7 @@ RULES = ("sgd", "sam", "imbsam", "focal_sam", "sse_sam", "cc_sam")
 # Which batches are drawn in each mode.
 MODES = {
     "dependent": "natural", "uniform": "natural", "stratified": "stratified",
-    "split_own": "stratified", "split_renorm": "stratified",
+    "split_norm": "stratified",
 }  # fmt: skip
 OPTAX = "optax.contrib.sam"
 # Of the released code, in SGD's passes, a backward one as two forward: METHODS.md, 1.1 and 6.5.
@@ -135,20 +133,25 @@ class OptaxSAM:
     def stages(self) -> list[tuple[int, Any]]:
         return [(0, self)]
 
-    def gradient(self, halves: Any, params: Any, stats: Any, step: Any, axis: Any) -> Any:
+    def initial_extra(self, params: Any) -> Any:
+        return {}
+
+    def gradient(self, halves: Any, params: Any, extra: Any, step: Any, axis: Any) -> Any:
         import jax
 
+        losses_of = halves.losses_for(halves.target)
+
         def mean_loss(params: Any) -> Any:
-            features, new = halves.features(params, stats, halves.images)
-            losses, logits = halves.losses(params, features, halves.target)
-            return losses.mean(), (new, logits)
+            features, after = halves.features(params, halves.stats, halves.images)
+            losses, logits = losses_of(params, features, halves.target)
+            return losses.mean(), (after, logits)
 
         value_and_grad = jax.value_and_grad(mean_loss, has_aux=True)
-        seen, grads = value_and_grad(params)
+        (loss, (after, logits)), grads = value_and_grad(params)
         grads, _ = self._tx.update(
             grads, self._tx.init(params), params, grad_fn=lambda p, _: value_and_grad(p)[1]
         )
-        return seen, grads
+        return methods.Gradient(loss, logits, after, grads, extra)
 
 
 class Bench:
@@ -191,7 +194,7 @@ class Bench:
         self.couples = bool(jax.tree.leaves(self.initial.batch_stats))
 
     def room(self, mode: str) -> Any:
-        """See Halves."""
+        """See Passing."""
         if mode == "dependent":
             return None
         return partial(self.orders[mode].buffers, self.dataset.num_classes)
@@ -202,7 +205,7 @@ class Bench:
 
         if isinstance(method, OptaxSAM | methods.ClassConditional) or self.args.accumulate > 1:
             return False
-        if self.couples != (_statistics(mode) is not None):
+        if self.couples != (mode == "split_norm"):
             return False
         room, least = self.room(mode), [self.args.batch_size]
 
@@ -236,8 +239,7 @@ class Bench:
         if self.args.compile_only:
             step, *shapes = self._abstract_step(method, room, mode)
             return jax.jit(step, donate_argnums=0).lower(*shapes).compile()
-        there = copy.copy(self.run_on)
-        there.room, there.tail_statistics = room, _statistics(mode)
+        there = self.run_on.passing_by(self._passing(mode, room))
         state = there.put_state(self.initial)
         return there.compile_steps(method, state, self.inputs, self.rows(mode, 0))
 
@@ -245,10 +247,15 @@ class Bench:
         """One step alone, to count; whatever the device."""
         import jax
 
-        there = copy.copy(self.run_on)
-        there.room, there.tail_statistics = room, _statistics(mode)
+        there = self.run_on.passing_by(self._passing(mode, room))
         one = jax.tree.map(lambda x: x[:1], self.rows("dependent", 0))
         return there.lower_on_host(method, self.initial, self.inputs, one)
+
+    def _passing(self, mode: str, room: Any) -> Any:
+        from experiments.step.passing import Passing
+
+        examples = mode if mode in ("dependent", "split_norm") else "independent"
+        return Passing(examples, self.args.accumulate, room)
 
     def _abstract_state(self) -> Any:
         import jax
@@ -280,9 +287,7 @@ class Bench:
             method,
             Objective(cross_entropy, self.dataset.num_classes),
             lambda images, *_: normalise(images, self.dataset.mean, self.dataset.std),
-            micro_batches=self.args.accumulate,
-            room=room,
-            tail_statistics=_statistics(mode),
+            passing=self._passing(mode, room),
         )
 
         def call(state: Any, rows: Any, key: Any) -> Any:
@@ -294,11 +299,6 @@ class Bench:
         )
         state, key = jax.eval_shape(lambda s: (s, jax.random.key(0)), self.initial)
         return call, state, rows, key
-
-
-def _statistics(mode: str) -> str | None:
-    """See Halves.tail_statistics."""
-    return mode.removeprefix("split_") if mode.startswith("split_") else None
 
 
 def planned(bench: Bench) -> Iterator[tuple[dict[str, Any], Any]]:

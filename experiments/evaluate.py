@@ -130,8 +130,6 @@ def main(args: argparse.Namespace) -> None:
     from experiments.run.checkpoints import Checkpoints
     from experiments.run.parts import Parts, class_counts_sha256
     from experiments.run.settings import Note, Settings
-    from experiments.step import methods
-    from imbsam_jax import rules
     from imbsam_jax.losses import cross_entropy
 
     run = Path(args.run)
@@ -157,11 +155,6 @@ def main(args: argparse.Namespace) -> None:
         max_corrupt=args.max_corrupt,
     )  # fmt: skip
     parts = Parts(dataset, config["model"], cross_entropy, settings)
-    initial = parts.initial
-    if config.get("memory") is not None:  # every rule that can have one has one group
-        method = methods.Remembered(rules.sam(dataset.num_classes, rho=0.0), config["memory"])
-        stats = method.with_memory(initial.params, initial.batch_stats)
-        initial = parts.evaluator.put_state(initial.replace(batch_stats=stats))
 
     def contradiction(state: Any, note: dict[str, Any]) -> str | None:
         read, step = Note.read(note), int(state.step)
@@ -170,7 +163,7 @@ def main(args: argparse.Namespace) -> None:
             return None
         return f"its note is of epoch {read.epoch}, but its state of step {step}"
 
-    found = checkpoints.restore(initial, check=contradiction)
+    found = checkpoints.restore(parts.initial, check=contradiction)
     assert found is not None  # check_config found one
     checkpoints.close()
     state, note = parts.evaluator.put_state(found[0]), Note.read(found[1])

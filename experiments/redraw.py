@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from experiments.host import cli
+from experiments.host import cli, folders
 from experiments.host.errors import RunError
 
 # What reading tables that are damaged, or of different runs, comes to.
@@ -55,14 +53,10 @@ def _read(folder: Path, draw: Callable[[Path], list[Path]]) -> list[Path]:
         raise RunError(f"the files in {folder} do not fit together ({why}): no plot") from error
 
 
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def _run(folder: Path) -> list[Path]:
     from experiments.reports import plots
 
-    report = _json(folder / "report.json")
+    report = folders.read_object(folder / "report.json")
     title = f"{report['rule']} on {report['dataset']}, {report['model']}"
     shots = report.get("thresholds") and (
         report["thresholds"]["many_above"],
@@ -79,8 +73,7 @@ def _run(folder: Path) -> list[Path]:
         made.append(folder / "per_class.png")
         plots.per_class(made[-1], title, counts, correct, total, shots)
     if (folder / "metrics.jsonl").exists():
-        text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
-        lines = [json.loads(line) for line in text.splitlines()]
+        lines = folders.read_metrics(folder / folders.METRICS, needed=("epoch", "train_loss"))
         made.append(folder / "curves.png")
         plots.learning_curves(made[-1], title, lines, shots)
     return made
@@ -89,7 +82,7 @@ def _run(folder: Path) -> list[Path]:
 def _anomaly(folder: Path) -> list[Path]:
     from experiments.anomaly import curves
 
-    groups = _json(folder / "summary.json")["groups"]
+    groups = folders.read_object(folder / "summary.json")["groups"]
     made = []
     for protocol in dict.fromkeys(row["protocol"] for row in groups):
         made.append(folder / f"curves_{protocol}.png")
@@ -98,18 +91,15 @@ def _anomaly(folder: Path) -> list[Path]:
 
 
 def _sweep(folder: Path) -> list[Path]:
-    from experiments.sweep import draw
+    from experiments.bench.folder import draw_sweep
 
-    draw(
-        folder / "sweep.png", _json(folder / "summary.json"), _json(folder / "config.json")["rule"]
-    )
-    return [folder / "sweep.png"]
+    return draw_sweep(folder, folders.read_object(folder / "config.json")["rule"])
 
 
 def _digits(folder: Path) -> list[Path]:
-    from experiments import digits_lt
+    from experiments.bench.folder import draw_table
 
-    return digits_lt.redraw(folder)
+    return draw_table(folder)
 
 
 def main(args: argparse.Namespace) -> None:

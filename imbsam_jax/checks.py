@@ -293,15 +293,27 @@ def as_marks(labels: Any) -> jax.Array:
     return jnp.asarray(np.where(labels == 1, 1, np.where(labels == 0, 0, -1)).astype(np.int32))
 
 
-def as_mask(mask: Any, shape: tuple[int, ...], name: str = "mask") -> jax.Array:
-    """bool[B]; other types would scale what they should leave out."""
-    if not isinstance(mask, jax.Array):
-        mask = on_host(name, mask)
-    if mask.dtype != bool:
+def as_array(name: str, wanted: str, value: Any) -> Any:
+    """A NumPy or JAX array, of NumPy's types where it is not JAX's yet."""
+    if isinstance(value, jax.Array):
+        return value
+    try:
+        return np.asarray(value)
+    except TypeError:  # a list of traced values
+        return jnp.asarray(value)
+    except ValueError as error:  # rows of several lengths
+        raise ValueError(f"{name} must be {wanted}: {error}") from None
+
+
+def as_mask(mask: Any, shape: tuple[int, ...], name: str = "mask") -> Any:
+    """bool[B], NumPy's where it was not JAX's; others would scale what they should leave out."""
+    array = as_array(name, f"bool{list(shape)}", mask)
+    if array.dtype != bool:
         raise ValueError(
-            f"{name} must be bool{list(shape)}, True for what counts, got {mask.dtype}: "
-            f"compare, as in {name} > 0"
+            f"{name} must be bool{list(shape)}, True for what counts; got {array.dtype}"
+            f"{list(array.shape)}: give a comparison such as {name} > 0, and put weights of rows "
+            "into the losses"
         )
-    if mask.shape != shape:
-        raise ValueError(f"{name} must be bool{list(shape)}, got shape {list(mask.shape)}")
-    return jnp.asarray(mask)
+    if array.shape != shape:
+        raise ValueError(f"{name} must be bool{list(shape)}, got shape {array.shape}")
+    return array

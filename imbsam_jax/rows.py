@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from imbsam_jax.checks import at_least_float32, is_concrete
+from imbsam_jax.checks import as_array, as_mask, at_least_float32, is_concrete
 
 # Which kind of pass shows a loss a part of the batch only; None in a pass over all of it. It enters
 # the key of JAX's caches: a loss under a jit of its own is traced again in such a pass.
@@ -104,18 +104,7 @@ def class_index(labels: Any) -> jax.Array:
 
 def check_mask(mask: Any, size: int) -> Any:
     """bool[size], NumPy's where it was not JAX's, or None where there is none."""
-    if mask is None:
-        return None
-    array = _array("mask", f"bool[{size}]", mask)
-    if array.dtype != bool:
-        raise ValueError(
-            f"mask must be bool[{size}], True for a real row and False for padding; got "
-            f"{_described(array)}: give a comparison such as mask > 0, and put weights of rows "
-            "into the losses"
-        )
-    if array.shape != (size,):
-        raise ValueError(f"mask must be bool[{size}], got shape {array.shape}")
-    return array
+    return None if mask is None else as_mask(mask, (size,))
 
 
 def check_labels(labels: Any, mask: Any) -> Any:
@@ -123,7 +112,7 @@ def check_labels(labels: Any, mask: Any) -> Any:
 
     Soft labels stay NumPy's where they are: what a jitted step closes over can be read by then.
     """
-    labels = _array("labels", "int[B], or float[B, C] for soft labels", labels)
+    labels = as_array("labels", "int[B], or float[B, C] for soft labels", labels)
     kind = jnp.integer if labels.ndim == 1 else jnp.floating
     if labels.ndim not in (1, 2) or not jnp.issubdtype(labels.dtype, kind):
         raise ValueError(
@@ -137,18 +126,6 @@ def _described(array: Any) -> str:
     numbers = jnp.issubdtype(array.dtype, jnp.number)
     kind = jax.dtypes.canonicalize_dtype(array.dtype) if numbers else array.dtype
     return f"{kind}{list(array.shape)}"
-
-
-def _array(name: str, wanted: str, value: Any) -> Any:
-    """A NumPy or JAX array, of NumPy's types where it is not JAX's yet."""
-    if isinstance(value, jax.Array):
-        return value
-    try:
-        return np.asarray(value)
-    except TypeError:  # a list of traced values
-        return jnp.asarray(value)
-    except ValueError as error:  # rows of several lengths
-        raise ValueError(f"{name} must be {wanted}: {error}") from None
 
 
 def _can_be_read(array: Any) -> bool:

@@ -29,9 +29,9 @@ if __name__ == "__main__":
 
     from experiments.data.records import load_inaturalist
     from experiments.models import MODELS
+    from experiments.run.fit import fit
     from experiments.run.one import Run
     from experiments.run.settings import Settings
-    from experiments.run.trainer import fit
     from imbsam_jax import losses, rules
     from tiny import IN_FULL, TinyNet, tiny_dataset
 

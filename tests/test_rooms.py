@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # Each room of experiments/, and those that it may import beside itself and the library.
 # "" is the entries, the files of experiments/ itself. Methods and losses are made of flags in
 # command, which bench does not know: the entries over both make them and hand them on as jobs.
-# command shows what it has run: the table and the plots are of reports.
+# command shows what it has run: the table and the plots are of reports. anomaly has its own table
+# and curves, and draws them with what every plot is drawn with.
 MAY = {
     "host": set(),
     "reports": {"host"},
@@ -23,7 +24,7 @@ MAY = {
     "run": {"host", "data", "models", "step"},
     "bench": {"host", "data", "models", "step", "reports"},
     "command": {"host", "data", "models", "step", "run", "reports"},
-    "anomaly": {"host"},
+    "anomaly": {"host", "reports"},
     "": {"host", "data", "models", "step", "run", "bench", "command", "reports", "anomaly"},
 }
 # In the library: what knows nothing of the gradient, and what each layer may not import.

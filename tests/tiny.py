@@ -22,10 +22,11 @@ class TinyNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
     axis_name: str | None = None
     classifier: str = "linear"
+    momentum: float = 0.9
 
     def setup(self) -> None:
         self.conv = nn.Conv(4, (3, 3), strides=2, dtype=self.dtype)
-        self.norm = nn.BatchNorm(momentum=0.9, axis_name=self.axis_name, dtype=self.dtype)
+        self.norm = nn.BatchNorm(momentum=self.momentum, axis_name=self.axis_name, dtype=self.dtype)
         init = nn.initializers.lecun_normal()
         zeros = nn.initializers.zeros
         self.head = make_head(self.classifier, self.num_classes, init, zeros, self.dtype)

@@ -24,10 +24,11 @@ from experiments.anomaly.report import (
     write_runs,
 )
 from experiments.anomaly.tables import PROTOCOLS, load_tables
-from experiments.anomaly.training import METHODS, OPTIMIZERS, RULES, Result, plan, train
-from experiments.host import cli
-from experiments.host.errors import RunError, cannot_write
+from experiments.anomaly.training import METHODS, OPTIMIZERS, RULES, Case, Result, draw_cases, train
+from experiments.host import cli, folders
+from experiments.host.errors import RunError
 from experiments.host.needs import always, one_of
+from experiments.host.progress import Counted
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -128,7 +129,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    from experiments.host import folders
+    from experiments.anomaly import curves  # with matplotlib, which --help need not wait for
 
     began = time.perf_counter()
     check(args)
@@ -137,52 +138,22 @@ def main(args: argparse.Namespace) -> None:
     if (out / "runs.csv").exists() and not args.overwrite:
         raise RunError(f"{out} already holds a runs.csv: pass --overwrite, or choose another --out")
     tables = load_tables(args.data_dir, args.datasets)
-    jobs = plan(tables, seeds=args.seeds, label_ratios=args.label_ratio, protocols=args.protocol)
+    cases = draw_cases(
+        tables, seeds=args.seeds, label_ratios=args.label_ratio, protocols=args.protocol
+    )
     cli.use_compilation_cache()
-    with folders.Lock(out):
-        _run(args, out, tables, jobs, began)
-
-
-def _run(args: argparse.Namespace, out: Path, tables: Any, jobs: Any, began: float) -> None:
-    """Trains, writes and shows, in a folder that is ours."""
-    from experiments.anomaly import curves
-    from experiments.host import folders
-    from experiments.host.progress import Counted
-
-    results: list[Result] = []
-    seconds: dict[str, Any] = {}
-    for method in args.method:
-        start = time.perf_counter()
-        with Counted(len(jobs) * len(args.rule), "runs", method) as shown:
-            found, spent = train(
-                jobs, method=method, rules=args.rule, optimizer=args.optimizer, lr=args.lr,
-                rho=args.rho, epochs=args.epochs, advance=shown.advance,
-            )  # fmt: skip
-        results += found
-        seconds[method] = {**spent._asdict(), "total": time.perf_counter() - start}
-
     names = [table.name for table in tables]
-    results.sort(
-        key=lambda r: (
-            args.protocol.index(r.protocol), r.label_ratio, args.method.index(r.method),
-            names.index(r.dataset), args.rule.index(r.rule), args.seeds.index(r.seed),
-        )
-    )  # fmt: skip
-    summary, quoted = summarise(results, args.rule), families(results)
-    settings = {key: value for key, value in vars(args).items() if key != "overwrite"}
-    if args.data_dir:  # where it lies on this machine is nobody else's business
-        settings["data_dir"] = Path(args.data_dir).resolve().name
-    run = {"command": folders.command_line(), **folders.environment()}
-    seconds["total"] = time.perf_counter() - began
-    try:
-        write_runs(out / "runs.csv", results)
-        folders.write_json(out / "config.json", {**settings, "datasets": names, **run})
-        whole = {"groups": summary, "paper_table_4": quoted, "seconds": seconds}
-        folders.write_json(out / "summary.json", whole)
-        for protocol in args.protocol:
-            curves.draw(out / f"curves_{protocol}.png", summary, protocol)
-    except OSError as error:
-        raise cannot_write(out, error) from error
+    with folders.Lock(out):
+        results, seconds = _train(args, names, cases)
+        summary, quoted = summarise(results, args.rule), families(results)
+        seconds["total"] = time.perf_counter() - began
+        with folders.writing(out):
+            write_runs(out / "runs.csv", results)
+            folders.write_flags(out, _as_asked(args, names))
+            whole = {"groups": summary, "paper_table_4": quoted, "seconds": seconds}
+            folders.write_json(out / "summary.json", whole)
+            for protocol in args.protocol:
+                curves.draw(out / f"curves_{protocol}.png", summary, protocol)
     what = "" if args.rule == ["sgd"] else f", rho {args.rho:g}"
     title = (
         f"{cli.noun(len(names), 'data set')}, {cli.noun(len(args.seeds), 'seed')}, "
@@ -194,3 +165,36 @@ def _run(args: argparse.Namespace, out: Path, tables: Any, jobs: Any, began: flo
         f"{cli.noun(len(results), 'run')} in {seconds['total']:.1f} s, {waited:.1f} s of it "
         f"waiting for the compiler; runs.csv, summary.json and curves are in {out}"
     )
+
+
+def _train(
+    args: argparse.Namespace, names: list[str], cases: list[Case]
+) -> tuple[list[Result], dict[str, Any]]:
+    """(the results in the order of the flags' values, seconds by method)."""
+    results: list[Result] = []
+    seconds: dict[str, Any] = {}
+    for method in args.method:
+        start = time.perf_counter()
+        with Counted(len(cases) * len(args.rule), "runs", method) as shown:
+            found, spent = train(
+                cases, method=method, rules=args.rule, optimizer=args.optimizer, lr=args.lr,
+                rho=args.rho, epochs=args.epochs, advance=shown.advance,
+            )  # fmt: skip
+        results += found
+        seconds[method] = {**spent._asdict(), "total": time.perf_counter() - start}
+    results.sort(
+        key=lambda r: (
+            args.protocol.index(r.protocol), r.label_ratio, args.method.index(r.method),
+            names.index(r.dataset), args.rule.index(r.rule), args.seeds.index(r.seed),
+        )
+    )  # fmt: skip
+    return results, seconds
+
+
+def _as_asked(args: argparse.Namespace, names: list[str]) -> argparse.Namespace:
+    """The flags for config.json: data sets by name, and of their folder the name alone.
+
+    Where it lies on this machine is nobody else's business.
+    """
+    folder = Path(args.data_dir).resolve().name if args.data_dir else None
+    return argparse.Namespace(**{**vars(args), "data_dir": folder, "datasets": names})

@@ -1,6 +1,6 @@
 """The two anomaly detectors of ADBench as plain functions, under one contract.
 
-An `AnomalyNet` is what the trainer of experiments/anomaly.py needs to know of a method. What is
+An `AnomalyNet` is what training.py needs to know of a method. What is
 drawn once a run (initial weights, reference scores, order of the batches) is drawn on the host
 from NumPy's RandomState, whose streams are frozen for good, so that runs can be compared one by
 one with other implementations:

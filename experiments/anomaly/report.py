@@ -1,4 +1,4 @@
-"""What anomaly runs add up to: paired differences, the paper's table beside them, curves."""
+"""What anomaly runs add up to: paired differences, and the paper's table beside them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,6 @@ from numpy.typing import NDArray
 from experiments.anomaly.training import Result
 from experiments.host.cli import noun
 
-COLUMNS = (
-    "dataset", "method", "rule", "seed", "label_ratio", "protocol",
-    "auroc", "ap_anomaly", "ap_normal", "seconds",
-)  # fmt: skip
 METRICS = {"auroc": "AUROC", "ap_anomaly": "AP anomaly", "ap_normal": "AP normal"}
 
 # Table 4 of the paper, AUROC in percent at 25% labels, and the names its families have in ADBench.
@@ -257,14 +253,14 @@ def _stands(left: Sequence[tuple[Mapping[str, Any], str, float]], number: int) -
 
 
 def write_runs(path: Path, results: Sequence[Result]) -> None:
-    """A row a run, under COLUMNS."""
+    """runs.csv: a record a run, its columns the fields of Result."""
     from experiments.host import folders
 
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow(Result._fields)
     for r in results:
-        figures = [f"{getattr(r, name):.4f}" for name in COLUMNS[6:]]
+        figures = [f"{getattr(r, name):.4f}" for name in Result._fields[6:]]
         writer.writerow(
             [r.dataset, r.method, r.rule, r.seed, f"{r.label_ratio:g}", r.protocol, *figures]
         )

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.data import DataError
+from experiments.host.errors import DataError
 from experiments.host.inputs import read_npz
 
 __all__ = [

@@ -1,6 +1,7 @@
 """Training of anomaly detectors: every run of a method and a rule in one compiled program.
 
-The runs are mapped over, padded to one shape, and spread over the devices.
+A run is a method under a rule on a case, which is one split of one data set. The runs are mapped
+over, padded to one shape, and spread over the devices.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _RUNS_PER_DEVICE = {"cpu": 3}
 _RUNS_PER_ACCELERATOR = 64
 
 
-class Job(NamedTuple):
+class Case(NamedTuple):
     """One split of one data set: what every method and rule is trained on."""
 
     table: Table
@@ -53,23 +54,23 @@ class Result(NamedTuple):
     seconds: float
 
 
-def plan(
+def draw_cases(
     tables: Sequence[Table], *, seeds: Sequence[int], label_ratios: Sequence[float],
     protocols: Sequence[str],
-) -> list[Job]:  # fmt: skip
+) -> list[Case]:  # fmt: skip
     """Every split, drawn before anything is trained, so that bad data is found now.
 
     Raises:
       DataError: a split cannot be made; the message names the file.
     """
-    jobs = []
+    cases = []
     for protocol in protocols:
         for ratio in [1.0] if protocol == "full" else label_ratios:
             for table in tables:
                 for seed in seeds:
                     drawn = split(table, seed=seed, label_ratio=ratio, protocol=protocol)
-                    jobs.append(Job(table, seed, ratio, protocol, drawn))
-    return jobs
+                    cases.append(Case(table, seed, ratio, protocol, drawn))
+    return cases
 
 
 class Runs(NamedTuple):
@@ -200,7 +201,13 @@ def _mesh(devices: Sequence[Any]) -> Any:
 
 
 def measure(scores: Any, labels: Any, real: Any) -> Any:
-    """The three METRICS of R runs, float32[R] each, from [R, m] scores, labels and reality."""
+    """AUROC, average precision of anomalies and of normals, float32[R] each, of R runs.
+
+    Args:
+      scores: float[R, m], larger is more anomalous.
+      labels: int[R, m], 1 for an anomaly.
+      real: bool[R, m], False for padding.
+    """
     import jax
 
     from imbsam_jax import metrics
@@ -216,9 +223,9 @@ def measure(scores: Any, labels: Any, real: Any) -> Any:
 
 
 class _Task(NamedTuple):
-    """A job as a method sees it: how long it trains, in what shape of batch."""
+    """A case as a method sees it: how long it trains, in what shape of batch."""
 
-    job: Job
+    case: Case
     steps: int
     shape: tuple[int, int]  # (features, rows of a batch): what a compiled program is made for
 
@@ -232,13 +239,13 @@ class Seconds(NamedTuple):
 
 
 def train(
-    jobs: Sequence[Job], *, method: str, rules: Sequence[str], optimizer: str, lr: float,
+    cases: Sequence[Case], *, method: str, rules: Sequence[str], optimizer: str, lr: float,
     rho: float, epochs: int, advance: Callable[[int, float], Any] = lambda runs, seconds: None,
 ) -> tuple[list[Result], Seconds]:  # fmt: skip
-    """Train every job under every rule.
+    """Train one method on every case under every rule.
 
     Args:
-      jobs: what `plan` made.
+      cases: what `draw_cases` made.
       method: one of METHODS.
       rules: of RULES.
       optimizer: one of OPTIMIZERS.
@@ -248,7 +255,7 @@ def train(
       advance: called with the number of runs that have just ended, and the seconds they took.
 
     Returns:
-      One Result a job and rule, and the wall time. A Result's seconds are its share of the time
+      One Result a case and rule, and the wall time. A Result's seconds are its share of the time
       its batch of runs was trained in, compilation excluded.
     """
     import jax
@@ -257,10 +264,10 @@ def train(
 
     net = ANOMALY_NETS[method]()
     tasks = []
-    for job in jobs:
-        n, width = len(job.drawn.train_rows), job.table.features.shape[1]
-        batch = net.batches(job.seed, job.drawn.train_labels, 1).shape[1]
-        tasks.append(_Task(job, epochs * net.steps_per_epoch(n), (width, batch)))
+    for case in cases:
+        n, width = len(case.drawn.train_rows), case.table.features.shape[1]
+        batch = net.batches(case.seed, case.drawn.train_labels, 1).shape[1]
+        tasks.append(_Task(case, epochs * net.steps_per_epoch(n), (width, batch)))
     devices = _devices(len(tasks))
     most = _RUNS_PER_DEVICE.get(devices[0].platform, _RUNS_PER_ACCELERATOR)
     count = min(most, math.ceil(len(tasks) / len(devices))) * len(devices)
@@ -298,11 +305,11 @@ def train(
                     found = jax.device_get(metrics(scores, *tested))
                     took = time.perf_counter() - began
                     training += took
-                    for k, (job, *_) in enumerate(part):
+                    for k, (case, *_) in enumerate(part):
                         auroc, anomaly, normal = (100 * float(values[k]) for values in found)
-                        what = (job.table.name, method, rule, job.seed, job.label_ratio)
+                        what = (case.table.name, method, rule, case.seed, case.label_ratio)
                         figures = (auroc, anomaly, normal, took / len(part))
-                        results.append(Result(*what, job.protocol, *figures))
+                        results.append(Result(*what, case.protocol, *figures))
                     advance(len(part), took)
     return results, Seconds(waited, training, preparing)
 
@@ -333,23 +340,23 @@ def _side_by_side(
     """The part's runs stacked and padded, `count` of them (the last repeated), on the host."""
     import jax
 
-    n = max(len(task.job.drawn.train_rows) for task in alike)
-    m = max(len(task.job.drawn.test_rows) for task in alike)
+    n = max(len(task.case.drawn.train_rows) for task in alike)
+    m = max(len(task.case.drawn.test_rows) for task in alike)
     steps = max(task.steps for task in alike)
     runs = []
     for task in part:
-        job = task.job
-        arrays: Arrays = scaled(job.table, job.drawn)
-        params, fixed, state = net.init(job.seed, arrays.train)
+        case = task.case
+        arrays: Arrays = scaled(case.table, case.drawn)
+        params, fixed, state = net.init(case.seed, arrays.train)
         run = Runs(
             params=params,
             fixed=fixed,
             state=state,
             train=_padded(arrays.train, n),
-            labels=_padded(job.drawn.train_labels.astype(np.int32), n),
-            order=_padded(net.batches(job.seed, job.drawn.train_labels, epochs), steps),
+            labels=_padded(case.drawn.train_labels.astype(np.int32), n),
+            order=_padded(net.batches(case.seed, case.drawn.train_labels, epochs), steps),
             test=_padded(arrays.test, m),
-            test_labels=_padded(job.drawn.test_labels.astype(np.int32), m),
+            test_labels=_padded(case.drawn.test_labels.astype(np.int32), m),
             test_real=np.arange(m) < len(arrays.test),
         )
         runs.append(run)

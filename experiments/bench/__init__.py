@@ -1,1 +1,1 @@
-"""Many seeds and settings of a small network in one compiled program."""
+"""Many seeds and settings of a small network in one program: trained, tabled, written."""

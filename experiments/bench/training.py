@@ -1,6 +1,7 @@
-"""Training on long-tailed digits: all seeds of a job in one program, jobs side by side in time.
+"""Training of a small network: all seeds of a job in one program, jobs side by side in time.
 
-Seed s of one job has the same data, initial weights and batches as seed s of another.
+Seed s of one job has the same data, initial weights and batches as seed s of another, so that the
+differences between jobs are paired.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.data.augment import normalise
-from experiments.data.sampling import balanced_order
+from experiments.data.sampling import epoch_order
 from experiments.host.errors import Diverged, check_seed
 from experiments.host.progress import Counted
 from experiments.models import create_model
-from experiments.run.settings import Settings
-from experiments.step.methods import Method, Remembered
+from experiments.step.many import many_steps
+from experiments.step.methods import Method
 from experiments.step.objectives import Objective
 from experiments.step.optimizer import learning_rate, optimizer
 from experiments.step.state import start_state
@@ -41,25 +42,56 @@ class Curve(NamedTuple):
     seconds: np.ndarray  # [E]
 
 
-class Job(NamedTuple):
-    """A method on an objective.
+class Setup(NamedTuple):
+    """How a job trains: the names and values of a run's settings, as far as the bench has them.
 
     Attributes:
-      name: for messages and tables.
+      epochs: of training; 0 evaluates what the job starts from.
+      batch_size: rows of a step; the last of an epoch has what is left.
+      lr: initial learning rate.
+      schedule: of the learning rate, one of step.optimizer.SCHEDULES.
+      momentum: of SGD.
+      weight_decay: by the optimizer; 0 where the method has it in the perturbed loss.
+      sampling: "natural", "balanced" or "stratified", see data.sampling.epoch_order.
+      per_visit: rows of a class at each visit of balanced sampling.
+      tail: one a class, which classes are the tail of stratified sampling; () otherwise.
+      trained: which parameters, one of step.state.TRAINED.
+      classifier: which kind, one of models.CLASSIFIERS.
+      max_norm: when the classifier is projected: "none", after each "step" or each "epoch".
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    schedule: str = "cosine"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    sampling: str = "natural"
+    per_visit: int = 1
+    tail: tuple[bool, ...] = ()
+    trained: str = "all"
+    classifier: str = "linear"
+    max_norm: str = "none"
+
+
+class Job(NamedTuple):
+    """What is trained on the bench, with every seed at once: a method on an objective.
+
+    Attributes:
+      name: for messages; no two jobs of one call of `Bench.train` have the same.
       method: how the gradient is taken, a single stage or several.
       objective: what is minimised.
-      settings: how to train; of these epochs, lr, schedule, momentum, weight_decay, sampling,
-        trained, classifier, max_norm, weight_decay_inside and batch_size.
+      setup: how it is trained.
       params: parameters of all seeds to start from, [S, ...] each; None draws fresh ones.
       numbers: one for each stage, as its `numbers()` gives them, to be used in place of the
         method's own. They are data of the compiled program: jobs that share method, objective and
-        settings and differ in them are compiled once. None compiles the method's own in.
+        setup and differ in them are compiled once. None compiles the method's own in.
     """
 
     name: str
     method: Method
     objective: Objective
-    settings: Settings
+    setup: Setup
     params: Any = None
     numbers: list[Any] | None = None
 
@@ -68,8 +100,13 @@ class Bench:
     """The data of all seeds on the device, and what jobs on it share.
 
     Args:
-      datasets: one a seed, of equal shapes and class counts.
-      seeds: different numbers, at least 0.
+      datasets: one a seed, S in all, of equal shapes and class counts.
+      seeds: different numbers from 0 to 2**32 - 1; each decides initial weights and batches.
+
+    Attributes:
+      rows: training examples of a seed.
+      class_counts: int[C], those of each class.
+      compiled: the programs so far; jobs that share one are compiled once.
     """
 
     def __init__(self, datasets: list[Any], seeds: list[int]):
@@ -87,7 +124,8 @@ class Bench:
         self.train_set, self.test_set, self.val_set = jax.device_put(tuple(parts))
         self.keys = jnp.stack([jax.random.key(seed) for seed in seeds])
         self.compiled: dict[Any, Any] = {}
-        self._parts: dict[Settings, tuple[Any, Any]] = {}
+        self._labels = [np.asarray(dataset.train_labels) for dataset in datasets]
+        self._parts: dict[Setup, tuple[Any, Any]] = {}
 
     def fresh(self, classifier: str = "linear", draw: int = 0) -> Any:
         """Parameters of all seeds, [S, ...] each; another draw gives others."""
@@ -97,20 +135,23 @@ class Bench:
         create = jax.jit(jax.vmap(lambda key: model.init(key, example, train=False)["params"]))
         return create(keys)
 
-    def model_and_optimizer(self, settings: Settings) -> tuple[Any, Any]:
-        """The same two for the same settings: a compiled program knows its states by them."""
-        if settings not in self._parts:
-            steps = -(-self.rows // settings.batch_size)
-            self._parts[settings] = (
-                create_model(MODEL, self.first.num_classes, classifier=settings.classifier),
+    def steps_per_epoch(self, batch_size: int) -> int:
+        return -(-self.rows // batch_size)
+
+    def model_and_optimizer(self, setup: Setup) -> tuple[Any, Any]:
+        """The same two for the same setup: a compiled program knows its states by them."""
+        if setup not in self._parts:
+            steps = self.steps_per_epoch(setup.batch_size)
+            self._parts[setup] = (
+                create_model(MODEL, self.first.num_classes, classifier=setup.classifier),
                 optimizer(
-                    learning_rate(settings.schedule, settings.lr, settings.epochs, steps),
-                    settings.momentum,
-                    0.0 if settings.weight_decay_inside else settings.weight_decay,
-                    max_norm_every={"none": 0, "step": 1, "epoch": steps}[settings.max_norm],
+                    learning_rate(setup.schedule, setup.lr, setup.epochs, steps),
+                    setup.momentum,
+                    setup.weight_decay,
+                    max_norm_every={"none": 0, "step": 1, "epoch": steps}[setup.max_norm],
                 ),
             )
-        return self._parts[settings]
+        return self._parts[setup]
 
     def train(self, jobs: list[Job], what: str = "") -> dict[str, tuple[Curve, Any] | Diverged]:
         """(curve, final parameters) by job, or why it has none; all have equally many epochs.
@@ -121,7 +162,7 @@ class Bench:
           jobs: of different names.
           what: for the progress that is shown.
         """
-        epochs = jobs[0].settings.epochs
+        epochs = jobs[0].setup.epochs
         ends = [*range(EPOCHS_PER_CALL, epochs, EPOCHS_PER_CALL), epochs]
         spans = list(zip([0, *ends[:-1]], ends, strict=True))
         programs: dict[str, _Program] = {}
@@ -145,25 +186,16 @@ class Bench:
             for name, program in programs.items()
         }
 
-    def orders(self, sampling: str, start: int, end: int, per_visit: int = 1) -> jax.Array:
-        """int32[S, E, rows]: epoch and seed decide it, whatever the job."""
-        epochs = range(start, end)
-        if sampling == "balanced":
-            classes, rows = len(self.class_counts), self.rows
-
-            def of_epoch(labels: jax.Array, key: jax.Array, epoch: jax.Array) -> jax.Array:
-                key = jax.random.fold_in(key, epoch)
-                return balanced_order(labels, key, classes, rows, per_visit)
-
-            every = jax.vmap(jax.vmap(of_epoch, (None, None, 0)), (0, 0, None))
-            return every(self.train_set.labels, self.keys, jnp.asarray(epochs, jnp.int32))
-        orders = np.asarray(
-            [
-                [np.random.default_rng([seed, epoch]).permutation(self.rows) for epoch in epochs]
-                for seed in self.seeds
-            ]
-        )
-        return jnp.asarray(orders, jnp.int32).reshape(len(self.seeds), end - start, self.rows)
+    def orders(self, setup: Setup, start: int, end: int) -> jax.Array:
+        """int32[S, E, rows] of the epochs from start on: the same of every job sampled alike."""
+        tail = np.asarray(setup.tail) if setup.tail else None
+        orders = [
+            epoch_order(setup.sampling, labels, seed, epoch, setup.per_visit, tail)
+            for labels, seed in zip(self._labels, self.seeds, strict=True)
+            for epoch in range(start, end)
+        ]
+        shape = len(self.seeds), end - start, self.rows
+        return jnp.asarray(np.asarray(orders, np.int32).reshape(shape))
 
     def validate(self, params: Any, classifier: str = "linear") -> dict[str, np.ndarray]:
         """all, many, medium, few of the validation sets in percent, [S] each, of [S, ...] each."""
@@ -188,18 +220,15 @@ class _Program:
     """One job, compiled: its states, and what was seen of them so far."""
 
     def __init__(self, bench: Bench, job: Job, spans: list[tuple[int, int]]):
-        settings, self.bench, self.job = job.settings, bench, job
-        self.batch = settings.batch_size
-        self.steps_per_epoch = -(-bench.rows // self.batch)
-        model, tx = bench.model_and_optimizer(settings)
-        params = bench.fresh(settings.classifier) if job.params is None else job.params
+        setup, self.bench, self.job = job.setup, bench, job
+        self.batch = setup.batch_size
+        self.steps_per_epoch = bench.steps_per_epoch(self.batch)
+        model, tx = bench.model_and_optimizer(setup)
+        params = bench.fresh(setup.classifier) if job.params is None else job.params
 
         def begin(params: Any) -> Any:
-            state = start_state(model, tx, {"params": params}, settings.trained)
-            if isinstance(job.method, Remembered):
-                memory = job.method.with_memory(state.params, state.batch_stats)
-                state = state.replace(batch_stats=memory)
-            return state
+            state = start_state(model, tx, {"params": params}, setup.trained)
+            return state.replace(extra=job.method.initial_extra(state.params))
 
         # A copy: what other jobs start from must survive donation.
         self.states = jax.jit(jax.vmap(begin))(jax.tree.map(jnp.copy, params))
@@ -222,7 +251,7 @@ class _Program:
 
     def _compile(self, stage: int, length: int) -> None:
         job, bench = self.job, self.bench
-        of_all = job.method, job.objective, job.settings, stage, length, job.numbers is None
+        of_all = job.method, job.objective, job.setup, stage, length, job.numbers is None
         if of_all not in bench.compiled:
             method = job.method.stages()[stage][1]
 
@@ -252,15 +281,13 @@ class _Program:
         full, rest = divmod(rows, batch)
 
         def epoch(state: Any, order: jax.Array) -> Any:
-            def body(state: Any, index: jax.Array) -> Any:
-                return step(state, inputs, index, jnp.arange(batch), batch, key)
-
-            state, seen = jax.lax.scan(body, state, order[: full * batch].reshape(full, batch))
+            whole = order[: full * batch].reshape(full, batch)
+            state, seen = many_steps(step, state, inputs, whole, jnp.arange(batch), batch, key)
             loss = batch * seen.loss.sum()
             if rest:
-                last = order[full * batch :]
-                state, seen = step(state, inputs, last, jnp.arange(rest), rest, key)
-                loss += rest * seen.loss
+                last = order[None, full * batch :]
+                state, seen = many_steps(step, state, inputs, last, jnp.arange(rest), rest, key)
+                loss += rest * seen.loss.sum()
             return state, loss / rows
 
         losses = jnp.zeros(1)
@@ -275,8 +302,7 @@ class _Program:
     def advance(self, start: int, end: int) -> None:
         bench, found, took = self.bench, None, 0.0
         for stage, low, high in self._cut(start, end):
-            settings = self.job.settings
-            order = bench.orders(settings.sampling, low, high, settings.per_visit)
+            order = bench.orders(self.job.setup, low, high)
             began = time.perf_counter()
             self.states, found = self._calls[stage, high - low](
                 self.states, self._numbers(stage), bench.train_set, bench.test_set, order,

@@ -9,9 +9,9 @@ from experiments.command import loss_flags, method_flags, stage2
 from experiments.host import cli
 from experiments.host.needs import Need, Needs, always, beside, one_of
 from experiments.models import MODELS
-from experiments.run.settings import EXAMPLES, LOADERS, SAMPLING
-from experiments.step.methods import TAIL_STATISTICS
+from experiments.run.settings import LOADERS, SAMPLING
 from experiments.step.optimizer import SCHEDULES
+from experiments.step.passing import EXAMPLES
 
 
 def add_method(parser: argparse.ArgumentParser, **defaults: Any) -> None:
@@ -24,11 +24,6 @@ def add_method(parser: argparse.ArgumentParser, **defaults: Any) -> None:
         help="how the gradient is taken",
     )
     method_flags.add_arguments(method, **defaults)
-    method.add_argument(
-        "--memory", type=cli.number(least=0, below=1), metavar="DECAY",
-        help="perturb along what earlier steps saw of the direction, of which each step keeps so "
-        "much (ours, see imbsam_jax.remembered): with --examples independent for SGD's price",
-    )  # fmt: skip
     loss_flags.add_arguments(parser.add_argument_group("loss"))
     stage2.add_arguments(parser.add_argument_group("second stage"))
 
@@ -82,12 +77,6 @@ def add_training(
         help="independent: a pass leaves out rows that have no weight in it; the same step for "
         "less, in models without batch statistics; cheapest with --sampling stratified. "
         "split_norm: the same for models with batch normalisation, where it is another step",
-    )  # fmt: skip
-    training.add_argument(
-        "--tail-statistics", default="renorm", choices=TAIL_STATISTICS,
-        help="--examples split_norm: what normalises a pass over the tail alone: the tail rows' "
-        "own statistics; those of the whole batch before the perturbation, held fixed; or "
-        "(renorm) the latter in value and the former in gradient, which alone lost nothing overall",
     )  # fmt: skip
     training.add_argument(
         "--precision", default="float32", choices=["float32", "bfloat16"],
@@ -207,11 +196,9 @@ def training_needs() -> Needs:
             "accumulate", "remat", "steps_per_call", "quiet", "coordinator", "num_processes",
             "process_id", "cluster", "rule",
         ),
-        "tail_statistics": (one_of("examples", ["split_norm"]),),
         "together": (beside("seeds", "num-seeds"),),
         "heartbeat_seconds": (beside("cluster", "coordinator"),),
         **method_flags.needs(),
-        "memory": (one_of("rule", method_flags.REMEMBERED),),
         **loss_flags.needs(),
         **stage2.needs(),
     }  # fmt: skip

@@ -78,7 +78,7 @@ def train(
         )
     out, runs = Path(args.out), []
     for name, point in {"sgd": {}, **points}.items():
-        changed: dict[str, Any] = dict(point) or {"rule": "sgd", "memory": None}
+        changed: dict[str, Any] = dict(point) or {"rule": "sgd"}
         folder = name.replace(", ", "_").replace(" ", "_")
         mine = argparse.Namespace(**{**vars(args), **changed, "out": str(out / folder)})
         runs.append((name, point, mine, make_plan(mine, dataset)))

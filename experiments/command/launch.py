@@ -78,8 +78,8 @@ def train(args: argparse.Namespace, dataset: Any, plan: Plan) -> list[dict[str, 
     Of seeds that are trained together these are the first stages; the second ones follow one after
     the other.
     """
+    from experiments.run.fit import fit, fit_together
     from experiments.run.parts import initial_variables, last_variables
-    from experiments.run.trainer import fit, fit_together
 
     seeds = seeds_of(args)
     several = args.seeds is not None or args.num_seeds is not None

@@ -10,11 +10,11 @@ import numpy as np
 from experiments.host import cli
 from experiments.host.errors import RunError
 from experiments.host.needs import Need, Needs, always, either, one_of
-from experiments.step.objectives import Loss
+from experiments.step.objectives import LossFn
 from imbsam_jax import losses
 
 # Which flags each loss takes, and how it is made of class counts and them.
-LOSSES: dict[str, tuple[tuple[str, ...], Callable[..., Loss]]] = {
+LOSSES: dict[str, tuple[tuple[str, ...], Callable[..., LossFn]]] = {
     "cross_entropy": ((), lambda counts, axis: losses.cross_entropy),
     "class_balanced": (
         ("beta", "normalise"),
@@ -46,7 +46,7 @@ def build_loss(
     *,
     steps_per_epoch: int,
     axis_name: str | None = None,
-) -> tuple[Loss, dict[str, Any]]:
+) -> tuple[LossFn, dict[str, Any]]:
     """(the loss of that name, the report's fields "loss" and "loss_args").
 
     Args:

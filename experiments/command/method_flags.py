@@ -18,7 +18,7 @@ import numpy as np
 from experiments.host import cli
 from experiments.host.errors import RunError
 from experiments.host.needs import Need, Needs, either, one_of, values_of
-from experiments.step.methods import STATISTICS, ClassConditional, Method, Remembered, Tabled
+from experiments.step.methods import STATISTICS, ClassConditional, Method, Tabled
 from imbsam_jax import Ascent, asam_scale, magnitude_scale, rules, schedules
 
 
@@ -42,7 +42,6 @@ _SWITCH: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
 PARAMETERS: dict[str, Flag] = {
     "rho": Flag(0.05, "radius, in parameter units", _number(least=0)),
     "eta": Flag(100.0, "largest count of a tail class, in training examples", _number(least=0)),
-    "strict": Flag(False, "the tail is n < eta, as in the ImbSAM release", _SWITCH),
     "tail_scale": Flag(
         1.0, "factor on the tail loss; 2 in the released code since September 2023",
         _number(over=0),
@@ -72,6 +71,7 @@ PARAMETERS: dict[str, Flag] = {
         None, "weight of the perturbed part; default 1 (paper), 0.5 (release)",
         _number(least=0, most=1),
     ),
+    "strict": Flag(False, "the tail is n < eta, as in the ImbSAM release", _SWITCH),
 }  # fmt: skip
 # Where a flag has not its parameter's name, which another flag has or which says too little
 # alone; None where there is none, and the rule's own default holds.
@@ -167,7 +167,7 @@ _STRATIFIED = Need(
             "stratified" in values_of(args, name)
             for name in ("sampling", "stage2-sampling", "mode")
         )
-        or not {"split_own", "split_renorm"}.isdisjoint(values_of(args, "mode"))
+        or "split_norm" in values_of(args, "mode")
     ),
     "stratified sampling",
 )
@@ -177,8 +177,6 @@ STATISTICAL = Need(
     lambda args: not set(values_of(args, "model")) <= {*_NO_STATISTICS},
     f"a --model with batch normalisation, not {', '.join(_NO_STATISTICS)}",
 )
-# Rules whose ascent directions --memory can remember.
-REMEMBERED = ("sam", "reweighted_sam", "imbsam", "focal_sam")
 
 
 # ---- rules by name -------------------------------------------------------------------------
@@ -312,16 +310,6 @@ def build_method(
         except ValueError as error:
             raise RunError(str(error)) from error
     return method, {"rule": name, "rule_args": described, "ascent": ascent}
-
-
-def remembering(method: Method, decay: float) -> Method:
-    """The method with its ascent directions remembered; a RunError where it has none."""
-    try:
-        if not isinstance(method, Tabled) or method.rule(0).groups.shape[0] == 0:
-            raise ValueError("this rule takes no ascent direction from the table: none to remember")
-        return Remembered(method.rule, decay, method.ascent)
-    except ValueError as error:
-        raise RunError(f"--memory: {error}") from error
 
 
 def ascent_arguments(options: dict[str, Any]) -> dict[str, Any]:

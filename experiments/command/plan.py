@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from experiments.command import loss_flags, method_flags, stage2
 from experiments.command.seeds import devices_of
-from experiments.host.errors import RunError
 from experiments.step import methods, objectives
 
 
@@ -16,7 +15,7 @@ class Plan(NamedTuple):
 
     settings: Any
     method: methods.Method
-    loss: objectives.Loss
+    loss: objectives.LossFn
     description: dict[str, Any]
     second: dict[str, stage2.Stage]
 
@@ -28,6 +27,8 @@ def make_plan(args: argparse.Namespace, dataset: Any, about_data: dict[str, Any]
       about_data: the description's fields that say how the data was made.
     """
     from experiments.data import filled
+    from experiments.run import compatible
+    from experiments.run.compatible import Asked
     from experiments.run.parts import tail_of
     from experiments.run.settings import Settings
     from experiments.step.execution import EXECUTIONS
@@ -46,20 +47,8 @@ def make_plan(args: argparse.Namespace, dataset: Any, about_data: dict[str, Any]
     method, of_method = method_flags.build_method(
         args.rule, counts, options, steps_per_epoch=steps_per_epoch
     )
-    if args.rule == "cc_sam" and settings.accumulate > 1:
-        raise RunError("--rule cc_sam takes a batch whole: use --accumulate 1")
-    if settings.examples != "dependent":
-        if args.rule == "cc_sam":
-            raise RunError("--rule cc_sam takes a batch whole: use --examples dependent")
-        if "running_statistics" in of_method["ascent"]:
-            raise RunError(methods.NOT_EVERY)
-    if args.memory is not None:
-        if settings.examples == "split_norm" or settings.accumulate > 1 or args.stage2:
-            raise RunError(
-                "--memory does not go with --examples split_norm, --accumulate or --stage2"
-            )
-        method = method_flags.remembering(method, args.memory)
-        of_method["memory"] = args.memory
+    asked = Asked(settings, method, args.rule, steps_per_epoch=steps_per_epoch)
+    compatible.check(asked)
     loss, of_loss = loss_flags.build_loss(
         args.loss, counts, options, steps_per_epoch=steps_per_epoch,
         axis_name=EXECUTIONS[args.parallel].axis_name,
@@ -81,12 +70,8 @@ def make_plan(args: argparse.Namespace, dataset: Any, about_data: dict[str, Any]
         )
         for name in args.stage2
     }
-    for each in (settings, *(stage.settings for stage in second.values())):
-        tail_of(dataset, each)  # refuses stratified sampling without one
-        steps = each.epochs * steps_per_epoch
-        if steps >= 2**31:
-            raise RunError(
-                f"{each.epochs} epochs of {steps_per_epoch} steps are more than steps are counted "
-                "to, 2**31: use fewer"
-            )
+    tail_of(dataset, settings)  # refuses stratified sampling without one
+    for name, stage in second.items():
+        tail_of(dataset, stage.settings)
+        compatible.check(stage2.asked(name, stage, after=asked))
     return Plan(settings, method, loss, description, second)

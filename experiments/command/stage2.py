@@ -27,9 +27,10 @@ from experiments.command.method_flags import STATISTICAL, build_method
 from experiments.host import cli
 from experiments.host.errors import RunError
 from experiments.host.needs import Need, Needs, one_of
+from experiments.run.compatible import Asked
 from experiments.run.settings import MAX_NORM, SAMPLING, Settings
 from experiments.step.methods import Method
-from experiments.step.objectives import Adversary, Loss
+from experiments.step.objectives import Adversary, LossFn
 from imbsam_jax import cc_sam, classifiers, losses, schedules
 
 # (params, fresh params) -> params to start from; pure, so that it may be mapped over seeds.
@@ -45,14 +46,16 @@ class Stage(NamedTuple):
       start: makes its first parameters.
       method: how the gradient is taken.
       adversary: see Objective.
+      keeps_head: whether it starts from the first stage's classifier.
       description: the report's fields "stage2" and "stage2_args"; the others are the first stage's.
     """
 
     settings: Settings
-    loss: Loss
+    loss: LossFn
     start: Start
     method: Method
     adversary: Adversary | None
+    keeps_head: bool
     description: dict[str, Any]
 
 
@@ -103,11 +106,6 @@ def make(
       steps_per_epoch: of this data and batch size.
     """
     recipe = RECIPES[name]
-    if first.classifier != "linear" and recipe.start != "fresh head":
-        raise RunError(
-            f"--stage2 {name} starts from a linear classifier, this run has a {first.classifier} "
-            "one: use crt, or --classifier linear"
-        )
 
     def flag(key: str, default: Any) -> Any:
         value = options.get(f"stage2_{key}")
@@ -137,13 +135,6 @@ def make(
     taken = {key: flag(key, _DEFAULTS[key]) for key in recipe.takes}
     if not np.isfinite(taken.get("tau", 1.0)):
         raise RunError(f"--stage2-tau must be finite, got {taken['tau']}")
-    if name == "cc-sam" and first.accumulate > 1:
-        raise RunError("--stage2 cc-sam takes a batch whole: use --accumulate 1")
-    if taken.get("variant") == "release" and first.parallel == "pmap" and first.devices != 1:
-        raise RunError(
-            "--stage2-variant release takes norms over the batch, which pmap would take over each "
-            "device's rows: use --parallel jit"
-        )
     described: dict[str, Any] = {"stage2": name, "stage2_args": dict(taken)}
     rule = "sgd"
     if epochs:
@@ -166,14 +157,27 @@ def make(
         partial(_STARTS[recipe.start], class_counts=class_counts, tau=taken.get("tau", 1.0)),
         method,
         _adversary(taken, class_counts, epochs, steps_per_epoch) if name == "cc-sam" else None,
+        recipe.start != "fresh head",
         described,
+    )
+
+
+def asked(name: str, stage: Stage, after: Asked) -> Asked:
+    """What a second stage is asked to do, after a first one of what it was asked."""
+    return dataclasses.replace(
+        after,
+        settings=stage.settings,
+        method=stage.method,
+        adversary=stage.adversary,
+        stage2=name,
+        first=after.settings if stage.keeps_head else None,
     )
 
 
 _DEFAULTS = {"tau": 1.0, "variant": "paper", "limit": 1.0}
 
 
-def _loss(name: str, class_counts: np.ndarray) -> Loss:
+def _loss(name: str, class_counts: np.ndarray) -> LossFn:
     return losses.softmax_binary(class_counts) if name == "softmax_binary" else losses.cross_entropy
 
 
@@ -185,7 +189,9 @@ def _adversary(
     except ValueError as error:
         raise RunError(f"--stage2-limit: {error}") from error
     return Adversary(
-        lambda fn: cc_sam.feature_adversary(fn, class_counts, variant=taken["variant"]), share
+        lambda fn: cc_sam.feature_adversary(fn, class_counts, variant=taken["variant"]),
+        share,
+        over_the_batch=taken["variant"] == "release",
     )
 
 

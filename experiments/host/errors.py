@@ -17,6 +17,15 @@ class RunError(Exception):
     """Something the person who started the run can put right; the message says how."""
 
 
+def flag(setting: str) -> str:
+    """How the command line spells a setting: messages of any room name it so.
+
+    >>> flag("batch_size")
+    '--batch-size'
+    """
+    return f"--{setting.replace('_', '-')}"
+
+
 class Diverged(RunError):
     """The loss or the parameters are not finite; the same run would do so again."""
 

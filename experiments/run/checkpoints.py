@@ -27,7 +27,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from experiments.host.errors import RunError, is_full, reason
+from experiments.host.errors import RunError, flag, is_full, reason
 from experiments.host.folders import check_run, different, same_text
 
 # (state, note) -> why the two contradict one another; None where they do not.
@@ -91,7 +91,7 @@ class Checkpoints:
                 self._failed = True
                 raise RunError(
                     f"what was written to {self.path} cannot be read back ({why}): choose another "
-                    "--out"
+                    f"{flag('out')}"
                 )
 
     def latest_step(self) -> int | None:
@@ -112,7 +112,7 @@ class Checkpoints:
                 remedy = f"see to it that {self.path} can be written"
             raise RunError(
                 f"a checkpoint could not be written ({reason(error)}); {whole}: {remedy}, and "
-                "start again with --resume"
+                f"start again with {flag('resume')}"
             ) from error
 
     def set_aside_after(self, step: int | None) -> None:
@@ -243,7 +243,7 @@ class Checkpoints:
     def _none_can_be_read(self) -> RunError:
         return RunError(
             f"none of the {len(self.steps())} checkpoints in {self.path} can be read: "
-            "start again in another --out"
+            f"start again in another {flag('out')}"
         )
 
 

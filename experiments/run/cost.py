@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -54,18 +54,19 @@ def lone_step(
     mine = run_on.put_state(state)
     on_host = run_on.devices[0].platform == "gpu" and run_on.axis_name is None and _host_is_there()
 
+    passing = run_on.passing
+
     def compiled(room: Any) -> Any:
-        there = copy.copy(run_on)
-        there.room = room
-        there.micro_batches = 1  # XLA would count one of them
+        # Micro-batches are a loop, of which XLA would count one.
+        there = run_on.passing_by(dataclasses.replace(passing, room=room, micro_batches=1))
         if on_host:
             return there.lower_on_host(method, mine, inputs, rows)
         return there.compile_steps(method, mine, inputs, rows)
 
-    call, mean_flops = counted(compiled, run_on.room, order.labels_of(1000, run_on.apart))
+    call, mean_flops = counted(compiled, passing.room, order.labels_of(1000, run_on.apart))
     if on_host:
         mean_flops /= len(run_on.devices)
-    if seconds and (on_host or run_on.micro_batches > 1):
+    if seconds and (on_host or passing.micro_batches > 1):
         call = run_on.compile_steps(method, mine, inputs, rows)
     times: list[float] = []
     most = 100 if run_on.processes == 1 else 4  # they must make equally many steps
@@ -94,7 +95,7 @@ def counted(
     by how often it is made. (Every part and pass chooses by itself.)
 
     Args:
-      compiled: room -> the step, compiled; `room` as in Halves.
+      compiled: room -> the step, compiled; `room` as in Passing.
       room: of this step; None where each pass sees the whole batch.
       batches: labels int[b] of batches as they are drawn, b the rows of one device.
     """

@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.data import Dataset, filled
 from experiments.data.encoded import EncodedDataset
-from experiments.host.errors import RunError
+from experiments.host.errors import RunError, flag
 from experiments.host.stopping import StopRequest
 from experiments.run.feeds import Feed
 from experiments.step.execution import Jit
@@ -86,7 +86,7 @@ class Evaluator:
         if count - seen > self._max_corrupt * count:
             raise RunError(
                 f"{count - seen} of {count} images of the {part} set could not be read, more than "
-                f"the share --max-corrupt {self._max_corrupt:g} allows"
+                f"the share {flag('max_corrupt')} {self._max_corrupt:g} allows"
             )
         return Hits(correct, total, loss / max(seen, 1))
 

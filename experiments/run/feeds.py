@@ -29,6 +29,7 @@ from experiments.data.encoded import EncodedDataset
 from experiments.data.sampling import Order
 from experiments.data.stream import HostBatch, StepRows, stream
 from experiments.host.devices import cores
+from experiments.host.errors import flag
 from experiments.run.settings import Settings
 from experiments.step.step import Inputs, Rows
 
@@ -238,8 +239,8 @@ def _with_masks(batches: Iterator[HostBatch], mine: Mine, step: int) -> Iterator
             batch = next(batches, None)
         except RuntimeError as error:
             raise DataError(
-                f"images can no longer be read: {error} (each of --workers keeps three batches in "
-                "shared memory: is /dev/shm large enough?)"
+                f"images can no longer be read: {error} (each of {flag('workers')} keeps three "
+                "batches in shared memory: is /dev/shm large enough?)"
             ) from error
         if batch is None:
             return

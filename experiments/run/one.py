@@ -18,7 +18,7 @@ import numpy as np
 from experiments.data import Dataset
 from experiments.data.encoded import EncodedDataset
 from experiments.host import folders
-from experiments.host.errors import Diverged, RunError
+from experiments.host.errors import Diverged, RunError, flag
 from experiments.host.progress import Progress
 from experiments.host.stopping import StopRequest
 from experiments.run.calls import Calls
@@ -128,7 +128,7 @@ class Run:
             )
             raise Diverged(
                 f"{self.name}the loss is {losses[bad[0]]} at step {first_step + bad[0]} (epoch "
-                f"{note.epoch + 1}): {good}; lower --lr or --rho"
+                f"{note.epoch + 1}): {good}; lower {flag('lr')} or {flag('rho')}"
             )
         meant = self.order.real(first_step)  # all steps of a call have as many
         rows = np.rint(real * self.order.padded(meant))
@@ -139,7 +139,7 @@ class Run:
         if note.skipped > self.settings.max_corrupt * self.order.rows:
             raise RunError(
                 f"{note.skipped} training images of epoch {note.epoch + 1} could not be read, more "
-                f"than the share --max-corrupt {self.settings.max_corrupt:g} of "
+                f"than the share {flag('max_corrupt')} {self.settings.max_corrupt:g} of "
                 f"{self.order.rows} allows"
             )
 
@@ -191,11 +191,11 @@ class Run:
 
     def save(self, state: TrainState) -> None:
         """Begins to save a plain state."""
-        if not bool(all_finite((state.params, state.batch_stats))):
+        if not bool(all_finite((state.params, state.batch_stats, state.extra))):
             raise Diverged(
                 f"{self.name}the parameters are not finite at step {self.step}: not saved; the "
-                f"last good checkpoint is step {self.checkpoints.latest_step()}; lower --lr or "
-                "--rho"
+                f"last good checkpoint is step {self.checkpoints.latest_step()}; lower "
+                f"{flag('lr')} or {flag('rho')}"
             )
         self.checkpoints.save(self.step, state, dataclasses.asdict(self.note))
 

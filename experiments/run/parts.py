@@ -17,9 +17,8 @@ from experiments.data import Dataset, filled
 from experiments.data.encoded import EncodedDataset
 from experiments.data.sampling import Order
 from experiments.host import folders
-from experiments.host.cli import noun
 from experiments.host.devices import use_devices
-from experiments.host.errors import RunError, check_seed
+from experiments.host.errors import RunError, check_seed, flag
 from experiments.models import create_model
 from experiments.models.pretrained import load_weights
 from experiments.run.checkpoints import Checkpoints
@@ -27,9 +26,9 @@ from experiments.run.evaluation import Evaluator
 from experiments.run.feeds import Place, make_feed
 from experiments.run.settings import Settings
 from experiments.step.execution import EXECUTIONS, Jit
-from experiments.step.methods import NO_STATISTICS
-from experiments.step.objectives import Adversary, Loss, Objective
+from experiments.step.objectives import Adversary, LossFn, Objective
 from experiments.step.optimizer import learning_rate, optimizer
+from experiments.step.passing import Passing
 from experiments.step.state import TrainState, create_state, start_state
 from imbsam_jax import tail_classes
 from imbsam_jax.losses import cross_entropy
@@ -37,6 +36,8 @@ from imbsam_jax.losses import cross_entropy
 
 class Parts:
     """What a run is made of, from its data set, model, loss and settings; nothing written yet.
+
+    Whether they go together, `compatible.check` says.
 
     Attributes:
       feed: where the rows come from.
@@ -46,9 +47,11 @@ class Parts:
       evaluator: how states are evaluated, always under jit over the same devices.
       schedule: learning rate by step.
       steps_per_epoch: the partial last batch included.
+      batch_norm: whether the model has statistics of a batch to normalise by.
       began: time.perf_counter() before the first of them.
 
     Args:
+      start: {"params", "batch_stats"} to start from; None draws them.
       whole_batches: each device has batches of its own, and none is shared.
     """
 
@@ -56,7 +59,7 @@ class Parts:
         self,
         dataset: Dataset | EncodedDataset,
         model_name: str,
-        loss: Loss,
+        loss: LossFn,
         settings: Settings,
         start: Any = None,
         adversary: Adversary | None = None,
@@ -64,8 +67,14 @@ class Parts:
     ):
         self.began = time.perf_counter()
         check_seed(settings.seed)
-        devices = use_devices(settings.devices)
         init_key, step_key = jax.random.split(jax.random.key(settings.seed))
+        devices = use_devices(settings.devices)
+        sharing = 1 if whole_batches else len(devices)
+        place = Place(sharing, jax.process_count(), jax.process_index())
+        self.feed = make_feed(dataset, settings, place)
+        self.order = order_of(dataset, settings, self.feed.multiple)
+        self.steps_per_epoch = self.order.steps_per_epoch
+
         objective = Objective(
             loss,
             dataset.num_classes,
@@ -73,96 +82,75 @@ class Parts:
             train_statistics=settings.statistics == "updated",
             adversary=adversary,
         )
-        processes = jax.process_count()
-        shared = 1 if whole_batches else len(devices)
-        place = Place(shared, processes, jax.process_index())
-        self.feed = make_feed(dataset, settings, place)
-        if settings.batch_size % self.feed.multiple:
-            raise RunError(
-                f"--batch-size {settings.batch_size} cannot be divided among "
-                f"{noun(len(devices), 'device')} and --accumulate {settings.accumulate}: use a "
-                f"multiple of {self.feed.multiple}"
-            )
-        self.order = Order(
-            settings.sampling,
-            dataset.train_labels,
-            settings.seed,
-            settings.batch_size,
-            per_visit=settings.per_visit,
-            tail=tail_of(dataset, settings),
-            multiple=self.feed.multiple,
-        )
-        alone, split = settings.examples != "dependent", settings.examples == "split_norm"
-        if alone and settings.parallel == "jit" and shared > 1:
-            raise RunError(
-                f"--examples {settings.examples} with --parallel jit would choose rows over all "
-                f"{len(devices)} devices, and send them about: use --parallel pmap, where each "
-                "device chooses among its own"
-            )
-        if alone and adversary is not None:
-            raise RunError(
-                f"--examples {settings.examples} leaves rows out, but the adversary of this second "
-                "stage averages over all rows of a class: use --examples dependent"
-            )
+        passing = passing_of(settings, self.order, dataset.num_classes)
         self.run_on = EXECUTIONS[settings.parallel](
-            devices,
-            objective,
-            self.feed.prepare,
-            step_key,
-            settings.accumulate,
-            partial(self.order.buffers, dataset.num_classes) if alone else None,
-            settings.tail_statistics if split else None,
+            devices, objective, self.feed.prepare, step_key, passing
         )
-        self.steps_per_epoch = self.order.steps_per_epoch
-        dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[settings.precision]
         try:
-            model = create_model(
-                model_name,
-                dataset.num_classes,
-                dtype=dtype,
-                axis_name=self.run_on.axis_name,
-                classifier=settings.classifier,
-                remat=settings.remat,
-            )
+            model = model_of(model_name, dataset.num_classes, settings, self.run_on.axis_name)
             self.schedule = learning_rate(
                 settings.schedule, settings.lr, settings.epochs, self.steps_per_epoch
             )
         except ValueError as error:
             raise RunError(str(error)) from error
-        every = {"none": 0, "step": 1, "epoch": self.steps_per_epoch}[settings.max_norm]
-        decay = 0.0 if settings.weight_decay_inside else settings.weight_decay
-        tx = optimizer(self.schedule, settings.momentum, decay, max_norm_every=every)
-        example = jnp.zeros((1, *self.feed.image_shape), jnp.float32)
-
-        def create(key: jax.Array) -> TrainState:
-            return create_state(model, tx, example, key, settings.trained)
-
+        tx = optimizer_of(self.schedule, settings, self.steps_per_epoch)
         if start is None:
-            initial: TrainState = jax.jit(create)(init_key)
+            example = jnp.zeros((1, *self.feed.image_shape), jnp.float32)
+            initial = jax.jit(lambda key: create_state(model, tx, example, key, settings.trained))(
+                init_key
+            )
         else:
             initial = start_state(model, tx, start, settings.trained)
-        couples = objective.train_statistics and bool(jax.tree.leaves(initial.batch_stats))
-        if split and not couples:
-            raise RunError(
-                "--examples split_norm is for models that normalise by the batch: "
-                "--examples independent is as cheap for this one, and exact"
-            )
-        if alone and not split and couples:
-            raise RunError(NO_STATISTICS)
-        # Else devices would be in different branches, and wait for each other's statistics.
-        alike = settings.sampling == "stratified" or settings.tail_statistics == "held"
-        if split and shared > 1 and not alike:
-            raise RunError(
-                f"--tail-statistics {settings.tail_statistics} over several devices needs batches "
-                "of which every device has the same number of tail rows: use --sampling "
-                "stratified, or held"
-            )
+        self.batch_norm = bool(jax.tree.leaves(initial.batch_stats))
+
         evaluate_on = Jit(devices, objective, self.feed.prepare, step_key)
         # Replicated, as checkpoints hold it: each process alone could not read one.
         self.initial: TrainState = evaluate_on.put_state(initial)
         self.evaluator = Evaluator(
             dataset, self.feed, evaluate_on, settings.eval_batch, settings.max_corrupt
         )
+
+
+def order_of(dataset: Dataset | EncodedDataset, settings: Settings, multiple: int) -> Order:
+    """Which rows each step has; batches are padded to a multiple of this."""
+    return Order(
+        settings.sampling,
+        dataset.train_labels,
+        settings.seed,
+        settings.batch_size,
+        per_visit=settings.per_visit,
+        tail=tail_of(dataset, settings),
+        multiple=multiple,
+    )
+
+
+def passing_of(settings: Settings, order: Order, num_classes: int) -> Passing:
+    """How the passes over a batch are run; buffers are of what this order draws."""
+    leaves_rows_out = settings.examples != "dependent"
+    room = partial(order.buffers, num_classes) if leaves_rows_out else None
+    return Passing(settings.examples, settings.accumulate, room)
+
+
+def model_of(name: str, num_classes: int, settings: Settings, axis_name: str | None) -> Any:
+    """The model of that name, as the settings have it."""
+    return create_model(
+        name,
+        num_classes,
+        dtype={"float32": jnp.float32, "bfloat16": jnp.bfloat16}[settings.precision],
+        axis_name=axis_name,
+        classifier=settings.classifier,
+        remat=settings.remat,
+    )
+
+
+def optimizer_of(schedule: Any, settings: Settings, steps_per_epoch: int) -> Any:
+    """SGD as the settings have it; a method whose weight decay is inside does its own."""
+    return optimizer(
+        schedule,
+        settings.momentum,
+        0.0 if settings.weight_decay_inside else settings.weight_decay,
+        max_norm_every={"none": 0, "step": 1, "epoch": steps_per_epoch}[settings.max_norm],
+    )
 
 
 def tail_of(dataset: Dataset | EncodedDataset, settings: Settings) -> np.ndarray | None:
@@ -173,12 +161,12 @@ def tail_of(dataset: Dataset | EncodedDataset, settings: Settings) -> np.ndarray
     try:
         tail = tail_classes(counts, settings.eta, strict=settings.strict)
     except ValueError as error:
-        raise RunError(f"--sampling stratified: {error}") from error
+        raise RunError(f"{flag('sampling')} stratified: {error}") from error
     if tail.all() or not tail.any():
         raise RunError(
-            f"--sampling stratified shares the tail out among the batches, but --eta "
-            f"{settings.eta:g} leaves no {'head' if tail.all() else 'tail'} class: the counts "
-            f"range from {counts.min()} to {counts.max()}, so choose it between them"
+            f"{flag('sampling')} stratified shares the tail out among the batches, but "
+            f"{flag('eta')} {settings.eta:g} leaves no {'head' if tail.all() else 'tail'} class: "
+            f"the counts range from {counts.min()} to {counts.max()}, so choose it between them"
         )
     return tail
 

@@ -1,4 +1,4 @@
-"""How to train, as one value: what a run folder's config.json and --resume compare."""
+"""How to train, as one value: what a run folder's config.json holds, and a resumed run compares."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import dataclasses
 import math
 from typing import Any
 
-from experiments.host.errors import RunError, check_seed
+from experiments.host.errors import RunError, check_seed, flag
 from experiments.models import CLASSIFIERS
-from experiments.step.methods import TAIL_STATISTICS
+from experiments.step.passing import EXAMPLES
 from experiments.step.state import TRAINED
 
 SAMPLING = ("natural", "balanced", "stratified")
-EXAMPLES = ("dependent", "independent", "split_norm")
 MAX_NORM = ("none", "step", "epoch")
 LOADERS = ("grain", "tf.data")
 # What may change when a run is resumed.
@@ -53,13 +52,12 @@ class Settings:
     strict: bool = False  # of stratified sampling: the tail is n < eta
     # "independent" and "split_norm": passes leave out rows without weight.
     examples: str = "dependent"
-    tail_statistics: str = "renorm"  # of split_norm: what normalises a pass over a group's rows
     trained: str = "all"
     statistics: str = "updated"  # or "frozen": normalise by the running ones, and leave them
     max_norm: str = "none"  # projection of the classifier after each step, or each epoch
 
     def check(self, least_epochs: int = 1) -> None:
-        """Refuses settings with which no step could be made."""
+        """Refuses a setting that is out of its range; which go together, compatible.py says."""
         least: dict[str, int] = {"epochs": least_epochs}
         counted = (
             "batch_size", "eval_every", "eval_batch", "checkpoint_every", "per_visit", "accumulate",
@@ -67,59 +65,37 @@ class Settings:
         for name in ("epochs", *counted):
             if getattr(self, name) < least.get(name, 1):
                 raise RunError(
-                    f"--{name.replace('_', '-')} must be at least {least.get(name, 1)}, got "
-                    f"{getattr(self, name)}"
+                    f"{flag(name)} must be at least {least.get(name, 1)}, got {getattr(self, name)}"
                 )
-        if self.schedule == "cosine-prestep" and self.epochs == 1:
-            raise RunError(
-                "schedule cosine-prestep has learning rate 0 in its last epoch: one epoch would "
-                "train nothing; use more, or --schedule cosine"
-            )
         if not (math.isfinite(self.lr) and self.lr > 0):
-            raise RunError(f"--lr must be finite and positive, got {self.lr}")
+            raise RunError(f"{flag('lr')} must be finite and positive, got {self.lr}")
         for name in ("weight_decay", "mixup"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
-                raise RunError(
-                    f"--{name.replace('_', '-')} must be finite and at least 0, got {value}"
-                )
+                raise RunError(f"{flag(name)} must be finite and at least 0, got {value}")
         if not 0 <= self.momentum < 1:
-            raise RunError(f"--momentum must lie in [0, 1), got {self.momentum}")
+            raise RunError(f"{flag('momentum')} must lie in [0, 1), got {self.momentum}")
         check_seed(self.seed)
         for name in ("steps_per_call", "devices", "workers"):
             if getattr(self, name) < 0:
-                flag = f"--{name.replace('_', '-')}"
-                raise RunError(f"{flag} must be at least 0, got {getattr(self, name)}")
+                raise RunError(f"{flag(name)} must be at least 0, got {getattr(self, name)}")
         for name in ("jitter", "max_corrupt"):
             if not 0 <= getattr(self, name) <= 1:
-                flag = f"--{name.replace('_', '-')}"
-                raise RunError(f"{flag} must lie in [0, 1], got {getattr(self, name)}")
+                raise RunError(f"{flag(name)} must lie in [0, 1], got {getattr(self, name)}")
         choices = {
             "classifier": CLASSIFIERS, "sampling": SAMPLING, "trained": TRAINED,
             "statistics": ("updated", "frozen"), "max_norm": MAX_NORM, "loader": LOADERS,
-            "examples": EXAMPLES, "tail_statistics": TAIL_STATISTICS,
+            "examples": EXAMPLES,
         }  # fmt: skip
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise RunError(
                     f"unknown {name} {getattr(self, name)!r}; choose from {', '.join(known)}"
                 )
-        if self.examples != "dependent" and self.mixup:
-            raise RunError(
-                f"--examples {self.examples} leaves out rows whose class has no weight, but with "
-                f"--mixup {self.mixup:g} every row is of two classes: use --examples dependent"
-            )
-        if self.examples != "dependent" and self.accumulate > 1:
-            raise RunError(
-                f"--examples {self.examples} takes of a batch the rows that carry weight, and does "
-                f"not cut it up: use --accumulate 1, not {self.accumulate}"
-            )
 
     def decisive(self) -> dict[str, Any]:
         """What decides the result, as in config.json."""
         free = FREE if self.sampling == "stratified" else (*FREE, "eta", "strict")
-        if self.examples != "split_norm":
-            free = (*free, "tail_statistics")
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in free}
 
 

@@ -28,6 +28,7 @@ from jax.sharding import PartitionSpec as P
 from experiments.step.many import many_steps
 from experiments.step.methods import Method
 from experiments.step.objectives import Objective
+from experiments.step.passing import Passing
 from experiments.step.state import TrainState
 from experiments.step.step import Inputs, Rows, StepMetrics, make_step
 from imbsam_jax.rules import Rule
@@ -51,12 +52,9 @@ class Jit:
         objective: Objective,
         prepare: Any,
         key: jax.Array,
-        micro_batches: int = 1,
-        room: Callable[[int], Any] | None = None,
-        tail_statistics: str | None = None,
+        passing: Passing = Passing(),
     ):
-        self._objective, self._prepare = objective, prepare
-        self.micro_batches, self.room, self.tail_statistics = micro_batches, room, tail_statistics
+        self._objective, self._prepare, self.passing = objective, prepare, passing
         # As plain numbers: a constant of every compiled call, on any number of processes.
         self.key_data = np.asarray(jax.random.key_data(key))
         self._use(devices)
@@ -73,6 +71,12 @@ class Jit:
         """The same steps on other devices."""
         there = copy.copy(self)
         there._use(devices)
+        return there
+
+    def passing_by(self, passing: Passing) -> Jit:
+        """The same steps with passes run in another way."""
+        there = copy.copy(self)
+        there.passing = passing
         return there
 
     def put_state(self, state: TrainState) -> TrainState:
@@ -194,9 +198,7 @@ class Jit:
             self._objective,
             self._prepare,
             axis_name=self.axis_name,
-            micro_batches=self.micro_batches,
-            room=self.room,
-            tail_statistics=self.tail_statistics,
+            passing=self.passing,
         )
         key_data = self.key_data if key is None else key
 

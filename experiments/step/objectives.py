@@ -1,4 +1,4 @@
-"""What is minimised, by name: losses, deferred re-weighting, mixup."""
+"""What is minimised, apart from how its gradient is taken."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-Loss = Callable[..., jax.Array]
+# loss(logits, labels, step) -> float[b]: a `Loss` of imbsam_jax, or any function like one.
+LossFn = Callable[..., jax.Array]
 
 
 class Adversary(NamedTuple):
@@ -17,10 +18,12 @@ class Adversary(NamedTuple):
       wrap: `cc_sam.feature_adversary` with its options, of a function (params, features) ->
         (losses, logits).
       share: step -> weight of the losses at the moved features.
+      over_the_batch: whether it takes norms over the batch, so that a device needs all of it.
     """
 
     wrap: Callable[..., Any]
     share: Callable[[Any], Any]
+    over_the_batch: bool = False
 
 
 class Objective(NamedTuple):
@@ -35,7 +38,7 @@ class Objective(NamedTuple):
       adversary: for the classifier's second stage in CC-SAM.
     """
 
-    loss: Loss
+    loss: LossFn
     num_classes: int
     mixup: float = 0.0
     train_statistics: bool = True

@@ -20,10 +20,12 @@ class TrainState(train_state.TrainState):
     Attributes:
       batch_stats: running statistics of batch normalisation, {} without.
       frozen: the rest of the parameters, {} where all of them are trained.
+      extra: what the method keeps from step to step, {} for most.
     """
 
     batch_stats: Any
     frozen: Any
+    extra: Any
 
     def variables(self) -> dict[str, Any]:
         return {"params": merge(self.params, self.frozen), "batch_stats": self.batch_stats}
@@ -52,6 +54,7 @@ def start_state(
         tx=tx,
         batch_stats=variables.get("batch_stats", {}),
         frozen=frozen,
+        extra={},
     )
 
 

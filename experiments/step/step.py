@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from experiments.data.augment import mix
-from experiments.models import BATCH_NORM_MOMENTUM
-from experiments.step.methods import Halves, Method, as_method
+from experiments.step.methods import Gradient, Halves, Method, as_method
 from experiments.step.objectives import Objective
+from experiments.step.passing import Passing
 from experiments.step.state import TrainState, merge
-from imbsam_jax import batch_renorm, metrics
+from experiments.step.statistics import OF_BATCH, Noted, noting_its_own, renormalised
+from imbsam_jax import metrics, passes
 from imbsam_jax.losses import Loss, cross_entropy
 from imbsam_jax.rules import Rule
 
@@ -73,9 +74,7 @@ def make_step(
     prepare: Callable[[jax.Array, jax.Array, int, jax.Array], jax.Array],
     *,
     axis_name: str | None = None,
-    micro_batches: int = 1,
-    room: Callable[[int], Any] | None = None,
-    tail_statistics: str | None = None,
+    passing: Passing = Passing(),
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """`step(state, inputs, rows, positions, batch_size, key) -> (state, StepMetrics)`.
 
@@ -84,9 +83,7 @@ def make_step(
       objective: what is minimised.
       prepare: (raw images, positions, batch_size, key) -> what the model sees.
       axis_name: the device axis inside pmap.
-      micro_batches: into how many parts the batch is cut, one after the other in memory.
-      room: see Halves; None where each pass sees the whole batch.
-      tail_statistics: see Halves.
+      passing: how the passes over a batch are run.
 
     The step's rows are Rows, or int[b] as an index into inputs, at `positions` of a batch of
     batch_size in all. Its randomness is `fold_in(key, state.step)`, so a resumed run draws what an
@@ -100,11 +97,12 @@ def make_step(
 
     def batch(
         inputs: Inputs | None, rows: Rows, positions: jax.Array, batch_size: int, key: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(images, labels, target) of these rows."""
         raw, labels = take(inputs, rows)
         images = prepare(raw, positions, batch_size, key)
         if not objective.mixup:
-            return images, labels, None
+            return images, labels, labels
         share_key, pair_key = jax.random.split(jax.random.fold_in(key, 2))
         share = jax.random.beta(share_key, objective.mixup, objective.mixup)
         others = jax.random.permutation(pair_key, batch_size)[positions]
@@ -128,65 +126,77 @@ def make_step(
     ) -> tuple[TrainState, StepMetrics]:
         rows = rows if isinstance(rows, Rows) else Rows(index=rows)
         key = jax.random.fold_in(key, state.step)
-        images, labels, soft = batch(inputs, rows, positions, batch_size, key)
-        halves = _halves(state, objective, images, labels, soft, rows.mask)
-        halves = halves._replace(
-            micro_batches=micro_batches, room=room, tail_statistics=tail_statistics
-        )
-        (mean_loss, (stats, logits)), grads = method.gradient(
-            halves, state.params, state.batch_stats, state.step, axis_name
-        )
-        shown = soft_of(labels) if soft is None else soft
-        guess = jnp.argmax(logits, -1)
-        hits = jnp.take_along_axis(shown, guess[:, None], 1)[:, 0]
-        real = jnp.ones_like(hits) if rows.mask is None else rows.mask.astype(hits.dtype)
-        accuracy, share = jnp.mean(hits * real), jnp.mean(real)
-        if axis_name is not None:
-            accuracy, share = jax.lax.pmean((accuracy, share), axis_name)
-        seen = StepMetrics(mean_loss, accuracy / jnp.where(share == 0, 1, share), share)
-        return state.apply_gradients(grads=grads, batch_stats=stats), seen
+        images, labels, target = batch(inputs, rows, positions, batch_size, key)
+        how = passing.over(len(labels))
+        halves = Halves(
+            _features_fn(state, objective, how), _losses_fn(state, objective, rows.mask),
+            images, labels, target, rows.mask, state.batch_stats, how,
+        )  # fmt: skip
+        found = method.gradient(halves, state.params, state.extra, state.step, axis_name)
+        seen = _metrics(found, target if objective.mixup else soft_of(labels), rows.mask, axis_name)
+        stats = _running(state.batch_stats, found.stats)
+        after = state.apply_gradients(grads=found.grads, batch_stats=stats, extra=found.extra)
+        return after, seen
 
     return step
 
 
-def _halves(
-    state: TrainState,
-    objective: Objective,
-    images: jax.Array,
-    labels: jax.Array,
-    soft: jax.Array | None,
-    mask: jax.Array | None,
-) -> Halves:
-    step, train = state.step, objective.train_statistics
+def _features_fn(
+    state: TrainState, objective: Objective, how: passes.Passes
+) -> Callable[..., tuple[jax.Array, Any]]:
+    """(params, stats, images) -> (features, stats after): see `_running` for these."""
 
-    def features(params: Any, stats: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+    def embed(params: Any, stats: Any, images: jax.Array, **how: Any) -> Any:
         variables = {"params": merge(params, state.frozen), "batch_stats": stats}
-        if not train:
-            return state.apply_fn(variables, images, train=False, method="embed"), stats
-        found, updated = state.apply_fn(
-            variables, images, train=True, mutable=["batch_stats"], method="embed"
-        )
+        return state.apply_fn(variables, images, method="embed", **how)
+
+    def trained(params: Any, stats: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+        found, updated = embed(params, stats, images, train=True, mutable=["batch_stats"])
         return found, updated.get("batch_stats", {})
 
-    def apart(params: Any, images: jax.Array) -> tuple[jax.Array, Any]:
-        # Of statistics that were zero, what is new is the batch's share.
-        found, new = features(params, jax.tree.map(jnp.zeros_like, state.batch_stats), images)
-        return found, jax.tree.map(lambda x: x / (1 - BATCH_NORM_MOMENTUM), new)
+    def frozen(params: Any, stats: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+        return embed(params, stats, images, train=False), stats
 
-    def held(params: Any, statistics: Any, images: jax.Array) -> jax.Array:
-        variables = {"params": merge(params, state.frozen), "batch_stats": statistics}
-        found: jax.Array = state.apply_fn(variables, images, train=False, method="embed")
-        return found
+    def alone(params: Any, stats: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+        found, after = (trained if objective.train_statistics else frozen)(params, stats, images)
+        if objective.train_statistics and jax.tree.leaves(after):
+            raise ValueError(
+                "examples are not independent where a model normalises by the statistics of the "
+                "whole batch: freeze them, or let passes see the whole batch"
+            )
+        return found, None
 
-    def renormed(params: Any, statistics: Any, images: jax.Array) -> jax.Array:
-        with nn.intercept_methods(batch_renormalised):
-            return held(params, statistics, images)
+    def split(params: Any, stats: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+        if isinstance(stats, Noted):
+            with nn.intercept_methods(renormalised):
+                return embed(params, stats.of_batch, images, train=False), stats
+        with nn.intercept_methods(noting_its_own):
+            found, updated = embed(
+                params, stats, images, train=True, mutable=["batch_stats", OF_BATCH]
+            )
+        return found, Noted(updated["batch_stats"], updated[OF_BATCH])
 
-    def moved_on(stats: Any, statistics: Any) -> Any:
-        keep = BATCH_NORM_MOMENTUM
-        return jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, stats, statistics)
+    if isinstance(how, passes.own_rows):
+        return alone
+    if isinstance(how, passes.split_norm):
+        return split
+    return trained if objective.train_statistics else frozen
 
-    def losses_of(whole: jax.Array) -> Callable[..., Any]:
+
+def _running(before: Any, after: Any) -> Any:
+    """The running statistics, of what `_features_fn` made of those before; None left them."""
+    if after is None:
+        return before
+    return after.running if isinstance(after, Noted) else after
+
+
+def _losses_fn(
+    state: TrainState, objective: Objective, mask: jax.Array | None
+) -> Callable[[jax.Array], Callable[..., Any]]:
+    """See Halves.losses_for."""
+    step = state.step
+
+    def losses_for(whole: jax.Array) -> Callable[..., Any]:
         loss, factor = objective.loss, jnp.ones(())
         if isinstance(loss, Loss) and loss.factor is not None:
             # It averages over the whole batch, of which a micro-batch would see a part.
@@ -206,28 +216,19 @@ def _halves(
 
         return losses
 
-    target = labels if soft is None else soft
-    return Halves(
-        features, losses_of(target), losses_of(labels), images, labels, soft, mask,
-        apart=apart, held=held, renormed=renormed, moved_on=moved_on,
-    )  # fmt: skip
+    return losses_for
 
 
-def batch_renormalised(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-    """Makes `nn.BatchNorm` renormalise by its running statistics; for `nn.intercept_methods`.
-
-    See imbsam_jax.batch_renorm.
-    """
-    layer = context.module
-    if not isinstance(layer, nn.BatchNorm) or context.method_name != "__call__":
-        return call(*args, **kwargs)
-    (x,), given = args, layer.variables["batch_stats"]
-    y = batch_renorm(
-        x, given["mean"], given["var"], epsilon=layer.epsilon, axis_name=layer.axis_name
-    )
-    params = layer.variables.get("params", {})
-    y = y * params.get("scale", 1) + params.get("bias", 0)
-    return y.astype(layer.dtype or x.dtype)
+def _metrics(
+    found: Gradient, target: jax.Array, mask: jax.Array | None, axis_name: str | None
+) -> StepMetrics:
+    guess = jnp.argmax(found.logits, -1)
+    hits = jnp.take_along_axis(target, guess[:, None], 1)[:, 0]
+    real = jnp.ones_like(hits) if mask is None else mask.astype(hits.dtype)
+    accuracy, share = jnp.mean(hits * real), jnp.mean(real)
+    if axis_name is not None:
+        accuracy, share = jax.lax.pmean((accuracy, share), axis_name)
+    return StepMetrics(found.loss, accuracy / jnp.where(share == 0, 1, share), share)
 
 
 def count_hits(

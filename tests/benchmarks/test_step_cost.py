@@ -79,12 +79,12 @@ def test_groups_over_their_own_rows(tmp_path):
     flags += ["--image-size", "8", "--batch-size", "40", "--counts", "5", "60", "10", "--eta", "20"]
     rows, _ = run(tmp_path, *flags)
     assert {mode for rule, mode in rows if rule == "imbsam"} == {
-        "dependent", "split_own", "split_renorm",
+        "dependent", "split_norm",
     }  # fmt: skip
-    assert ("sam", "split_own") not in rows
+    assert ("sam", "split_norm") not in rows
     share = rows["sgd", "dependent"]["tail_share"]
-    for mode in ("split_own", "split_renorm"):
-        assert rows["imbsam", mode]["flops_ratio"] == pytest.approx(1 + 2 * share, abs=0.1)
+    ratio = rows["imbsam", "split_norm"]["flops_ratio"]
+    assert ratio == pytest.approx(1 + 2 * share, abs=0.1)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from functools import cache, partial
 from typing import Any
@@ -10,17 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import imbsam_jax as ij
 import reference
-from experiments import cifar_lt, evaluate
-from experiments.data import save_npz
-from experiments.host.errors import RunError, Stopped
-from experiments.models import MODELS
-from experiments.run.parts import Parts
-from experiments.run.trainer import fit
 from imbsam_jax import passes, rules
 from imbsam_jax.experimental import remembered
 from rule_table import (
@@ -35,7 +27,6 @@ from rule_table import (
     to_library,
     to_reference,
 )
-from tiny import TinyNet, tiny_dataset
 
 TAIL = COUNTS <= ETA
 SIZE, DECAY, LR = 8, 0.6, 0.5
@@ -227,113 +218,3 @@ def test_a_step_costs_what_is_promised() -> None:
 @pytest.mark.slow
 def test_on_eight_devices(run_python: Any) -> None:
     run_python(["-W", "error", "tests/on_devices.py", "remembered"], devices=8, timeout=900)
-
-
-# ---- in the trainer of image runs ---------------------------------------------------------------
-
-
-def _tiny_run(tmp_path: Any, *flags: str) -> Any:
-    path = tmp_path / "tiny.npz"
-    if not path.exists():
-        save_npz(tiny_dataset(), path)
-    args = cifar_lt.arguments().parse_args(
-        ["--data", str(path), "--eta", "10", "--rho", "0.3", "--memory", "0.5", "--epochs", "3",
-         "--batch-size", "26", "--devices", "1", "--quiet", *flags]
-    )  # fmt: skip
-    args.experiment, args.preset, args.stage2 = "cifar_lt", None, []
-    return args
-
-
-@pytest.mark.slow
-@pytest.mark.allow_rank_promotion
-def test_the_trainer_keeps_a_memory(tmp_path: Any, monkeypatch: Any, capsys: Any) -> None:
-    """Two steps by hand; a run and one that was stopped and resumed; and `evaluate`."""
-    monkeypatch.setitem(MODELS, "tiny", TinyNet)
-    args = _tiny_run(tmp_path, "--model", "tiny", "--out", str(tmp_path / "run"))
-    dataset = cifar_lt.load(args)
-    plan = cifar_lt.make_plan(args, dataset)
-    assert plan.description["memory"] == 0.5
-    fits = partial(fit, dataset, "tiny", plan.method, plan.loss, plan.settings,
-                   description=plan.description, quiet=True)  # fmt: skip
-    whole = fits(tmp_path / "run")
-    with pytest.raises(Stopped):
-        fits(tmp_path / "stopped", deadline=0.0)
-    assert fits(tmp_path / "stopped", resume=True)["params_sha256"] == whole["params_sha256"]
-    evaluate.main(
-        evaluate.arguments().parse_args([str(tmp_path / "run"), "--data", str(args.data)])
-    )
-    shown = capsys.readouterr().out
-    assert f"{whole['all']:.2f}" in shown and f"{whole['few']:.2f}" in shown
-
-    parts = Parts(dataset, "tiny", plan.loss, plan.settings)
-    images = (dataset.train_images / np.float32(255) - np.float32(dataset.mean)) / np.float32(
-        dataset.std
-    )
-    rule = plan.method.rule
-    f = remembered.value_and_grad(
-        lambda params, x, y, stats: _tiny_losses(parts.initial, params, x, y, stats),
-        rule, decay=0.5,
-    )  # fmt: skip
-    settings = dataclasses.replace(plan.settings, augment=False)
-    parts = Parts(dataset, "tiny", plan.loss, settings)
-    inputs = parts.run_on.put_inputs(parts.feed.inputs("train"))
-    mine = plan.method.with_memory(parts.initial.params, parts.initial.batch_stats)
-    state = parts.run_on.put_state(parts.initial.replace(batch_stats=mine))
-    params, memory, stats = parts.initial.params, remembered.init(parts.initial.params, rule), None
-    stats, opt_state = parts.initial.batch_stats, parts.initial.opt_state
-    for k in range(2):
-        index = parts.order.of_step(k)
-        state, _ = parts.run_on.compile_steps(plan.method, state, inputs, index[None])(
-            state, inputs, parts.run_on.place(index[None].astype(np.int32))
-        )
-        x, y = images[index], dataset.train_labels[index]
-        (_, stats), grads, memory = f(params, memory, y, x, y, stats, step=k)
-        updates, opt_state = parts.initial.tx.update(grads, opt_state, params)
-        params = optax.apply_updates(params, updates)
-    seen = {**stats, "remembered": memory}
-    for a, b in zip(
-        jax.tree.leaves((state.params, dict(state.batch_stats))),
-        jax.tree.leaves((params, seen)),
-        strict=True,
-    ):
-        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6)
-
-
-def _tiny_losses(state: Any, params: Any, x: Any, y: Any, stats: Any) -> Any:
-    logits, new = state.apply_fn(
-        {"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"]
-    )
-    return ij.losses.cross_entropy(logits, y), new["batch_stats"]
-
-
-@pytest.mark.allow_rank_promotion
-def test_a_memory_at_sgds_price_in_the_trainer(tmp_path: Any) -> None:
-    """Rows chosen for each pass: the same steps as with the whole batch in each."""
-    found = []
-    for more in ([], ["--examples", "independent"]):
-        args = _tiny_run(tmp_path, "--model", "mlp", "--sampling", "stratified", *more)
-        dataset = cifar_lt.load(args)
-        plan = cifar_lt.make_plan(args, dataset)
-        parts = Parts(dataset, "mlp", plan.loss, plan.settings)
-        inputs = parts.run_on.put_inputs(parts.feed.inputs("train"))
-        stats = plan.method.with_memory(parts.initial.params, {})
-        state = parts.run_on.put_state(parts.initial.replace(batch_stats=stats))
-        call = None
-        for k in range(3):
-            index = parts.order.of_step(k)[None].astype(np.int32)
-            call = call or parts.run_on.compile_steps(plan.method, state, inputs, index)
-            state, _ = call(state, inputs, parts.run_on.place(index))
-        found.append((state.params, state.batch_stats))
-    for a, b in zip(*map(jax.tree.leaves, found), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("flags", [["--examples", "split_norm"], ["--accumulate", "2"]])
-def test_what_does_not_go_with_a_memory(tmp_path: Any, flags: list[str]) -> None:
-    args = _tiny_run(tmp_path, *flags)
-    with pytest.raises(RunError, match="--memory does not go with"):
-        cifar_lt.make_plan(args, cifar_lt.load(args))
-    args = _tiny_run(tmp_path)
-    args.rule = "sse_sam"
-    with pytest.raises(RunError, match="--memory: a staged rule"):
-        cifar_lt.make_plan(args, cifar_lt.load(args))

@@ -1,6 +1,7 @@
 """`passes.split_norm`: exact without batch coupling, a loop over rows where there is one."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,11 +14,12 @@ import imbsam_jax as ij
 from experiments import cifar_lt
 from experiments.command.plan import make_plan
 from experiments.host.errors import RunError
-from experiments.models import BATCH_NORM_MOMENTUM, MODELS
+from experiments.models import MODELS
+from experiments.run.compatible import Asked, check
 from experiments.run.parts import Parts
 from experiments.run.settings import Settings
 from experiments.step.methods import Tabled
-from experiments.step.step import batch_renormalised
+from experiments.step.statistics import renormalised
 from imbsam_jax.passes import split_norm
 from rule_table import (
     ASCENTS,
@@ -202,8 +204,8 @@ def test_it_costs_less() -> None:
         return f.lower(jax.tree.map(jnp.float32, w)).compile().cost_analysis()["flops"]
 
     sgd = flops(ij.rules.sgd(8))
-    split = split_norm(lambda classes: (16 * classes.sum(),))
-    assert flops(rule, passes=split) / sgd == pytest.approx(1.25, abs=0.05)
+    split = {"passes": split_norm(lambda classes: (16 * classes.sum(),))}
+    assert flops(rule, **split) / sgd == pytest.approx(1.25, abs=0.05)
 
 
 # ---- the trainer ------------------------------------------------------------------------------
@@ -231,12 +233,11 @@ def first_step(**changes: Any) -> Any:
 
 
 @flax
-@pytest.mark.parametrize(
-    "kind", ["renorm", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("own", "held"))]
-)
-def test_a_step_of_the_trainer(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODELS, "tiny", TinyNet)
-    state, y, raw, after, seen = first_step(tail_statistics=kind)
+@pytest.mark.parametrize("keep", [0.9, pytest.param(0.6, marks=pytest.mark.slow)])
+def test_a_step_of_the_trainer(keep: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the momentum of our models, and with another."""
+    monkeypatch.setitem(MODELS, "tiny", partial(TinyNet, momentum=keep))
+    state, y, raw, after, seen = first_step()
     data = tiny_dataset()
     x = (raw / np.float32(255) - np.float32(data.mean)) / np.float32(data.std)
 
@@ -247,10 +248,8 @@ def test_a_step_of_the_trainer(kind: str, monkeypatch: pytest.MonkeyPatch) -> No
             x[at], kernel["kernel"], (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         ) + kernel["bias"]  # fmt: skip
         own = mean, var = hidden.mean((0, 1, 2)), hidden.var((0, 1, 2))
-        if statistics is not None and kind == "held":
-            mean, var = statistics
         hidden = (hidden - mean) / jnp.sqrt(var + 1e-5)
-        if statistics is not None and kind == "renorm":  # batch renormalisation, Algorithm 1
+        if statistics is not None:  # batch renormalisation, Algorithm 1
             sigma, of_all = jnp.sqrt(var + 1e-5), jnp.sqrt(statistics[1] + 1e-5)
             r = jax.lax.stop_gradient(sigma / of_all)
             d = jax.lax.stop_gradient((mean - statistics[0]) / of_all)
@@ -266,10 +265,9 @@ def test_a_step_of_the_trainer(kind: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert fill in (0, 1)
     tail, w = np.concatenate([tail, tail[:fill]]), np.r_[np.ones(len(tail)), np.zeros(fill)]
     clean, statistics = losses(state.params, everyone, None)
-    held = None if kind == "own" else statistics
 
     def tail_loss(params: Any) -> Any:
-        return (w * losses(params, tail, held)[0]).sum() / 16
+        return (w * losses(params, tail, statistics)[0]).sum() / 16
 
     d = jax.grad(tail_loss)(state.params)
     length = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(d)))
@@ -282,7 +280,6 @@ def test_a_step_of_the_trainer(kind: str, monkeypatch: pytest.MonkeyPatch) -> No
     np.testing.assert_allclose(seen.loss[0], clean.mean(), rtol=1e-5)
     for name, batch in zip(("mean", "var"), statistics, strict=True):
         before, now = (s.batch_stats["norm"][name] for s in (state, after))
-        keep = BATCH_NORM_MOMENTUM
         np.testing.assert_allclose(now, keep * before + (1 - keep) * batch, rtol=1e-5, atol=1e-6)
 
 
@@ -297,7 +294,7 @@ def test_renormalised_values_are_those_of_the_running_statistics() -> None:
     own = {"mean": x.mean((0, 1, 2)), "var": x.var((0, 1, 2))}
 
     def renormed(x: Any, statistics: Any) -> Any:
-        with nn.intercept_methods(batch_renormalised):
+        with nn.intercept_methods(renormalised):
             return layer.apply({"params": params, "batch_stats": statistics}, x)
 
     def batch_norm(x: Any) -> Any:
@@ -323,16 +320,19 @@ def test_statistics_and_loss_are_those_of_exact_passes(monkeypatch: pytest.Monke
 
 
 @flax
-def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODELS, "tiny", TinyNet)
-    with pytest.raises(RunError, match="--examples independent is as cheap for this one"):
-        Parts(tiny_dataset(), "mlp", ij.losses.cross_entropy, BASE)
-    with pytest.raises(RunError, match="--mixup 1 every row is of two classes"):
-        dataclasses.replace(BASE, mixup=1.0).check()
-    with pytest.raises(RunError, match="choose from renorm, own, held"):
-        dataclasses.replace(BASE, tail_statistics="none").check()
-    assert "tail_statistics" in BASE.decisive()
-    assert "tail_statistics" not in dataclasses.replace(BASE, examples="dependent").decisive()
+def test_what_is_refused() -> None:
+    asked = Asked(BASE, Tabled(RULE), batch_norm=True)
+    for changes, message in (
+        ({"batch_norm": False}, "--examples independent is as cheap for this one"),
+        ({"settings": dataclasses.replace(BASE, mixup=1.0)}, "--mixup 1 every row is of two"),
+        (
+            {"settings": dataclasses.replace(BASE, devices=2, parallel="pmap", sampling="natural")},
+            "several devices needs .* use --sampling stratified",
+        ),
+    ):
+        with pytest.raises(RunError, match=message):
+            check(dataclasses.replace(asked, **changes))
+    check(asked)
     flags = ["--eta", "10", "--examples", "split_norm", "--running-statistics", "every"]
     args = cifar_lt.arguments().parse_args(flags)
     args.experiment, args.preset, args.stage2 = "test", None, []

@@ -279,29 +279,29 @@ def test_runs_side_by_side_are_those_alone() -> None:
     """Data sets of other lengths, padded into one program, against a plain loop over steps."""
     method = "deepsad"
     tables = [_table(n, n // 8, name=f"t{n}") for n in (1100, 1500)]
-    jobs = anomaly.plan(tables, seeds=[4, 5], label_ratios=[0.5], protocols=["adbench"])
+    cases = anomaly.draw_cases(tables, seeds=[4, 5], label_ratios=[0.5], protocols=["adbench"])
     found, seconds = anomaly.train(
-        jobs, method=method, rules=["imbsam"], optimizer="sgd", lr=1e-3, rho=0.05, epochs=2
+        cases, method=method, rules=["imbsam"], optimizer="sgd", lr=1e-3, rho=0.05, epochs=2
     )
     assert sorted((r.dataset, r.seed) for r in found) == [
         ("t1100", 4), ("t1100", 5), ("t1500", 4), ("t1500", 5),
     ]  # fmt: skip
     assert seconds.training > 0 and all(r.seconds > 0 for r in found)
-    for job in (jobs[1], jobs[2]):
-        result = next(r for r in found if (r.dataset, r.seed) == (job.table.name, job.seed))
+    for case in (cases[1], cases[2]):
+        result = next(r for r in found if (r.dataset, r.seed) == (case.table.name, case.seed))
         net = ANOMALY_NETS[method]()
-        arrays = scaled(job.table, job.drawn)
-        params, fixed, state = net.init(job.seed, arrays.train)
+        arrays = scaled(case.table, case.drawn)
+        params, fixed, state = net.init(case.seed, arrays.train)
         optimizer = anomaly_training.make_optimizer("sgd", 1e-3, net.decay)
         step = jax.jit(
             anomaly_training.make_step(net, anomaly_training.make_rule("imbsam", 0.05), optimizer)
         )
         opt_state = optimizer.init(params)
-        for rows in net.batches(job.seed, job.drawn.train_labels, 2):
-            labels = job.drawn.train_labels[rows]
+        for rows in net.batches(case.seed, case.drawn.train_labels, 2):
+            labels = case.drawn.train_labels[rows]
             carry = step(params, opt_state, state, arrays.train[rows], labels, fixed)
             params, opt_state, state, _ = carry
-        y, s = job.drawn.test_labels, np.asarray(net.scores(params, arrays.test, fixed, state))
+        y, s = case.drawn.test_labels, np.asarray(net.scores(params, arrays.test, fixed, state))
         expected = (
             roc_auc_score(y, s),
             average_precision_score(y, s),
@@ -495,7 +495,7 @@ def test_command_from_data_to_files(tmp_path: Path) -> None:
     for part in ("adbench", "full", "imbsam", "AUROC", " - SGD ", "Table 4", "88.7", "24 runs in"):
         assert part in shown, part
     rows = _rows(out)
-    assert list(rows[0]) == list(anomaly_report.COLUMNS) == [
+    assert list(rows[0]) == list(anomaly.Result._fields) == [
         "dataset", "method", "rule", "seed", "label_ratio", "protocol",
         "auroc", "ap_anomaly", "ap_normal", "seconds",
     ]  # fmt: skip
@@ -643,9 +643,9 @@ def test_levels_of_the_measured_baseline(
 ) -> None:
     """Three seeds on one subset, against the official PyTorch optimizers on the same splits."""
     tables = load_tables(adbench_dir, ["MVTec-AD_bottle"])
-    jobs = anomaly.plan(tables, seeds=[0, 1, 2], label_ratios=[0.25], protocols=["adbench"])
+    cases = anomaly.draw_cases(tables, seeds=[0, 1, 2], label_ratios=[0.25], protocols=["adbench"])
     found, _ = anomaly.train(
-        jobs, method=method, rules=anomaly.RULES, optimizer="sgd", lr=1e-3, rho=0.05, epochs=50
+        cases, method=method, rules=anomaly.RULES, optimizer="sgd", lr=1e-3, rho=0.05, epochs=50
     )
     for rule, level in measured.items():
         mean = np.mean([r.auroc for r in found if r.rule == rule])

@@ -10,12 +10,14 @@ from experiments import cifar_lt
 from experiments.command.plan import make_plan
 from experiments.host.errors import RunError
 from experiments.models import MODELS
+from experiments.run.compatible import Asked, check
+from experiments.run.fit import fit
 from experiments.run.parts import Parts
 from experiments.run.settings import Settings
-from experiments.run.trainer import fit
 from experiments.step.methods import Tabled
 from experiments.step.objectives import Adversary, Objective
 from experiments.step.optimizer import optimizer
+from experiments.step.passing import Passing
 from experiments.step.state import create_state
 from experiments.step.step import Rows, make_step
 from imbsam_jax import losses, rules
@@ -125,24 +127,41 @@ def test_a_report_says_so_and_counts_what_a_step_costs(tmp_path):
     [
         ({"mixup": 1.0}, "--mixup 1 every row is of two classes"),
         ({"accumulate": 2}, "use --accumulate 1, not 2"),
-        ({"examples": "some"}, "unknown examples 'some'; choose from dependent, independent"),
-        ({"sampling": "stratify"}, "unknown sampling 'stratify'"),
     ],
 )
 def test_settings_that_do_not_go_together(changes, message):
     settings = dataclasses.replace(BASE, **{"examples": "independent", **changes})
+    settings.check()
     with pytest.raises(RunError, match=message):
-        settings.check()
+        check(Asked(settings, Tabled(RULES["imbsam"])))
 
 
-def test_models_and_stages_that_look_across_rows(monkeypatch):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"examples": "some"}, "unknown examples 'some'; choose from dependent, independent"),
+        ({"sampling": "stratify"}, "unknown sampling 'stratify'"),
+    ],
+)
+def test_settings_that_are_none(changes, message):
+    with pytest.raises(RunError, match=message):
+        dataclasses.replace(BASE, **changes).check()
+
+
+def test_models_and_stages_that_look_across_rows(tmp_path, monkeypatch):
     monkeypatch.setitem(MODELS, "tiny", TinyNet)
     settings = dataclasses.replace(BASE, examples="independent")
+
+    def fitted(model, **more):
+        rule, about = RULES["imbsam"], {"rule": "imbsam"}
+        fit(tiny_dataset(), model, rule, WEIGHTED, settings, out, description=about, **more)
+
+    out = tmp_path / "run"
     with pytest.raises(RunError, match="normalises by the statistics of the whole batch"):
-        Parts(tiny_dataset(), "tiny", WEIGHTED, settings)
-    adversary = Adversary(lambda fn: fn, lambda step: 0.5)
+        fitted("tiny")
     with pytest.raises(RunError, match="averages over all rows of a class"):
-        Parts(tiny_dataset(), "mlp", WEIGHTED, settings, adversary=adversary)
+        fitted("mlp", adversary=Adversary(lambda fn: fn, lambda step: 0.5))
+    assert not out.exists()
     with pytest.raises(RunError, match="--sampling stratified: eta must be a finite number"):
         Parts(
             tiny_dataset(), "mlp", WEIGHTED,
@@ -187,10 +206,10 @@ def test_a_step_refuses_statistics_that_nobody_checked_for():
     order = Parts(dataset, "mlp", WEIGHTED, BASE).order
     step = make_step(
         RULES["imbsam"], Objective(WEIGHTED, 5), lambda images, *_: images,
-        room=lambda rows: order.buffers(5, rows),
+        passing=Passing("independent", room=lambda rows: order.buffers(5, rows)),
     )  # fmt: skip
     rows = Rows(images=images, labels=jax.ShapeDtypeStruct((16,), np.int32))
-    with pytest.raises(RunError, match="normalises by the statistics of the whole batch"):
+    with pytest.raises(ValueError, match="normalises by the statistics of the whole batch"):
         jax.eval_shape(
             lambda state, rows: step(state, None, rows, np.arange(16), 16, jax.random.key(0)),
             state, rows,

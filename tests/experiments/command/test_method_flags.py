@@ -2,6 +2,7 @@
 
 import inspect
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -32,6 +33,13 @@ def kappa(monkeypatch):
     """The one line for a parameter of a new name."""
     flag = method_flags.Flag(0.5, "of the tail", {"type": method_flags.cli.number(over=0)})
     monkeypatch.setitem(method_flags.PARAMETERS, "kappa", flag)
+
+
+OPTIONS = vars(cifar_lt.arguments().parse_args(["--eta", "10", "--epochs", "10"]))
+
+
+def build(name, **options):
+    return method_flags.build_method(name, COUNTS, {**OPTIONS, **options}, steps_per_epoch=5)
 
 
 def built(args):
@@ -88,6 +96,9 @@ def test_a_flag_of_another_name_gives_its_parameter():
     np.testing.assert_array_equal(method.rule(0).radii, expected(0).radii)
     np.testing.assert_array_equal(method.rule(0).groups, expected(0).groups)
     assert method.rule.ascent == expected.ascent
+    # Also where a sweep puts the numbers of another point into one program.
+    again = method.given(method.numbers())
+    assert again.ascent.of(again.rule) == method.ascent.of(expected) != method.ascent
     assert described["rule_args"] == {"gsa_scale": 0.5, "gsa_direction": "plain"}
 
 
@@ -97,3 +108,86 @@ def test_a_rule_with_a_perturbation_of_its_own_takes_no_other():
     args.p_norm = args.group_mean = 3.0
     with pytest.raises(RunError, match="--rule gsa has a perturbation of its own, without --group"):
         built(args)
+
+
+# ---- what a method is made of --------------------------------------------------------------
+
+
+def test_a_method_is_described_by_the_flags_it_takes():
+    _, found = build("imbsam", rho=0.1)
+    assert found == {
+        "rule": "imbsam",
+        "rule_args": {"rho": 0.1, "eta": 10.0, "tail_scale": 1.0, "strict": False},
+        "ascent": {},
+    }
+    assert build("sgd", p_norm=3.0)[1] == {"rule": "sgd", "rule_args": {}, "ascent": {}}
+    _, found = build("sam", adaptive="asam", running_statistics="every")
+    assert found["ascent"] == {
+        "adaptive": "asam", "asam_eta": 0.01, "running_statistics": "every"
+    }  # fmt: skip
+    _, found = build("cc_sam", noise_ratio=0.1)
+    assert found["rule_args"] == {
+        "cc_variant": "paper", "cc_perturb": "classifier", "noise_ratio": 0.1
+    }  # fmt: skip
+
+
+def test_the_ascent_is_the_one_asked_for():
+    method, _ = build("sam", p_norm=3.0, group_mean=True, adaptive="magnitude")
+    assert method.ascent.p == 3.0 and method.ascent.group_mean
+    scale = method.ascent.adaptive({"w": jnp.array([-2.0, 3.0])})
+    np.testing.assert_array_equal(scale["w"], [2.0, 3.0])
+
+
+def test_weight_decay_may_be_inside_the_perturbed_loss():
+    method, found = build("sam", weight_decay_inside=True, weight_decay=0.02)
+    assert method.ascent.weight_decay == 0.02
+    assert found["ascent"] == {"weight_decay_inside": True}
+    assert build("sam", weight_decay=0.02)[0].ascent.weight_decay == 0
+    # SGD has one too, which is the same at theta.
+    assert build("sgd", weight_decay_inside=True, weight_decay=0.02)[0].ascent.weight_decay == 0.02
+
+
+def test_sse_sam_switches_after_a_share_of_the_epochs():
+    for fraction, epochs, switch in ((0.7, 10, 35), (0.7, 200, 700), (0.65, 10, 35), (0.0, 10, 0)):
+        method, found = build("sse_sam", switch_fraction=fraction, epochs=epochs)
+        assert found["rule_args"]["switch_step"] == switch
+        starts = [start for start, _ in method.stages()]
+        assert starts == ([0, switch] if switch else [0])
+
+
+@pytest.mark.parametrize(
+    ("options", "at"),
+    [
+        ({"rho_schedule": "constant", "rho": 0.2}, {0: 0.2, 49: 0.2}),
+        ({"rho_schedule": "linear", "rho_values": [0.0, 0.9]}, {4: 0.0, 5: 0.1, 49: 0.9}),
+        ({"rho_schedule": "late", "rho_values": [0.1, 0.2]}, {34: 0.1, 35: 0.2}),
+        # 5, 160 and 180 of 200 epochs.
+        ({"rho_schedule": "step", "epochs": 40}, {4: 0.05, 5: 0.1, 159: 0.1, 160: 0.5, 180: 0.6}),
+    ],
+)  # fmt: skip
+def test_radius_schedules_by_epoch(options, at):
+    method, found = build("sam", **options)
+    radii = {step: method.rule(step).radii[0] for step in at}
+    assert radii == pytest.approx(at)
+    if options["rho_schedule"] != "constant":
+        assert found["rule_args"]["rho"].startswith(options["rho_schedule"])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("sgdd", {}, "unknown rule 'sgdd'"),
+        ("sse_sam", {"switch_fraction": 1.5}, "--switch-fraction must be between 0 and 1"),
+        ("sse_sam", {"rho_schedule": "linear"}, "sse_sam has no --rho that --rho-schedule could"),
+        ("sam", {"rho_values": [0.1]}, "--rho-values belong to a --rho-schedule"),
+        ("sam", {"rho_schedule": "late", "rho_values": [0.1]}, "takes two --rho-values, got 1"),
+        ("sam", {"rho_schedule": "linear", "rho_values": [0.1, -1]}, "radius must be finite"),
+        ("cc_sam", {"p_norm": 3.0}, "cc_sam has a perturbation of its own, without --p-norm"),
+        ("cc_sam", {"flat_ratio": 2.0}, "flat_ratio must be between 0 and 1"),
+        ("focal_sam", {"gamma": -1.0}, "gamma must be finite and at least 0"),
+        ("reweighted_sam", {"tail_weight": 0.0}, "tail_weight must be finite and positive"),
+    ],
+)
+def test_bad_methods_are_refused(name, options, message):
+    with pytest.raises(RunError, match=message):
+        build(name, **options)

@@ -4,11 +4,14 @@ import argparse
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from experiments import digits_lt, sweep
+from experiments.bench.grid import Tried, summarise, table, verdict
+from experiments.bench.tables import SPLITS, names
 from experiments.command import launch
 from experiments.data import save_npz
 from experiments.data.digits import load_digits_lt
@@ -64,15 +67,15 @@ def test_one_program_serves_every_point(swept):
 @pytest.mark.allow_rank_promotion
 def test_a_point_is_what_digits_lt_trains(swept, tmp_path):
     _, summary, _ = swept
-    flags = ["--rule", "sgd", "imbsam", "--eta", "40", "--rho", "0.4", "--memory", "0.5"]
+    flags = ["--rule", "sgd", "imbsam", "--eta", "40", "--rho", "0.4"]
     flags += ["--out", str(tmp_path / "x")]
     digits_lt.main(digits_lt.arguments().parse_args([*SMALL, *flags]))
     rows = json.loads((tmp_path / "x" / "summary.json").read_text())
-    assert digits_lt.names(rows) == ["sgd", "imbsam", "imbsam m0.5"]
-    sgd, imbsam, remembered = rows
-    assert len({row["all"] for row in rows}) == 3 and remembered["memory"] == 0.5
+    assert names(rows) == ["sgd", "imbsam"]
+    sgd, imbsam = rows
+    assert sgd["all"] != imbsam["all"]
     assert summary[-1]["point"] == {"eta": 40, "rho": 0.4}
-    for split in sweep.SPLITS:
+    for split in SPLITS:
         # Rounding may move a prediction or two.
         assert summary[0][f"test_{split}"] == pytest.approx(sgd[split], abs=0.5)
         assert summary[-1][f"test_{split}"] == pytest.approx(imbsam[split], abs=0.5)
@@ -81,38 +84,36 @@ def test_a_point_is_what_digits_lt_trains(swept, tmp_path):
 
 
 def made_up(*values):
-    """Rows of two seeds: SGD at 50, then points with these (test, validation) accuracies."""
+    """Of two seeds: SGD at 50, then points with these (test, validation) accuracies."""
 
     def of(value):
-        return dict.fromkeys(sweep.SPLITS, np.array([value - 1.0, value + 1.0]))
+        return dict.fromkeys(SPLITS, np.array([value - 1.0, value + 1.0]))
 
-    points = [
-        sweep.Row({"rho": 0.1 * k}, of(test), of(val)) for k, (test, val) in enumerate(values)
-    ]
-    return [sweep.Row({}, of(50.0), of(50.0)), *points]
+    points = [Tried({"rho": 0.1 * k}, of(test), of(val)) for k, (test, val) in enumerate(values)]
+    return [Tried({}, of(50.0), of(50.0)), *points]
 
 
 def test_the_choice_is_validations():
-    summary = sweep.summarise(made_up((51, 57), (55, 52)), [0, 1])
+    summary = summarise(made_up((51, 57), (55, 52)), [0, 1])
     assert [row["best_val"] for row in summary] == [False, True, False]
     assert [row["best_test"] for row in summary] == [False, False, True]
     assert summary[2]["test_all_sgd"] == 5 and summary[2]["test_all_sgd_se"] == 0
-    lines = sweep.table(summary, {"rho": [0.0, 0.1]}).splitlines()
+    lines = table(summary, {"rho": [0.0, 0.1]}).splitlines()
     assert [line.startswith("| **") for line in lines] == [False, False, False, True, False]
-    assert "rho 0, All - SGD +1.0" in sweep.verdict(summary).splitlines()[0]
-    assert "no result" in sweep.verdict(summary).splitlines()[1]
+    assert "rho 0, All - SGD +1.0" in verdict(summary).splitlines()[0]
+    assert "no result" in verdict(summary).splitlines()[1]
 
 
 def test_sgd_is_a_candidate():
     """Where every point loses to it on validation, and where the best is only as good."""
     for points in (((60, 49), (55, 48)), ((60, 50), (55, 48))):
-        summary = sweep.summarise(made_up(*points), [0, 1])
+        summary = summarise(made_up(*points), [0, 1])
         assert [row["best_val"] for row in summary] == [True, False, False]
         assert [row["best_test"] for row in summary] == [False, True, False]
-        chosen, best = sweep.verdict(summary).splitlines()
+        chosen, best = verdict(summary).splitlines()
         assert chosen.startswith("Chosen by validation: SGD (rho 0), as no point was better")
         assert "rho 0, All - SGD +10.0" in best
-        bold = [line for line in sweep.table(summary, {"rho": []}).splitlines() if "**" in line]
+        bold = [line for line in table(summary, {"rho": []}).splitlines() if "**" in line]
         assert len(bold) == 1 and bold[0].startswith("| **SGD**")
 
 
@@ -133,15 +134,13 @@ def test_what_is_written(swept):
     [
         (["--grid", "rho", "a"], "--grid rho must be finite and at least 0, got a"),
         (["--grid", "rho"], "has no values"),
-        (["--grid", "gamma", "1"], "gamma is no numeric flag of imbsam; it has eta, memory, rho"),
+        (["--grid", "gamma", "1"], "gamma is no numeric flag of imbsam; it has eta, rho"),
         (["--grid", "lr", "1"], "lr is no numeric flag"),
         (["--grid", "rho", "1", "--grid", "rho", "2"], "is given twice"),
         (["--rho-schedule", "late"], "leave --rho-schedule out"),
         (["--grid", "eta", "0"], "leaves no tail class"),
-        (["--grid", "memory", "1"], "--grid memory must be finite and at least 0 and below 1"),
         (["--grid", "rho", "0.1", "nan"], "--grid rho must be finite and at least 0, got nan"),
         (["--grid", "rho", "0.1", "--rho", "0.2"], "--rho beside --grid rho"),
-        (["--rule", "sse_sam", "--memory", "0.5"], "--memory needs --rule"),
     ],
 )
 def test_bad_grids_write_nothing(tmp_path, flags, message, capsys):
@@ -156,7 +155,7 @@ def test_bad_grids_write_nothing(tmp_path, flags, message, capsys):
 @pytest.mark.parametrize(
     ("rule", "grid"),
     [
-        ("sam", ["memory", "0", "0.9"]),
+        ("sam", ["rho", "0", "0.9"]),
         ("focal_sam", ["strength", "0.2", "0.8"]),
         ("sse_sam", ["head-rho", "0", "0.2"]),
         ("reweighted_sam", ["tail-weight", "1", "3"]),
@@ -214,7 +213,7 @@ def test_an_image_sweeps_figures_are_those_of_its_run_folders(images):
     for name, row in zip(("sgd", *POINTS), summary, strict=True):
         found = reports_of(folder / "out", name)
         assert name == "sgd" or {r["rule_args"]["eta"] for r in found} == {row["point"]["eta"]}
-        for split in sweep.SPLITS:
+        for split in SPLITS:
             differences = [a[split] - b[split] for a, b in zip(found, sgd, strict=True)]
             assert row[f"test_{split}"] == pytest.approx(np.mean([r[split] for r in found]))
             assert row[f"test_{split}_sgd"] == pytest.approx(np.mean(differences))
@@ -279,7 +278,7 @@ def diverging(monkeypatch, *names):
         }
         line = {"epoch": args.epochs, **{f"val_{key}": value for key, value in figures.items()}}
         for seed in (0, 1):
-            folder = sweep.Path(args.out) / f"seed_{seed}"
+            folder = Path(args.out) / f"seed_{seed}"
             folder.mkdir(parents=True)
             (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
         return [{"seed": seed, **figures} for seed in (0, 1)]
@@ -296,10 +295,10 @@ def test_a_diverged_point_is_told_and_never_chosen(tmp_path, monkeypatch):
     assert bad["test_all"] is bad["val_all"] is bad["test_all_sgd"] is None
     assert good["best_val"] and good["best_test"] and not bad["best_val"]
     assert sgd["test_few"] is good["test_few"] is None
-    table = (tmp_path / "out" / "table.md").read_text()
-    assert "| 30 | 0.1 | - | - | - | - | - | - | diverged |" in table
-    assert "Diverged, and not among the choices: eta 30, rho 0.1 (the loss is nan" in table
-    assert "Chosen by validation: eta 5, rho 0.1" in table
+    shown = (tmp_path / "out" / "table.md").read_text()
+    assert "| 30 | 0.1 | - | - | - | - | - | - | diverged |" in shown
+    assert "Diverged, and not among the choices: eta 30, rho 0.1 (the loss is nan" in shown
+    assert "Chosen by validation: eta 5, rho 0.1" in shown
     assert (tmp_path / "out" / "sweep.png").exists()
 
 
@@ -309,17 +308,6 @@ def test_a_sweep_of_which_every_point_diverged_chooses_none(tmp_path, monkeypatc
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert not any(row["best_val"] or row["best_test"] for row in summary)
     assert "none is chosen" in (tmp_path / "out" / "table.md").read_text()
-
-
-def test_images_remembered_directions_can_be_swept(tmp_path, monkeypatch):
-    """Up to where training begins; SGD has none to remember."""
-    diverging(monkeypatch)
-    args = image_flags(tmp_path, "--memory", "0.5")
-    args.eta, args.grid = 20.0, [["memory", "0", "0.9"]]
-    sweep.main(args)
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert [row["point"] for row in summary] == [{}, {"memory": 0.0}, {"memory": 0.9}]
-    assert (tmp_path / "out" / "memory_0.9" / "seed_1").is_dir()
 
 
 def test_sgd_must_not_diverge(tmp_path, monkeypatch):
@@ -351,9 +339,8 @@ def test_a_radius_that_ruins_training_leaves_the_others(tmp_path, monkeypatch):
         (["--rule", "sgd"], "--rule sgd has no grid"),
         (["--rule", "cc_sam"], "--rule cc_sam has no grid"),
         (["--rho-schedule", "late"], "leave --rho-schedule out"),
-        (["--grid", "gamma", "1"], "gamma is no numeric flag of imbsam; it has eta, memory, rho"),
+        (["--grid", "gamma", "1"], "gamma is no numeric flag of imbsam; it has eta, rho"),
         (["--grid", "lr", "1"], "lr is no numeric flag"),
-        (["--grid", "memory", "1"], "--grid memory must be"),
         (["--grid", "tail-scale", "-1"], "tail_scale"),
         (["--num-seeds", "0"], "--num-seeds must be at least 1"),
         (["--process-id", "0"], "a sweep runs in one process"),

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from experiments import digits_lt, redraw
+from experiments import redraw
 from experiments.anomaly import curves
+from experiments.bench.folder import SHOTS as SHOTS_OF_DIGITS
 from experiments.data import digits
 from experiments.host.errors import RunError
 from experiments.reports import drawing, plots
@@ -249,17 +250,17 @@ def test_redraw_refuses_in_a_sentence(tmp_path):
             run_redraw(path)
     for content in ("[]", "[{}]", "{", '[{"rule": 3, "loss": 1, "stage2": 2}]', '{"groups": 3}'):
         for table in ("per_class.csv", "sweep.csv", "runs.csv"):
-            folder = tmp_path / "x" / table
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "summary.json").write_text(content)
-            (folder / "config.json").write_text(json.dumps({"rule": "imbsam"}))
-            (folder / table).write_text("a,b\n1,2\n")
+            at = tmp_path / "x" / table
+            at.mkdir(parents=True, exist_ok=True)
+            (at / "summary.json").write_text(content)
+            (at / "config.json").write_text(json.dumps({"rule": "imbsam"}))
+            (at / table).write_text("a,b\n1,2\n")
             if (content, table) == ("[]", "runs.csv"):
                 continue
-            with pytest.raises(RunError, match=r"do not fit together|nothing to draw"):
-                run_redraw(folder)
+            with pytest.raises(RunError, match=r"do not fit together|nothing to draw|cannot read"):
+                run_redraw(at)
 
 
 def test_the_digits_thresholds_are_the_data_sets():
     data = digits.load_digits_lt(50.0, 0)
-    assert (data.many_above, data.few_below) == digits_lt.SHOTS
+    assert (data.many_above, data.few_below) == SHOTS_OF_DIGITS

@@ -333,7 +333,7 @@ def test_no_two_processes_write_one_folder(tmp_path, name, monkeypatch):
     for module in (digits_lt, sweep, anomaly):
         monkeypatch.setattr(module, "train", lambda *_, **__: pytest.fail("trained"))
     monkeypatch.setattr(anomaly, "load_tables", lambda *_: [])
-    monkeypatch.setattr(anomaly, "plan", lambda *_, **__: [])
+    monkeypatch.setattr(anomaly, "draw_cases", lambda *_, **__: [])
     with (
         folders.Lock(tmp_path / "out"),
         pytest.raises(RunError, match="in use by another process"),

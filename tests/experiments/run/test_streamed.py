@@ -21,10 +21,10 @@ from experiments.data.records import load_inaturalist
 from experiments.host.errors import RunError, Stopped
 from experiments.run import feeds
 from experiments.run.checkpoints import Checkpoints
+from experiments.run.fit import fit
 from experiments.run.one import Run, params_sha256
 from experiments.run.parts import Parts, last_variables
 from experiments.run.settings import Settings
-from experiments.run.trainer import fit
 from experiments.step.step import Rows
 from imbsam_jax import rules
 from imbsam_jax.losses import cross_entropy

@@ -18,9 +18,12 @@ from experiments.command.seeds import groups, seeds_of
 from experiments.data import save_npz
 from experiments.host.errors import RunError, Stopped
 from experiments.models import MODELS
+from experiments.run.compatible import Asked, check
+from experiments.run.fit import fit, fit_together
 from experiments.run.one import Run
 from experiments.run.settings import Settings
-from experiments.run.trainer import Trainer, check_together, fit, fit_together
+from experiments.run.trainer import Trainer
+from experiments.step.methods import Tabled
 from imbsam_jax import rules
 from imbsam_jax.losses import cross_entropy
 from tiny import IN_FULL, TinyNet, tiny_dataset
@@ -347,16 +350,16 @@ def test_what_cannot_be_trained_together_is_refused(tmp_path, seeds, change, mes
     assert not (tmp_path / "runs").exists()
 
 
-def test_devices_processes_and_streamed_images_are_refused(tmp_path, monkeypatch):
+def test_devices_processes_and_streamed_images_are_refused():
     two = dataclasses.replace(QUICK, devices=2)
+    asked = Asked(QUICK, Tabled(IMBSAM), together=[0, 1])
     with pytest.raises(RunError, match="3 seeds cannot be divided among 2: leave --devices out"):
-        check_together(tiny_dataset(), two, [0, 1, 2])
-    check_together(tiny_dataset(), two, [0, 1, 2, 3])
+        check(dataclasses.replace(asked, settings=two, together=[0, 1, 2]))
+    check(dataclasses.replace(asked, settings=two, together=[0, 1, 2, 3]))
     with pytest.raises(RunError, match="streamed"):
-        check_together(object(), QUICK, [0, 1])
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
+        check(dataclasses.replace(asked, streamed=True))
     with pytest.raises(RunError, match="in one process"):
-        check_together(tiny_dataset(), QUICK, [0, 1])
+        check(dataclasses.replace(asked, processes=2))
 
 
 def test_a_lone_run_and_one_together_are_not_one_another_resumed(whole, tmp_path):

@@ -16,13 +16,15 @@ import pytest
 
 from experiments import cifar_lt, evaluate
 from experiments.command import presets
+from experiments.command.method_flags import build_rule
 from experiments.data import save_npz
 from experiments.host.errors import RunError, Stopped
 from experiments.models import MODELS
+from experiments.run.fit import fit, fit_together
 from experiments.run.parts import Parts
 from experiments.run.settings import Settings
-from experiments.run.trainer import Trainer, fit
-from experiments.step.methods import build_rule, rule_stages
+from experiments.run.trainer import Trainer
+from experiments.step.methods import Gradient, rule_stages
 from imbsam_jax import rules
 from imbsam_jax.losses import cross_entropy
 from places import ROOT
@@ -280,6 +282,45 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "checkpoint of step 15 is damaged" in said and "after epoch 2" in said
     assert report["params_sha256"] == whole["params_sha256"]
+
+
+class Averaging:
+    """A made-up method with a state of its own: along an average of the gradients so far."""
+
+    whole_batches, hands_on = True, False
+
+    def stages(self):
+        return [(0, self)]
+
+    def initial_extra(self, params):
+        return jax.tree.map(jnp.zeros_like, params)
+
+    def gradient(self, halves, params, extra, step, axis):
+        def loss(params):
+            features, after = halves.features(params, halves.stats, halves.images)
+            losses, logits = halves.losses_for(halves.target)(params, features, halves.target)
+            return losses.mean(), (after, logits)
+
+        (mean, (after, logits)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        average = jax.tree.map(lambda old, new: (old + new) / 2, extra, grads)
+        return Gradient(mean, logits, after, average, average)
+
+
+def test_a_method_keeps_a_state_of_its_own(tmp_path):
+    """Saved and gone on from; trained alone and together with another seed."""
+    once = dataclasses.replace(QUICK, epochs=1)
+    whole = run(tmp_path / "whole", Averaging(), once)
+    assert whole["params_sha256"] != run(tmp_path / "sgd", rules.sgd(5), once)["params_sha256"]
+    with pytest.raises(Stopped, match="at step 1,"):
+        run(tmp_path / "stopped", Averaging(), once, deadline=0.0)
+    resumed = run(tmp_path / "stopped", Averaging(), once, resume=True)
+    assert resumed["params_sha256"] == whole["params_sha256"]
+    outs = {seed: tmp_path / "both" / f"seed_{seed}" for seed in (0, 1)}
+    first, _ = fit_together(
+        tiny_dataset(), "mlp", Averaging(), cross_entropy, once, outs,
+        description={"rule": "averaging", "rule_args": {}}, quiet=True,
+    )  # fmt: skip
+    assert first["all"] == pytest.approx(whole["all"])
 
 
 # ---- bad input: one clear last line, nothing written ----------------------------------------

@@ -11,11 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.bench import training as digits_training
-from experiments.bench.training import Bench, Job
+from experiments.bench import training
+from experiments.bench.training import Bench, Job, Setup
 from experiments.data.digits import load_digits_lt
 from experiments.host.errors import Diverged
-from experiments.run.settings import Settings
 from experiments.step.methods import Tabled
 from experiments.step.objectives import Objective
 from imbsam_jax import losses, rules
@@ -23,39 +22,48 @@ from imbsam_jax import losses, rules
 SEEDS = [3, 8]
 RHO = 0.1
 # Two whole batches and a smaller one an epoch; nothing but the gradient moves the parameters.
-SETTINGS = Settings(
+SETUP = Setup(
     epochs=3, batch_size=120, lr=0.05, schedule="constant", momentum=0.0, weight_decay=0.0
 )
 
 
 # SGD for the first epoch of three steps, then SAM.
 RULE = rules.stagewise(rules.sgd(10), rules.sam(10, rho=RHO), switch_step=3)
-JOB = Job("staged", Tabled(RULE), Objective(losses.cross_entropy, 10), SETTINGS)
+JOB = Job("staged", Tabled(RULE), Objective(losses.cross_entropy, 10), SETUP)
 
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[Bench]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(digits_training, "EPOCHS_PER_CALL", 2)
+        patch.setattr(training, "EPOCHS_PER_CALL", 2)
         yield Bench([load_digits_lt(50, seed) for seed in SEEDS], SEEDS)
 
 
-@pytest.mark.parametrize("sampling", ["natural", "balanced"])
+TAIL = tuple(n <= 20 for n in (100, 64, 41, 27, 17, 11, 7, 4, 3, 2))
+
+
+@pytest.mark.parametrize("sampling", ["natural", "balanced", "stratified"])
 def test_each_seed_and_epoch_has_an_order_of_its_own(bench: Bench, sampling: str) -> None:
-    orders = np.asarray(bench.orders(sampling, 0, 3))
+    setup = SETUP._replace(sampling=sampling, tail=TAIL if sampling == "stratified" else ())
+    orders = np.asarray(bench.orders(setup, 0, 3))
     assert orders.shape == (2, 3, bench.rows) and orders.dtype == np.int32
     flat = orders.reshape(6, -1)
     assert len({row.tobytes() for row in flat}) == 6
     # Wherever a call begins.
-    np.testing.assert_array_equal(bench.orders(sampling, 1, 4)[:, :2], orders[:, 1:])
-    if sampling == "natural":
-        np.testing.assert_array_equal(np.sort(flat, axis=1), [np.arange(bench.rows)] * 6)
-    else:
-        for seed in range(2):
-            labels = np.asarray(bench.train_set.labels)[seed]
-            for order in orders[seed]:
-                drawn = np.bincount(labels[order], minlength=10)
+    np.testing.assert_array_equal(bench.orders(setup, 1, 4)[:, :2], orders[:, 1:])
+    assert bench.orders(setup, 2, 2).shape == (2, 0, bench.rows)
+    labels = np.asarray(bench.train_set.labels)
+    if sampling == "balanced":
+        for of_seed, own in zip(orders, labels, strict=True):
+            for order in of_seed:
+                drawn = np.bincount(own[order], minlength=10)
                 assert drawn.max() - drawn.min() <= 1
+        return
+    np.testing.assert_array_equal(np.sort(flat, axis=1), [np.arange(bench.rows)] * 6)
+    if sampling == "stratified":
+        for of_seed, own in zip(orders, labels, strict=True):
+            shares = np.array(TAIL)[own[of_seed[:, :240].reshape(-1, 40)]].sum(axis=1)
+            assert shares.max() - shares.min() <= 1
 
 
 def logits_of(params: Any, images: Any) -> Any:
@@ -126,9 +134,9 @@ def test_a_job_is_a_loop_over_epochs_and_batches(bench: Bench) -> None:
 @pytest.mark.allow_rank_promotion
 def test_a_loss_that_is_not_finite_names_job_epoch_and_seed(bench: Bench) -> None:
     broken = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), bench.fresh())
-    message = r"staged: the loss is not finite by epoch 1 \(step 3, seed 8\)"
-    (found,) = bench.train([JOB._replace(params=broken)]).values()
-    assert isinstance(found, Diverged) and re.match(message, str(found))
+    found = bench.train([JOB._replace(params=broken)])["staged"]
+    assert isinstance(found, Diverged)
+    assert str(found).startswith("staged: the loss is not finite by epoch 1 (step 3, seed 8)")
 
 
 def test_another_draw_gives_other_parameters(bench: Bench) -> None:

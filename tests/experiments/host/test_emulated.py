@@ -11,11 +11,13 @@ def test_devices_are_emulated_without_a_flag_of_xla(tmp_path, run_python):
     """A run of --devices 2 through the command's own functions, up to a step and the report."""
     save_npz(tiny_dataset(), tmp_path / "tiny.npz")
     code = f"""
+        import sys
+        sys.path.insert(0, "tests")
         from experiments import cifar_lt
         from experiments.command import launch
         from experiments.host.devices import use_devices
         from experiments.host.errors import RunError
-        launch.in_full = dict  # as `lean` does
+        launch.in_full = dict
         flags = ["--model", "mlp", "--batch-size", "26", "--epochs", "2", "--eta", "10", "--quiet"]
         flags += ["--data", {str(tmp_path / "tiny.npz")!r}, "--out", {str(tmp_path / "run")!r}]
         args = cifar_lt.parse(cifar_lt.arguments(), [*flags, "--devices", "2"])

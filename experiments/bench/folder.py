@@ -1,0 +1,159 @@
+"""What the bench writes of its tables and sweeps, and the plots that are drawn of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.bench import grid as grids
+from experiments.bench.jobs import Line
+from experiments.bench.tables import SPLITS, is_base, names, rule_name
+from experiments.host import folders
+
+# A class of the digits is Many above the first, Few below the second.
+SHOTS = (40, 9)
+
+
+def write_table(
+    out: Path, lines: list[Line], summary: list[dict[str, Any]], counts: np.ndarray
+) -> None:
+    """Writes summary.json, per_class.csv and curves.csv, and draws them.
+
+    Args:
+      summary: of these lines, as `tables.summarise` makes it.
+      counts: int[C], training examples of each class.
+    """
+    named = names([line.description for line in lines])
+    curves = {
+        name: line.curve for name, line in zip(named, lines, strict=True) if line.curve is not None
+    }
+    classes = [
+        [name, c, int(n), f"{accuracy:.4f}"]
+        for name, curve in curves.items()
+        for c, (n, accuracy) in enumerate(
+            zip(counts, 100 * (curve.correct / curve.total).mean(axis=0), strict=True)
+        )
+    ]
+    _write_csv(out / "per_class.csv", ["rule", "class", "train_examples", "accuracy"], classes)
+    epochs = [
+        [name, epoch, *(f"{curve.splits[split][k].mean():.4f}" for split in SPLITS)]
+        for name, curve in curves.items()
+        for k, epoch in enumerate(curve.epochs)
+    ]
+    _write_csv(out / "curves.csv", ["rule", "epoch", *SPLITS], epochs)
+    folders.write_json(out / "summary.json", summary)
+    draw_table(out)
+
+
+def draw_table(out: Path) -> list[Path]:
+    """The plots of a table's folder, of the files in it; which were made."""
+    from experiments.reports import plots
+
+    summary = folders.read_json(out / "summary.json")
+    named = dict(zip(names(summary), summary, strict=True))
+    places = {name: (_panel(line), rule_name(line)) for name, line in named.items()}
+    one = len({panel for panel, _ in places.values()}) == 1
+    seeds, made = len(summary[0]["seeds"]), []
+
+    def panels(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
+        for name, (panel, rule) in places.items():
+            if name in values:
+                found.setdefault("" if one else panel, {})[rule] = values[name]
+        return found
+
+    classes = _by_rule(out / "per_class.csv")
+    counts = [int(record["train_examples"]) for record in next(iter(classes.values()))]
+    by_class = {n: [float(record["accuracy"]) for record in of] for n, of in classes.items()}
+    made.append(out / "per_class.png")
+    plots.classes_by_rule(made[-1], counts, panels(by_class), SHOTS, seeds)
+    if (out / "curves.csv").exists():
+        by_epoch = {
+            name: (
+                [int(record["epoch"]) for record in of],
+                {split: [float(record[split]) for record in of] for split in ("all", "few")},
+            )
+            for name, of in _by_rule(out / "curves.csv").items()
+        }
+        made.append(out / "curves.png")
+        plots.curves_by_rule(made[-1], panels(by_epoch), seeds)
+    against = [line for line in summary if is_base(line, summary)]
+    if against and len(summary) > 1:
+        gains = {
+            split: {
+                name: (line[f"paired_{split}"], line[f"paired_{split}_se"])
+                for name, line in named.items()
+                if not is_base(line, summary)
+            }
+            for split in ("all", "few")
+        }
+        made.append(out / "gains.png")
+        plots.gains_by_rule(made[-1], gains, f"SGD's with {summary[0]['loss']}", seeds)
+    return made
+
+
+def _by_rule(path: Path) -> dict[str, list[dict[str, str]]]:
+    found: dict[str, list[dict[str, str]]] = {}
+    with open(path, newline="", encoding="utf-8") as file:
+        for record in csv.DictReader(file):
+            found.setdefault(record["rule"], []).append(record)
+    return found
+
+
+def _panel(line: dict[str, Any]) -> str:
+    """What its plots share with others: the loss, and a second stage."""
+    return line["loss"] + (f", then {line['stage2']}" if line["stage2"] else "")
+
+
+def _write_csv(path: Path, heads: list[str], records: list[list[Any]]) -> None:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([heads, *records])
+    folders.replace_text(path, text.getvalue())
+
+
+def write_sweep(
+    out: Path, summary: list[dict[str, Any]], grid: dict[str, list[float]], rule: str
+) -> None:
+    """Writes summary.json, table.md and sweep.csv, and draws them; `rule` is whose grid it is."""
+    folders.write_json(out / "summary.json", summary)
+    shown = f"{grids.table(summary, grid)}\n\n{grids.verdict(summary)}\n"
+    folders.replace_text(out / "table.md", shown)
+    figures = [key for key, value in summary[0].items() if not isinstance(value, dict | list)]
+    records = [
+        [
+            rule if line["point"] else "sgd",
+            *(line["point"].get(name, "") for name in grid),
+            *(line[key] for key in figures),
+        ]
+        for line in summary
+    ]
+    _write_csv(out / "sweep.csv", ["rule", *grid, *figures], records)
+    draw_sweep(out, rule)
+
+
+def draw_sweep(out: Path, rule: str) -> list[Path]:
+    """The plot of a sweep's folder, of its summary.json; which was made."""
+    from experiments.reports import plots
+
+    summary = folders.read_json(out / "summary.json")
+    *others, last = summary[-1]["point"]
+    curves: dict[str, Any] = {}
+    for line in summary[1:]:
+        name = ", ".join(f"{key} {line['point'][key]:g}" for key in others) or rule
+        curve = curves.setdefault(name, {"x": [], "chosen": None, "mean": {}, "se": {}})
+        if line["best_val"]:
+            curve["chosen"] = len(curve["x"])
+        curve["x"].append(line["point"][last])
+        for split in SPLITS:
+            for key, figure in (("mean", f"test_{split}"), ("se", f"test_{split}_sgd_se")):
+                value = np.nan if line[figure] is None else line[figure]
+                curve[key].setdefault(split, []).append(value)
+    levels = {
+        s: np.nan if summary[0][f"test_{s}"] is None else summary[0][f"test_{s}"] for s in SPLITS
+    }
+    plots.sweep(out / "sweep.png", last, curves, levels, sgd_chosen=summary[0]["best_val"])
+    return [out / "sweep.png"]
