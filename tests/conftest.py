@@ -99,6 +99,8 @@ def run_python() -> RunPython:
         settings: dict[str, str | None] = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
+            # A script's own folder is its first path: without this, an installed copy is found.
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
             "XLA_FLAGS": f"{emulated}{_PATIENT} {_QUICK}",
             **(env or {}),
         }
