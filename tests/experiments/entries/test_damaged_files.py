@@ -103,7 +103,10 @@ def kind(
     request: pytest.FixtureRequest, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> Kind:
     out = tmp_path / "out"
-    for name in ("launch.train", "anomaly.train"):  # what is not refused is to fail at once
+    for name in (
+        "command.launch.train",
+        "anomaly.command.train",
+    ):  # what is not refused is to fail at once
         monkeypatch.setattr(f"experiments.{name}", None)
     if request.param == "dataset":
         path = tmp_path / "data.npz"
