@@ -146,7 +146,7 @@ def split_door(rule: Any, kind: str, buffers: Any, **options: Any) -> Any:
         ("imbsam", 1),
         pytest.param("imbsam", 0, marks=pytest.mark.slow),
         pytest.param("imbsam_release", 1, marks=pytest.mark.slow),
-        ("sse_sam", 0),
+        pytest.param("sse_sam", 0, marks=pytest.mark.slow),
     ],
 )
 def test_groups_see_their_own_rows(name: str, kind: str, repeats: int) -> None:
