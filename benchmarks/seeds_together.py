@@ -81,7 +81,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=cli.text, required=True, help="folder for seeds_together.json"
     )
-    method_flags.add_arguments(parser.add_argument_group("method"))
+    method_flags.add_arguments(parser.add_argument_group("method"), noise_ratio=1e-6)
     return parser
 
 

@@ -37,7 +37,7 @@ from experiments.host.errors import RunError
 from experiments.host.needs import Needs, always, without
 from experiments.step import methods
 
-RULES = ("sgd", "sam", "imbsam", "focal_sam", "sse_sam", "cc_sam")
+RULES = ("sgd", "sam", "imbsam", "focal_sam", "sse_sam", "gsa", "cc_sam")
 # Which batches are drawn in each mode.
 MODES = {
     "dependent": "natural", "uniform": "natural", "stratified": "stratified",
@@ -101,7 +101,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=cli.text, required=True, help="folder for step_cost.json and step_cost.md"
     )
-    method_flags.add_arguments(parser.add_argument_group("method"))
+    method_flags.add_arguments(parser.add_argument_group("method"), noise_ratio=1e-6)
     return parser
 
 

@@ -66,7 +66,8 @@ PARAMETERS: dict[str, Flag] = {
     ),
     "cc_perturb": Flag("classifier", "what is perturbed", {"choices": ["classifier", "all"]}),
     "noise_ratio": Flag(
-        1.0, "factor on the radius; 1e-6 in the released code", _number(least=0)
+        None, "factor on the radius, to be chosen: 1 is printed and breaks training, 1e-6 is "
+        "released", _number(least=0),
     ),
     "flat_ratio": Flag(
         None, "weight of the perturbed part; default 1 (paper), 0.5 (release)",
@@ -187,7 +188,7 @@ def _cc_sam(
     *,
     cc_variant: str = "paper",
     cc_perturb: str = "classifier",
-    noise_ratio: float = 1.0,
+    noise_ratio: float | None = None,
     flat_ratio: float | None = None,
 ) -> ClassConditional:
     return ClassConditional(
@@ -230,7 +231,9 @@ def _taken_by(flag: str) -> list[str]:
 def _example(name: str) -> Any:
     """A rule of that name, to see what kind it is."""
     options = {option: flag.default for option, flag in PARAMETERS.items()}
-    return build_rule(name, np.array([500, 50, 5]), {**options, "switch_step": 1})
+    return build_rule(
+        name, np.array([500, 50, 5]), {**options, "switch_step": 1, "noise_ratio": 1e-6}
+    )
 
 
 def _perturbs_by_itself(rule: Any) -> bool:

@@ -124,10 +124,11 @@ PRESETS: dict[str, Preset] = {
         ),
     ),
     "cc-sam-paper": Preset(
-        {**_CC_SAM_RECIPE, "cc_variant": "paper", "stage2_variant": "paper"},
+        {**_CC_SAM_RECIPE, "cc_variant": "paper", "noise_ratio": 1.0, "stage2_variant": "paper"},
         "Zhou et al., CVPR 2023, by way of two digests that agree",
         (
             "learning rate, schedule, weight decay, epochs: the release's",
+            "no noise ratio is printed, which is 1: it breaks training on the digits",
             "lambda and T of the second stage: the release's 1 and 30 epochs",
             "which images each class keeps; running statistics of the second stage: frozen",
             "the release's mixup, which the digests do not mention, is left out",
