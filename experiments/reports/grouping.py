@@ -25,6 +25,7 @@ _DEFAULTS: dict[str, Any] = {
     "strict": False, "running_statistics": "first", "group_mean": False, "accumulate": 1,
     "remat": False, "jitter": 0.0, "loader": "grain", "examples": "dependent",
     "memory": None, "shrink": 1,
+    "tail_statistics": "renorm",  # there were others
 }  # fmt: skip
 # Of the settings: what does not decide a result, or only its rounding.
 _FREE = (

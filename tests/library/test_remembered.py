@@ -194,10 +194,10 @@ def flops(name: str, examples: str) -> float:
     def losses(w: Any, x: Any, y: Any) -> Any:
         return jax.nn.logsumexp(jnp.tanh(x @ w), axis=-1), None
 
-    options: dict[str, Any] = {"examples": examples}
+    options: dict[str, Any] = {}
     if examples == "independent":
-        rows = (128 - 25, 25)
-        options["buffers"] = ij.stratified_buffers(ij.tail_classes(COUNTS, 2), rows)
+        buffers = ij.stratified_buffers(ij.tail_classes(COUNTS, 2), rows=(128 - 25, 25))
+        options["passes"] = passes.own_rows(buffers)
     if name == "remembered":
         f: Any = remembered.value_and_grad(losses, rule, decay=0.9, **options)
         args: Any = (weights, remembered.init(weights, rule), y, x, y)

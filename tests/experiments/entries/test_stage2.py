@@ -13,6 +13,7 @@ from experiments.command import presets, stage2
 from experiments.data import save_npz
 from experiments.host.errors import RunError
 from experiments.models import MODELS, create_model
+from experiments.run import compatible
 from experiments.run.checkpoints import Checkpoints
 from experiments.run.compatible import Asked, check
 from experiments.run.parts import Parts
@@ -204,7 +205,9 @@ def test_options_of_a_stage():
 )
 def test_bad_options_are_refused(name, options, message):
     with pytest.raises(RunError, match=message):
-        make(name, **options)
+        stage = make(name, **options)
+        first = Asked(options.get("first", Settings()), stage.method)
+        compatible.check(stage2.asked(name, stage, first))
 
 
 def test_flags_of_a_second_stage_need_one(capsys):

@@ -162,13 +162,20 @@ def test_the_sgd_partner_is_that_of_the_same_setting():
 
 
 def test_which_rows_the_passes_see_is_of_the_method():
-    split = {"examples": "split_norm", "tail_statistics": "renorm"}
+    split = {"examples": "split_norm"}
+    before = {**split, "tail_statistics": "renorm"}  # said when there were others
     groups = grouping.grouped(
-        [make(0), make(0, "imbsam", settings=split), make(0, "imbsam", memory=0.5)]
+        [
+            make(0),
+            make(0, "imbsam", settings=split),
+            make(1, "imbsam", settings=before),
+            make(0, "imbsam", memory=0.5),
+        ]
     )
+    assert [group.seeds for group in groups] == [[0], [0, 1], [0]]
     assert [group.sgd and group.sgd.number for group in groups] == [None, 1, 1]
     names = [naming.method(group) for group in groups]
-    assert names[1].endswith("examples split_norm tail_statistics renorm")
+    assert names[1].endswith("examples split_norm")
     assert names[2].endswith("memory 0.5")
 
 

@@ -7,10 +7,11 @@ import optax
 import pytest
 
 from experiments.data import augment
+from experiments.step.many import many_steps
 from experiments.step.objectives import Objective
 from experiments.step.optimizer import learning_rate, optimizer
 from experiments.step.state import create_state
-from experiments.step.step import Inputs, Rows, count_hits, make_step
+from experiments.step.step import Inputs, Rows, StepMetrics, count_hits, make_step
 from imbsam_jax import rules
 from imbsam_jax.losses import cross_entropy
 from tiny import TinyNet, tiny_dataset
@@ -72,6 +73,22 @@ def test_the_optimizer_is_pytorchs_sgd(x64):
         velocity = 0.9 * velocity + gradient + 0.1 * theta
         theta = theta - float(rates[step]) * velocity
         np.testing.assert_allclose(params, theta, atol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_many_steps_are_the_steps_one_after_the_other(steps):
+    def step(state, inputs, rows, positions, batch_size, key):
+        seen = rows.index.sum() * inputs + positions.sum() + batch_size
+        return 2 * state + seen, StepMetrics(seen, state, seen)
+
+    rows = Rows(index=jnp.arange(4 * steps).reshape(steps, 4))
+    given = (10, jnp.arange(4), 5, None)  # inputs; positions, rows of the whole batch, key
+    state, seen = many_steps(step, jnp.array(1), given[0], rows, *given[1:])
+    expected = jnp.array(1)
+    for k in range(steps):
+        expected, one = step(expected, given[0], Rows(index=rows.index[k]), *given[1:])
+        assert [int(leaf[k]) for leaf in seen[:3]] == [int(leaf) for leaf in one[:3]]
+    assert state == expected and seen.loss.shape == (steps,)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,56 @@
+"""A batch's own statistics, from layers that give only running ones."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.step.statistics import OF_BATCH, noting_its_own
+
+pytestmark = pytest.mark.allow_rank_promotion  # Flax's batch normalisation
+
+
+class Block(nn.Module):
+    momentum: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        norm = nn.BatchNorm(use_running_average=not train, momentum=self.momentum, name="norm")
+        return jnp.tanh(norm(x))
+
+
+class Two(nn.Module):
+    """Two layers of different momentum, one of them computed again in the backward pass."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        x = Block(0.9, name="first")(x, train)
+        return nn.remat(Block, static_argnums=2)(0.25, name="second")(x, train)
+
+
+def test_each_layer_notes_its_own_whatever_its_momentum():
+    draw = np.random.default_rng(0)
+    x = jnp.asarray(draw.normal(2, 3, (16, 4)), jnp.float32)
+    variables = Two().init(jax.random.key(0), x, train=False)
+    running = jax.tree.map(lambda v: v + 0.5, variables["batch_stats"])
+    given = {"params": variables["params"], "batch_stats": running}
+
+    def loss(params, x):
+        with nn.intercept_methods(noting_its_own):
+            y, after = Two().apply(
+                {**given, "params": params}, x, train=True, mutable=["batch_stats", OF_BATCH]
+            )
+        return y.sum(), (y, after)
+
+    (_, (y, after)), _ = jax.value_and_grad(loss, has_aux=True)(given["params"], x)
+    plain, expected = Two().apply(given, x, train=True, mutable=["batch_stats"])
+    np.testing.assert_array_equal(y, plain)
+    first = {collection: tree["first"] for collection, tree in given.items()}
+    after_first, _ = Block(0.9).apply(first, x, True, mutable=["batch_stats"])
+    for name, hidden in (("first", x), ("second", after_first)):
+        own, moved = after[OF_BATCH][name]["norm"], after["batch_stats"][name]["norm"]
+        np.testing.assert_allclose(own["mean"], hidden.mean(0), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(own["var"], hidden.var(0), rtol=1e-4, atol=1e-6)
+        for key, value in expected["batch_stats"][name]["norm"].items():
+            np.testing.assert_allclose(moved[key], value, rtol=1e-5, atol=1e-6)
