@@ -30,6 +30,7 @@ def names(descriptions: list[dict[str, Any]]) -> list[str]:
 
 
 def rule_name(line: dict[str, Any]) -> str:
+    """Its rule, with the decay of its memory where it has one."""
     memory = line.get("memory")
     return line["rule"] + (f" m{memory:g}" if memory is not None else "")
 

@@ -136,6 +136,7 @@ class Bench:
         return create(keys)
 
     def steps_per_epoch(self, batch_size: int) -> int:
+        """The last of them may see fewer rows."""
         return -(-self.rows // batch_size)
 
     def model_and_optimizer(self, setup: Setup) -> tuple[Any, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+# All classes, and those with many, some and few training examples, as the columns of tables.
 COLUMNS = ("many", "medium", "few", "all")
 
 
@@ -21,6 +22,11 @@ def number(value: float | None, digits: int = 1) -> str:
 
 
 def plus_minus(figure: Figure | None, sign: str = "") -> str:
+    """With its spread where it has one.
+
+    >>> plus_minus(Figure(1.25, 0.5, 3), "+"), plus_minus(Figure(1.25, None, 1)), plus_minus(None)
+    ('+1.2±0.5', '1.2', '-')
+    """
     if figure is None:
         return "-"
     return f"{figure.mean:{sign}.1f}" + ("" if figure.spread is None else f"±{figure.spread:.1f}")

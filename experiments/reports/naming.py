@@ -1,4 +1,4 @@
-"""What a group of runs is called in tables: method, setting, data, protocol, figures."""
+"""What a group of runs is called in tables: its method, setting, data, protocol and seeds."""
 
 from __future__ import annotations
 
@@ -77,6 +77,7 @@ def protocol(group: Group) -> str:
 
 
 def source(result: Result) -> str:
+    """Who says so, where, and whether that was read in the source itself."""
     table = "" if result.table == "-" else f", {result.table}"
     return published.SOURCES[result.source] + table + ("" if result.verified else " (unverified)")
 
@@ -91,6 +92,7 @@ def differs(group: Group, result: Result) -> list[str]:
 
 
 def seed_list(group: Group) -> str:
+    """0-4 for three or more in a row, else 0, 2."""
     seeds = group.seeds
     if len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1)):
         return f"{seeds[0]}-{seeds[-1]}"

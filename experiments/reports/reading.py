@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from experiments.host import folders
 from experiments.host.errors import RunError
 from experiments.reports.figures import COLUMNS
 
@@ -177,10 +177,6 @@ _FITS: dict[str, Callable[[Any], bool]] = {
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        if file.exists() and not file.is_file():
-            raise RunError(f"{file} is no file to read a report from")
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"cannot read {file}: {error}") from error
+    """The object in a file; {} for JSON of another kind, which no run writes."""
+    value = folders.read_json(file)
     return value if isinstance(value, dict) else {}

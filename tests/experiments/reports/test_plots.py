@@ -261,6 +261,26 @@ def test_redraw_refuses_in_a_sentence(tmp_path):
                 run_redraw(at)
 
 
+@pytest.mark.parametrize("content", [b"", b"\xff", b"{", b"[" * 100_000])
+@pytest.mark.parametrize(
+    ("table", "damaged"),
+    [
+        ("report.json", "report.json"),
+        ("runs.csv", "summary.json"),
+        ("sweep.csv", "summary.json"),
+        ("sweep.csv", "config.json"),
+        ("per_class.csv", "summary.json"),
+    ],
+)
+def test_redraw_names_the_damaged_file(tmp_path, table, damaged, content):
+    (tmp_path / "summary.json").write_text("[]")
+    (tmp_path / "config.json").write_text(json.dumps({"rule": "imbsam"}))
+    (tmp_path / table).write_text("a,b\n1,2\n")
+    (tmp_path / damaged).write_bytes(content)
+    with pytest.raises(RunError, match=f"cannot read .*{damaged}: it is not"):
+        run_redraw(tmp_path)
+
+
 def test_the_digits_thresholds_are_the_data_sets():
     data = digits.load_digits_lt(50.0, 0)
     assert (data.many_above, data.few_below) == SHOTS_OF_DIGITS

@@ -1,0 +1,40 @@
+"""Of a grid, validation chooses, and SGD is among the candidates."""
+
+import numpy as np
+
+from experiments.bench.grid import Tried, summarise, table, verdict
+from experiments.bench.tables import SPLITS
+
+
+def made_up(*values):
+    """Of two seeds: SGD at 50, then points with these (test, validation) accuracies."""
+
+    def of(value):
+        return dict.fromkeys(SPLITS, np.array([value - 1.0, value + 1.0]))
+
+    points = [Tried({"rho": 0.1 * k}, of(test), of(val)) for k, (test, val) in enumerate(values)]
+    return [Tried({}, of(50.0), of(50.0)), *points]
+
+
+def test_the_choice_is_validations():
+    summary = summarise(made_up((51, 57), (55, 52)), [0, 1])
+    assert [row["best_val"] for row in summary] == [False, True, False]
+    assert [row["best_test"] for row in summary] == [False, False, True]
+    assert summary[2]["test_all_sgd"] == 5 and summary[2]["test_all_sgd_se"] == 0
+    lines = table(summary, {"rho": [0.0, 0.1]}).splitlines()
+    assert [line.startswith("| **") for line in lines] == [False, False, False, True, False]
+    assert "rho 0, All - SGD +1.0" in verdict(summary).splitlines()[0]
+    assert "no result" in verdict(summary).splitlines()[1]
+
+
+def test_sgd_is_a_candidate():
+    """Where every point loses to it on validation, and where the best is only as good."""
+    for points in (((60, 49), (55, 48)), ((60, 50), (55, 48))):
+        summary = summarise(made_up(*points), [0, 1])
+        assert [row["best_val"] for row in summary] == [True, False, False]
+        assert [row["best_test"] for row in summary] == [False, True, False]
+        chosen, best = verdict(summary).splitlines()
+        assert chosen.startswith("Chosen by validation: SGD (rho 0), as no point was better")
+        assert "rho 0, All - SGD +10.0" in best
+        bold = [line for line in table(summary, {"rho": []}).splitlines() if "**" in line]
+        assert len(bold) == 1 and bold[0].startswith("| **SGD**")
