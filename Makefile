@@ -1,15 +1,15 @@
 # make demo | test | test-all | lint | format | install | clean
-# Needs only Python 3.11 or 3.12 with pip. Another interpreter: make test PYTHON=/usr/bin/python3.12
+# Needs only Python 3.11 to 3.13 with pip. Another interpreter: make test PYTHON=/usr/bin/python3.12
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
-CHECKED := imbsam_jax experiments
+CHECKED := imbsam_jax experiments benchmarks
 DEMO_OUT := runs/demo
 
 # The first of these that starts and is new enough.
-PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
 .PHONY: help install demo test test-all lint format clean

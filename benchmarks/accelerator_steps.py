@@ -144,7 +144,8 @@ def measure(
     dataset = step_cost.noise(long_tail_counts(*args.counts), args.image_size)
     bench = step_cost.Bench(cell.model, args, dataset, steps_per_call)
     done = {row["name"] for row in before}
-    rows, calls, missing = [], [], []
+    rows: list[dict[str, Any]] = []
+    calls, missing = [], []
     failed: list[dict[str, Any]] = []
     for row, method in step_cost.planned(bench):
         row = {"name": _name(row), **row}

@@ -64,7 +64,7 @@ def torch_steps(blocks: int, batch: int, rho: float = 0.05) -> dict[str, Any]:
 
     torch.set_num_threads(cores())
 
-    class Block(nn.Module):  # type: ignore[misc]
+    class Block(nn.Module):
         def __init__(self, before: int, width: int, stride: int):
             super().__init__()
             self.conv1 = nn.Conv2d(before, width, 3, stride, 1, bias=False)

@@ -142,7 +142,7 @@ def main(args: argparse.Namespace) -> None:
     y = jax.ShapeDtypeStruct((args.batch_size,), jnp.int32)
     init = jax.jit(lambda key: model.init(key, jnp.zeros((1, *shape[1:])), train=False))
     variables = jax.eval_shape(init, jax.random.key(0))
-    calls, rows = {}, []
+    calls, rows = {}, list[dict[str, Any]]()
     for name, way in ways(model, args.tail_rows).items():
         began = time.perf_counter()
         given = (variables["params"], variables["batch_stats"], x, y)

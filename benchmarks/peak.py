@@ -131,7 +131,7 @@ def described() -> dict[str, Any]:
     """Device, versions, commit, and the precision of products that ask for none."""
     import jax
 
-    precision = jax.config.jax_default_matmul_precision or "default"
+    precision = getattr(jax.config, "jax_default_matmul_precision", None) or "default"
     return {"default_matmul_precision": precision, **folders.environment()}
 
 

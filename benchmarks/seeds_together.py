@@ -17,7 +17,7 @@ import argparse
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -120,7 +120,7 @@ def measure(model: str, args: argparse.Namespace, dataset: Any) -> dict[str, Any
     calls = [(k % whole * steps, steps) for k in range(args.rounds)]
     stage = method.stages()[0][1]
     # One lone program serves all seeds: theirs differ in a constant, the random key.
-    ways = {"one_device": _InTurn(trainer, trainer.run_on.alone(), stage)}
+    ways: dict[str, Any] = {"one_device": _InTurn(trainer, trainer.run_on.alone(), stage)}
     if devices > 1:
         ways["shared_batches"] = _InTurn(
             trainer, trainer.run_on.alone().on(trainer.run_on.devices), stage
@@ -160,7 +160,7 @@ class _InTurn:
     """A step of one seed after the other."""
 
     def __init__(self, trainer: Any, run_on: Any, stage: Any):
-        self._run_on, self._stage, self._call = run_on, stage, None
+        self._run_on, self._stage, self._call = run_on, stage, cast(Any, None)
         self._inputs = run_on.put_inputs(trainer.feed.inputs("train"))
         self._states = [run_on.put_state(run.initial) for run in trainer.runs]
 
@@ -186,7 +186,7 @@ class _Together:
     """A step of all seeds in one program."""
 
     def __init__(self, trainer: Any, stage: Any):
-        self._run_on, self._stage, self._call = trainer.run_on, stage, None
+        self._run_on, self._stage, self._call = trainer.run_on, stage, cast(Any, None)
         self._inputs = trainer.run_on.put_inputs(trainer.feed.inputs("train"))
         self._states = trainer.run_on.join([run.initial for run in trainer.runs])
 

@@ -1,26 +1,47 @@
 """What every test shares: JAX on the CPU, a compilation cache, strict broadcasting, subprocesses"""
 
 import os
+import runpy
 import subprocess
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Before the first import of jax, and as variables so that subprocesses have them too. Each xdist
-# worker has its own cache: JAX does not write entries atomically.
-_WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
+# Before the first import of jax, and as variables so that subprocesses have them too.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax" / _WORKER))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("MPLBACKEND", "agg")
 
+# Thousands of small programs, most of them run once: what XLA gains at run time by optimising is
+# far less than what it takes (the fusion emitters alone take most of a compilation).
+_QUICK = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_QUICK}".strip()
+
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from jax._src.lru_cache import LRUCache  # noqa: E402
+
+
+def _put_whole(cache: LRUCache, key: str, value: bytes) -> None:
+    """As LRUCache.put without a limit, but no other worker ever reads half an entry."""
+    entry = Path(str(cache.path)) / f"{key}-cache"
+    if not entry.exists():
+        part = entry.with_name(f"{entry.name}.{os.getpid()}")
+        part.write_bytes(value)
+        part.replace(entry)
+
+
+LRUCache.put = _put_whole  # type: ignore[method-assign]
 
 # The first example compiles, so no deadline; the same examples in every run.
 hypothesis.settings.register_profile("imbsam_jax", deadline=None, derandomize=True)
@@ -54,6 +75,8 @@ def x64() -> Iterator[None]:
 def run_python() -> RunPython:
     """Run Python in a process of its own, from the repository root, on N emulated CPU devices.
 
+    With `devices=None` it emulates as many as it pleases.
+
     `run_python("print(1)")` runs code, `run_python(["-m", "experiments.digits_lt", "--help"])`
     arguments. Returns the finished process with its stdout and stderr as text; fails, showing
     both, if it ends with another exit code than `expect` (negative: killed by that signal) or not
@@ -63,7 +86,7 @@ def run_python() -> RunPython:
     def run(
         code_or_args: str | Sequence[str],
         *,
-        devices: int = 1,
+        devices: int | None = 1,
         env: Mapping[str, str | None] | None = None,
         expect: int = 0,
         timeout: float = 300.0,
@@ -72,10 +95,13 @@ def run_python() -> RunPython:
             args = ["-c", textwrap.dedent(code_or_args)]
         else:
             args = [os.fspath(arg) for arg in code_or_args]
+        emulated = "" if devices is None else f"--xla_force_host_platform_device_count={devices} "
         settings: dict[str, str | None] = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {_PATIENT}",
+            # A script's own folder is its first path: without this, an installed copy is found.
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+            "XLA_FLAGS": f"{emulated}{_PATIENT} {_QUICK}",
             **(env or {}),
         }
         done = None
@@ -109,6 +135,30 @@ def run_python() -> RunPython:
 
 def _text(captured: bytes | str | None) -> str:
     return captured.decode(errors="replace") if isinstance(captured, bytes) else captured or ""
+
+
+@pytest.fixture
+def refuse(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """`refuse("experiments.digits_lt", *flags, code=1)`: the last line that the command says.
+
+    As `python -m` runs it, but in this process, which has imported everything already.
+    """
+
+    def run(module: str, *flags: object, code: int) -> str:
+        capsys.readouterr()
+        with monkeypatch.context() as patch, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)
+            patch.setattr(sys, "argv", [module, *map(str, flags)])
+            with pytest.raises(SystemExit) as ended:
+                runpy.run_module(module, run_name="__main__")
+        said = capsys.readouterr().err
+        assert ended.value.code == code, said
+        assert "Traceback" not in said
+        return said.splitlines()[-1]
+
+    return run
 
 
 @pytest.fixture

@@ -6,15 +6,11 @@ for: emulated devices abort the process when many steps with collectives are und
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
-
-# As `quick_jit`, but for pmap, too, which takes no options.
-os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 
 import jax
 import jax.numpy as jnp

@@ -65,7 +65,7 @@ def data(group: Group) -> str:
     facts, shrink = group.facts, group.facts["shrink"]
     found = f"{facts['dataset']} IF {round(facts['imbalance_factor'], 1):g}"
     if shrink != 1:
-        found += f", every {shrink:g}x{shrink:g} pixels averaged (not the papers' data)"
+        found += f", every {shrink}x{shrink} pixels averaged (not the papers' data)"
     elif facts["subset"] is None:
         found += " of a file (not known to be the papers' data)"
     return found

@@ -115,6 +115,7 @@ def by_hand(params: Any, x: Any, y: Any, table: Any, kind: str, repeats: int = 0
 
         d = part(params)
         length = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(d)))
+        length = jnp.where(length > 0, length, 1.0)  # no gradient, no ascent
         point = jax.tree.map(lambda p, g, r=radius, n=length: p + r * g / n, params, d)
         total = jax.tree.map(jnp.add, total, part(point))
     return total
@@ -145,7 +146,7 @@ def split_door(rule: Any, kind: str, buffers: Any, **options: Any) -> Any:
         ("imbsam", 1),
         pytest.param("imbsam", 0, marks=pytest.mark.slow),
         pytest.param("imbsam_release", 1, marks=pytest.mark.slow),
-        ("sse_sam", 0),
+        pytest.param("sse_sam", 0, marks=pytest.mark.slow),
     ],
 )
 def test_groups_see_their_own_rows(name: str, kind: str, repeats: int) -> None:

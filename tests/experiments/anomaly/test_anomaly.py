@@ -350,7 +350,7 @@ def test_tables_are_readable_at_80_columns(
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80 and "…" not in shown
     figures = shown.split("Percent, last epoch")[0]
-    assert figures.count(" - SGD ") == 2 * 2 * 2
+    assert figures.count("- SGD") == 2 * 2 * 2
     for row in summary:
         mean = f"{row['auroc']:.2f} ± {row['auroc_sd']:.2f}"
         assert mean in figures

@@ -32,7 +32,7 @@ def test_convolutions_are_shared_among_the_cores(run_python) -> None:
         (1, "resnet32_gn", 64, "independent"),
         (1, "resnet32", 64, "split_norm"),
     ]
-    done = run_python(["-c", DEVICES, json.dumps(cases)], env={"XLA_FLAGS": None})
+    done = run_python(["-c", DEVICES, json.dumps(cases)], devices=None)
     most = min(cores(), 8)
     shared = [max(n for n in range(1, most + 1) if b % n == 0) for b in (64, 60, 63)]
     assert json.loads(done.stdout.splitlines()[-1]) == [*shared, 1, 1, 1, 1, 1]
@@ -55,7 +55,7 @@ def test_a_run_uses_them(run_python, tmp_path) -> None:
     used = []
     for name, more in (("all", []), ("one", ["--devices", "1"])):
         rest = ["--batch-size", "16", "--quiet", "--out", tmp_path / name, *more]
-        run_python(["-m", "experiments.cifar_lt", *flags, *rest], env={"XLA_FLAGS": None})
+        run_python(["-m", "experiments.cifar_lt", *flags, *rest], devices=None)
         report = json.loads((tmp_path / name / "report.json").read_text())
         line = json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])
         used.append((report["settings"]["devices"], line["train_loss"]))

@@ -239,7 +239,7 @@ def test_a_tag_leads_nowhere_else(tag, capsys):
         assert "--stage2-tag" in said and "becomes part of a folder's name" in said
 
 
-@pytest.mark.parametrize("tag", ["tau_1.9", "lr=0.1,wd=5e-4", "été", "2", "a+b", "x" * 100])
+@pytest.mark.parametrize("tag", ["", "tau_1.9", "lr-0.1_wd-5e-4", "2", "x" * 100])
 def test_a_plain_tag_stays(tag):
     flags = ["--stage2", "crt", f"--stage2-tag={tag}", "--out", "runs"]
     assert cifar_lt.parse(cifar_lt.arguments(), flags).stage2_tag == tag

@@ -32,7 +32,7 @@ def test_devices_are_emulated_without_a_flag_of_xla(tmp_path, run_python):
         else:
             raise AssertionError
     """
-    run_python(code, env={"XLA_FLAGS": None})
+    run_python(code, devices=None)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 10**20, 1.0, "1", None, float("nan")])

@@ -48,11 +48,17 @@ def test_parameter_count(name: str, num_classes: int, expected: int) -> None:
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == expected
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+# Tracing many blocks three times takes seconds: in bfloat16, shallower networks have the same.
+DEEP = ("resnet32", "resnet32_gn", "resnet34_3x3", "resnet50", "resnext50_32x4d")
+
+
 @pytest.mark.parametrize(
-    "name",
-    # Tracing 50 blocks three times takes seconds, and ResNet-50 has the same ones.
-    [pytest.param(name, marks=[pytest.mark.slow] * (name == "resnet152")) for name in MODELS],
+    ("name", "dtype"),
+    [
+        pytest.param(name, dtype, marks=[pytest.mark.slow] * (name in deep))
+        for dtype, deep in ((jnp.float32, ("resnet152",)), (jnp.bfloat16, ("resnet152", *DEEP)))
+        for name in MODELS
+    ],
 )
 def test_contract(name: str, dtype: Any) -> None:
     model = create_model(name, 7, dtype=dtype)

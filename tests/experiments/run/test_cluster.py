@@ -43,7 +43,8 @@ def launch(folder, tmp_path_factory):
             "processes": processes, "coordinator": f"localhost:{port}", "out": str(root / out),
             "data": str(folder),
         }  # fmt: skip
-        flags = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+        flags = os.environ["XLA_FLAGS"]
+        flags += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
         running = [
             subprocess.Popen(
                 [sys.executable, SCRIPT, json.dumps(asked | {"process": i} | only.get(i, {}))],

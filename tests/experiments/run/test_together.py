@@ -512,7 +512,7 @@ def test_by_default_every_core_has_seeds_and_second_stages_are_lone_runs(tmp_pat
         pytest.skip("one core")
     command = ["-m", "experiments.cifar_lt", *flags, "--stage2", "crt", "--stage2-epochs", 2]
     command = [*map(str, [*command, "--seeds", *seeds, "--out", out])]
-    said = run_python(command, env={"XLA_FLAGS": None}).stdout
+    said = run_python(command, devices=None).stdout
     assert f"{cores} seeds together on {cores} devices" in said
     for seed in seeds:
         report = json.loads((out / f"seed_{seed}" / "report.json").read_text())
@@ -520,7 +520,7 @@ def test_by_default_every_core_has_seeds_and_second_stages_are_lone_runs(tmp_pat
         assert report["settings"]["devices"] == cores
         second = json.loads((out / f"seed_{seed}" / "stage2_crt" / "report.json").read_text())
         assert "together" not in second and second["settings"]["devices"] == 1
-    run_python([*command, "--resume"], env={"XLA_FLAGS": None})
+    run_python([*command, "--resume"], devices=None)
 
 
 @pytest.mark.slow

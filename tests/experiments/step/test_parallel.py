@@ -113,8 +113,8 @@ def in_a_process(*scripts):
     import subprocess
     import sys
 
-    flags = "--xla_force_host_platform_device_count=2 "
-    flags += "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=2"
+    flags += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
     done = subprocess.run(
         [sys.executable, "-c", "".join([SETUP, *scripts, END])],
         cwd=ROOT,
