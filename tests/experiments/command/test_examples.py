@@ -172,7 +172,10 @@ def test_models_and_stages_that_look_across_rows(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--rule", "cc_sam"], "--rule cc_sam takes a batch whole: use --examples dependent"),
+        (
+            ["--rule", "cc_sam", "--noise-ratio", "1e-6"],
+            "--rule cc_sam takes a batch whole: use --examples dependent",
+        ),
         (["--running-statistics", "every"], "use --running-statistics first"),
     ],
 )
