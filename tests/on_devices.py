@@ -208,7 +208,7 @@ def check_modes() -> None:
     """Rows that differ in structure; `check_every_method` takes them all."""
     names = (
         "sgd", "sam", "imbsam", "focal_sam_1.1", "sse_sam", "sgd_then_imbsam", "sam_tail_weight",
-        "gsa_groups", "imbsam_release-group_mean-decay", "sam-decay",
+        "imbsam_release-group_mean-decay", "sam-decay",
         "cc_sam-two_at_once", "cc_sam_release-all-one_at_once",
     )  # fmt: skip
     compare_modes([BY_ID[name] for name in names])

@@ -38,6 +38,11 @@ from rule_table import (
 DIRECTIONS = ("orthogonal", "plain", "projection")
 
 
+def slowly(*cases: str) -> list[Any]:
+    """Cases that `make test-all` alone repeats."""
+    return [pytest.param(case, marks=pytest.mark.slow) for case in cases]
+
+
 def assert_trees(got: Any, want: Any, **tolerance: float) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), got, want)
 
@@ -223,7 +228,7 @@ def test_gradients_that_cancel_are_finite() -> None:
     np.testing.assert_array_equal(grads, [0, 0])
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("direction", ["orthogonal", *slowly("plain", "projection")])
 @pytest.mark.parametrize("size", [1e-25, 1e-10, 1e10, 1e25])
 def test_the_radius_is_exact_at_any_scale_of_the_loss(direction: Any, size: float) -> None:
     """Squares of these over- and underflow in float32; the step is as long as 1 / sqrt(size)."""
@@ -245,7 +250,7 @@ def test_large_and_small_parameters_have_a_length() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("direction", ["orthogonal", *slowly("plain", "projection")])
 def test_what_is_not_finite_shows_in_every_group(bad: float, direction: Any) -> None:
     slopes = many(1, 3, 7)
     slopes[1, 2] = bad
@@ -286,7 +291,7 @@ def test_with_a_class_for_a_group_its_radius_is_that_of_cc_sam() -> None:
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("direction", ["orthogonal", *slowly("plain", "projection")])
 @pytest.mark.parametrize("door", ["value_and_grad", "sharpness_aware"])
 def test_only_the_parameters_that_perturb_marks_move(door: str, direction: Any) -> None:
     """theta, the directions, their projections and the number of parameters are theirs."""
@@ -327,7 +332,9 @@ def _by_stage(first: Any, second: Any, x: Any, y: Any, door: str) -> Any:
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("door", ["value_and_grad", "sharpness_aware"])
-@pytest.mark.parametrize("order", ["gsa, sgd", "sgd, gsa", "gsa, sam", "gsa, gsa", "imbsam, gsa"])
+@pytest.mark.parametrize(
+    "order", ["gsa, sgd", *slowly("sgd, gsa", "gsa, sam", "gsa, gsa", "imbsam, gsa")]
+)
 def test_a_stage_has_the_direction_of_its_own_rule(order: str, door: str) -> None:
     x, y = one_batch()
     params, grouped = init_params(), {"class_counts": COUNTS, "groups": GROUPS, "z": 0.3}
@@ -358,7 +365,7 @@ def test_a_stage_has_the_direction_of_its_own_rule(order: str, door: str) -> Non
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("direction", ["orthogonal", *slowly("plain", "projection")])
 def test_the_step_may_be_differentiated(direction: Any) -> None:
     """By theta and by the scale, against differences of the transcription."""
     x, y = one_batch()
@@ -389,7 +396,7 @@ def test_the_step_may_be_differentiated(direction: Any) -> None:
     np.testing.assert_allclose(by_scale, want, rtol=1e-6)
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("direction", ["orthogonal", *slowly("plain", "projection")])
 @pytest.mark.parametrize(
     ("at", "labels", "slope"),
     [
@@ -498,7 +505,7 @@ def test_its_directions_are_not_remembered(direction: Any) -> None:
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("direction", ["orthogonal", *slowly("plain", "projection")])
 @pytest.mark.parametrize("labels", [LABELS, np.array([0, 0])], ids=["both groups", "one"])
 def test_weight_decay_in_the_loss_is_shared_by_the_groups(labels: Any, direction: Any) -> None:
     """d_k and the gradient at theta + e_k have its half each; a group without a row, too."""

@@ -36,6 +36,7 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
     "rules.focal_sam": (
         rules.focal_sam, {"class_counts": COUNTS, "rho": 0.1, "gamma": 1.0, "strength": 0.5},
     ),
+    "rules.gsa": (rules.gsa, {"class_counts": COUNTS, "groups": [0, 1], "scale": 0.01}),
     "rules.sse_sam": (
         rules.sse_sam,
         {"class_counts": COUNTS, "head_rho": 0.1, "tail_rho": 0.2, "eta": 4, "switch_step": 3},
@@ -196,6 +197,7 @@ TRACED = {
     "rules.reweighted_sam": {"rho", "tail_weight"},
     "rules.imbsam": {"rho", "tail_scale"},
     "rules.focal_sam": {"rho", "gamma", "strength"},
+    "rules.gsa": {"scale"},
     "losses.focal": {"gamma"},
     "losses.ldam": {"max_margin", "scale"},
     "losses.logit_adjusted": {"tau"},
