@@ -401,6 +401,7 @@ def test_every_rule():
         assert (shown["rule"], shown["loss"]) == (row["rule"], row["loss"])
         assert [shown[head] for head in HEADS[:-1]] == digit_row(row, rows[0])[:-1]
     of = {(row["rule"], row["loss"]): row for row in rows}
+    of |= {(row["rule"], row["loss"]): row for row in digits("gsa/1e-2/")[1::2]}
     for shown in table(page(), "rule", "on LA"):
         rule = shown["rule"].split("`")[1]
         for column, loss in (("All - SGD", "cross_entropy"), ("on LA", "logit_adjusted")):
@@ -447,6 +448,25 @@ def test_cc_sams_radius():
             assert row["rule_args"]["noise_ratio"] == float(ratio)
         assert shown["All"] == pm(row["all"], row["all_sd"])
         assert shown["All - SGD"] == paired(by_seed(row) - by_seed(base))
+
+
+def test_scales_of_grouped_sharpness():
+    for shown in table(page("digits_lt"), "scale", "All, logit-adjusted"):
+        scale = shown["scale"].split()[0]
+        sgd, gsa, sgd_la, gsa_la = digits(f"gsa/{scale}/")
+        assert gsa["rule_args"]["gsa_scale"] == gsa_la["rule_args"]["gsa_scale"] == float(scale)
+        assert [shown["All"], shown["All - SGD"], shown["Few - SGD"]] == [
+            pm(gsa["all"], gsa["all_sd"]), paired(by_seed(gsa) - by_seed(sgd)),
+            pm(gsa["paired_few"], gsa["paired_few_se"], "+"),
+        ]  # fmt: skip
+        assert shown["All, logit-adjusted"] == pm(gsa_la["all"], gsa_la["all_sd"])
+        difference = by_seed(gsa_la) - by_seed(sgd_la)
+        assert shown["that - SGD, logit-adjusted"] == paired(difference)
+        if scale == "1e-5":
+            says(
+                page(),
+                f"at a thousandth of that it gains {paired(by_seed(gsa) - by_seed(sgd))[1:]}",
+            )
 
 
 def points(folder):

@@ -25,7 +25,6 @@ from rule_table import (
     ETA,
     RHO,
     ROWS,
-    RULES,
     SWITCH,
     init_params,
     losses_fn,
@@ -65,7 +64,7 @@ def whole_and_in_parts(soft: bool) -> Any:
                 )
                 for number in (1, 2, 4)
             }
-            for row in (RULES if soft else BY_TABLE)
+            for row in ([IMBSAM, BY_ID["sse_sam"]] if soft else BY_TABLE)
         }
 
     return all_of_them

@@ -625,6 +625,7 @@ def test_absent_split(inaturalist: tiny_records.Tiny) -> None:
         TfdsSplit(inaturalist.folder / "i_naturalist2018/1.0.0", "public_test")
 
 
+@pytest.mark.slow
 def test_every_species(tmp_path: Path) -> None:
     tiny = tiny_records.make(
         tmp_path, num_classes=8142, largest=2, smallest=1, per_class=1, sides=(16, 16), empty=[7]
