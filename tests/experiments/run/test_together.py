@@ -137,7 +137,7 @@ def test_every_seed_has_the_run_folder_and_the_numbers_of_its_lone_run(whole, tm
 def test_methods_and_settings_agree_with_lone_runs(model, rule, change, tmp_path, monkeypatch):
     monkeypatch.setitem(MODELS, "tiny", TinyNet)
     options = {"rho": 0.1, "eta": 10, "epochs": 2, "switch_fraction": 0.7, "weight_decay": 5e-3}
-    options |= {"head_rho": 0.05, "tail_rho": 0.1}
+    options |= {"head_rho": 0.05, "tail_rho": 0.1, "noise_ratio": 1e-3}
     method, _ = build_method(rule, COUNTS, options, steps_per_epoch=5)
     settings = dataclasses.replace(QUICK, **change)
     together(tmp_path / "both", method, settings, model)
@@ -148,7 +148,7 @@ def test_methods_and_settings_agree_with_lone_runs(model, rule, change, tmp_path
 ON_TWO_DEVICES = """
 import dataclasses, json, os, signal, sys
 from pathlib import Path
-sys.path.insert(0, "tests")
+sys.path[:0] = ["tests", "tests/experiments/run"]
 import pytest
 import test_together as t
 from experiments.run import cost
@@ -497,8 +497,8 @@ def test_the_command_line_with_second_stages(tmp_path, run_python):
     run_python(["-m", "experiments.evaluate", str(out / "seed_4"), "--data", str(data)])
     shown = run_python(["-m", "experiments.report", str(out)]).stdout
     assert "imbsam" in shown
-    refused = run_python([*command[:-3], str(tmp_path / "one"), *command[-2:]], expect=1)
-    assert "use --seeds or --num-seeds" in refused.stderr.splitlines()[-1]
+    refused = run_python([*command[:-3], str(tmp_path / "one"), *command[-2:]], expect=2)
+    assert "--together needs --seeds or --num-seeds" in refused.stderr.splitlines()[-1]
     assert not (tmp_path / "one").exists()
 
 
