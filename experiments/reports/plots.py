@@ -302,6 +302,9 @@ def sweep(
         name = "SGD, chosen by validation" if sgd_chosen else "SGD"
         axis.axhline(level, color="grey", linewidth=2.5, alpha=0.6, zorder=0, label=name)
         if min(values) > 0 and max(values) >= 10 * min(values):
+            axis.set_xlim(
+                min(values) / 1.3, max(values) * 1.3
+            )  # also where few points have figures
             axis.set_xscale("log")
             axis.set_xticks(values, [f"{x:g}" for x in values])
             axis.minorticks_off()

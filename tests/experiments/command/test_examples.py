@@ -113,6 +113,7 @@ def test_a_report_says_so_and_counts_what_a_step_costs(tmp_path):
         report = fit(
             tiny_dataset(), "mlp", RULES["imbsam"], losses.cross_entropy, settings,
             tmp_path / sampling, description={"rule": "imbsam", "rule_args": {}}, quiet=True,
+            measure=True,
         )  # fmt: skip
         assert report["examples"] == "independent"
         ratios[sampling] = report["flops_ratio_to_sgd"]

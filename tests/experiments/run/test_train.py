@@ -427,7 +427,8 @@ def test_seeds_report_and_evaluate(data, tmp_path, run_python):
     shown = run_python(["-m", "experiments.evaluate", str(out / "seed_4"), "--data", data]).stdout
     assert f"{reports[1]['all']:.2f}" in shown
     assert f"{reports[1]['last_epoch_flip']['all']:.2f}" in shown
-    done = run_python(["-m", "experiments.report", str(tmp_path)], expect=1)
+    (tmp_path / "empty").mkdir()
+    done = run_python(["-m", "experiments.report", str(tmp_path / "empty")], expect=1)
     assert "no finished run" in done.stderr
 
 
@@ -450,7 +451,7 @@ def test_the_accelerator_script_goes_on_where_it_was_cut_short(data, tmp_path, r
     flags += ["--parts", "runs"]
     flags += ["--methods", "sgd", "imbsam_x2", "--weight-decays", "5e-3", "--eta", "10"]
     flags += ["--out", str(out), "--work", str(tmp_path / "work"), "--quiet"]
-    done = run_python([*flags, "--minutes", "0"], expect=75)
+    done = run_python([*flags, "--minutes", "1e-9"], expect=75)
     assert "the same command goes on" in done.stderr
     run_python(flags)
     reports = json.loads((out / "runs.json").read_text())
