@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import imbsam_jax as ij
 from imbsam_jax import passes, rules
+from imbsam_jax.passes._own_rows import by_size
 from rule_table import (
     BY_ID,
     CLASSES,
@@ -487,6 +488,12 @@ def test_cost_with_tail_rows_drawn_at_random() -> None:
         }
         expected += times / 1000 * flops(IMBSAM.rule(RHO), **alone) / sgd
     assert expected < 1.40
+
+
+def test_the_least_buffer_that_holds_the_rows_is_taken() -> None:
+    """Three rows are held by a buffer of three; more than any holds go into the last."""
+    taken = [int(by_size((1, 3, 7), jnp.int32(rows), jnp.asarray)) for rows in range(9)]
+    assert taken == [1, 1, 3, 3, 7, 7, 7, 7, 7]
 
 
 def test_sizes_of_buffers() -> None:
