@@ -150,7 +150,7 @@ def check_shards(builder: Any, split: str) -> None:
     info = builder.info.splits[split]
     with reading(builder, split):
         if builder.info.file_format.value != "array_record":
-            raise NotImplementedError
+            raise _needs_tensorflow(builder)
         for path, length in zip(info.filepaths, info.shard_lengths, strict=True):
             open_regular(path).close()
             try:
@@ -186,6 +186,14 @@ def _opening(files: Iterable[Path], what: str) -> Iterator[None]:
         ) from error
 
 
+def _needs_tensorflow(builder: Any) -> DataError:
+    return DataError(
+        f"{builder.data_dir} is prepared in {builder.info.file_format.value} format, which "
+        "cannot be read without TensorFlow: choose another --data-dir, for data in "
+        "array_record format"
+    )
+
+
 @contextlib.contextmanager
 def reading(builder: Any, split: str) -> Iterator[None]:
     """Turns what reading a split raises into a DataError that names it."""
@@ -193,12 +201,8 @@ def reading(builder: Any, split: str) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except NotImplementedError as error:
-        raise DataError(
-            f"{builder.data_dir} is prepared in {builder.info.file_format.value} format, which "
-            "cannot be read without TensorFlow: choose another --data-dir, for data in "
-            "array_record format"
-        ) from error
+    except NotImplementedError as error:  # TFDS's word for a format that it reads otherwise
+        raise _needs_tensorflow(builder) from error
     except Exception as error:  # whatever damaged records make their readers raise
         raise DataError(
             f"the {split} split in {builder.data_dir} is unreadable: {reason(error)}"

@@ -7,7 +7,7 @@
 It is core.py's gradient with d_k = m_k, a memory, in place of d_k = grad L[group_k](theta). No
 group is differentiated at theta, so every row is taken once: rows of the base at theta, those of a
 group at theta + e_k. With the whole batch in each pass that makes 2 forward and 2 backward passes
-where ImbSAM has 2 and 3; with `examples="independent"` it is SGD's price.
+where ImbSAM has 2 and 3; with `passes.own_rows` it is SGD's price.
 
 This is ours: no paper proposes it. Nearest is Momentum-SAM (Becker et al., 2024, arXiv 2401.12033),
 which moves all parameters against the optimizer's momentum, for all classes alike.
