@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from experiments.host.errors import SEEDS, DataError, RunError, Stopped
+from experiments.host.errors import SEEDS, DataError, RunError, Stopped, reason
 from experiments.host.needs import Needs
 
 _WHOLE = re.compile(r"[+-]?[0-9]+")
@@ -220,7 +220,8 @@ def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> 
     try:
         main(args)
     except (RunError, DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        words = _of_the_system(error) if isinstance(error, OSError) else error
+        print(f"error: {words}", file=sys.stderr, flush=True)
         _leave_the_others(1)
         sys.exit(1)
     except Stopped as stopped:
@@ -237,6 +238,11 @@ def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> 
         traceback.print_exc()
         _leave_the_others(1)
         sys.exit(1)
+
+
+def _of_the_system(error: OSError) -> str:
+    """What failed and where, without the number of the error."""
+    return reason(error) if error.filename is None else f"{error.filename}: {reason(error)}"
 
 
 def _leave_the_others(code: int) -> None:
