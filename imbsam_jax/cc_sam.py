@@ -18,7 +18,8 @@ has a door of its own, of the same shape. The paper and its released code differ
 
 The release moves only the classifier, but differentiates the features through the moved one, as
 both variants do here; its 1e-12 beside ||w|| is left out. Both divide by ||d_c||^(1/2): the
-smaller a class's gradient, the *longer* its step, without a bound.
+smaller a class's gradient, the *longer* its step, without a bound. The second stage trains the
+classifier on `losses.feature_adversary`.
 
 Source: Zhou et al., CVPR 2023.
 """
@@ -45,14 +46,12 @@ from imbsam_jax.rows import (
     check_mask,
     check_pair,
     check_params,
-    check_whole_batch,
     marked,
-    nan_where,
     no_distribution,
 )
 from imbsam_jax.rules import require_step
 
-__all__ = ["feature_adversary", "value_and_grad"]
+__all__ = ["value_and_grad"]
 
 PyTree = Any
 Variant = Literal["paper", "release"]
@@ -241,118 +240,6 @@ def value_and_grad(
     return f
 
 
-def feature_adversary(
-    head_losses_fn: Callable[..., tuple[jax.Array, Any]],
-    class_counts: ArrayLike | None = None,
-    *,
-    variant: Variant = "paper",
-    strength: Any = 1.0,
-    divisor: float = 2.0,
-) -> Callable[..., tuple[jax.Array, Any]]:
-    """Per-example losses of the second stage: a classifier trained on adversarial features.
-
-        loss'_i = (1 - share) loss(z_i) + share * u_i * loss(z_i + e_i)
-
-    with, for d_i the gradient of loss_i at the features z_i,
-
-        "paper":    e_i = strength * d_i / ||d_i||_2,                          u_i = 1
-        "release":  e_i = strength * u_i * d_i / sqrt(sum_{y_j = y_i} ||d_j||_2^2),
-                    u_i = log(n_max / n_{y_i} + 0.01) / divisor
-
-    The release so divides the step of an example by the rows of its class in the batch, and
-    weighs the adversarial loss by class, too: by 0.005 for the largest. No gradient flows through
-    e_i. The backbone is frozen, batches are class-balanced, `share` grows by epoch
-    (`schedules.ramp`).
-
-    Args:
-      head_losses_fn: as for `value_and_grad`: `(params, features, *args) -> (losses, aux)`, with
-        features float[B, ...] and each loss of its own row alone.
-      class_counts: int[C], each at least 1; needed by "release".
-      variant: "paper" or "release".
-      strength: length of e_i, finite and at least 0 (the paper's value is not known; the release
-        has 1).
-      divisor: of the release's class weights, positive.
-
-    Returns:
-      `losses_fn(params, labels, features, *args, share, mask=None) -> (losses float[B], aux)`,
-      to be averaged or given to `imbsam_jax.value_and_grad` with any rule; aux is that of the
-      pass at z.
-        labels: int[B]; soft labels float[B, C] with "paper".
-        share: between 0 and 1, a number or a traced scalar.
-        mask: bool[B], False for padding; such a row counts in no norm.
-
-    Inside pmap or shard_map the release's norms are over this device's rows.
-
-    Raises:
-      ValueError: "release" without class_counts or with soft labels, options out of range.
-
-    Source: Zhou et al., CVPR 2023, and its release. The per-example norm of "paper" is how we
-    read `z + lambda g_z / ||g_z||`.
-
-    >>> def head_losses_fn(w, z):
-    ...     return (z @ w) ** 2, None
-    >>> adversarial = feature_adversary(head_losses_fn, strength=0.5)
-    >>> z, w, labels = jnp.array([[1.0, 0.0]]), jnp.array([2.0, 0.0]), jnp.array([0])
-    >>> adversarial(w, labels, z, share=0.25)[0].tolist()
-    [5.25]
-    """
-    _check_variant(variant)
-    _check_ratio("strength", strength)
-    if not (np.isfinite(divisor) and divisor > 0):
-        raise ValueError(f"divisor must be finite and positive, got {divisor}")
-    if class_counts is None and variant == "release":
-        raise ValueError("variant='release' weighs classes: give class_counts")
-    table: NDArray[np.float64] | None = None
-    if variant == "release":
-        counts = checks.counts(class_counts if class_counts is not None else [])
-        table = np.log(counts.max() / counts + 0.01) / divisor
-
-    def losses_fn(
-        params: Any, labels: Any, features: jax.Array, *args: Any, share: Any, mask: Any = None
-    ) -> tuple[jax.Array, Any]:
-        labels = check_labels(labels, mask)
-        mask = check_mask(mask, labels.shape[0])
-        check_distributions(labels, mask)
-        _check_share("share", share)
-        if table is not None:
-            # Rows with other rows of their class: own_rows keeps all of a class together.
-            check_whole_batch(
-                "variant='release' divides by the rows of a class in the batch",
-                "take the batch whole, or variant='paper'",
-                but=("own_rows",),
-            )
-
-        def run(params: Any, z: jax.Array) -> tuple[jax.Array, Any]:
-            losses, aux = check_pair(head_losses_fn(params, z, *args))
-            return check_losses(losses, labels), aux
-
-        losses, aux = run(params, features)
-        still = lax.stop_gradient(params)
-        seen, pull = jax.vjp(lambda z: run(still, z)[0], lax.stop_gradient(features))
-        real = jnp.ones_like(seen) if mask is None else mask.astype(seen.dtype)
-        (d,) = pull(real)
-        flat = _widened(d).reshape(d.shape[0], -1)
-        if table is None:
-            u = jnp.ones((), flat.dtype)
-            noise = strength * _over_norm(flat, jnp.arange(flat.shape[0]), flat.shape[0])
-        else:
-            _check_classes(labels, table.size, variant)
-            u = (
-                jnp.asarray(table, flat.dtype)
-                .at[labels]
-                .get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
-            )
-            noise = strength * u[:, None] * _over_norm(flat, labels, table.size)
-        noise = lax.stop_gradient(noise).reshape(features.shape)
-        there, _ = run(params, (_widened(features) + noise).astype(features.dtype))
-        losses = (1 - share) * losses + share * (u * there).astype(losses.dtype)
-        if labels.ndim == 2:
-            losses = nan_where(no_distribution(labels) & (real != 0), losses)
-        return losses, aux
-
-    return losses_fn
-
-
 class _Rows:
     """Which rows of this device belong to which class, and what a row counts."""
 
@@ -435,21 +322,6 @@ def _moved(
         return (wide + step).astype(leaf.dtype)
 
     return [one(leaf, d) for leaf, d in zip(moving, direction, strict=True)]
-
-
-def _over_norm(rows: jax.Array, groups: jax.Array, num_groups: int) -> jax.Array:
-    """float[B, D]: each row over the l2 norm of all rows of its group; 0 where that is 0."""
-    outside = (groups < 0) | (groups >= num_groups)
-    at = jnp.where(outside, num_groups, groups)
-
-    def back(values: jax.Array) -> jax.Array:
-        values = values.at[at].get(mode="fill", fill_value=1)
-        return jnp.where(values == 0, 1, values)[:, None]
-
-    zeros = jnp.zeros(num_groups, rows.dtype)
-    over_peak = rows / back(zeros.at[at].max(jnp.abs(rows).max(axis=1), mode="drop"))
-    squares = zeros.at[at].add(jnp.square(over_peak).sum(axis=1), mode="drop")
-    return over_peak / jnp.sqrt(back(squares))
 
 
 def _each(fn: Callable[[Any], Any], tree: Any) -> Any:

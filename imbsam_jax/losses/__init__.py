@@ -16,11 +16,13 @@ which for mixup is `lam * loss(z, a) + (1 - lam) * loss(z, b)`. Each of them is 
 Averages are taken over the batch, by `value_and_grad` or by you: a loss that is to be divided by
 something else (`weighted(..., normalise="weights")`) carries the factor in each row.
 
-The two losses of anomaly detection, `deviation_loss` and `deep_sad_loss`, take what their networks
-give (a score, an embedding) and labels 0 and 1.
+Called in their own ways: the two losses of anomaly detection, `deviation_loss` and `deep_sad_loss`,
+take what their networks give (a score, an embedding) and labels 0 and 1; `feature_adversary` wraps
+the losses of a classifier by what they are at moved features.
 """
 
 from imbsam_jax.losses._anomaly import deep_sad_loss, deviation_loss
+from imbsam_jax.losses._feature_adversary import feature_adversary
 from imbsam_jax.losses._loss import Loss, cross_entropy
 from imbsam_jax.losses._priors import ldam, logit_adjusted, softmax_binary, vs
 from imbsam_jax.losses._weights import class_balanced, class_balanced_weights, weighted
@@ -34,6 +36,7 @@ __all__ = [
     "deep_sad_loss",
     "deferred",
     "deviation_loss",
+    "feature_adversary",
     "focal",
     "ldam",
     "logit_adjusted",
