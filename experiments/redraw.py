@@ -11,7 +11,7 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments.host import cli, folders
+from experiments.host import cli, folders, outputs
 from experiments.host.errors import RunError
 
 # What reading tables that are damaged, or of different runs, comes to.
@@ -56,7 +56,7 @@ def _read(folder: Path, draw: Callable[[Path], list[Path]]) -> list[Path]:
 def _run(folder: Path) -> list[Path]:
     from experiments.reports import plots
 
-    report = folders.read_object(folder / "report.json")
+    report = outputs.read_object(folder / "report.json")
     title = f"{report['rule']} on {report['dataset']}, {report['model']}"
     shots = report.get("thresholds") and (
         report["thresholds"]["many_above"],
@@ -82,7 +82,7 @@ def _run(folder: Path) -> list[Path]:
 def _anomaly(folder: Path) -> list[Path]:
     from experiments.anomaly import curves
 
-    groups = folders.read_object(folder / "summary.json")["groups"]
+    groups = outputs.read_object(folder / "summary.json")["groups"]
     made = []
     for protocol in dict.fromkeys(row["protocol"] for row in groups):
         made.append(folder / f"curves_{protocol}.png")
@@ -93,7 +93,7 @@ def _anomaly(folder: Path) -> list[Path]:
 def _sweep(folder: Path) -> list[Path]:
     from experiments.bench.folder import draw_sweep
 
-    return draw_sweep(folder, folders.read_object(folder / "config.json")["rule"])
+    return draw_sweep(folder, outputs.read_object(folder / "config.json")["rule"])
 
 
 def _digits(folder: Path) -> list[Path]:

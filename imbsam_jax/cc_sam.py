@@ -141,12 +141,13 @@ def value_and_grad(
     """
     counts = _checked_counts(class_counts)
     roots = (counts - 1.0) ** -0.25
-    _check_variant(variant)
+    if variant not in ("paper", "release"):
+        raise ValueError(f"variant must be 'paper' or 'release', got {variant!r}")
     if perturb not in ("classifier", "all"):
         raise ValueError(f"perturb must be 'classifier' or 'all', got {perturb!r}")
     if flat_ratio is None:
         flat_ratio = 1.0 if variant == "paper" else 0.5
-    _check_share("flat_ratio", flat_ratio)
+    checks.number("flat_ratio", flat_ratio, least=0, most=1)
     if noise_ratio is None:
         raise ValueError(_NO_RATIO)
     _check_ratio("noise_ratio", noise_ratio)
@@ -379,18 +380,9 @@ def _checked_counts(class_counts: ArrayLike) -> NDArray[np.int64]:
     return counts
 
 
-def _check_variant(variant: str) -> None:
-    if variant not in ("paper", "release"):
-        raise ValueError(f"variant must be 'paper' or 'release', got {variant!r}")
-
-
 def _check_ratio(name: str, value: Any) -> None:
     if not callable(value):
         checks.number(name, value, least=0)
-
-
-def _check_share(name: str, value: Any) -> None:
-    checks.number(name, value, least=0, most=1)
 
 
 def _check_features(result: Any) -> tuple[Any, Any]:

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from experiments import report
-from experiments.host import cli, folders
+from experiments.host import cli, locks
 from experiments.host.errors import RunError
 from experiments.reports import grouping, matching, naming, reading, tables, writing
 from experiments.reports.figures import plus_minus
@@ -690,10 +690,10 @@ def test_out_is_not_overwritten_unasked(runs, tmp_path, capsys):
 
 
 def test_no_two_processes_write_one_report(runs, tmp_path, capsys):
-    with folders.Lock(tmp_path / "out"):
+    with locks.Lock(tmp_path / "out"):
         with pytest.raises(RunError, match="in use by another process"):
             run_command(runs, "--out", tmp_path / "out")
-        assert [path.name for path in (tmp_path / "out").iterdir()] == [folders.LOCK]
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [locks.LOCK]
     with pytest.raises(RunError, match="no finished run"):
         run_command(tmp_path / "out", "--out", tmp_path / "fresh")
     assert not (tmp_path / "fresh").exists()
