@@ -237,7 +237,7 @@ def markdown(row: dict[str, Any]) -> str:
 
 def main(args: argparse.Namespace) -> None:
     if args.data_dir:
-        from experiments.data.records import load_inaturalist
+        from experiments.data.image_sets import load_inaturalist
 
         data = load_inaturalist(args.data_dir)
         split, source = data.train, data.source

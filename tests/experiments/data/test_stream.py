@@ -16,7 +16,7 @@ import pytest
 import tiny_records
 from experiments.data import DataError
 from experiments.data.decode import decode_eval, decode_train
-from experiments.data.records import load_inaturalist
+from experiments.data.image_sets import load_inaturalist
 from experiments.data.stream import HostBatch, StepRows, Stream, stream
 
 pytest.importorskip("grain")
