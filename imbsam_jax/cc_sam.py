@@ -38,7 +38,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from imbsam_jax import checks, collectives
 from imbsam_jax.ascent import bound_radius, norm
-from imbsam_jax.checks import at_least_float32
 from imbsam_jax.rows import (
     check_distributions,
     check_labels,
@@ -53,8 +52,6 @@ from imbsam_jax.rules import require_step
 
 __all__ = ["value_and_grad"]
 
-PyTree = Any
-Variant = Literal["paper", "release"]
 
 _NO_RATIO = (
     "noise_ratio must be chosen: 1 is printed and 1e-6 released; on long-tailed digits 1e-2 "
@@ -68,9 +65,9 @@ def value_and_grad(
     head_losses_fn: Callable[..., tuple[jax.Array, Any]],
     class_counts: ArrayLike,
     *,
-    variant: Variant = "paper",
+    variant: Literal["paper", "release"] = "paper",
     perturb: Literal["classifier", "all"] = "classifier",
-    classifier: str | PyTree | Callable[[PyTree], PyTree] = "head",
+    classifier: Any = "head",
     noise_ratio: Any = None,
     flat_ratio: Any = None,
     perturbed_losses_fn: Callable[..., tuple[jax.Array, Any]] | None = None,
@@ -150,7 +147,8 @@ def value_and_grad(
     checks.number("flat_ratio", flat_ratio, least=0, most=1)
     if noise_ratio is None:
         raise ValueError(_NO_RATIO)
-    _check_ratio("noise_ratio", noise_ratio)
+    if not callable(noise_ratio):
+        checks.number("noise_ratio", noise_ratio, least=0)
     if classes_at_once is not None and classes_at_once < 1:
         raise ValueError(f"classes_at_once must be at least 1, got {classes_at_once}")
     there_fn = head_losses_fn if perturbed_losses_fn is None else perturbed_losses_fn
@@ -164,7 +162,7 @@ def value_and_grad(
         if callable(ratio):
             require_step(step)
             ratio = ratio(step)
-            _check_ratio("noise_ratio", ratio)
+            checks.number("noise_ratio", ratio, least=0)
         local = collectives.varying(check_params(params), axis_name)
         moving, fixed, join = _split(local, None if perturb == "all" else classifier)
 
@@ -185,7 +183,7 @@ def value_and_grad(
         losses, pull, aux = jax.vjp(
             lambda *parts: run(head_losses_fn, *parts), moving, fixed, features, has_aux=True
         )
-        wide = at_least_float32(losses.dtype)
+        wide = checks.at_least_float32(losses.dtype)
         rows = _Rows(labels, mask, counts.size, wide, axis_name, sync_ascent)
         length_w = norm(moving)
         size = sum(leaf.size for leaf in moving)
@@ -333,7 +331,7 @@ def _each(fn: Callable[[Any], Any], tree: Any) -> Any:
     return jax.vmap(fn)(tree)
 
 
-def _split(params: PyTree, classifier: Any) -> tuple[list[Any], list[Any], Callable[..., PyTree]]:
+def _split(params: Any, classifier: Any) -> tuple[list[Any], list[Any], Callable[..., Any]]:
     """Leaves that move, leaves that do not, and how to put them together again."""
     leaves, structure = jax.tree.flatten(params)
     marks = [True] * len(leaves)
@@ -352,7 +350,7 @@ def _split(params: PyTree, classifier: Any) -> tuple[list[Any], list[Any], Calla
         if not any(marks):
             raise ValueError("the mask given as classifier marks no parameter")
 
-    def join(moving: list[Any], fixed: list[Any]) -> PyTree:
+    def join(moving: list[Any], fixed: list[Any]) -> Any:
         first, second = iter(moving), iter(fixed)
         return jax.tree.unflatten(structure, [next(first if m else second) for m in marks])
 
@@ -366,7 +364,7 @@ def _inverse(total: jax.Array) -> jax.Array:
 
 
 def _widened(leaf: jax.Array) -> jax.Array:
-    return leaf.astype(at_least_float32(leaf.dtype))
+    return leaf.astype(checks.at_least_float32(leaf.dtype))
 
 
 def _checked_counts(class_counts: ArrayLike) -> NDArray[np.int64]:
@@ -378,11 +376,6 @@ def _checked_counts(class_counts: ArrayLike) -> NDArray[np.int64]:
             "(n_c - 1)^(1/4); CC-SAM needs at least 2 examples of every class"
         )
     return counts
-
-
-def _check_ratio(name: str, value: Any) -> None:
-    if not callable(value):
-        checks.number(name, value, least=0)
 
 
 def _check_features(result: Any) -> tuple[Any, Any]:
