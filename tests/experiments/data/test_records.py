@@ -186,7 +186,7 @@ def test_lists_choose_by_file_name(
     # In the lists ImageNet's names stand below folders; in the records there is the base name.
     places = dataset == "places365_small"
     lists = _lists(tmp_path, tiny, (lambda n: n) if places else (lambda n: f"x/y/{n}"), relabel)
-    data = load_imagenet_lt(dataset, str(tiny.folder), **lists)  # type: ignore[arg-type]
+    data = load_imagenet_lt(dataset, str(tiny.folder), **lists)
     assert data.name == ("places_lt" if places else "imagenet_lt")
     assert (data.class_names is None) == (relabel == 1)
     for split, path in (
@@ -200,7 +200,7 @@ def test_lists_choose_by_file_name(
         for file, label in zip(split.read(range(len(names))), labels, strict=True):
             assert (_seen_class(file) + relabel) % 8 == label
     without = load_imagenet_lt(
-        dataset,  # type: ignore[arg-type]
+        dataset,
         str(tiny.folder),
         train_list=lists["train_list"],
         test_list=lists["test_list"],
@@ -377,7 +377,7 @@ def test_arguments_that_contradict_each_other(
 ) -> None:
     folder = str(imagenet["imagenet2012"].folder)
     with pytest.raises(ValueError, match="unknown data set 'imagenet'"):
-        load_imagenet_lt("imagenet", folder)  # type: ignore[arg-type]
+        load_imagenet_lt("imagenet", folder)
     with pytest.raises(DataError, match="imagenet2012 is the whole set: give --train-list and"):
         load_imagenet_lt("imagenet2012", folder, train_list="x")
     with pytest.raises(DataError, match="give one"):
@@ -422,7 +422,7 @@ def test_folders_of_images(tmp_path: Path) -> None:
 def test_absent_data(tmp_path: Path) -> None:
     for load, name in ((load_inaturalist, "i_naturalist2018"), (load_imagenet_lt, "imagenet_lt")):
         with pytest.raises(DataError) as caught:
-            load(data_dir=str(tmp_path))  # type: ignore[operator]
+            load(data_dir=str(tmp_path))
         message = str(caught.value)
         assert f"{name} is not prepared in {tmp_path}/{name}/1.0.0 (from --data-dir)" in message
         assert f"tfds build {name} --file_format=array_record" in message and "\n" not in message

@@ -71,7 +71,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def _stream(split: Any, rows: Any = None, first: int = 0, **changes: Any) -> Stream:
     arguments = {"size": _SIZE, "resize": _RESIZE, "train": True, "seed": 3, "threads": 0}
     rows = rows or Rows(len(split.labels))
-    return stream(split, rows, first, _STEPS, **{**arguments, **changes})  # type: ignore[arg-type]
+    return stream(split, rows, first, _STEPS, **{**arguments, **changes})
 
 
 def _all(batches: Any) -> list[HostBatch]:
