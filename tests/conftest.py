@@ -9,6 +9,9 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import compile_cache
+import xla_flags
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # Before the first import of jax, and as variables so that subprocesses have them too.
@@ -19,36 +22,39 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("MPLBACKEND", "agg")
 
 # Thousands of small programs, most of them run once: what XLA gains at run time by optimising is
-# far less than what it takes (the fusion emitters alone take most of a compilation).
-_QUICK = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+# far less than what it takes (the fusion emitters alone take most of a compilation). A name that
+# this jaxlib does not know would abort the process: those are left out.
+_QUICK = " ".join(
+    xla_flags.known(
+        (
+            "--xla_backend_optimization_level=0",
+            "--xla_llvm_disable_expensive_passes=true",
+            "--xla_cpu_use_fusion_emitters=false",
+            "--xla_cpu_parallel_codegen_split_count=1",
+        ),
+        ROOT / ".cache",
+    )
 )
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_QUICK}".strip()
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
-from jax._src.lru_cache import LRUCache  # noqa: E402
 
-
-def _put_whole(cache: LRUCache, key: str, value: bytes) -> None:
-    """As LRUCache.put without a limit, but no other worker ever reads half an entry."""
-    entry = Path(str(cache.path)) / f"{key}-cache"
-    if not entry.exists():
-        part = entry.with_name(f"{entry.name}.{os.getpid()}")
-        part.write_bytes(value)
-        part.replace(entry)
-
-
-LRUCache.put = _put_whole  # type: ignore[method-assign]
+if not compile_cache.is_shared_safely():
+    # Then no worker reads what another is writing: each has a cache of its own.
+    _OWN = f"{os.environ['JAX_COMPILATION_CACHE_DIR']}-{os.environ.get('PYTEST_XDIST_WORKER', '0')}"
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _OWN
+    jax.config.update("jax_compilation_cache_dir", _OWN)
 
 # The first example compiles, so no deadline; the same examples in every run.
 hypothesis.settings.register_profile("imbsam_jax", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("imbsam_jax")
 
 # On a busy machine emulated devices may meet late: XLA aborts the process after 40 seconds.
-_PATIENT = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+_PATIENT = " ".join(
+    xla_flags.known(("--xla_cpu_collective_call_terminate_timeout_seconds=600",), ROOT / ".cache")
+)
 
 # A script that test_devices.py runs on emulated devices, not a module to import here.
 collect_ignore = ["on_devices.py"]
