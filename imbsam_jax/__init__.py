@@ -6,8 +6,12 @@
     (loss, aux), grads = ij.value_and_grad(losses_fn, rule)(params, labels, images)
 
 `rules` holds the methods as tables, `value_and_grad` and `sharpness_aware` are the two front
-doors, core.py is the file to read first.
+doors, core.py is the file to read first. `imbsam_jax.nnx` is the first door for Flax NNX; it is
+imported when it is asked for, since Flax is no requirement.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from imbsam_jax import (
     cc_sam,
@@ -31,6 +35,16 @@ from imbsam_jax.priors import (
 )
 from imbsam_jax.rules import ClassWeights
 from imbsam_jax.transform import SharpnessAwareState, class_weighted_grad, sharpness_aware
+
+if TYPE_CHECKING:
+    from imbsam_jax import nnx as nnx
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name == "nnx":
+            return importlib.import_module("imbsam_jax.nnx")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __version__ = "0.1.0"
 

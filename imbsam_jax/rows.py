@@ -210,6 +210,7 @@ def check_params(params: Any) -> Any:
 
 def check_leaves(params: Any) -> Any:
     """The parameters as JAX arrays, each of them of real numbers."""
+    _check_no_module(params)
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     if not leaves:
         raise ValueError(
@@ -217,6 +218,39 @@ def check_leaves(params: Any) -> Any:
             "float arrays, the first argument of losses_fn"
         )
     return jax.tree.unflatten(structure, [_real(path, leaf) for path, leaf in leaves])
+
+
+# A module of NNX is a tree, but of running statistics, too, which nobody means to perturb.
+_OF_MODULES = {
+    "flax.nnx": (
+        "imbsam_jax.nnx.value_and_grad takes it; elsewhere give its parameters alone, the second "
+        "of nnx.split(model, nnx.Param, ...), and merge it in losses_fn"
+    ),
+    "flax.linen": (
+        'give its parameters, model.init(key, x)["params"], and call model.apply in losses_fn'
+    ),
+}
+
+
+def _check_no_module(params: Any) -> None:
+    """Refuses the modules of Flax, known by their names alone: it need not be installed."""
+    found = []
+
+    def look(node: Any) -> bool:
+        for kind in type(node).__mro__:
+            for package, way_out in _OF_MODULES.items():
+                if kind.__name__ == "Module" and kind.__module__.startswith(f"{package}."):
+                    found.append((type(node).__name__, package, way_out))
+                    return True
+        return False
+
+    jax.tree.leaves(params, is_leaf=look)
+    if found:
+        name, package, way_out = found[0]
+        raise TypeError(
+            f"a {name} is a module of {package}, and only its parameters can be perturbed: "
+            f"{way_out}"
+        )
 
 
 def _real(path: tuple[Any, ...], leaf: Any) -> jax.Array:

@@ -1,0 +1,300 @@
+"""The door for Flax NNX: `value_and_grad` of a function of a module, as `nnx.value_and_grad` is.
+
+    (loss, aux), grads = ij.nnx.value_and_grad(losses_fn, rule)(model, labels, images)
+    optimizer.update(model, grads)
+
+A module is split into what is differentiated and the rest of its state; each pass merges a copy of
+its own. What the pass at theta left in the rest (running statistics, counts of random numbers
+drawn) is put back into the module, once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from imbsam_jax import collectives, gradient
+from imbsam_jax.ascent import Ascent
+from imbsam_jax.checks import at_least_float32, short
+from imbsam_jax.passes import Passes, batch_renorm, own_rows, whole
+from imbsam_jax.rows import check_pair
+from imbsam_jax.rules import Rule
+
+try:
+    from flax import nnx
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("imbsam_jax.nnx needs Flax: pip install 'flax>=0.12'") from error
+
+__all__ = ["BatchNorm", "carry_batch", "carry_statistics", "value_and_grad"]
+
+
+def value_and_grad(
+    losses_fn: Callable[..., tuple[jax.Array, Any]],
+    rule: Rule,
+    *,
+    passes: Passes = whole(),
+    ascent: Ascent = Ascent(),
+    axis_name: Any = None,
+    sync_ascent: bool = True,
+    info: bool = False,
+    wrt: Any = nnx.Param,
+) -> Callable[..., Any]:
+    """`imbsam_jax.value_and_grad` for a Flax NNX module.
+
+        g = grad L[base](theta) + sum_k grad L[group_k](theta + e_k),
+        theta = nnx.state(model, wrt)
+
+    Running statistics become those of the pass at theta. Every pass draws the same random numbers,
+    and the counts of the model's streams go on as after one pass.
+
+    Args:
+      losses_fn: `losses_fn(model, *args) -> (losses float[B], aux)`, one loss per example.
+      rule, ascent, axis_name, sync_ascent, info: as in `imbsam_jax.value_and_grad`. With an
+        axis_name statistics are this device's: give `nnx.BatchNorm` the name, too.
+      passes: as there. Of micro-batches, which draw the same numbers, statistics are averaged (of
+        floats; of others the last). A `carry` finds the state that wrt leaves out, an `nnx.State`,
+        as the last of the args, and as aux a pair: that of losses_fn, and what a pass changed in
+        the state: `carry_statistics`, `carry_batch`. `own_rows` is refused where losses_fn changes
+        more than counts of random numbers.
+      wrt: which Variables are differentiated and perturbed, a filter of NNX; theta is all of them.
+
+    Returns:
+      `f(model, labels, *args, step=None, mask=None) -> ((mean_loss, aux), grads)`, with info
+      `((mean_loss, aux, SharpnessInfo), grads)`; grads is an `nnx.State` like
+      `nnx.state(model, wrt)`, for `optimizer.update(model, grads)`. step may be `optimizer.step`.
+      Inside `nnx.jit` and `nnx.vmap`, and with sharded models, as any function that changes a
+      module. What losses_fn does to the structure of the module is lost, but for new Variables.
+
+    Raises:
+      ValueError: wrt that selects nothing; and as `imbsam_jax.value_and_grad`.
+      TypeError: a module or an `nnx.Rngs` among the args; and as there.
+
+    >>> from flax import nnx
+    >>> import optax
+    >>> model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    >>> optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+    >>> def losses_fn(model, x, labels):
+    ...     return ij.losses.cross_entropy(model(x), labels), None
+    >>> f = ij.nnx.value_and_grad(losses_fn, rules.imbsam([80, 9, 2], rho=0.05, eta=9))
+    >>> x, labels = jnp.zeros((2, 2)), jnp.array([0, 2])
+    >>> (loss, _), grads = f(model, labels, x, labels)
+    >>> updates = optimizer.update(model, grads)
+    >>> round(float(loss), 4)
+    1.0986
+    """
+
+    def loss_and_gradient(
+        model: Any, labels: Any, *args: Any, step: Any = None, mask: Any = None
+    ) -> Any:
+        """((mean_loss, aux), grads) of one batch; see `imbsam_jax.nnx.value_and_grad`."""
+        _check_args(args)
+        parts: Any = nnx.split(model, wrt, ...)
+        graph, params, rest = parts
+        if not jax.tree.leaves(params):
+            raise ValueError(
+                f"wrt={short(wrt)} selects no Variable of the {type(model).__name__}: give a "
+                "filter of those that are trained, such as nnx.Param"
+            )
+        by_rows = isinstance(passes, own_rows)
+
+        def losses_of(params: Any, *args: Any) -> tuple[jax.Array, Any]:
+            before = args[-1]
+            merged = nnx.merge(graph, params, before, copy=True)
+            losses, aux = check_pair(losses_fn(merged, *args[:-1]))
+            after: Any = nnx.split(merged, wrt, ...)
+            changed = _changed(before, after[2])
+            if by_rows:
+                changed = _a_row_each(changed, jnp.shape(losses))
+            return losses, (aux, changed)
+
+        f = gradient.value_and_grad(
+            losses_of, rule, passes=_beside_the_state(passes, len(args)), ascent=ascent,
+            axis_name=axis_name, sync_ascent=sync_ascent, info=info,
+        )  # fmt: skip
+        step = step[...] if isinstance(step, nnx.Variable) else step
+        (loss, (aux, changed), *details), grads = f(
+            params, labels, *args, rest, step=step, mask=mask
+        )
+        changed = nnx.filter_state(changed, nnx.Not(OfBatch))  # of this step alone
+        nnx.update(model, _of_any_row(changed, rest) if by_rows else _of_parts(changed, rest))
+        return (loss, aux, *details), grads
+
+    return loss_and_gradient
+
+
+def carry_statistics(args: tuple[Any, ...], aux: Any) -> tuple[Any, ...]:
+    """A `carry` of the passes: every pass updates running statistics, as in the released code.
+
+    Of the state beside the parameters, the last of args, the Variables that are `nnx.BatchStat`
+    come from the pass before. For `value_and_grad` of this module; `passes.whole` says more.
+
+    >>> ij.passes.whole(carry=ij.nnx.carry_statistics).micro_batches
+    1
+    """
+    return _handed_on(args, aux, nnx.BatchStat)
+
+
+def carry_batch(args: tuple[Any, ...], aux: Any) -> tuple[Any, ...]:
+    """A `carry` of `passes.split_norm`: every `BatchNorm` renormalises a group's rows.
+
+    By the statistics that the whole batch had in the pass at theta. Only this module's
+    `BatchNorm`, not Flax's own.
+
+    >>> passes = ij.passes.split_norm(lambda classes: (8, 64), carry=ij.nnx.carry_batch)
+    """
+    *first, state = _handed_on(args, aux, OfBatch)
+    held = nnx.filter_state(state, Held)
+    return (*first, nnx.merge_state(state, _map(lambda _, flag: jnp.ones_like(flag), held)))
+
+
+def _handed_on(args: tuple[Any, ...], aux: Any, kind: Any) -> tuple[Any, ...]:
+    *first, state = args
+    changed = _of_parts(nnx.filter_state(aux[1], kind), state)
+    return (*first, nnx.merge_state(state, changed))
+
+
+class OfBatch(nnx.Variable[Any]):
+    """What a batch had, noted by a pass for those after it."""
+
+
+class Held(nnx.Variable[Any]):
+    """bool[], whether to normalise by what was noted; True inside a step alone."""
+
+
+class BatchNorm(nnx.BatchNorm):
+    """`nnx.BatchNorm` that can renormalise by the statistics of the whole batch.
+
+    The same layer, but that a pass notes its batch's statistics, and that one after it, under
+    `split_norm(buffers, carry=carry_batch)`, normalises by those in value and by its own rows' in
+    gradient, as `imbsam_jax.batch_renorm` says. The last axis is that of the features, the
+    arguments are those of `nnx.BatchNorm` less `axis`, `axis_index_groups` and `mask`.
+
+    >>> from flax import nnx
+    >>> layer = ij.nnx.BatchNorm(1, rngs=nnx.Rngs(0))
+    >>> layer(jnp.array([[1.0], [3.0]])).round(3).tolist(), layer.mean[...].round(3).tolist()
+    ([[-1.0], [1.0]], [0.02])
+    """
+
+    def __init__(self, num_features: int, *, rngs: nnx.Rngs, **options: Any):
+        left_out = {"axis", "axis_index_groups"} & options.keys()
+        if left_out:
+            raise ValueError(f"{min(left_out)} is not for imbsam_jax.nnx.BatchNorm: leave it out")
+        super().__init__(num_features, rngs=rngs, **options)
+        self.batch_mean = OfBatch(jnp.zeros_like(self.mean[...]))
+        self.batch_var = OfBatch(jnp.ones_like(self.var[...]))
+        self.held = Held(jnp.zeros((), bool))
+
+    def __call__(
+        self, x: jax.Array, use_running_average: bool | None = None, *, mask: Any = None
+    ) -> jax.Array:
+        """Like x, normalised over all axes but the last."""
+        if mask is not None:
+            raise ValueError("imbsam_jax.nnx.BatchNorm takes no mask: it normalises every row")
+        running = self.use_running_average if use_running_average is None else use_running_average
+        if running:
+            return super().__call__(x, use_running_average=True)
+        wide = x.astype(at_least_float32(x.dtype))
+        axes = tuple(range(x.ndim - 1))
+        own, square = collectives.mean(
+            (wide.mean(axes), jnp.square(wide).mean(axes)), self.axis_name
+        )
+        own_var = jnp.maximum(square - jnp.square(own), 0)
+        mean = jnp.where(self.held[...], self.batch_mean[...], own)
+        var = jnp.where(self.held[...], self.batch_var[...], own_var)
+        self.batch_mean[...], self.batch_var[...] = own, own_var
+        for moving, new in ((self.mean, own), (self.var, own_var)):
+            moving[...] = self.momentum * moving[...] + (1 - self.momentum) * new
+        y = batch_renorm(x, mean, var, epsilon=self.epsilon, axis_name=self.axis_name)
+        shape = (1,) * (x.ndim - 1) + (-1,)
+        y = y if self.scale is None else y * self.scale[...].reshape(shape)
+        y = y if self.bias is None else y + self.bias[...].reshape(shape)
+        return y.astype(self.dtype or x.dtype)
+
+
+# ---------------------------------------------------------------------------- the rest of a state
+
+
+def _check_args(args: tuple[Any, ...]) -> None:
+    for number, arg in enumerate(args):
+        found = [x for x in jax.tree.leaves(arg, is_leaf=_holds_state) if _holds_state(x)]
+        if found:
+            raise TypeError(
+                f"args[{number}] is or holds a {type(found[0]).__name__}, whose state would go on "
+                "in every pass: keep it in the model, which every pass copies, or give arrays, "
+                "such as keys"
+            )
+
+
+def _holds_state(x: Any) -> bool:
+    return isinstance(x, nnx.Module | nnx.Rngs | nnx.RngStream)
+
+
+def _beside_the_state(passes: Any, number: int) -> Any:
+    """The passes, told that the last arg is the state, which has no batch axis."""
+    if not hasattr(passes, "batched"):
+        return passes
+    batched = (True,) * number if passes.batched is None else tuple(passes.batched)
+    return dataclasses.replace(passes, batched=(*batched, False))
+
+
+def _changed(before: Any, after: Any) -> Any:
+    """Of the state after a pass what is another array than before, or a new Variable.
+
+    What is not trained, a frozen network under an adapter, is then no output of a pass.
+    """
+    was = dict(nnx.to_flat_state(before))
+    return nnx.from_flat_state(
+        [
+            (path, variable)
+            for path, variable in nnx.to_flat_state(after)
+            if path not in was or _array(was[path]) is not _array(variable)
+        ]
+    )
+
+
+def _array(variable: Any) -> Any:
+    (array,) = jax.tree.leaves(variable) or (None,)
+    return array
+
+
+def _map(of: Callable[[tuple[Any, ...], Any], Any], state: Any) -> Any:
+    """The state with other arrays in its Variables."""
+    flat = nnx.to_flat_state(state)
+    return nnx.from_flat_state(
+        [(path, jax.tree.map(lambda x, path=path: of(path, x), v)) for path, v in flat]
+    )
+
+
+def _of_parts(changed: Any, before: Any) -> Any:
+    """Of micro-batches, stacked on a leading axis, one state: floats averaged, else the last."""
+    was = {path: jnp.shape(_array(v)) for path, v in nnx.to_flat_state(before)}
+
+    def of(path: tuple[Any, ...], array: jax.Array) -> jax.Array:
+        if path not in was or jnp.shape(array)[1:] != was[path] or array.shape == was[path]:
+            return array
+        floating = jnp.issubdtype(array.dtype, jnp.floating)
+        return array.mean(axis=0) if floating else array[-1]
+
+    return _map(of, changed)
+
+
+def _a_row_each(changed: Any, shape: tuple[int, ...]) -> Any:
+    """Counts as own_rows takes what a pass returns, an entry for each row; nothing else changes."""
+    for path, variable in nnx.to_flat_state(changed):
+        if not isinstance(variable, nnx.RngCount):
+            raise ValueError(
+                f"own_rows is for models whose examples do not see each other, and losses_fn "
+                f"changes {type(variable).__name__} {'.'.join(map(str, path))}: take "
+                "whole(...) or split_norm(...), or use running statistics in training, too"
+            )
+    return _map(lambda _, count: jnp.broadcast_to(count, (*shape, *count.shape)), changed)
+
+
+def _of_any_row(changed: Any, before: Any) -> Any:
+    """The counts of those rows that a pass saw; 0 stands for the others."""
+    was = dict(nnx.to_flat_state(before))
+    return _map(lambda path, rows: jnp.maximum(rows.max(axis=0), _array(was[path])), changed)
