@@ -11,6 +11,7 @@ drawn) is put back into the module, once.
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -148,7 +149,7 @@ def carry_batch(args: tuple[Any, ...], aux: Any) -> tuple[Any, ...]:
     """
     *first, state = _handed_on(args, aux, OfBatch)
     held = nnx.filter_state(state, Held)
-    return (*first, nnx.merge_state(state, _map(lambda _, flag: jnp.ones_like(flag), held)))
+    return (*first, nnx.merge_state(state, _map(jnp.ones_like, held)))
 
 
 def _handed_on(args: tuple[Any, ...], aux: Any, kind: Any) -> tuple[Any, ...]:
@@ -205,8 +206,11 @@ class BatchNorm(nnx.BatchNorm):
         own_var = jnp.maximum(square - jnp.square(own), 0)
         mean = jnp.where(self.held[...], self.batch_mean[...], own)
         var = jnp.where(self.held[...], self.batch_var[...], own_var)
-        self.batch_mean[...], self.batch_var[...] = own, own_var
-        for moving, new in ((self.mean, own), (self.var, own_var)):
+        for moving, noted, new in (
+            (self.mean, self.batch_mean, own), (self.var, self.batch_var, own_var)
+        ):  # fmt: skip
+            new = new.astype(moving.dtype)
+            noted[...] = new
             moving[...] = self.momentum * moving[...] + (1 - self.momentum) * new
         y = batch_renorm(x, mean, var, epsilon=self.epsilon, axis_name=self.axis_name)
         shape = (1,) * (x.ndim - 1) + (-1,)
@@ -238,48 +242,56 @@ def _beside_the_state(passes: Any, number: int) -> Any:
     if not hasattr(passes, "batched"):
         return passes
     batched = (True,) * number if passes.batched is None else tuple(passes.batched)
+    if len(batched) != number:
+        raise ValueError(f"batched has {len(batched)} entries for {number} args of losses_fn")
     return dataclasses.replace(passes, batched=(*batched, False))
 
 
 def _changed(before: Any, after: Any) -> Any:
-    """Of the state after a pass what is another array than before, or a new Variable.
+    """Of the state after a pass what has another array than before, and what is new.
 
     What is not trained, a frozen network under an adapter, is then no output of a pass.
     """
-    was = dict(nnx.to_flat_state(before))
+    was = {path: jax.tree.leaves(variable) for path, variable in nnx.to_flat_state(before)}
+
+    def same(path: tuple[Any, ...], arrays: list[Any]) -> bool:
+        old = was.get(path, [])
+        return len(old) == len(arrays) > 0 and all(map(operator.is_, old, arrays))
+
     return nnx.from_flat_state(
         [
             (path, variable)
             for path, variable in nnx.to_flat_state(after)
-            if path not in was or _array(was[path]) is not _array(variable)
+            if not same(path, jax.tree.leaves(variable))
         ]
     )
 
 
-def _array(variable: Any) -> Any:
-    (array,) = jax.tree.leaves(variable) or (None,)
-    return array
-
-
-def _map(of: Callable[[tuple[Any, ...], Any], Any], state: Any) -> Any:
-    """The state with other arrays in its Variables."""
-    flat = nnx.to_flat_state(state)
+def _map(of: Callable[..., Any], state: Any, *others: Any) -> Any:
+    """The state with of(array, of the same Variable in the others) in its Variables."""
+    flat = [dict(nnx.to_flat_state(other)) for other in others]
     return nnx.from_flat_state(
-        [(path, jax.tree.map(lambda x, path=path: of(path, x), v)) for path, v in flat]
+        [
+            (path, jax.tree.map(of, variable, *(other[path] for other in flat)))
+            for path, variable in nnx.to_flat_state(state)
+        ]
     )
 
 
 def _of_parts(changed: Any, before: Any) -> Any:
     """Of micro-batches, stacked on a leading axis, one state: floats averaged, else the last."""
-    was = {path: jnp.shape(_array(v)) for path, v in nnx.to_flat_state(before)}
+    known = set(dict(nnx.to_flat_state(before)))
+    flat = nnx.to_flat_state(changed)
+    new = nnx.from_flat_state([(path, v) for path, v in flat if path not in known])
+    old = nnx.from_flat_state([(path, v) for path, v in flat if path in known])
 
-    def of(path: tuple[Any, ...], array: jax.Array) -> jax.Array:
-        if path not in was or jnp.shape(array)[1:] != was[path] or array.shape == was[path]:
+    def of(array: jax.Array, was: Any) -> jax.Array:
+        if jnp.ndim(array) == jnp.ndim(was):
             return array
         floating = jnp.issubdtype(array.dtype, jnp.floating)
         return array.mean(axis=0) if floating else array[-1]
 
-    return _map(of, changed)
+    return nnx.merge_state(_map(of, old, before), new)
 
 
 def _a_row_each(changed: Any, shape: tuple[int, ...]) -> Any:
@@ -291,10 +303,9 @@ def _a_row_each(changed: Any, shape: tuple[int, ...]) -> Any:
                 f"changes {type(variable).__name__} {'.'.join(map(str, path))}: take "
                 "whole(...) or split_norm(...), or use running statistics in training, too"
             )
-    return _map(lambda _, count: jnp.broadcast_to(count, (*shape, *count.shape)), changed)
+    return _map(lambda count: jnp.broadcast_to(count, (*shape, *count.shape)), changed)
 
 
 def _of_any_row(changed: Any, before: Any) -> Any:
     """The counts of those rows that a pass saw; 0 stands for the others."""
-    was = dict(nnx.to_flat_state(before))
-    return _map(lambda path, rows: jnp.maximum(rows.max(axis=0), _array(was[path])), changed)
+    return _map(lambda rows, was: jnp.maximum(rows.max(axis=0), was), changed, before)
