@@ -356,6 +356,53 @@ def check_sync_ascent() -> None:
             assert differs > 1e-3, f"{name}: {case}: the same with sync_ascent"
 
 
+def check_nnx() -> None:
+    """A module of NNX whose parameters and batch are sharded, against one device."""
+    from flax import nnx
+
+    class Net(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs):
+            self.hidden = nnx.Linear(5, 16, rngs=rngs)
+            self.norm = nnx.BatchNorm(16, rngs=rngs)
+            self.head = nnx.Linear(16, CLASSES, rngs=rngs)
+
+        def __call__(self, x: Any) -> Any:
+            return self.head(jnp.tanh(self.norm(self.hidden(x))))
+
+    def losses(model: Any, x: Any, y: Any) -> Any:
+        return ij.losses.cross_entropy(model(x), y), None
+
+    f = ij.nnx.value_and_grad(losses, BY_ID["sse_sam"].rule(RHO))
+
+    @nnx.jit
+    def step(model: Any, optimizer: Any, x: Any, y: Any, mask: Any) -> Any:
+        (loss, _), grads = f(model, y, x, y, step=optimizer.step, mask=mask)
+        optimizer.update(model, grads)
+        return loss
+
+    def placed(path: Any, leaf: Any) -> Any:
+        over = P("batch") if leaf.shape[-1:] == (16,) and leaf.ndim == 1 else P()
+        over = P(None, "batch") if leaf.shape == (5, 16) else over
+        return jax.device_put(leaf, NamedSharding(MESH, over))
+
+    def trained(sharded: bool) -> Any:
+        model = Net(nnx.Rngs(0))
+        if sharded:
+            nnx.update(model, jax.tree_util.tree_map_with_path(placed, nnx.state(model)))
+        optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+        report = []
+        for count in range(SWITCH - 1, SWITCH + 1):
+            batch = make_batch(count)
+            if sharded:
+                batch = jax.device_put(batch, NamedSharding(MESH, P("batch")))
+            report.append(jax.block_until_ready(step(model, optimizer, *batch)))
+        kernel = model.hidden.kernel[...].sharding
+        assert kernel.is_fully_replicated != sharded, kernel
+        return report, nnx.to_pure_dict(nnx.state(model))
+
+    compare(trained(True), trained(False), "nnx", atol=1e-6)
+
+
 # --------------------------------------------------------------------------------- all-reduces
 
 

@@ -11,6 +11,7 @@ import pytest
     "check",
     [
         "modes",
+        "nnx",
         *(
             pytest.param(check, marks=pytest.mark.slow)
             for check in (

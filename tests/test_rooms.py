@@ -36,6 +36,7 @@ NEVER = {
     "gradient": {"transform", "cc_sam", "nnx", "experimental"},
     "transform": {"gradient", "cc_sam", "nnx", "experimental"},
     "cc_sam": {"core", "gradient", "transform", "nnx", "experimental"},
+    "nnx": {"core", "transform", "cc_sam", "experimental"},
 }
 LEAVES = ("checks", "collectives", "priors", "schedules", "losses", "metrics", "classifiers")
 

@@ -16,7 +16,13 @@ __all__ = ["batch_renorm"]
 
 
 def batch_renorm(
-    x: jax.Array, mean: ArrayLike, var: ArrayLike, *, epsilon: float = 1e-5, axis_name: Any = None
+    x: jax.Array,
+    mean: ArrayLike,
+    var: ArrayLike,
+    *,
+    axis: int = -1,
+    epsilon: float = 1e-5,
+    axis_name: Any = None,
 ) -> jax.Array:
     """Normalises by given statistics in value, and by the batch's own in gradient.
 
@@ -27,10 +33,11 @@ def batch_renorm(
     shift of what is normalised still do not change the loss, as in batch normalisation.
 
     Args:
-      x: float[..., C], a batch.
+      x: float[..., C], a batch; or one example inside `vmap(axis_name=...)`, as in Equinox.
       mean, var: float[C], the statistics to normalise by; no gradient reaches them.
+      axis: that of the C features: -1 in Flax, 0 for an example in Equinox.
       epsilon: added to both variances.
-      axis_name: the device axis over which m and v are taken, or None.
+      axis_name: the axis over which m and v are taken, too: of devices, or of a vmap; or None.
 
     Returns:
       Like x, at least float32; without a scale and a bias, which are the layer's.
@@ -45,9 +52,9 @@ def batch_renorm(
     [[0.0], [0.0]]
     """
     wide = x.astype(at_least_float32(x.dtype))
-    axes = tuple(range(x.ndim - 1))
+    axes = tuple(k for k in range(x.ndim) if k != axis % x.ndim)
     m, square = collectives.mean((wide.mean(axes), jnp.square(wide).mean(axes)), axis_name)
-    shape = (1,) * (x.ndim - 1) + (-1,)
+    shape = [-1 if k == axis % x.ndim else 1 for k in range(x.ndim)]
     s = jnp.sqrt(jnp.maximum(square - jnp.square(m), 0) + epsilon).reshape(shape)
     m, mean, var = (jnp.asarray(each, wide.dtype).reshape(shape) for each in (m, mean, var))
     s_given = jnp.sqrt(var + epsilon)
