@@ -10,8 +10,8 @@ doors, core.py is the file to read first. `imbsam_jax.nnx` is the first door for
 imported when it is asked for, since Flax is no requirement.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+import importlib as _importlib
+import typing as _typing
 
 from imbsam_jax import (
     cc_sam,
@@ -36,13 +36,13 @@ from imbsam_jax.priors import (
 from imbsam_jax.rules import ClassWeights
 from imbsam_jax.transform import SharpnessAwareState, class_weighted_grad, sharpness_aware
 
-if TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from imbsam_jax import nnx as nnx
 else:
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name: str) -> _typing.Any:
         if name == "nnx":
-            return importlib.import_module("imbsam_jax.nnx")
+            return _importlib.import_module("imbsam_jax.nnx")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
