@@ -1,15 +1,19 @@
 # make demo | test | test-all | lint | format | install | clean
-# Needs only Python 3.11 to 3.13 with pip. Another interpreter: make test PYTHON=/usr/bin/python3.12
+# Needs only Python 3.11 to 3.13 with pip. Another interpreter: make test PYTHON=/usr/bin/python3.12,
+# in an environment of its own, .venv-3.12, with the versions of constraints/3.12.txt.
 
-VENV := .venv
-BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.installed
 WORKERS ?= 2
 DEMO_OUT := runs/demo
 
 # The first of these that starts and is new enough.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+VENV ?= .venv$(if $(filter command% environment%,$(origin PYTHON)),-$(VERSION))
+CONSTRAINTS := constraints/$(VERSION).txt
 
 .PHONY: help install demo test test-all lint format clean
 
@@ -19,8 +23,10 @@ help:
 install: $(STAMP)
 
 # A venv module without ensurepip (Debian splits it off) is no obstacle: pip installs pip.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(wildcard $(CONSTRAINTS))
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found: pass PYTHON=..." >&2; exit 1; }
+	@test -f $(CONSTRAINTS) || { echo "$(PYTHON) is Python $(VERSION), and the tested ones are" \
+	  "$(patsubst constraints/%.txt,%,$(sort $(wildcard constraints/*.txt))): pass PYTHON=..." >&2; exit 1; }
 	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 	  echo "Making $(VENV) with $(PYTHON)"; \
 	  $(PYTHON) -m venv --clear $(VENV) >/dev/null 2>&1 \
@@ -28,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 	    && $(PYTHON) -m pip --python $(BIN)/python install -q --disable-pip-version-check pip; }; \
 	fi
 	@echo "Installing into $(VENV) (some minutes the first time)"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
 	@touch $@
 
 demo: $(STAMP)

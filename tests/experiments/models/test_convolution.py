@@ -157,7 +157,8 @@ def test_a_networks_gradient_is_bitwise_jaxs(monkeypatch: Any) -> None:
 
 def test_other_platforms_have_laxs(monkeypatch: Any) -> None:
     monkeypatch.setattr(convolution.jax, "default_backend", lambda: "gpu")
-    shapes = itertools.starmap(jax.ShapeDtypeStruct, [((2, 8, 8, 3), float), ((3, 3, 3, 4), float)])
+    x, w = ((2, 8, 8, 3), jnp.float32), ((3, 3, 3, 4), jnp.float32)
+    shapes = itertools.starmap(jax.ShapeDtypeStruct, [x, w])
     text = str(
         jax.make_jaxpr(
             lambda x, w: conv_general_dilated(x, w, (1, 1), SAME, dimension_numbers=NHWC)
