@@ -7,6 +7,9 @@
 
 `rules` holds the methods as tables, `value_and_grad` and `sharpness_aware` are the two front
 doors, core.py is the file to read first.
+
+A number out of the range that its docstring states is refused. One that is traced, and cannot be
+looked at, makes what is computed with it NaN instead, as a label that is no class does.
 """
 
 from imbsam_jax import (
