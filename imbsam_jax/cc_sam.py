@@ -149,8 +149,8 @@ def value_and_grad(
         raise ValueError(_NO_RATIO)
     if not callable(noise_ratio):
         noise_ratio = checks.number("noise_ratio", noise_ratio, least=0)
-    if classes_at_once is not None and classes_at_once < 1:
-        raise ValueError(f"classes_at_once must be at least 1, got {classes_at_once}")
+    if classes_at_once is not None:
+        checks.whole("classes_at_once", classes_at_once, 1)
     there_fn = head_losses_fn if perturbed_losses_fn is None else perturbed_losses_fn
 
     def f(params: Any, labels: Any, *args: Any, step: Any = None, mask: Any = None) -> Any:

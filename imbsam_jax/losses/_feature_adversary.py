@@ -98,7 +98,7 @@ def feature_adversary(
         labels = check_labels(labels, mask)
         mask = check_mask(mask, labels.shape[0])
         check_distributions(labels, mask)
-        share = checks.like(checks.number("share", share, least=0, most=1), features)
+        share = checks.number("share", share, least=0, most=1)
         if table is not None:
             if labels.ndim == 2:
                 raise ValueError(
@@ -132,6 +132,7 @@ def feature_adversary(
             noise = length * u[:, None] * _over_norm(flat, labels, table.size)
         noise = lax.stop_gradient(noise).reshape(features.shape)
         there, _ = run(params, (_widened(features) + noise).astype(features.dtype))
+        share = checks.like(share, losses)
         losses = (1 - share) * losses + share * (u * there).astype(losses.dtype)
         if labels.ndim == 2:
             losses = nan_where(no_distribution(labels) & (real != 0), losses)

@@ -10,7 +10,7 @@ from jax import lax
 from numpy.typing import ArrayLike
 
 from imbsam_jax import collectives
-from imbsam_jax.checks import at_least_float32
+from imbsam_jax.checks import at_least_float32, like, number
 
 __all__ = ["batch_renorm"]
 
@@ -29,7 +29,7 @@ def batch_renorm(
     Args:
       x: float[..., C], a batch.
       mean, var: float[C], the statistics to normalise by; no gradient reaches them.
-      epsilon: added to both variances.
+      epsilon: added to both variances, finite and at least 0.
       axis_name: the device axis over which m and v are taken, or None.
 
     Returns:
@@ -45,6 +45,7 @@ def batch_renorm(
     [[0.0], [0.0]]
     """
     wide = x.astype(at_least_float32(x.dtype))
+    epsilon = like(number("epsilon", epsilon, least=0), wide)
     axes = tuple(range(x.ndim - 1))
     m, square = collectives.mean((wide.mean(axes), jnp.square(wide).mean(axes)), axis_name)
     shape = (1,) * (x.ndim - 1) + (-1,)

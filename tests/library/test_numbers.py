@@ -125,7 +125,7 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
     "cc_sam.value_and_grad": (
         cc_sam.value_and_grad,
         {"features_fn": features_fn, "head_losses_fn": head_losses_fn, "class_counts": COUNTS,
-         "classifier": None, "noise_ratio": 0.1, "flat_ratio": 0.5},
+         "classifier": None, "noise_ratio": 0.1, "flat_ratio": 0.5, "classes_at_once": 2},
     ),
     "cc_sam.feature_adversary": (
         cc_sam.feature_adversary,
@@ -134,6 +134,11 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
     "asam_scale": (ij.asam_scale, {"eta": 0.01}),
     "Ascent": (gradient_with, {"weight_decay": 0.1}),
     "share of an adversary": (adversarial_losses, {"share": 0.5}),
+    "batch_renorm": (
+        ij.batch_renorm,
+        {"x": KERNEL.T, "mean": jnp.zeros(1), "var": jnp.ones(1), "epsilon": 1e-5},
+    ),
+    "binomial_buffers": (ij.binomial_buffers, {"class_frequencies": COUNTS, "batch_size": 8}),
     "remembered.value_and_grad": (
         remembered.value_and_grad,
         {"losses_fn": losses_fn, "rule": rules.sam(2, rho=0.1), "decay": 0.5},
@@ -159,7 +164,11 @@ MAY_BE_NEGATIVE = {
     "losses.deviation_loss-reference_mean", "classifiers.tau_normalise-tau", "tail_classes-eta",
     "classifiers.adjust_logits-tau", "shot_splits-many_above",
 }  # fmt: skip
-MAY_BE_NONE = {"classifiers.max_norm-radius", "cc_sam.value_and_grad-flat_ratio"}
+MAY_BE_NONE = {
+    "classifiers.max_norm-radius",
+    "cc_sam.value_and_grad-flat_ratio",
+    "cc_sam.value_and_grad-classes_at_once",
+}
 
 BAD: dict[str, Any] = {
     "none": None, "string": "0.05", "bytes": b"1", "truth": True, "numpy truth": np.True_,
@@ -340,6 +349,7 @@ MAY_BE_TRACED = TRACED | {
     "cc_sam.feature_adversary": {"strength"},
     "share of an adversary": {"share"},
     "asam_scale": {"eta"},
+    "batch_renorm": {"epsilon"},
     "Ascent": {"weight_decay"},
     "remembered.value_and_grad": {"decay"},
 }
