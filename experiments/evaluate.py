@@ -20,7 +20,7 @@ from experiments import cifar_lt, imagenet_lt, inaturalist
 from experiments.host import cli
 from experiments.host.errors import RunError
 from experiments.host.needs import always, without
-from experiments.host.outputs import read_object
+from experiments.host.outputs import read_object, same_text
 from experiments.imagenet_lt import LISTS
 from experiments.reports.figures import COLUMNS, number
 
@@ -106,6 +106,24 @@ def _exported(path: str, config: dict[str, Any]) -> Any:
     return cifar_lt.finished(dataset, shrink, held_out)
 
 
+def _refuse_other_images(found: dict[str, Any], config: dict[str, Any], run: Path) -> None:
+    """RunError for images that the run was not trained to see, as far as its config says."""
+    for name, what in _IMAGES.items():
+        known = config.get(name)
+        if known is not None and known != found[name]:
+            raise RunError(
+                f"{run} was trained on images {what} {same_text(known)}, and this data "
+                f"has {same_text(found[name])}: give the data that it was trained from"
+            )
+
+
+_IMAGES = {
+    "image_shape": "of height, width and channels",
+    "image_mean": "normalised by a mean of",
+    "image_std": "normalised by a deviation of",
+}
+
+
 def _no_run(path: Path) -> str:
     """Why there is nothing to evaluate in a path, and which folders in it could be meant."""
     if not path.is_dir():
@@ -128,7 +146,7 @@ def _no_run(path: Path) -> str:
 def main(args: argparse.Namespace) -> None:
     from experiments.host.stopping import StopRequest
     from experiments.run.checkpoints import Checkpoints
-    from experiments.run.parts import Parts, class_counts_sha256
+    from experiments.run.parts import Parts, about_images, class_counts_sha256
     from experiments.run.settings import Note, Settings
     from imbsam_jax.losses import cross_entropy
 
@@ -145,6 +163,7 @@ def main(args: argparse.Namespace) -> None:
     dataset = _load(args, config, run)
     if class_counts_sha256(dataset.class_counts()) != config["class_counts_sha256"]:
         raise RunError("this data has other class counts than the run was trained with")
+    _refuse_other_images(about_images(dataset), config, run)
     if dataset.source != config["source"]:
         print(f"note: this data is: {dataset.source}\nthe run's was: {config['source']}")
     fields = Settings.__dataclass_fields__

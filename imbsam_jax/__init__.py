@@ -8,6 +8,9 @@
 `rules` holds the methods as tables, `value_and_grad` and `sharpness_aware` are the two front
 doors, core.py is the file to read first. `imbsam_jax.nnx` is the first door for Flax NNX; it is
 imported when it is asked for, since Flax is no requirement.
+
+A number out of the range that its docstring states is refused. One that is traced, and cannot be
+looked at, makes what is computed with it NaN instead, as a label that is no class does.
 """
 
 import importlib as _importlib

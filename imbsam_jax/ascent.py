@@ -120,7 +120,7 @@ def perturbed(params: PyTree, direction: PyTree, radius: Any, ascent: Ascent) ->
 def bound_radius(factor: Any, length_w: jax.Array, length_d: jax.Array, size: int) -> jax.Array:
     """`factor * size^(1/4) sqrt(||w|| / (2 ||d||))`: of CC-SAM and GSA; 0 where ||d|| is 0."""
     radius = factor * size**0.25 * root(length_w / (2 * _or_one(length_d)))
-    return jnp.where(length_d == 0, 0, radius)
+    return checks.nan_with(factor, jnp.where(length_d == 0, 0, radius))
 
 
 def _check(ascent: Ascent) -> None:
@@ -195,8 +195,7 @@ def _dot(a: PyTree, b: PyTree) -> jax.Array:
 
 def decayed(grads: PyTree, points: list[PyTree], ascent: Ascent, part: Any) -> PyTree:
     """grads, and the gradients of `part * 0.5 * weight_decay * ||.||_2^2` at the points."""
-    rate = ascent.weight_decay
-    checks.number("weight_decay", rate, least=0)
+    rate = checks.number("weight_decay", ascent.weight_decay, least=0)
     if checks.is_concrete(rate) and rate == 0:
         return grads
 
@@ -219,11 +218,13 @@ def asam_scale(eta: float = 0.01) -> Callable[[PyTree], PyTree]:
     [2.5]
     """
 
-    checks.number("eta", eta, least=0)
+    least: Any = checks.number("eta", eta, least=0)
 
     def scale(params: PyTree) -> PyTree:
         def of(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-            return jnp.ones_like(leaf) if "bias" in _last_name(path) else jnp.abs(leaf) + eta
+            if "bias" in _last_name(path):
+                return jnp.ones_like(leaf)
+            return jnp.abs(leaf) + checks.like(least, leaf)
 
         return jax.tree_util.tree_map_with_path(of, params)
 

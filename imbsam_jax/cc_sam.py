@@ -144,13 +144,13 @@ def value_and_grad(
         raise ValueError(f"perturb must be 'classifier' or 'all', got {perturb!r}")
     if flat_ratio is None:
         flat_ratio = 1.0 if variant == "paper" else 0.5
-    checks.number("flat_ratio", flat_ratio, least=0, most=1)
+    flat_ratio = checks.number("flat_ratio", flat_ratio, least=0, most=1)
     if noise_ratio is None:
         raise ValueError(_NO_RATIO)
     if not callable(noise_ratio):
-        checks.number("noise_ratio", noise_ratio, least=0)
-    if classes_at_once is not None and classes_at_once < 1:
-        raise ValueError(f"classes_at_once must be at least 1, got {classes_at_once}")
+        noise_ratio = checks.number("noise_ratio", noise_ratio, least=0)
+    if classes_at_once is not None:
+        checks.whole("classes_at_once", classes_at_once, 1)
     there_fn = head_losses_fn if perturbed_losses_fn is None else perturbed_losses_fn
 
     def f(params: Any, labels: Any, *args: Any, step: Any = None, mask: Any = None) -> Any:
@@ -161,8 +161,7 @@ def value_and_grad(
         ratio = noise_ratio
         if callable(ratio):
             require_step(step)
-            ratio = ratio(step)
-            checks.number("noise_ratio", ratio, least=0)
+            ratio = checks.number("noise_ratio", ratio(step), least=0)
         local = collectives.varying(check_params(params), axis_name)
         moving, fixed, join = _split(local, None if perturb == "all" else classifier)
 

@@ -1,7 +1,7 @@
 """Checks of what a caller passes: numbers, class counts, labels and masks of the public functions.
 
 What is concrete is looked at and refused by its name, in one sentence. Of what is traced, inside
-jit, only shape and type can be seen.
+jit, only shape and type can be seen: a number that is out of its range then becomes NaN.
 """
 
 from __future__ import annotations
@@ -43,22 +43,41 @@ def number(
     concrete: refuse tracers, too, of a number that decides something on the host.
 
     Returns a Python number, or the tracer as JAX's default float, which goes with NumPy's tables
-    under strict type promotion.
+    under strict type promotion, and NaN where it is out of the range.
     """
     wanted = wanted or _range(least, above, most, below)
     if not _is_real_scalar(name, value, wanted):
         if concrete:
             raise ValueError(f"{name} must be known when it is given, not traced under jit")
-        return jnp.asarray(value, float)
-    if not (
-        _is_finite(value)
-        and (least is None or value >= least)
-        and (above is None or value > above)
-        and (most is None or value <= most)
-        and (below is None or value < below)
-    ):
+        value = jnp.asarray(value, float)
+        good = jnp.isfinite(value)
+        for kept in _bounds(value, least, above, most, below):
+            good &= kept
+        return nan_unless(good, value)
+    if not (_is_finite(value) and all(_bounds(value, least, above, most, below))):
         raise ValueError(f"{name} must be {wanted}, got {short(value, str)}{hint}")
     return value.item() if hasattr(value, "item") else value
+
+
+def _bounds(
+    value: Any, least: float | None, above: float | None, most: float | None, below: float | None
+) -> list[Any]:
+    """Of each bound that there is, whether the value keeps it."""
+    kept = []
+    if least is not None:
+        kept.append(value >= least)
+    if above is not None:
+        kept.append(value > above)
+    if most is not None:
+        kept.append(value <= most)
+    if below is not None:
+        kept.append(value < below)
+    return kept
+
+
+def like(value: Any, array: jax.Array) -> Any:
+    """What `number` returns, a tracer in the type of the array; Python's adapt themselves."""
+    return value if is_concrete(value) else value.astype(array.dtype)
 
 
 def whole(name: str, value: Any, least: int, wanted: str = "", most: int = 2**31 - 1) -> None:
@@ -72,14 +91,42 @@ def whole(name: str, value: Any, least: int, wanted: str = "", most: int = 2**31
         raise ValueError(f"{name} must be at most {most}, got {short(value)}")
 
 
-def steps(name: str, value: Any, least: int = 0, wanted: str = "a step number, at least 0") -> None:
-    """Refuses what is no number of updates: it may be an array of one number, or traced."""
+def steps(name: str, value: Any, least: int = 0, wanted: str = "a step number, at least 0") -> Any:
+    """Refuses what is no number of updates: it may be an array of one number, or traced.
+
+    Returns None, or of a tracer whether it is such a number: for `nan_unless`.
+    """
     if np.ndim(value) != 0:
         raise ValueError(f"{name} must be {wanted}, got {short(value, str)}")
-    if _is_real_scalar(name, value, wanted) and not (
-        _is_finite(value) and value >= least and value == math.floor(value)
-    ):
+    if not _is_real_scalar(name, value, wanted):
+        good = value >= least
+        if jnp.issubdtype(value.dtype, jnp.floating):
+            good &= jnp.isfinite(value) & (value == jnp.floor(value))
+        return good
+    if not (_is_finite(value) and value >= least and value == math.floor(value)):
         raise ValueError(f"{name} must be {wanted}, got {short(value, str)}")
+    return None
+
+
+def nan_with(value: Any, tree: Any) -> Any:
+    """The tree, NaN where what `number` returned is: arithmetic may lose that, as 1 ** NaN is 1."""
+    return nan_unless(None if is_concrete(value) else ~jnp.isnan(value), tree)
+
+
+def nan_unless(good: Any, tree: Any) -> Any:
+    """The tree, its floating numbers NaN unless `good`, a traced truth; None is true.
+
+    The constant is one of NumPy's: made by JAX, it alone would raise under `jax_debug_nans`.
+    """
+    if good is None:
+        return tree
+
+    def leaf(x: Any) -> Any:
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        return jnp.where(good, x, np.array(np.nan, x.dtype))
+
+    return jax.tree.map(leaf, tree)
 
 
 def _range(
@@ -198,7 +245,10 @@ def weights(name: str, class_weights: Any) -> Any:
         table = on_host(name, _by_class(name, class_weights))
     if table.ndim != 1 or table.size == 0 or not is_real(table.dtype):
         raise ValueError(f"{name} must be float[C], got {table.dtype}{list(table.shape)}")
-    if is_concrete(table) and not (np.all(np.isfinite(table)) and np.all(table >= 0)):
+    if not is_concrete(table):
+        table = table.astype(jnp.result_type(table.dtype, float))
+        return nan_unless(jnp.isfinite(table) & (table >= 0), table)
+    if not (np.all(np.isfinite(table)) and np.all(table >= 0)):
         raise ValueError(f"{name} must be finite and at least 0, got {table}")
     return table
 

@@ -51,10 +51,10 @@ def tau_normalise(kernel: jax.Array, tau: float = 1.0) -> jax.Array:
     [[0.0, 0.0], [0.25, 0.5]]
     """
     kernel = _checked_kernel(kernel)
-    power: Any = checks.number("tau", tau)
+    tau = checks.number("tau", tau)
     wide, norms = _with_norms(kernel)
-    power = power if checks.is_concrete(power) else power.astype(wide.dtype)
-    return (wide / norms**power).astype(kernel.dtype)
+    scaled = (wide / norms ** checks.like(tau, wide)).astype(kernel.dtype)
+    return checks.nan_with(tau, scaled)
 
 
 def lws_logits(logits: jax.Array, scales: jax.Array) -> jax.Array:
@@ -115,10 +115,9 @@ def max_norm_radius(kernel: jax.Array, fraction: float = 0.1) -> jax.Array:
     1.2
     """
     kernel = _checked_kernel(kernel)
-    part: Any = checks.number("fraction", fraction, least=0, most=1)
+    fraction = checks.number("fraction", fraction, least=0, most=1)
     norms = _norms(kernel)
-    part = part if checks.is_concrete(part) else part.astype(norms.dtype)
-    return norms.min() + part * (norms.max() - norms.min())
+    return norms.min() + checks.like(fraction, norms) * (norms.max() - norms.min())
 
 
 def max_norm_project(kernel: jax.Array, radius: ArrayLike) -> jax.Array:
@@ -131,11 +130,14 @@ def max_norm_project(kernel: jax.Array, radius: ArrayLike) -> jax.Array:
     >>> max_norm_project(jnp.array([[1.0, 3.0]]), 2.0).tolist()
     [[1.0, 2.0]]
     """
-    kernel = _checked_kernel(kernel)
-    _check_radius(radius)
+    return _projected(_checked_kernel(kernel), _checked_radius(radius))
+
+
+def _projected(kernel: jax.Array, radius: Any) -> jax.Array:
     wide, norms = _with_norms(kernel)
     scale = jnp.asarray(radius, wide.dtype) / norms
-    return jnp.where(scale < 1, wide * scale, wide).astype(kernel.dtype)
+    # So that a scale of NaN is not lost.
+    return jnp.where(scale >= 1, wide, wide * scale).astype(kernel.dtype)
 
 
 class MaxNormState(NamedTuple):
@@ -180,9 +182,9 @@ def max_norm(
     [[2.0, 2.0]]
     """
     if radius is not None:
-        _check_radius(radius)
+        radius = _checked_radius(radius)
     checks.number("fraction", fraction, least=0, most=1)
-    checks.steps("every", every, 1, "at least 1 update, a whole number")
+    is_period = checks.steps("every", every, 1, "at least 1 update, a whole number")
 
     def chosen(params: PyTree) -> list[bool]:
         pairs = zip(marked(mask, params, "max_norm's mask"), jax.tree.leaves(params), strict=True)
@@ -216,12 +218,13 @@ def max_norm(
         def moved(pick: bool, change: jax.Array, kernel: jax.Array) -> jax.Array:
             if not pick:
                 return change
-            target = max_norm_project(kernel + change, next(radii))
+            target = _projected(kernel + change, next(radii))
             return jnp.where(now, (target - kernel).astype(change.dtype), change)
 
         leaves, structure = jax.tree.flatten(updates)
         kernels = jax.tree.leaves(params)
         projected = [moved(*each) for each in zip(chosen(params), leaves, kernels, strict=True)]
+        projected = checks.nan_unless(is_period, projected)
         return jax.tree.unflatten(structure, projected), MaxNormState(step, state.radii)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -302,8 +305,8 @@ def _checked_kernel(kernel: Any) -> jax.Array:
     return kernel
 
 
-def _check_radius(radius: ArrayLike) -> None:
-    checks.number("radius", radius, above=0, wanted="positive and finite")
+def _checked_radius(radius: ArrayLike) -> Any:
+    return checks.number("radius", radius, above=0, wanted="positive and finite")
 
 
 def _wide_dtype(array: jax.Array) -> Any:

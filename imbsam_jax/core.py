@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from imbsam_jax import collectives
+from imbsam_jax import checks, collectives
 from imbsam_jax.ascent import Ascent, decayed, moved_points, root, scaled, summed
 from imbsam_jax.checks import at_least_float32
 from imbsam_jax.passes import Batch
@@ -80,10 +80,10 @@ def by_stage(
         return compute(rule(step), ascent.of(rule))
     require_step(step)
     first, second = (partial(by_stage, stage, step, ascent, compute) for stage in rule.stages)
-    later = step >= rule.starts[1]
+    later, is_step = step >= rule.starts[1], checks.steps("switch_step", rule.starts[1])
     if isinstance(later, bool | np.bool_):
         return second() if later else first()
-    return lax.cond(later, second, first)
+    return checks.nan_unless(is_step, lax.cond(later, second, first))
 
 
 # ---- beside the formula: padding, group means, weight decay ------------------------------------

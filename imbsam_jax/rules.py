@@ -130,7 +130,7 @@ def reweighted_sam(
     """
     head, tail = _head_and_tail(class_counts, eta, strict)
     rho = _checked_radius("rho", rho)
-    checks.number("tail_weight", tail_weight, above=0)
+    tail_weight = checks.number("tail_weight", tail_weight, above=0)
     groups = (head + tail_weight * tail)[None]
     return lambda step: ClassWeights(None, groups, _radii(step, rho=rho))
 
@@ -168,7 +168,7 @@ def imbsam(
     """
     head, tail = _head_and_tail(class_counts, eta, strict)
     rho = _checked_radius("rho", rho)
-    checks.number("tail_scale", tail_scale, above=0)
+    tail_scale = checks.number("tail_scale", tail_scale, above=0)
     groups = (tail * tail_scale)[None]
     return lambda step: ClassWeights(head, groups, _radii(step, rho=rho))
 
@@ -196,8 +196,8 @@ def focal_sam(
     [[0.08, 0.72]]
     """
     counts = checks.counts(class_counts)
-    checks.number("gamma", gamma, least=0)
-    checks.number("strength", strength, least=0)
+    gamma = checks.number("gamma", gamma, least=0)
+    strength = checks.number("strength", strength, least=0)
     rho = _checked_radius("rho", rho)
     share = strength * (1.0 - counts / counts.sum()) ** gamma
     return lambda step: ClassWeights(1.0 - share, share[None], _radii(step, rho=rho))
@@ -427,9 +427,7 @@ def _head_and_tail(
 
 def _checked_radius(name: str, value: ScalarOrSchedule) -> ScalarOrSchedule:
     """Refuses a concrete radius that is negative or not finite; schedules are checked later."""
-    if not callable(value):
-        checks.number(name, value, least=0)
-    return value
+    return value if callable(value) else checks.number(name, value, least=0)
 
 
 def _radii(step: Any, **radii: ScalarOrSchedule) -> jax.Array | np.ndarray:

@@ -156,10 +156,13 @@ def _by_epoch(at: Callable[[Any, Any], Any], steps_per_epoch: int) -> Schedule:
     """Of a concrete step a Python float, so that rules can check it; of a traced one a scalar."""
 
     def schedule(step: Any) -> Any:
-        checks.steps("step", step)
+        is_step = checks.steps("step", step)
         if checks.is_concrete(step):
-            return float(at(np.asarray(step) // steps_per_epoch, np))
-        return at(step // steps_per_epoch, jnp)
+            return float(at(int(step) // steps_per_epoch, np))
+        epoch = step // steps_per_epoch
+        if jnp.issubdtype(epoch.dtype, jnp.floating):
+            epoch = epoch.astype(int)
+        return checks.nan_unless(is_step, at(epoch, jnp))
 
     return schedule
 

@@ -7,6 +7,7 @@ files are read while a run trains. Of either a run knows
     num_classes, class_names                C; names are one per class, or None
     train_labels, test_labels, val_labels   int32[N] in [0, C); None where no image is held out
     class_counts()                          int64[C] training images of each class
+    image_shape                             (H, W, channels) of an image as a model is given it
     mean, std                               per channel, of images scaled to 0..1
     many_above, few_below                   a class is many-shot above, few-shot below so many
 
@@ -158,6 +159,10 @@ class Dataset:
                 f"{where}_labels lie in [{labels.min()}, {labels.max()}], outside "
                 f"[0, {self.num_classes})"
             )
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        return self.train_images.shape[1:]
 
     def class_counts(self) -> NDArray[np.int64]:
         """Number of training images of each class, int64[num_classes]."""

@@ -144,6 +144,10 @@ class EncodedDataset:
     def val_labels(self) -> NDArray[np.int32] | None:
         return None if self.val is None else self.val.labels
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        return (self.size, self.size, 3)
+
     def class_counts(self) -> NDArray[np.int64]:
         """Number of training images of each class, int64[num_classes]."""
         return imbsam_jax.class_counts(self.train_labels, self.num_classes)

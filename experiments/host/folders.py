@@ -156,13 +156,20 @@ _REPORTED = (
 EVERY = ("epoch", "step", "lr", "train_loss", "train_accuracy")
 
 
+# Of a config: what runs begun before it was written down do not say, and may be resumed without.
+SINCE = {"image_shape", "image_mean", "image_std"}
+
+
 def different(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """In what two configs differ, as "lr 0.05 -> 0.01, seed 0 -> 1"; None is as good as nothing."""
+    """In what two configs differ, as "lr 0.05 -> 0.01, seed 0 -> 1"; None is as good as nothing.
+
+    What the old one does not say of SINCE is not known, and no difference.
+    """
     new = json.loads(json.dumps(new))
     found = [
         f"{key} {same_text(old.get(key))} -> {same_text(new.get(key))}"
         for key in sorted({*old, *new})
-        if not _same(old.get(key), new.get(key))
+        if not (_same(old.get(key), new.get(key)) or (key in SINCE and old.get(key) is None))
     ]
     return ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
 

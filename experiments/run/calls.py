@@ -49,6 +49,10 @@ class Calls:
             calls.append(Call(full, 1, self._stage(full)[0]))
         return calls
 
+    def in_epoch(self, epoch: int) -> int:
+        """How many calls it consists of; none after the last epoch."""
+        return len(self.of_epoch(epoch)) if epoch < self.epochs else 0
+
     def left(self, epoch: int, calls: int) -> list[tuple[int, int]]:
         """(first step, steps) of every call after so many of this epoch."""
         ahead = [call for later in range(epoch, self.epochs) for call in self.of_epoch(later)]

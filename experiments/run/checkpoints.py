@@ -199,7 +199,7 @@ class Checkpoints:
     def _verified(self, step: int, like: Any, check: Check | None) -> tuple[Any, dict[str, Any]]:
         held = self._held(step)
         note, config = held["note"], held["config"]
-        if self._config is not None and (differs := different(self._config, config or {})):
+        if self._config is not None and (differs := different(config or {}, self._config)):
             raise _Damage(f"it is of a run with other settings: {differs}")
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target))

@@ -78,6 +78,10 @@ class _Images:
     def __init__(self, dataset: Any, settings: Settings):
         self._dataset, self._settings = dataset, settings
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        return self._dataset.image_shape
+
     def plain(self, images: jax.Array) -> jax.Array:
         return normalise(images, self._dataset.mean, self._dataset.std)
 
@@ -92,10 +96,6 @@ class Resident(_Images):
         # A batch that cannot be divided among devices is computed whole by each of them, but
         # micro-batches must be of one size.
         self.multiple = 1 if settings.accumulate == 1 else place.devices * settings.accumulate
-
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        return self._dataset.train_images.shape[1:]
 
     def prepare(
         self, images: jax.Array, positions: jax.Array, batch_size: int, key: jax.Array
@@ -178,10 +178,6 @@ class Streamed(_Images):
         super().__init__(dataset, settings)
         self._place = place
         self.multiple = place.devices * settings.accumulate
-
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        return (self._dataset.size, self._dataset.size, 3)
 
     def prepare(
         self, images: jax.Array, positions: jax.Array, batch_size: int, key: jax.Array

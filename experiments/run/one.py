@@ -98,7 +98,8 @@ class Run:
             read = Note.read(note)
         except RunError as error:
             return str(error)
-        inside = read.epoch <= self.settings.epochs
+        most = self._calls.in_epoch(read.epoch)
+        inside = read.epoch <= self.settings.epochs and read.calls <= most
         if inside and self._calls.step_after(read.epoch, read.calls) == int(state.step):
             return None
         return (

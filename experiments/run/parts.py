@@ -226,8 +226,18 @@ def run_config(
         "model": model_name,
         **settings.decisive(),
         "class_counts_sha256": class_counts_sha256(dataset.class_counts()),
+        **about_images(dataset),
     }
     return config, config.pop("preset", None)
+
+
+def about_images(dataset: Dataset | EncodedDataset) -> dict[str, list[Any]]:
+    """What decides how a model sees an image: its shape, and by what it is normalised."""
+    return {
+        "image_shape": list(dataset.image_shape),
+        "image_mean": list(dataset.mean),
+        "image_std": list(dataset.std),
+    }
 
 
 def class_counts_sha256(counts: np.ndarray) -> str:

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imbsam_jax import collectives, core
+from imbsam_jax import checks, collectives, core
 from imbsam_jax.ascent import Ascent
 from imbsam_jax.checks import at_least_float32, is_concrete
 from imbsam_jax.passes import own_rows, whole
@@ -134,8 +134,7 @@ def value_and_grad(
             "a remembered direction takes passes.whole() without micro-batches and carry, or "
             f"passes.own_rows(...); got {passes}"
         )
-    if is_concrete(decay) and not (np.ndim(decay) == 0 and 0 <= decay < 1):
-        raise ValueError(f"decay must be a number from 0 to below 1, got {decay}")
+    decay = checks.number("decay", decay, least=0, below=1)
 
     def f(
         params: Any, memory: Any, labels: Any, *args: Any, step: Any = None, mask: Any = None

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from imbsam_jax import checks
-from imbsam_jax.losses._loss import like
 
 __all__ = ["deep_sad_loss", "deviation_loss"]
 
@@ -56,8 +55,8 @@ def deviation_loss(
     reference_std = checks.number("reference_std", reference_std, above=0)
     margin = checks.number("margin", margin, above=0)
     scores = scores.astype(checks.at_least_float32(scores.dtype))
-    mean, std = (like(x, scores) for x in (reference_mean, reference_std))
-    margin, deviation = like(margin, scores), (scores - mean) / std
+    mean, std = (checks.like(x, scores) for x in (reference_mean, reference_std))
+    margin, deviation = checks.like(margin, scores), (scores - mean) / std
     return _by_anomaly(labels, jnp.abs(deviation), jax.nn.relu(margin - deviation))
 
 
@@ -110,7 +109,7 @@ def deep_sad_loss(
     # A centre in float64 makes the distance float64, too, as JAX's own promotion would.
     centre = centre.astype(max(checks.at_least_float32(centre.dtype), embeddings.dtype))
     distance = jnp.square(embeddings.astype(centre.dtype) - centre[None, :]).sum(axis=-1)
-    eta, eps = like(eta, distance), like(eps, distance)
+    eta, eps = checks.like(eta, distance), checks.like(eps, distance)
     return _by_anomaly(labels, distance, eta / (distance + eps))
 
 

@@ -12,7 +12,6 @@ from jax import lax
 from numpy.typing import ArrayLike, NDArray
 
 from imbsam_jax import checks
-from imbsam_jax.losses._loss import like
 from imbsam_jax.rows import (
     check_distributions,
     check_labels,
@@ -99,7 +98,7 @@ def feature_adversary(
         labels = check_labels(labels, mask)
         mask = check_mask(mask, labels.shape[0])
         check_distributions(labels, mask)
-        checks.number("share", share, least=0, most=1)
+        share = checks.number("share", share, least=0, most=1)
         if table is not None:
             if labels.ndim == 2:
                 raise ValueError(
@@ -123,7 +122,7 @@ def feature_adversary(
         real = jnp.ones_like(seen) if mask is None else mask.astype(seen.dtype)
         (d,) = pull(real)
         flat = _widened(d).reshape(d.shape[0], -1)
-        length = like(strength, flat)
+        length = checks.like(strength, flat)
         if table is None:
             u = jnp.ones((), flat.dtype)
             noise = length * _over_norm(flat, jnp.arange(flat.shape[0]), flat.shape[0])
@@ -133,6 +132,7 @@ def feature_adversary(
             noise = length * u[:, None] * _over_norm(flat, labels, table.size)
         noise = lax.stop_gradient(noise).reshape(features.shape)
         there, _ = run(params, (_widened(features) + noise).astype(features.dtype))
+        share = checks.like(share, losses)
         losses = (1 - share) * losses + share * (u * there).astype(losses.dtype)
         if labels.ndim == 2:
             losses = nan_where(no_distribution(labels) & (real != 0), losses)

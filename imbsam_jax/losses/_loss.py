@@ -111,11 +111,6 @@ def _widened(logits: jax.Array) -> jax.Array:
     return logits.astype(checks.at_least_float32(logits.dtype))
 
 
-def like(number: Any, array: jax.Array) -> Any:
-    """A traced number in the type of the array; Python's adapt themselves."""
-    return number if checks.is_concrete(number) else number.astype(array.dtype)
-
-
 def as_row(table: Any, logits: jax.Array) -> jax.Array:
     """A number per class as [1, C], in the dtype of the logits."""
     if table.shape[0] != logits.shape[1]:

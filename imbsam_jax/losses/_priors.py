@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from imbsam_jax import checks
-from imbsam_jax.losses._loss import Loss, as_row, like
+from imbsam_jax.losses._loss import Loss, as_row
 from imbsam_jax.losses._weights import class_balanced_weights
 
 __all__ = ["ldam", "logit_adjusted", "softmax_binary", "vs"]
@@ -52,7 +52,7 @@ def ldam(
 
     def per_class(logits: jax.Array, step: Any) -> jax.Array:
         del step
-        logits = logits * like(scale, logits) if scale_logits else logits
+        logits = logits * checks.like(scale, logits) if scale_logits else logits
         return jax.nn.softplus(_of_others(logits) - (logits - as_row(margins, logits)))
 
     return Loss(per_class)
@@ -99,7 +99,7 @@ def vs(class_counts: ArrayLike, *, gamma: float = 0.3, tau: float = 1.0) -> Loss
     counts = checks.counts(class_counts)
     gamma = checks.number("gamma", gamma, least=0)
     tau = checks.number("tau", tau, least=0)
-    divisors = (counts.max() / counts) ** gamma
+    divisors = checks.nan_with(gamma, (counts.max() / counts) ** gamma)
     shifts = tau * np.log(counts / counts.sum())
 
     def per_class(logits: jax.Array, step: Any) -> jax.Array:

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from imbsam_jax import checks
-from imbsam_jax.losses._loss import Loss, as_loss, cross_entropy, like
+from imbsam_jax.losses._loss import Loss, as_loss, cross_entropy
 
 __all__ = ["deferred", "focal", "smoothed"]
 
@@ -49,8 +49,9 @@ def focal(gamma: float = 1.0, *, loss: Callable[..., jax.Array] = cross_entropy)
         # the factor is 1, and its slope 0.
         certain, hopeless = plain <= 0, plain == jnp.inf
         safe = jnp.where(certain | hopeless, 1, plain)
-        modulated = (-jnp.expm1(-safe)) ** like(gamma, safe) * safe
-        return jnp.where(certain, 0, jnp.where(hopeless, plain, modulated))
+        modulated = (-jnp.expm1(-safe)) ** checks.like(gamma, safe) * safe
+        found = jnp.where(certain, 0, jnp.where(hopeless, plain, modulated))
+        return checks.nan_with(gamma, found)
 
     return Loss(per_class)
 
@@ -79,7 +80,7 @@ def smoothed(loss: Callable[..., jax.Array], amount: float) -> Loss:
         # Nothing of an infinite loss is nothing, not NaN.
         if checks.is_concrete(amount) and amount in (0, 1):
             return plain if amount == 0 else mean
-        share = like(amount, plain)
+        share = checks.like(amount, plain)
         if checks.is_concrete(amount):
             return (1 - share) * plain + share * mean
         part = jnp.where(share == 1, 0, (1 - share) * plain)
@@ -113,7 +114,7 @@ def deferred(
     >>> [round(float(drw(logits, labels, step)[0]), 3) for step in (99, 100)]
     [15.0, 27.0]
     """
-    checks.steps("switch_step", switch_step)
+    is_step = checks.steps("switch_step", switch_step)
     before, after = as_loss(first), as_loss(second)
 
     def is_later(step: Any) -> Any:
@@ -128,12 +129,13 @@ def deferred(
         later = is_later(step)
         if isinstance(later, bool | np.bool_):
             return (after if later else before).per_class(logits, step)
-        return lax.cond(
+        losses = lax.cond(
             later,
             lambda z: after.per_class(z, step),
             lambda z: before.per_class(z, step),
             logits,
         )
+        return checks.nan_unless(is_step, losses)
 
     def factor(labels: jax.Array, step: Any, mask: Any) -> jax.Array:
         factors = [

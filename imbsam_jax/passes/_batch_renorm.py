@@ -10,7 +10,7 @@ from jax import lax
 from numpy.typing import ArrayLike
 
 from imbsam_jax import collectives
-from imbsam_jax.checks import at_least_float32
+from imbsam_jax.checks import at_least_float32, like, number
 
 __all__ = ["batch_renorm"]
 
@@ -36,7 +36,7 @@ def batch_renorm(
       x: float[..., C], a batch; or one example inside `vmap(axis_name=...)`, as in Equinox.
       mean, var: float[C], the statistics to normalise by; no gradient reaches them.
       axis: that of the C features: -1 in Flax, 0 for an example in Equinox.
-      epsilon: added to both variances.
+      epsilon: added to both variances, finite and at least 0.
       axis_name: the axis over which m and v are taken, too: of devices, or of a vmap; or None.
 
     Returns:
@@ -52,6 +52,7 @@ def batch_renorm(
     [[0.0], [0.0]]
     """
     wide = x.astype(at_least_float32(x.dtype))
+    epsilon = like(number("epsilon", epsilon, least=0), wide)
     axes = tuple(k for k in range(x.ndim) if k != axis % x.ndim)
     m, square = collectives.mean((wide.mean(axes), jnp.square(wide).mean(axes)), axis_name)
     shape = [-1 if k == axis % x.ndim else 1 for k in range(x.ndim)]

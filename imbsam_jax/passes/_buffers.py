@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from imbsam_jax import checks
+
 __all__ = ["Buffers", "binomial_buffers", "stratified_buffers"]
 
 Buffers = Callable[[NDArray[np.bool_]], Sequence[int]]
@@ -50,8 +52,7 @@ def binomial_buffers(
         raise ValueError(
             f"class_frequencies must be float[C], finite, at least 0 and not all 0; got {drawn}"
         )
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    checks.whole("batch_size", batch_size, 1, "at least 1")
     drawn = drawn / drawn.sum()
 
     def buffers(classes: NDArray[np.bool_]) -> tuple[int, ...]:

@@ -202,3 +202,16 @@ def test_smoothing_keeps_the_factor_of_the_loss_inside() -> None:
         smoothed(times(W), 0.3)(*row)[0] / W[labels].mean() for row in zip(z, labels, strict=True)
     ]
     np.testing.assert_allclose(loss(jnp.asarray(z), labels), want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("amount", [0.0, 1.0])
+def test_nothing_of_an_infinite_loss_is_nothing(amount: float) -> None:
+    """Whether the amount is known or traced: of one row, its loss for each label."""
+    z = jnp.array([[0.0, -np.inf, -np.inf]])
+
+    def per_class(amount: Any) -> Any:
+        return losses.smoothed(CE, amount).per_class(z)[0]
+
+    want = [0, np.inf, np.inf] if amount == 0 else [np.inf] * 3
+    np.testing.assert_array_equal(per_class(amount), want)
+    np.testing.assert_array_equal(jax.jit(per_class)(amount), want)

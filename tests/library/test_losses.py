@@ -324,6 +324,14 @@ def test_deferred_switches_at_its_step(normalise: Any) -> None:
     assert traced._cache_size() == 1
 
 
+def test_deferred_of_plain_losses_is_a_plain_loss() -> None:
+    """It may be weighted, and taken in passes over a part of the batch."""
+    plain, weighted = losses.focal(), losses.weighted(losses.focal(), W, normalise="weights")
+    assert losses.deferred(plain, plain, switch_step=3).factor is None
+    for pair in ((plain, weighted), (weighted, plain)):
+        assert losses.deferred(*pair, switch_step=3).factor is not None
+
+
 def test_deferred_needs_a_step() -> None:
     drw = losses.deferred(losses.cross_entropy, losses.focal(), switch_step=3)
     with pytest.raises(ValueError, match=r"call loss\(logits, labels, step\)"):

@@ -16,13 +16,40 @@ import numpy as np
 import pytest
 
 import imbsam_jax as ij
-from imbsam_jax import classifiers, losses, rules, schedules
+from imbsam_jax import cc_sam, classifiers, losses, rules, schedules
+from imbsam_jax.experimental import remembered
 
 COUNTS = [9, 3]
 KERNEL = jnp.array([[1.0, 3.0]])
 VECTOR, MARKS = jnp.zeros(2), jnp.array([0, 1])
 PLAIN = losses.cross_entropy
 STEPS = {"steps_per_epoch": 7}
+
+
+def losses_fn(w: Any, x: Any) -> Any:
+    return (x @ w) ** 2, None
+
+
+def features_fn(w: Any, x: Any) -> Any:
+    return x, None
+
+
+def head_losses_fn(w: Any, x: Any, *_: Any) -> Any:
+    return (x @ w) ** 2, None
+
+
+WEIGHTS, ROWS = jnp.array([0.5, -1.0]), jnp.array([[1.0, 2.0], [3.0, 0.5]])
+
+
+def gradient_with(*, weight_decay: Any) -> Any:
+    ascent = ij.Ascent(weight_decay=weight_decay)
+    f = ij.value_and_grad(losses_fn, rules.sam(2, rho=0.1), ascent=ascent)
+    return f(WEIGHTS, MARKS, ROWS)[1]
+
+
+def adversarial_losses(*, share: Any) -> Any:
+    return cc_sam.feature_adversary(head_losses_fn)(WEIGHTS, MARKS, ROWS, share=share)[0]
+
 
 CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
     "rules.sgd": (rules.sgd, {"num_classes": 2}),
@@ -95,6 +122,27 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
     "classifiers.adjust_logits": (
         classifiers.adjust_logits, {"logits": KERNEL, "class_counts": COUNTS, "tau": 1.0},
     ),
+    "cc_sam.value_and_grad": (
+        cc_sam.value_and_grad,
+        {"features_fn": features_fn, "head_losses_fn": head_losses_fn, "class_counts": COUNTS,
+         "classifier": None, "noise_ratio": 0.1, "flat_ratio": 0.5, "classes_at_once": 2},
+    ),
+    "cc_sam.feature_adversary": (
+        cc_sam.feature_adversary,
+        {"head_losses_fn": head_losses_fn, "class_counts": COUNTS, "strength": 1.0, "divisor": 2.0},
+    ),
+    "asam_scale": (ij.asam_scale, {"eta": 0.01}),
+    "Ascent": (gradient_with, {"weight_decay": 0.1}),
+    "share of an adversary": (adversarial_losses, {"share": 0.5}),
+    "batch_renorm": (
+        ij.batch_renorm,
+        {"x": KERNEL.T, "mean": jnp.zeros(1), "var": jnp.ones(1), "epsilon": 1e-5},
+    ),
+    "binomial_buffers": (ij.binomial_buffers, {"class_frequencies": COUNTS, "batch_size": 8}),
+    "remembered.value_and_grad": (
+        remembered.value_and_grad,
+        {"losses_fn": losses_fn, "rule": rules.sam(2, rho=0.1), "decay": 0.5},
+    ),
     "class_counts": (ij.class_counts, {"labels": [0, 1, 1], "num_classes": 2}),
     "tail_classes": (ij.tail_classes, {"class_counts": COUNTS, "eta": 4}),
     "long_tail_counts": (
@@ -116,7 +164,11 @@ MAY_BE_NEGATIVE = {
     "losses.deviation_loss-reference_mean", "classifiers.tau_normalise-tau", "tail_classes-eta",
     "classifiers.adjust_logits-tau", "shot_splits-many_above",
 }  # fmt: skip
-MAY_BE_NONE = {"classifiers.max_norm-radius"}
+MAY_BE_NONE = {
+    "classifiers.max_norm-radius",
+    "cc_sam.value_and_grad-flat_ratio",
+    "cc_sam.value_and_grad-classes_at_once",
+}
 
 BAD: dict[str, Any] = {
     "none": None, "string": "0.05", "bytes": b"1", "truth": True, "numpy truth": np.True_,
@@ -238,6 +290,139 @@ def test_a_traced_number_is_the_same_number(name: str) -> None:
     for key in TRACED[name]:
         with pytest.raises(ValueError, match=f"^{key} must be a scalar"):
             jax.jit(lambda value, key=key: result(function(**{**good, key: value})))(jnp.ones(2))
+
+
+def computed(name: str, made: Any) -> Any:
+    """What the numbers of a function go into, as arrays; where no row is an exception to it."""
+    if name.startswith("rules."):
+        f = ij.value_and_grad(losses_fn, made)
+        return [f(WEIGHTS, labels, ROWS, step=2)[1] for labels in (MARKS, jnp.zeros(2, int))]
+    if isinstance(made, losses.Loss):  # of the second row cross-entropy is 0
+        return made(jnp.array([[0.5, -0.25], [99.0, -99.0]]), jnp.array([1, 0]), 2)
+    if name == "cc_sam.value_and_grad":
+        return [made(WEIGHTS, MARKS, rows)[1] for rows in (ROWS, 0 * ROWS)]
+    if name == "cc_sam.feature_adversary":
+        return made(WEIGHTS, MARKS, ROWS, share=0.5)[0]
+    if name == "remembered.value_and_grad":
+        return made(WEIGHTS, (WEIGHTS,), MARKS, ROWS)[2]
+    if name == "classifiers.max_norm":
+        state = made.init(KERNEL)
+        for _ in range(3):
+            updates, state = made.update(KERNEL, state, KERNEL)
+        return updates
+    if name == "asam_scale":
+        return made(KERNEL)
+    if name in ("losses.deviation_loss", "losses.deep_sad_loss"):
+        return made[1]  # that of the anomaly: each has numbers of its own
+    return made
+
+
+@pytest.mark.parametrize(("function", "good", "parameter"), list(numbers()))
+def test_a_traced_number_out_of_its_range_gives_nan(
+    function: Any, good: dict[str, Any], parameter: str, request: pytest.FixtureRequest
+) -> None:
+    """Out of its range is what is refused of a concrete one; it is known, or may be traced."""
+    name = request.node.callspec.id.rpartition("-")[0]
+    if name == "classifiers.max_norm" and parameter == "fraction":
+        good = {**good, "radius": None}  # or nothing heeds it
+    program = jax.jit(lambda value: computed(name, function(**{**good, parameter: value})))
+    if parameter not in MAY_BE_TRACED.get(name, set()):
+        message = refused(program, {"value": 1.0})
+        assert message.startswith((f"{parameter} must be ", "a radius must be known")), message
+        return
+    for value in (good[parameter], math.nan, math.inf, -math.inf, -1.5, -1.0, 0.0, 0.5, 1.0, 1.5):
+        try:
+            function(**{**good, parameter: value})
+            in_range = True
+        except ValueError:
+            in_range = False
+        for leaf in jax.tree.leaves(program(np.float32(value))):
+            assert (np.isfinite if in_range else np.isnan)(leaf).all(), (value, leaf)
+
+
+MAY_BE_TRACED = TRACED | {
+    "rules.sse_sam": {"head_rho", "tail_rho", "switch_step"},
+    "rules.stagewise": {"switch_step"},
+    "losses.deferred": {"switch_step"},
+    "classifiers.max_norm": {"radius", "fraction", "every"},
+    "cc_sam.value_and_grad": {"noise_ratio", "flat_ratio"},
+    "cc_sam.feature_adversary": {"strength"},
+    "share of an adversary": {"share"},
+    "asam_scale": {"eta"},
+    "batch_renorm": {"epsilon"},
+    "Ascent": {"weight_decay"},
+    "remembered.value_and_grad": {"decay"},
+}
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name.startswith("schedules.")])
+def test_a_traced_step_that_is_none_gives_nan(name: str) -> None:
+    """Of a schedule; and a schedule of ours or another's gives a rule what is no radius."""
+    function, good = CALLS[name]
+    schedule = function(**good)
+    for kind in (np.int32, np.float32):
+        traced = jax.jit(schedule)
+        assert traced(kind(8)) == pytest.approx(schedule(8)) and schedule(kind(8)) == schedule(8)
+        assert np.isnan(traced(kind(-1)))
+    assert np.isnan([traced(np.float32(step)) for step in (1.5, math.nan, math.inf)]).all()
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        lambda rho: rules.sam(2, rho=rho),
+        lambda rho: rules.gsa(COUNTS, groups=[0, 1], scale=rho),
+        lambda rho: rules.sse_sam(COUNTS, head_rho=0.1, tail_rho=rho, eta=4, switch_step=1),
+    ],
+)
+def test_a_schedule_that_gives_no_radius_gives_nan(rule: Any) -> None:
+    f = ij.value_and_grad(losses_fn, rule(lambda step: 1.0 - step))
+    at = jax.jit(lambda step: f(WEIGHTS, MARKS, ROWS, step=step)[1])
+    assert np.isfinite(at(1)).all() and np.isnan(at(2)).all()
+    cc = cc_sam.value_and_grad(
+        features_fn, head_losses_fn, COUNTS, classifier=None, noise_ratio=lambda step: 1.0 - step
+    )
+    at = jax.jit(lambda step: cc(WEIGHTS, MARKS, ROWS, step=step)[1])
+    assert np.isfinite(at(1)).all() and np.isnan(at(2)).all()
+
+
+def test_traced_class_weights_that_are_none_give_nan() -> None:
+    program = jax.jit(lambda table: computed("", losses.weighted(PLAIN, table)))
+    assert np.isfinite(program(np.array([0.0, 2.0]))).all()
+    for bad in (-1.0, math.nan, math.inf):
+        assert np.isnan(program(np.array([2.0, bad])))[0]  # the row of class 1
+
+
+@pytest.mark.parametrize("name", ["rules.focal_sam", "losses.focal", "classifiers.tau_normalise"])
+def test_looking_at_traced_numbers_makes_no_nan_of_its_own(name: str) -> None:
+    """Under jax_debug_nans, which looks at every operation that is not under jit."""
+    function, good = CALLS[name]
+    keys = sorted(TRACED[name])
+    with jax.debug_nans(True):
+        jax.jvp(
+            lambda *values: computed(
+                name, function(**{**good, **dict(zip(keys, values, strict=True))})
+            ),
+            [jnp.float32(good[key]) for key in keys],
+            [jnp.float32(1.0)] * len(keys),
+        )
+
+
+def test_a_concrete_number_costs_nothing() -> None:
+    """Nothing of the checks is in the program of numbers that were looked at."""
+
+    def text(rho: Any) -> str:
+        f = ij.value_and_grad(losses_fn, rules.sam(2, rho=rho))
+        return str(jax.make_jaxpr(f)(WEIGHTS, MARKS, ROWS))
+
+    plain = text(0.1)
+    assert "is_finite" not in plain
+    for rho in (np.float64(0.1), np.array(0.1)):
+        assert text(rho) == plain
+    traced = jax.make_jaxpr(
+        lambda rho: ij.value_and_grad(losses_fn, rules.sam(2, rho=rho))(WEIGHTS, MARKS, ROWS)
+    )(0.1)
+    assert "is_finite" in str(traced)
 
 
 def test_numbers_known_on_the_host_are_not_traced() -> None:

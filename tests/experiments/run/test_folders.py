@@ -6,7 +6,9 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +24,10 @@ from experiments.host import folders, locks, outputs
 from experiments.host.errors import RunError
 from experiments.host.progress import Progress
 from experiments.run.checkpoints import Checkpoints
-from experiments.run.settings import Note
+from experiments.run.parts import Parts
+from experiments.run.settings import Note, Settings
 from experiments.run.trainer import Trainer
+from imbsam_jax.losses import cross_entropy
 from tiny import tiny_dataset
 
 pytestmark = [
@@ -494,23 +498,63 @@ def test_the_report_of_another_run_or_a_damaged_one_is_not_returned(finished, ru
     assert again["params_sha256"] == report["params_sha256"] and again["all"] == report["all"]
 
 
-def changed_note(run, step, **fields):
-    """The checkpoint of that step, saved anew with another note."""
+# Files that are as the run's but in one thing that it was trained to see.
+IMAGES = {
+    "image_shape": ([8, 8, 3], [12, 12, 3], tiny_dataset(size=12)),
+    "image_mean": ([0.5, 0.4, 0.5], [0.5] * 3, replace(tiny_dataset(), mean=(0.5,) * 3)),
+    "image_std": ([0.25, 0.3, 0.25], [0.25] * 3, replace(tiny_dataset(), std=(0.25,) * 3)),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_images_of_another_kind_are_refused(finished, tmp_path, name):
+    """By `evaluate`, and by a run that is to be resumed."""
+    known, given, dataset = IMAGES[name]
+    path = str(tmp_path / "other.npz")
+    save_npz(dataset, path)
+    with pytest.raises(RunError) as error:
+        evaluated(path, finished)
+    assert f" {known}, and this data has {given}: give the data that" in str(error.value)
+    with pytest.raises(RunError, match="holds a run with other settings") as error:
+        train(path, finished, "--resume")
+    assert f"({name} {known} -> {given})" in str(error.value)
+
+
+def test_a_run_begun_before_its_images_were_recorded_goes_on(run, finished, data, capsys):
+    for name in ("config.json", "report.json"):
+        whole = json.loads((run / name).read_text())
+        assert whole.keys() >= folders.SINCE
+        less = {key: value for key, value in whole.items() if key not in folders.SINCE}
+        (run / name).write_text(json.dumps(less))
+    saved_again(run, {5: {}, 10: {}})
+    evaluated(data, run)
+    train(data, run, "--resume")
+    assert json.loads((run / "report.json").read_text()) == less  # it was finished
+    (run / "report.json").unlink()
+    shutil.rmtree(run / "checkpoints" / "10")
+    train(data, run, "--resume")
+    said = capsys.readouterr()
+    assert "damaged" not in said.out + said.err
+    for name in ("config.json", "report.json"):
+        found, whole = (json.loads((path / name).read_text()) for path in (run, finished))
+        assert all(found[key] == whole[key] == IMAGES[key][0] for key in folders.SINCE)
+    assert found["params_sha256"] == whole["params_sha256"]
+    evaluated(data, run)
+
+
+def saved_again(run, notes):
+    """The checkpoints of these steps, with its config.json and with their notes changed so."""
     config = json.loads((run / "config.json").read_text())
-    held = Checkpoints(run / "checkpoints", config=config, reading=True)
-    state = held._manager.restore(step, args=_anything())["state"]
-    note = held._held(step)["note"]
-    held.close()
-    shutil.rmtree(run / "checkpoints" / str(step))
-    held = Checkpoints(run / "checkpoints", config=config)
-    held.save(step, state, note | fields)
-    held.close()
-
-
-def _anything():
-    import orbax.checkpoint as ocp
-
-    return ocp.args.Composite(state=ocp.args.StandardRestore())
+    like = Parts(tiny_dataset(), "mlp", cross_entropy, Settings(epochs=2, batch_size=16)).initial
+    old = Checkpoints(run / "checkpoints", reading=True)
+    found = {step: old.read(step, like) for step in notes}
+    old.close()
+    for step in notes:
+        shutil.rmtree(run / "checkpoints" / str(step))
+    new = Checkpoints(run / "checkpoints", config=config)
+    for step, (state, note) in found.items():
+        new.save(step, state, note | notes[step])
+    new.close()
 
 
 @pytest.mark.parametrize(
@@ -518,18 +562,18 @@ def _anything():
 )
 def test_a_note_that_contradicts_its_state_is_named(run, data, capsys, fields):
     (run / "report.json").unlink()
-    changed_note(run, 10, **fields)
+    saved_again(run, {10: fields})
     whole = json.loads((run / "metrics.jsonl").read_text().splitlines()[1])
     if fields == {"epoch": 7}:
         evaluated(data, run)
-        assert "checkpoint of step 10 is damaged" in capsys.readouterr().out
+        assert "checkpoint of step 10 is damaged (its note is of epoch 7" in capsys.readouterr().out
         assert {p.name for p in (run / "checkpoints").iterdir()} == {"5", "10"}
     trainer = _trainer_of(run, data)
     capsys.readouterr()
     trainer.begin(Progress(2, quiet=True))
     trainer.close()
     said = capsys.readouterr().err  # even of a quiet run
-    assert "checkpoint of step 10 is damaged (" in said and "note" in said
+    assert re.search(r"checkpoint of step 10 is damaged \((its|\w+ of its) note ", said), said
     assert trainer.runs[0].note.epoch == 1 and whole["epoch"] == 2
     assert os.listdir(run / "aside") == ["10"]
 
