@@ -48,7 +48,7 @@ def gradient_with(*, weight_decay: Any) -> Any:
 
 
 def adversarial_losses(*, share: Any) -> Any:
-    return cc_sam.feature_adversary(head_losses_fn)(WEIGHTS, MARKS, ROWS, share=share)[0]
+    return losses.feature_adversary(head_losses_fn)(WEIGHTS, MARKS, ROWS, share=share)[0]
 
 
 CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -126,10 +126,6 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
         cc_sam.value_and_grad,
         {"features_fn": features_fn, "head_losses_fn": head_losses_fn, "class_counts": COUNTS,
          "classifier": None, "noise_ratio": 0.1, "flat_ratio": 0.5, "classes_at_once": 2},
-    ),
-    "cc_sam.feature_adversary": (
-        cc_sam.feature_adversary,
-        {"head_losses_fn": head_losses_fn, "class_counts": COUNTS, "strength": 1.0, "divisor": 2.0},
     ),
     "asam_scale": (ij.asam_scale, {"eta": 0.01}),
     "Ascent": (gradient_with, {"weight_decay": 0.1}),
@@ -301,8 +297,8 @@ def computed(name: str, made: Any) -> Any:
         return made(jnp.array([[0.5, -0.25], [99.0, -99.0]]), jnp.array([1, 0]), 2)
     if name == "cc_sam.value_and_grad":
         return [made(WEIGHTS, MARKS, rows)[1] for rows in (ROWS, 0 * ROWS)]
-    if name == "cc_sam.feature_adversary":
-        return made(WEIGHTS, MARKS, ROWS, share=0.5)[0]
+    if name == "losses.feature_adversary":
+        return result(made)[0]
     if name == "remembered.value_and_grad":
         return made(WEIGHTS, (WEIGHTS,), MARKS, ROWS)[2]
     if name == "classifiers.max_norm":
@@ -346,7 +342,6 @@ MAY_BE_TRACED = TRACED | {
     "losses.deferred": {"switch_step"},
     "classifiers.max_norm": {"radius", "fraction", "every"},
     "cc_sam.value_and_grad": {"noise_ratio", "flat_ratio"},
-    "cc_sam.feature_adversary": {"strength"},
     "share of an adversary": {"share"},
     "asam_scale": {"eta"},
     "batch_renorm": {"epsilon"},
