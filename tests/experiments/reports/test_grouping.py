@@ -1,5 +1,6 @@
 """Runs of one setting are a group: over seeds by hand, and what separates them."""
 
+import dataclasses
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from experiments.host.errors import RunError
 from experiments.reports import grouping, naming, reading
 from experiments.reports.figures import plus_minus
+from experiments.run.settings import Settings
 from made_reports import IMBSAM, make, save
 
 # ---- statistics ------------------------------------------------------------------------------
@@ -58,7 +60,7 @@ def test_no_common_seed_is_no_difference():
         {"subset": "shuffled"}, {"val_per_class": 5}, {"class_counts_sha256": "other"},
         {"classifier": "normalised"}, {"stage2": "tau-norm"}, {"settings": {"precision": "bf16"}},
         {"settings": {"sampling": "balanced"}}, {"thresholds": {"many_above": 1000}},
-        {"memory": 0.5}, {"shrink": 2},
+        {"memory": 0.5}, {"shrink": 2}, {"settings": {"accumulate": 2}},
         {"settings": {"examples": "split_norm", "tail_statistics": "own"}},
     ],
     ids=str,
@@ -81,6 +83,7 @@ def test_what_decides_a_result_separates(change):
         {"settings": {"sampling": "natural", "mixup": 0.0, "trained": "all"}, "preset": "paper"},
         {"device": "TPU", "git": "abc", "versions": {"jax": "9"}},
         {"settings": {"tail_statistics": "own"}, "memory": None},
+        {"settings": {"eta": 7.0, "strict": True}},  # of a sampling that has no tail
     ],
     ids=str,
 )  # fmt: skip
@@ -90,6 +93,20 @@ def test_what_decides_nothing_does_not_separate(change):
         make(1, "imbsam", **{"rule_args": IMBSAM, **change}),
     ]
     assert [group.seeds for group in grouping.grouped(runs)] == [[0, 1]]
+
+
+def test_what_goes_without_saying_is_what_a_run_is_without_its_flag():
+    plain = dataclasses.asdict(Settings())
+    shared = grouping._DEFAULTS.keys() & plain.keys()
+    assert {name: grouping._DEFAULTS[name] for name in shared} == {
+        name: plain[name] for name in shared
+    }
+    assert len(shared) >= 17
+
+
+def test_the_tail_of_stratified_sampling_decides():
+    made = [make(seed, settings={"sampling": "stratified", "eta": seed}) for seed in (7, 8)]
+    assert len(grouping.grouped(made)) == 2
 
 
 def test_the_sgd_partner_is_that_of_the_same_setting():

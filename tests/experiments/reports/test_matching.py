@@ -155,6 +155,7 @@ def test_differences_say_both_values_and_what_is_a_guess():
         facts(weight_decay=0.0), "weight-balancing", {"weight_decay": 0}
     ) == ["epochs 200, not 320"]
     assert "schedule cosine-prestep, not steps" in matching.differences(facts(), "saddle")
-    group = grouping.grouped([make(seed, weight_decay=1e-3) for seed in (0, 1, 2)])[0]
-    (row,) = (r for r in matching.beside(group.facts) if r.source == "SSE")
-    assert naming.differs(group, row) == ["seeds 0-2, not 9826"]
+    for seeds, said in (((0, 1, 2), "seeds 0-2"), ((0, 2), "seeds 0, 2"), ((5,), "seed 5")):
+        group = grouping.grouped([make(seed, weight_decay=1e-3) for seed in seeds])[0]
+        (row,) = (r for r in matching.beside(group.facts) if r.source == "SSE")
+        assert naming.differs(group, row) == [f"{said}, not 9826"]

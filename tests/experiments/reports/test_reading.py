@@ -69,6 +69,8 @@ def test_what_is_no_run_is_passed_over_and_said(tmp_path, capsys):
     assert "good (" not in shown
     run_command(runs / "good")
     assert "passed over" not in capsys.readouterr().out
+    files = [str(runs / folder / "report.json") for folder in ("good/seed_0", "anomaly")]
+    assert reading.passed_over(files) == [f"{files[1]} (no training run)"]
     with pytest.raises(RunError, match="no finished run"):
         reading.find([str(runs / "README.md"), str(runs / "empty")])
 
