@@ -29,6 +29,8 @@ def test_the_terminal_fits_100_columns_and_names_both_kinds(runs, capsys):
         assert part in shown
     assert "43.0 45.0 47.0" in shown  # each seed
     assert "never with last" in " ".join(shown.split())
+    titles = ("accuracy (%), mean over classes", "published, same data and method")
+    assert all(title in shown for title in titles)
 
 
 @pytest.mark.parametrize("n, factor", [(1, None), (2, "12.7"), (3, "4.3"), (4, "3.2"), (5, None)])
@@ -88,6 +90,14 @@ def test_the_gain_of_a_class_is_the_mean_over_common_seeds(runs):
     assert panel["counts"] == [500, 100, 5] and panel["eta"] == 100
     assert panel["title"].endswith("3 seeds") and missing == []
     assert panel["se"] == pytest.approx([0, 0, math.sqrt(3)])  # of 0, 3 and 6
+
+
+def test_the_gain_of_one_seed_has_no_error(tmp_path):
+    for rule, accuracies in (("sgd", (90, 60, 30)), ("sam", (89, 60, 40))):
+        save(tmp_path / rule, 0, rule, accuracies=accuracies)
+    (panel,), _ = writing.gains(grouping.grouped(reading.find([str(tmp_path)])))
+    assert panel["gain"] == [-1, 0, 10] and "se" not in panel
+    assert panel["title"].endswith("1 seed")
 
 
 def test_without_an_sgd_partner_there_is_no_plot_and_it_is_said(tmp_path, capsys):
