@@ -75,6 +75,22 @@ def test_the_optimizer_is_pytorchs_sgd(x64):
         np.testing.assert_allclose(params, theta, atol=1e-12)
 
 
+@pytest.mark.parametrize("every", [0, 1, 3])
+def test_the_classifier_alone_is_projected_after_so_many_steps(every):
+    """Columns of norm 1 and 3: onto 1 + 0.1 (3 - 1)."""
+    kernel = jnp.array([[1.0, 3.0]])
+    params = {"body": {"kernel": kernel}, "head": {"kernel": kernel, "bias": jnp.full(2, 9.0)}}
+    tx = optimizer(lambda step: 0.0, 0.0, 0.0, max_norm_every=every)
+    state = tx.init(params)
+    for step in range(1, 4):
+        updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
+        found = optax.apply_updates(params, updates)
+        projected = bool(every) and step % every == 0
+        want = np.array([[1.0, 1.2 if projected else 3.0]])
+        np.testing.assert_allclose(found["head"]["kernel"], want, rtol=1e-6)
+        assert (found["body"]["kernel"] == kernel).all() and (found["head"]["bias"] == 9).all()
+
+
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_many_steps_are_the_steps_one_after_the_other(steps):
     def step(state, inputs, rows, positions, batch_size, key):
