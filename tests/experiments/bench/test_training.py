@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -93,10 +94,17 @@ def percent(params: Any, images: Any, labels: Any) -> tuple[Any, Any, float]:
 
 
 @pytest.mark.allow_rank_promotion
-def test_a_job_is_a_loop_over_epochs_and_batches(bench: Bench) -> None:
+def test_a_job_is_a_loop_over_epochs_and_batches(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Losses, counts and parameters; SGD's first epoch and SAM's other two, evaluated twice."""
     assert -(-bench.rows // 120) == 3
+    told: list[tuple[int, float]] = []
+    monkeypatch.setattr(training.Counted, "advance", lambda self, *of: told.append(of))
+    began = time.perf_counter()
     curve, found = bench.train([JOB])["staged"]
+    epochs, seconds = map(sum, zip(*told, strict=True))
+    assert epochs == JOB.setup.epochs and 0 < seconds <= time.perf_counter() - began
     assert curve.epochs == [2, 3] and (curve.seconds > 0).all()
     val = bench.validate(found)
     gradients = jax.jit(jax.value_and_grad(cross_entropy)), jax.jit(sam_gradient)
