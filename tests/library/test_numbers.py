@@ -240,7 +240,8 @@ def test_every_number_of_a_function_is_tried(name: str) -> None:
     function, good = CALLS[name]
     numeric = {"float", "int", "Scalar", "ScalarOrSchedule"}
     for parameter in inspect.signature(function).parameters.values():
-        if parameter.annotation in numeric or type(parameter.default) in (int, float):
+        is_number = parameter.annotation in numeric or type(parameter.default) in (int, float)
+        if is_number and parameter.name != "axis":  # a place, which has no range of its own
             assert parameter.name in good, parameter
 
 
