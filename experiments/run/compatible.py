@@ -1,4 +1,7 @@
-"""Which options go together: one table, asked once for a run, before anything is written.
+"""Which options go together: one table, asked before anything is written.
+
+`fit` asks it, the only way to train a run, so that none is forgotten. Who plans several runs asks
+of each what is known by then: a second stage is refused before its first is trained.
 
 That a setting lies in its own range is said beside it (settings.py); what a command line heeds
 beside what, by host/needs.py.

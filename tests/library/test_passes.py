@@ -54,7 +54,7 @@ def in_turn(leaf: Any, number: int) -> Any:
 
 @cache
 def whole_and_in_parts(soft: bool) -> Any:
-    """Of each rule, for A = 1, 2 and 4: one program, traced once."""
+    """Of each rule, for A = 1, 2 and 4: one program, traced once; of soft labels a smaller one."""
 
     @quick_jit
     def all_of_them(params: Any, labels: Any, x: Any, mask: Any, step: Any) -> Any:
@@ -63,7 +63,7 @@ def whole_and_in_parts(soft: bool) -> Any:
                 number: row.value_and_grad(losses_fn, info=True, passes=passes.whole(number))(
                     params, labels, x, labels, step=step, mask=mask
                 )
-                for number in (1, 2, 4)
+                for number in ((1, 4) if soft else (1, 2, 4))
             }
             for row in ([IMBSAM, BY_ID["sse_sam"]] if soft else BY_TABLE)
         }
@@ -94,7 +94,7 @@ def test_micro_batches_change_nothing(batch: str, step: int) -> None:
     results = whole_and_in_parts(batch == "soft")(params, labels, x, mask, step)
     for by_number in results.values():
         (loss, logits, info), grads = by_number[1]
-        for number in (2, 4):
+        for number in by_number.keys() - {1}:
             (got_loss, got_logits, got_info), got = by_number[number]
             assert_trees(got, grads, rtol=0, atol=1e-12)
             assert_trees((got_loss, got_info), (loss, info), rtol=1e-12, atol=1e-12)
