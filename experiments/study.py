@@ -326,7 +326,7 @@ def main(args: argparse.Namespace, more: Sequence[str] = ()) -> dict[str, Any]:
     return found
 
 
-def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+def divided(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
     """(this command's flags, what follows -- for compare)."""
     words = sys.argv[1:] if argv is None else list(argv)
     mine, theirs = words, []
@@ -337,5 +337,5 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[s
 
 
 if __name__ == "__main__":
-    _args, _more = parse()
+    _args, _more = divided()
     cli.run(lambda args: main(args, _more), _args)

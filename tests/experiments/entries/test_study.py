@@ -67,7 +67,7 @@ def ran(compare):
 
 
 def start(*words):
-    args, more = study.parse([str(word) for word in words])
+    args, more = study.divided([str(word) for word in words])
     return study.main(args, more)
 
 
