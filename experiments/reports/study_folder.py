@@ -108,7 +108,7 @@ def _facts(one: Set, names: Sequence[str]) -> dict[str, Any]:
     rows = {row["row"]: row for row in one.summary["rows"] if row["row"] in names}
     counts = data["train_counts"]
     return {
-        "name": one.name, "source": data["source"], "rows": data["rows"],
+        "name": one.name, "source": Path(data["source"]).name, "rows": data["rows"],
         "features": data["features"], "classes": data["classes"],
         "imbalance_factor": data["train_imbalance_factor"],
         "rows_a_class": round(sum(counts) / len(counts), 2), "rarest": min(counts),
