@@ -25,6 +25,9 @@ from experiments.host.errors import DataError
 
 __all__ = ["Table", "read", "read_rows"]
 
+# Labels with a fraction and more values than this are measured, not classes.
+_MOST_FRACTIONS = 20
+
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Table:
@@ -277,6 +280,12 @@ def _check_classes(
         what = "; this looks like a number to predict, not a class" * is_number(values)
         raise DataError(f"the labels in column {label!r} are {each}{what}: classes with several "
                         "rows each are needed")  # fmt: skip
+    fractions = pd.api.types.is_float_dtype(values.dtype) and any("." in name for name in names)
+    if fractions and len(names) > _MOST_FRACTIONS:
+        raise DataError(
+            f"the labels in column {label!r} are {len(names)} fractional numbers; this looks like "
+            "a number to predict, not a class: divide it into classes first"
+        )
     if first_test is not None:
         if first_test == len(codes):
             raise DataError("the file of --test holds no row with a label")

@@ -61,14 +61,14 @@ def differences(path: Path, summary: Mapping[str, Any]) -> None:
         for at, row in enumerate(rows):
             _interval(axis, at, row["difference"][metric], row["reference"], digits)
         axis.axvline(0, color="black", linewidth=0.8)
-        axis.set_xlabel(f"{name} − that of {base['row']} ({unit})")
+        axis.set_xlabel(f"{name} ({unit})")
         axis.grid(axis="x", linewidth=0.4)
         axis.margins(x=0.12)
     axes[0].set_yticks(range(len(rows)), [_label(row) for row in rows])
     axes[0].set_ylim(-0.7, len(rows) - 0.3)
     figure.suptitle(drawing.wrapped(
-        f"{summary['data']['name']}: paired differences over {summary['splits']['count']} splits, "
-        "95% intervals (open: outside the family)"
+        f"{summary['data']['name']}: difference to {base['row']}, paired over "
+        f"{summary['splits']['count']} splits, with 95% intervals (open: outside the family)"
     ), fontsize="medium")  # fmt: skip
     drawing.save(figure, path)
 
@@ -84,8 +84,9 @@ def _interval(
         axis.plot([low, high], [at, at], color="black", linewidth=1.4, solid_capstyle="butt")
     colour = "white" if hollow else "black"
     axis.plot(mean, at, "s" if hollow else "o", color="black", markerfacecolor=colour, markersize=5)
-    axis.annotate(f"{mean:+.{digits}f}", (mean, at), xytext=(0, 5), textcoords="offset points",
-                  ha="center", fontsize="x-small")  # fmt: skip
+    shown = f"{round(mean, digits) + 0.0:+.{digits}f}"  # no -0.0
+    axis.annotate(shown, (mean, at), xytext=(0, 5), textcoords="offset points", ha="center",
+                  fontsize="x-small")  # fmt: skip
 
 
 def _label(row: Row) -> str:

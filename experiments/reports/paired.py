@@ -15,7 +15,7 @@ class Interval(NamedTuple):
 
     Attributes:
       mean: of the differences; None where there is none.
-      low, high: the interval's ends; None of a single split.
+      low, high: the interval's ends; None of a single split, and where all differ by the same.
       p: two-sided, of no difference; not corrected for other comparisons.
       se: the corrected standard error.
       n: number of splits.
@@ -42,9 +42,9 @@ def interval(
 
     with s^2 the sample variance of J differences and J - 1 degrees of freedom: training sets of
     random splits overlap, so that s^2 / J alone is far too small. Sizes that differ by split enter
-    by their mean ratio. Differences that are all alike have no variance: the interval is their
-    value, p is 1 where that is 0 and 0 elsewhere. Without a test part of its own (n_test = 0: every
-    split is tested on the same file) it is the usual t interval, of the training alone.
+    by their mean ratio. Differences that are all alike have no variance to judge by: of zeros the
+    interval is 0 and p 1, of others there is none. Without a test part of its own (n_test = 0:
+    every split is tested on the same file) it is the usual t interval, of the training alone.
 
     Args:
       differences: float[J]; NaN, where a split has no such figure, is left out with its sizes.
@@ -72,7 +72,9 @@ def interval(
     if number == 1:
         return Interval(mean, None, None, None, None, 1)
     if np.ptp(values) == 0:
-        return Interval(mean, mean, mean, float(mean == 0), 0.0, number)
+        if mean == 0:
+            return Interval(0.0, 0.0, 0.0, 1.0, 0.0, number)
+        return Interval(mean, None, None, None, 0.0, number)
     se = float(values.std(ddof=1)) * math.sqrt(1 / number + float(ratio.mean()))
     wide = float(stats.t.ppf((1 + confidence) / 2, number - 1)) * se
     p = 2 * float(stats.t.sf(abs(mean) / se, number - 1))

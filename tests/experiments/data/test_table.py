@@ -240,6 +240,13 @@ def test_what_is_left_out_is_told(tmp_path, kind):
     assert np.isnan(table.columns["size"][3]) and table.columns["colour"][4] is None
 
 
+@pytest.mark.parametrize("kind", COLUMNS_OF)
+def test_measured_labels_that_repeat_are_no_classes(tmp_path, kind):
+    path = write(tmp_path, good(90).assign(kind=np.arange(90) % 30 + 0.5), kind)
+    with pytest.raises(DataError, match="30 fractional numbers; this looks like a number"):
+        read(path, COLUMNS_OF[kind])
+
+
 def test_groups_and_ids_are_no_features(tmp_path):
     table = read(write(tmp_path, good(), "csv"), "kind", group="colour", id="who")
     assert list(table.columns) == ["size", "count", "said", "open"]

@@ -46,7 +46,7 @@ def test_what_has_no_variance():
     assert interval([], 7, 3) == (None, None, None, None, None, 0)
     assert interval([2.0], 7, 3) == (2.0, None, None, None, None, 1)
     assert interval([0.0, 0.0], 7, 3) == (0, 0, 0, 1, 0, 2)
-    assert interval([-1.5] * 3, 7, 3) == (-1.5, -1.5, -1.5, 0, 0, 3)
+    assert interval([-1.5] * 3, 7, 3) == (-1.5, None, None, None, 0, 3)
 
 
 def test_undefined_differences_are_left_out_with_their_sizes():
