@@ -398,6 +398,22 @@ def test_parameters_that_nothing_selects_are_refused() -> None:
     refused(ValueError, r"selects no Variable of the Rngs", nnx.Rngs(0))
 
 
+def test_what_is_no_rule_or_no_passes_is_refused() -> None:
+    with pytest.raises(TypeError, match="the rule must be a function of the step"):
+        ij.nnx.value_and_grad(losses_fn, 0.05)
+    refused(TypeError, r"passes must be passes\.whole\(", passes=whole)
+
+
+@pytest.mark.parametrize("dtype", [None, jnp.float32, jnp.bfloat16])
+def test_the_layer_has_the_types_of_flaxs(dtype: Any) -> None:
+    x = jnp.ones((2, 3), jnp.bfloat16)
+    ours, theirs = (
+        norm(3, dtype=dtype, rngs=nnx.Rngs(0)) for norm in (ij.nnx.BatchNorm, nnx.BatchNorm)
+    )
+    assert ours(x).dtype == theirs(x).dtype
+    assert ours.mean[...].dtype == theirs.mean[...].dtype
+
+
 def test_batched_is_of_the_args_alone() -> None:
     refused(ValueError, r"batched has 3 entries for 2 args", passes=whole(2, (True, True, False)))
 
