@@ -34,6 +34,23 @@ def varying(tree: Any, axis_name: AxisName) -> Any:
     return jax.tree.map(cast, tree)
 
 
+def apart(tree: Any) -> Any:
+    """The tree behind a barrier, across which XLA shares no computation; the same values.
+
+    One for all leaves would, before JAX 0.12, make each vary over devices as any of them does, and
+    a pullback then refuses what a `pmean` in the loss (batch normalisation) left alike on all.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    alike: dict[frozenset[str], list[int]] = {}
+    for place, leaf in enumerate(leaves):
+        alike.setdefault(frozenset(_varying_axes(leaf)), []).append(place)
+    for places in alike.values():
+        behind = lax.optimization_barrier([leaves[place] for place in places])
+        for place, leaf in zip(places, behind, strict=True):
+            leaves[place] = leaf
+    return jax.tree.unflatten(structure, leaves)
+
+
 def _varying_axes(leaf: Any) -> frozenset[str]:
     kind = jax.typeof(leaf)
     manual = getattr(kind, "manual_axis_type", None)

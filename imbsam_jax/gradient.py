@@ -169,7 +169,8 @@ def _info(
     devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
     wide = at_least_float32(losses.dtype)
     # Under jax_debug_nans, which raises where a result is NaN, 0.
-    absent = 0.0 if jax.config.jax_debug_nans else np.nan  # type: ignore[attr-defined]
+    config: Any = jax.config  # which has types from JAX 0.12 on
+    absent = 0.0 if config.jax_debug_nans else np.nan
     columns = []
     for weights, (direction, there) in zip(table.groups, groups, strict=True):
         w = row_weights(weights, labels, mask, wide)

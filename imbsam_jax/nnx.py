@@ -23,7 +23,7 @@ from imbsam_jax.ascent import Ascent
 from imbsam_jax.checks import at_least_float32, short
 from imbsam_jax.passes import Passes, batch_renorm, own_rows, whole
 from imbsam_jax.rows import check_pair
-from imbsam_jax.rules import Rule
+from imbsam_jax.rules import Rule, check_rule
 
 try:
     from flax import nnx
@@ -60,7 +60,7 @@ def value_and_grad(
         floats; of others the last). A `carry` finds the state that wrt leaves out, an `nnx.State`,
         as the last of the args, and as aux a pair: that of losses_fn, and what a pass changed in
         the state: `carry_statistics`, `carry_batch`. `own_rows` is refused where losses_fn changes
-        more than counts of random numbers.
+        more than counts of random numbers, and its passes draw for rows by their place in a pass.
       wrt: which Variables are differentiated and perturbed, a filter of NNX; theta is all of them.
 
     Returns:
@@ -87,6 +87,8 @@ def value_and_grad(
     >>> round(float(loss), 4)
     1.0986
     """
+
+    check_rule(rule)
 
     def loss_and_gradient(
         model: Any, labels: Any, *args: Any, step: Any = None, mask: Any = None
@@ -216,7 +218,7 @@ class BatchNorm(nnx.BatchNorm):
         shape = (1,) * (x.ndim - 1) + (-1,)
         y = y if self.scale is None else y * self.scale[...].reshape(shape)
         y = y if self.bias is None else y + self.bias[...].reshape(shape)
-        return y.astype(self.dtype or x.dtype)
+        return y if self.dtype is None else y.astype(self.dtype)
 
 
 # ---------------------------------------------------------------------------- the rest of a state
@@ -239,8 +241,8 @@ def _holds_state(x: Any) -> bool:
 
 def _beside_the_state(passes: Any, number: int) -> Any:
     """The passes, told that the last arg is the state, which has no batch axis."""
-    if not hasattr(passes, "batched"):
-        return passes
+    if isinstance(passes, type) or not hasattr(passes, "batched"):
+        return passes  # refused later, or one that the user wrote
     batched = (True,) * number if passes.batched is None else tuple(passes.batched)
     if len(batched) != number:
         raise ValueError(f"batched has {len(batched)} entries for {number} args of losses_fn")

@@ -358,9 +358,9 @@ def check_nnx() -> None:
     from flax import nnx
 
     class Net(nnx.Module):
-        def __init__(self, rngs: nnx.Rngs):
+        def __init__(self, rngs: nnx.Rngs, axis_name: Any = None, norm: Any = nnx.BatchNorm):
             self.hidden = nnx.Linear(5, 16, rngs=rngs)
-            self.norm = nnx.BatchNorm(16, rngs=rngs)
+            self.norm = norm(16, axis_name=axis_name, rngs=rngs)
             self.head = nnx.Linear(16, CLASSES, rngs=rngs)
 
         def __call__(self, x: Any) -> Any:
@@ -398,6 +398,24 @@ def check_nnx() -> None:
         return report, nnx.to_pure_dict(nnx.state(model))
 
     compare(trained(True), trained(False), "nnx", atol=1e-6)
+
+    def mapped(axis_name: Any, norm: Any = nnx.BatchNorm) -> Any:
+        """Inside shard_map, where the layer names the axis, too; state and gradient agree there."""
+        graph, state = nnx.split(Net(nnx.Rngs(0), axis_name, norm))
+        f = ij.nnx.value_and_grad(losses, BY_ID["imbsam"].rule(RHO), axis_name=axis_name)
+
+        def gradient(state: Any, batch: Any) -> Any:
+            model, (x, y, mask) = nnx.merge(graph, state), batch
+            (loss, _), grads = f(model, y, x, y, mask=mask)
+            left = model.norm.mean[...], model.norm.var[...]
+            return loss, nnx.to_pure_dict(grads), left
+
+        specs = {"mesh": MESH, "in_specs": (P(), P("batch")), "out_specs": P()}
+        run = gradient if axis_name is None else jax.shard_map(gradient, **specs)
+        return jax.block_until_ready(quick_jit(run)(state, make_batch(0)))
+
+    for norm in (nnx.BatchNorm, ij.nnx.BatchNorm):
+        compare(mapped("batch", norm), mapped(None), f"nnx, shard_map, {norm}", atol=1e-6)
 
 
 # --------------------------------------------------------------------------------- all-reduces

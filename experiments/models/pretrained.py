@@ -20,7 +20,12 @@ from experiments.host.errors import DataError, RunError
 from experiments.host.inputs import ascii_safe, read_bytes, reason
 from experiments.models import create_model
 
-_FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
+_FLOATS: dict[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": jnp.bfloat16,
+}
 
 # Our names of modules and leaves to torchvision's, where they differ; blocks come on top.
 _TORCH_NAMES = {

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from imbsam_jax import collectives
 from imbsam_jax.checks import at_least_float32
@@ -118,7 +117,7 @@ def at_once(
     for number, class_weights in enumerate(table):
         # Otherwise XLA keeps what the backward passes have in common from one to the next, which
         # is little to compute and much to store: a third more memory than one of them needs.
-        back = pullback if number == 0 else lax.optimization_barrier(pullback)
+        back = pullback if number == 0 else collectives.apart(pullback)
         weights = rows.weights(class_weights, losses.dtype)
         grads.append(back(collectives.varying(weights, axis_name))[0])
     return grads, losses, aux
