@@ -1,0 +1,190 @@
+"""Files with rows and columns, as a pandas frame: .csv, .tsv, .parquet, .npz, and bundled sets.
+
+What is damaged, ragged or of another kind than its name says is a `DataError` of one sentence.
+Nothing is guessed about what a column is for: table.py does that.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from experiments.host import inputs
+from experiments.host.errors import DataError
+
+MOST_COLUMNS = 10_000
+BUNDLED = "sklearn:"
+KINDS = (".csv", ".tsv", ".parquet", ".npz")
+
+# What an .npz file's y is called in the frame: no column of the others may be.
+LABELS = "y"
+_SETS = ("digits", "wine", "breast_cancer")
+
+
+def frame(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """The columns of a file; labels of an .npz file and of a bundled set are its column "y".
+
+    Args:
+      path: a .csv, .tsv, .parquet or .npz file, or sklearn:digits, sklearn:wine,
+        sklearn:breast_cancer.
+
+    Raises:
+      DataError: no such file, no rows, too many or equally named columns, or damage.
+    """
+    name = os.fspath(path)
+    kind = Path(name).suffix.lower()
+    if name.startswith(BUNDLED):
+        found = _bundled(name.removeprefix(BUNDLED))
+    elif kind in (".csv", ".tsv"):
+        found = _delimited(name, "," if kind == ".csv" else "\t")
+    elif kind == ".parquet":
+        found = _parquet(name)
+    elif kind == ".npz":
+        found = _npz(name)
+    else:
+        raise DataError(
+            f"{inputs.ascii_safe(name)} is named neither {', '.join(KINDS[:-1])} nor {KINDS[-1]}: "
+            "convert it, or give it the ending of what it holds"
+        )
+    if len(found) == 0:
+        raise DataError(f"{name} holds no rows")
+    return found
+
+
+def has_labels(path: str | os.PathLike[str]) -> bool:
+    """Whether the file says itself which column holds the labels."""
+    name = os.fspath(path)
+    return name.startswith(BUNDLED) or Path(name).suffix.lower() == ".npz"
+
+
+def _bundled(name: str) -> pd.DataFrame:
+    from sklearn import datasets
+
+    if name not in _SETS:
+        raise DataError(
+            f"{BUNDLED}{name} is no bundled set: choose {', '.join(BUNDLED + x for x in _SETS)}"
+        )
+    found = getattr(datasets, f"load_{name}")()
+    labels = found.target_names[found.target]
+    features = pd.DataFrame(found.data, columns=list(map(str, found.feature_names)))
+    return features.assign(**{LABELS: labels})
+
+
+# ---- text and parquet -----------------------------------------------------------------------
+
+
+def _delimited(name: str, delimiter: str) -> pd.DataFrame:
+    data = inputs.read_bytes(name)
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{name} is not UTF-8 text (byte {error.start + 1}): save it as UTF-8"
+        ) from error
+    if not data.strip():
+        raise DataError(f"{name} is empty")
+    if b"\0" in data:
+        raise DataError(f"{name} is no text: it holds a NUL character")
+    if len(data) > 2**31 - 2:
+        raise DataError(f"{name} has over 2 GiB of text: convert it to .parquet")
+    _check_width(name, data.split(b"\n", 1)[0].count(delimiter.encode()) + 1)
+    try:
+        # In one block, so that the kind of a column is judged by all its rows.
+        table = pyarrow.csv.read_csv(
+            io.BytesIO(data),
+            read_options=pyarrow.csv.ReadOptions(block_size=len(data) + 1),
+            parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            convert_options=pyarrow.csv.ConvertOptions(strings_can_be_null=True),
+        )
+    except (pa.ArrowException, ValueError) as error:
+        raise DataError(
+            f"{name} is not a table of rows as long as its first: {_said(error)}"
+        ) from error
+    return _pandas(name, table)
+
+
+def _parquet(name: str) -> pd.DataFrame:
+    with inputs.open_regular(name) as stream:
+        try:
+            file = pyarrow.parquet.ParquetFile(stream)
+            _check_width(name, len(file.schema_arrow.names))
+            table = file.read()
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise DataError(f"{name} is not a whole .parquet file: {_said(error)}") from error
+    return _pandas(name, table)
+
+
+def _pandas(name: str, table: pa.Table) -> pd.DataFrame:
+    _check_width(name, table.num_columns)
+    _check_names(name, table.column_names)
+    for at, field in enumerate(table.schema):
+        if pa.types.is_decimal(field.type):
+            table = table.set_column(at, field.name, table.column(at).cast(pa.float64()))
+    # An index that pandas once wrote beside the columns is none of the data.
+    return table.replace_schema_metadata(None).to_pandas(ignore_metadata=True)
+
+
+def _said(error: Exception) -> str:
+    return inputs.reason(error).rstrip(".")
+
+
+def _check_width(name: str, columns: int) -> None:
+    if columns > MOST_COLUMNS:
+        raise DataError(
+            f"{name} has {columns} columns, over the {MOST_COLUMNS} that can be taken: choose "
+            "some, or give an embedding of the rows"
+        )
+
+
+def _check_names(name: str, names: list[str]) -> None:
+    twice = [each for each, times in Counter(names).items() if times > 1]
+    if twice:
+        raise DataError(f"{name} has two columns named {twice[0]!r}: rename one")
+
+
+# ---- .npz -----------------------------------------------------------------------------------
+
+
+def _npz(name: str) -> pd.DataFrame:
+    try:
+        found = inputs.read_npz(name, ("X", "y", "feature_names"))
+    except DataError as error:
+        if "Object arrays" in str(error):
+            raise DataError(
+                f"{name} holds an array of Python objects, which is not unpickled: save X as "
+                "numbers, y as numbers or text"
+            ) from error
+        raise
+    missing = [key for key in ("X", "y") if key not in found]
+    if missing:
+        raise DataError(f"{name} has no array {' and '.join(missing)}: it needs X[n, d] and y[n]")
+    X, y = found["X"], found["y"]
+    if X.ndim != 2 or X.dtype.kind not in "biuf":
+        raise DataError(f"{name}: X must be numbers [n, d], not {X.dtype}{list(X.shape)}")
+    _check_width(name, X.shape[1])
+    if y.ndim != 1 or y.dtype.kind not in "biufU":
+        raise DataError(f"{name}: y must be numbers or text [n], not {y.dtype}{list(y.shape)}")
+    if len(y) != len(X):
+        raise DataError(f"{name}: X has {len(X)} rows and y {len(y)}: one label a row")
+    return pd.DataFrame(X, columns=_feature_names(name, found.get("feature_names"), X)).assign(
+        **{LABELS: y}
+    )
+
+
+def _feature_names(name: str, given: Any, X: np.ndarray) -> list[str]:
+    if given is None:
+        return [f"x{column}" for column in range(X.shape[1])]
+    names = list(inputs.lines(given, f"{name}: feature_names"))
+    if len(names) != X.shape[1]:
+        raise DataError(f"{name}: X has {X.shape[1]} columns and feature_names {len(names)}")
+    _check_names(name, [*names, LABELS])
+    return names

@@ -1,0 +1,293 @@
+"""A file becomes a table: every kind of file with every fault, and what is made of the rest."""
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from experiments.data.files import MOST_COLUMNS
+from experiments.data.table import read, read_rows
+from experiments.host.errors import DataError
+
+
+def good(n=12):
+    """A table of three classes, 6, 4 and 2 rows, with every kind of column."""
+    at = np.arange(n)
+    return pd.DataFrame(
+        {
+            "size": at * 0.5,
+            "count": at % 3,
+            "colour": np.array(["red", "blue", "grey"])[at % 3],
+            "said": [f"word{k} and word{k + 1} again" for k in at],
+            "open": at % 2 == 0,
+            "who": [f"p{k // 2}" for k in at],
+            "kind": np.array(["a"] * 6 + ["b"] * 4 + ["c"] * 2)[at % 12],
+        }
+    )
+
+
+def write(folder, frame, kind):
+    path = folder / f"rows.{kind}"
+    if kind == "parquet":
+        pa.parquet.write_table(pa.Table.from_pandas(frame, preserve_index=False), path)
+    elif kind == "npz":
+        numbers = frame.select_dtypes(["number", "bool"])
+        numbers = numbers.drop(columns=["kind"], errors="ignore")
+        labels = np.array(frame["kind"].tolist())
+        names = np.array(list(numbers.columns), str)
+        np.savez(path, X=numbers.to_numpy(np.float64), y=labels, feature_names=names)
+    else:
+        frame.to_csv(path, index=False, sep={"csv": ",", "tsv": "\t"}[kind])
+    return path
+
+
+COLUMNS_OF = {kind: "kind" for kind in ("csv", "tsv", "parquet")} | {"npz": None}
+TEXTS = ("csv", "tsv", "parquet")
+
+
+@pytest.mark.parametrize("kind", COLUMNS_OF)
+def test_every_kind_of_file_gives_the_same_table(tmp_path, kind):
+    table = read(write(tmp_path, good(), kind), COLUMNS_OF[kind])
+    assert table.class_names == ("a", "b", "c")
+    assert table.class_counts().tolist() == [6, 4, 2]
+    assert table.labels.dtype == np.int32
+    np.testing.assert_array_equal(table.columns["size"], np.arange(12) * 0.5)
+    np.testing.assert_array_equal(table.columns["open"], np.arange(12) % 2 == 0)
+    assert table.name == "rows"
+    if kind != "npz":
+        assert list(table.columns) == ["size", "count", "colour", "said", "open", "who"]
+        assert table.columns["colour"].tolist() == ["red", "blue", "grey"] * 4
+
+
+def changed(**columns):
+    return lambda frame: frame.assign(**columns)
+
+
+def renamed(frame):
+    return frame.rename(columns={"size": "count2", "count": "count2"})
+
+
+def wide(frame):
+    numbers = pd.DataFrame(np.zeros((12, MOST_COLUMNS + 1)))
+    return pd.concat([frame[["kind"]], numbers.rename(columns=str)], axis=1)
+
+
+# (fault, kinds of file that can have it, what the one sentence says)
+FAULTS = {
+    "one class": (changed(kind="a"), COLUMNS_OF, "one class 'a'"),
+    "single rows": (changed(kind=["a"] * 10 + ["b", "c"]), COLUMNS_OF, "only class 'a'"),
+    "all different": (changed(kind=[f"k{x}" for x in range(12)]), COLUMNS_OF, "all different"),
+    "nearly": (changed(kind=[f"k{x % 8}" for x in range(12)]), COLUMNS_OF, "8 values in 12 rows"),
+    "a number": (changed(kind=np.arange(12) / 7), COLUMNS_OF, "a number to predict"),
+    "no label": (changed(kind=None), TEXTS, "is empty in every row"),
+    "infinite": (changed(size=[np.inf, *range(11)]), COLUMNS_OF, "'size' holds infinite"),
+    "too large": (changed(size=[1e200, *range(11)]), COLUMNS_OF, "too large to standardise"),
+    "infinite label": (changed(kind=[np.inf] * 6 + [1.5] * 6), COLUMNS_OF, "infinite labels"),
+    "no rows": (lambda frame: frame[:0], COLUMNS_OF, "holds no rows"),
+    "wide": (wide, ("csv",), f"over the {MOST_COLUMNS}"),
+    "two names": (renamed, ("csv", "tsv", "npz"), "two columns named 'count2'"),
+    "label alone": (lambda frame: frame[["kind"]], TEXTS, "no column is left"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"), [(fault, kind) for fault, (_, kinds, _) in FAULTS.items() for kind in kinds]
+)
+def test_a_fault_is_one_sentence(tmp_path, fault, kind):
+    change, _, says = FAULTS[fault]
+    path = write(tmp_path, change(good()), kind)
+    with pytest.raises(DataError) as refused:
+        read(path, COLUMNS_OF[kind])
+    assert says in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", COLUMNS_OF)
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (None, "does not exist"),
+        (b"", ""),
+        (b"\x00\xff\xfe", ""),
+        (b"PK\x03\x04 no archive", ""),
+        ("half", ""),
+    ],
+)
+def test_damaged_bytes(tmp_path, kind, data, says):
+    path = write(tmp_path, good(), kind)
+    whole = path.read_bytes()
+    path.unlink()
+    if data == "half" and kind in ("csv", "tsv"):
+        whole = whole[: len(whole) // 2].rpartition(b"," if kind == "csv" else b"\t")[0] + b"x"
+    if data is not None:
+        path.write_bytes(whole[: len(whole) // 2] if data == "half" else data)
+    with pytest.raises(DataError, match=f"rows.{kind}.*{says}"):
+        read(path, COLUMNS_OF[kind])
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (b"a,kind\n1,x\n2,y,3\n", "Expected 2 columns, got 3"),
+        (b"a,kind\n1,x\n2\n", "Expected 2 columns, got 1"),
+        ("a,kind\n1,\u00e9\n".encode("latin1"), "byte 10.*save it as UTF-8"),
+        (b"a,a,kind\n1,2,x\n", "two columns named 'a'"),
+        (b"a,kind\n1,x\0\n", "NUL"),
+        (b"a,kind\n", "no rows"),
+        (b"  \n", "is empty"),
+    ],
+)
+def test_text_that_is_no_table(tmp_path, lines, says):
+    (tmp_path / "rows.csv").write_bytes(lines)
+    with pytest.raises(DataError, match=says):
+        read(tmp_path / "rows.csv", "kind")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"X": np.ones((3, 2))}, "no array y"),
+        ({"y": np.ones(3)}, "no array X"),
+        ({"X": np.ones((3, 2)), "y": np.ones(4)}, "X has 3 rows and y 4"),
+        ({"X": np.ones(3), "y": np.ones(3)}, r"must be numbers \[n, d\]"),
+        ({"X": np.ones((3, 2, 2)), "y": np.ones(3)}, r"must be numbers \[n, d\]"),
+        ({"X": np.ones((3, 2), complex), "y": np.ones(3)}, "must be numbers"),
+        ({"X": np.ones((3, 2)), "y": np.ones((3, 2))}, "y must be numbers or text"),
+        ({"X": np.full((3, 2), None), "y": np.ones(3)}, "Python objects.*not unpickled"),
+        ({"X": np.ones((3, 2)), "y": np.full(3, None)}, "Python objects.*not unpickled"),
+        ({"X": np.ones((3, 2)), "y": np.ones(3), "feature_names": np.array(["a"])}, "names 1"),
+        ({"X": np.ones((3, 2)), "y": np.ones(3), "feature_names": np.array(["a", "a"])}, "'a'"),
+        ({"X": np.ones((3, MOST_COLUMNS + 1)), "y": np.ones(3)}, "10001 columns"),
+    ],
+)
+def test_arrays_that_are_no_table(tmp_path, arrays, says):
+    np.savez(tmp_path / "rows.npz", **arrays)
+    with pytest.raises(DataError, match=says):
+        read(tmp_path / "rows.npz")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"label": "knd"}, "no column 'knd'.*did you mean 'kind'"),
+        ({"label": None}, "name that of the labels with --label"),
+        ({"text": ["zzz"]}, "no column 'zzz'.*--text.*it has 'size', 'count'"),
+        ({"text": ["kind"]}, "'kind' is given as --label and --text"),
+        ({"text": ["said", "said"]}, "--text twice"),
+        ({"text": ["size"]}, "'size'.*holds numbers, no text"),
+        ({"group": "kind"}, "--label and --group"),
+        ({"group": "said"}, "12 values in 12 rows"),
+        ({"id": "nobody"}, "no column 'nobody'.*--id"),
+        ({"id": "open"}, "2 values: four or more"),
+    ],
+)
+def test_columns_that_are_given_wrongly(tmp_path, given, says):
+    with pytest.raises(DataError, match=says):
+        read(write(tmp_path, good(), "csv"), **{"label": "kind", **given})
+
+
+@pytest.mark.parametrize("path", ["rows.xls", "rows", "sklearn:iris2"])
+def test_no_kind_of_file(tmp_path, path):
+    with pytest.raises(DataError, match=r"named neither|no bundled set"):
+        read(path, None if ":" in path else "kind")
+
+
+def test_a_label_for_a_file_that_says_its_own(tmp_path):
+    with pytest.raises(DataError, match="leave out --label"):
+        read(write(tmp_path, good(), "npz"), "kind")
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ([7] * 6 + [-3] * 4 + [10] * 2, ("7", "-3", "10")),
+        ([7.0] * 6 + [-3.0] * 4 + [10.0] * 2, ("7", "-3", "10")),
+        ([0.5] * 2 + [1.5] * 6 + [2.0] * 4, ("1.5", "2.0", "0.5")),
+        ([True] * 5 + [False] * 7, ("False", "True")),
+        (["n"] * 2 + ["10"] * 5 + ["9"] * 5, ("10", "9", "n")),
+    ],
+)
+@pytest.mark.parametrize("kind", COLUMNS_OF)
+def test_labels_of_any_kind_by_falling_count(tmp_path, kind, labels, names):
+    table = read(write(tmp_path, good().assign(kind=labels), kind), COLUMNS_OF[kind])
+    assert table.class_names == names
+    assert (np.diff(table.class_counts()) <= 0).all()
+    plain = {str(x).removesuffix(".0") for x in labels}
+    for label, code in zip(labels, table.labels, strict=True):
+        assert table.class_names[code] in (str(label), str(label).removesuffix(".0"))
+    assert len(plain) == len(names)
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_what_is_left_out_is_told(tmp_path, kind):
+    frame = good(40).assign(
+        day=pd.date_range("2024-01-01", periods=40),
+        name=[f"n{x}" for x in range(40)],
+        kind=["a"] * 20 + ["b"] * 18 + ["rare", None],
+    )
+    frame.loc[3, "size"] = None
+    frame.loc[4, "colour"] = None
+    table = read(write(tmp_path, frame, kind), "kind", text=["said"])
+    assert table.notes == (
+        "1 row without a label left out",
+        "1 class with a single row left out, which cannot be both trained on and tested: "
+        "class rare",
+        "1 column of dates or times left out: day",
+        "1 column whose values nearly all differ (--text, were it sentences) left out: name",
+    )
+    assert len(table.labels) == len(table.columns) == 38
+    assert np.isnan(table.columns["size"][3]) and table.columns["colour"][4] is None
+
+
+def test_groups_and_ids_are_no_features(tmp_path):
+    table = read(write(tmp_path, good(), "csv"), "kind", group="colour", id="who")
+    assert list(table.columns) == ["size", "count", "said", "open"]
+    assert table.group_names == table.weighed_names == ("blue", "grey", "red")
+    assert [table.group_names[g] for g in table.weighed[:3]] == ["red", "blue", "grey"]
+    assert table.ids.tolist() == [k // 2 for k in range(12)]
+
+
+def test_a_test_file_of_ones_own(tmp_path):
+    path = write(tmp_path, good(), "csv")
+    other = tmp_path / "other.tsv"
+    good()[[*good().columns[::-1]]][6:].to_csv(other, index=False, sep="\t")
+    table = read(path, "kind", test=other)
+    assert table.first_test_row == 12 and len(table.labels) == 18
+    assert table.labels[12:].tolist() == table.labels[6:12].tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "given", "says"),
+    [
+        (lambda f: f.drop(columns="size"), {}, "no column 'size', which .*rows.csv has"),
+        (lambda f: f.assign(size="x"), {}, "'size' holds words"),
+        (lambda f: f.assign(kind="d"), {}, "class 'd', which no training row has"),
+        (lambda f: f.assign(kind=None), {}, "no row with a label"),
+        (lambda f: f, {"id": "who"}, "stand in both"),
+        (lambda f: f.assign(colour="pink"), {"group": "colour"}, "no training row has"),
+    ],
+)
+def test_a_test_file_that_does_not_fit(tmp_path, change, given, says):
+    path = write(tmp_path, good(), "csv")
+    (tmp_path / "other").mkdir()
+    other = write(tmp_path / "other", change(good()), "csv")
+    with pytest.raises(DataError, match=says):
+        read(path, "kind", test=other, **given)
+
+
+def test_rows_without_labels(tmp_path):
+    table = read(write(tmp_path, good(), "csv"), "kind")
+    frame = good()[["open", "who", "said", "colour", "count", "size"]].assign(more=1)
+    rows = read_rows(write(tmp_path, frame, "parquet"), table.columns.iloc[:0])
+    pd.testing.assert_frame_equal(rows, table.columns)
+    with pytest.raises(DataError, match="'size' holds words"):
+        read_rows(write(tmp_path, frame.assign(size="x"), "csv"), table.columns.iloc[:0])
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "classes"), [("digits", 1797, 10), ("wine", 178, 3), ("breast_cancer", 569, 2)]
+)
+def test_bundled_sets(name, rows, classes):
+    table = read(f"sklearn:{name}")
+    assert (len(table.labels), table.num_classes, table.name) == (rows, classes, name)
