@@ -9,6 +9,7 @@ read nowhere else.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -106,7 +107,10 @@ class Engine:
       weighed: int32[N], by which rules weigh: labels, or groups.
       recipe: how.
       rows: of different names. Those of one structure run in one program.
+      ids: int64[N], rows of one number stay in one fold; or None.
       stop: called between programs; raises to end.
+      compiling: called with the number of a program before it is compiled.
+      advance: called with (units of work, seconds) after each call.
       keep: keep parameters of the final networks.
     """
 
@@ -117,11 +121,15 @@ class Engine:
         recipe: Recipe,
         rows: Sequence[Row],
         *,
+        ids: NDArray[np.int64] | None = None,
         stop: Callable[[], None] = lambda: None,
+        compiling: Callable[[int], None] = lambda number: None,
+        advance: Callable[[int, float], None] = lambda units, seconds: None,
         keep: bool = False,
     ):
         self.labels, self.weighed, self.recipe = labels, weighed, recipe
-        self.rows, self._stop, self._keep = list(rows), stop, keep
+        self.rows, self._ids, self._stop, self._keep = list(rows), ids, stop, keep
+        self._compiling, self._advance = compiling, advance
         classes, groups = recipe.net.classes, int(weighed.max()) + 1
         if weighed is labels or np.array_equal(weighed, labels):
             self.cells = np.asarray(labels, np.int32)
@@ -145,19 +153,23 @@ class Engine:
         """Settings of a row with tuning, the rows of a family without."""
         return max(max(len(row.points) for row in family) if self.recipe.folds else len(family), 1)
 
-    def calls(self, family: list[Row]) -> int:
-        """How many programs are run for a family in a split."""
+    def units(self, family: list[Row], part: Part) -> int:
+        """How much work a family is in a split: programs that are run, times their passes."""
         lanes = self.lanes_per_call(family)
-        return len(family) * self.recipe.folds + -(-len(family) // lanes)
+        calls = len(family) * self.recipe.folds + -(-len(family) // lanes)
+        return calls * lanes * self._passes(family[0], part)
 
-    def run(
-        self, part: Part, family: list[Row], advance: Callable[[], None] = lambda: None
-    ) -> list[Found]:
-        """Every row of a family on a split; `advance` is called after each program."""
+    def _passes(self, row: Row, part: Part) -> int:
+        table = self._structure(row, part).method.numbers()
+        return (table.base is not None) + 2 * np.shape(table.groups)[0]
+
+    def run(self, part: Part, family: list[Row]) -> list[Found]:
+        """Every row of a family on a split."""
         recipe = self.recipe
-        chosen, validated = [row.points[0] for row in family], [[] for _ in family]
+        chosen = [row.points[0] for row in family]
+        validated: list[list[float]] = [[] for _ in family]
         if recipe.folds:
-            scores = self._validated(part, family, advance)
+            scores = self._validated(part, family)
             best = [max(range(len(s)), key=lambda k: s[k]) for s in scores]
             chosen = [row.points[k] for row, k in zip(family, best, strict=True)]
             validated = [[of[0] for of in s] for s in scores]
@@ -169,7 +181,6 @@ class Engine:
         for start in range(0, len(lanes), size):
             group = lanes[start : start + size]
             found = self._call(part, family[0], group, size, order, part.test)
-            advance()
             logits += list(found[0])
             params += [
                 jax.tree.map(lambda leaf, k=k: np.asarray(leaf[k]), found[2]) if self._keep else None
@@ -209,11 +220,9 @@ class Engine:
     def folds(self, part: Part) -> list[NDArray[np.int64]]:
         """The held rows of each fold."""
         draw = self._draw(part, 1)
-        return folds(part.train, self.labels, self.recipe.folds, draw)
+        return folds(part.train, self.labels, self.recipe.folds, draw, self._ids)
 
-    def _validated(
-        self, part: Part, family: list[Row], advance: Callable[[], None]
-    ) -> list[list[tuple[float, float]]]:
+    def _validated(self, part: Part, family: list[Row]) -> list[list[tuple[float, float]]]:
         """Of each row, of each point (balanced accuracy, -log-loss), over all folds."""
         probabilities: list[list[NDArray[np.float64]]] = [[] for _ in family]
         held_labels = []
@@ -226,7 +235,6 @@ class Engine:
                 size = self.lanes_per_call(family)
                 logits, *_ = self._call(part, row, lanes, size, order, held)
                 probabilities[k].append(_softmax(logits))
-                advance()
         labels = np.concatenate(held_labels)
         return [
             [criterion(p, labels) for p in np.concatenate(of_row, axis=1)]
@@ -253,9 +261,12 @@ class Engine:
         shapes = tuple((np.shape(x), str(x.dtype)) for x in jax.tree.leaves((given, batches)))
         key = structure.key(), shapes
         if key not in self.compiled:
+            self._compiling(len(self.compiled) + 1)
             run = program(self.recipe.net, structure, self.label_of, self._keep)
             self.compiled[key] = jax.jit(run).lower(given, batches).compile()
+        began = time.perf_counter()
         logits, loss, params = jax.device_get(self.compiled[key](given, batches))
+        self._advance(size * self._passes(row, part), time.perf_counter() - began)
         count = len(lanes)
         return logits[:count, : len(held)], loss[:count], params
 
@@ -287,13 +298,25 @@ class Engine:
 
 
 def folds(
-    rows: NDArray[np.int64], labels: NDArray[Any], count: int, draw: np.random.Generator
+    rows: NDArray[np.int64],
+    labels: NDArray[Any],
+    count: int,
+    draw: np.random.Generator,
+    ids: NDArray[np.int64] | None = None,
 ) -> list[NDArray[np.int64]]:
     """The held rows of each of so many folds: every class is spread over them evenly.
 
     A class with a single row is in none; every other class has rows left in the rest of each fold.
     With count 1 a fifth of the rows is held, of every class with two rows or more at least one.
+    With ids the same is done with ids, each of the rarest class among its rows.
     """
+    if ids is not None:
+        names, of_row = np.unique(ids[rows], return_inverse=True)
+        rarity = np.argsort(np.argsort(-np.bincount(labels[rows]), kind="stable"))
+        rarest = np.full(len(names), -1)
+        np.maximum.at(rarest, of_row, rarity[labels[rows]])
+        held_ids = folds(np.arange(len(names)), rarest, count, draw)
+        return [rows[np.isin(of_row, units)] for units in held_ids]
     held: list[list[int]] = [[] for _ in range(count)]
     start = 0
     for c in np.unique(labels[rows]):
