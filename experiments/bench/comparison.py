@@ -46,6 +46,8 @@ class Row(Protocol):
 
     def method(self, counts: np.ndarray, point: Point) -> Tabled: ...
 
+    def described(self, counts: np.ndarray, point: Point) -> Point: ...
+
 
 class Recipe(NamedTuple):
     """How every lane is trained.
@@ -109,9 +111,12 @@ class Engine:
       rows: of different names. Those of one structure run in one program.
       ids: int64[N], rows of one number stay in one fold; or None.
       stop: called between programs; raises to end.
+      keep: keep parameters of the final networks.
+
+    Attributes:
       compiling: called with the number of a program before it is compiled.
       advance: called with (units of work, seconds) after each call.
-      keep: keep parameters of the final networks.
+      seconds: in calls so far, compilation left out.
     """
 
     def __init__(
@@ -123,13 +128,13 @@ class Engine:
         *,
         ids: NDArray[np.int64] | None = None,
         stop: Callable[[], None] = lambda: None,
-        compiling: Callable[[int], None] = lambda number: None,
-        advance: Callable[[int, float], None] = lambda units, seconds: None,
         keep: bool = False,
     ):
         self.labels, self.weighed, self.recipe = labels, weighed, recipe
         self.rows, self._ids, self._stop, self._keep = list(rows), ids, stop, keep
-        self._compiling, self._advance = compiling, advance
+        self.compiling: Callable[[int], None] = lambda number: None
+        self.advance: Callable[[int, float], None] = lambda units, seconds: None
+        self.seconds = 0.0
         classes, groups = recipe.net.classes, int(weighed.max()) + 1
         if weighed is labels or np.array_equal(weighed, labels):
             self.cells = np.asarray(labels, np.int32)
@@ -148,6 +153,10 @@ class Engine:
             key = self._structure(row, part).key(), row.sampling
             found.setdefault(key, []).append(row)
         return list(found.values())
+
+    def programs(self, part: Part) -> set[Any]:
+        """How many different ones the rows need, where folds and test rows are of one shape."""
+        return {self._structure(row, part).key() for row in self.rows}
 
     def lanes_per_call(self, family: list[Row]) -> int:
         """Settings of a row with tuning, the rows of a family without."""
@@ -261,12 +270,14 @@ class Engine:
         shapes = tuple((np.shape(x), str(x.dtype)) for x in jax.tree.leaves((given, batches)))
         key = structure.key(), shapes
         if key not in self.compiled:
-            self._compiling(len(self.compiled) + 1)
+            self.compiling(len(self.compiled) + 1)
             run = program(self.recipe.net, structure, self.label_of, self._keep)
             self.compiled[key] = jax.jit(run).lower(given, batches).compile()
         began = time.perf_counter()
         logits, loss, params = jax.device_get(self.compiled[key](given, batches))
-        self._advance(size * self._passes(row, part), time.perf_counter() - began)
+        took = time.perf_counter() - began
+        self.seconds += took
+        self.advance(size * self._passes(row, part), took)
         count = len(lanes)
         return logits[:count, : len(held)], loss[:count], params
 

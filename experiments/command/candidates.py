@@ -81,6 +81,13 @@ class Candidate(NamedTuple):
         """Its method at a point, for classes of these sizes."""
         return method_of(self.rule, counts, point)
 
+    def described(self, counts: np.ndarray, point: Point) -> Point:
+        """A point for a reader: eta in place of the share that it follows from."""
+        found = dict(point)
+        if "head_share" in found:
+            found["eta"] = tail_threshold(counts, head_share=found.pop("head_share"))
+        return found
+
 
 def method_of(rule: str, counts: np.ndarray, point: Point) -> Tabled:
     """The method of a rule at a point; eta is the point's, or follows from its head_share."""
