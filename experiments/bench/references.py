@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 
 def _trees(seed: int) -> Any:
@@ -55,7 +56,9 @@ def probabilities(
       seed: of what the model draws.
     """
     model = REFERENCES[name][1](seed)
-    with warnings.catch_warnings():
+    # On a small table, and more so beside other work, threads wait for each other far longer than
+    # they work.
+    with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a solver that has not converged: it is a reference
         model.fit(features[train], labels[train])
     found = np.zeros((len(test), classes))
