@@ -4,7 +4,8 @@ r"""Runs `compare` over many data sets and sums up what helps, where, and how su
 
     python -m experiments.study sets.toml --out results/study -- --settings 4 --rule sgd imbsam
 
-What follows `--` is handed on to compare. A list in TOML names sets with the flags that `compare` takes for them:
+What follows `--` is handed on to compare. A list in TOML names sets with the flags that compare
+takes for them:
 
     [[set]]
     data = "$TEXT_DIR/banking77/train.csv"
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import os
 import re
 import shlex
@@ -30,7 +32,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import compare
 from experiments.data import table
 from experiments.host import cli, inputs, locks, origin, outputs
 from experiments.host.errors import DataError, RunError
@@ -249,7 +250,7 @@ def run(planned: Sequence[Planned], out: Path, only_sum_up: bool) -> Iterator[di
         print(f"[{number}/{len(left)}] {each.name}: {each.about}{ahead}", flush=True)
         outputs.write_json(_kept(out, each), list(each.flags))
         try:
-            compare.main(_arguments(out, each))
+            _compare().main(_arguments(out, each))
         except (DataError, RunError) as error:
             print(f"{each.name} is left out: {error}", flush=True)
             yield {"name": each.name, "why": str(error)}
@@ -259,8 +260,13 @@ def run(planned: Sequence[Planned], out: Path, only_sum_up: bool) -> Iterator[di
 def _arguments(out: Path, each: Planned) -> argparse.Namespace:
     """Of compare, which refuses what it does not take."""
     flags = [*each.flags, "--out", str(_folder(out, each)), "--resume"]
-    parsed: argparse.Namespace = compare.arguments().parse_args(flags)
+    parsed: argparse.Namespace = _compare().arguments().parse_args(flags)
     return parsed
+
+
+def _compare() -> Any:
+    """The entry of that name, which brings JAX along: --help and --only-sum-up need none."""
+    return importlib.import_module("experiments.compare")
 
 
 def _folder(out: Path, each: Planned) -> Path:
@@ -295,8 +301,8 @@ def main(args: argparse.Namespace, more: Sequence[str] = ()) -> dict[str, Any]:
         print(f"{each['name']} is left out: {each['why']}", flush=True)
     if not planned:
         raise DataError("no set is left to compare on")
-    for each in planned:
-        _arguments(out, each)  # before anything is run
+    for one in [] if args.only_sum_up else planned:
+        _arguments(out, one)  # before anything is run
     with locks.Lock(out):
         with outputs.writing(out):
             (out / "sets").mkdir(exist_ok=True)
