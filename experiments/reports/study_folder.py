@@ -70,10 +70,13 @@ def summarise(sets: Sequence[Set]) -> dict[str, Any]:
         if all(row["row"] in {x["row"] for x in one.summary["rows"]} for one in sets)
     ]
     facts = [_facts(one, [row["row"] for row in rows]) for one in sets]
-    contrasts: list[dict[str, Any]] = [
-        {"row": row, "against": other, "metrics": {m: _gain(sets, row, other, m) for m in METRICS}}
-        for row, other in pairs(rows)
-    ]
+    lines = [dict(iter(one.lines.sort_values("split").groupby("row"))) for one in sets]
+    own_test = [one.summary["splits"]["own_test"] for one in sets]
+    contrasts: list[dict[str, Any]] = []
+    for row, other in pairs(rows):
+        both = [(one[row], one[other]) for one in lines]
+        gains = {metric: _gain(both, own_test, metric) for metric in METRICS}
+        contrasts.append({"row": row, "against": other, "metrics": gains})
     for metric in METRICS:
         adjusted = holm([each["metrics"][metric]["p"] for each in contrasts])
         for each, p in zip(contrasts, adjusted, strict=True):
@@ -126,17 +129,16 @@ def _ranks(facts: Sequence[Mapping[str, Any]], rows: Sequence[Any], metric: str)
     return {**found, "rank": dict(zip(names, found["rank"], strict=True))}
 
 
-def _gain(sets: Sequence[Set], row: str, other: str, metric: str) -> dict[str, Any]:
+def _gain(
+    both: Sequence[tuple[pd.DataFrame, pd.DataFrame]], own_test: Sequence[bool], metric: str
+) -> dict[str, Any]:
+    """Of the lines of a row and of another, in each set."""
     sign = -1.0 if metric in FALLING else 1.0
     by_set: list[list[float | None]] = []
-    for one in sets:
-        mine, theirs = (
-            one.lines[one.lines["row"] == name].sort_values("split") for name in (row, other)
-        )
+    for (mine, theirs), own in zip(both, own_test, strict=True):
         gains = sign * (mine[metric].to_numpy(float) - theirs[metric].to_numpy(float))
-        own_test = one.summary["splits"]["own_test"]
         seen = (mine["train"] + mine["val"]).to_numpy()
-        by_set.append(list(interval(gains, seen, 0 if own_test else mine["test"].to_numpy())[:3]))
+        by_set.append(list(interval(gains, seen, 0 if own else mine["test"].to_numpy())[:3]))
     means = [mean for mean, _, _ in by_set if mean is not None]
     sure = [(low, high) for _, low, high in by_set if low is not None and high is not None]
     win, loss = sum(low > 0 for low, _ in sure), sum(high < 0 for _, high in sure)
