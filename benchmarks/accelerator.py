@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import accelerator_steps, peak
-from experiments.host import cli, folders
+from experiments.host import cli, outputs
 from experiments.host.errors import RunError, Stopped
 from experiments.host.needs import Needs, always, either, one_of
 from experiments.models import MODELS
@@ -165,7 +165,7 @@ def finished(paths: list[Path]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for path in paths:
         if path.exists():
-            reports = folders.read_json(path)
+            reports = outputs.read_json(path)
             try:
                 found |= {report["job"]: report for report in reports}
             except (TypeError, KeyError) as error:
@@ -250,7 +250,7 @@ def train(args: argparse.Namespace, deadline: float) -> None:
                 stopped.exit_code,
             ) from None
         reports[job["name"]] = report
-        folders.replace_text(file, json.dumps(list(reports.values()), indent=1) + "\n")
+        outputs.replace_text(file, json.dumps(list(reports.values()), indent=1) + "\n")
         summary = report.get("failed") or (
             f"many {_one(report['many'])} medium {_one(report['medium'])} few "
             f"{_one(report['few'])} all {_one(report['all'])}, {report['seconds_train']:.0f} s "

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import peak, step_cost
-from experiments.host import folders
+from experiments.host import origin, outputs
 from experiments.host.errors import Stopped
 
 
@@ -215,9 +215,9 @@ def add_shares(cells: list[dict[str, Any]], rates: dict[str, float]) -> None:
 def _write(out: Path, measured: dict[str, Any]) -> None:
     cells, ceiling = list(measured.values()), peak.read(out / "peak.json")
     add_shares(cells, peak.rates(ceiling))
-    found = {"command": folders.command_line(), "cells": cells, **peak.described()}
-    folders.write_json(out / "steps.json", found)
-    folders.replace_text(out / "steps.md", markdown(found, ceiling))
+    found = {"command": origin.command_line(), "cells": cells, **peak.described()}
+    outputs.write_json(out / "steps.json", found)
+    outputs.replace_text(out / "steps.md", markdown(found, ceiling))
 
 
 def markdown(found: dict[str, Any], ceiling: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.host import cli, folders
+from experiments.host import cli, origin, outputs
 from experiments.host.needs import Needs, always
 
 # (channels, pixels of a side) of ResNet-32's three stages.
@@ -109,8 +109,8 @@ def main(args: argparse.Namespace) -> None:
                   + ("" if rate is None else f"  {rate:5.1f} GFLOP/s"))  # fmt: skip
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    found = {"command": folders.command_line(), "batch_size": args.batch_size, "rows": rows}
-    folders.write_json(out / "conv_profile.json", found | folders.environment())
+    found = {"command": origin.command_line(), "batch_size": args.batch_size, "rows": rows}
+    outputs.write_json(out / "conv_profile.json", found | origin.environment())
 
 
 if __name__ == "__main__":

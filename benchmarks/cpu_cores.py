@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.host import cli, folders
+from experiments.host import cli, origin, outputs
 from experiments.host.needs import Needs, always
 
 RULES = ("sgd", "imbsam")
@@ -196,10 +196,10 @@ def main(args: argparse.Namespace) -> None:
         import torch
 
         versions["torch"] = torch.__version__
-    found = {"command": folders.command_line(), "cores": cores(), "rows": rows, **versions}
+    found = {"command": origin.command_line(), "cores": cores(), "rows": rows, **versions}
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    folders.write_json(out / "cpu_cores.json", found | folders.environment())
+    outputs.write_json(out / "cpu_cores.json", found | origin.environment())
     for row in rows:
         low, high = row["quartiles"]
         print(

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.host import cli, folders
+from experiments.host import cli, origin
 from experiments.host.needs import Needs, always, without
 
 _NEEDS: Needs = {
@@ -185,8 +185,8 @@ def main(args: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     about = {
         "model": args.model, "batch_size": args.batch_size, "tail_rows": args.tail_rows,
-        "image_size": args.image_size, "rounds": args.rounds, "command": folders.command_line(),
-        **folders.environment(),
+        "image_size": args.image_size, "rounds": args.rounds, "command": origin.command_line(),
+        **origin.environment(),
     }  # fmt: skip
     found = {**about, "rows": rows}
     (out / "exact_batch_norm.json").write_text(json.dumps(found, indent=1) + "\n")

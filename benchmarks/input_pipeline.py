@@ -29,7 +29,7 @@ import numpy as np
 
 from experiments.data.decode import decode_train
 from experiments.data.stream import StepRows, Stream, stream
-from experiments.host import cli, folders
+from experiments.host import cli, origin, outputs
 from experiments.host.needs import Needs, always
 
 _NEEDS: Needs = always(
@@ -237,7 +237,7 @@ def markdown(row: dict[str, Any]) -> str:
 
 def main(args: argparse.Namespace) -> None:
     if args.data_dir:
-        from experiments.data.records import load_inaturalist
+        from experiments.data.image_sets import load_inaturalist
 
         data = load_inaturalist(args.data_dir)
         split, source = data.train, data.source
@@ -248,9 +248,9 @@ def main(args: argparse.Namespace) -> None:
     row["waiting"] = waiting(split, args, batch_seconds)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    found = {"command": folders.command_line(), "data": source, **row}
-    folders.write_json(out / "input_pipeline.json", {**found, **folders.environment()})
-    folders.replace_text(out / "input_pipeline.md", markdown(row))
+    found = {"command": origin.command_line(), "data": source, **row}
+    outputs.write_json(out / "input_pipeline.json", {**found, **origin.environment()})
+    outputs.replace_text(out / "input_pipeline.md", markdown(row))
     print(markdown(row))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.host import folders
+from experiments.host import origin, outputs
 from experiments.host.errors import RunError
 
 # (type, precision). XLA's default for float32 is TF32 on an NVIDIA GPU since Ampere.
@@ -101,8 +101,8 @@ def run(out: Path, quick: bool = False) -> None:
     if read(file):
         print(f"{file} is there: not measured again")
         return
-    found = {"command": folders.command_line(), "quick": quick, **measure(quick)}
-    folders.write_json(file, {**found, **described()})
+    found = {"command": origin.command_line(), "quick": quick, **measure(quick)}
+    outputs.write_json(file, {**found, **described()})
     for line in found["matmul"]:
         rate = line["flops_per_second_best"] / 1e12
         print(f"matmul {line['n']} {line['dtype']} {line['precision']}: {rate:.4g} TFLOP/s")
@@ -117,8 +117,8 @@ def read(file: Path) -> dict[str, Any]:
     """
     if not file.exists():
         return {}
-    found: dict[str, Any] = folders.read_object(file)
-    here = folders.environment()["device"]
+    found: dict[str, Any] = outputs.read_object(file)
+    here = origin.environment()["device"]
     if found.get("device") != here:
         raise RunError(
             f"{file} is of {found.get('device')}, and this is {here}: choose another --out, "
@@ -132,7 +132,7 @@ def described() -> dict[str, Any]:
     import jax
 
     precision = getattr(jax.config, "jax_default_matmul_precision", None) or "default"
-    return {"default_matmul_precision": precision, **folders.environment()}
+    return {"default_matmul_precision": precision, **origin.environment()}
 
 
 def rates(found: dict[str, Any]) -> dict[str, float]:

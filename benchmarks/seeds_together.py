@@ -22,7 +22,7 @@ from typing import Any, cast
 import numpy as np
 
 from experiments.command import method_flags
-from experiments.host import cli, folders
+from experiments.host import cli, origin, outputs
 from experiments.host.errors import RunError
 from experiments.host.needs import Needs, always
 
@@ -240,14 +240,14 @@ def main(args: argparse.Namespace) -> None:
     dataset = load_npz(Path(args.data)) if args.data else noise(long_tail_counts(100, 500, 100))
     dataset = shrunk(dataset, args.shrink)
     rows = [measure(model, args, dataset) for model in args.model]
-    command = folders.command_line()
+    command = origin.command_line()
     for path in filter(None, (args.data, args.out)):  # where files lay here says nothing elsewhere
         command = command.replace(path, Path(path).name)
-    environment = folders.environment()
+    environment = origin.environment()
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     found = {"command": command, "data": dataset.source, "rows": rows, **environment}
-    folders.write_json(out / "seeds_together.json", found)
+    outputs.write_json(out / "seeds_together.json", found)
     print(markdown(rows, environment["device"]))
 
 

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from experiments.command import method_flags
-from experiments.host import cli, folders
+from experiments.host import cli, origin, outputs
 from experiments.host.errors import RunError
 from experiments.host.needs import Needs, always, without
 from experiments.step import methods
@@ -478,10 +478,10 @@ def main(args: argparse.Namespace) -> None:
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     found = {
-        "command": folders.command_line(), "data": dataset.source, "rows": rows,
+        "command": origin.command_line(), "data": dataset.source, "rows": rows,
     }  # fmt: skip
-    folders.write_json(out / "step_cost.json", {**found, **folders.environment()})
-    folders.replace_text(out / "step_cost.md", markdown(rows))
+    outputs.write_json(out / "step_cost.json", {**found, **origin.environment()})
+    outputs.replace_text(out / "step_cost.md", markdown(rows))
     print(markdown(rows))
 
 

@@ -27,7 +27,7 @@ from experiments.bench.references import REFERENCES
 from experiments.command import candidates as offered
 from experiments.data import splits as data_splits
 from experiments.data import table as tables
-from experiments.host import cli, folders
+from experiments.host import cli, folders, locks, origin, outputs
 from experiments.host.errors import RunError, Stopped
 from experiments.host.needs import Need, Needs, always, beside, one_of
 from experiments.host.stopping import StopNow, StopRequest
@@ -176,12 +176,12 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     config = {key: value for key, value in vars(args).items() if key not in _NOT_COMPARED}
     _check(out, config, args)
     if args.resume and (out / compare_folder.SUMMARY).exists():
-        print(f"{out} is finished: {folders.read_object(out / compare_folder.SUMMARY)['verdict']}")
-        return folders.read_object(out / compare_folder.SUMMARY)
+        print(f"{out} is finished: {outputs.read_object(out / compare_folder.SUMMARY)['verdict']}")
+        return outputs.read_object(out / compare_folder.SUMMARY)
     cli.use_compilation_cache()
-    with StopRequest() as stop, folders.Lock(out):
+    with StopRequest() as stop, locks.Lock(out):
         _clear(out, args.resume)
-        folders.write_json(out / CONFIG, config)
+        outputs.write_json(out / CONFIG, config)
         try:
             return _compare(args, out, stop)
         except StopNow:
@@ -195,13 +195,13 @@ CONFIG = "config.json"
 
 
 def _check(out: Path, config: dict[str, Any], args: argparse.Namespace) -> None:
-    if not folders.holds_something(out) or args.overwrite:
+    if not locks.holds_something(out) or args.overwrite:
         return
     if not args.resume:
         raise RunError(
             f"{out} is not empty: pass --resume to go on, --overwrite, or choose another --out"
         )
-    what = folders.different(folders.read_object(out / CONFIG), config)
+    what = folders.different(outputs.read_object(out / CONFIG), config)
     if what:
         raise RunError(f"{out} holds another comparison ({what}): choose another --out")
 
@@ -210,7 +210,7 @@ def _clear(out: Path, resume: bool) -> None:
     """Of an earlier comparison, whatever would be taken for a part of this one."""
     if resume:
         return
-    with folders.writing(out):
+    with outputs.writing(out):
         for path in [out / compare_folder.SUMMARY, *(out / "jobs").glob("*.json")]:
             path.unlink(missing_ok=True)
 
@@ -243,7 +243,7 @@ def _compare(args: argparse.Namespace, out: Path, stop: StopRequest) -> dict[str
         "grid": {row.name: row.points for row in rows},
         "confidence": compare_folder.CONFIDENCE, "notes": notes + diverged,
         "seconds": time.perf_counter() - began, "cpu_seconds": time.process_time(),
-        "command": folders.command_line(), **folders.environment(),
+        "command": origin.command_line(), **origin.environment(),
     }  # fmt: skip
     summary = compare_folder.write(
         out, records, table, train_counts=jobs.scale.counts.tolist(),

@@ -24,7 +24,7 @@ from experiments.bench.training import Bench, Job, Setup
 from experiments.command import loss_flags, method_flags, stage2
 from experiments.data import Dataset
 from experiments.data.digits import load_digits_lt
-from experiments.host import cli, folders
+from experiments.host import cli, locks, origin, outputs
 from experiments.host.errors import RunError, check_seed
 from experiments.host.needs import Need, Needs, always
 from experiments.run import compatible
@@ -108,7 +108,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 def checked(args: argparse.Namespace) -> tuple[Path, list[int]]:
     """(where to write, the seeds); refuses what nothing can be done with."""
     out = Path(args.out)
-    if folders.holds_something(out) and not args.overwrite:
+    if locks.holds_something(out) and not args.overwrite:
         raise RunError(f"{out} is not empty: pass --overwrite, or choose another --out")
     seeds = args.seeds or list(range(args.num_seeds))
     check_seed(*seeds)
@@ -198,11 +198,11 @@ def main(args: argparse.Namespace) -> None:
     cli.use_compilation_cache()
     datasets = [load_digits_lt(args.imbalance_factor, seed) for seed in seeds]
     plan = planned(args, datasets[0])
-    with folders.Lock(out):
+    with locks.Lock(out):
         lines = train(Bench(datasets, seeds), plan)
         summary = tables.summarise(lines, seeds)
-        with folders.writing(out):
-            folders.write_flags(out, args)
+        with outputs.writing(out):
+            origin.write_flags(out, args)
             write_table(out, lines, summary, datasets[0].class_counts())
     tables.show(summary, f"long-tailed digits, imbalance factor {args.imbalance_factor:g}")
     print(f"summary, tables and plots are in {out}: summary.json, per_class.png, curves.png")

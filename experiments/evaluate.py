@@ -19,8 +19,8 @@ from rich.text import Text
 from experiments import cifar_lt, imagenet_lt, inaturalist
 from experiments.host import cli
 from experiments.host.errors import RunError
-from experiments.host.folders import read_object
 from experiments.host.needs import always, without
+from experiments.host.outputs import read_object
 from experiments.imagenet_lt import LISTS
 from experiments.reports.figures import COLUMNS, number
 

@@ -64,7 +64,7 @@ def arguments() -> argparse.ArgumentParser:
 def load(args: argparse.Namespace) -> Any:
     """The data set that the flags of group "data" describe."""
     from experiments.data.encoded import finished
-    from experiments.data.records import load_imagenet_lt
+    from experiments.data.image_sets import load_imagenet_lt
 
     lists = {name: getattr(args, name) for name in LISTS}
     dataset = load_imagenet_lt(

@@ -58,7 +58,7 @@ def arguments() -> argparse.ArgumentParser:
 def load(args: argparse.Namespace) -> Any:
     """The data set that the flags of group "data" describe."""
     from experiments.data.encoded import finished
-    from experiments.data.records import load_inaturalist
+    from experiments.data.image_sets import load_inaturalist
 
     lists = {name: getattr(args, name) for name in LISTS}
     dataset = load_inaturalist(

@@ -1,7 +1,7 @@
 """Draws the plots of finished folders again, from their files: `python -m experiments.redraw DIR`.
 
-Folders at any depth of training runs, of `digits_lt`, `sweep` and `anomaly`. Nothing is trained and
-no other file is changed.
+Folders at any depth of training runs, of `digits_lt`, `sweep`, `anomaly`, `compare` and `study`.
+Nothing is trained and no other file is changed.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import argparse
 import csv
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from experiments.host import cli, folders
+from experiments.host import cli, folders, outputs
 from experiments.host.errors import RunError
 
 # What reading tables that are damaged, or of different runs, comes to.
@@ -34,11 +35,12 @@ def redraw(folder: Path) -> list[Path]:
     summary = folder / "summary.json"
     for kind, named, draw in (
         ("report", folder / "report.json", _run),
-        ("anomaly", folder / "runs.csv", _anomaly),
+        ("study", folder / "study.json", _study),
+        ("runs", folder / "runs.csv", _runs),
         ("sweep", folder / "sweep.csv", _sweep),
         ("digits", folder / "per_class.csv", _digits),
     ):
-        if named.is_file() and (kind == "report" or summary.is_file()):
+        if named.is_file() and (kind in ("report", "study") or summary.is_file()):
             return _read(folder, draw)
     return []
 
@@ -56,7 +58,7 @@ def _read(folder: Path, draw: Callable[[Path], list[Path]]) -> list[Path]:
 def _run(folder: Path) -> list[Path]:
     from experiments.reports import plots
 
-    report = folders.read_object(folder / "report.json")
+    report = outputs.read_object(folder / "report.json")
     title = f"{report['rule']} on {report['dataset']}, {report['model']}"
     shots = report.get("thresholds") and (
         report["thresholds"]["many_above"],
@@ -79,10 +81,25 @@ def _run(folder: Path) -> list[Path]:
     return made
 
 
-def _anomaly(folder: Path) -> list[Path]:
+def _runs(folder: Path) -> list[Path]:
+    """Of anomaly detection, or of a comparison."""
+    found = outputs.read_object(folder / "summary.json")
+    if "groups" in found:
+        return _anomaly(folder, found["groups"])
+    from experiments.reports import compare_page
+
+    return compare_page.draw(folder)
+
+
+def _study(folder: Path) -> list[Path]:
+    from experiments.reports import study_figures
+
+    return study_figures.draw(folder)
+
+
+def _anomaly(folder: Path, groups: list[dict[str, Any]]) -> list[Path]:
     from experiments.anomaly import curves
 
-    groups = folders.read_object(folder / "summary.json")["groups"]
     made = []
     for protocol in dict.fromkeys(row["protocol"] for row in groups):
         made.append(folder / f"curves_{protocol}.png")
@@ -93,7 +110,7 @@ def _anomaly(folder: Path) -> list[Path]:
 def _sweep(folder: Path) -> list[Path]:
     from experiments.bench.folder import draw_sweep
 
-    return draw_sweep(folder, folders.read_object(folder / "config.json")["rule"])
+    return draw_sweep(folder, outputs.read_object(folder / "config.json")["rule"])
 
 
 def _digits(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ import argparse
 import contextlib
 from pathlib import Path
 
-from experiments.host import cli, folders
+from experiments.host import cli, locks
 from experiments.host.errors import RunError
 from experiments.host.needs import beside
 from experiments.reports.grouping import grouped
@@ -42,11 +42,11 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     out = Path(args.out) if args.out else None
-    if out and folders.holds_something(out) and not args.overwrite:
+    if out and locks.holds_something(out) and not args.overwrite:
         raise RunError(f"{out} is not empty: pass --overwrite, or choose another --out")
     reports = find(args.runs)
     groups = grouped(reports)
-    with folders.Lock(out) if out else contextlib.nullcontext():
+    with locks.Lock(out) if out else contextlib.nullcontext():
         show(reports)
         terminal = console()
         beside = published_table(groups)

@@ -39,7 +39,7 @@ from experiments.digits_lt import (
     settings_of,
     setup_of,
 )
-from experiments.host import cli, folders
+from experiments.host import cli, locks, origin, outputs
 from experiments.host.errors import Diverged, RunError
 from experiments.step.objectives import Objective
 
@@ -201,9 +201,9 @@ def main(args: argparse.Namespace) -> None:
             out, seeds = checked(args)
             grid = grid_of(args)
             cli.use_compilation_cache()
-            opened.enter_context(folders.Lock(out))
+            opened.enter_context(locks.Lock(out))
             tried = train(args, seeds, points_of(grid))
-            folders.write_flags(out, args)
+            origin.write_flags(out, args)
         else:
             out, grid = image_sweep.checked(args), grid_of(args)
             points = {named(point): point for point in points_of(grid)}
@@ -212,7 +212,7 @@ def main(args: argparse.Namespace) -> None:
             )
             tried = [Tried(*values) for values in found]
         summary = summarise(tried, seeds)
-        with folders.writing(out):
+        with outputs.writing(out):
             write_sweep(out, summary, grid, args.rule)
     print(table(summary, grid))
     print(verdict(summary))

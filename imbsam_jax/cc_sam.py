@@ -18,7 +18,8 @@ has a door of its own, of the same shape. The paper and its released code differ
 
 The release moves only the classifier, but differentiates the features through the moved one, as
 both variants do here; its 1e-12 beside ||w|| is left out. Both divide by ||d_c||^(1/2): the
-smaller a class's gradient, the *longer* its step, without a bound.
+smaller a class's gradient, the *longer* its step, without a bound. The second stage trains the
+classifier on `losses.feature_adversary`.
 
 Source: Zhou et al., CVPR 2023.
 """
@@ -37,7 +38,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from imbsam_jax import checks, collectives
 from imbsam_jax.ascent import bound_radius, norm
-from imbsam_jax.checks import at_least_float32
 from imbsam_jax.rows import (
     check_distributions,
     check_labels,
@@ -45,17 +45,13 @@ from imbsam_jax.rows import (
     check_mask,
     check_pair,
     check_params,
-    check_whole_batch,
     marked,
-    nan_where,
     no_distribution,
 )
 from imbsam_jax.rules import require_step
 
-__all__ = ["feature_adversary", "value_and_grad"]
+__all__ = ["value_and_grad"]
 
-PyTree = Any
-Variant = Literal["paper", "release"]
 
 _NO_RATIO = (
     "noise_ratio must be chosen: 1 is printed and 1e-6 released; on long-tailed digits 1e-2 "
@@ -69,9 +65,9 @@ def value_and_grad(
     head_losses_fn: Callable[..., tuple[jax.Array, Any]],
     class_counts: ArrayLike,
     *,
-    variant: Variant = "paper",
+    variant: Literal["paper", "release"] = "paper",
     perturb: Literal["classifier", "all"] = "classifier",
-    classifier: str | PyTree | Callable[[PyTree], PyTree] = "head",
+    classifier: Any = "head",
     noise_ratio: Any = None,
     flat_ratio: Any = None,
     perturbed_losses_fn: Callable[..., tuple[jax.Array, Any]] | None = None,
@@ -142,15 +138,17 @@ def value_and_grad(
     """
     counts = _checked_counts(class_counts)
     roots = (counts - 1.0) ** -0.25
-    _check_variant(variant)
+    if variant not in ("paper", "release"):
+        raise ValueError(f"variant must be 'paper' or 'release', got {variant!r}")
     if perturb not in ("classifier", "all"):
         raise ValueError(f"perturb must be 'classifier' or 'all', got {perturb!r}")
     if flat_ratio is None:
         flat_ratio = 1.0 if variant == "paper" else 0.5
-    _check_share("flat_ratio", flat_ratio)
+    checks.number("flat_ratio", flat_ratio, least=0, most=1)
     if noise_ratio is None:
         raise ValueError(_NO_RATIO)
-    _check_ratio("noise_ratio", noise_ratio)
+    if not callable(noise_ratio):
+        checks.number("noise_ratio", noise_ratio, least=0)
     if classes_at_once is not None and classes_at_once < 1:
         raise ValueError(f"classes_at_once must be at least 1, got {classes_at_once}")
     there_fn = head_losses_fn if perturbed_losses_fn is None else perturbed_losses_fn
@@ -164,7 +162,7 @@ def value_and_grad(
         if callable(ratio):
             require_step(step)
             ratio = ratio(step)
-            _check_ratio("noise_ratio", ratio)
+            checks.number("noise_ratio", ratio, least=0)
         local = collectives.varying(check_params(params), axis_name)
         moving, fixed, join = _split(local, None if perturb == "all" else classifier)
 
@@ -185,7 +183,7 @@ def value_and_grad(
         losses, pull, aux = jax.vjp(
             lambda *parts: run(head_losses_fn, *parts), moving, fixed, features, has_aux=True
         )
-        wide = at_least_float32(losses.dtype)
+        wide = checks.at_least_float32(losses.dtype)
         rows = _Rows(labels, mask, counts.size, wide, axis_name, sync_ascent)
         length_w = norm(moving)
         size = sum(leaf.size for leaf in moving)
@@ -239,118 +237,6 @@ def value_and_grad(
         return (mean_loss, aux), grads
 
     return f
-
-
-def feature_adversary(
-    head_losses_fn: Callable[..., tuple[jax.Array, Any]],
-    class_counts: ArrayLike | None = None,
-    *,
-    variant: Variant = "paper",
-    strength: Any = 1.0,
-    divisor: float = 2.0,
-) -> Callable[..., tuple[jax.Array, Any]]:
-    """Per-example losses of the second stage: a classifier trained on adversarial features.
-
-        loss'_i = (1 - share) loss(z_i) + share * u_i * loss(z_i + e_i)
-
-    with, for d_i the gradient of loss_i at the features z_i,
-
-        "paper":    e_i = strength * d_i / ||d_i||_2,                          u_i = 1
-        "release":  e_i = strength * u_i * d_i / sqrt(sum_{y_j = y_i} ||d_j||_2^2),
-                    u_i = log(n_max / n_{y_i} + 0.01) / divisor
-
-    The release so divides the step of an example by the rows of its class in the batch, and
-    weighs the adversarial loss by class, too: by 0.005 for the largest. No gradient flows through
-    e_i. The backbone is frozen, batches are class-balanced, `share` grows by epoch
-    (`schedules.ramp`).
-
-    Args:
-      head_losses_fn: as for `value_and_grad`: `(params, features, *args) -> (losses, aux)`, with
-        features float[B, ...] and each loss of its own row alone.
-      class_counts: int[C], each at least 1; needed by "release".
-      variant: "paper" or "release".
-      strength: length of e_i, finite and at least 0 (the paper's value is not known; the release
-        has 1).
-      divisor: of the release's class weights, positive.
-
-    Returns:
-      `losses_fn(params, labels, features, *args, share, mask=None) -> (losses float[B], aux)`,
-      to be averaged or given to `imbsam_jax.value_and_grad` with any rule; aux is that of the
-      pass at z.
-        labels: int[B]; soft labels float[B, C] with "paper".
-        share: between 0 and 1, a number or a traced scalar.
-        mask: bool[B], False for padding; such a row counts in no norm.
-
-    Inside pmap or shard_map the release's norms are over this device's rows.
-
-    Raises:
-      ValueError: "release" without class_counts or with soft labels, options out of range.
-
-    Source: Zhou et al., CVPR 2023, and its release. The per-example norm of "paper" is how we
-    read `z + lambda g_z / ||g_z||`.
-
-    >>> def head_losses_fn(w, z):
-    ...     return (z @ w) ** 2, None
-    >>> adversarial = feature_adversary(head_losses_fn, strength=0.5)
-    >>> z, w, labels = jnp.array([[1.0, 0.0]]), jnp.array([2.0, 0.0]), jnp.array([0])
-    >>> adversarial(w, labels, z, share=0.25)[0].tolist()
-    [5.25]
-    """
-    _check_variant(variant)
-    _check_ratio("strength", strength)
-    if not (np.isfinite(divisor) and divisor > 0):
-        raise ValueError(f"divisor must be finite and positive, got {divisor}")
-    if class_counts is None and variant == "release":
-        raise ValueError("variant='release' weighs classes: give class_counts")
-    table: NDArray[np.float64] | None = None
-    if variant == "release":
-        counts = checks.counts(class_counts if class_counts is not None else [])
-        table = np.log(counts.max() / counts + 0.01) / divisor
-
-    def losses_fn(
-        params: Any, labels: Any, features: jax.Array, *args: Any, share: Any, mask: Any = None
-    ) -> tuple[jax.Array, Any]:
-        labels = check_labels(labels, mask)
-        mask = check_mask(mask, labels.shape[0])
-        check_distributions(labels, mask)
-        _check_share("share", share)
-        if table is not None:
-            # Rows with other rows of their class: own_rows keeps all of a class together.
-            check_whole_batch(
-                "variant='release' divides by the rows of a class in the batch",
-                "take the batch whole, or variant='paper'",
-                but=("own_rows",),
-            )
-
-        def run(params: Any, z: jax.Array) -> tuple[jax.Array, Any]:
-            losses, aux = check_pair(head_losses_fn(params, z, *args))
-            return check_losses(losses, labels), aux
-
-        losses, aux = run(params, features)
-        still = lax.stop_gradient(params)
-        seen, pull = jax.vjp(lambda z: run(still, z)[0], lax.stop_gradient(features))
-        real = jnp.ones_like(seen) if mask is None else mask.astype(seen.dtype)
-        (d,) = pull(real)
-        flat = _widened(d).reshape(d.shape[0], -1)
-        if table is None:
-            u = jnp.ones((), flat.dtype)
-            noise = strength * _over_norm(flat, jnp.arange(flat.shape[0]), flat.shape[0])
-        else:
-            _check_classes(labels, table.size, variant)
-            u = (
-                jnp.asarray(table, flat.dtype)
-                .at[labels]
-                .get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
-            )
-            noise = strength * u[:, None] * _over_norm(flat, labels, table.size)
-        noise = lax.stop_gradient(noise).reshape(features.shape)
-        there, _ = run(params, (_widened(features) + noise).astype(features.dtype))
-        losses = (1 - share) * losses + share * (u * there).astype(losses.dtype)
-        if labels.ndim == 2:
-            losses = nan_where(no_distribution(labels) & (real != 0), losses)
-        return losses, aux
-
-    return losses_fn
 
 
 class _Rows:
@@ -437,21 +323,6 @@ def _moved(
     return [one(leaf, d) for leaf, d in zip(moving, direction, strict=True)]
 
 
-def _over_norm(rows: jax.Array, groups: jax.Array, num_groups: int) -> jax.Array:
-    """float[B, D]: each row over the l2 norm of all rows of its group; 0 where that is 0."""
-    outside = (groups < 0) | (groups >= num_groups)
-    at = jnp.where(outside, num_groups, groups)
-
-    def back(values: jax.Array) -> jax.Array:
-        values = values.at[at].get(mode="fill", fill_value=1)
-        return jnp.where(values == 0, 1, values)[:, None]
-
-    zeros = jnp.zeros(num_groups, rows.dtype)
-    over_peak = rows / back(zeros.at[at].max(jnp.abs(rows).max(axis=1), mode="drop"))
-    squares = zeros.at[at].add(jnp.square(over_peak).sum(axis=1), mode="drop")
-    return over_peak / jnp.sqrt(back(squares))
-
-
 def _each(fn: Callable[[Any], Any], tree: Any) -> Any:
     """fn of each entry along the leading axis: vmapped, or called as it is where there is one."""
     if jax.tree.leaves(tree)[0].shape[0] == 1:
@@ -460,7 +331,7 @@ def _each(fn: Callable[[Any], Any], tree: Any) -> Any:
     return jax.vmap(fn)(tree)
 
 
-def _split(params: PyTree, classifier: Any) -> tuple[list[Any], list[Any], Callable[..., PyTree]]:
+def _split(params: Any, classifier: Any) -> tuple[list[Any], list[Any], Callable[..., Any]]:
     """Leaves that move, leaves that do not, and how to put them together again."""
     leaves, structure = jax.tree.flatten(params)
     marks = [True] * len(leaves)
@@ -479,7 +350,7 @@ def _split(params: PyTree, classifier: Any) -> tuple[list[Any], list[Any], Calla
         if not any(marks):
             raise ValueError("the mask given as classifier marks no parameter")
 
-    def join(moving: list[Any], fixed: list[Any]) -> PyTree:
+    def join(moving: list[Any], fixed: list[Any]) -> Any:
         first, second = iter(moving), iter(fixed)
         return jax.tree.unflatten(structure, [next(first if m else second) for m in marks])
 
@@ -493,7 +364,7 @@ def _inverse(total: jax.Array) -> jax.Array:
 
 
 def _widened(leaf: jax.Array) -> jax.Array:
-    return leaf.astype(at_least_float32(leaf.dtype))
+    return leaf.astype(checks.at_least_float32(leaf.dtype))
 
 
 def _checked_counts(class_counts: ArrayLike) -> NDArray[np.int64]:
@@ -505,20 +376,6 @@ def _checked_counts(class_counts: ArrayLike) -> NDArray[np.int64]:
             "(n_c - 1)^(1/4); CC-SAM needs at least 2 examples of every class"
         )
     return counts
-
-
-def _check_variant(variant: str) -> None:
-    if variant not in ("paper", "release"):
-        raise ValueError(f"variant must be 'paper' or 'release', got {variant!r}")
-
-
-def _check_ratio(name: str, value: Any) -> None:
-    if not callable(value):
-        checks.number(name, value, least=0)
-
-
-def _check_share(name: str, value: Any) -> None:
-    checks.number(name, value, least=0, most=1)
 
 
 def _check_features(result: Any) -> tuple[Any, Any]:

@@ -27,7 +27,7 @@ if __name__ == "__main__":
     else:
         jax.config.update("jax_num_cpu_devices", 8)
 
-    from experiments.data.records import load_inaturalist
+    from experiments.data.image_sets import load_inaturalist
     from experiments.models import MODELS
     from experiments.run.fit import fit
     from experiments.run.one import Run

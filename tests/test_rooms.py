@@ -37,7 +37,7 @@ NEVER = {
     "transform": {"gradient", "cc_sam", "nnx", "experimental"},
     "cc_sam": {"core", "gradient", "transform", "nnx", "experimental"},
 }
-LEAVES = ("checks", "collectives", "priors", "schedules", "metrics", "classifiers")
+LEAVES = ("checks", "collectives", "priors", "schedules", "losses", "metrics", "classifiers")
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -51,6 +51,12 @@ def imports(path: Path) -> Iterator[str]:
 
 def files(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
+
+
+def of_the_library(part: str) -> list[Path]:
+    """The file of that name, or the files of the package."""
+    at = ROOT / "imbsam_jax" / part
+    return sorted(at.glob("*.py")) if at.is_dir() else [at.with_suffix(".py")]
 
 
 def second(name: str) -> str:
@@ -91,8 +97,7 @@ def test_a_room_imports_those_below_it(room: str) -> None:
 
 @pytest.mark.parametrize("part", NEVER)
 def test_layers_of_the_library(part: str) -> None:
-    at = ROOT / "imbsam_jax" / part
-    for path in sorted(at.glob("*.py")) if at.is_dir() else [at.with_suffix(".py")]:
+    for path in of_the_library(part):
         for name in imports(path):
             if name.startswith("imbsam_jax."):
                 assert second(name) not in NEVER[part], f"{path.relative_to(ROOT)}: {name}"
@@ -100,8 +105,20 @@ def test_layers_of_the_library(part: str) -> None:
 
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_leaves_stand_on_checks_and_rows_alone(leaf: str) -> None:
-    path = (ROOT / "imbsam_jax" / leaf).with_suffix(".py")
-    allowed = {"checks", "collectives", "priors", "rows"}
-    for name in imports(path):
-        if name.startswith("imbsam_jax."):
-            assert second(name) in allowed, f"{leaf}: {name}"
+    allowed = {leaf, "checks", "collectives", "priors", "rows"}
+    for path in of_the_library(leaf):
+        for name in imports(path):
+            if name.startswith("imbsam_jax."):
+                assert second(name) in allowed, f"{path.relative_to(ROOT)}: {name}"
+
+
+@pytest.mark.parametrize("package", ["imbsam_jax", "experiments", "benchmarks"])
+def test_private_names_stay_where_they_are(package: str) -> None:
+    """A name `_name` is of its file; the library's `_file.py` is of the library."""
+    for path in files(package):
+        for name in imports(path):
+            top, *within, last = name.split(".") if "." in name else (name, name)
+            if top in ("imbsam_jax", "experiments", "benchmarks"):
+                seen = [last] if top == package else [*within, last]
+                hidden = [part for part in seen if part[0] == "_" and part[:2] != "__"]
+                assert not hidden, f"{path.relative_to(ROOT)}: {name}"

@@ -165,7 +165,7 @@ def _builder(name: str, num_classes: int) -> Iterator[Any]:
     tfds.disable_progress_bar()
     with registered.skip_registration():
 
-        class TinyBuilder(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]
+        class TinyBuilder(tfds.core.GeneratorBasedBuilder):
             VERSION = tfds.core.Version(_VERSIONS[name])
             files: dict[str, dict[str, bytes]]
             labels: dict[str, dict[str, int]]

@@ -25,7 +25,7 @@ from experiments.anomaly.report import (
 )
 from experiments.anomaly.tables import PROTOCOLS, load_tables
 from experiments.anomaly.training import METHODS, OPTIMIZERS, RULES, Case, Result, draw_cases, train
-from experiments.host import cli, folders
+from experiments.host import cli, locks, origin, outputs
 from experiments.host.errors import RunError
 from experiments.host.needs import always, one_of
 from experiments.host.progress import Counted
@@ -134,7 +134,7 @@ def main(args: argparse.Namespace) -> None:
     began = time.perf_counter()
     check(args)
     out = Path(args.out)
-    folders.check_out(out)
+    locks.check_out(out)
     if (out / "runs.csv").exists() and not args.overwrite:
         raise RunError(f"{out} already holds a runs.csv: pass --overwrite, or choose another --out")
     tables = load_tables(args.data_dir, args.datasets)
@@ -143,15 +143,15 @@ def main(args: argparse.Namespace) -> None:
     )
     cli.use_compilation_cache()
     names = [table.name for table in tables]
-    with folders.Lock(out):
+    with locks.Lock(out):
         results, seconds = _train(args, names, cases)
         summary, quoted = summarise(results, args.rule), families(results)
         seconds["total"] = time.perf_counter() - began
-        with folders.writing(out):
+        with outputs.writing(out):
             write_runs(out / "runs.csv", results)
-            folders.write_flags(out, _as_asked(args, names))
+            origin.write_flags(out, _as_asked(args, names))
             whole = {"groups": summary, "paper_table_4": quoted, "seconds": seconds}
-            folders.write_json(out / "summary.json", whole)
+            outputs.write_json(out / "summary.json", whole)
             for protocol in args.protocol:
                 curves.draw(out / f"curves_{protocol}.png", summary, protocol)
     what = "" if args.rule == ["sgd"] else f", rho {args.rho:g}"

@@ -254,7 +254,7 @@ def _stands(left: Sequence[tuple[Mapping[str, Any], str, float]], number: int) -
 
 def write_runs(path: Path, results: Sequence[Result]) -> None:
     """runs.csv: a record a run, its columns the fields of Result."""
-    from experiments.host import folders
+    from experiments.host import outputs
 
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
@@ -264,4 +264,4 @@ def write_runs(path: Path, results: Sequence[Result]) -> None:
         writer.writerow(
             [r.dataset, r.method, r.rule, r.seed, f"{r.label_ratio:g}", r.protocol, *figures]
         )
-    folders.replace_text(path, text.getvalue())
+    outputs.replace_text(path, text.getvalue())

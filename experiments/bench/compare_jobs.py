@@ -17,7 +17,7 @@ from experiments.bench.comparison import Engine, Part, Recipe, Row
 from experiments.data import columns
 from experiments.data.splits import Split
 from experiments.data.table import Table
-from experiments.host import folders
+from experiments.host import folders, outputs
 from experiments.host.errors import RunError
 from experiments.host.progress import Counted
 from experiments.reports import scores
@@ -93,7 +93,7 @@ class Jobs:
 
     def run(self, stop: Callable[[], None]) -> tuple[list[Record], list[str]]:
         """(a Record for each row and split, notes); `stop` raises to end between programs."""
-        with folders.writing(self._folder):
+        with outputs.writing(self._folder):
             self._folder.mkdir(exist_ok=True)
         part = self.parts[0]
         engine = Engine(
@@ -198,7 +198,7 @@ class Jobs:
         notes: list[str] = []
         for number in range(len(self.parts)):
             for what in (*range(families), "references"):
-                held = folders.read_object(self._path(number, what))
+                held = outputs.read_object(self._path(number, what))
                 try:
                     records += [_of_json(one) for one in held["records"]]
                     notes += held["notes"]
@@ -213,7 +213,7 @@ class Jobs:
 
 
 def _write(path: Path, records: list[Record], notes: list[str]) -> None:
-    folders.write_json(path, {"records": [_to_json(one) for one in records], "notes": notes})
+    outputs.write_json(path, {"records": [_to_json(one) for one in records], "notes": notes})
 
 
 def _to_json(record: Record) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from experiments.bench import grid as grids
 from experiments.bench.jobs import Line
 from experiments.bench.tables import SPLITS, is_base, names, rule_name
-from experiments.host import folders
+from experiments.host import outputs
 
 # A class of the digits is Many above the first, Few below the second.
 SHOTS = (40, 9)
@@ -45,7 +45,7 @@ def write_table(
         for k, epoch in enumerate(curve.epochs)
     ]
     _write_csv(out / "curves.csv", ["rule", "epoch", *SPLITS], epochs)
-    folders.write_json(out / "summary.json", summary)
+    outputs.write_json(out / "summary.json", summary)
     draw_table(out)
 
 
@@ -53,7 +53,7 @@ def draw_table(out: Path) -> list[Path]:
     """The plots of a table's folder, of the files in it; which were made."""
     from experiments.reports import plots
 
-    summary = folders.read_json(out / "summary.json")
+    summary = outputs.read_json(out / "summary.json")
     named = dict(zip(names(summary), summary, strict=True))
     places = {name: (_panel(line), rule_name(line)) for name, line in named.items()}
     one = len({panel for panel, _ in places.values()}) == 1
@@ -112,16 +112,16 @@ def _panel(line: dict[str, Any]) -> str:
 def _write_csv(path: Path, heads: list[str], records: list[list[Any]]) -> None:
     text = io.StringIO(newline="")
     csv.writer(text).writerows([heads, *records])
-    folders.replace_text(path, text.getvalue())
+    outputs.replace_text(path, text.getvalue())
 
 
 def write_sweep(
     out: Path, summary: list[dict[str, Any]], grid: dict[str, list[float]], rule: str
 ) -> None:
     """Writes summary.json, table.md and sweep.csv, and draws them; `rule` is whose grid it is."""
-    folders.write_json(out / "summary.json", summary)
+    outputs.write_json(out / "summary.json", summary)
     shown = f"{grids.table(summary, grid)}\n\n{grids.verdict(summary)}\n"
-    folders.replace_text(out / "table.md", shown)
+    outputs.replace_text(out / "table.md", shown)
     figures = [key for key, value in summary[0].items() if not isinstance(value, dict | list)]
     records = [
         [
@@ -139,7 +139,7 @@ def draw_sweep(out: Path, rule: str) -> list[Path]:
     """The plot of a sweep's folder, of its summary.json; which was made."""
     from experiments.reports import plots
 
-    summary = folders.read_json(out / "summary.json")
+    summary = outputs.read_json(out / "summary.json")
     *others, last = summary[-1]["point"]
     curves: dict[str, Any] = {}
     for line in summary[1:]:

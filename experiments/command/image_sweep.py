@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.command import launch
 from experiments.command.plan import Plan
-from experiments.host import folders
+from experiments.host import folders, locks, origin, outputs
 from experiments.host.errors import Diverged, RunError
 
 _WANTED = {"val_all", "val_many", "val_medium", "val_few"}
@@ -32,13 +32,13 @@ def checked(args: argparse.Namespace) -> Path:
         raise RunError("a sweep runs in one process: leave --cluster, --coordinator, "
                        "--num-processes and --process-id out")  # fmt: skip
     out = Path(args.out)
-    if folders.holds_something(out):
+    if locks.holds_something(out):
         if not args.resume:
             raise RunError(
                 f"{out} is not empty: go on with a sweep in it by --resume, or choose another --out"
             )
         config = out / "config.json"
-        old = folders.read_object(config) if config.exists() else {}
+        old = outputs.read_object(config) if config.exists() else {}
         if "grid" not in old or old.get("experiment") != args.experiment:
             raise RunError(
                 f"{out} holds no sweep of {args.experiment} to go on with: choose another --out"
@@ -82,8 +82,8 @@ def train(
         folder = name.replace(", ", "_").replace(" ", "_")
         mine = argparse.Namespace(**{**vars(args), **changed, "out": str(out / folder)})
         runs.append((name, point, mine, make_plan(mine, dataset)))
-    opened.enter_context(folders.Lock(out))
-    folders.write_flags(out, args)
+    opened.enter_context(locks.Lock(out))
+    origin.write_flags(out, args)
     rows: list[Any] = []
     seeds: list[int] = []
     for k, (name, point, mine, plan) in enumerate(runs, start=1):

@@ -31,7 +31,7 @@ from experiments.run.compatible import Asked
 from experiments.run.settings import MAX_NORM, SAMPLING, Settings
 from experiments.step.methods import Method
 from experiments.step.objectives import Adversary, LossFn
-from imbsam_jax import cc_sam, classifiers, losses, schedules
+from imbsam_jax import classifiers, losses, schedules
 
 # (params, fresh params) -> params to start from; pure, so that it may be mapped over seeds.
 Start = Callable[[Any, Any], Any]
@@ -189,7 +189,7 @@ def _adversary(
     except ValueError as error:
         raise RunError(f"--stage2-limit: {error}") from error
     return Adversary(
-        lambda fn: cc_sam.feature_adversary(fn, class_counts, variant=taken["variant"]),
+        lambda fn: losses.feature_adversary(fn, class_counts, variant=taken["variant"]),
         share,
         over_the_batch=taken["variant"] == "release",
     )

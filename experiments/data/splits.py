@@ -46,7 +46,8 @@ def splits(
     """Repeated random splits, stratified by label (by label and group, where there are groups).
 
     Of a class with m rows, round(test_share m) are tested, at least one and at most m - 1; of the
-    others round(val_share ...) choose settings, at least one where they are three or more. Rows of
+    others round(val_share ...) choose settings, at least one where they are three or more (none at
+    all with val_share 0). Rows of
     one id stay in one part: an id counts for the rarest class among its rows, and ids are divided
     as rows are otherwise. Where the table has a test file, that is the test part of every split.
 
@@ -124,8 +125,8 @@ def _divided(
     starts = np.flatnonzero(np.diff(units[order], prepend=-1))
     for members in np.split(order, starts[1:]):
         size = len(members)
-        many = int(share * size + 0.5)
-        taken[members[: min(max(many, int(size >= least)), size - 1)]] = True
+        many = max(int(share * size + 0.5), int(size >= least)) if share else 0
+        taken[members[: min(many, size - 1)]] = True
     if least == 2 and table.ids is None:
         _one_of_each(table.labels[rows], taken)
     return rows[~taken[of_row]], rows[taken[of_row]]

@@ -2,92 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import csv
-import errno
-import fcntl
 import io
 import json
-import math
 import os
-import platform
-import re
-import stat
-import subprocess
-import sys
-from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.host.errors import RunError, cannot_write, reason
-
-
-class Lock:
-    """Owns a folder until closed, so that no two processes write the same one; makes it.
-
-    Raises:
-      RunError: it cannot be made or written, or another process owns it.
-    """
-
-    def __init__(self, path: Path):
-        check_out(path)
-        self._path, self._fresh = path, not path.exists()
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            # Not through a link, whose target would be taken for ours; not waiting for a pipe.
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            self._file = os.open(path / LOCK, flags, 0o666)
-        except OSError as error:
-            if error.errno == errno.ELOOP and (path / LOCK).is_symlink():
-                raise RunError(f"{path / LOCK} is a symbolic link: remove it") from error
-            raise cannot_write(path, error) from error
-        try:
-            if not stat.S_ISREG(os.fstat(self._file).st_mode):
-                raise RunError(f"{path / LOCK} is no file: remove it")
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self.close()
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise RunError(f"cannot lock {path}: {reason(error)}") from error
-            raise RunError(
-                f"{path} is in use by another process: wait for it, or choose another --out"
-            ) from error
-        except RunError:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        os.close(self._file)
-
-    def __enter__(self) -> Lock:
-        return self
-
-    def __exit__(self, failed: Any, *_: Any) -> None:
-        if failed and self._fresh and os.listdir(self._path) == [LOCK]:  # nothing came of it
-            (self._path / LOCK).unlink()
-            self._path.rmdir()
-        self.close()
-
-
-LOCK = ".lock"
-
-
-def check_out(path: Path) -> None:
-    """RunError for a path at which no folder could be made, written and named."""
-    text = os.fspath(path)
-    if not _is_utf8(text) or "\0" in text:
-        raise RunError(f"{text!r} is not UTF-8 text: choose another --out")
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
-        raise RunError(f"{path} is a URL, but only folders can be written: choose another --out")
-    try:
-        if path.exists() and not path.is_dir():
-            raise RunError(f"{path} is no folder: choose another --out")
-    except OSError as error:  # a name that is too long, a folder above that is closed to us
-        raise cannot_write(path, error) from error
+from experiments.host.locks import LOCK, Lock, check_out, holds_something
+from experiments.host.outputs import is_number, read_object, replace_text, same_text, write_json
 
 
 def check_run(path: Path) -> None:
@@ -115,15 +41,6 @@ def begun(path: Path) -> dict[str, Any]:
     if type(devices) is not int or devices < 1:
         raise RunError(f"cannot read {path}: devices is {same_text(devices)}, no number of them")
     return config
-
-
-def holds_something(path: Path) -> bool:
-    """Whether there is a folder, with more in it than its lock."""
-    check_out(path)
-    try:
-        return path.exists() and any(name != LOCK for name in os.listdir(path))
-    except OSError as error:
-        raise RunError(f"cannot read {path}: {reason(error)}") from error
 
 
 class RunFolder:
@@ -259,33 +176,6 @@ def _same(a: Any, b: Any) -> bool:
     return bool(a == b) and isinstance(a, bool) == isinstance(b, bool)
 
 
-def same_text(value: Any) -> str:
-    """A value for a sentence: short, on one line."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def read_json(path: Path) -> Any:
-    """The value in a file; RunError, naming it, where there is none."""
-    try:
-        if path.exists() and not path.is_file():
-            raise RunError(f"cannot read {path}: it is no file")
-        return json.loads(path.read_bytes().decode())
-    except OSError as error:
-        raise RunError(f"cannot read {path}: {reason(error)}") from error
-    except UnicodeDecodeError as error:
-        raise RunError(f"cannot read {path}: it is not UTF-8 text ({error.reason})") from error
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"cannot read {path}: it is not JSON ({error})") from error
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise RunError(f"cannot read {path}: it holds {same_text(value)}, where an object belongs")
-    return value
-
-
 def read_metrics(
     path: Path, say: Any = print, needed: tuple[str, ...] = ("epoch",)
 ) -> list[dict[str, Any]]:
@@ -333,114 +223,6 @@ def _metrics_line(text: bytes, needed: tuple[str, ...]) -> dict[str, Any] | None
     return line if whole and step % epoch == 0 else None  # every epoch has as many steps
 
 
-def is_number(value: Any) -> bool:
-    """A finite number of JSON."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
-
-
-def write_json(path: Path, value: Any) -> None:
-    replace_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Whole or not at all: a reader or a kill never sees half a file."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.unlink(missing_ok=True)  # of a kill; never written through a link
-        with open(partial, "x", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut may leave an empty file in its place
-        os.replace(partial, path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """An OSError of what is written to this file or folder, as a sentence that names it."""
-    try:
-        yield
-    except OSError as error:
-        raise cannot_write(path, error) from error
-
-
 def _last_byte(file: Any) -> bytes:
     file.seek(-1, os.SEEK_END)
     return bytes(file.read(1))
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def write_flags(out: Path, args: argparse.Namespace) -> None:
-    """The config.json of a folder of several runs: how it was asked for, and on what machine."""
-    flags = {key: value for key, value in vars(args).items() if key != "overwrite"}
-    write_json(out / "config.json", {**flags, "command": command_line(), **environment()})
-
-
-def environment() -> dict[str, Any]:
-    """Device, versions and commit: what a figure needs beside its command to be repeated."""
-    import jax
-
-    devices = jax.devices()
-    kind = devices[0].device_kind
-    host = f"{_processor()}, {os.cpu_count()} cores"
-    device = f"{len(devices)} x {kind}" + (f" ({host})" if devices[0].platform == "cpu" else "")
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    versions = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    import imbsam_jax
-
-    versions["imbsam_jax"] = imbsam_jax.__version__
-    return {"device": device, "versions": versions, "git": _commit()}
-
-
-def command_line() -> str:
-    """The command as typed, the script by its module; what is to be kept takes relative paths."""
-    script = Path(sys.argv[0])
-    if script.name == "__main__.py":  # a package of its own
-        script = script.parent.with_suffix(".py")
-    parts = script.with_suffix("").parts[-2:] if script.suffix == ".py" else script.parts[-1:]
-    return " ".join(["python -m", ".".join(parts), *sys.argv[1:]])
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _commit() -> str | None:
-    root = Path(__file__).resolve().parent.parent
-
-    def git(*args: str) -> str:
-        return subprocess.run(
-            ["git", *args], cwd=root, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-
-    try:
-        dirty = git(
-            "status", "--porcelain", "--untracked-files=no", "--", "imbsam_jax", "experiments"
-        )
-        return git("rev-parse", "HEAD") + ("+changes" if dirty else "")
-    except (OSError, subprocess.SubprocessError):
-        return None

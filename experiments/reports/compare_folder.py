@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from experiments.host import folders
+from experiments.host import outputs
 from experiments.host.errors import RunError
 from experiments.reports import scores
 from experiments.reports.paired import Interval, holm, interval
@@ -113,15 +113,15 @@ def write(
       RunError: a row lacks a split, or the baseline is not among them.
     """
     found = summarise(records, table, train_counts=train_counts, thresholds=thresholds, about=about)
-    with folders.writing(out):
-        folders.replace_text(out / RUNS, runs(records).to_csv(index=False))
-        folders.replace_text(out / SUMMARY, json.dumps(found, indent=1, allow_nan=False) + "\n")
+    with outputs.writing(out):
+        outputs.replace_text(out / RUNS, runs(records).to_csv(index=False))
+        outputs.replace_text(out / SUMMARY, json.dumps(found, indent=1, allow_nan=False) + "\n")
     return found
 
 
 def read(out: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     """(summary.json, runs.csv) of a finished folder; RunError where they are no such files."""
-    summary = folders.read_object(out / SUMMARY)
+    summary = outputs.read_object(out / SUMMARY)
     try:
         lines = pd.read_csv(out / RUNS, keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.host import folders
+from experiments.host import outputs
 from experiments.host.errors import RunError
 from experiments.reports.figures import COLUMNS
 
@@ -178,5 +178,5 @@ _FITS: dict[str, Callable[[Any], bool]] = {
 
 def _read(file: Path) -> dict[str, Any]:
     """The object in a file; {} for JSON of another kind, which no run writes."""
-    value = folders.read_json(file)
+    value = outputs.read_json(file)
     return value if isinstance(value, dict) else {}

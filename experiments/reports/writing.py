@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.host import cli, folders
+from experiments.host import cli, outputs
 from experiments.host.errors import RunError
 from experiments.reports import matching, published
 from experiments.reports.figures import COLUMNS, Figure, number, plus_minus
@@ -36,9 +36,9 @@ def write(out: Path, groups: list[Group]) -> list[str]:
     writer = csv.DictWriter(table, list(dict.fromkeys(name for r in records for name in r)))
     writer.writeheader()
     writer.writerows(records)
-    folders.replace_text(out / "report.md", markdown(groups, bool(panels)))
-    folders.replace_text(out / "report.csv", table.getvalue())
-    with folders.writing(out):
+    outputs.replace_text(out / "report.md", markdown(groups, bool(panels)))
+    outputs.replace_text(out / "report.csv", table.getvalue())
+    with outputs.writing(out):
         (out / "gain_per_class.png").unlink(missing_ok=True)  # of an earlier report
     if panels:
         plots.gain_per_class(out / "gain_per_class.png", panels)

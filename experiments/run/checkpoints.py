@@ -28,7 +28,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from experiments.host.errors import RunError, flag, is_full, reason
-from experiments.host.folders import check_run, different, same_text
+from experiments.host.folders import check_run, different
+from experiments.host.outputs import same_text
 
 # (state, note) -> why the two contradict one another; None where they do not.
 Check = Callable[[Any, dict[str, Any]], str | None]

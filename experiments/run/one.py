@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments.data import Dataset
 from experiments.data.encoded import EncodedDataset
-from experiments.host import folders
+from experiments.host import folders, origin, outputs
 from experiments.host.errors import Diverged, RunError, flag
 from experiments.host.progress import Progress
 from experiments.host.stopping import StopRequest
@@ -238,8 +238,8 @@ class Run:
             "step_ms": None if step_ms is None else round(step_ms, 3),
             "flops_per_step": flops,
             "flops_ratio_to_sgd": None if flops is None or of_sgd is None else flops / of_sgd,
-            "command": folders.command_line(),
-            **folders.environment(),
+            "command": origin.command_line(),
+            **origin.environment(),
         }
         if self.folder.owned:
             self._write(report, draw)
@@ -251,11 +251,11 @@ class Run:
         lines = folder.keep_metrics(self.settings.epochs)
         if draw is not None:
             title = f"{report['rule']} on {report['dataset']}, {report['model']}"
-            with folders.writing(folder.path):
+            with outputs.writing(folder.path):
                 shots = self.dataset.many_above, self.dataset.few_below
                 draw(folder.path, title, lines, counts, hits, shots)
         # Last: a report means a whole run folder.
-        folders.write_json(folder.path / "report.json", report)
+        outputs.write_json(folder.path / "report.json", report)
 
 
 def params_sha256(params: Any) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from experiments.data import Dataset, filled
 from experiments.data.encoded import EncodedDataset
 from experiments.data.sampling import Order
-from experiments.host import folders
+from experiments.host import outputs
 from experiments.host.devices import use_devices
 from experiments.host.errors import RunError, check_seed, flag
 from experiments.models import create_model
@@ -179,7 +179,7 @@ def last_variables(
     The fresh ones are another draw than those the run started from.
     """
     parts = Parts(dataset, model_name, cross_entropy, settings)
-    config = folders.read_object(run / "config.json")
+    config = outputs.read_object(run / "config.json")
     checkpoints = Checkpoints(run / "checkpoints", config=config, reading=True)
     try:
         found = checkpoints.restore(parts.initial)

@@ -15,7 +15,7 @@ class Adversary(NamedTuple):
     """CC-SAM's second stage: the classifier also sees features moved against it.
 
     Attributes:
-      wrap: `cc_sam.feature_adversary` with its options, of a function (params, features) ->
+      wrap: `losses.feature_adversary` with its options, of a function (params, features) ->
         (losses, logits).
       share: step -> weight of the losses at the moved features.
       over_the_batch: whether it takes norms over the batch, so that a device needs all of it.

@@ -57,7 +57,7 @@ DEFAULTS: dict[Any, dict[str, Any]] = {
         "perturbed_losses_fn": None, "classes_at_once": None, "axis_name": None,
         "sync_ascent": True,
     },
-    cc_sam.feature_adversary: {"variant": "paper", "strength": 1.0, "divisor": 2.0},
+    losses.feature_adversary: {"variant": "paper", "strength": 1.0, "divisor": 2.0},
 }  # fmt: skip
 
 

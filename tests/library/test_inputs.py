@@ -275,7 +275,7 @@ BAD_MASKS = {
 
 
 def _adversary(losses_fn: Any, params: Any, labels: Any, *args: Any, mask: Any) -> Any:
-    wrapped = cc_sam.feature_adversary(lambda p, z, *args: losses_fn(p, z), COUNTS)
+    wrapped = ij.losses.feature_adversary(lambda p, z, *args: losses_fn(p, z), COUNTS)
     return wrapped(params, labels, *args, share=0.5, mask=mask)
 
 
@@ -612,8 +612,8 @@ def test_the_loss_of_micro_batches_by_closed_form() -> None:
 
 
 def test_an_adversary_over_the_rows_of_a_class_needs_them_all() -> None:
-    release = cc_sam.feature_adversary(lambda p, z: squares(p, z), COUNTS, variant="release")
-    paper = cc_sam.feature_adversary(lambda p, z: squares(p, z), COUNTS)
+    release = ij.losses.feature_adversary(lambda p, z: squares(p, z), COUNTS, variant="release")
+    paper = ij.losses.feature_adversary(lambda p, z: squares(p, z), COUNTS)
     refused = ("micro_batches", "split_norm")
     for adversary, ways in ((release, refused), (paper, ())):
         for way in WAYS[:4]:

@@ -78,6 +78,10 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
         {"embeddings": jnp.ones((2, 3)), "labels": MARKS, "centre": jnp.zeros(3), "eta": 1.0,
          "eps": 1e-6},
     ),
+    "losses.feature_adversary": (
+        losses.feature_adversary,
+        {"head_losses_fn": lambda w, z: (z[:, 0] * w, None), "strength": 0.5, "divisor": 2.0},
+    ),
     "classifiers.tau_normalise": (classifiers.tau_normalise, {"kernel": KERNEL, "tau": 1.0}),
     "classifiers.max_norm_radius": (
         classifiers.max_norm_radius, {"kernel": KERNEL, "fraction": 0.1},
@@ -205,6 +209,7 @@ TRACED = {
     "losses.smoothed": {"amount"},
     "losses.deviation_loss": {"reference_mean", "reference_std", "margin"},
     "losses.deep_sad_loss": {"eta", "eps"},
+    "losses.feature_adversary": {"strength"},
     "classifiers.tau_normalise": {"tau"},
     "classifiers.max_norm_radius": {"fraction"},
     "classifiers.max_norm_project": {"radius"},
@@ -215,6 +220,8 @@ TRACED = {
 def result(made: Any) -> Any:
     if isinstance(made, losses.Loss):
         return made(jnp.array([[0.5, -0.25]], jnp.float32), jnp.array([1]))
+    if getattr(made, "__qualname__", "").startswith("feature_adversary"):
+        return made(jnp.float32(2.0), jnp.array([0]), KERNEL.astype(jnp.float32), share=1.0)
     return made(0) if callable(made) else made
 
 

@@ -183,7 +183,7 @@ def memory(rule: Any, layers: int = 8, **options: Any) -> int:
 def test_backward_passes_at_theta_keep_nothing_for_each_other() -> None:
     """ImbSAM takes two of one forward pass: apart 1.18 times SGD's memory, together 1.47."""
     sgd = memory(rules.sgd(CLASSES), layers=4)
-    assert memory(IMBSAM.rule(RHO), layers=4) < 1.3 * sgd  # type: ignore[misc]
+    assert memory(IMBSAM.rule(RHO), layers=4) < 1.3 * sgd
 
 
 @pytest.mark.slow
@@ -191,7 +191,7 @@ def test_memory_where_activations_are_most_of_it() -> None:
     """A second pass needs hardly more than the first; a quarter of the rows, a third."""
     sgd = memory(rules.sgd(CLASSES))
     for name in ("sam", "imbsam"):
-        rule = BY_ID[name].rule(RHO)  # type: ignore[misc]
+        rule = BY_ID[name].rule(RHO)
         assert memory(rule) < 1.1 * sgd, name
         assert memory(rule, passes=passes.whole(4)) < 0.35 * sgd, name
 
@@ -199,7 +199,7 @@ def test_memory_where_activations_are_most_of_it() -> None:
 @pytest.mark.parametrize("name", ["imbsam", pytest.param("sse_sam", marks=pytest.mark.slow)])
 def test_micro_batches_share_the_forward_pass_at_theta(name: str) -> None:
     """XLA counts the body of a loop once: a quarter of the whole."""
-    rule = BY_ID[name].rule(RHO)  # type: ignore[misc]
+    rule = BY_ID[name].rule(RHO)
     whole = flops(rule)
     np.testing.assert_allclose(4 * flops(rule, passes=passes.whole(4)), whole, rtol=0.02)
     # In thirds of what SGD pays: one forward pass for all parts at theta, two for each backward.

@@ -139,6 +139,12 @@ def test_each_class_in_each_part_by_its_share():
     assert len({split.test.tobytes() for split in found}) == 5
 
 
+def test_without_a_share_nothing_is_held_out_to_choose_by():
+    table = labelled(COUNTS)
+    for split in splits(table, 2, val_share=0):
+        assert len(split.val) == 0 and len(split.train) == 60 - len(split.test)
+
+
 def test_seeds_decide_and_more_splits_change_none():
     table = labelled(COUNTS)
     few, many, other = splits(table, 2, seed=1), splits(table, 4, seed=1), splits(table, 2, seed=2)

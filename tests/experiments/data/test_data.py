@@ -85,7 +85,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     with registered.skip_registration():
 
-        class Cifar10(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]
+        class Cifar10(tfds.core.GeneratorBasedBuilder):
             VERSION = tfds.core.Version("3.0.2")
 
             def _info(self) -> Any:
@@ -454,7 +454,7 @@ def _saved(tmp_path: Path) -> tuple[Path, dict[str, np.ndarray]]:
 def test_npz_without_a_key(tmp_path: Path, key: str) -> None:
     path, arrays = _saved(tmp_path)
     del arrays[key]
-    np.savez(path, **arrays)  # type: ignore[arg-type]
+    np.savez(path, **arrays)
     with pytest.raises(DataError, match=f"data.npz lacks the key {key}"):
         load_npz(path)
 
@@ -462,7 +462,7 @@ def test_npz_without_a_key(tmp_path: Path, key: str) -> None:
 def test_npz_that_breaks_the_contract(tmp_path: Path) -> None:
     path, arrays = _saved(tmp_path)
     arrays["num_classes"] = np.asarray(3)
-    np.savez(path, **arrays)  # type: ignore[arg-type]
+    np.savez(path, **arrays)
     with pytest.raises(DataError, match=r"data.npz: tiny: .*outside \[0, 3\)"):
         load_npz(path)
 
@@ -472,7 +472,7 @@ def test_files_that_are_no_npz(tmp_path: Path) -> None:
         load_npz(tmp_path / "absent.npz")
     whole, arrays = _saved(tmp_path)
     truncated = whole.read_bytes()[:-100]
-    np.savez(tmp_path / "pickled.npz", **{**arrays, "name": np.array({}, dtype=object)})  # type: ignore[arg-type]
+    np.savez(tmp_path / "pickled.npz", **{**arrays, "name": np.array({}, dtype=object)})
     np.save(tmp_path / "single.npy", np.zeros(3))
     (tmp_path / "empty.npz").touch()
     (tmp_path / "text.npz").write_text("hello")

@@ -16,7 +16,7 @@ import pytest
 import tiny_records
 from experiments.data import DataError
 from experiments.data.decode import decode_eval, decode_train
-from experiments.data.records import load_inaturalist
+from experiments.data.image_sets import load_inaturalist
 from experiments.data.stream import HostBatch, StepRows, Stream, stream
 
 pytest.importorskip("grain")
@@ -71,7 +71,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def _stream(split: Any, rows: Any = None, first: int = 0, **changes: Any) -> Stream:
     arguments = {"size": _SIZE, "resize": _RESIZE, "train": True, "seed": 3, "threads": 0}
     rows = rows or Rows(len(split.labels))
-    return stream(split, rows, first, _STEPS, **{**arguments, **changes})  # type: ignore[arg-type]
+    return stream(split, rows, first, _STEPS, **{**arguments, **changes})
 
 
 def _all(batches: Any) -> list[HostBatch]:

@@ -134,7 +134,7 @@ def kind(
 
 
 def test_the_good_files_are_good(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", **_whole())  # type: ignore[arg-type]
+    np.savez(tmp_path / "a.npz", **_whole())
     assert load_npz(tmp_path / "a.npz").subset_seed == 1
 
 

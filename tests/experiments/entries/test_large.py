@@ -12,7 +12,7 @@ from experiments import evaluate, imagenet_lt, inaturalist
 from experiments.command import presets
 from experiments.command.plan import make_plan
 from experiments.data import filled
-from experiments.data.records import load_inaturalist
+from experiments.data.image_sets import load_inaturalist
 from experiments.host.errors import RunError
 from experiments.models.pretrained import save_weights
 from experiments.reports import matching, plots

@@ -18,7 +18,7 @@ from experiments.anomaly import command as anomaly
 from experiments.command import launch, presets
 from experiments.command.seeds import groups
 from experiments.data import save_npz
-from experiments.host import folders
+from experiments.host import folders, locks, outputs
 from experiments.host.errors import RunError
 from experiments.host.progress import Progress
 from experiments.run.checkpoints import Checkpoints
@@ -313,9 +313,9 @@ def test_what_is_replaced_is_not_written_through_a_link(tmp_path):
     (tmp_path / "thesis.txt").write_text("keep")
     for name in ("config.json.partial", "config.json"):
         (tmp_path / name).symlink_to("thesis.txt")
-    folders.write_json(tmp_path / "config.json", CONFIG)
+    outputs.write_json(tmp_path / "config.json", CONFIG)
     assert (tmp_path / "thesis.txt").read_text() == "keep"
-    assert folders.read_json(tmp_path / "config.json") == CONFIG
+    assert outputs.read_json(tmp_path / "config.json") == CONFIG
 
 
 WRITERS = {
@@ -335,13 +335,13 @@ def test_no_two_processes_write_one_folder(tmp_path, name, monkeypatch):
     monkeypatch.setattr(anomaly, "load_tables", lambda *_: [])
     monkeypatch.setattr(anomaly, "draw_cases", lambda *_, **__: [])
     with (
-        folders.Lock(tmp_path / "out"),
+        locks.Lock(tmp_path / "out"),
         pytest.raises(RunError, match="in use by another process"),
     ):
         WRITERS[name](str(tmp_path / "out"))
     assert os.listdir(tmp_path / "out") == [".lock"]
     # And what came to nothing leaves nothing.
-    with pytest.raises(RunError), folders.Lock(tmp_path / "fresh"):
+    with pytest.raises(RunError), locks.Lock(tmp_path / "fresh"):
         raise RunError("refused")
     assert not (tmp_path / "fresh").exists()
 
@@ -462,7 +462,7 @@ def test_a_config_damaged_in_any_field_is_refused(finished, run, data):
             groups(args, [0])
         if "'x'" in what or "missing" in what or "unknown" in what:
             with pytest.raises(RunError, match=r"config\.json is not as the run was trained"):
-                held.check_config(path, folders.read_object(path), pytest.fail)
+                held.check_config(path, outputs.read_object(path), pytest.fail)
     held.close()
 
 

@@ -17,7 +17,7 @@ from experiments.data import DataError, filled
 from experiments.data.augment import colour_jitter, flip
 from experiments.data.decode import decode_eval
 from experiments.data.encoded import check_no_empty_class
-from experiments.data.records import load_inaturalist
+from experiments.data.image_sets import load_inaturalist
 from experiments.host.errors import RunError, Stopped
 from experiments.run import feeds
 from experiments.run.checkpoints import Checkpoints

@@ -136,7 +136,7 @@ def test_a_frozen_part_stays_and_the_adversary_is_the_librarys(one_step):
     part = state.replace(params=head, frozen=rest, tx=tx, opt_state=tx.init(head))
 
     def wrap(fn):
-        return cc_sam.feature_adversary(fn, COUNTS, variant="release")
+        return losses.feature_adversary(fn, COUNTS, variant="release")
 
     adversary = Adversary(wrap, lambda step: 0.25 + step)
     after, _ = run(rules.sgd(5), Objective(losses.cross_entropy, 5, adversary=adversary), part)

@@ -1,0 +1,77 @@
+"""How a figure was made: the command, the machine, versions and the commit."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from experiments.host.outputs import write_json
+
+
+def write_flags(out: Path, args: argparse.Namespace) -> None:
+    """The config.json of a folder of several runs: how it was asked for, and on what machine."""
+    flags = {key: value for key, value in vars(args).items() if key != "overwrite"}
+    write_json(out / "config.json", {**flags, "command": command_line(), **environment()})
+
+
+def environment() -> dict[str, Any]:
+    """Device, versions and commit: what a figure needs beside its command to be repeated."""
+    import jax
+
+    devices = jax.devices()
+    kind = devices[0].device_kind
+    host = f"{_processor()}, {os.cpu_count()} cores"
+    device = f"{len(devices)} x {kind}" + (f" ({host})" if devices[0].platform == "cpu" else "")
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    import imbsam_jax
+
+    versions["imbsam_jax"] = imbsam_jax.__version__
+    return {"device": device, "versions": versions, "git": _commit()}
+
+
+def command_line() -> str:
+    """The command as typed, the script by its module; what is to be kept takes relative paths."""
+    script = Path(sys.argv[0])
+    if script.name == "__main__.py":  # a package of its own
+        script = script.parent.with_suffix(".py")
+    parts = script.with_suffix("").parts[-2:] if script.suffix == ".py" else script.parts[-1:]
+    return " ".join(["python -m", ".".join(parts), *sys.argv[1:]])
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", *args], cwd=root, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        dirty = git(
+            "status", "--porcelain", "--untracked-files=no", "--", "imbsam_jax", "experiments"
+        )
+        return git("rev-parse", "HEAD") + ("+changes" if dirty else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,77 @@
+"""Files that a run writes and reads again: JSON and text, whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from experiments.host.errors import RunError, cannot_write, reason
+
+
+def same_text(value: Any) -> str:
+    """A value for a sentence: short, on one line."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def read_json(path: Path) -> Any:
+    """The value in a file; RunError, naming it, where there is none."""
+    try:
+        if path.exists() and not path.is_file():
+            raise RunError(f"cannot read {path}: it is no file")
+        return json.loads(path.read_bytes().decode())
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {reason(error)}") from error
+    except UnicodeDecodeError as error:
+        raise RunError(f"cannot read {path}: it is not UTF-8 text ({error.reason})") from error
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"cannot read {path}: it is not JSON ({error})") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise RunError(f"cannot read {path}: it holds {same_text(value)}, where an object belongs")
+    return value
+
+
+def is_number(value: Any) -> bool:
+    """A finite number of JSON."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def write_json(path: Path, value: Any) -> None:
+    replace_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Whole or not at all: a reader or a kill never sees half a file."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.unlink(missing_ok=True)  # of a kill; never written through a link
+        with open(partial, "x", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave an empty file in its place
+        os.replace(partial, path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """An OSError of what is written to this file or folder, as a sentence that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error) from error

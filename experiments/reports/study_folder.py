@@ -1,0 +1,196 @@
+"""What many comparisons add up to: study.json and sets.csv, of finished folders alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from experiments.host import outputs
+from experiments.host.errors import RunError
+from experiments.reports import compare_folder, study_statistics
+from experiments.reports.compare_folder import BASELINE
+from experiments.reports.paired import holm, interval
+from experiments.reports.scores import FALLING
+
+STUDY, SETS = "study.json", "sets.csv"
+# By threshold, by rank, by value.
+METRICS = ("balanced_accuracy", "macro_f1", "auroc", "average_precision", "log_loss")
+DIGITS = {"balanced_accuracy": 1, "macro_f1": 3, "auroc": 3, "average_precision": 3, "log_loss": 3}
+
+
+class Set(NamedTuple):
+    """A finished comparison.
+
+    Attributes:
+      name: of its data, and of how that was cut.
+      summary: its summary.json.
+      lines: its runs.csv.
+    """
+
+    name: str
+    summary: dict[str, Any]
+    lines: pd.DataFrame
+
+
+def read_set(name: str, folder: Path) -> Set:
+    return Set(name, *compare_folder.read(folder))
+
+
+def write(
+    out: Path, sets: Sequence[Set], *, failed: Sequence[Mapping[str, str]], about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Writes study.json and sets.csv; returns what stands in the former."""
+    found = {**summarise(sets), "failed": list(map(dict, failed)), "about": dict(about)}
+    with outputs.writing(out):
+        outputs.replace_text(out / STUDY, json.dumps(found, indent=1, allow_nan=False) + "\n")
+        outputs.replace_text(out / SETS, table(found).to_csv(index=False))
+    return found
+
+
+def summarise(sets: Sequence[Set]) -> dict[str, Any]:
+    """Ranks of the rows that every set has, each row against others, and what gains go with.
+
+    Returns:
+      {"sets": facts of each, "rows": names, "ranks": {metric: see `study_statistics.ranks`},
+      "contrasts": [{"row", "against", "metrics": {metric: {"gain", "se", "p", "p_holm", "win",
+      "tie", "loss", "by_set": [[mean, low, high]]}}}], "regressions": [{"row", "against", "metric",
+      "terms", "r2", "sets"}]}. A gain is positive where the row is better, of log-loss, too.
+    """
+    if not sets:
+        raise RunError("no set is finished: there is nothing to sum up")
+    rows = [
+        row
+        for row in sets[0].summary["rows"]
+        if all(row["row"] in {x["row"] for x in one.summary["rows"]} for one in sets)
+    ]
+    facts = [_facts(one, [row["row"] for row in rows]) for one in sets]
+    lines = [dict(iter(one.lines.sort_values("split").groupby("row"))) for one in sets]
+    own_test = [one.summary["splits"]["own_test"] for one in sets]
+    contrasts: list[dict[str, Any]] = []
+    for row, other in pairs(rows):
+        both = [(one[row], one[other]) for one in lines]
+        gains = {metric: _gain(both, own_test, metric) for metric in METRICS}
+        contrasts.append({"row": row, "against": other, "metrics": gains})
+    for metric in METRICS:
+        adjusted = holm([each["metrics"][metric]["p"] for each in contrasts])
+        for each, p in zip(contrasts, adjusted, strict=True):
+            each["metrics"][metric]["p_holm"] = p
+    return {
+        "sets": facts,
+        "rows": [{k: r[k] for k in ("row", "rule", "loss", "sampling", "reference")} for r in rows],
+        "ranks": {metric: _ranks(facts, rows, metric) for metric in METRICS},
+        "contrasts": contrasts,
+        "regressions": _regressions(facts, contrasts),
+    }
+
+
+def pairs(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """(row, row it is compared with): all with the baseline, and a rule with SGD of its loss."""
+    found = [(row["row"], BASELINE) for row in rows if row["row"] != BASELINE]
+    for row in rows:
+        if row["reference"] or row["rule"] == "sgd":
+            continue
+        for other in rows:
+            same = all(other[name] == row[name] for name in ("loss", "sampling"))
+            if same and other["rule"] == "sgd" and not other["reference"]:
+                found.append((row["row"], other["row"]))
+    return list(dict.fromkeys(found))
+
+
+def _facts(one: Set, names: Sequence[str]) -> dict[str, Any]:
+    data = one.summary["data"]
+    rows = {row["row"]: row for row in one.summary["rows"] if row["row"] in names}
+    counts = data["train_counts"]
+    return {
+        "name": one.name, "source": data["source"], "rows": data["rows"],
+        "features": data["features"], "classes": data["classes"],
+        "imbalance_factor": data["train_imbalance_factor"],
+        "rows_a_class": round(sum(counts) / len(counts), 2), "rarest": min(counts),
+        "splits": one.summary["splits"]["count"],
+        "values": {name: {m: rows[name][m] for m in METRICS} for name in names},
+        "best": one.summary["best"], "verdict": one.summary["verdict"],
+    }  # fmt: skip
+
+
+def _ranks(facts: Sequence[Mapping[str, Any]], rows: Sequence[Any], metric: str) -> Any:
+    """Of the sets in which every row has this figure."""
+    names = [row["row"] for row in rows]
+    held = [[one["values"][name][metric] for name in names] for one in facts]
+    held = [values for values in held if None not in values]
+    if not held or len(names) < 2:
+        return None
+    found = study_statistics.ranks(held, falling=metric in FALLING)
+    return {**found, "rank": dict(zip(names, found["rank"], strict=True))}
+
+
+def _gain(
+    both: Sequence[tuple[pd.DataFrame, pd.DataFrame]], own_test: Sequence[bool], metric: str
+) -> dict[str, Any]:
+    """Of the lines of a row and of another, in each set."""
+    sign = -1.0 if metric in FALLING else 1.0
+    by_set: list[list[float | None]] = []
+    for (mine, theirs), own in zip(both, own_test, strict=True):
+        gains = sign * (mine[metric].to_numpy(float) - theirs[metric].to_numpy(float))
+        seen = (mine["train"] + mine["val"]).to_numpy()
+        by_set.append(list(interval(gains, seen, 0 if own else mine["test"].to_numpy())[:3]))
+    means = [mean for mean, _, _ in by_set if mean is not None]
+    sure = [(low, high) for _, low, high in by_set if low is not None and high is not None]
+    win, loss = sum(low > 0 for low, _ in sure), sum(high < 0 for _, high in sure)
+    return {
+        "gain": float(np.mean(means)) if means else None,
+        "se": float(np.std(means, ddof=1) / math.sqrt(len(means))) if len(means) > 1 else None,
+        "p": study_statistics.signed_rank(means),
+        "win": win, "tie": len(sure) - win - loss, "loss": loss, "by_set": by_set,
+    }  # fmt: skip
+
+
+def _regressions(
+    facts: Sequence[Mapping[str, Any]], contrasts: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Of the gain of every rule over SGD with its loss, by threshold and by rank."""
+    found = []
+    for each in contrasts:
+        for metric in ("balanced_accuracy", "auroc", "average_precision"):
+            gains = [mean for mean, _, _ in each["metrics"][metric]["by_set"]]
+            easy = [one["values"][BASELINE]["auroc"] for one in facts]
+            use = [k for k in range(len(facts)) if None not in (gains[k], easy[k])]
+            predictors = {
+                "log10 imbalance factor": [math.log10(facts[k]["imbalance_factor"]) for k in use],
+                "log10 rows a class": [math.log10(facts[k]["rows_a_class"]) for k in use],
+                "log10 classes": [math.log10(facts[k]["classes"]) for k in use],
+                f"AUROC of {BASELINE}": [easy[k] for k in use],
+            }
+            if len(use) < 3:
+                continue
+            fitted = study_statistics.regression([gains[k] for k in use], predictors)
+            if fitted is not None:
+                found.append(
+                    {"row": each["row"], "against": each["against"], "metric": metric, **fitted}
+                )
+    return found
+
+
+def table(study: Mapping[str, Any]) -> pd.DataFrame:
+    """A line for each set and row: the set's facts, the row's figures and its gains."""
+    baseline = {
+        each["row"]: each["metrics"] for each in study["contrasts"] if each["against"] == BASELINE
+    }
+    lines = []
+    for k, one in enumerate(study["sets"]):
+        own = {x: one[x] for x in ("name", "rows", "features", "classes", "imbalance_factor",
+                                   "rows_a_class", "rarest", "splits")}  # fmt: skip
+        for name, values in one["values"].items():
+            line = {**own, "row": name, **values}
+            for metric in METRICS if name in baseline else ():
+                ends = zip(
+                    ("gain", "low", "high"), baseline[name][metric]["by_set"][k], strict=True
+                )
+                line |= {f"{end}_{metric}": value for end, value in ends}
+            lines.append(line)
+    return pd.DataFrame(lines)

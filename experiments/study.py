@@ -1,0 +1,339 @@
+r"""Runs `compare` over many data sets and sums up what helps, where, and how sure that is.
+
+    python -m experiments.study FOLDER_OF_NPZ sklearn:wine --out results/study --splits 10
+
+    python -m experiments.study sets.toml --out results/study -- --settings 4 --rule sgd imbsam
+
+What follows `--` is handed on to compare. A list in TOML names sets with the flags that compare
+takes for them:
+
+    [[set]]
+    data = "$TEXT_DIR/banking77/train.csv"
+    label = "category"
+    text = ["text"]
+    cut = [0, 20, 100]      # as it is, and cut to these imbalance factors
+
+A list of lines (.txt) has a path and flags on each. Sets are run from the smallest to the largest;
+one that is finished is kept, so the same command goes on after a stop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import os
+import re
+import shlex
+import sys
+import time
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.data import table
+from experiments.host import cli, inputs, locks, origin, outputs
+from experiments.host.errors import DataError, RunError
+from experiments.host.needs import always
+from experiments.host.progress import clock
+from experiments.reports import compare_folder, study_figures, study_folder, study_tables
+
+TABLES = "tables.md"
+# Of the flags of `compare`, those that say how its table is read.
+_READ = ("label", "text", "test", "group", "id")
+_LISTS = (".toml", ".txt")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A set to compare on.
+
+    Attributes:
+      name: of its folder, of letters, digits and . _ - + = , alone.
+      flags: of `compare`, but for --out.
+      cost: rows, by which sets are ordered and the time left is told.
+      about: in words, how large it is.
+    """
+
+    name: str
+    flags: tuple[str, ...]
+    cost: int
+    about: str
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = cli.parser(
+        "Run compare over many data sets and sum up what helps. What follows -- is for compare.",
+        always("sets", "out", "cut", "splits", "seed", "no_tune", "only_sum_up"),
+    )
+    parser.add_argument(
+        "sets", nargs="+", type=cli.text,
+        help="a folder (every .npz in it), a list (.toml, .txt), a file, or sklearn:digits, "
+        "sklearn:wine, sklearn:breast_cancer",
+    )  # fmt: skip
+    parser.add_argument("--out", type=cli.text, required=True, help="folder of the study")
+    parser.add_argument(
+        "--cut", type=cli.number(least=1, most=1000), nargs="+", default=[],
+        help="every set also cut to these imbalance factors, where it is less imbalanced and has "
+        "the rows for it",
+    )  # fmt: skip
+    parser.add_argument("--splits", type=cli.counted(1000), default=10, help="of each set")
+    parser.add_argument("--seed", type=cli.seed, default=0, help="of splits and training")
+    parser.add_argument(
+        "--no-tune", action="store_true", help="take compare's defaults as they are"
+    )
+    parser.add_argument(
+        "--only-sum-up", action="store_true", help="of the sets that are finished, and run no other"
+    )
+    return parser
+
+
+# ---- which sets -----------------------------------------------------------------------------
+
+
+def entries(given: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """{"data", other flags by name} of each set that is named on the command line."""
+    for name in given:
+        path = Path(name)
+        if path.is_dir():
+            found = sorted(path.glob("*.npz"))
+            if not found:
+                raise DataError(f"{name} holds no .npz file: name sets of other kinds in a list")
+            yield from ({"data": str(file)} for file in found)
+        elif path.suffix in _LISTS:
+            yield from _listed(path)
+        else:
+            yield {"data": name}
+
+
+def _listed(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        text = inputs.read_bytes(path).decode()
+        found = tomllib.loads(text).get("set") if path.suffix == ".toml" else _lines(path, text)
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise DataError(f"{path} is no list of sets: {inputs.reason(error)}") from error
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+        raise DataError(f"{path} is no list of sets: it needs a [[set]] for each")
+    if not found:
+        raise DataError(f"{path} names no set")
+    for each in found:
+        data = each.get("data")
+        if not isinstance(data, str):
+            raise DataError(f'{path}: a set has no data = "PATH": {outputs.same_text(each)}')
+        for name in ("data", "test"):
+            if name in each:
+                each = {**each, name: _place(path, str(each[name]))}
+        folder = Path(each["data"])
+        if folder.is_dir():
+            rest = {name: value for name, value in each.items() if name not in ("data", "name")}
+            yield from ({**rest, "data": str(file)} for file in sorted(folder.glob("*.npz")))
+        else:
+            yield each
+
+
+def _lines(path: Path, text: str) -> list[dict[str, Any]]:
+    found = []
+    for line in text.splitlines():
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError as error:
+            raise DataError(f"{path}: {error} in {line!r}") from error
+        if not words:
+            continue
+        each: dict[str, Any] = {"data": words[0]}
+        for word in words[1:]:
+            if word.startswith("--"):
+                name = word.removeprefix("--").replace("-", "_")
+                each[name] = []
+            elif len(each) == 1:
+                raise DataError(f"{path}: {word!r} in {line!r} is the value of no flag")
+            else:
+                each[name].append(word)
+        found.append({k: v if k == "data" or v else True for k, v in each.items()})
+    return found
+
+
+def _place(path: Path, name: str) -> str:
+    """With variables of the environment; relative to the list."""
+    found = os.path.expandvars(name)
+    if "$" in found:
+        variable = re.search(r"\$\{?(\w+)", found)
+        raise DataError(f"{path}: {name} needs the variable {variable and variable[1]} to be set")
+    return found if ":" in found else str(path.parent / found)
+
+
+def plan(
+    args: argparse.Namespace, more: Sequence[str]
+) -> tuple[list[Planned], list[dict[str, str]]]:
+    """(sets to run, the smallest first; those that cannot be, each with why)."""
+    planned: list[Planned] = []
+    failed: list[dict[str, str]] = []
+    shared = ["--splits", str(args.splits), "--seed", str(args.seed)]
+    shared += ["--no-tune"] * args.no_tune + list(more)
+    for each in entries(args.sets):
+        name = each.get("name") or _named(each["data"])
+        try:
+            found = table.read(each["data"], **{k: _one(k, each[k]) for k in _READ if k in each})
+        except DataError as error:
+            failed.append({"name": name, "why": str(error)})
+            continue
+        counts = found.class_counts()
+        cuts = _numbers(each.get("cut", [0]))
+        cuts += [
+            cut for cut in args.cut
+            if cut not in cuts and counts.max() / counts.min() < cut <= 0.7 * counts.max()
+        ]  # fmt: skip
+        flags = [word for k, v in each.items() if k not in ("name", "cut") for word in _flag(k, v)]
+        rows = len(found.labels)
+        about = (
+            f"{cli.noun(rows, 'row')}, {cli.noun(len(found.columns.columns), 'column')}, "
+            f"{found.num_classes} classes"
+        )
+        for cut in cuts:
+            own = ["--cut", f"{cut:g}"] if cut else []
+            full = f"{name}_cut{cut:g}" if cut else name
+            planned.append(
+                Planned(name=full, flags=(*flags, *own, *shared), cost=rows, about=about)
+            )
+    names = [each.name for each in planned]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise RunError(f"two sets are named {twice}: give one another name in a list (name = ...)")
+    return sorted(planned, key=lambda each: (each.cost, each.name)), failed
+
+
+def _one(name: str, value: Any) -> Any:
+    """A flag's value as `table.read` takes it: text is a list, the others are one word."""
+    values = value if isinstance(value, list) else [value]
+    return values if name == "text" else values[0]
+
+
+def _named(data: str) -> str:
+    return re.sub(r"[^\w.+=,-]", "_", Path(data.partition(":")[2] or data).stem)
+
+
+def _numbers(value: Any) -> list[float]:
+    values = value if isinstance(value, list) else [value]
+    try:
+        found = [float(each) for each in values]
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"cut = {value!r} is no list of numbers: 0 for none, or a factor"
+        ) from error
+    if any(not (each == 0 or 1 <= each <= 1000) for each in found):
+        raise DataError(f"cut = {value!r} must be 0 for none, or from 1 to 1000")
+    return found
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    values = value if isinstance(value, list) else [] if value is True else [value]
+    return [f"--{name.replace('_', '-')}", *map(str, values)]
+
+
+# ---- running --------------------------------------------------------------------------------
+
+
+def run(planned: Sequence[Planned], out: Path, only_sum_up: bool) -> Iterator[dict[str, str]]:
+    """Runs what is not finished; yields what could not be run, with why."""
+    done = {each.name: _finished(out, each) for each in planned}
+    left = [each for each in planned if not done[each.name]]
+    if len(left) < len(planned):
+        print(f"{cli.noun(len(planned) - len(left), 'set')} finished before are kept", flush=True)
+    if only_sum_up:
+        yield from ({"name": each.name, "why": "not finished"} for each in left)
+        return
+    began, cost = time.monotonic(), 0
+    for number, each in enumerate(left, start=1):
+        rest = sum(one.cost for one in left[number - 1 :])
+        ahead = "" if cost == 0 else f"; {clock((time.monotonic() - began) / cost * rest)} left"
+        print(f"[{number}/{len(left)}] {each.name}: {each.about}{ahead}", flush=True)
+        outputs.write_json(_kept(out, each), list(each.flags))
+        try:
+            _compare().main(_arguments(out, each))
+        except (DataError, RunError) as error:
+            print(f"{each.name} is left out: {error}", flush=True)
+            yield {"name": each.name, "why": str(error)}
+        cost += each.cost
+
+
+def _arguments(out: Path, each: Planned) -> argparse.Namespace:
+    """Of compare, which refuses what it does not take."""
+    flags = [*each.flags, "--out", str(_folder(out, each)), "--resume"]
+    parsed: argparse.Namespace = _compare().arguments().parse_args(flags)
+    return parsed
+
+
+def _compare() -> Any:
+    """The entry of that name, which brings JAX along: --help and --only-sum-up need none."""
+    return importlib.import_module("experiments.compare")
+
+
+def _folder(out: Path, each: Planned) -> Path:
+    return out / "sets" / each.name
+
+
+def _kept(out: Path, each: Planned) -> Path:
+    """Where a set's flags are written when it is begun."""
+    return out / "sets" / f"{each.name}.json"
+
+
+def _finished(out: Path, each: Planned) -> bool:
+    kept = _kept(out, each)
+    if not kept.exists():
+        return False
+    before = outputs.read_json(kept)
+    if before != list(each.flags):
+        raise RunError(
+            f"{_folder(out, each)} was begun with other flags, {outputs.same_text(before)}: choose "
+            "another --out, or delete it"
+        )
+    return all(
+        (_folder(out, each) / name).exists()
+        for name in (compare_folder.SUMMARY, compare_folder.RUNS)
+    )
+
+
+def main(args: argparse.Namespace, more: Sequence[str] = ()) -> dict[str, Any]:
+    out = Path(args.out)
+    planned, failed = plan(args, more)
+    for each in failed:
+        print(f"{each['name']} is left out: {each['why']}", flush=True)
+    if not planned:
+        raise DataError("no set is left to compare on")
+    for one in [] if args.only_sum_up else planned:
+        _arguments(out, one)  # before anything is run
+    with locks.Lock(out):
+        with outputs.writing(out):
+            (out / "sets").mkdir(exist_ok=True)
+        failed += run(planned, out, args.only_sum_up)
+        names = {each["name"] for each in failed}
+        sets = [
+            study_folder.read_set(each.name, _folder(out, each))
+            for each in planned
+            if each.name not in names
+        ]
+        about = {"command": origin.command_line(), "splits": args.splits, "seed": args.seed,
+                 "tuned": not args.no_tune, **origin.environment()}  # fmt: skip
+        found = study_folder.write(out, sets, failed=failed, about=about)
+        with outputs.writing(out):
+            outputs.replace_text(out / TABLES, study_tables.markdown(found))
+        study_figures.draw(out)
+    print(f"{cli.noun(len(sets), 'set')}: tables and figures are in {out}: {TABLES}, study.json, "
+          "sets.csv, forest.png")  # fmt: skip
+    return found
+
+
+def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+    """(this command's flags, what follows -- for compare)."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    mine, theirs = words, []
+    if "--" in words:
+        at = words.index("--")
+        mine, theirs = words[:at], words[at + 1 :]
+    return arguments().parse_args(mine), theirs
+
+
+if __name__ == "__main__":
+    _args, _more = parse()
+    cli.run(lambda args: main(args, _more), _args)

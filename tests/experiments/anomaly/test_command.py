@@ -1,0 +1,194 @@
+"""The command, from data to files, and what it refuses."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import unittest.mock
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.anomaly import command as anomaly
+from experiments.anomaly import report as anomaly_report
+from experiments.host import cli
+from made_tables import made_table
+
+
+def _save(folder: Path, name: str, n: int = 1000, anomalies: int = 80, **arrays: Any) -> Path:
+    table = made_table(n, anomalies, name=name)
+    path = folder / f"{name}.npz"
+    np.savez(path, **{"X": table.features, "y": table.labels, **arrays})
+    return path
+
+
+def _run(*args: Any) -> tuple[int, str, str]:
+    """Exit code, standard output and error of the command, in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        unittest.mock.patch.dict(os.environ),
+    ):
+        os.environ.pop("ADBENCH_DIR", None)
+        try:
+            parsed = anomaly.arguments().parse_args([str(arg) for arg in args])
+            cli.run(anomaly.main, parsed)
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return code, out.getvalue(), err.getvalue()
+
+
+def _rows(out: Path) -> list[dict[str, str]]:
+    with open(out / "runs.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_command_from_data_to_files(tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    for k, name in enumerate(("b_set", "a_set")):
+        _save(data, name, n=1000 + 40 * k)
+    args = (
+        "--data-dir", data, "--method", "devnet", "--rule", "sgd", "imbsam", "--epochs", 1,
+        "--seeds", 3, 1, "--label-ratio", 0.5, 0.1, "--protocol", "adbench", "full", "--out", out,
+    )  # fmt: skip
+    code, shown, _ = _run(*args)
+    assert code == 0
+    for part in ("adbench", "full", "imbsam", "AUROC", " - SGD ", "Table 4", "88.7", "24 runs in"):
+        assert part in shown, part
+    rows = _rows(out)
+    assert list(rows[0]) == list(anomaly.Result._fields) == [
+        "dataset", "method", "rule", "seed", "label_ratio", "protocol",
+        "auroc", "ap_anomaly", "ap_normal", "seconds",
+    ]  # fmt: skip
+    assert len(rows) == 2 * 2 * 2 * (2 + 1)
+    assert {(r["protocol"], r["label_ratio"]) for r in rows} == {
+        ("adbench", "0.1"), ("adbench", "0.5"), ("full", "1"),
+    }  # fmt: skip
+    assert all(0 <= float(r[m]) <= 100 for r in rows for m in anomaly_report.METRICS)
+    assert all(
+        (out / f"curves_{p}.png").read_bytes()[:4] == b"\x89PNG" for p in ("adbench", "full")
+    )
+    config = json.loads((out / "config.json").read_text())
+    assert (config["datasets"], config["rho"]) == (["a_set", "b_set"], 0.05)
+    assert config["data_dir"] == "data"
+    assert {"command", "device", "versions", "git"} <= config.keys()
+    summary = json.loads((out / "summary.json").read_text())
+    assert len(summary["groups"]) == 3 * 2
+    assert summary["groups"][1]["auroc_minus_sgd_se"] is not None
+
+    code, _, error = _run(*args)
+    assert code == 1 and "already holds a runs.csv" in error.splitlines()[-1]
+    code, _, _ = _run(*args, "--overwrite")
+    assert code == 0
+    again = _rows(out)
+    for one, other in zip(rows, again, strict=True):  # bitwise the same, but for the clock
+        assert {**one, "seconds": ""} == {**other, "seconds": ""}
+
+
+def _broken(folder: Path) -> dict[str, dict[str, Any]]:
+    table = made_table(1000, 80)
+    features, labels = table.features.copy(), table.labels
+    features[5, 2] = np.nan
+    return {
+        "lacks X": {"y": labels},
+        "lacks y": {"X": table.features},
+        "holds 2": {"X": table.features, "y": labels * 2},
+        "holds -1": {"X": table.features, "y": np.where(labels == 1, 1, -1)},
+        "X[5, 2] is nan": {"X": features, "y": labels},
+        "one label for each": {"X": table.features, "y": labels[:-1]},
+        "matrix of real numbers": {"X": table.features[:, 0], "y": labels},
+        "0 anomalies": {"X": table.features, "y": np.zeros(1000, int)},
+        "1 anomalies": {"X": table.features, "y": np.eye(1000, dtype=int)[0]},
+        "0 normal": {"X": table.features, "y": np.ones(1000, int)},
+    }
+
+
+@pytest.mark.parametrize("what", list(_broken(Path())))
+def test_bad_data_is_named_before_training(what: str, tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    _save(data, "a_good_one")
+    np.savez(data / "bad_one.npz", **_broken(tmp_path)[what])
+    code, shown, error = _run("--data-dir", data, "--out", out)
+    assert code == 1 and not shown
+    assert error.count("\n") == 1 and error.startswith("error: ")
+    assert str(data / "bad_one.npz") in error and what in error
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--label-ratio", "0"], "--label-ratio must be finite and over 0 and at most 1, got 0"),
+        (["--label-ratio", "0.5", "1.5"], "got 1.5"),
+        (["--label-ratio", "nan"], "got nan"),
+        (["--lr", "0"], "--lr must be finite and over 0, got 0"),
+        (["--lr", "inf"], "--lr must be finite and over 0, got inf"),
+        (["--rho", "-0.1"], "--rho must be finite and at least 0"),
+        (["--epochs", "0"], "--epochs must be at least 1"),
+        (["--seeds", "-1"], "--seeds must be at least 0"),
+        (["--seeds", "1", "1"], "--seeds names 1 twice"),
+        (["--rule", "sam", "sam"], "--rule names sam twice"),
+        (["--datasets", "no_such_set"], "'no_such_set' is none of"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(args: list[str], message: str, tmp_path: Path) -> None:
+    code, shown, error = _run(*args, "--out", tmp_path / "out")
+    assert code in (1, 2) and not shown
+    assert error.count("\n") == 1 and message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_without_data_are_named(tmp_path: Path) -> None:
+    for folder, message in ((tmp_path, "holds no .npz file"), (tmp_path / "x", "no such folder")):
+        code, _, error = _run("--data-dir", folder, "--out", tmp_path / "out")
+        assert code == 1 and str(folder) in error and message in error
+    (tmp_path / "torn.npz").write_bytes(b"PK\x03\x04 and no more")
+    code, _, error = _run("--data-dir", tmp_path, "--out", tmp_path / "out")
+    assert code == 1 and "torn.npz is not an .npz file" in error
+
+
+def test_out_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, error = _run("--datasets", "digits_0", "--out", tmp_path / "file" / "out")
+    assert code == 1 and error.count("\n") == 1 and "cannot write to" in error
+
+
+def test_unknown_and_shortened_flags_are_errors() -> None:
+    assert _run("--no-such-flag")[0] == 2
+    assert _run("--seed", "0")[0] == 2
+    assert _run("--rule", "adam")[0] == 2
+
+
+def test_help_has_every_flag_with_its_default() -> None:
+    code, shown, _ = _run("--help")
+    text = " ".join(shown.split())
+    assert code == 0
+    for flag in (
+        "--method", "--rule", "--data-dir", "--datasets", "--label-ratio", "--protocol", "--seeds",
+        "--optimizer", "--lr", "--rho", "--epochs", "--out", "--overwrite",
+    ):  # fmt: skip
+        assert flag in text
+    assert text.count("(default:") == 11  # all but --data-dir and --datasets
+
+
+def test_runs_as_a_command_without_tensorflow(tmp_path: Path, run_python: Any) -> None:
+    code = f"""
+        import sys
+        from experiments.anomaly import command as anomaly
+        from experiments.host import cli
+        args = anomaly.arguments().parse_args(["--datasets", "digits_1", "--rule", "sgd",
+            "--method", "deepsad", "--seeds", "0", "1", "2", "--epochs", "1",
+            "--out", {str(tmp_path / "out")!r}])
+        cli.run(anomaly.main, args)
+        heavy = {{"tensorflow", "tensorflow_datasets", "tyro", "grain"}} & set(sys.modules)
+        assert not heavy, heavy
+    """
+    run_python(code, devices=2, env={"ADBENCH_DIR": None})
+    assert len(_rows(tmp_path / "out")) == 3

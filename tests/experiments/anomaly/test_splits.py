@@ -1,0 +1,106 @@
+"""ADBench's splits, as its own generator drew them."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.model_selection import train_test_split
+
+from experiments.anomaly import command as anomaly
+from experiments.anomaly.tables import load_tables, scaled, split
+from made_tables import made_table
+
+
+@pytest.mark.parametrize("n", [300, 2000, 10400])
+@pytest.mark.parametrize("seed", [0, 7])
+def test_split_draws_what_numpys_global_generator_draws(n: int, seed: int) -> None:
+    table = made_table(n, n // 9, width=1)
+    before = np.random.get_state()
+    np.random.seed(seed)  # what ADBench does, in its order
+    rows = np.arange(n)
+    if n < 1000:
+        np.random.seed(seed)
+        rows = np.random.choice(n, 1000, replace=True)
+    if n > 10000:
+        np.random.seed(seed)
+        rows = np.random.choice(n, 10000, replace=False)
+    x, y = rows[:, None], table.labels[rows]
+    x_train, x_test, y_train, y_test = train_test_split(
+        x, y, test_size=0.3, shuffle=True, stratify=y
+    )
+    anomalies = np.where(y_train == 1)[0]
+    labelled = np.random.choice(anomalies, math.ceil(0.25 * len(anomalies)), replace=False)
+    np.random.set_state(before)
+
+    found = split(table, seed=seed, label_ratio=0.25)
+    np.testing.assert_array_equal(found.train_rows, x_train[:, 0])
+    np.testing.assert_array_equal(found.test_rows, x_test[:, 0])
+    np.testing.assert_array_equal(found.test_labels, y_test)
+    np.testing.assert_array_equal(np.flatnonzero(found.train_labels), np.sort(labelled))
+    after = np.random.get_state()
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_splits_are_those_adbench_recorded(adbench_dir: str, recorded: Any) -> None:
+    compared = 0
+    for table in load_tables(adbench_dir):
+        for seed in range(3):
+            for protocol, tag in (("adbench", ""), ("nodup", "nodup__")):
+                key = f"{table.name}__seed{seed}__{tag}"
+                if f"{key}train_idx" not in recorded:
+                    continue  # of sets that are not resampled there is no second split
+                found = split(table, seed=seed, label_ratio=0.25, protocol=protocol)
+                names = ("train_idx", "train_y", "test_idx", "test_y")
+                for name, values in zip(names, found, strict=True):
+                    np.testing.assert_array_equal(values, recorded[key + name])
+                compared += 1
+    assert compared == 14 * 3 + 12 * 3
+
+
+def test_protocols_differ_in_what_they_say() -> None:
+    table = made_table(400, 60)
+    by_protocol = {p: split(table, seed=3, label_ratio=0.1, protocol=p) for p in anomaly.PROTOCOLS}
+    adbench, clean, full = (by_protocol[p] for p in ("adbench", "clean", "full"))
+    truth = table.labels[adbench.train_rows]
+    assert adbench.train_labels.sum() == math.ceil(0.1 * truth.sum())
+    assert not np.any(adbench.train_labels > truth)
+    assert set(adbench.train_rows) & set(adbench.test_rows)  # copies on both sides
+
+    kept = (truth == 0) | (adbench.train_labels == 1)
+    np.testing.assert_array_equal(clean.train_rows, adbench.train_rows[kept])
+    np.testing.assert_array_equal(clean.train_labels, table.labels[clean.train_rows])
+    np.testing.assert_array_equal(full.train_rows, adbench.train_rows)
+    np.testing.assert_array_equal(full.train_labels, truth)
+    for other in (clean, full):
+        np.testing.assert_array_equal(other.test_rows, adbench.test_rows)
+
+    nodup = by_protocol["nodup"]
+    rows = np.concatenate([nodup.train_rows, nodup.test_rows])
+    np.testing.assert_array_equal(np.sort(rows), np.arange(400))
+
+
+def test_at_least_one_anomaly_is_labelled() -> None:
+    assert split(made_table(2000, 40), seed=0, label_ratio=0.001).train_labels.sum() == 1
+    drawn = split(made_table(2000, 40), seed=0, label_ratio=1.0)
+    assert drawn.train_labels.sum() == 28
+
+
+def test_scaled_by_the_training_rows_alone() -> None:
+    table = made_table(1200, 100)
+    drawn = split(table, seed=0)
+    arrays = scaled(table, drawn)
+    low, high = (f(table.features[drawn.train_rows], axis=0) for f in (np.min, np.max))
+    expected = (table.features[drawn.test_rows] - low) / (high - low)
+    assert arrays.train.dtype == arrays.test.dtype == np.float32
+    assert arrays.train.min() >= 0 and arrays.train.max() <= 1 + 1e-6
+    np.testing.assert_allclose(arrays.test, expected, atol=2e-6)
+    assert arrays.test.max() > 1  # not clipped
+
+
+def test_bundled_data_needs_no_folder() -> None:
+    tables = load_tables(None)
+    names = [table.name for table in tables]
+    assert names == ["breast_cancer", *(f"digits_{k}" for k in range(10))]
+    assert [int(t.labels.sum()) for t in tables[:2]] == [212, 178]
+    assert load_tables(None, ["digits_3"])[0].features.shape == (1797, 64)

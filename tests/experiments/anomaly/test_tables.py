@@ -1,0 +1,138 @@
+"""The table of results: pairs, intervals, what stands after correction."""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.anomaly import command as anomaly
+from experiments.anomaly import report as anomaly_report
+from places import ROOT
+
+
+def _result(dataset: str, rule: str, seed: int, auroc: float, **other: Any) -> anomaly.Result:
+    values = {"method": "deepsad", "label_ratio": 0.25, "protocol": "adbench", **other}
+    return anomaly.Result(
+        dataset=dataset, rule=rule, seed=seed, auroc=auroc, ap_anomaly=50.0, ap_normal=90.0,
+        seconds=1.0, **values,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [None, "80"])
+def test_tables_are_readable_at_80_columns(
+    width: str | None, capsys: Any, monkeypatch: Any
+) -> None:
+    """Nothing is cut, folded or left out; every protocol, method and rule, wide figures."""
+    if width is not None:
+        monkeypatch.setenv("COLUMNS", width)
+    results = [
+        _result(name, rule, seed, 10.0 * seed + len(rule), method=method, protocol=protocol)
+        for name in ("CIFAR10_0", "FashionMNIST_1", "MNIST-C_2", "MVTec-AD_3", "SVHN_4")
+        for method in anomaly.METHODS
+        for rule in anomaly.RULES
+        for seed in (0, 9)
+        for protocol in ("adbench", "clean")
+    ]
+    summary = anomaly_report.summarise(results, anomaly.RULES)
+    anomaly_report.show(summary, anomaly_report.families(results), "title")
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80 and "…" not in shown
+    figures = shown.split("Percent, last epoch")[0]
+    assert figures.count("- SGD") == 2 * 2 * 2
+    for row in summary:
+        mean = f"{row['auroc']:.2f} ± {row['auroc_sd']:.2f}"
+        assert mean in figures
+        if row["rule"] != "sgd":
+            assert f"{row['auroc_minus_sgd']:+.2f} ± {row['auroc_minus_sgd_se']:.2f} " in figures
+    for name in ("adbench protocol, 25%", "clean protocol, 25%", "AP anomaly", "deepsad"):
+        assert name in figures
+    assert "  clean" in shown and "(1)" in shown and "92.2" in shown
+
+
+def test_summary_pairs_by_data_set() -> None:
+    sgd = {("a", 0): 70.0, ("a", 1): 72.0, ("b", 0): 90.0, ("b", 1): 94.0}
+    sam = {("a", 0): 74.0, ("a", 1): 74.0, ("b", 0): 91.0, ("b", 1): 92.0}
+    results = [_result(d, "sgd", s, x) for (d, s), x in sgd.items()]
+    results += [_result(d, "sam", s, x) for (d, s), x in sam.items()]
+    plain, sharp = anomaly.summarise(results, ["sgd", "sam"])
+    assert plain["auroc"] == pytest.approx(81.5)
+    assert plain["auroc_sd"] == pytest.approx(np.std([80, 83], ddof=1))
+    assert "auroc_minus_sgd" not in plain
+    # by data set: (4 + 2) / 2 and (1 - 2) / 2
+    assert sharp["auroc_minus_sgd"] == pytest.approx(1.25)
+    assert sharp["auroc_minus_sgd_se"] == pytest.approx(np.std([3, -0.5], ddof=1) / math.sqrt(2))
+    assert (sharp["auroc_improved"], sharp["datasets"], sharp["seeds"]) == (1, 2, 2)
+    assert sharp["ap_anomaly_improved"] == 0
+
+
+def test_a_tie_within_rounding_is_no_win() -> None:
+    """The same ranking, by two programs: their sums differ in the last bit."""
+    seeds = dict(enumerate((70.1, 80.2, 90.4)))
+    results = [_result("a", "sgd", s, x) for s, x in seeds.items()]
+    results += [_result("a", "sam", s, math.nextafter(x, 100)) for s, x in seeds.items()]
+    results += [_result("a", "imbsam", s, x + 1e-6) for s, x in seeds.items()]
+    _, tied, better = anomaly.summarise(results, ["sgd", "sam", "imbsam"])
+    assert 0 < tied["auroc_minus_sgd"] < 1e-12  # what a plain comparison counts as higher
+    assert (tied["auroc_improved"], better["auroc_improved"]) == (0, 1)
+
+
+def test_holms_correction_by_hand() -> None:
+    # Sorted: .005, .01, .03, .04 times 4, 3, 2, 1, never falling.
+    found = anomaly_report.holm([0.01, 0.04, 0.03, 0.005])
+    np.testing.assert_allclose(found, [0.03, 0.06, 0.06, 0.02])
+    assert anomaly_report.holm([]).size == 0 and anomaly_report.holm([0.9, 0.8]).tolist() == [1, 1]
+
+
+def test_what_stands_is_said_with_the_number_of_tests(capsys: pytest.CaptureFixture[str]) -> None:
+    from scipy import stats
+
+    gains = np.array([2.0, 3.1, 2.4, 2.9, 2.2, 3.3]), np.array([2.0, -1.1, 1.4, -0.9, 0.2, -1.3])
+    results = [
+        _result(str(d), rule, 0, 70 + x)
+        for rule, values in zip(("sgd", "sam", "imbsam"), (np.zeros(6), *gains), strict=True)
+        for d, x in enumerate(values)
+    ]
+    summary = anomaly.summarise(results, ["sgd", "sam", "imbsam"])
+    left, number = anomaly_report.standing(summary, ["auroc"])
+    p = [stats.ttest_1samp(x, 0).pvalue for x in gains]
+    assert number == 2 and p[0] < 0.01 < 0.1 < p[1]
+    ((row, metric, corrected),) = left
+    assert (row["rule"], metric) == ("sam", "auroc") and corrected == pytest.approx(2 * p[0])
+    # Precisions are all equal here: differences without spread are not tested.
+    assert anomaly_report.standing(summary)[1] == 2
+    anomaly_report.show(summary, [], "")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Of these 2 differences 1 stands at 5%" in shown
+    assert "(Holm): deepsad sam AUROC (adbench, 25%)" in shown
+
+
+def test_the_table_fits_in_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    file = ROOT / "results" / "anomaly" / "protocol" / "summary.json"
+    found = json.loads(file.read_text())
+    anomaly_report.show(found["groups"], found["paper_table_4"], "title")
+    shown = capsys.readouterr().out
+    # Not the sentences: a file has no edge to wrap them at.
+    table = [line.rstrip() for line in shown.splitlines() if "/14" in line or " (12)" in line]
+    assert len(table) == 12 + 18 and max(map(len, table)) <= 80
+    for part in ("97.59 ± 0.31", "+0.29 ± 0.32 4/14", "91.7 (12)", "MVTec-"):
+        assert part in shown
+
+
+def test_summary_never_hides_a_diverged_run() -> None:
+    results = [_result("a", "sgd", 0, 70.0), _result("a", "sam", 0, math.nan)]
+    plain, sharp = anomaly.summarise(results, ["sgd", "sam"])
+    assert (plain["auroc"], plain["auroc_sd"], plain["diverged"]) == (70.0, None, 0)
+    assert (sharp["auroc"], sharp["auroc_minus_sgd"], sharp["diverged"]) == (None, None, 1)
+    json.dumps([plain, sharp], allow_nan=False)
+
+
+def test_table_4_is_quoted_beside_the_families_trained_here() -> None:
+    results = [_result("MVTec-AD_x", "sam", s, x) for s, x in ((0, 80.0), (1, 82.0))]
+    results += [_result("SVHN_0", "sam", 0, 60.0, label_ratio=0.5)]
+    rows = {(r["method"], r["rule"]): r for r in anomaly.families(results)}
+    cell = rows["deepsad", "sam"]["MVTec-AD"]
+    assert cell == {"paper": 91.3, "here": 81.0, "subsets": 1}
+    assert rows["deepsad", "sam"]["SVHN"]["here"] is None  # not at 25% labels
+    assert rows["devnet", "imbsam"]["average"]["paper"] == 92.2

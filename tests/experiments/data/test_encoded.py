@@ -1,0 +1,123 @@
+"""Data sets of encoded images: the contract, rows held out, subsets."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.data import DataError, Dataset, hold_out
+from experiments.data.encoded import (
+    EncodedDataset,
+    Subset,
+    check_no_empty_class,
+    hold_out_rows,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Split:
+    """Row i of it reads as b"i"."""
+
+    labels: np.ndarray
+
+    def read(self, rows: Sequence[int]) -> list[bytes]:
+        return [str(row).encode() for row in rows]
+
+
+def _encoded(train: Sequence[int] = (0, 1, 0, 2, 0, 1), **changes: Any) -> EncodedDataset:
+    fields: dict[str, Any] = {
+        "name": "tiny",
+        "train": _Split(np.array(train, np.int32)),
+        "test": _Split(np.array([0, 1, 2], np.int32)),
+        "num_classes": 3,
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.2, 0.2, 0.2),
+        "source": "made here",
+        **changes,
+    }
+    return EncodedDataset(**fields)
+
+
+def test_encoded_dataset() -> None:
+    data = _encoded()
+    assert data.train_labels.tolist() == [0, 1, 0, 2, 0, 1]
+    assert (data.test_labels.tolist(), data.val_labels) == ([0, 1, 2], None)
+    assert data.class_counts().tolist() == [3, 2, 1] and data.class_counts().dtype == np.int64
+    assert (data.many_above, data.few_below, data.size, data.resize) == (100, 20, 224, 256)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"train": [0, 1, 3, 5]},
+            r"train split has label 3 in row 2, outside \[0, 3\) \(2 such rows\)",
+        ),
+        ({"test": _Split(np.array([0, -1], np.int32))}, "test split has label -1 in row 1"),
+        ({"val": _Split(np.array([9], np.int32))}, "val split has label 9 in row 0"),
+        ({"train": []}, "train split has no rows"),
+        ({"test": _Split(np.array([0, 1]))}, r"test split has labels int64\[2\], not int32\[N\]"),
+        ({"mean": (0.5, 0.5)}, "lengths 2 and 3"),
+        ({"few_below": 102}, "few_below 102 is above many_above"),
+        ({"class_names": ("a", "b")}, "2 class names for 3 classes"),
+        ({"size": 257}, r"size 257 must lie in \[1, resize = 256\]"),
+    ],
+)
+def test_contract_is_checked(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=f"tiny: .*{message}"):
+        _encoded(**changes)
+
+
+def test_empty_classes() -> None:
+    check_no_empty_class(_encoded(), allow=False)
+    data = _encoded(train=[0, 0], num_classes=9)
+    check_no_empty_class(data, allow=True)
+    expected = (
+        r"8 of 9 classes have no training image: 1, 2, 3, 4, 5 and 3 more\. .*--allow-empty-classes"
+    )
+    with pytest.raises(DataError, match=expected):
+        check_no_empty_class(data, allow=False)
+    named = _encoded(train=[0, 2], class_names=("ant", "bee", "cow"))
+    with pytest.raises(DataError, match=r"1 of 3 classes have no training image: 1 \(bee\)\. "):
+        check_no_empty_class(named, allow=False)
+
+
+@pytest.mark.parametrize("per_class", [1, 2])
+def test_rows_are_held_out_by_the_draw_of_hold_out(per_class: int) -> None:
+    labels = np.random.RandomState(5).permutation(np.repeat([0, 1, 2], [6, 3, 1])).astype(np.int32)
+    images = np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    plain = hold_out(
+        Dataset(
+            name="tiny", train_images=images, train_labels=labels, test_images=images,
+            test_labels=labels, num_classes=3, mean=(0.5,) * 3, std=(0.2,) * 3, many_above=100,
+            few_below=20, source="made here",
+        ),
+        per_class,
+        seed=3,
+    )  # fmt: skip
+    held = hold_out_rows(_encoded(train=labels), per_class, seed=3)
+    assert plain.val_images is not None and held.val is not None
+    for split, rows in ((held.train, plain.train_images), (held.val, plain.val_images)):
+        rows = rows[:, 0, 0, 0]
+        assert split.read(range(len(rows))) == [str(row).encode() for row in rows]
+        assert split.labels.tolist() == labels[rows].tolist()
+    assert held.source == plain.source
+    assert held.class_counts().tolist() == plain.class_counts().tolist()
+
+
+def test_holding_out_rows_wrongly() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        hold_out_rows(_encoded(), 0, seed=0)
+    with pytest.raises(ValueError, match="validation split already"):
+        hold_out_rows(hold_out_rows(_encoded(), 1, seed=0), 1, seed=0)
+    with pytest.raises(DataError, match="no class has two images"):
+        hold_out_rows(_encoded(train=[0, 1, 2]), 1, seed=0)
+
+
+def test_subsets_of_subsets() -> None:
+    labels = np.arange(10, dtype=np.int32)
+    half = Subset(_Split(labels), np.arange(1, 10, 2), labels[1::2])
+    one = Subset(half, np.array([4, 0]), half.labels[[4, 0]])
+    assert one.read([1, 0]) == [b"1", b"9"] and one.labels.tolist() == [9, 1]

@@ -1,0 +1,209 @@
+"""Which sets a study runs, in which order, and how it goes on; compare is played by a double."""
+
+import argparse
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from experiments import study
+from experiments.host.errors import DataError, RunError, Stopped
+from made_comparisons import folder_of
+
+
+class Compare:
+    """Takes some of compare's flags, and writes the files that it would."""
+
+    def __init__(self, made):
+        self.made, self.called, self.fail, self.stop = made, [], (), ()
+
+    def arguments(self):
+        parser = argparse.ArgumentParser()
+        for flag in ("data", "label", "text", "cut", "splits", "seed", "out", "settings"):
+            parser.add_argument(f"--{flag}", nargs="+" if flag == "text" else None)
+        parser.add_argument("--no-tune", action="store_true")
+        parser.add_argument("--resume", action="store_true")
+        return parser
+
+    def main(self, args):
+        name = args.out.rpartition("/")[2]
+        self.called.append((name, args))
+        if name in self.fail:
+            raise RunError(f"{name} diverged")
+        if name in self.stop:
+            raise Stopped("stopped", 143)
+        shutil.copytree(self.made, args.out)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    out = tmp_path_factory.mktemp("made")
+    folder_of(out, (60, 20), splits=2)
+    return out
+
+
+@pytest.fixture
+def compare(monkeypatch, made):
+    double = Compare(made)
+    monkeypatch.setattr(study, "_compare", lambda: double)
+    monkeypatch.setattr(study.study_figures, "draw", lambda out: [])
+    return double
+
+
+@pytest.fixture
+def sets(tmp_path):
+    """Three tables, of 30, 50 and 40 rows."""
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    for name, rows in (("a", 30), ("b", 50), ("c", 40)):
+        y = np.arange(rows) % 5 // 4
+        np.savez(folder / f"{name}.npz", X=np.random.default_rng(0).normal(size=(rows, 2)), y=y)
+    return folder
+
+
+def ran(compare):
+    return [name for name, _ in compare.called]
+
+
+def start(*words):
+    args, more = study.parse([str(word) for word in words])
+    return study.main(args, more)
+
+
+def test_a_folder_from_the_smallest_set_to_the_largest(sets, compare, tmp_path, capsys):
+    out = tmp_path / "out"
+    found = start(sets, "--out", out, "--splits", 4, "--seed", 7, "--", "--settings", 2)
+    assert ran(compare) == ["a", "c", "b"]
+    args = compare.called[0][1]
+    assert (args.data, args.splits, args.seed) == (str(sets / "a.npz"), "4", "7")
+    assert args.settings == "2" and args.resume and not args.no_tune
+    assert [one["name"] for one in found["sets"]] == ["a", "c", "b"]
+    said = capsys.readouterr().out
+    assert "[1/3] a: 30 rows, 2 columns, 2 classes\n" in said and "[3/3] b" in said
+    assert " left\n" in said
+    assert {path.name for path in out.iterdir()} >= {"study.json", "sets.csv", "tables.md"}
+
+
+def test_it_goes_on_where_it_was_stopped(sets, compare, tmp_path, capsys):
+    out = tmp_path / "out"
+    compare.stop = ("c",)
+    with pytest.raises(Stopped):
+        start(sets, "--out", out)
+    assert ran(compare) == ["a", "c"] and not (out / "study.json").exists()
+    compare.stop = ()
+    start(sets, "--out", out)
+    assert ran(compare) == ["a", "c", "c", "b"]
+    assert "1 set finished before" in capsys.readouterr().out
+    with pytest.raises(RunError, match="begun with other flags"):
+        start(sets, "--out", out, "--splits", 3)
+
+
+def test_a_set_that_fails_is_left_out_and_told(sets, compare, tmp_path):
+    compare.fail = ("c",)
+    np.savez(sets / "bad.npz", X=np.ones((9, 1)), y=np.ones(9))
+    found = start(sets, "--out", tmp_path / "out")
+    assert [one["name"] for one in found["sets"]] == ["a", "b"]
+    assert found["failed"] == [
+        {
+            "name": "bad",
+            "why": "column 'y' (--label) has the one class '1': two or more are needed",
+        },
+        {"name": "c", "why": "c diverged"},
+    ]
+    assert "- c: c diverged" in (tmp_path / "out" / "tables.md").read_text()
+
+
+def test_only_sum_up(sets, compare, tmp_path):
+    out = tmp_path / "out"
+    compare.stop = ("b",)
+    with pytest.raises(Stopped):
+        start(sets, "--out", out)
+    found = start(sets, "--out", out, "--only-sum-up")
+    assert ran(compare) == ["a", "c", "b"]
+    assert [one["name"] for one in found["sets"]] == ["a", "c"]
+    assert found["failed"] == [{"name": "b", "why": "not finished"}]
+
+
+def test_cuts(sets, compare, tmp_path):
+    # 24, 40 and 32 rows of the larger class, each four times the smaller one.
+    start(sets, "--out", tmp_path / "out", "--cut", 2, 20, 26)
+    assert ran(compare) == ["a", "c", "c_cut20", "b", "b_cut20", "b_cut26"]
+    assert [args.cut for _, args in compare.called] == [None, None, "20", None, "20", "26"]
+
+
+def test_a_list_in_toml(sets, compare, tmp_path, monkeypatch):
+    (tmp_path / "said.csv").write_text(
+        "said,kind\n" + "".join(f"word{k},{'ab'[k % 3 // 2]}\n" for k in range(60))
+    )
+    monkeypatch.setenv("PLACE", str(sets))
+    (tmp_path / "list.toml").write_text("""
+        [[set]]
+        data = "said.csv"
+        label = "kind"
+        text = ["said"]
+        cut = [0, 5]
+        [[set]]
+        data = "$PLACE/a.npz"
+        name = "first"
+        [[set]]
+        data = "tables"
+        settings = 3
+    """)
+    start(tmp_path / "list.toml", "sklearn:wine", "--out", tmp_path / "out")
+    assert ran(compare) == ["a", "first", "c", "b", "said", "said_cut5", "wine"]
+    said = compare.called[5][1]
+    assert (said.label, said.text, said.cut) == ("kind", ["said"], "5")
+    assert compare.called[0][1].settings == "3" and compare.called[1][1].settings is None
+
+
+def test_a_list_of_lines(sets, compare, tmp_path):
+    (tmp_path / "list.txt").write_text(
+        "# two sets\ntables/a.npz --settings 3\n\ntables/b.npz --no-tune # as it is\n"
+    )
+    start(tmp_path / "list.txt", "--out", tmp_path / "out")
+    (_, a), (_, b) = compare.called
+    assert a.settings == "3" and not a.no_tune and b.no_tune
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("list.toml", "[[set]\n", "is no list of sets"),
+        ("list.toml", "", r"needs a \[\[set\]\]"),
+        ("list.toml", "set = 3", r"needs a \[\[set\]\]"),
+        ("list.toml", "[[set]]\nlabel = 'x'\n", "has no data"),
+        ("list.toml", "[[set]]\ndata = '$NOWHERE_AT_ALL/x.npz'\n", "variable NOWHERE_AT_ALL"),
+        ("list.toml", "[[set]]\ndata = 'tables/a.npz'\ncut = 'x'\n", "no list of numbers"),
+        ("list.toml", "[[set]]\ndata = 'tables/a.npz'\ncut = [0.5]\n", "from 1 to 1000"),
+        ("list.txt", "# none\n", "names no set"),
+        ("list.txt", "a.npz 'x\n", "No closing quotation"),
+        ("list.txt", "a.npz x\n", "'x' in 'a.npz x' is the value of no flag"),
+        ("list.txt", "nothing.npz\n", "no set is left"),
+    ],
+)
+def test_lists_that_are_none(sets, compare, tmp_path, name, text, says):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=says):
+        start(tmp_path / name, "--out", tmp_path / "out")
+    assert not compare.called
+
+
+def test_a_flag_that_compare_refuses_is_refused_before_anything_runs(sets, compare, tmp_path):
+    with pytest.raises(SystemExit):
+        start(sets, "--out", tmp_path / "out", "--", "--nothing")
+    assert not compare.called and not (tmp_path / "out").exists()
+
+
+def test_two_sets_of_one_name_and_an_empty_folder(sets, compare, tmp_path):
+    with pytest.raises(RunError, match="two sets are named a"):
+        start(sets, sets / "a.npz", "--out", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"holds no \.npz file"):
+        start(tmp_path / "empty", "--out", tmp_path / "out")
+
+
+def test_flags_of_a_finished_set_are_kept_beside_it(sets, compare, tmp_path):
+    start(sets / "a.npz", "--out", tmp_path / "out", "--no-tune")
+    kept = json.loads((tmp_path / "out" / "sets" / "a.json").read_text())
+    assert kept == ["--data", str(sets / "a.npz"), "--splits", "10", "--seed", "0", "--no-tune"]

@@ -1,0 +1,191 @@
+"""The files of a comparison, its page and its figures, of made-up predictions."""
+
+import csv
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+
+from experiments import redraw
+from experiments.host.errors import RunError
+from experiments.reports import compare_figures, compare_page
+from experiments.reports.compare_folder import BASELINE, read, summarise
+from experiments.reports.paired import holm, interval
+from experiments.reports.scores import METRICS
+from experiments.reports.verdict import verdict
+from made_comparisons import ABOUT, ROWS, folder_of, records_of, table_of
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished")
+    return out, folder_of(out, splits=5, groups=3)
+
+
+@pytest.fixture(scope="module")
+def drawn(finished):
+    return compare_page.draw(finished[0])
+
+
+def test_the_promised_fields(finished):
+    out, summary = finished
+    assert json.loads((out / "summary.json").read_text()) == summary
+    promised = {"rows", "features", "classes", "class_counts", "imbalance_factor"}
+    assert promised <= summary["data"].keys()
+    assert summary["data"]["class_counts"] == [200, 60, 12]
+    assert summary["data"]["imbalance_factor"] == pytest.approx(200 / 12, abs=1e-4)
+    assert [row["row"] for row in summary["rows"]] == [row[0] for row in ROWS]
+    for row in summary["rows"]:
+        fields = {"rule", "loss", "p_holm", *METRICS, "worst_group", "recall", "calibration"}
+        assert fields <= row.keys()
+        assert ("difference" in row) == (row["row"] != BASELINE)
+
+
+def test_means_differences_and_corrections_are_those_of_the_lines(finished):
+    out, summary = finished
+    _, lines = read(out)
+    by_row = {name: lines[lines["row"] == name] for name, *_ in ROWS}
+    base = by_row[BASELINE]
+    family = []
+    for row in summary["rows"]:
+        mine = by_row[row["row"]]
+        for metric in (*METRICS, "worst_group"):
+            assert row[metric] == pytest.approx(mine[metric].mean())
+            if "difference" in row:
+                differences = mine[metric].to_numpy() - base[metric].to_numpy()
+                found = interval(differences, mine["train"] + mine["val"], mine["test"])
+                assert row["difference"][metric] == pytest.approx(found[:3])
+                assert row["p"][metric] == pytest.approx(found.p)
+        recall = [mine[f"recall_{c}"].mean() for c in range(3)]
+        assert row["recall"] == pytest.approx(recall)
+        if "difference" in row and not row["reference"]:
+            family.append(row)
+    assert [row["p_holm"] for row in family] == holm(
+        [row["p"]["balanced_accuracy"] for row in family]
+    )
+    assert summary["rows"][-1]["reference"] and summary["rows"][-1]["p_holm"] is None
+
+
+def test_a_line_for_each_row_and_split(finished):
+    out, _ = finished
+    with open(out / "runs.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 5 * len(ROWS)
+    assert list(lines[0])[:10] == [
+        "row", "rule", "loss", "sampling", "reference", "split", "train", "val", "test", "seconds",
+    ]  # fmt: skip
+    assert lines[0]["chosen_rho"] == "" and float(lines[2]["chosen_rho"]) in (0.05, 0.1, 0.2)
+    assert lines[5]["rule"] == "" and lines[5]["reference"] == "True"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda r: [x for x in r if x.row != BASELINE], "without 'sgd, cross_entropy'"),
+        (lambda r: r[:-1], "gradient boosting was not trained on each split"),
+        (lambda r: [*r, r[-1]], "gradient boosting was not trained on each split"),
+    ],
+)
+def test_what_cannot_be_summed_up(change, says):
+    table = table_of((30, 10))
+    with pytest.raises(RunError, match=says):
+        summarise(
+            change(records_of(table, 2)), table, train_counts=(21, 7), thresholds=(20, 8), about={}
+        )
+
+
+def test_a_class_that_is_never_tested_is_null():
+    table = table_of((30, 10))
+    records = [
+        dataclasses.replace(
+            r, recall=[r.recall[0], np.nan], scores={**r.scores, "few": np.nan, "auroc": np.nan}
+        )
+        for r in records_of(table, 2)
+    ]
+    found = summarise(records, table, train_counts=(21, 7), thresholds=(20, 8), about=ABOUT)
+    row = found["rows"][1]
+    assert row["recall"][1] is None and row["few"] is None and row["auroc"] is None
+    assert row["recall_difference"][1] == [None, None, None]
+    assert row["difference"]["auroc"] == [None, None, None]
+    json.dumps(found, allow_nan=False)
+
+
+def row(name, accuracy, mean=None, p=None, *, reference=False, auroc=(0.0, -0.1, 0.1)):
+    found = {"row": name, "balanced_accuracy": accuracy, "reference": reference, "p_holm": p}
+    if mean is not None:
+        found["difference"] = {
+            "balanced_accuracy": [mean, mean - 1, mean + 1], "auroc": list(auroc),
+        }  # fmt: skip
+    return found
+
+
+BASE = row(BASELINE, 60.0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "best", "says"),
+    [
+        ([BASE, row("a", 63, 3, 0.04), row("b", 64, 4, 0.06)], "a", r"^Use a: .*63.0%, \+3.0"),
+        ([BASE, row("a", 63, 3, 0.04), row("b", 65, 5, 0.0001)], "b", "p below 0.001"),
+        ([BASE, row("a", 63, 3, 0.2)], None, r"^Nothing .*of the others, a, is \+3.0 points"),
+        ([BASE, row("a", 57, -3, 0.01)], None, "^Nothing here is better than sgd, cross_entropy"),
+        ([BASE, row("t", 90, 30, None, reference=True), row("a", 61, 1, 0.9)], None,
+         "Outside this family t has 90.0%, more than sgd, cross_entropy"),
+        ([BASE, row("a", 63, 3, 0.01, auroc=(0.02, 0.01, 0.03))], "a", "ranks better, too"),
+        ([BASE, row("a", 63, 3, 0.01, auroc=(-0.02, -0.03, -0.01))], "a", "But it ranks worse"),
+        ([BASE, row("a", 63, 3, 0.01)], "a", "does not rank better"),
+        ([BASE], None, r"^Nothing here is better than sgd, cross_entropy beyond chance\.$"),
+    ],
+)  # fmt: skip
+def test_the_sentence(rows, best, says):
+    said, name = verdict(rows, 10)
+    assert name == best and re.search(says, said)
+
+
+def test_one_split_says_nothing():
+    said, name = verdict([BASE, row("a", 99, 39, None)], 1)
+    assert name is None and said.startswith("One split shows nothing")
+
+
+def test_the_page_stands_alone(finished, drawn):
+    out, summary = finished
+    page = (out / "report.html").read_text()
+    assert {path.name for path in drawn} == {*compare_figures.FIGURES, "report.html"}
+    assert page.count("data:image/png;base64,") == 4
+    assert not re.search(r"<script|https?://|<link|src=\"(?!data:)", page)
+    for row in summary["rows"]:
+        assert f"<td>{row['balanced_accuracy']:.1f}</td>" in page
+    assert "<h2>By group</h2>" in page and summary["verdict"].split(".")[0] in page
+    assert "3 rows without a label left out" in page
+
+
+def test_names_of_data_are_no_html(tmp_path):
+    page = compare_page.page(folder_of(tmp_path, (30, 10), name="<b>&co", splits=1), 6, {})
+    assert "<b>" not in page and "&lt;b&gt;&amp;co" in page
+
+
+def test_redraw_draws_it_again(finished, drawn):
+    out, _ = finished
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    (out / "report.html").unlink()
+    (out / "recall.png").write_bytes(b"")
+    redraw.redraw(out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda out: (out / "runs.csv").unlink(), "cannot read .*runs.csv"),
+        (lambda out: (out / "runs.csv").write_text("a,b\n1,2\n"), "lacks row, split"),
+        (lambda out: (out / "summary.json").write_text("{}"), "lacks data, rows"),
+        (lambda out: (out / "summary.json").write_text("[]"), "where an object belongs"),
+    ],
+)
+def test_damaged_folders(tmp_path, damage, says):
+    folder_of(tmp_path, (30, 10), splits=1)
+    damage(tmp_path)
+    with pytest.raises(RunError, match=says):
+        read(tmp_path)

@@ -1,0 +1,160 @@
+"""Which published figures a run may stand beside."""
+
+from collections import Counter
+
+import pytest
+
+from experiments.reports import grouping, matching, naming, tables, writing
+from made_reports import AS_PAPER, IMBSAM, RATIO, facts, make
+
+
+def test_published_rows_are_of_the_same_data_rule_and_loss():
+    found = matching.beside(facts(rule="imbsam", rule_args=IMBSAM))
+    assert Counter(row.source for row in found) == {"P": 1, "IMB": 4, "SSE": 1, "RDR": 1}
+    found = matching.beside(facts(rule="imbsam", rule_args=IMBSAM, loss="logit_adjusted"))
+    assert [row.all for row in found] == [48.4]
+    found = matching.beside(facts(rule="sam", loss="ldam", loss_args={"drw_epoch": 160}))
+    assert [row.all for row in found] == [45.4]
+    assert matching.beside(facts(rule="sam", loss="ldam")) == []
+    assert matching.beside(facts(imbalance_factor=100.3, dataset="cifar100-LT"))
+    assert matching.beside(facts(imbalance_factor=33.0)) == []
+    # The loss of these is not stated, so they stand beside any.
+    assert [row.all for row in matching.beside(facts(rule="focal_sam"))] == [44.0]
+
+
+def test_factor_200_of_cifar100_is_250_in_whole_images():
+    assert {row.all for row in matching.beside(facts(imbalance_factor=250.0))} == {37.9}
+    assert [row.all for row in matching.beside(facts(imbalance_factor=500.0))] == [34.1]
+    found = matching.beside(facts(dataset="cifar10", imbalance_factor=200.0))
+    assert [row.all for row in found] == [68.6]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"shrink": 2}, "cifar100 IF 100, every 2x2 pixels averaged (not the papers' data)"),
+        ({"subset": None}, "cifar100 IF 100 of a file (not known to be the papers' data)"),
+        ({"subset": None, "shrink": 4}, "every 4x4 pixels averaged (not the papers' data)"),
+    ],
+)
+def test_other_data_do_not_stand_beside_the_papers(changes, said):
+    group = grouping.grouped([make(rule="imbsam", rule_args=IMBSAM, **changes)])[0]
+    assert matching.beside(group.facts) == [] and said in naming.data(group)
+    shown = writing.markdown([group], False)
+    assert said in shown and "no published figure of this setting" in shown
+    assert "None" not in shown
+    same = grouping.grouped([make(rule="imbsam", rule_args=IMBSAM)])[0]
+    assert matching.beside(same.facts) and naming.data(same) == "cifar100 IF 100"
+
+
+def test_reweighted_sam_stands_beside_its_weight():
+    arguments = {"rho": 0.05, "eta": 100.0, "tail_weight": 5.0}
+    found = matching.beside(facts(rule="reweighted_sam", rule_args=arguments))
+    assert [row.all for row in found] == [49.0]
+
+
+EVERY = {"running_statistics": "every"}
+
+
+@pytest.mark.parametrize(
+    "change, names",
+    [
+        (AS_PAPER, ["imbsam-paper"]),
+        ({}, ["imbsam-paper"]),
+        ({"rule": "imbsam", "rule_args": {**IMBSAM, "rho": 0.1}}, []),
+        ({"lr": 0.1}, []),
+        ({"weight_decay": 1e-3}, ["imbsam-release", "sse-sam-release"]),
+        ({"weight_decay": 1e-3, "rule": "sam", "rule_args": {"rho": 0.05}}, []),
+        (
+            {"weight_decay": 1e-3, "rule": "imbsam", "ascent": EVERY,
+             "rule_args": {**IMBSAM, "strict": True, "tail_scale": 2.0}},
+            ["imbsam-release"],
+        ),
+        (
+            {"weight_decay": 1e-3, "rule": "imbsam", "rule_args": IMBSAM,
+             "ascent": {**EVERY, "group_mean": True}},
+            ["sse-sam-release"],
+        ),
+        ({"epochs": 320}, ["weight-balancing"]),
+        (RATIO, ["density-ratio"]),
+        ({**RATIO, "schedule": "cosine-prestep", "rule": "sam"}, ["density-ratio"]),
+        ({**RATIO, "schedule": "steps", "subset": "shuffled"}, ["saddle"]),
+        ({"val_per_class": 5}, []),
+        ({"settings": {"augment": False}}, []),
+        ({**AS_PAPER, "settings": {"examples": "independent"}}, ["imbsam-paper"]),
+        ({**AS_PAPER, "settings": {"examples": "split_norm"}}, []),
+        ({**AS_PAPER, "memory": 0.5}, []),
+        ({**AS_PAPER, "shrink": 2}, []),
+        ({"rule": "sam", "rule_args": {"rho": 0.05}, "ascent": {"adaptive": "asam"}}, []),
+        ({"dataset": "cifar10"}, []),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_run_is_marked_by_the_protocols_it_follows(change, names):
+    assert matching.marks(facts(**change)) == names
+
+
+EXPORTED = "TFDS cifar100, long-tailed (exp, imbalance factor 100; of each class "
+
+
+@pytest.mark.parametrize(
+    "source, known",
+    [
+        (EXPORTED + "first n_i by id)", {"subset": "first", "shrink": 1}),
+        (EXPORTED + "shuffled, seed 3)", {"subset": "shuffled", "subset_seed": 3, "shrink": 1}),
+        (
+            EXPORTED + "first n_i by id); every 2x2 pixels averaged",
+            {"subset": "first", "shrink": 2},
+        ),
+        ("mine; every 2x2 pixels averaged; every 4x4 pixels averaged", {"shrink": 8}),
+    ],
+)
+def test_an_exported_file_says_what_it_holds(source, known, capsys):
+    """Its run has no flag of its own for either: it must not stand beside papers as their data."""
+    run = make(source=source, subset=None, subset_seed=None)
+    found = grouping.grouped([run])[0]
+    assert {name: found.facts[name] for name in known} == known
+    differences = matching.differences(found.facts, "imbsam-paper")
+    assert ("shrink 2, not 1" in differences) == (known["shrink"] == 2)
+    assert not any("None" in difference for difference in differences)
+    unknown = "subset not known, theirs first (a guess)" in differences
+    assert unknown == ("subset" not in known)
+    assert (matching.marks(found.facts) == ["imbsam-paper"]) == (differences == [])
+    tables.show([run])
+    shown = " ".join(capsys.readouterr().out.split())
+    averaged = f"IF 100, every {known['shrink']}x{known['shrink']} pixels averaged"
+    assert (averaged in shown) == (known["shrink"] > 1) and "None" not in shown
+
+
+def test_an_exported_set_is_the_set_that_it_was_exported_from():
+    source = EXPORTED + "shuffled, seed 3); every 2x2 pixels averaged"
+    direct = make(0, source=source, subset="shuffled", subset_seed=3, shrink=2)
+    exported = make(1, source=source, subset=None, subset_seed=None)
+    assert [group.seeds for group in grouping.grouped([direct, exported])] == [[0, 1]]
+
+
+def test_sse_sams_switch_is_counted_in_epochs():
+    """170 steps an epoch: the release switches after 140 of 200 epochs."""
+    arguments = {"eta": 100.0, "head_rho": 0.05, "tail_rho": 0.1, "switch_step": 140 * 170}
+    run = {"rule": "sse_sam", "weight_decay": 1e-3, "ascent": EVERY}
+    assert "sse-sam-release" in matching.marks(facts(**run, rule_args=arguments))
+    other = facts(**run, rule_args={**arguments, "switch_step": 70 * 170})
+    assert "switch_epoch 70, not 140" in matching.differences(other, "sse-sam-release")
+
+
+def test_differences_say_both_values_and_what_is_a_guess():
+    run = facts(model="resnet32", lr=0.1, subset="shuffled", rule="sam", rule_args={"rho": 0.2})
+    assert matching.differences(run, "imbsam-paper") == [
+        "model resnet32, not resnet34_3x3",
+        "lr 0.1, not 0.01 (a guess)",
+        "rho 0.2, not 0.05",
+        "subset shuffled, not first (a guess)",
+    ]
+    assert matching.differences(run, "quoted") == ["its settings are not known"]
+    assert matching.differences(
+        facts(weight_decay=0.0), "weight-balancing", {"weight_decay": 0}
+    ) == ["epochs 200, not 320"]
+    assert "schedule cosine-prestep, not steps" in matching.differences(facts(), "saddle")
+    group = grouping.grouped([make(seed, weight_decay=1e-3) for seed in (0, 1, 2)])[0]
+    (row,) = (r for r in matching.beside(group.facts) if r.source == "SSE")
+    assert naming.differs(group, row) == ["seeds 0-2, not 9826"]

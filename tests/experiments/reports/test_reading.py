@@ -1,0 +1,204 @@
+"""Finished runs are found, and what is damaged is told in a sentence."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from experiments.host.errors import RunError
+from experiments.reports import grouping, matching, naming, reading
+from made_reports import IMBSAM, make, run_command, save
+
+
+def test_seeds_and_second_stages_are_found(tmp_path):
+    save(tmp_path / "one")
+    save(tmp_path / "one" / "stage2_crt", stage2="crt")
+    for seed in (0, 1):
+        save(tmp_path / "many" / f"seed_{seed}", seed, "imbsam")
+        save(tmp_path / "many" / f"seed_{seed}" / "stage2_lws", seed, "imbsam", stage2="lws")
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "config.json").write_text(json.dumps({"rule": "sam"}))
+    found = reading.find([str(path) for path in sorted(tmp_path.iterdir())])
+    kinds = Counter((run["rule"], run.get("stage2"), "first" in run) for run in found)
+    assert kinds == {
+        ("sgd", None, False): 1,
+        ("sgd", "crt", True): 1,
+        ("imbsam", None, False): 2,
+        ("imbsam", "lws", True): 2,
+    }
+    assert len(reading.find([str(tmp_path / "many")])) == 4
+    assert len(reading.find([str(tmp_path / "one" / "report.json")])) == 1
+
+
+def test_runs_are_found_at_any_depth_and_once(tmp_path):
+    for rule in ("sgd", "imbsam"):
+        for seed in (0, 1):
+            save(tmp_path / "a" / "b" / rule / f"seed_{seed}", seed, rule)
+    save(tmp_path / "a" / "b" / "sgd" / "seed_0" / "checkpoints" / "9")  # nobody's business
+    save(tmp_path / ".trash" / "old", 7)
+    (tmp_path / "a" / "again").symlink_to(tmp_path / "a")
+    found = reading.find([str(tmp_path), str(tmp_path / "a" / "b")])
+    assert Counter(run["rule"] for run in found) == {"sgd": 2, "imbsam": 2}
+
+
+def test_what_is_no_run_is_passed_over_and_said(tmp_path, capsys):
+    """As `report DIR/*` meets it: a page, a table, folders begun, of other experiments, empty."""
+    runs = tmp_path / "runs"
+    save(runs / "good" / "seed_0")
+    for name, content in (("README.md", "# what was run"), ("table.csv", "a,b\n"), ("blob", "\0")):
+        (runs / name).write_text(content)
+    (runs / "empty").mkdir()
+    for name, files in {
+        "begun": {"config.json": "{}"},
+        "digits": {"config.json": "{}", "summary.json": "[]"},
+        "anomaly": {"report.json": json.dumps({"method": "devnet"})},
+        "torn": {"other.json": "{"},
+    }.items():
+        (runs / name).mkdir()
+        for file, content in files.items():
+            (runs / name / file).write_text(content)
+    run_command(*sorted(runs.iterdir()))
+    shown = " ".join(capsys.readouterr().out.split())
+    for name, why in (
+        ("README.md", "no report"), ("table.csv", "no report"), ("blob", "no report"),
+        ("empty", "no run"), ("begun", "not finished"), ("digits", "no training run"),
+        ("anomaly", "no training run"), ("torn/other.json", "unreadable"),
+    ):  # fmt: skip
+        # The terminal may break a line in a long path.
+        assert f"{name}({why})".replace(" ", "") in shown.replace(" ", ""), name
+    assert "good (" not in shown
+    run_command(runs / "good")
+    assert "passed over" not in capsys.readouterr().out
+    with pytest.raises(RunError, match="no finished run"):
+        reading.find([str(runs / "README.md"), str(runs / "empty")])
+
+
+SECOND = {"stage2": "weight-balancing", "epochs": 10, "lr": 0.01, "weight_decay": 0.1}
+
+
+def second_args(rule="sgd"):
+    return {"lr": 0.01, "weight_decay": 0.1, "sampling": "natural", "epochs": 10, "rule": rule}
+
+
+def test_a_second_stage_is_of_its_first_stages_setting(tmp_path):
+    """Its own report has its own training; what came before decides it too."""
+    for seed, (decay, rule) in enumerate([(5e-3, "imbsam"), (1e-3, "imbsam"), (5e-3, "sgd")]):
+        method = {"rule": rule, "rule_args": IMBSAM if rule == "imbsam" else {}}
+        first = save(tmp_path / str(seed), 0, weight_decay=decay, **method)
+        save(
+            first / "stage2_weight-balancing", 0, stage2_args=second_args(rule), **method, **SECOND
+        )
+    groups = grouping.grouped(reading.find([str(tmp_path)]))
+    second = [group for group in groups if "stage2" in group.identity]
+    assert len(second) == 3
+    assert [g.sgd and g.sgd.number for g in second] == [second[2].number, None, None]
+    name = naming.method(second[0])
+    assert name == "imbsam rho 0.05 eta 100 tail_scale 1 then weight-balancing"
+    shown = naming.setting(second[0])
+    assert "200 epochs" in shown and "weight decay 0.005; then epochs 10, lr 0.01" in shown
+    assert naming.protocol(second[0]) == "imbsam-paper"
+    assert {row.all for row in matching.beside(second[0].facts)} == {54.8}
+    assert {row.all for row in matching.beside(second[2].facts)} >= {51.9, 53.1, 52.0}
+
+
+def test_second_stages_just_trained_find_their_first(capsys):
+    """As an entry point shows them: in memory, each after its first stage."""
+    runs = []
+    for seed in (0, 1):
+        runs += [make(seed), make(seed, stage2_args=second_args(), **SECOND)]
+        runs.append(make(seed, stage2="tau-norm", stage2_args={"tau": 1.9}, epochs=0))
+    groups = grouping.grouped(runs)
+    assert [naming.method(group) for group in groups] == [
+        "sgd",
+        "sgd then weight-balancing",
+        "sgd then tau-norm tau 1.9",
+    ]
+    assert [group.facts["epochs"] for group in groups] == [200] * 3
+    assert "not found" in naming.method(grouping.grouped([make(stage2="crt")])[0])
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("{", "cannot read"),
+        (json.dumps({"rule": "sgd", "all": 1.0}), "is no report of a training run: it lacks"),
+        (json.dumps({**make(), "settings": None}), "is damaged: its settings is 'None'"),
+        (json.dumps({"method": "devnet"}), "no finished run"),
+    ],
+)
+def test_a_bad_report_is_one_clear_error(tmp_path, content, message):
+    (tmp_path / "report.json").write_text(content)
+    with pytest.raises(RunError, match=message):
+        reading.find([str(tmp_path)])
+
+
+BAD = (
+    None,
+    True,
+    -1,
+    0.5,
+    1e400,
+    float("nan"),
+    10**400,
+    "",
+    "x",
+    [],
+    [1],
+    {},
+    {"a": {}},
+    {"all": "x"},
+)
+
+
+@pytest.mark.parametrize(
+    "field", sorted({*make(), "step_ms", "stage2_args", "shrink", "thresholds"})
+)
+def test_a_report_damaged_in_any_field_is_told_in_a_sentence(field, tmp_path, capsys):
+    """Or does no harm: never a traceback, and never another exit than 1."""
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good" / "report.json").write_text(json.dumps(make(1, "imbsam")))
+    for number, value in enumerate(BAD):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "report.json").write_text(json.dumps({**make(), "ascent": {}, field: value}))
+        try:
+            run_command(tmp_path / "good", folder)
+        except RunError as error:
+            assert str(folder) in str(error) and "\n" not in str(error), value
+    capsys.readouterr()
+
+
+def test_a_setting_damaged_in_any_way_is_no_traceback(tmp_path, monkeypatch, capsys):
+    """Options are the run's own business: a report shows whatever they hold."""
+    monkeypatch.setattr("experiments.reports.plots.gain_per_class", lambda *_: None)
+    arguments = {**IMBSAM, "switch_step": 10, "tail_weight": 2.0}
+    good = make(0, "imbsam", rule_args=arguments, ascent={"p": 2.0}, thresholds=dict(SHOTS))
+    save(tmp_path / "sgd", 0)
+    run = save(tmp_path / "run", 0)
+    for part in ("settings", "rule_args", "ascent", "loss_args", "thresholds", "stage2_args"):
+        for name in [*(good.get(part) or {}), "shrink", "subset", "own"]:
+            for value in (None, "x", {"a": {}}):
+                damaged = {**good, part: {**(good.get(part) or {}), name: value}}
+                (run / "report.json").write_text(json.dumps(damaged))
+                try:
+                    run_command(tmp_path, "--out", tmp_path / "out", "--overwrite")
+                except RunError as error:
+                    assert str(run) in str(error), (part, name, value)
+        capsys.readouterr()
+
+
+SHOTS = (("many_above", 100), ("few_below", 20))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe", b"[" * 100_000, b"9" * 5000, b'{"rule": "sgd"', b"null", b"[1]"]
+)
+def test_what_is_no_json_object_is_told_in_a_sentence(content, tmp_path):
+    (tmp_path / "report.json").write_bytes(content)
+    with pytest.raises(RunError, match=r"cannot read .*report.json|no finished run"):
+        reading.find([str(tmp_path)])
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(RunError, match=r"cannot read .*nowhere"):
+        reading.find([str(tmp_path / "nowhere")])

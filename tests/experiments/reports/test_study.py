@@ -1,0 +1,199 @@
+"""What many comparisons add up to, against closed forms, scipy and scikit-posthocs."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import scikit_posthocs
+from scipy import stats
+
+from experiments import redraw
+from experiments.host.errors import RunError
+from experiments.reports import study_figures, study_folder, study_tables
+from experiments.reports.compare_folder import BASELINE
+from experiments.reports.paired import holm, interval
+from experiments.reports.study_statistics import ranks, regression, signed_rank
+from made_comparisons import ROWS, folder_of
+
+
+def test_ranks_by_hand():
+    # Two sets under three methods: 1, 2, 3 and 1.5, 1.5, 3.
+    found = ranks([[9, 5, 1], [4, 4, 2]])
+    assert found["rank"] == [1.25, 1.75, 3] and found["sets"] == 2
+    assert ranks([[9, 5, 1], [4, 4, 2]], falling=True)["rank"] == [2.75, 2.25, 1]
+    # Nemenyi's q of three methods at 0.05 is 2.343 (Demsar, 2006, Table 5a).
+    assert found["cd"] == pytest.approx(2.343 * math.sqrt(3 * 4 / 12), abs=1e-3)
+
+
+def test_friedman_and_nemenyi_are_those_of_the_libraries():
+    values = np.random.default_rng(0).normal(np.array([0, 0, 0.8, 1.6]), size=(9, 4))
+    found = ranks(values)
+    assert found["p"] == pytest.approx(stats.friedmanchisquare(*values.T).pvalue, rel=1e-12)
+    p = scikit_posthocs.posthoc_nemenyi_friedman(values).to_numpy()
+    far = np.abs(np.subtract.outer(found["rank"], found["rank"])) > found["cd"]
+    np.testing.assert_array_equal(far, p < 0.05)
+    assert far.any() and not far.all()
+
+
+def test_ranks_of_what_cannot_be_tested():
+    assert ranks([[1, 2]])["p"] is None
+    assert ranks([[3, 3, 3], [3, 3, 3]])["p"] is None
+
+
+def test_signed_ranks_by_hand():
+    # All of five differences positive: 2 of the 2**5 signs are as extreme.
+    assert signed_rank([1, 2, 3, 4, 5]) == pytest.approx(2 / 32)
+    assert signed_rank([0, 0]) == 1 and signed_rank([]) is None
+    assert signed_rank([1, -1, 2, -2]) > 0.9
+
+
+def test_regression_of_one_predictor():
+    x = np.array([1.0, 2, 3, 5, 8])
+    y = np.array([2.0, 1, 4, 4, 9])
+    found = regression(y, {"x": x, "constant": np.ones(5)})
+    line = stats.linregress(x, y)
+    assert found["terms"].keys() == {"mean", "x"}
+    assert found["terms"]["mean"]["coefficient"] == pytest.approx(y.mean())
+    assert found["terms"]["x"]["coefficient"] == pytest.approx(line.slope)
+    assert found["r2"] == pytest.approx(line.rvalue**2)
+    # HC3 of a slope, by hand: sum (x - m)^2 (e / (1 - h))^2 over the square of sum (x - m)^2.
+    centred = x - x.mean()
+    error = y - line.intercept - line.slope * x
+    leverage = 1 / 5 + centred**2 / (centred**2).sum()
+    variance = (centred**2 * (error / (1 - leverage)) ** 2).sum() / (centred**2).sum() ** 2
+    assert found["terms"]["x"]["se"] == pytest.approx(math.sqrt(variance))
+    t = abs(line.slope) / math.sqrt(variance)
+    assert found["terms"]["x"]["p"] == pytest.approx(2 * stats.t.sf(t, 3))
+
+
+def test_regression_that_has_no_answer():
+    assert regression([1, 2, 3], {"x": [1, 2, 3]}) is None
+    x = np.arange(8.0)
+    assert regression(x, {"a": x, "b": 2 * x}) is None
+
+
+# ---- of finished folders --------------------------------------------------------------------
+
+MADE = {
+    "small": (60, 20), "wide": (200, 60, 12), "steep": (300, 30, 10, 6), "even": (40, 30),
+    "two": (150, 20), "three": (90, 50, 30), "four": (80, 40, 20, 10), "more": (120, 30, 9),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    out = tmp_path_factory.mktemp("study")
+    sets = []
+    for seed, (name, counts) in enumerate(MADE.items()):
+        folder_of(out / name, counts, name=name, splits=3, seed=seed)
+        sets.append(study_folder.read_set(name, out / name))
+    failed = [{"name": "bad", "why": "one class | alone"}]
+    return out, sets, study_folder.write(out, sets, failed=failed, about={"seed": 0})
+
+
+def test_gains_are_those_of_the_lines(study):
+    out, sets, found = study
+    assert json.loads((out / "study.json").read_text()) == found
+    pairs = [(each["row"], each["against"]) for each in found["contrasts"]]
+    assert pairs == [
+        *((name, BASELINE) for name, *_ in ROWS[1:]),
+        ("imbsam, logit_adjusted", "sgd, logit_adjusted"),
+    ]
+    for each in found["contrasts"]:
+        for metric, sign in (("auroc", 1), ("log_loss", -1)):
+            got = each["metrics"][metric]
+            wins = losses = 0
+            means = []
+            for k, one in enumerate(sets):
+                mine, base = (
+                    one.lines[one.lines["row"] == each[name]] for name in ("row", "against")
+                )
+                gains = sign * (mine[metric].to_numpy() - base[metric].to_numpy())
+                expected = interval(gains, mine["train"] + mine["val"], mine["test"])
+                assert got["by_set"][k] == pytest.approx(expected[:3])
+                wins += expected.low > 0
+                losses += expected.high < 0
+                means.append(expected.mean)
+            assert (got["win"], got["tie"], got["loss"]) == (wins, 8 - wins - losses, losses)
+            assert got["gain"] == pytest.approx(np.mean(means))
+            assert got["se"] == pytest.approx(np.std(means, ddof=1) / math.sqrt(8))
+            assert got["p"] == pytest.approx(signed_rank(means))
+    for metric in study_folder.METRICS:
+        adjusted = holm([each["metrics"][metric]["p"] for each in found["contrasts"]])
+        assert [each["metrics"][metric]["p_holm"] for each in found["contrasts"]] == adjusted
+
+
+def test_ranks_are_of_the_means_of_every_set(study):
+    _, sets, found = study
+    means = [[row["log_loss"] for row in one.summary["rows"]] for one in sets]
+    expected = stats.rankdata(means, axis=1).mean(axis=0)
+    assert list(found["ranks"]["log_loss"]["rank"].values()) == pytest.approx(expected)
+
+
+def test_regressions_use_what_the_sets_are(study):
+    _, sets, found = study
+    one = found["regressions"][0]
+    each = found["contrasts"][0]
+    assert (one["row"], one["metric"], one["sets"]) == (each["row"], "balanced_accuracy", 8)
+    counts = [one.summary["data"]["train_counts"] for one in sets]
+    expected = regression(
+        [mean for mean, *_ in each["metrics"]["balanced_accuracy"]["by_set"]],
+        {
+            "log10 imbalance factor": [np.log10(max(c) / min(c)) for c in counts],
+            "log10 rows a class": [np.log10(np.mean(c)) for c in counts],
+            "log10 classes": [np.log10(len(c)) for c in counts],
+            "easy": [one.summary["rows"][0]["auroc"] for one in sets],
+        },
+    )
+    got = [term["coefficient"] for term in one["terms"].values()]
+    wanted = [term["coefficient"] for term in expected["terms"].values()]
+    assert got == pytest.approx(wanted, rel=1e-2)  # the facts are rounded
+
+
+def test_rows_that_a_set_lacks_are_left_out(study):
+    _, sets, _ = study
+    first = sets[0]
+    fewer = {**first.summary, "rows": first.summary["rows"][:3]}
+    found = study_folder.summarise([first._replace(summary=fewer), *sets[1:]])
+    assert [row["row"] for row in found["rows"]] == [name for name, *_ in ROWS[:3]]
+    with pytest.raises(RunError, match="no set is finished"):
+        study_folder.summarise([])
+
+
+def test_tables(study):
+    out, _, found = study
+    text = study_tables.markdown(found)
+    lines = text.splitlines()
+    for one in found["sets"]:
+        assert any(line.startswith(f"| {one['name']} |") for line in lines)
+    widths = [line.count(" | ") for line in lines if line.startswith("| sam, cross_entropy |")]
+    heads = [line.count(" | ") for line in lines if line.startswith("| row |")]
+    assert widths[:2] == heads
+    assert "- bad: one class | alone" in text
+    table = pd.read_csv(out / "sets.csv")
+    assert len(table) == len(MADE) * len(ROWS)
+    base = table[table["row"] == BASELINE]
+    assert base["gain_auroc"].isna().all() and not table["balanced_accuracy"].isna().any()
+
+
+def test_figures(study):
+    out, _, _ = study
+    made = redraw.redraw(out)
+    assert [path.name for path in made] == [
+        "ranks_balanced_accuracy.png", "ranks_auroc.png", "gain_balanced_accuracy.png",
+        "gain_auroc.png", "forest.png",
+    ]  # fmt: skip
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in made)
+
+
+def test_the_panels(study):
+    *_, found = study
+    shown = [(each["row"], each["against"]) for each in study_figures.panels(found)]
+    assert shown == [
+        ("sgd, logit_adjusted", BASELINE),
+        ("imbsam, cross_entropy", BASELINE),
+        ("imbsam, logit_adjusted", "sgd, logit_adjusted"),
+        ("sam, cross_entropy", BASELINE),
+    ]
