@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.bench.compare_jobs import Jobs, scale_of
-from experiments.bench.comparison import Recipe, steps_for
+from experiments.bench import compare_kept, snippet
+from experiments.bench.compare_jobs import Jobs
+from experiments.bench.comparison import Engine, Recipe, steps_for
 from experiments.bench.lanes import Net
 from experiments.bench.references import REFERENCES
 from experiments.command import candidates as offered
@@ -31,7 +32,7 @@ from experiments.host import cli, folders, locks, origin, outputs
 from experiments.host.errors import RunError, Stopped
 from experiments.host.needs import Need, Needs, always, beside, one_of
 from experiments.host.stopping import StopNow, StopRequest
-from experiments.reports import compare_folder
+from experiments.reports import compare_folder, compare_page, compare_table
 
 BUNDLED, BUNDLED_CUT = "sklearn:digits", 50.0
 
@@ -121,8 +122,19 @@ def arguments() -> argparse.ArgumentParser:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--overwrite", action="store_true", help="replace what is in --out")
     how.add_argument(
-        "--resume", action="store_true", help="go on where --out holds a part of the same comparison"
+        "--resume",
+        action="store_true",
+        help="go on where --out holds a part of the same comparison",
     )
+    parser.add_argument(
+        "--save", action="store_true",
+        help="train what is to be used here on all rows, and keep it in OUT/model",
+    )  # fmt: skip
+    parser.add_argument(
+        "--predict", type=cli.text, metavar="FILE",
+        help="apply what --save kept in --out to the rows of this file: OUT/predictions.csv. "
+        "Nothing is compared without --save",
+    )  # fmt: skip
     return parser
 
 
@@ -151,7 +163,7 @@ def needs() -> Needs:
         **always(
             "data", "splits", "test_share", "cut", "rule", "loss", "sampling", "reference", "tune",
             "lr", "weight_decay", "model", "epochs", "batch_size", "seed", "out", "overwrite",
-            "resume",
+            "resume", "save", "predict",
         ),
         "label": (data,), "text": (data,), "group": (data,), "id": (data,), "test": (data,),
         "settings": (tuned,), "folds": (tuned,),
@@ -167,31 +179,52 @@ def needs() -> Needs:
     }  # fmt: skip
 
 
-# What decides no figure, or is said of --out itself.
-_NOT_COMPARED = ("out", "overwrite", "resume")
+# What decides no figure.
+_NOT_COMPARED = ("out", "overwrite", "resume", "save", "predict")
+CONFIG = "config.json"
 
 
-def main(args: argparse.Namespace) -> dict[str, Any]:
+def main(args: argparse.Namespace) -> dict[str, Any] | None:
+    """What stands in summary.json; None where rows are only predicted."""
     out = Path(args.out)
+    if args.predict and not args.save:
+        _predict(args, out)
+        return None
     config = {key: value for key, value in vars(args).items() if key not in _NOT_COMPARED}
     _check(out, config, args)
-    if args.resume and (out / compare_folder.SUMMARY).exists():
-        print(f"{out} is finished: {outputs.read_object(out / compare_folder.SUMMARY)['verdict']}")
-        return outputs.read_object(out / compare_folder.SUMMARY)
+    if args.resume and _is_finished(out, args):
+        summary = outputs.read_object(out / compare_folder.SUMMARY)
+        print(f"{out} is finished: {summary['verdict']}")
+        return summary
     cli.use_compilation_cache()
     with StopRequest() as stop, locks.Lock(out):
         _clear(out, args.resume)
         outputs.write_json(out / CONFIG, config)
         try:
-            return _compare(args, out, stop)
+            summary = _compare(args, out, stop)
         except StopNow:
             raise Stopped(
                 f"stopped; finished jobs are kept in {out}: the same command with --resume goes on",
                 stop.exit_code or 130,
             ) from None
+    if args.predict:
+        _predict(args, out)
+    return summary
 
 
-CONFIG = "config.json"
+def _is_finished(out: Path, args: argparse.Namespace) -> bool:
+    wanted = [compare_folder.SUMMARY, compare_folder.RUNS, SNIPPET]
+    wanted += ["model/model.json"] * args.save
+    return all((out / name).exists() for name in wanted) and not args.predict
+
+
+def _predict(args: argparse.Namespace, out: Path) -> None:
+    found = compare_kept.predict(out, args.predict)
+    outputs.replace_text(out / PREDICTIONS, found.to_csv(index=False))
+    print(f"{cli.noun(len(found), 'row')} predicted in {out / PREDICTIONS}")
+
+
+SNIPPET, PREDICTIONS = "snippet.py", "predictions.csv"
 
 
 def _check(out: Path, config: dict[str, Any], args: argparse.Namespace) -> None:
@@ -211,7 +244,7 @@ def _clear(out: Path, resume: bool) -> None:
     if resume:
         return
     with outputs.writing(out):
-        for path in [out / compare_folder.SUMMARY, *(out / "jobs").glob("*.json")]:
+        for path in [out / compare_folder.SUMMARY, *out.glob("jobs/*"), *out.glob("model/*")]:
             path.unlink(missing_ok=True)
 
 
@@ -249,9 +282,35 @@ def _compare(args: argparse.Namespace, out: Path, stop: StopRequest) -> dict[str
         out, records, table, train_counts=jobs.scale.counts.tolist(),
         thresholds=jobs.scale.thresholds, about=about,
     )  # fmt: skip
-    print(summary["verdict"])
-    print(f"summary and runs are in {out}: summary.json, runs.csv")
+    _hand_on(args, out, table, recipe, rows, summary["best"] or compare_folder.BASELINE)
+    compare_page.draw(out)
+    compare_table.show(summary)
+    print(f"in {out}: report.html, summary.json, runs.csv, figures, and {SNIPPET}, which trains it")
     return summary
+
+
+def _hand_on(
+    args: argparse.Namespace, out: Path, table: Any, recipe: Recipe, rows: list[Any], best: str
+) -> None:
+    """The row that is to be used, with settings chosen by all rows: as Python, and kept."""
+    (row,) = (row for row in rows if row.name == best)
+    part, fitted = compare_kept.all_rows(table, args.splits, args.seed)
+    point = row.points[0]
+    if recipe.folds:
+        engine = Engine(table.labels, table.weighed, recipe, [row], ids=table.ids)
+        ((point,), _) = engine.choose(part, [row])
+    row = row._replace(points=[point])
+    counts = np.bincount(table.weighed[part.train])
+    given = {"text": args.text, "group": args.group, "id": args.id, "test": args.test}
+    read = [repr(args.data or BUNDLED)] + [repr(args.label)] * (args.label is not None)
+    read += [f"{name}={value!r}" for name, value in given.items() if value]
+    text = snippet.program(
+        row, row.described(counts, point), recipe, source=table.name, read=", ".join(read),
+        groups=offered.gsa_groups(counts),
+    )  # fmt: skip
+    outputs.replace_text(out / SNIPPET, text)
+    if args.save:
+        compare_kept.save(out, table, part, fitted, recipe, row)
 
 
 def _rows(args: argparse.Namespace, table: Any, splits: list[Any], notes: list[str]) -> list[Any]:

@@ -17,7 +17,7 @@ from experiments.bench.comparison import Engine, Part, Recipe, Row
 from experiments.data import columns
 from experiments.data.splits import Split
 from experiments.data.table import Table
-from experiments.host import folders, outputs
+from experiments.host import outputs
 from experiments.host.errors import RunError
 from experiments.host.progress import Counted
 from experiments.reports import scores
@@ -96,7 +96,7 @@ class Jobs:
         with outputs.writing(self._folder):
             self._folder.mkdir(exist_ok=True)
         part = self.parts[0]
-        engine = Engine(
+        engine = self.engine = Engine(
             self.table.labels, self.table.weighed, self.recipe, self.rows, ids=self.table.ids,
             stop=stop,
         )  # fmt: skip
@@ -141,9 +141,7 @@ class Jobs:
                     "that always says the largest class"
                 )
             described = row.described(counts, one.chosen)
-            records.append(
-                self._record(part, probabilities, row.name, row, described, seconds)
-            )
+            records.append(self._record(part, probabilities, row.name, row, described, seconds))
         _write(path, records, notes)
 
     def _refer(self, part: Part, path: Path) -> None:

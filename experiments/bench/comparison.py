@@ -10,11 +10,10 @@ read nowhere else.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -178,10 +177,7 @@ class Engine:
         chosen = [row.points[0] for row in family]
         validated: list[list[float]] = [[] for _ in family]
         if recipe.folds:
-            scores = self._validated(part, family)
-            best = [max(range(len(s)), key=lambda k: s[k]) for s in scores]
-            chosen = [row.points[k] for row, k in zip(family, best, strict=True)]
-            validated = [[of[0] for of in s] for s in scores]
+            chosen, validated = self.choose(part, family)
         draw = self._draw(part, 0)
         order = self._order(part.train, family[0].sampling, draw)
         lanes = [self.lane(row, p, part) for row, p in zip(family, chosen, strict=True)]
@@ -192,15 +188,22 @@ class Engine:
             found = self._call(part, family[0], group, size, order, part.test)
             logits += list(found[0])
             params += [
-                jax.tree.map(lambda leaf, k=k: np.asarray(leaf[k]), found[2]) if self._keep else None
+                jax.tree.map(lambda leaf, k=k: np.asarray(leaf[k]), found[2])
+                if self._keep
+                else None
                 for k in range(len(group))
             ]
         return [
             Found(row.name, p, _finite_softmax(z), v, kept)
-            for row, p, z, v, kept in zip(
-                family, chosen, logits, validated, params, strict=True
-            )
+            for row, p, z, v, kept in zip(family, chosen, logits, validated, params, strict=True)
         ]
+
+    def choose(self, part: Part, family: list[Row]) -> tuple[list[Point], list[list[float]]]:
+        """(the best point of each row over the folds, balanced accuracies of all of its points)."""
+        scores = self._validated(part, family)
+        best = [max(range(len(of_row)), key=of_row.__getitem__) for of_row in scores]
+        chosen = [row.points[k] for row, k in zip(family, best, strict=True)]
+        return chosen, [[of[0] for of in of_row] for of_row in scores]
 
     def lane(self, row: Row, point: Point, part: Part) -> Lane:
         """The numbers of a row at a point: of the class sizes among all rows it is trained on."""
@@ -243,7 +246,7 @@ class Engine:
                 lanes = [self.lane(row, point, part) for point in row.points]
                 size = self.lanes_per_call(family)
                 logits, *_ = self._call(part, row, lanes, size, order, held)
-                probabilities[k].append(_softmax(logits))
+                probabilities[k].append(softmax(logits))
         labels = np.concatenate(held_labels)
         return [
             [criterion(p, labels) for p in np.concatenate(of_row, axis=1)]
@@ -343,9 +346,7 @@ def folds(
     return [np.sort(np.asarray(fold, np.int64)) for fold in held]
 
 
-def criterion(
-    probabilities: NDArray[np.float64], labels: NDArray[Any]
-) -> tuple[float, float]:
+def criterion(probabilities: NDArray[np.float64], labels: NDArray[Any]) -> tuple[float, float]:
     """(balanced accuracy in percent, minus the log-loss with each class counting alike).
 
     What is not finite is worse than anything.
@@ -366,7 +367,8 @@ def criterion(
     )
 
 
-def _softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Over the last axis, in float64; NaN where logits are not finite."""
     with np.errstate(invalid="ignore"):
         wide = logits.astype(np.float64)
         shifted = np.exp(wide - wide.max(axis=-1, keepdims=True))
@@ -374,7 +376,7 @@ def _softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _finite_softmax(logits: NDArray[Any]) -> NDArray[np.float64] | None:
-    found = _softmax(logits)
+    found = softmax(logits)
     return found if np.isfinite(found).all() else None
 
 
@@ -392,10 +394,3 @@ def steps_for(rows: int, batch_size: int, epochs: int | None) -> int:
     if epochs is not None:
         return epochs * of_epoch
     return min(max(15 * of_epoch, 400), 1000)
-
-
-def widest(parts: Sequence[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
-    """Features of all splits with equally many columns: zeros are added."""
-    width = max(part.shape[1] for part in parts)
-    for part in parts:
-        yield np.pad(part, ((0, 0), (0, width - part.shape[1])))

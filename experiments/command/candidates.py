@@ -139,9 +139,7 @@ def candidates(
     return found
 
 
-def _candidate(
-    rule: str, loss: str, sampling: str, drawn: list[Point], fixed: Point
-) -> Candidate:
+def _candidate(rule: str, loss: str, sampling: str, drawn: list[Point], fixed: Point) -> Candidate:
     taken = method_flags.options_of(rule)
     own = [name for name in SETTINGS if name in taken]
     if "eta" in taken and "eta" not in fixed:
