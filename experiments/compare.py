@@ -6,9 +6,9 @@ r"""Does it help on my data? Methods for imbalanced classes side by side, tuned 
 
 A small network is trained under every rule and loss on repeated splits of a table (.csv, .tsv,
 .parquet, .npz). Learning rate, weight decay and what each method has of its own are chosen inside
-each split, by folds of the rows that are not tested, equally many settings for every method. Figures
-are of test rows; differences are paired by split, with intervals that account for overlapping
-training sets.
+each split, by folds of the rows that are not tested, equally many settings for every method.
+Figures are of test rows; differences are paired by split, with intervals that account for
+overlapping training sets.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def arguments() -> argparse.ArgumentParser:
     how.add_argument(
         "--resume",
         action="store_true",
-        help="go on where --out holds a part of the same comparison",
+        help="go on with the same comparison, begun in --out",
     )
     parser.add_argument(
         "--save", action="store_true",
@@ -188,6 +188,8 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     """What stands in summary.json; None where rows are only predicted."""
     out = Path(args.out)
     if args.predict and not args.save:
+        if args.data:
+            raise RunError("--predict beside --data needs --save: else there is no network to keep")
         _predict(args, out)
         return None
     config = {key: value for key, value in vars(args).items() if key not in _NOT_COMPARED}

@@ -107,7 +107,7 @@ def tail_threshold(class_counts: ArrayLike, *, head_share: float = 0.8) -> float
       head_share: least share of the rows that the head holds, over 0 and below 1.
 
     Returns:
-      eta, the largest count of a tail class: for `tail_classes`, `rules.imbsam` and `rules.sse_sam`.
+      eta, the largest count of a tail class, for `tail_classes`, `rules.imbsam`, `rules.sse_sam`.
 
     Raises:
       ValueError: a single class; equal counts, of which none is the tail.

@@ -181,7 +181,7 @@ class Jobs:
             number = len(self.table.weighed_names)
             by_group = scores.group_accuracy(probabilities, labels, groups, number).tolist()
         return Record(
-            row=name, rule=row and row.rule, loss=row and row.loss,
+            row=name, rule=row.rule if row else None, loss=row.loss if row else None,
             sampling=row.sampling if row else "", reference=row is None, split=part.number,
             sizes=(len(part.train), 0, len(part.test)),
             scores={metric: float(value) for metric, value in found.items()},

@@ -1,10 +1,10 @@
 """Methods compared on splits of one table: settings chosen inside each split, then trained again.
 
 For each split, the rows that are not tested are divided into folds, class by class. Every setting
-of every row is trained on all folds but one and predicts the one; the setting with the best balanced
-accuracy over all of these predictions is chosen (of equals the one with the smaller log-loss, each
-class counting alike) and trained on all of them. Only then test rows are predicted. A test row is
-read nowhere else.
+of every row is trained on all folds but one and predicts the one; the setting with the best
+balanced accuracy over all of these predictions is chosen (of equals the one with the smaller
+log-loss, each class counting alike) and trained on all of them. Only then test rows are predicted.
+A test row is read nowhere else.
 """
 
 from __future__ import annotations

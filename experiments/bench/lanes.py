@@ -1,9 +1,9 @@
 """Lanes: many settings of a small network on one training set, trained in one compiled program.
 
 A lane is one setting: learning rate, weight decay, the numbers of its rule's table (class weights,
-radii) and those of its loss. All of them are data of the program, mapped over with vmap; the batches
-and the initial weights are the same for every lane of a call, so that lanes are paired and the
-first layer sees each batch once for all of them. What cannot be data is `Structure`: lanes that
+radii) and those of its loss. All of them are data of the program, mapped over with vmap; the
+batches and the initial weights are the same for every lane of a call, so that lanes are paired and
+the first layer sees each batch once for all of them. What cannot be data is `Structure`: lanes that
 share it share the program, whatever training set they are on.
 
 The steps are those of every run here: `step.make_step`, scanned by `step.many_steps`.
@@ -171,7 +171,7 @@ def program(net: Net, structure: Structure, label_of: tuple[int, ...], keep: boo
         inputs = Inputs(batches.features, batches.cells)
         state, seen = many_steps(step, state, inputs, rows, jnp.arange(size), size, batches.key)
 
-        def predict(block: jax.Array) -> jax.Array:
+        def predict(block: jax.Array) -> Any:
             return module.apply({"params": state.params}, batches.features[block], train=False)
 
         logits = jax.lax.map(predict, batches.held.reshape(-1, BLOCK))

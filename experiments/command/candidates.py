@@ -121,8 +121,8 @@ def candidates(
     """Every rule with every loss; what people use now with SGD alone.
 
     Args:
-      rule_names: of RULES; losses: of LOSSES. Class-balanced weights, focal loss and balanced sampling
-        stand beside SGD only.
+      rule_names: of RULES; losses: of LOSSES. Class-balanced weights, focal loss and balanced
+        sampling stand beside SGD only.
       settings: how many points a row has; 1 is the defaults alone.
       fixed: settings that are given, and not sought.
       samplings: "balanced" beside "shuffled" adds SGD with cross-entropy under it.
