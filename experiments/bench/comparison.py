@@ -216,7 +216,7 @@ class Engine:
         if row.loss == "class_balanced":
             weights = losses.class_balanced_weights(counts, point["beta"])
             weights = weights * (counts.sum() / (counts * weights).sum())
-        tau = point.get("tau", 0.0) if row.loss == "logit_adjusted" else 0.0
+        tau = point["tau"] if row.loss == "logit_adjusted" else 0.0
         return Lane(
             table._replace(
                 base=None if table.base is None else np.asarray(table.base)[of],
@@ -224,7 +224,7 @@ class Engine:
             ),
             tau * np.log(priors),
             weights[of],
-            point.get("focal_gamma", 0.0),
+            point["focal_gamma"] if row.loss == "focal" else 0.0,
             point["lr"],
             point["weight_decay"],
         )
