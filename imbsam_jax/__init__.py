@@ -35,6 +35,7 @@ from imbsam_jax.priors import (
     long_tail_counts,
     shot_splits,
     tail_classes,
+    tail_threshold,
 )
 from imbsam_jax.rules import ClassWeights
 from imbsam_jax.transform import SharpnessAwareState, class_weighted_grad, sharpness_aware
@@ -76,5 +77,6 @@ __all__ = [
     "shot_splits",
     "stratified_buffers",
     "tail_classes",
+    "tail_threshold",
     "value_and_grad",
 ]

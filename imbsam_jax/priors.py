@@ -21,6 +21,7 @@ __all__ = [
     "long_tail_counts",
     "shot_splits",
     "tail_classes",
+    "tail_threshold",
 ]
 
 
@@ -89,6 +90,48 @@ def tail_classes(class_counts: ArrayLike, eta: float, *, strict: bool = False) -
     counts = checks.counts(class_counts)
     checks.number("eta", eta, wanted="a finite number of examples", concrete=True)
     return np.asarray(counts < eta if strict else counts <= eta)
+
+
+def tail_threshold(class_counts: ArrayLike, *, head_share: float = 0.8) -> float:
+    """An eta from the counts alone: the head is the fewest classes that hold most of the rows.
+
+        n_(1) >= n_(2) >= ... sorted;  h = min {k: n_(1) + ... + n_(k) >= head_share * N}
+        eta = n_(h + 1), at most the largest count that is less than n_(1)
+
+    A class as large as the largest of the tail is tail, too (`n_c <= eta`), so that equal classes
+    are treated alike; the largest class is always head and the smallest always tail. It is where to
+    begin, not where to end: no paper has such a rule, each of them chooses eta by hand.
+
+    Args:
+      class_counts: int[C], training examples of each class, each at least 1; C at least 2.
+      head_share: least share of the rows that the head holds, over 0 and below 1.
+
+    Returns:
+      eta, the largest count of a tail class, for `tail_classes`, `rules.imbsam`, `rules.sse_sam`.
+
+    Raises:
+      ValueError: a single class; equal counts, of which none is the tail.
+
+    >>> tail_threshold([500, 300, 100, 60, 40])
+    100.0
+    >>> tail_threshold([60, 40]), tail_threshold([990, 10])
+    (40.0, 10.0)
+    """
+    counts = np.sort(checks.counts(class_counts))[::-1]
+    head_share = checks.number(
+        "head_share", head_share, above=0, below=1, wanted="over 0 and below 1", concrete=True
+    )
+    if counts[0] == counts[-1]:
+        raise ValueError(
+            f"every class has {counts[0]} examples: nothing is imbalanced and no class is the tail"
+            if counts.size > 1
+            else "there is one class, and a tail needs a head beside it: two classes or more"
+        )
+    share = np.cumsum(counts) / counts.sum()
+    # Rounded: of ten classes with a tenth each, eight are 0.8.
+    head = int(np.searchsorted(share.round(12), head_share)) + 1
+    rest = counts[min(head, counts.size - 1)]
+    return float(min(rest, counts[counts < counts[0]][0]))
 
 
 def long_tail_counts(

@@ -141,6 +141,7 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
     ),
     "class_counts": (ij.class_counts, {"labels": [0, 1, 1], "num_classes": 2}),
     "tail_classes": (ij.tail_classes, {"class_counts": COUNTS, "eta": 4}),
+    "tail_threshold": (ij.tail_threshold, {"class_counts": COUNTS, "head_share": 0.8}),
     "long_tail_counts": (
         ij.long_tail_counts, {"num_classes": 3, "max_count": 90, "imbalance_factor": 9.0},
     ),

@@ -41,6 +41,7 @@ BAD_COUNTS = [
 OF_COUNTS = {
     "imbalance_factor": ij.imbalance_factor,
     "tail_classes": lambda counts: ij.tail_classes(counts, 4),
+    "tail_threshold": ij.tail_threshold,
     "shot_splits": ij.shot_splits,
     "imbsam": lambda counts: ij.rules.imbsam(counts, eta=4),
     "focal_sam": lambda counts: ij.rules.focal_sam(counts, rho=0.1, gamma=1.0, strength=0.5),
@@ -296,3 +297,30 @@ def test_long_tail_counts_fall_from_max_to_max_over_factor(
 def test_impossible_long_tails_are_refused_by_name(args: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ij.long_tail_counts(*args)
+
+
+@pytest.mark.parametrize(
+    ("counts", "share", "eta"),
+    [
+        ([500, 300, 100, 60, 40], 0.8, 100),  # 80% exactly
+        ([500, 300, 100, 60, 40], 0.81, 60),
+        ([60, 40], 0.8, 40),  # of two classes the smaller, whatever they hold
+        ([999, 1], 0.1, 1),
+        ([10] * 10 + [9], 0.8, 9),  # the largest class is head, and so are its equals
+        ([10, 10, 5, 5, 5], 0.8, 5),  # equal classes are treated alike
+        ([40, 500, 60, 300, 100], 0.8, 100),
+    ],
+)
+def test_the_head_is_the_fewest_classes_that_hold_most_rows(
+    counts: list[int], share: float, eta: int
+) -> None:
+    assert ij.tail_threshold(counts, head_share=share) == eta
+    tail = ij.tail_classes(counts, eta)
+    assert tail.any() and not tail.all()
+
+
+def test_without_imbalance_there_is_no_tail() -> None:
+    with pytest.raises(ValueError, match="every class has 7 examples: nothing is imbalanced"):
+        ij.tail_threshold([7, 7, 7])
+    with pytest.raises(ValueError, match="two classes or more"):
+        ij.tail_threshold([7])

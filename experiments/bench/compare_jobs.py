@@ -1,0 +1,247 @@
+"""The jobs of a comparison: a family of rows on a split each, kept as soon as it is finished."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.bench import references
+from experiments.bench.comparison import Engine, Part, Recipe, Row
+from experiments.data import columns
+from experiments.data.splits import Split
+from experiments.data.table import Table
+from experiments.host import outputs
+from experiments.host.errors import RunError
+from experiments.host.progress import Counted
+from experiments.reports import scores
+from experiments.reports.compare_folder import Record
+from experiments.reports.scores import Bins
+
+FOLDER = "jobs"
+
+
+class Scale(NamedTuple):
+    """By what classes are many, medium and few: as `scores.shots` has it.
+
+    Attributes:
+      counts: int[C], rows of each class that the first split trains on or chooses by.
+      thresholds: (many_above, few_below).
+    """
+
+    counts: NDArray[np.int64]
+    thresholds: tuple[int, int]
+
+
+def scale_of(table: Table, split: Split) -> Scale:
+    rows = table.labels[np.concatenate([split.train, split.val])]
+    counts = np.bincount(rows, minlength=table.num_classes)
+    return Scale(counts, scores.shots(counts))
+
+
+class Parts:
+    """The splits of a table as numbers, fitted on the rows of each that are not tested.
+
+    All have equally many columns: where some lack a category, columns of zeros stand for it.
+    """
+
+    def __init__(self, table: Table, splits: Sequence[Split]):
+        self._table, self._splits = table, list(splits)
+        self._rows = [np.sort(np.concatenate([split.train, split.val])) for split in splits]
+        self.fitted = [columns.fit(table, rows, seed=k) for k, rows in enumerate(self._rows)]
+        self.width = max(len(fitted.names) for fitted in self.fitted)
+
+    def __len__(self) -> int:
+        return len(self._splits)
+
+    def __getitem__(self, number: int) -> Part:
+        found = self.fitted[number](self._table.columns)
+        features = np.pad(found, ((0, 0), (0, self.width - found.shape[1])))
+        return Part(number, features, self._rows[number], self._splits[number].test)
+
+
+class Jobs:
+    """Everything that is to be trained, and what of it is finished.
+
+    Args:
+      table, splits: the data.
+      recipe: how rows are trained.
+      rows: of the family.
+      others: reference lines, keys of REFERENCES.
+      out: finished jobs are kept in a folder under it.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        splits: Sequence[Split],
+        recipe: Recipe,
+        rows: Sequence[Row],
+        others: Sequence[str],
+        out: Path,
+    ):
+        self.table, self.recipe, self.rows, self.others = table, recipe, list(rows), list(others)
+        self.scale = scale_of(table, splits[0])
+        self.parts = Parts(table, splits)
+        self._folder = out / FOLDER
+
+    def run(self, stop: Callable[[], None]) -> tuple[list[Record], list[str]]:
+        """(a Record for each row and split, notes); `stop` raises to end between programs."""
+        with outputs.writing(self._folder):
+            self._folder.mkdir(exist_ok=True)
+        part = self.parts[0]
+        engine = self.engine = Engine(
+            self.table.labels, self.table.weighed, self.recipe, self.rows, ids=self.table.ids,
+            stop=stop,
+        )  # fmt: skip
+        families = engine.families(part)
+        todo = [
+            (number, k)
+            for number in range(len(self.parts))
+            for k in range(len(families))
+            if not self._path(number, k).exists()
+        ]
+        units = sum(engine.units(families[k], part) for _, k in todo)
+        with Counted(units, "units of work", "comparing") as shown:
+            engine.compiling = lambda number: shown.compiling(number, len(engine.programs(part)))
+            engine.advance = shown.advance
+            for number in range(len(self.parts)):
+                mine = [k for at, k in todo if at == number]
+                if not mine and self._path(number, "references").exists():
+                    continue
+                part = part if part.number == number else self.parts[number]
+                for k in mine:
+                    self._train(engine, part, families[k], self._path(number, k))
+                if not self._path(number, "references").exists():
+                    stop()
+                    self._refer(part, self._path(number, "references"))
+        return self._collected(len(families))
+
+    def _path(self, number: int, what: int | str) -> Path:
+        return self._folder / f"split_{number}_{what}.json"
+
+    def _train(self, engine: Engine, part: Part, family: list[Row], path: Path) -> None:
+        before = engine.seconds
+        found = engine.run(part, family)
+        seconds = (engine.seconds - before) / len(family)
+        records, notes = [], []
+        counts = np.maximum(np.bincount(self.table.weighed[part.train]), 1)
+        for row, one in zip(family, found, strict=True):
+            probabilities = one.probabilities
+            if probabilities is None:
+                probabilities = self._priors(part)
+                notes.append(
+                    f"{row.name} diverged in split {part.number}: it counts there as a network "
+                    "that always says the largest class"
+                )
+            described = row.described(counts, one.chosen)
+            records.append(self._record(part, probabilities, row.name, row, described, seconds))
+        _write(path, records, notes)
+
+    def _refer(self, part: Part, path: Path) -> None:
+        records = []
+        for name in self.others:
+            began = time.perf_counter()
+            found = references.probabilities(
+                name, part.features, self.table.labels, part.train, part.test,
+                self.table.num_classes, self.recipe.seed,
+            )  # fmt: skip
+            seconds = time.perf_counter() - began
+            shown = references.REFERENCES[name][0]
+            records.append(self._record(part, found, shown, None, {}, seconds))
+        _write(path, records, [])
+
+    def _priors(self, part: Part) -> NDArray[np.float64]:
+        counts = np.bincount(self.table.labels[part.train], minlength=self.table.num_classes)
+        return np.tile(counts / counts.sum(), (len(part.test), 1))
+
+    def _record(
+        self,
+        part: Part,
+        probabilities: NDArray[np.float64],
+        name: str,
+        row: Row | None,
+        chosen: dict[str, Any],
+        seconds: float,
+    ) -> Record:
+        labels = self.table.labels[part.test]
+        groups = None if self.table.groups is None else self.table.groups[part.test]
+        found = scores.scores(
+            probabilities, labels, thresholds=self.scale.thresholds, counts=self.scale.counts,
+            groups=groups,
+        )  # fmt: skip
+        by_group = None
+        if groups is not None:
+            number = len(self.table.weighed_names)
+            by_group = scores.group_accuracy(probabilities, labels, groups, number).tolist()
+        return Record(
+            row=name, rule=row.rule if row else None, loss=row.loss if row else None,
+            sampling=row.sampling if row else "", reference=row is None, split=part.number,
+            sizes=(len(part.train), 0, len(part.test)),
+            scores={metric: float(value) for metric, value in found.items()},
+            recall=scores.recalls(probabilities, labels).tolist(),
+            bins=scores.calibration(probabilities, labels), chosen=chosen, seconds=seconds,
+            group_accuracy=by_group,
+        )  # fmt: skip
+
+    def _collected(self, families: int) -> tuple[list[Record], list[str]]:
+        """All records, rows in the order in which they were asked for."""
+        records: list[Record] = []
+        notes: list[str] = []
+        for number in range(len(self.parts)):
+            for what in (*range(families), "references"):
+                held = outputs.read_object(self._path(number, what))
+                try:
+                    records += [_of_json(one) for one in held["records"]]
+                    notes += held["notes"]
+                except (KeyError, TypeError, ValueError) as error:
+                    raise RunError(
+                        f"{self._path(number, what)} is damaged: remove it, and --resume makes it "
+                        "anew"
+                    ) from error
+        names = [row.name for row in self.rows]
+        names += [references.REFERENCES[name][0] for name in self.others]
+        return sorted(records, key=lambda record: (names.index(record.row), record.split)), notes
+
+
+def _write(path: Path, records: list[Record], notes: list[str]) -> None:
+    outputs.write_json(path, {"records": [_to_json(one) for one in records], "notes": notes})
+
+
+def _to_json(record: Record) -> dict[str, Any]:
+    """Of a record; None for what is undefined. Numbers come back as they were, to the last bit."""
+    found = dataclasses.asdict(record)
+    found["bins"] = {name: np.asarray(of).tolist() for name, of in record.bins._asdict().items()}
+    return _mapped(found, lambda x: None if isinstance(x, float) and math.isnan(x) else x)
+
+
+def _of_json(held: dict[str, Any]) -> Record:
+    def number(x: Any) -> Any:
+        return math.nan if x is None else x
+
+    bins = Bins(**{name: np.array(_mapped(of, number)) for name, of in held["bins"].items()})
+    groups = held["group_accuracy"]
+    return Record(
+        **{
+            **held,
+            "bins": bins,
+            "sizes": tuple(held["sizes"]),
+            "scores": _mapped(held["scores"], number),
+            "recall": _mapped(held["recall"], number),
+            "group_accuracy": None if groups is None else _mapped(groups, number),
+        }
+    )
+
+
+def _mapped(value: Any, of: Callable[[Any], Any]) -> Any:
+    if isinstance(value, dict):
+        return {key: _mapped(one, of) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_mapped(one, of) for one in value]
+    return of(value)

@@ -1,0 +1,242 @@
+"""Lanes against a loop written out for each, and against each other; settings chosen by folds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.bench.comparison import Engine, Part, Recipe, criterion, folds
+from experiments.bench.lanes import Net, in_blocks, order_of
+from experiments.command.candidates import Candidate, candidates
+
+DRAW = np.random.default_rng(0)
+# 60 rows of three classes, 36, 18 and 6; the first 40 are trained on.
+LABELS = np.tile(np.repeat([0, 1, 2], [6, 3, 1]), 6).astype(np.int32)
+FEATURES = (DRAW.normal(size=(60, 4)) + LABELS[:, None]).astype(np.float32)
+TRAIN, TEST = np.arange(40), np.arange(40, 60)
+PART = Part(3, FEATURES, TRAIN, TEST)
+RECIPE = Recipe(Net(5, 1, 3), steps=6, batch_size=16, folds=2, seed=7)
+POINT = {
+    "lr": 0.1, "weight_decay": 0.01, "rho": 0.3, "head_share": 0.8, "strength": 0.7, "gamma": 2.0,
+    "gsa_scale": 0.05, "tau": 1.2, "beta": 0.9, "focal_gamma": 1.5,
+}  # fmt: skip
+OTHER = {name: value / 2 for name, value in POINT.items()} | {"head_share": 0.6}
+RULES = ("sgd", "sam", "imbsam", "focal_sam", "gsa")
+
+
+def row(rule: str, loss: str, *points: dict[str, float], sampling: str = "shuffled") -> Candidate:
+    return Candidate(f"{rule}, {loss}, {sampling}", rule, loss, sampling, list(points or [POINT]))
+
+
+ROWS = [
+    *(row(rule, "logit_adjusted", POINT, OTHER) for rule in RULES),
+    row("sgd", "cross_entropy", POINT, OTHER), row("sgd", "class_balanced", POINT, OTHER),
+    row("sgd", "focal", POINT, OTHER), row("sgd", "cross_entropy", POINT, OTHER, sampling="balanced"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    with jax.numpy_rank_promotion("raise"):
+        return Engine(LABELS, LABELS, RECIPE, ROWS)
+
+
+def logits(engine: Engine, one: Candidate, points: list[Any], held: Any = TEST) -> Any:
+    """What the lanes of these points say of rows, trained on all of TRAIN."""
+    order = engine._order(TRAIN, one.sampling, engine._draw(PART, 0))
+    lanes = [engine.lane(one, point, PART) for point in points]
+    return engine._call(PART, one, lanes, max(len(points), 2), order, held)[0]
+
+
+# ---- a loop over batches, from the definitions ------------------------------------------------
+
+
+def forward(params: Any, x: Any) -> Any:
+    hidden = jnp.maximum(x @ params["hidden_0"]["kernel"] + params["hidden_0"]["bias"], 0)
+    return hidden @ params["head"]["kernel"] + params["head"]["bias"]
+
+
+COUNTS = np.bincount(LABELS[TRAIN])
+EFFECTIVE = 0.1 / (1 - 0.9**COUNTS)
+
+
+def losses_of(loss: str, z: Any, y: Any) -> Any:
+    """Of each row, with the numbers of POINT."""
+    if loss == "logit_adjusted":
+        z = z + 1.2 * jnp.log(COUNTS / COUNTS.sum())
+    plain = jax.nn.logsumexp(z, -1) - z[jnp.arange(len(y)), y]
+    if loss == "class_balanced":  # of mean 1 over the rows
+        return plain * jnp.asarray(EFFECTIVE * COUNTS.sum() / (COUNTS * EFFECTIVE).sum())[y]
+    return (1 - jnp.exp(-plain)) ** 1.5 * plain if loss == "focal" else plain
+
+
+def gradient(rule: str, loss: str, params: Any, x: Any, y: Any) -> Any:
+    def part(weights: Any) -> Any:
+        w = jnp.asarray(weights, jnp.float32)[y]
+        return jax.grad(lambda p: (w * losses_of(loss, forward(p, x), y)).mean())
+
+    def moved(weights: Any) -> Any:
+        d = part(weights)(params)
+        length = jnp.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(d)))
+        e = jax.tree.map(lambda leaf: 0.3 * leaf / jnp.where(length == 0, 1, length), d)
+        return part(weights)(jax.tree.map(jnp.add, params, e))
+
+    if rule == "sgd":
+        return part(np.ones(3))(params)
+    if rule == "sam":
+        return moved(np.ones(3))
+    # 24, 12 and 4 rows: two classes hold 80%, the third is the tail.
+    share = {"imbsam": np.array([0, 0, 1]), "focal_sam": 0.7 * (1 - COUNTS / 40) ** 2}[rule]
+    return jax.tree.map(jnp.add, part(1 - share)(params), moved(share))
+
+
+@pytest.mark.allow_rank_promotion
+@pytest.mark.parametrize("one", [r for r in ROWS if r.rule != "gsa"], ids=lambda r: r.name)
+def test_a_lane_is_a_loop_over_batches(engine: Engine, one: Candidate) -> None:
+    """Momentum, weight decay at theta and the cosine, beside each rule and loss."""
+    found = logits(engine, one, [OTHER, POINT])[1]
+    key = jax.random.fold_in(jax.random.key(7), 3)
+    params = RECIPE.net.module().init(key, FEATURES[:1], train=False)["params"]
+    speed = jax.tree.map(jnp.zeros_like, params)
+    order = engine._order(TRAIN, one.sampling, engine._draw(PART, 0))
+    assert order.shape == (6, 16)
+    for step, rows in enumerate(order):
+        lr = 0.05 * (1 + np.cos(np.pi * step / 6))
+        grads = gradient(one.rule, one.loss, params, FEATURES[rows], LABELS[rows])
+        speed = jax.tree.map(lambda v, g, p: 0.9 * v + g + 0.01 * p, speed, grads, params)
+        params = jax.tree.map(lambda p, v, lr=lr: p - lr * v, params, speed)
+    np.testing.assert_allclose(found, forward(params, FEATURES[TEST]), rtol=2e-4, atol=2e-5)
+
+
+def test_a_program_is_compiled_for_each_structure_alone(engine: Engine) -> None:
+    """SGD under four losses and two orders; SAM; ImbSAM beside Focal-SAM; GSA."""
+    for one in ROWS:
+        logits(engine, one, [POINT, OTHER])
+    assert len(engine.compiled) == len(engine.programs(PART)) == 4
+
+
+@pytest.mark.parametrize("one", ROWS, ids=lambda r: r.name)
+def test_a_lane_alone_is_the_same_as_among_others(engine: Engine, one: Candidate) -> None:
+    together = logits(engine, one, [POINT, OTHER])
+    alone = logits(engine, one, [POINT])
+    np.testing.assert_array_equal(alone[0], together[0])
+    swapped = logits(engine, one, [OTHER, POINT])
+    np.testing.assert_allclose(swapped[::-1], together, rtol=1e-5, atol=1e-6)
+    assert np.abs(together[0] - together[1]).max() > 1e-3, "the lanes cannot be told apart"
+
+
+@pytest.mark.parametrize("one", ROWS, ids=lambda r: r.name)
+def test_the_second_point_is_sgd_with_cross_entropy(engine: Engine, one: Candidate) -> None:
+    """What a row adds to SGD is taken away: so SGD is among the candidates of every row."""
+    made = {r.name: r for r in candidates(
+        RULES, ("cross_entropy", "logit_adjusted", "class_balanced", "focal"), settings=3, fixed={},
+        samplings=("shuffled", "balanced"),
+    )}  # fmt: skip
+    name = f"{one.rule}, {one.loss}" + ", balanced sampling" * (one.sampling == "balanced")
+    second = made[name].points[1]
+    plain = row("sgd", "cross_entropy", sampling=one.sampling)
+    want = logits(engine, plain, [made["sgd, cross_entropy"].points[1]])
+    np.testing.assert_allclose(logits(engine, one, [second]), want, rtol=1e-4, atol=1e-5)
+
+
+def test_every_row_has_equally_many_settings_and_the_same_learning_rates() -> None:
+    made = candidates(RULES, ("cross_entropy", "logit_adjusted"), settings=5, fixed={"rho": 0.07})
+    assert len(made) == 10
+    for one in made:
+        assert [p["lr"] for p in one.points] == [p["lr"] for p in made[0].points]
+        assert len({tuple(p.values()) for p in one.points}) == 5
+        assert {p.get("rho", 0.07) for p in one.points} == {0.07}, "a setting that is given"
+
+
+# ---- rows and folds ---------------------------------------------------------------------------
+
+
+def test_batches_are_one_permutation_after_another() -> None:
+    rows = np.arange(10, 33)
+    order = order_of(rows, 9, 8, np.random.default_rng(1)).ravel()
+    assert order.dtype == np.int32 and len(order) == 72
+    for start in (0, 23, 46):
+        np.testing.assert_array_equal(np.sort(order[start : start + 23]), rows)
+    assert order_of(rows, 2, 64, np.random.default_rng(1)).shape == (2, 23)
+    balanced = order_of(TRAIN, 6, 16, np.random.default_rng(1), LABELS[TRAIN]).ravel()
+    np.testing.assert_array_equal(np.bincount(LABELS[balanced]), [32, 32, 32])
+    rare = balanced[LABELS[balanced] == 2]
+    np.testing.assert_array_equal(np.sort(rare), np.repeat(TRAIN[LABELS[TRAIN] == 2], 8))
+
+
+def test_rows_that_pad_a_block_change_no_prediction(engine: Engine) -> None:
+    want = logits(engine, ROWS[1], [POINT])
+    np.testing.assert_array_equal(logits(engine, ROWS[1], [POINT], TEST[:7]), want[:, :7])
+    assert in_blocks(TEST[:7]).shape == in_blocks(TEST, 512).shape == (512,)
+    assert in_blocks(TEST, 513).shape == (1024,)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_every_row_is_held_once_and_every_class_in_every_rest(count: int) -> None:
+    labels = np.repeat([0, 1, 2, 3], [20, 7, 2, 1])
+    rows = np.arange(30)[::-1].copy()
+    held = folds(np.sort(rows), labels, count, np.random.default_rng(0))
+    np.testing.assert_array_equal(np.sort(np.concatenate(held)), np.arange(29))  # not the single
+    for fold in held:
+        assert set(np.setdiff1d(labels, labels[np.setdiff1d(rows, fold)])) == set()
+    sizes = [np.bincount(labels[fold], minlength=4) for fold in held]
+    assert np.ptp(sizes, axis=0).max() <= 1
+
+
+def test_rows_of_one_id_are_held_together() -> None:
+    ids = np.arange(60) // 4
+    held = folds(TRAIN, LABELS, 2, np.random.default_rng(0), ids)
+    np.testing.assert_array_equal(np.sort(np.concatenate(held)), TRAIN)
+    assert not set(ids[held[0]]) & set(ids[held[1]])
+    (one,) = folds(TRAIN, LABELS, 1, np.random.default_rng(0))
+    np.testing.assert_array_equal(np.bincount(LABELS[one]), [5, 2, 1])  # a fifth of 24, 12 and 4
+
+
+def test_what_is_not_finite_is_never_chosen() -> None:
+    good = np.array([[0.6, 0.4], [0.7, 0.3]])
+    assert criterion(good, np.array([0, 1])) == (50.0, pytest.approx((np.log(0.6 * 0.3)) / 2))
+    assert criterion(np.full((2, 2), np.nan), np.array([0, 1])) < criterion(good, np.array([1, 1]))
+
+
+def test_choosing_never_reads_a_test_row() -> None:
+    """Other features, labels and groups of the test rows: the same settings, the same network."""
+    draw = np.random.default_rng(5)
+    labels, features = LABELS.copy(), FEATURES.copy()
+    labels[TEST] = draw.permutation(labels[TEST])
+    features[TEST] = draw.normal(size=(20, 4))
+    assert (labels != LABELS).any()
+    points = [{**POINT, "lr": lr} for lr in (0.001, 0.05, 0.2)]
+    row_ = row("imbsam", "logit_adjusted", *points)
+    found = []
+    for y, x in ((LABELS, FEATURES), (labels, features)):
+        engine = Engine(y, y, RECIPE, [row_], keep=True)
+        found += engine.run(PART._replace(features=x), [row_])
+    first, second = found
+    assert first.chosen == second.chosen and first.validated == second.validated
+    assert len(set(first.validated)) > 1, "all settings are alike"
+    jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
+    # Beside them, another training label is noticed.
+    labels[0] = 2
+    engine = Engine(labels, labels, RECIPE, [row_])
+    assert engine.run(PART, [row_])[0].validated != first.validated
+
+
+def test_a_rule_weighs_by_group_and_the_loss_by_label() -> None:
+    """Cells of label and group: the table is of groups, offsets of labels."""
+    groups = np.tile([0, 0, 0, 1], 15).astype(np.int32)
+    one = row("imbsam", "logit_adjusted")
+    engine = Engine(LABELS, groups, RECIPE, [one])
+    np.testing.assert_array_equal(engine.cells, LABELS * 2 + groups)
+    lane = engine.lane(one, POINT, PART)
+    assert lane.table.base.tolist() == [1, 0] * 3 and lane.table.groups.tolist() == [[0, 1] * 3]
+    np.testing.assert_allclose(lane.offsets, 1.2 * np.log(COUNTS / 40))
+    # Groups that are the labels are no groups.
+    same = Engine(LABELS, LABELS.copy(), RECIPE, [one])
+    by_label = Engine(LABELS, LABELS, RECIPE, [one])
+    np.testing.assert_array_equal(
+        same.run(PART, [one])[0].probabilities, by_label.run(PART, [one])[0].probabilities
+    )

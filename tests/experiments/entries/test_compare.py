@@ -1,0 +1,267 @@
+"""`compare` on a small table: what is written, stopping and going on, what is chosen and kept."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import runpy
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments import compare
+from experiments.bench import compare_kept
+from experiments.bench.comparison import Engine
+from experiments.bench.lanes import Net
+from experiments.data import columns
+from experiments.data.table import read
+from experiments.host import inputs
+from experiments.host.errors import DataError, RunError, Stopped
+from experiments.reports.scores import METRICS
+
+QUICK = (
+    "--splits", "2", "--settings", "3", "--folds", "2", "--epochs", "10", "--width", "8",
+    "--rule", "sgd", "imbsam", "--loss", "cross_entropy", "logit_adjusted",
+    "--sampling", "shuffled", "--reference", "logistic",
+)  # fmt: skip
+ROWS = [
+    "sgd, cross_entropy", "sgd, logit_adjusted", "imbsam, cross_entropy", "imbsam, logit_adjusted",
+    "logistic regression, balanced weights",
+]  # fmt: skip
+
+
+def frame(rows: int = 90) -> pd.DataFrame:
+    """Numbers, words, gaps; a class of a sixth of the rows."""
+    draw = np.random.default_rng(0)
+    rare = np.arange(rows) % 6 == 0
+    found = pd.DataFrame({"a": draw.normal(size=rows) + 2 * rare, "b": draw.normal(size=rows)})
+    found["c"] = np.where(draw.random(rows) < 0.5, "x", "y")
+    found.loc[:3, "b"] = np.nan
+    found["kind"] = np.where(rare, "rare", "usual")
+    return found
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "small.csv"
+    frame().to_csv(path, index=False)
+    return path
+
+
+def run(data: Any, out: Path, *flags: str, label: str = "kind") -> Any:
+    args = ["--data", str(data), "--label", label, "--out", str(out), *QUICK, *flags]
+    return compare.main(compare.arguments().parse_args(args))
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("compare") / "out"
+    with jax.numpy_rank_promotion("raise"):
+        run(data, out, "--save")
+    return out
+
+
+def lines(out: Path) -> list[dict[str, str]]:
+    with open(out / "runs.csv", newline="") as file:
+        return [{k: v for k, v in line.items() if k != "seconds"} for line in csv.DictReader(file)]
+
+
+def test_the_summary_is_as_the_design_has_it(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    of_data = {"rows", "features", "classes", "class_counts", "imbalance_factor"}
+    assert of_data <= set(summary["data"])
+    assert summary["data"]["class_counts"] == [75, 15] and summary["data"]["rows"] == 90
+    assert isinstance(summary["verdict"], str) and len(summary["verdict"]) > 20
+    assert [row["row"] for row in summary["rows"]] == ROWS
+    for row in summary["rows"]:
+        assert {"rule", "loss", *METRICS} <= set(row)
+        assert ("p_holm" in row) or row["reference"] or row["row"] == ROWS[0]
+        assert 0 <= row["balanced_accuracy"] <= 100 and 0 <= row["auroc"] <= 1
+        if row["row"] != ROWS[0]:
+            mean, low, high = row["difference"]["balanced_accuracy"]
+            assert low <= mean <= high
+            want = row["balanced_accuracy"] - summary["rows"][0]["balanced_accuracy"]
+            assert mean == pytest.approx(want)
+    about = summary["about"]
+    assert about["settings"] == 3 and about["folds"] == 2 and about["tuned"] is True
+    assert {len(points) for points in about["grid"].values()} == {3}
+    for name in ("report.html", "snippet.py", "differences.png"):
+        assert (finished / name).stat().st_size > 500, name
+
+
+def test_runs_have_a_line_for_each_split_and_row(finished: Path) -> None:
+    found = lines(finished)
+    assert [(line["row"], line["split"]) for line in found] == [
+        (row, split) for row in ROWS for split in ("0", "1")
+    ]
+    summary = json.loads((finished / "summary.json").read_text())
+    for row in summary["rows"]:
+        mine = [line for line in found if line["row"] == row["row"]]
+        assert {(line["train"], line["test"]) for line in mine} == {("62", "28")}
+        values = [float(line["balanced_accuracy"]) for line in mine]
+        assert row["balanced_accuracy"] == pytest.approx(np.mean(values))
+        if not row["reference"]:
+            tried = summary["about"]["grid"][row["row"]]
+            for line in mine:  # what was chosen is a setting that was tried
+                assert float(line["chosen_lr"]) in [point["lr"] for point in tried]
+    # Of two classes the smaller is the tail, whatever share the head is to hold: 15 less 5 tested.
+    assert {line["chosen_eta"] for line in found if line["rule"] == "imbsam"} == {"10.0"}
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
+def test_a_comparison_that_is_stopped_goes_on(
+    data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int,
+    code: int,
+) -> None:  # fmt: skip
+    """The signal comes in the ninth program; finished jobs are not trained again."""
+    calls, call = [], Engine._call
+
+    def counted(self: Engine, *args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 9 and number is not None:
+            os.kill(os.getpid(), number)
+        return call(self, *args)
+
+    monkeypatch.setattr(Engine, "_call", counted)
+    out = tmp_path / "out"
+    with pytest.raises(Stopped, match="--resume") as stopped:
+        run(data, out)
+    assert stopped.value.exit_code == code
+    kept = sorted(path.name for path in (out / "jobs").glob("*"))
+    assert kept == ["split_0_0.json"] and not (out / "summary.json").exists()
+    with pytest.raises(RunError, match="not empty"):
+        run(data, out)
+    with pytest.raises(RunError, match=r"another comparison \(seed 0 -> 1\)"):
+        run(data, out, "--resume", "--seed", "1")
+    calls.clear()
+    number = None  # type: ignore[assignment]
+    run(data, out, "--resume")
+    # Two families on two splits, two rows of two folds and a last call each, one job was finished.
+    assert len(calls) == 3 * 5 + 2
+    assert lines(out) == lines(finished)
+    calls.clear()
+    before = (out / "summary.json").read_text()
+    assert run(data, out, "--resume")["verdict"] and not calls
+    assert (out / "summary.json").read_text() == before
+
+
+def test_what_is_kept_predicts_other_rows(data: Path, finished: Path, tmp_path: Path) -> None:
+    new = frame(20).drop(columns="kind")
+    new.to_csv(tmp_path / "new.csv", index=False)
+    flags = ["--out", str(finished), "--predict", str(tmp_path / "new.csv")]
+    assert compare.main(compare.arguments().parse_args(flags)) is None
+    found = pd.read_csv(finished / "predictions.csv")
+    assert list(found) == ["predicted", "p_usual", "p_rare"] and len(found) == 20
+    np.testing.assert_allclose(found["p_usual"] + found["p_rare"], 1, rtol=1e-6)
+    want = np.where(found["p_rare"] > found["p_usual"], "rare", "usual")
+    assert found["predicted"].tolist() == want.tolist()
+    # By hand: the same pipeline, two layers more than the last.
+    table = read(data, "kind")
+    x = columns.fit(table, np.arange(90))(new)
+    p = inputs.read_npz(finished / "model" / "params.npz")
+    for layer in ("hidden_0", "hidden_1"):
+        x = np.maximum(x @ p[f"{layer}/kernel"] + p[f"{layer}/bias"], 0)
+    z = x @ p["head/kernel"] + p["head/bias"]
+    odds = np.log(found["p_rare"] / found["p_usual"])
+    np.testing.assert_allclose(odds, z[:, 1] - z[:, 0], rtol=1e-3, atol=1e-4)
+
+
+def test_the_snippet_trains_what_was_kept(data: Path, finished: Path) -> None:
+    """From the same weights and batches it ends where the comparison's network did."""
+    made = runpy.run_path(str(finished / "snippet.py"))
+    table = read(data, "kind")
+    features = columns.fit(table, np.arange(90))(table.columns)
+    kept = inputs.read_npz(finished / "model" / "params.npz")
+    net = Net(**json.loads((finished / "model" / "model.json").read_text())["net"])
+    key = jax.random.fold_in(jax.random.key(0), 2)
+    fresh = net.module().init(key, features[:1], train=False)["params"]
+    layers = ("hidden_0", "hidden_1", "head")
+    part, _ = compare_kept.all_rows(table, 2, 0)
+    np.testing.assert_array_equal(part.features, features)
+    order = made["batches"](table.weighed)
+    recipe = compare.Recipe(net, *order.shape, 0, 0)
+    engine = Engine(table.labels, table.weighed, recipe, [])
+    order = engine._order(part.train, "shuffled", engine._draw(part, 0))
+    found = made["train"](
+        features, table.labels, table.weighed, [dict(fresh[layer]) for layer in layers], order
+    )
+    for layer, mine in zip(layers, found, strict=True):
+        for name in ("kernel", "bias"):
+            np.testing.assert_allclose(mine[name], kept[f"{layer}/{name}"], rtol=2e-3, atol=2e-5)
+    assert np.abs(found[-1]["kernel"] - fresh["head"]["kernel"]).max() > 1e-2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [
+    ("--rule", "sam", "--loss", "cross_entropy"), ("--rule", "focal_sam"), ("--rule", "gsa"),
+    ("--loss", "class_balanced"), ("--loss", "focal"), ("--sampling", "balanced"),
+    ("--model", "linear"),
+], ids=lambda flags: " ".join(flags))  # fmt: skip
+def test_every_snippet_runs(
+    data: Path, tmp_path: Path, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Of the last row, whichever is best."""
+    hand_on = compare._hand_on
+
+    def last(args: Any, out: Any, table: Any, recipe: Any, rows: Any, best: str) -> None:
+        hand_on(args, out, table, recipe, rows, rows[-1].name)
+
+    monkeypatch.setattr(compare, "_hand_on", last)
+    base = [x for x in QUICK if x not in ("--width", "8")] if "linear" in flags else [*QUICK]
+    args = ["--data", str(data), "--label", "kind", "--out", str(tmp_path / "out"), *base, *flags]
+    compare.main(compare.arguments().parse_args(args))
+    runpy.run_path(str(tmp_path / "out" / "snippet.py"), run_name="__main__")
+    assert "balanced accuracy on the rows trained on" in capsys.readouterr().out
+
+
+def written(path: Path, found: pd.DataFrame) -> Path:
+    found.to_csv(path, index=False)
+    return path
+
+
+@pytest.mark.parametrize(("change", "flags", "label", "words"), [
+    ({}, (), "sort", "no column 'sort'"),
+    ({"kind": "one"}, (), "kind", "one class"),
+    ({"a": np.inf}, (), "kind", "infinite"),
+    ({"kind": np.arange(90)}, (), "kind", "all different"),
+    ({}, ("--cut", "900"), "kind", "without a row"),
+], ids=["no column", "one class", "infinite", "all different", "cut too far"])  # fmt: skip
+def test_data_that_cannot_be_compared_on_is_refused(
+    tmp_path: Path, change: dict[str, Any], flags: tuple[str, ...], label: str, words: str
+) -> None:
+    path = written(tmp_path / "x.csv", frame().assign(**change))
+    with pytest.raises((DataError, RunError), match=words):
+        run(path, tmp_path / "out", *flags, label=label)
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_equal_classes_are_compared_without_a_tail(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is imbalanced: it says so, and goes on with what needs no tail."""
+    path = written(tmp_path / "x.csv", frame().assign(kind=np.tile(["p", "q"], 45)))
+    summary = run(path, tmp_path / "out")
+    assert [row["row"] for row in summary["rows"]] == [*ROWS[:2], ROWS[-1]]
+    assert "without imbsam: every class has" in capsys.readouterr().out
+    assert any("nothing is imbalanced" in note for note in summary["about"]["notes"])
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (["--predict", "x.csv"], "holds no network"),
+    (["--predict", "x.csv", "--data", "y.csv"], "needs --save"),
+])  # fmt: skip
+def test_nothing_is_predicted_without_a_network(
+    tmp_path: Path, flags: list[str], words: str
+) -> None:
+    with pytest.raises(RunError, match=words):
+        compare.main(compare.arguments().parse_args(["--out", str(tmp_path / "o"), *flags]))
