@@ -35,7 +35,8 @@ def row(rule: str, loss: str, *points: dict[str, float], sampling: str = "shuffl
 ROWS = [
     *(row(rule, "logit_adjusted", POINT, OTHER) for rule in RULES),
     row("sgd", "cross_entropy", POINT, OTHER), row("sgd", "class_balanced", POINT, OTHER),
-    row("sgd", "focal", POINT, OTHER), row("sgd", "cross_entropy", POINT, OTHER, sampling="balanced"),
+    row("sgd", "focal", POINT, OTHER),
+    row("sgd", "cross_entropy", POINT, OTHER, sampling="balanced"),
 ]  # fmt: skip
 
 
