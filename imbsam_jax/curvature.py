@@ -201,7 +201,7 @@ def extreme_eigenvalues(
     >>> [round(float(x), 4) for x in ends]
     [-1.0, 5.0]
 
-    Source: `matfree.decomp.tridiag_sym`. The ratio of both is SSE-SAM's view of saddles.
+    Source: `matfree.decomp`. The ratio of both is SSE-SAM's view of saddles.
     """
     product, size, dtype = _flat(matvec, like)
     start = jax.random.normal(key, (size,), dtype)
@@ -322,8 +322,11 @@ def spectral_density(
 def _ritz(product: Any, start: jax.Array, iterations: int) -> tuple[jax.Array, jax.Array]:
     """(Ritz values, rising, and the squared first components of their eigenvectors), [k] each."""
     decomp = _matfree("decomp")
-    lanczos = decomp.tridiag_sym(iterations, reortho="full", materialize=False, custom_vjp=False)
-    diagonal, beside = lanczos(product, start).J_small
+    # Not tridiag_sym, which takes the mean of the entries above and below the diagonal: below are
+    # the lengths, which say where the space ends; above, from there on, is anything.
+    lanczos = decomp.hessenberg(iterations, reortho="full", custom_vjp=False)
+    full = lanczos(product, start).J_small
+    diagonal, beside = jnp.diagonal(full), jnp.diagonal(full, -1)
     # A Krylov space that ends before (the rank may be small, or 0) leaves a vector of rounding, or
     # none: from there on the values repeat the first one, without weight. NaN of the matrix stays.
     sizes = jnp.maximum(jnp.abs(diagonal), jnp.pad(jnp.abs(beside), (0, 1)))
