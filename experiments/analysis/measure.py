@@ -84,6 +84,9 @@ class Measure:
             self._squeezed(subject.variables), NamedSharding(self._mesh, P())
         )
         self._labels = subject.train.labels[0]
+        # Of one size for every group: a program for some number of them serves many classes.
+        size, over = min(how.batch_size, len(self._labels)), len(devices)
+        self._each = -(-size // over) * over
         if (subject.train.labels != self._labels).any():
             raise ValueError("the seeds of a subject must have the same labels")
 
@@ -187,7 +190,7 @@ class Measure:
         how = self.how
         return (
             self.subject.apply, how.loss, how.rho, how.iterations, how.probes, how.directions,
-            how.steps, how.density, how.batch_size, how.eta,
+            how.steps, how.density, self._each, how.eta,
             tuple(filled(self.subject.counts).tolist()),
         )  # fmt: skip
 
@@ -195,9 +198,7 @@ class Measure:
         """(images, labels, mask) of the rows of some classes, padded to whole micro-batches."""
         labels = rows.labels[0]
         index = np.arange(len(labels)) if group is None else np.flatnonzero(group[labels])
-        devices = self._mesh.size
-        each = -(-min(self.how.batch_size, len(index)) // devices) * devices
-        padded = np.pad(index, (0, -len(index) % each), mode="edge")
+        padded = np.pad(index, (0, -len(index) % self._each), mode="edge")
         mask = np.broadcast_to(
             np.arange(len(padded)) < len(index), (*rows.labels.shape[:1], len(padded))
         )
@@ -256,22 +257,18 @@ def _losses(settings: Any, variables: Any) -> Any:
     return losses_fn
 
 
-def _batch(settings: Any, labels: Any) -> int:
-    return min(settings[8], labels.shape[0])
-
-
 def _matvec(settings: Any, variables: Any, placed: Placed) -> Any:
     images, labels, mask = placed
     return curvature.hvp(
         _losses(settings, variables), variables["params"], labels, images, labels, mask=mask,
-        batch_size=_batch(settings, labels),
+        batch_size=settings[8],
     )  # fmt: skip
 
 
 def _levels(settings: Any, variables: Any, placed: Placed) -> Any:
     """(correct int[C], total int[C], sum of the loss [C]) of the rows, in micro-batches."""
     images, labels, mask = placed
-    losses_fn, each = _losses(settings, variables), _batch(settings, labels)
+    losses_fn, each = _losses(settings, variables), settings[8]
 
     def part(rows: Any) -> Any:
         images, labels, mask = rows
@@ -314,7 +311,7 @@ def _rises(settings: Any, variables: Any, placed: Placed, tables: Any) -> Any:
     images, labels, mask = placed
     rho, directions, eta, counts = (settings[k] for k in (2, 5, 9, 10))
     of = _losses(settings, variables), variables["params"], labels, images, labels
-    options = {"class_weights": tables, "mask": mask, "batch_size": _batch(settings, labels)}
+    options = {"class_weights": tables, "mask": mask, "batch_size": settings[8]}
 
     def along(rule: Any) -> Any:
         losses_fn, *rest = of
@@ -336,7 +333,7 @@ def _worst(settings: Any, variables: Any, placed: Placed) -> jax.Array:
     return sharpness.worst(
         _losses(settings, variables), variables["params"], labels, images, labels,
         radius=settings[2], steps=settings[6], key=jax.random.key(KEY + 3), mask=mask,
-        batch_size=_batch(settings, labels),
+        batch_size=settings[8],
     )  # fmt: skip
 
 
@@ -358,5 +355,5 @@ def _surface(settings: Any, variables: Any, placed: Placed, tables: Any, axis: A
     ]
     return landscape.losses(
         _losses(settings, variables), params, directions, landscape.grid(axis, axis), labels,
-        images, labels, class_weights=tables, mask=mask, batch_size=_batch(settings, labels),
+        images, labels, class_weights=tables, mask=mask, batch_size=settings[8],
     )  # fmt: skip
