@@ -67,7 +67,7 @@ class Item(NamedTuple):
 
 
 # How many passes a gradient and a forward pass cost, beside a product with a Hessian.
-_GRADIENT, _FORWARD = 0.6, 0.2
+_GRADIENT, FORWARD = 0.6, 0.2
 
 
 class Measure:
@@ -93,19 +93,23 @@ class Measure:
     def items(self) -> Iterator[Item]:
         """Those that need nothing of one another."""
         how, rows = self.how, len(self._labels)
-        yield Item("levels", 2 * _FORWARD, 0, self.levels)
+        yield Item("levels", 2 * FORWARD, 0, self.levels)
         for name, group in self.groups.items():
-            share = float(group[self._labels].sum() / rows)
+            share = self.share(group)
             yield Item(
                 f"ends of {name}", how.iterations * share, how.iterations,
                 functools.partial(self.ends, group),
             )  # fmt: skip
         yield Item("traces", how.probes, how.probes, self.traces)
         worst = sum(group[self._labels].sum() for group in self.groups.values()) / rows
-        passes = 2 * _GRADIENT + (3 + how.directions) * _FORWARD
+        passes = 2 * _GRADIENT + (3 + how.directions) * FORWARD
         yield Item("rises", passes, 0, self.rises)
         if how.steps:
             yield Item("worst", float((how.steps + 1) * _GRADIENT * worst), 0, self.worst)
+
+    def share(self, group: np.ndarray) -> float:
+        """Of its rows in all rows."""
+        return float(group[self._labels].mean())
 
     # ---- what is measured --------------------------------------------------------------------
 

@@ -105,7 +105,7 @@ def test_figures_are_those_of_dense_hessians(seeds: int) -> None:
 
 
 def test_traces_add_up_over_classes_probe_by_probe() -> None:
-    _, groups, found = measured(SEEDS)
+    _, _, found = measured(SEEDS)
     parts = [np.array(found["traces"][f"class {c}"]) * n for c, n in enumerate(COUNTS)]
     np.testing.assert_allclose(sum(parts) / COUNTS.sum(), found["traces"]["all"], rtol=1e-4)
     assert np.array(found["traces"]["all"]).shape == (SEEDS, 60)
