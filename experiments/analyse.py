@@ -24,11 +24,11 @@ from experiments import evaluate
 from experiments.analysis import results
 from experiments.analysis.subjects import Subject, of_checkpoint, of_digits, rows_of
 from experiments.analysis.work import Work, digest, measured
-from experiments.host import cli, folders
+from experiments.host import cli, locks
 from experiments.host.devices import cores, use_devices
 from experiments.host.errors import RunError, Stopped
-from experiments.host.folders import read_json, read_object
 from experiments.host.needs import always, beside
+from experiments.host.outputs import read_json, read_object
 from experiments.host.stopping import StopNow, StopRequest
 from experiments.models import CONVOLUTIONAL
 
@@ -113,7 +113,7 @@ def main(args: argparse.Namespace) -> None:
     devices = use_devices(how_many)
     cli.use_compilation_cache()
     out = Path(args.out)
-    with folders.Lock(out), StopRequest() as stop:
+    with locks.Lock(out), StopRequest() as stop:
         (out / "parts").mkdir(exist_ok=True)
         subjects = [
             one
@@ -183,7 +183,7 @@ def _subjects(
 
 def _distinct(subjects: list[Subject]) -> list[Subject]:
     """Each model once: folders of several rho have the same SGD."""
-    found = {}
+    found: dict[Any, Subject] = {}
     for one in subjects:
         key = results.name_of(one.description), one.epoch, *one.seeds, digest(one)
         found.setdefault(key, one)

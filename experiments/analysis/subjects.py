@@ -15,7 +15,7 @@ from experiments.data.augment import normalise
 from experiments.data.digits import load_digits_lt
 from experiments.data.encoded import EncodedDataset
 from experiments.host.errors import RunError, reason
-from experiments.host.folders import read_json
+from experiments.host.outputs import read_json
 from experiments.host.stopping import StopRequest
 from experiments.models import create_model
 from imbsam_jax import shot_splits, tail_classes

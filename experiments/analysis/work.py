@@ -16,9 +16,9 @@ import numpy as np
 from experiments.analysis import figures, results
 from experiments.analysis.measure import FORWARD, How, Item, Measure
 from experiments.analysis.subjects import Subject, groups_of
-from experiments.host import folders
+from experiments.host import origin, outputs
 from experiments.host.errors import RunError
-from experiments.host.folders import read_object
+from experiments.host.outputs import read_object
 from experiments.host.progress import Counted
 from experiments.host.stopping import StopRequest
 from imbsam_jax import losses
@@ -73,7 +73,7 @@ class Work:
             began = time.perf_counter()
             found = item.call()
             held = {"found": found, "seconds": time.perf_counter() - began}
-            folders.replace_text(path, json.dumps(held))
+            outputs.replace_text(path, json.dumps(held))
         self.found[item.name] = held["found"]
         if item.products:
             self.products += item.products
@@ -163,14 +163,14 @@ def _write(
     ]
     summary = results.summarise(records)
     explained = results.explained(records)
-    folders.write_flags(out, args)
-    folders.write_json(out / "records.json", records)
+    origin.write_flags(out, args)
+    outputs.write_json(out / "records.json", records)
     products, seconds = sum(one.products for one in work), sum(one.seconds for one in work)
     cost = {"products": products, "seconds": seconds, "seconds_each": seconds / products}
     found = {"lines": summary, "explained": explained, "hessian_products": cost}
-    folders.write_json(out / "analysis.json", found)
+    outputs.write_json(out / "analysis.json", found)
     texts = [results.table(summary), results.differences(summary)]
-    folders.replace_text(out / "table.md", "\n\n".join(filter(None, texts)) + "\n")
+    outputs.replace_text(out / "table.md", "\n\n".join(filter(None, texts)) + "\n")
     last = _last(work)
     figures.bars(out / "groups.png", summary, ("trace", "largest", "sam", "random"))
     if grids:

@@ -60,7 +60,7 @@ def write_params(out: Path, lines: list[Line]) -> None:
             continue
         held = io.BytesIO()
         np.savez(held, **jax.device_get(flatten_dict(line.params, sep="/")))
-        folders.replace_bytes(out / "params" / f"{number}.npz", held.getvalue())
+        outputs.replace_bytes(out / "params" / f"{number}.npz", held.getvalue())
 
 
 def draw_table(out: Path) -> list[Path]:
