@@ -73,7 +73,7 @@ def test_the_stage_of_a_staged_rule_and_gsa(x64: None) -> None:
     with pytest.raises(ValueError, match="which stage is meant"):
         sharpness.of_rule(quadratic, rule, THETA, Y, X, Y)
     # GSA brings its own ascent: theta + e is what its gradient is taken at.
-    gsa = rules.gsa([3, 1], groups=[0, 1], scale=0.3)
+    gsa = rules.gsa([3, 2], groups=[0, 1], scale=0.3)
     points: list[Any] = []
 
     def seen(theta: Any, x: Any, y: Any) -> Any:
