@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.bench import tables
-from experiments.bench.folder import write_table
+from experiments.bench.folder import write_params, write_table
 from experiments.bench.jobs import Planned, train
 from experiments.bench.training import Bench, Job, Setup
 from experiments.command import loss_flags, method_flags, stage2
@@ -37,7 +37,7 @@ from experiments.step.objectives import Objective
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(
         "Train an MLP on long-tailed 8x8 digits under several rules.",
-        {**needs(), **stage2.needs(), **dict.fromkeys(_OF_STATISTICS, (_STATISTICAL,))},
+        {**needs(), **stage2.needs(), "save": (), **dict.fromkeys(_OF_STATISTICS, (_STATISTICAL,))},
     )
     parser.add_argument(
         "--rule", nargs="+", default=["sgd", "sam", "imbsam"], choices=method_flags.rule_names(),
@@ -47,6 +47,10 @@ def arguments() -> argparse.ArgumentParser:
     loss_flags.add_arguments(parser.add_argument_group("loss"), several=True)
     stage2.add_arguments(parser.add_argument_group("second stage"))
     add_training_arguments(parser)
+    parser.add_argument(
+        "--save", action="store_true",
+        help="keep the final parameters of all seeds, for `python -m experiments.analyse`",
+    )  # fmt: skip
     return parser
 
 
@@ -204,6 +208,8 @@ def main(args: argparse.Namespace) -> None:
         with outputs.writing(out):
             origin.write_flags(out, args)
             write_table(out, lines, summary, datasets[0].class_counts())
+            if args.save:
+                write_params(out, lines)
     tables.show(summary, f"long-tailed digits, imbalance factor {args.imbalance_factor:g}")
     print(f"summary, tables and plots are in {out}: summary.json, per_class.png, curves.png")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console
@@ -19,7 +19,7 @@ from rich.text import Text
 from experiments import cifar_lt, imagenet_lt, inaturalist
 from experiments.host import cli
 from experiments.host.errors import RunError
-from experiments.host.needs import always, without
+from experiments.host.needs import Needs, always, without
 from experiments.host.outputs import read_object, same_text
 from experiments.imagenet_lt import LISTS
 from experiments.reports.figures import COLUMNS, number
@@ -28,12 +28,23 @@ from experiments.reports.figures import COLUMNS, number
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(
         "Evaluate the last checkpoint of a run folder on its test set.",
-        {
-            **always("data", "image_dir", "max_corrupt", *LISTS),
-            "data_dir": (without("data"),),
-        },
+        data_needs(),
     )
     parser.add_argument("run", type=cli.text, help="a run folder")
+    add_data_arguments(parser)
+    return parser
+
+
+def data_needs() -> Needs:
+    """When each flag of `add_data_arguments` is heeded."""
+    return {
+        **always("data", "image_dir", "max_corrupt", *LISTS),
+        "data_dir": (without("data"),),
+    }
+
+
+def add_data_arguments(parser: Any) -> None:
+    """Where a run's data is now."""
     parser.add_argument(
         "--data-dir", type=cli.text, help="folder of prepared TFDS data; default TFDS_DATA_DIR"
     )
@@ -50,7 +61,6 @@ def arguments() -> argparse.ArgumentParser:
     for name in LISTS:
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=cli.text, help="list file, for a run trained with one")
-    return parser
 
 
 def _load(args: argparse.Namespace, config: dict[str, Any], run: Path) -> Any:
@@ -124,7 +134,7 @@ _IMAGES = {
 }
 
 
-def _no_run(path: Path) -> str:
+def no_run(path: Path) -> str:
     """Why there is nothing to evaluate in a path, and which folders in it could be meant."""
     if not path.is_dir():
         what = "a file" if path.exists() else "not there"
@@ -143,17 +153,34 @@ def _no_run(path: Path) -> str:
     return f"{path} is no run folder to evaluate: it holds no {lacks}"
 
 
-def main(args: argparse.Namespace) -> None:
-    from experiments.host.stopping import StopRequest
+class Opened(NamedTuple):
+    """A run folder whose checkpoints and data were found to be those of its config.json.
+
+    Attributes:
+      config: its config.json.
+      dataset: as the run had it.
+      parts: what the run is made of, on one device (or `devices`) of this machine.
+      checkpoints: to be read and closed.
+      contradiction: (state, note) -> why the two cannot be of one checkpoint, or None.
+    """
+
+    config: dict[str, Any]
+    dataset: Any
+    parts: Any
+    checkpoints: Any
+    contradiction: Any
+
+
+def open_run(run: Path, args: argparse.Namespace, devices: int = 1) -> Opened:
+    """The run folder, with its data; RunError for what is none, or was changed since."""
     from experiments.run.checkpoints import Checkpoints
     from experiments.run.parts import Parts, about_images, class_counts_sha256
     from experiments.run.settings import Note, Settings
     from imbsam_jax.losses import cross_entropy
 
-    run = Path(args.run)
     held = run / "checkpoints"
     if not (run / "config.json").exists() or not held.is_dir():
-        raise RunError(_no_run(run))
+        raise RunError(no_run(run))
     config = read_object(run / "config.json")
     cli.use_compilation_cache()
     checkpoints = Checkpoints(held, config=config, reading=True)
@@ -170,7 +197,7 @@ def main(args: argparse.Namespace) -> None:
     trained = Settings(**{name: config[name] for name in fields if name in config})
     # On whatever machine this is, not on as many devices as it was trained.
     settings = dataclasses.replace(
-        trained, devices=1, parallel="jit", accumulate=1, examples="dependent",
+        trained, devices=devices, parallel="jit", accumulate=1, examples="dependent",
         max_corrupt=args.max_corrupt,
     )  # fmt: skip
     parts = Parts(dataset, config["model"], cross_entropy, settings)
@@ -182,6 +209,15 @@ def main(args: argparse.Namespace) -> None:
             return None
         return f"its note is of epoch {read.epoch}, but its state of step {step}"
 
+    return Opened(config, dataset, parts, checkpoints, contradiction)
+
+
+def main(args: argparse.Namespace) -> None:
+    from experiments.host.stopping import StopRequest
+    from experiments.run.settings import Note
+
+    run = Path(args.run)
+    _, _, parts, checkpoints, contradiction = open_run(run, args)
     found = checkpoints.restore(parts.initial, check=contradiction)
     assert found is not None  # check_config found one
     checkpoints.close()

@@ -19,12 +19,15 @@ import typing as _typing
 from imbsam_jax import (
     cc_sam,
     classifiers,
+    curvature,
     experimental,
+    landscape,
     losses,
     metrics,
     passes,
     rules,
     schedules,
+    sharpness,
 )
 from imbsam_jax.ascent import Ascent, asam_scale, magnitude_scale
 from imbsam_jax.gradient import SharpnessInfo, value_and_grad
@@ -64,8 +67,10 @@ __all__ = [
     "class_counts",
     "class_weighted_grad",
     "classifiers",
+    "curvature",
     "experimental",
     "imbalance_factor",
+    "landscape",
     "long_tail_counts",
     "losses",
     "magnitude_scale",
@@ -73,6 +78,7 @@ __all__ = [
     "passes",
     "rules",
     "schedules",
+    "sharpness",
     "sharpness_aware",
     "shot_splits",
     "stratified_buffers",

@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 import imbsam_jax as ij
 import reference
-from imbsam_jax import collectives
+from imbsam_jax import collectives, curvature, landscape, sharpness
 from imbsam_jax.experimental import remembered
 from imbsam_jax.passes import own_rows, whole
 from rule_table import (
@@ -416,6 +416,43 @@ def check_nnx() -> None:
 
     for norm in (nnx.BatchNorm, ij.nnx.BatchNorm):
         compare(mapped("batch", norm), mapped(None), f"nnx, shard_map, {norm}", atol=1e-6)
+
+
+def check_curvature() -> None:
+    """Products, ends and rises over a data set that is spread over the devices."""
+    weights = jnp.array([1.0, 0.5, 2.0, 0.0, 3.0])
+    two = jnp.stack([weights, 3 - weights])
+
+    def make_step(axis_name: Any, **options: Any) -> Step:
+        def step(params: Any, batch: Any, count: Any) -> Any:
+            x, y, mask = batch
+            rows = {"mask": mask, "axis_name": axis_name, **options}
+            of = (losses_fn, params, y, x, y)
+            matvec = curvature.hvp(*of, class_weights=weights, **rows)
+            key, like = jax.random.key(0), params
+            line = landscape.line(params, jax.tree.map(lambda p: 2 * p, params))
+            return params, {
+                "product": matvec(like),
+                "ends": curvature.extreme_eigenvalues(matvec, like, key=key, iterations=8),
+                "rule": sharpness.of_rule(
+                    losses_fn, BY_ID["imbsam"].rule(RHO), *of[1:], class_weights=two, **rows
+                ),
+                "worst": sharpness.worst(*of, radius=0.1, key=key, steps=2, **rows),
+                "line": landscape.losses(
+                    losses_fn, *line[:2], line.models, *of[2:], class_weights=two, **rows
+                ),
+            }
+
+        return step
+
+    params = to_library(init_params(), jnp.float32)
+    expected = _whole(make_step)(params, make_batch(0), 0)[1]
+    for options in ({}, {"batch_size": 2}):
+        for name, mode in MODES.items():
+            got = jax.block_until_ready(
+                mode(partial(make_step, **options))(params, make_batch(0), 0)
+            )
+            compare(got[1], expected, f"{name}, {options}", atol=1e-5)
 
 
 # --------------------------------------------------------------------------------- all-reduces

@@ -18,6 +18,7 @@ import pytest
                 "all_reduces",
                 "micro_batches",
                 "independent",
+                "curvature",
                 "sync_ascent",
                 "every_method",
             )

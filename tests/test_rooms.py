@@ -25,7 +25,19 @@ MAY = {
     "bench": {"host", "data", "models", "step", "reports"},
     "command": {"host", "data", "models", "step", "run", "reports"},
     "anomaly": {"host", "reports"},
-    "": {"host", "data", "models", "step", "run", "bench", "command", "reports", "anomaly"},
+    "analysis": {"host", "data", "models", "reports"},
+    "": {
+        "host",
+        "data",
+        "models",
+        "step",
+        "run",
+        "bench",
+        "command",
+        "reports",
+        "anomaly",
+        "analysis",
+    },
 }
 # In the library: what knows nothing of the gradient, and what each layer may not import.
 NEVER = {
@@ -37,6 +49,11 @@ NEVER = {
     "transform": {"gradient", "cc_sam", "nnx", "experimental"},
     "cc_sam": {"core", "gradient", "transform", "nnx", "experimental"},
     "nnx": {"core", "transform", "cc_sam", "experimental"},
+    # What looks at a model: on losses and rules alone, not on how one is trained.
+    "totals": {"core", "ascent", "rules", "passes", "gradient", "transform", "cc_sam", "nnx"},
+    "curvature": {"core", "ascent", "rules", "passes", "gradient", "transform", "cc_sam", "nnx"},
+    "landscape": {"core", "rules", "passes", "gradient", "transform", "cc_sam", "nnx"},
+    "sharpness": {"core", "passes", "gradient", "transform", "cc_sam", "nnx", "curvature"},
 }
 LEAVES = ("checks", "collectives", "priors", "schedules", "losses", "metrics", "classifiers")
 

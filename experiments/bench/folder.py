@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from experiments.bench import grid as grids
@@ -47,6 +48,19 @@ def write_table(
     _write_csv(out / "curves.csv", ["rule", "epoch", *SPLITS], epochs)
     outputs.write_json(out / "summary.json", summary)
     draw_table(out)
+
+
+def write_params(out: Path, lines: list[Line]) -> None:
+    """Writes params/K.npz, what line K of summary.json ended with: [S, ...] by names with /."""
+    from flax.traverse_util import flatten_dict
+
+    (out / "params").mkdir(exist_ok=True)
+    for number, line in enumerate(lines):
+        if line.params is None:
+            continue
+        held = io.BytesIO()
+        np.savez(held, **jax.device_get(flatten_dict(line.params, sep="/")))
+        outputs.replace_bytes(out / "params" / f"{number}.npz", held.getvalue())
 
 
 def draw_table(out: Path) -> list[Path]:

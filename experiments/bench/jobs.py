@@ -35,11 +35,13 @@ class Line(NamedTuple):
       description: that of the job.
       curve: None where it diverged, or its first stage did.
       diverged: why, or None.
+      params: what it ended with, of all seeds, [S, ...] each; None where it diverged.
     """
 
     description: dict[str, Any]
     curve: Curve | None
     diverged: str | None = None
+    params: Any = None
 
 
 def train(bench: Bench, planned: Sequence[Planned]) -> list[Line]:
@@ -70,4 +72,4 @@ def train(bench: Bench, planned: Sequence[Planned]) -> list[Line]:
 def _line(description: dict[str, Any], found: tuple[Curve, Any] | Diverged) -> Line:
     if isinstance(found, Diverged):
         return Line(description, None, str(found))
-    return Line(description, found[0])
+    return Line(description, found[0], params=found[1])

@@ -52,7 +52,7 @@ def summarise(lines: list[Line], seeds: list[int]) -> list[dict[str, Any]]:
     sgd = next((line.curve for line in lines if is_base(line.description, described)), None)
     result = []
     nothing = dict.fromkeys(SPLITS, np.full(len(seeds), np.nan))
-    for description, curve, diverged in lines:
+    for description, curve, diverged, _ in lines:
         last = nothing
         if curve is not None:
             last = {split: values[-1] for split, values in curve.splits.items()}

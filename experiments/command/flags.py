@@ -97,6 +97,10 @@ def add_training(
     running.add_argument(
         "--checkpoint-every", type=cli.counted(), default=checkpoint_every, help="epochs"
     )
+    running.add_argument(
+        "--keep-checkpoints", type=cli.number(least=2, most=10**6, whole=True), default=2,
+        help="the last so many are kept; `experiments.analyse` shows all of them over epochs",
+    )  # fmt: skip
     running.add_argument("--eval-every", type=cli.counted(), default=1, help="epochs")
     running.add_argument("--eval-batch", type=cli.counted(), default=500, help="images")
     running.add_argument(
@@ -192,9 +196,9 @@ def training_needs() -> Needs:
         **always(
             "preset", "model", "init", "epochs", "batch_size", "lr", "schedule", "momentum",
             "weight_decay", "sampling", "examples", "precision", "seed", "seeds", "num_seeds",
-            "out", "resume", "checkpoint_every", "eval_every", "eval_batch", "parallel", "devices",
-            "accumulate", "remat", "steps_per_call", "quiet", "coordinator", "num_processes",
-            "process_id", "cluster", "rule",
+            "out", "resume", "checkpoint_every", "keep_checkpoints", "eval_every", "eval_batch",
+            "parallel", "devices", "accumulate", "remat", "steps_per_call", "quiet", "coordinator",
+            "num_processes", "process_id", "cluster", "rule",
         ),
         "together": (beside("seeds", "num-seeds"),),
         "heartbeat_seconds": (beside("cluster", "coordinator"),),

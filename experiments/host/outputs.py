@@ -56,11 +56,16 @@ def write_json(path: Path, value: Any) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Whole or not at all: a reader or a kill never sees half a file."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """As `replace_text`."""
     partial = path.with_name(path.name + ".partial")
     try:
         partial.unlink(missing_ok=True)  # of a kill; never written through a link
-        with open(partial, "x", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with open(partial, "xb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())  # else a power cut may leave an empty file in its place
         os.replace(partial, path)

@@ -34,7 +34,7 @@ def conv_general_dilated(
 
     Only the gradients of plain convolutions of images are other ones, and only where JAX's default
     backend is a CPU: not of groups, dilations, other layouts or precisions. There is no
-    forward-mode derivative of those.
+    forward-mode derivative of those, but one of their gradients: Hessians are forward over reverse.
 
     Args:
       lhs: x [B, H, W, C].
@@ -78,7 +78,10 @@ def _conv(x: jax.Array, w: jax.Array, strides: tuple[int, int], pads: Pads) -> j
 
 
 def _forward(x: jax.Array, w: jax.Array, strides: tuple[int, int], pads: Pads) -> Any:
-    return _conv(x, w, strides, pads), (x, w)
+    # Not _conv itself: a derivative of this pass, as of a product with a Hessian, would need its
+    # forward-mode derivative.
+    y = lax.conv_general_dilated(x, w, strides, pads, dimension_numbers=_LAYOUT)
+    return y, (x, w)
 
 
 def _backward(

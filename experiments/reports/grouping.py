@@ -29,8 +29,8 @@ _DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 # Of the settings: what does not decide a result, or only its rounding.
 _FREE = (
-    "seed", "eval_batch", "checkpoint_every", "steps_per_call", "parallel", "devices", "workers",
-    "max_corrupt",
+    "seed", "eval_batch", "checkpoint_every", "keep_checkpoints", "steps_per_call", "parallel",
+    "devices", "workers", "max_corrupt",
 )  # fmt: skip
 _DECIDES = (
     "dataset", "imbalance_factor", "source", "class_counts_sha256", "thresholds", "subset",

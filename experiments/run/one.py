@@ -70,7 +70,9 @@ class Run:
 
     def open(self, folder: folders.RunFolder, config: dict[str, Any], preset: Any = None) -> None:
         self.folder, self.config = folder, {**config, "preset": preset}
-        self.checkpoints = Checkpoints(folder.path / "checkpoints", config=config)
+        self.checkpoints = Checkpoints(
+            folder.path / "checkpoints", self.settings.keep_checkpoints, config=config
+        )
 
     def close(self) -> None:
         self.checkpoints.close()

@@ -15,7 +15,7 @@ SAMPLING = ("natural", "balanced", "stratified")
 MAX_NORM = ("none", "step", "epoch")
 LOADERS = ("grain", "tf.data")
 # What may change when a run is resumed.
-FREE = ("checkpoint_every", "eval_batch", "workers", "max_corrupt")
+FREE = ("checkpoint_every", "keep_checkpoints", "eval_batch", "workers", "max_corrupt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Settings:
     eval_every: int = 1
     eval_batch: int = 500
     checkpoint_every: int = 10
+    keep_checkpoints: int = 2  # the last ones
     loader: str = "grain"  # of streamed images
     workers: int = 0  # processes that decode; 0 decodes in threads of this one
     max_corrupt: float = 0.001  # share of images that may be unreadable

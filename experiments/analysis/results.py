@@ -1,0 +1,244 @@
+"""What the measurements add up to: figures of each seed by group, and tables beside SGD."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from experiments.analysis.measure import RISES
+from experiments.analysis.subjects import Subject
+
+# The columns of the table, and of which a smaller one is flatter.
+CURVATURE = ("largest", "smallest", "ratio", "trace")
+MEASURES = (*CURVATURE, *RISES)
+LEVELS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+
+
+def figures(
+    subject: Subject, groups: dict[str, np.ndarray], found: dict[str, Any], seed: int
+) -> dict[str, dict[str, float | None]]:
+    """MEASURES and LEVELS by group, of the seed at this place; None where nothing was measured.
+
+    "ratio" is |smallest| / largest, how much of a saddle it is; "trace_error" the standard error
+    of the trace over its probes. Accuracies are percent of rows, not means over classes.
+    """
+    lines = {}
+    labels = subject.train.labels[0]
+    for place, (name, group) in enumerate(groups.items()):
+        low, high = (found[f"ends of {name}"][end][seed] for end in ("smallest", "largest"))
+        forms = np.asarray(found["traces"][name][seed])
+        line: dict[str, float | None] = {
+            "examples": int(group[labels].sum()),
+            "largest": high,
+            "smallest": low,
+            "ratio": abs(low) / high if high > 0 else None,
+            "trace": float(forms.mean()),
+            "trace_error": float(forms.std(ddof=1) / math.sqrt(len(forms))),
+            **{rise: found["rises"][rise][seed][place] for rise in RISES if rise in found["rises"]},
+            "random_error": found["rises"]["random_error"][seed][place],
+            "worst": found["worst"][name][seed] if "worst" in found else None,
+        }
+        for part in ("train", "test"):
+            sums = {
+                k: np.atleast_2d(v)[0 if len(subject.seeds) == 1 else seed][group].sum()
+                for k, v in found["levels"][part].items()
+            }
+            rows = sums["total"]
+            line[f"{part}_loss"] = float(sums["loss"] / rows) if rows else None
+            line[f"{part}_accuracy"] = float(100 * sums["correct"] / rows) if rows else None
+        lines[name] = line
+    return lines
+
+
+def record(subject: Subject, seed: int, lines: dict[str, Any]) -> dict[str, Any]:
+    """One model's entry in analysis.json."""
+    return {
+        "run": subject.run,
+        "name": name_of(subject.description),
+        **subject.description,
+        "seed": subject.seeds[seed],
+        "epoch": subject.epoch,
+        "groups": lines,
+    }
+
+
+def name_of(description: dict[str, Any]) -> str:
+    """What a line is called: its rule, the numbers of the rule, its loss.
+
+    >>> name_of({"rule": "sam", "rule_args": {"rho": 0.1}, "loss": "cross_entropy"})
+    'sam rho=0.1, cross_entropy'
+    """
+    args = {k: v for k, v in (description["rule_args"] or {}).items() if "rho" in k}
+    numbers = "".join(f" {k}={v:g}" for k, v in args.items() if isinstance(v, int | float))
+    second = f" > {description['stage2']}" if description.get("stage2") else ""
+    return f"{description['rule']}{numbers}, {description['loss']}{second}"
+
+
+def summarise(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A line for each name and epoch: of each group mean and standard error over seeds.
+
+    "to_sgd" has the mean difference to SGD of the same setting, loss, seed and epoch and its
+    standard error, "n" the number of pairs; "tail_to_head" the ratio of tail to head, as a mean of
+    logarithms over seeds.
+    """
+    lines: dict[str, dict[str, Any]] = {}
+    sgd = {
+        _setting(one) + str(one["seed"]): one["groups"] for one in records if one["rule"] == "sgd"
+    }
+    of_line: dict[str, list[dict[str, Any]]] = {}
+    for one in records:
+        key = f"{one['name']} epoch {one['epoch']} {_setting(one)}"
+        of_line.setdefault(key, []).append(one)
+    for key, ones in of_line.items():
+        first = ones[0]
+        line = {k: first[k] for k in ("name", "rule", "rule_args", "loss", "epoch")}
+        line["seeds"] = [one["seed"] for one in ones]
+        line["groups"] = {}
+        pairs = [
+            (one["groups"], sgd[_setting(one) + str(one["seed"])])
+            for one in ones
+            if first["rule"] != "sgd" and _setting(one) + str(one["seed"]) in sgd
+        ]
+        for group in first["groups"]:
+            values = {
+                name: _mean([one["groups"][group][name] for one in ones])
+                for name in (*MEASURES, *LEVELS)
+            }
+            differences = {
+                name: _mean([_minus(a[group][name], b[group][name]) for a, b in pairs])
+                for name in (*MEASURES, *LEVELS)
+            }
+            line["groups"][group] = {**values, "to_sgd": differences if pairs else None}
+        line["tail_to_head"] = {
+            name: _log_ratio([(g["groups"]["tail"][name], g["groups"]["head"][name]) for g in ones])
+            for name in ("largest", "trace", "sam", "imbsam", "random", "worst")
+        }
+        lines[key] = line
+    return list(lines.values())
+
+
+def explained(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Spearman's correlation of a flatter tail with a gain in test accuracy of the tail.
+
+    x is log(measure of the tail) - that of SGD with the same loss and seed, y the difference in
+    accuracy of the tail. "lines": over the means of each line (rule, numbers, loss), which ask
+    whether settings that flatten more gain more; "seeds": within the lines, both less the line's
+    mean, which asks it of seeds. A negative one is what the claim predicts.
+    """
+    sgd = {
+        _setting(one) + f"{one['seed']} {one['epoch']}": one["groups"]["tail"]
+        for one in records
+        if one["rule"] == "sgd"
+    }
+    found: dict[str, Any] = {}
+    for measure in ("largest", "trace", *RISES):
+        of_line: dict[str, list[tuple[float, float]]] = {}
+        for one in records:
+            base = sgd.get(_setting(one) + f"{one['seed']} {one['epoch']}")
+            tail = one["groups"]["tail"]
+            if one["rule"] == "sgd" or base is None:
+                continue
+            values = (tail[measure], base[measure])
+            if None in values or min(values) <= 0:
+                continue
+            gain = tail["test_accuracy"] - base["test_accuracy"]
+            of_line.setdefault(f"{one['name']} {one['epoch']}", []).append(
+                (math.log(values[0] / values[1]), gain)
+            )
+        if not of_line:
+            continue
+        means = np.array([np.mean(pairs, axis=0) for pairs in of_line.values()])
+        inside = np.concatenate(
+            [np.array(pairs) - np.mean(pairs, axis=0) for pairs in of_line.values()]
+        )
+        found[measure] = {"lines": _spearman(means), "seeds": _spearman(inside)}
+    return found
+
+
+def _spearman(pairs: np.ndarray) -> dict[str, float] | None:
+    if len(pairs) < 3 or (np.ptp(pairs, axis=0) == 0).any():
+        return None
+    result = stats.spearmanr(pairs[:, 0], pairs[:, 1])
+    return {"rho": float(result.statistic), "p": float(result.pvalue), "n": len(pairs)}
+
+
+def _setting(one: dict[str, Any]) -> str:
+    """What must agree for a difference to SGD."""
+    same = {k: one[k] for k in ("setting", "loss", "loss_args", "stage2", "stage2_args")}
+    return json.dumps(same, sort_keys=True)
+
+
+def _minus(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
+
+
+def _mean(values: list[float | None]) -> dict[str, float | None] | None:
+    """{"mean", "error", "n"}: the standard error over seeds, None of a single one."""
+    known = [v for v in values if v is not None]
+    if not known:
+        return None
+    error = float(np.std(known, ddof=1) / math.sqrt(len(known))) if len(known) > 1 else None
+    return {"mean": float(np.mean(known)), "error": error, "n": len(known)}
+
+
+def _log_ratio(pairs: list[tuple[float | None, float | None]]) -> dict[str, Any] | None:
+    """{"ratio", "low", "high", "n"}: exp of the mean logarithm, and of two errors to each side."""
+    logs = [math.log(a / b) for a, b in pairs if a is not None and b is not None and a > 0 < b]
+    found = _mean(list(logs))
+    if found is None or found["mean"] is None:
+        return None
+    spread = 2 * (found["error"] or 0.0)
+    low, high = (math.exp(found["mean"] + s * spread) for s in (-1, 1))
+    return {"ratio": math.exp(found["mean"]), "low": low, "high": high, "n": found["n"]}
+
+
+# --------------------------------------------------------------------------------------- table.md
+
+
+def table(summary: list[dict[str, Any]], measures: tuple[str, ...] = MEASURES) -> str:
+    """Markdown: a line for each line and group, mean ± standard error over seeds."""
+    heads = ["run", "epoch", "group", *(_HEADS[name] for name in measures), "train %", "test %"]
+    rows = [heads, ["---"] * 3 + ["---:"] * (len(heads) - 3)]
+    for line in summary:
+        for group, values in line["groups"].items():
+            cells = [values[name] for name in (*measures, "train_accuracy", "test_accuracy")]
+            rows.append([line["name"], str(line["epoch"]), group, *map(_cell, cells)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def differences(summary: list[dict[str, Any]], measures: tuple[str, ...] = MEASURES) -> str:
+    """Markdown: the same less SGD, paired; "" where no run has its SGD."""
+    heads = [
+        "less SGD",
+        "epoch",
+        "group",
+        *(_HEADS[name] for name in measures),
+        "train %",
+        "test %",
+    ]
+    rows = [heads, ["---"] * 3 + ["---:"] * (len(heads) - 3)]
+    for line in summary:
+        for group, values in line["groups"].items():
+            if values["to_sgd"] is not None:
+                of = values["to_sgd"]
+                cells = [of[name] for name in (*measures, "train_accuracy", "test_accuracy")]
+                rows.append([line["name"], str(line["epoch"]), group, *map(_cell, cells)])
+    return "" if len(rows) == 2 else "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+_HEADS = {
+    "largest": "λ max", "smallest": "λ min", "ratio": "\\|λ min\\| / λ max", "trace": "trace",
+    "sam": "rise, SAM's e", "imbsam": "rise, ImbSAM's e", "random": "rise, random",
+    "worst": "rise, worst",
+}  # fmt: skip
+
+
+def _cell(value: dict[str, Any] | None) -> str:
+    if value is None:
+        return "-"
+    error = "" if value["error"] is None else f" ± {value['error']:.2g}"
+    return f"{value['mean']:.3g}{error}"

@@ -1,0 +1,209 @@
+"""Loss surfaces of groups of classes, around and between models.
+
+    L[w_k](origin + sum_d t_d direction_d)    for coordinates t of a grid, tables w_k
+
+Directions are trees like the parameters: random and filter-normalised (`random_direction`,
+`filter_normalised`), through given models (`plane`, `line`), or what else is of interest, such as
+the d_k of a step. `losses` takes the losses of all groups at all points in one program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from imbsam_jax.ascent import norm
+from imbsam_jax.checks import at_least_float32
+from imbsam_jax.rows import check_leaves
+from imbsam_jax.totals import Part, data_of, tables, weighted_sum
+
+__all__ = ["Plane", "filter_normalised", "grid", "line", "losses", "plane", "random_direction"]
+
+
+class Plane(NamedTuple):
+    """An origin, directions, and where the models it was made of lie.
+
+    Attributes:
+      origin: a tree of parameters.
+      directions: D trees like it.
+      models: float[M, D], the coordinates of the models.
+    """
+
+    origin: Any
+    directions: tuple[Any, ...]
+    models: jax.Array
+
+
+def random_direction(like: Any, *, key: jax.Array) -> Any:
+    """A standard normal tree: drawn once, and shared by all models that are compared.
+
+    >>> random_direction({"w": jnp.zeros((2, 3))}, key=jax.random.key(0))["w"].shape
+    (2, 3)
+    """
+    leaves, structure = jax.tree.flatten(check_leaves(like))
+    keys = jax.random.split(key, len(leaves))
+    draws = [
+        jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, draws)
+
+
+def filter_normalised(direction: Any, params: Any) -> Any:
+    """The direction with each filter as long as the model's own: surfaces then compare by shape.
+
+        d_f <- d_f / ||d_f||_2 * ||theta_f||_2
+
+    A filter is a slice along the last axis, as Flax has its kernels: what makes one output channel
+    or one unit. Leaves of fewer than two axes (biases, scales of normalisation) do not move.
+
+    Args:
+      direction: a tree like params, from `random_direction`.
+      params: theta.
+
+    >>> found = filter_normalised({"w": jnp.ones((4, 1))}, {"w": jnp.full((4, 1), 3.0)})
+    >>> found["w"].ravel().tolist()
+    [3.0, 3.0, 3.0, 3.0]
+
+    Source: Li et al., NeurIPS 2018. The ImbSAM paper does not say how its Figure 1 is made.
+    """
+
+    def leaf(d: jax.Array, p: jax.Array) -> jax.Array:
+        if p.ndim < 2:
+            return jnp.zeros_like(p)
+        axes = tuple(range(p.ndim - 1))
+        dtype = at_least_float32(p.dtype)
+
+        def length(x: jax.Array) -> jax.Array:
+            return jnp.sqrt(jnp.square(x.astype(dtype)).sum(axis=axes, keepdims=True))
+
+        of_draw = length(d)
+        factor = length(p) / jnp.where(of_draw == 0, 1, of_draw)
+        return (d.astype(dtype) * factor).astype(p.dtype)
+
+    return jax.tree.map(leaf, direction, check_leaves(params))
+
+
+def line(first: Any, second: Any) -> Plane:
+    """From one model, at 0, to another, at 1.
+
+    >>> line({"w": jnp.array([1.0])}, {"w": jnp.array([4.0])}).directions[0]["w"].tolist()
+    [3.0]
+    """
+    ends = jnp.array([[0.0], [1.0]])
+    return Plane(first, (jax.tree.map(jnp.subtract, second, first),), ends)
+
+
+def plane(first: Any, second: Any, third: Any) -> Plane:
+    """Through three models: the first is the origin, the directions have length 1, at right angles.
+
+        u = (b - a) / ||b - a||,   v = (c - a - <c - a, u> u) / ||.||
+
+    so that distances in the plane are those between the models.
+
+    Args:
+      first, second, third: trees of equal shapes, such as the end points of SGD, SAM and ImbSAM.
+        They must not lie on one line: the second direction would be rounding, and is NaN where it
+        is nothing.
+
+    >>> found = plane(jnp.array([0.0, 0.0]), jnp.array([2.0, 0.0]), jnp.array([1.0, 3.0]))
+    >>> found.models.tolist()
+    [[0.0, 0.0], [2.0, 0.0], [1.0, 3.0]]
+
+    Source: Garipov et al., NeurIPS 2018.
+    """
+    to_second = jax.tree.map(jnp.subtract, second, first)
+    to_third = jax.tree.map(jnp.subtract, third, first)
+    along = norm(to_second)
+    u = jax.tree.map(lambda x: x / along.astype(x.dtype), to_second)
+    x = _dot(to_third, u)
+    rest = jax.tree.map(lambda t, d: t - x.astype(d.dtype) * d, to_third, u)
+    y = norm(rest)
+    v = jax.tree.map(lambda r: r / y.astype(r.dtype), rest)
+    zero = jnp.zeros_like(along)
+    models = jnp.stack([jnp.stack(p) for p in ((zero, zero), (along, zero), (x, y))])
+    return Plane(first, (u, v), models)
+
+
+def grid(*axes: Any) -> jax.Array:
+    """float[product of lengths, D]: every combination, the last axis fastest.
+
+    >>> grid(jnp.array([0.0, 1.0]), jnp.array([5.0, 6.0])).tolist()
+    [[0.0, 5.0], [0.0, 6.0], [1.0, 5.0], [1.0, 6.0]]
+    """
+    return jnp.stack([x.ravel() for x in jnp.meshgrid(*axes, indexing="ij")], axis=-1)
+
+
+def losses(
+    losses_fn: Callable[..., tuple[jax.Array, Any]],
+    origin: Any,
+    directions: Sequence[Any],
+    coordinates: Any,
+    labels: Any,
+    *args: Any,
+    class_weights: Any = None,
+    mask: Any = None,
+    batch_size: int | None = None,
+    axis_name: Any = None,
+) -> jax.Array:
+    """The losses of all groups of classes at all points, a forward pass over the data for each.
+
+        L[w_k](origin + sum_d coordinates[p, d] * direction_d)
+
+    Args:
+      losses_fn, labels, *args, mask, batch_size, axis_name: as for `curvature.hvp`.
+      origin: a tree of parameters.
+      directions: D trees like it.
+      coordinates: float[P, D]; see `grid`.
+      class_weights: float[C] or float[K, C], such as head, tail and each shot group, each
+        `in_group * B / rows_of_group` for the mean loss of its rows; None: ones.
+
+    Returns:
+      float[P], or [P, K] for K tables.
+
+    Raises:
+      ValueError: as for `curvature.hvp`, and coordinates that are not [P, D].
+
+    >>> def losses_fn(w, x):
+    ...     return (x * w) ** 2, None
+    >>> losses(
+    ...     losses_fn,
+    ...     jnp.array(1.0),
+    ...     [jnp.array(1.0)],
+    ...     [[-1.0], [0.0], [1.0]],
+    ...     jnp.array([0, 1]),
+    ...     jnp.array([1.0, 2.0]),
+    ...     class_weights=[[2, 0], [0, 2]],
+    ... ).tolist()
+    [[0.0, 0.0], [1.0, 4.0], [4.0, 16.0]]
+    """
+    origin, data = check_leaves(origin), data_of(labels, args, mask, batch_size, axis_name)
+    coordinates, table = jnp.asarray(coordinates, float), tables(class_weights)
+    if coordinates.ndim != 2 or coordinates.shape[1] != len(directions):
+        raise ValueError(
+            f"coordinates must be float[P, {len(directions)}], one for each direction, got "
+            f"{list(coordinates.shape)}"
+        )
+
+    def at(t: jax.Array) -> jax.Array:
+        def moved(p: jax.Array, *along: jax.Array) -> jax.Array:
+            wide = p.astype(at_least_float32(p.dtype))
+            steps = (t[k].astype(wide.dtype) * d.astype(wide.dtype) for k, d in enumerate(along))
+            return sum(steps, start=wide).astype(p.dtype)
+
+        point = data.varying(jax.tree.map(moved, origin, *directions))
+
+        def of(part: Part) -> jax.Array:
+            return weighted_sum(losses_fn, point, table, part)
+
+        return data.mean(of)
+
+    return lax.map(at, coordinates)
+
+
+def _dot(a: Any, b: Any) -> jax.Array:
+    products = jax.tree.map(lambda x, y: jnp.sum(x * y, dtype=at_least_float32(x.dtype)), a, b)
+    return jnp.asarray(sum(jax.tree.leaves(products)))

@@ -1,0 +1,272 @@
+"""Products, ends, trace and density against dense Hessians in float64; the same over devices."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from imbsam_jax import curvature
+from rule_table import CLASSES, features_fn, head_losses_fn, init_params, losses_fn, to_library
+
+B = 23
+WEIGHTS = np.array([1.0, 0.5, 2.0, 0.0, 3.0])
+MASK = np.arange(B) % 4 != 1
+
+
+def data(dtype: Any = np.float64) -> tuple[Any, Any, Any]:
+    """(params, x, y) of the shared network: 82 parameters."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(B, 5)).astype(dtype)
+    return to_library(init_params(), dtype), x, rng.integers(CLASSES, size=B)
+
+
+def of_masked(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[MASK], tree)
+
+
+def dense(weights: Any, mask: Any, gauss_newton: bool = False) -> np.ndarray:
+    """The Hessian by jax.hessian of the mean over the rows that count; or J^T H J, row by row."""
+    params, x, y = data()
+    rows = np.ones(B, bool) if mask is None else mask
+    x, y = jnp.asarray(x[rows]), jnp.asarray(y[rows])
+    w = jnp.ones(len(y)) if weights is None else jnp.asarray(weights)[y]
+    flat, unravel = ravel_pytree(params)
+
+    def mean(v: Any) -> Any:
+        return (w * losses_fn(unravel(v), x, y)[0]).sum() / len(y)
+
+    if not gauss_newton:
+        return np.asarray(jax.hessian(mean)(flat))
+
+    def logits(v: Any) -> Any:
+        return losses_fn(unravel(v), x, y)[1]
+
+    jacobian, p = jax.jacobian(logits)(flat), jax.nn.softmax(logits(flat))
+    inner = jax.vmap(jnp.diag)(p) - p[:, :, None] * p[:, None, :]  # of cross-entropy by logits
+    return np.asarray(jnp.einsum("b,bcp,bcd,bdq->pq", w / len(y), jacobian, inner, jacobian))
+
+
+def product(kind: str, params: Any, y: Any, x: Any, **options: Any) -> Any:
+    if kind == "hvp":
+        return curvature.hvp(losses_fn, params, y, x, y, **options)
+    head = params["head"]
+
+    def outputs_fn(p: Any, x: Any, y: Any) -> Any:
+        features = features_fn(p, x, y)[0]
+        return features @ p["head"]["kernel"] + p["head"]["bias"][None], None
+
+    def output_losses_fn(outputs: Any, x: Any, y: Any) -> Any:
+        identity = {"kernel": jnp.eye(CLASSES), "bias": jnp.zeros(CLASSES)}
+        return head_losses_fn({"head": identity}, outputs, x, y)
+
+    assert head is not None
+    return curvature.gnvp(outputs_fn, output_losses_fn, params, y, x, y, **options)
+
+
+def matrix(matvec: Any, like: Any) -> np.ndarray:
+    flat, unravel = ravel_pytree(like)
+
+    def column(v: Any) -> Any:
+        return ravel_pytree(matvec(unravel(v)))[0]
+
+    return np.asarray(jax.jit(jax.vmap(column))(jnp.eye(flat.size, dtype=flat.dtype)))
+
+
+@pytest.mark.parametrize("kind", ["hvp", "gnvp"])
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["ones", "weighted"])
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+@pytest.mark.parametrize("batch_size", [None, 5, 100])
+def test_products_are_those_of_the_dense_matrix(
+    kind: str, weights: Any, masked: bool, batch_size: Any, x64: None
+) -> None:
+    params, x, y = data()
+    mask = MASK if masked else None
+    if masked:  # whatever a padded row holds
+        x, y = np.where(MASK[:, None], x, 7.0), np.where(MASK, y, -3)
+    matvec = product(kind, params, y, x, class_weights=weights, mask=mask, batch_size=batch_size)
+    expected = dense_of(kind, weights is None, masked)
+    np.testing.assert_allclose(matrix(matvec, params), expected, atol=1e-13)
+
+
+@functools.cache
+def dense_of(kind: str, plain: bool, masked: bool) -> np.ndarray:
+    return dense(None if plain else WEIGHTS, MASK if masked else None, kind == "gnvp")
+
+
+@functools.cache
+def whole() -> tuple[Any, Any, np.ndarray]:
+    """(a jitted matvec, like, the dense matrix) that the estimates are taken of."""
+    params, x, y = data()
+    matvec = jax.jit(curvature.hvp(losses_fn, params, y, x, y, class_weights=WEIGHTS))
+    return matvec, params, dense_of("hvp", False, False)
+
+
+def test_ends_of_the_spectrum(x64: None) -> None:
+    matvec, like, h = whole()
+    expected = np.linalg.eigvalsh(h)[[0, -1]]
+    assert expected[0] < -1e-3  # a saddle: both ends are there to be found
+    ends = curvature.extreme_eigenvalues(matvec, like, key=jax.random.key(0), iterations=60)
+    np.testing.assert_allclose(ends, expected, rtol=1e-6)
+    few = curvature.extreme_eigenvalues(matvec, like, key=jax.random.key(0), iterations=5)
+    assert expected[0] < few[0] and few[1] < expected[1]  # from inside
+
+
+def test_trace_is_within_its_errors(x64: None) -> None:
+    matvec, like, h = whole()
+
+    def one(key: Any) -> Any:
+        return curvature.trace(matvec, like, key=key, probes=20)
+
+    means, errors = jax.jit(lambda keys: jax.lax.map(one, keys))(
+        jax.random.split(jax.random.key(1), 50)
+    )
+    truth = np.trace(h)
+    assert abs(means.mean() - truth) < 3 * np.sqrt((errors**2).sum()) / 50
+    # Each error is that of its mean: standardised, the 50 have about unit spread.
+    assert 0.7 < np.std((means - truth) / errors) < 1.4
+    # The variance of v^T A v over signs is twice the squares off the diagonal.
+    variance = 2 * ((h**2).sum() - (np.diag(h) ** 2).sum())
+    np.testing.assert_allclose((errors**2).mean(), variance / 20, rtol=0.15)
+
+
+@pytest.mark.parametrize("points", [40, 4000])
+def test_density_is_a_density_with_the_moments(points: int, x64: None) -> None:
+    matvec, like, h = whole()
+    values = np.linalg.eigvalsh(h)
+    grid = jnp.linspace(values[0] - 0.1, values[-1] + 0.1, points)
+    density = np.asarray(
+        curvature.spectral_density(
+            matvec, like, grid, key=jax.random.key(0), iterations=30, probes=16, variance=1e-6
+        )
+    )
+    width = float(grid[1] - grid[0])
+    assert abs(density.sum() * width - 1) < 1e-6
+    assert density.min() >= 0
+    n = len(values)
+    mean = (density * np.asarray(grid)).sum() * width
+    error = np.sqrt(2 * ((h**2).sum() - (np.diag(h) ** 2).sum()) / 16) / n
+    assert abs(mean - values.mean()) < 3 * error + width
+    second = (density * np.asarray(grid) ** 2).sum() * width
+    np.testing.assert_allclose(second, (values**2).mean(), rtol=0.3)
+
+
+def test_density_counts_eigenvalues(x64: None) -> None:
+    """Of a matrix with three eigenvalues each probe has them exactly, and shares by its signs."""
+    diagonal = jnp.repeat(jnp.array([-1.0, 0.0, 4.0]), jnp.array([2, 5, 3]))
+    grid = jnp.array([-2.0, -1.0, 0.0, 4.0, 8.0])
+    found = curvature.spectral_density(
+        lambda v: diagonal * v, jnp.zeros(10), grid, key=jax.random.key(0), iterations=10, probes=1
+    )
+    widths = np.diff([-2.5, -1.5, -0.5, 2.0, 6.0, 10.0])
+    np.testing.assert_allclose(found * widths, [0, 0.2, 0.5, 0.3, 0], atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("diagonal", "ends"), [([0.0] * 6, (0, 0)), ([2.0] * 6, (2, 2)), ([3.0] + [0.0] * 5, (0, 3))]
+)
+def test_a_space_that_ends_early(diagonal: list[float], ends: Any) -> None:
+    d = jnp.array(diagonal)
+    found = curvature.extreme_eigenvalues(lambda v: d * v, jnp.zeros(6), key=jax.random.key(0))
+    np.testing.assert_allclose(found, ends, atol=1e-6)
+    grid = jnp.linspace(-1, 4, 6)
+    density = curvature.spectral_density(lambda v: d * v, jnp.zeros(6), grid, key=jax.random.key(0))
+    np.testing.assert_allclose(density.sum(), 1, rtol=1e-5)
+
+
+def test_what_is_not_finite_is_not_hidden() -> None:
+    bad = jnp.array([1.0, jnp.nan, 2.0])
+    key = jax.random.key(0)
+    found = [
+        *curvature.extreme_eigenvalues(lambda v: bad * v, jnp.zeros(3), key=key),
+        curvature.trace(lambda v: bad * v, jnp.zeros(3), key=key)[0],
+    ]
+    assert np.isnan(found).all()
+    params, x, y = data(np.float32)
+    y = y.copy()
+    y[2] = CLASSES
+    matvec = curvature.hvp(losses_fn, params, y, x, y, class_weights=np.ones(CLASSES))
+    assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(matvec(params)))
+
+
+def test_over_a_mapped_axis(x64: None) -> None:
+    """Four parts of the rows as one; in all modes: on_devices.py."""
+    params, x, y = data()
+    x, y, mask = x[:20], y[:20], MASK[:20] & (np.arange(20) > 2)
+    parts = jax.tree.map(lambda a: a.reshape(4, 5, *a.shape[1:]), (x, y, mask))
+
+    def over(axis_name: Any, x: Any, y: Any, mask: Any) -> Any:
+        options = {"class_weights": WEIGHTS, "mask": mask, "batch_size": 2, "axis_name": axis_name}
+        return curvature.hvp(losses_fn, params, y, x, y, **options)(params)
+
+    got = jax.vmap(lambda *part: over("rows", *part), axis_name="rows")(*parts)
+    want = over(None, x, y, mask)
+    jax.tree.map(
+        lambda g, w: np.testing.assert_allclose(g, w[None].repeat(4, 0), atol=1e-14), got, want
+    )
+
+
+def test_types_are_kept_and_sums_are_wide() -> None:
+    """bfloat16 losses of 300 equal rows: a sum in bfloat16 would stop at 256."""
+
+    def losses(w: Any, x: Any) -> Any:
+        return (x * w.astype(jnp.float32) ** 2 / 2).astype(jnp.bfloat16), None
+
+    x, y = jnp.ones(300), jnp.zeros(300, int)
+    product = curvature.hvp(losses, jnp.ones((), jnp.bfloat16), y, x)(jnp.ones((), jnp.bfloat16))
+    assert product.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float32(product), 1, rtol=0.01)
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "averaged": (
+        lambda p, x, y: curvature.hvp(lambda p, x: (x.mean(), None), p, y, x)(p),
+        "returned a scalar",
+    ),
+    "rows": (lambda p, x, y: curvature.hvp(losses_fn, p, y[:4], x, y), "has a leaf of shape"),
+    "weights": (
+        lambda p, x, y: curvature.hvp(losses_fn, p, y, x, y, class_weights=np.ones((2, 5))),
+        r"must be float\[C\]",
+    ),
+    "batch": (lambda p, x, y: curvature.hvp(losses_fn, p, y, x, y, batch_size=0), "batch_size"),
+    "vector": (lambda p, x, y: curvature.hvp(losses_fn, p, y, x, y)(p["head"]), "structure"),
+    "probes": (
+        lambda p, x, y: curvature.trace(lambda v: v, p, key=jax.random.key(0), probes=1),
+        "probes must be .*at least 2",
+    ),
+    "grid": (
+        lambda p, x, y: curvature.spectral_density(
+            lambda v: v, p, jnp.array([1.0, 0.0]), key=jax.random.key(0)
+        ),
+        "must rise",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_refusals(case: str) -> None:
+    call, words = BAD[case]
+    params, x, y = data(np.float32)
+    with pytest.raises(ValueError, match=words):
+        call(params, x, y)
+
+
+def test_without_matfree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matfree", None)
+    monkeypatch.setitem(sys.modules, "matfree.decomp", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'imbsam-jax\[curvature\]'"):
+        curvature.extreme_eigenvalues(lambda v: v, jnp.zeros(2), key=jax.random.key(0))
+
+
+def test_only_curvature_imports_matfree() -> None:
+    from test_rooms import files, imports
+
+    for path in [*files("imbsam_jax"), *files("experiments")]:
+        if any(name.split(".")[0] == "matfree" for name in imports(path)):
+            assert path.name == "curvature.py", path

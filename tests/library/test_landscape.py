@@ -1,0 +1,93 @@
+"""Surfaces of a quadratic, and the geometry of directions and planes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imbsam_jax import landscape
+
+Y, X = np.array([0, 1, 1, 1]), np.array([1.0, 2.0, 3.0, 9.0])
+TABLES = np.array([[1.0, 0.0], [0.0, 2.0]])
+
+
+def losses_fn(params: Any, x: Any) -> Any:
+    return x * (params["a"].sum() ** 2 + params["b"].sum()), None
+
+
+def tree(seed: int) -> Any:
+    rng = np.random.default_rng(seed)
+    return {"a": jnp.asarray(rng.normal(size=(3, 2))), "b": jnp.asarray(rng.normal(size=2))}
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_losses_of_groups_on_a_grid(batch_size: Any, x64: None) -> None:
+    origin, u, v = tree(0), tree(1), tree(2)
+    points = landscape.grid(jnp.linspace(-1, 1, 3), jnp.array([0.0, 2.0]))
+    got = landscape.losses(
+        losses_fn, origin, [u, v], points, Y, X, class_weights=TABLES, mask=Y + X < 9,
+        batch_size=batch_size,
+    )  # fmt: skip
+
+    def at(s: float, t: float) -> list[float]:
+        a, b = ((origin[k] + s * u[k] + t * v[k]).sum() for k in "ab")
+        return [float(x * (a**2 + b)) / 3 for x in (1.0, 2 * (2.0 + 3.0))]
+
+    want = [at(s, t) for s in (-1, 0, 1) for t in (0, 2)]
+    np.testing.assert_allclose(got, want, rtol=1e-12)
+    one = landscape.losses(losses_fn, origin, [u], points[:, :1], Y, X, class_weights=TABLES[0])
+    np.testing.assert_allclose(one[2], origin["a"].sum() ** 2 / 4 + origin["b"].sum() / 4)
+
+
+def test_filters_are_as_long_as_the_models(x64: None) -> None:
+    params = {
+        "conv": jnp.asarray(np.random.default_rng(0).normal(size=(3, 3, 4, 5))),
+        "scale": jnp.ones(5),
+    }
+    params["conv"] = params["conv"].at[..., 2].set(0)
+    draw = landscape.random_direction(params, key=jax.random.key(0))
+    found = landscape.filter_normalised(draw, params)
+    assert not found["scale"].any()
+    for f in range(5):
+        ours, theirs, drawn = (np.ravel(t["conv"][..., f]) for t in (found, params, draw))
+        np.testing.assert_allclose(np.linalg.norm(ours), np.linalg.norm(theirs))
+        np.testing.assert_allclose(ours * np.linalg.norm(drawn), drawn * np.linalg.norm(theirs))
+    # A model twice as large moves twice as far: surfaces do not depend on the scale of filters.
+    doubled = landscape.filter_normalised(draw, jax.tree.map(lambda p: 2 * p, params))
+    np.testing.assert_allclose(doubled["conv"], 2 * found["conv"])
+    again = landscape.random_direction(params, key=jax.random.key(0))
+    np.testing.assert_array_equal(draw["conv"], again["conv"])
+
+
+def test_a_plane_holds_its_models_and_keeps_distances(x64: None) -> None:
+    models = [tree(k) for k in range(3)]
+    plane = landscape.plane(*models)
+    for model, (s, t) in zip(models, plane.models, strict=True):
+        u, v = plane.directions
+        for k in "ab":
+            np.testing.assert_allclose(plane.origin[k] + s * u[k] + t * v[k], model[k], atol=1e-12)
+
+    def distance(a: Any, b: Any) -> float:
+        return float(np.sqrt(sum(((a[k] - b[k]) ** 2).sum() for k in "ab")))
+
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        np.testing.assert_allclose(
+            np.linalg.norm(plane.models[i] - plane.models[j]), distance(models[i], models[j])
+        )
+
+
+def test_a_line_goes_from_one_to_the_other(x64: None) -> None:
+    first, second = tree(0), tree(1)
+    line = landscape.line(first, second)
+    got = landscape.losses(losses_fn, line.origin, line.directions, line.models, Y, X)
+    want = [losses_fn(p, X)[0].mean() for p in (first, second)]
+    np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
+def test_coordinates_of_another_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match="one for each direction"):
+        landscape.losses(losses_fn, tree(0), [tree(1)], jnp.zeros((3, 2)), Y, X)
