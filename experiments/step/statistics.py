@@ -50,7 +50,9 @@ def renormalised(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
     y = batch_renorm(
         x, given["mean"], given["var"], epsilon=layer.epsilon, axis_name=layer.axis_name
     )
-    return _scaled(layer, x, y)
+    params = layer.variables.get("params", {})
+    y = y * params.get("scale", 1) + params.get("bias", 0)
+    return y.astype(layer.dtype or x.dtype)
 
 
 def shared(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -59,16 +61,13 @@ def shared(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
     if not _is_batch_norm(context):
         return call(*args, **kwargs)
     (x,), running, keep = args, dict(layer.variables["batch_stats"]), layer.momentum
-    y, mean, var = batch_norm(x, epsilon=layer.epsilon, axis_name=layer.axis_name)
+    params = layer.variables.get("params", {})
+    y, mean, var = batch_norm(
+        x, params.get("scale", 1), params.get("bias", 0), epsilon=layer.epsilon,
+        axis_name=layer.axis_name,
+    )  # fmt: skip
     for name, own in (("mean", mean), ("var", var)):
         layer.put_variable("batch_stats", name, keep * running[name] + (1 - keep) * own)
-    return _scaled(layer, x, y)
-
-
-def _scaled(layer: Any, x: Any, y: Any) -> Any:
-    """By the layer's scale and bias."""
-    params = layer.variables.get("params", {})
-    y = y * params.get("scale", 1) + params.get("bias", 0)
     return y.astype(layer.dtype or x.dtype)
 
 

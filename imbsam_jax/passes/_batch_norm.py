@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from numpy.typing import ArrayLike
 
 from imbsam_jax import collectives
 from imbsam_jax.checks import at_least_float32
@@ -22,29 +23,34 @@ OVER_ROWS = "imbsam_jax.sum_over_rows"  # a sum over the rows of the pass: over 
 
 
 def batch_norm(
-    x: jax.Array, *, epsilon: float = 1e-5, axis_name: Any = None
+    x: jax.Array,
+    scale: ArrayLike = 1.0,
+    bias: ArrayLike = 0.0,
+    *,
+    epsilon: float = 1e-5,
+    axis_name: Any = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalises by the statistics of the whole batch, of whatever part of it a pass is over.
 
-        y = (x - m) / s * r + d,   r = s / S,  d = (m - M) / S
+        y = scale ((x - m) / s * r + d) + bias,   r = s / S,  d = (m - M) / S
 
     with m and s = sqrt(v + epsilon) the mean and deviation of the rows of the pass, M and
     S = sqrt(V + epsilon) those of the whole batch, r and d held fixed. Where a pass is over the
     whole batch this is batch normalisation (r = 1, d = 0). Of a part of it, `passes.shared_norm`,
-    it is batch renormalisation: y is what the whole batch makes of it, (x - M) / S, and its
-    gradient that of the part's own normalisation, over S:
+    it is batch renormalisation: y is what the whole batch makes of it, scale (x - M) / S + bias,
+    and its gradient by x that of the part's own normalisation, over S instead of s:
 
-        dL/dx_i = 1/S (g_i - mean_j g_j - z_i mean_j g_j z_j),   z = (x - m) / s,  g = dL/dy
+        dL/dx_i = scale / S (g_i - mean_j g_j - z_i mean_j g_j z_j),  z = (x - m) / s,  g = dL/dy
 
     Args:
       x: float[B, ..., C], of one layer; the batch is the leading axis.
+      scale, bias: float[C] or numbers, the layer's.
       epsilon: added to both variances.
       axis_name: the device axis over which statistics are taken, or None: of each device's rows.
 
     Returns:
-      (y, M, V): y like x, at least float32, without a scale and a bias, which are the layer's;
-      M and V float[C], for running statistics; no gradient flows through them. V is divided by
-      the number of what is averaged.
+      (y, M, V): y like x, at least float32; M and V float[C], for running statistics; no gradient
+      flows through these two. V is divided by the number of what is averaged.
 
     Source: Ioffe, Batch Renormalization, NIPS 2017, Algorithm 1, without its clipping of r and d,
     and with the whole batch's statistics where it has the running ones.
@@ -54,11 +60,8 @@ def batch_norm(
     ([[-1.0], [1.0]], [2.0], [1.0])
     """
     x = x.astype(at_least_float32(x.dtype))
-    axes, size = tuple(range(x.ndim - 1)), x.shape[:1]
-    rows = checkpoint_name(collectives.varying_like(jnp.ones(size, x.dtype), x), ROWS)
-    weighed = jnp.expand_dims(rows, axes[1:] + (-1,)) * x
-    count = rows.sum() * math.prod(x.shape[1:-1])
-    own = collectives.mean((count, weighed.sum(axes), (weighed * x).sum(axes)), axis_name)
+    rows = checkpoint_name(collectives.varying_like(jnp.ones(x.shape[:1], x.dtype), x), ROWS)
+    own = collectives.mean(_sums(x, rows), axis_name)
     mean, var = _moments(*own)
     of_all = [lax.stop_gradient(checkpoint_name(total, OVER_ROWS)) for total in own]
     given_mean, given_var = _moments(*of_all)
@@ -68,8 +71,22 @@ def batch_norm(
 
     s, given_s = jnp.sqrt(var + epsilon), jnp.sqrt(given_var + epsilon)
     r, d = lax.stop_gradient((s / given_s, (mean - given_mean) / given_s))
-    factor, mean, d = (jnp.expand_dims(each, axes) for each in (r / s, mean, d))
-    return (x - mean) * factor + d, given_mean, given_var
+    return _affine(x, mean, scale * (r / s), scale * d + bias), given_mean, given_var
+
+
+# Neither keeps anything for its backward pass but x, which is there already.
+@jax.checkpoint
+def _sums(x: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(number, sum, sum of squares) of the values of a channel, over some rows."""
+    axes = tuple(range(x.ndim - 1))
+    weighed = jnp.expand_dims(rows, (*axes[1:], -1)) * x
+    return rows.sum() * math.prod(x.shape[1:-1]), weighed.sum(axes), (weighed * x).sum(axes)
+
+
+@jax.checkpoint
+def _affine(x: jax.Array, mean: jax.Array, factor: jax.Array, shift: jax.Array) -> jax.Array:
+    mean, factor, shift = (jnp.expand_dims(a, range(x.ndim - 1)) for a in (mean, factor, shift))
+    return (x - mean) * factor + shift
 
 
 def _moments(count: jax.Array, total: jax.Array, squares: jax.Array) -> tuple[jax.Array, jax.Array]:
