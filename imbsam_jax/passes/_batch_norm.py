@@ -65,13 +65,9 @@ def batch_norm(
     mean, var = _moments(*own)
     of_all = [lax.stop_gradient(checkpoint_name(total, OVER_ROWS)) for total in own]
     given_mean, given_var = _moments(*of_all)
-    # Without a row of its own a part has nothing to normalise by.
-    some = own[0] > 0
-    mean, var = jnp.where(some, mean, given_mean), jnp.where(some, var, given_var)
-
-    s, given_s = jnp.sqrt(var + epsilon), jnp.sqrt(given_var + epsilon)
-    r, d = lax.stop_gradient((s / given_s, (mean - given_mean) / given_s))
-    return _affine(x, mean, scale * (r / s), scale * d + bias), given_mean, given_var
+    one_over, one_over_given = lax.rsqrt(var + epsilon), lax.rsqrt(given_var + epsilon)
+    r, d = lax.stop_gradient((one_over_given / one_over, (mean - given_mean) * one_over_given))
+    return _affine(x, mean, scale * (r * one_over), scale * d + bias), given_mean, given_var
 
 
 # Neither keeps anything for its backward pass but x, which is there already.
@@ -91,6 +87,6 @@ def _affine(x: jax.Array, mean: jax.Array, factor: jax.Array, shift: jax.Array) 
 
 def _moments(count: jax.Array, total: jax.Array, squares: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(mean, variance) of what these are sums over; 0 of nothing."""
-    count = jnp.where(count == 0, 1, count)
-    mean = total / count
-    return mean, jnp.maximum(squares / count - jnp.square(mean), 0)
+    one_over = 1 / jnp.where(count == 0, 1, count)
+    mean = total * one_over
+    return mean, jnp.maximum(squares * one_over - jnp.square(mean), 0)
