@@ -51,10 +51,10 @@ class shared_norm:
       batched: which of the args of losses_fn have the batch axis; see `whole`.
 
     Of the aux, leaves whose leading axis follows the number of rows are put back in the order of
-    the batch; of others that are floats the mean over the parts is taken, by their rows, which is
-    that of the whole batch for a mean over rows, and for what the parts share: the statistics that
-    `batch_norm` returns. Rows that are masked are in no part and in no statistic; their loss and
-    aux are 0. **Its accuracy has not been measured** (results/step_cost): use it to measure that.
+    the batch; of others that are floats the mean over the parts is taken, by their rows: of what
+    they share, the statistics of `batch_norm`, these, and of a mean over rows that of the whole
+    batch (where no buffer is filled up, which is by rows of the part again). Rows that are masked
+    are in no part and no statistic; their loss and aux are 0. **Its accuracy has not been measured** (results/step_cost): use it to measure that.
 
     Raises, when called:
       ValueError: buffers of several sizes; a losses_fn without a layer of `batch_norm`, or with one
@@ -214,11 +214,11 @@ class _SharedNorm(OverRows):
         return whole
 
     def _aux_of_all(self, aux: list[Any]) -> Any:
+        """Of rows in the order of the batch, of others the mean over the parts."""
         shapes = [jax.tree.leaves(part.losses_fn.shapes[1]) for part in self._parts]
         sizes = {part.rows.labels.shape[0] for part in self._parts}
         if len(sizes) == 1:
-            everyone = jax.eval_shape(lambda p: self._losses_fn(p, *self._rows.args), self._params)
-            shapes.append(jax.tree.leaves(everyone[1]))
+            shapes.append(jax.tree.leaves(self._shapes_of(sizes.pop() + 1)))
         of_rows = iter([len({leaf.shape for leaf in leaves}) > 1 for leaves in zip(*shapes, strict=True)])
         rows = [part.rows.mask.sum() for part in self._parts]
 
@@ -228,6 +228,17 @@ class _SharedNorm(OverRows):
             return _mean(of_parts, rows)
 
         return jax.tree.map(leaf, *aux)
+
+    def _shapes_of(self, size: int) -> Any:
+        """The aux of so many rows, of which there are none."""
+
+        def resized(leaf: Any) -> Any:
+            return jax.ShapeDtypeStruct((size, *jnp.shape(leaf)[1:]), jnp.result_type(leaf))
+
+        pairs = zip(self._rows.args, self._which, strict=True)
+        args = [jax.tree.map(resized, arg) if has_rows else arg for arg, has_rows in pairs]
+        with part_of_batch("shared_norm"):
+            return jax.eval_shape(self._losses_fn, self._params, *args)[1]
 
 
 def _mean(of_parts: Any, rows: list[jax.Array]) -> Any:
