@@ -82,6 +82,7 @@ ways = [
     ("mlp", dict(examples="independent", sampling="natural")),
     ("mlp", dict(examples="independent", sampling="stratified")),
     ("tiny", dict(examples="split_norm", sampling="stratified")),
+    ("tiny", dict(examples="shared_norm", sampling="stratified")),
 ]
 for number, (model, changes) in enumerate(ways):
     for devices, parallel in ((1, "jit"), (2, "pmap")):
