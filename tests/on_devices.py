@@ -23,7 +23,7 @@ import imbsam_jax as ij
 import reference
 from imbsam_jax import collectives
 from imbsam_jax.experimental import remembered
-from imbsam_jax.passes import own_rows, whole
+from imbsam_jax.passes import own_rows, shared_norm, whole
 from rule_table import (
     BY_ID,
     CLASSES,
@@ -32,6 +32,7 @@ from rule_table import (
     SWITCH,
     Row,
     descent,
+    head_losses_fn,
     init_params,
     losses_fn,
     quick_jit,
@@ -284,6 +285,48 @@ def compare_passes(**options: Any) -> None:
             batch = make_batch(count)
             got = jax.block_until_ready(step(params, batch, count))[1]
             compare(got, at_once(params, batch, count)[1], f"{name}, step {count}", atol=1e-6)
+
+
+def check_shared_norm() -> None:
+    """Batch normalisation over all devices, in every mode, against one device; and over each's own.
+
+    Two devices have no tail row, one no row at all.
+    """
+
+    def steps(axis_name: Any, synced: bool = True) -> Step:
+        how = shared_norm(lambda classes: (BATCH if axis_name is None else ROWS_EACH,))
+
+        def normed(params: Any, x: Any, y: Any) -> Any:
+            hidden, *statistics = ij.batch_norm(
+                x @ params["hidden"]["kernel"],
+                bias=params["hidden"]["bias"],
+                axis_name=axis_name if synced else None,
+            )
+            return head_losses_fn(params, jnp.tanh(hidden), x, y)[0], statistics
+
+        def step(carry: Any, batch: Any, count: Any) -> Any:
+            x, y, mask = batch
+            report = {}
+            for name in ("imbsam", "sse_sam", "gsa_groups"):
+                f = BY_ID[name].value_and_grad(normed, axis_name=axis_name, passes=how)
+                (loss, aux), grads = f(carry, y, x, y, step=count, mask=mask)
+                report[name] = loss, collectives.mean(aux, axis_name), grads
+            return carry, report
+
+        return step
+
+    params = to_library(init_params(), jnp.float32)
+    apart = partial(steps, synced=False)
+    expected, alone = _whole(steps), WITH_AXIS_NAME["vmap"](apart)
+    for name, mode in MODES.items():
+        for make_step, reference_step in ((steps, expected), (apart, alone)):
+            if make_step is apart and name not in WITH_AXIS_NAME:
+                continue
+            got, want = (
+                jax.block_until_ready(step(params, make_batch(SWITCH - 1), SWITCH - 1))[1]
+                for step in (mode(make_step), reference_step)
+            )
+            compare(got, want, name, atol=3e-6)
 
 
 def check_remembered() -> None:

@@ -17,6 +17,7 @@ import pytest
                 "all_reduces",
                 "micro_batches",
                 "independent",
+                "shared_norm",
                 "sync_ascent",
                 "every_method",
             )

@@ -242,12 +242,13 @@ class _SharedNorm(OverRows):
 
 
 def _mean(of_parts: Any, rows: list[jax.Array]) -> Any:
-    """By their rows; of what is no float, the first part's."""
+    """By their rows, or alike where none has any; of what is no float, the first part's."""
     if not jnp.issubdtype(jnp.result_type(of_parts[0]), jnp.floating):
         return of_parts[0]
     wide = at_least_float32(of_parts[0].dtype)
-    total = jnp.maximum(sum(rows), 1).astype(wide)
-    mean = sum(leaf.astype(wide) * (n.astype(wide) / total) for leaf, n in zip(of_parts, rows, strict=True))
+    number = jnp.stack(rows).astype(wide)
+    share = jnp.where(number.sum() == 0, 1 / len(rows), number / jnp.maximum(number.sum(), 1))
+    mean = sum(leaf.astype(wide) * share[k] for k, leaf in enumerate(of_parts))
     return mean.astype(of_parts[0].dtype)
 
 
