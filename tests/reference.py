@@ -104,7 +104,7 @@ def shared_norm_weighted_gradient(
     l_i = -sum_c y_ic log softmax(tanh(u_i + b1) w2 + b2)_c with u = batch normalisation of z = x w1
     (epsilon 1e-5). In value u_i = (z_i - M) / S by the statistics of the whole `batch` at `theta`;
     backwards, of the part's own z alone, by batch renormalisation (Ioffe 2017, Algorithm 1):
-    dl/dz_i = r / s (q_i - mean_j q_j - n_i mean_j q_j n_j), with q = dl/du, n = (z - m) / s, r = s / S.
+    dl/dz_i = r / s (q_i - mean_j q_j - n_i mean_j q_j n_j), q = dl/du, n = (z - m) / s, r = s / S.
     """
     of_all = batch @ theta["w1"]
     mean_all = of_all.sum(axis=0) / len(of_all)

@@ -13,7 +13,7 @@ d_k and the base's gradient come out of one forward pass, and a group costs what
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -38,12 +38,15 @@ __all__ = ["shared_norm"]
 class shared_norm:
     """Every part of a table over its own rows, normalised by the statistics of the whole batch.
 
-    Of models whose layers normalise by `imbsam_jax.batch_norm`: about 1 + f times SGD's cost for
-    ImbSAM with a share f of tail rows. **Not the same gradient**: each part's flows through its own
-    rows' statistics alone, where the exact one of the tail flows through the head's rows, too, and
-    the head's through the tail's. With rho = 0 this is not SGD's gradient. Where all classes are
-    one part (SAM, Focal-SAM), or nothing is known of a row's part (soft labels, traced weights),
-    passes are over the whole batch and exact.
+    For models whose layers normalise by `imbsam_jax.batch_norm`. About 1 + f times SGD's cost for
+    ImbSAM with a share f of tail rows, 2 for SSE-SAM's first stage and GSA. **Not the same
+    gradient**: exactly, the tail's loss reaches the head's rows through the statistics, and the
+    head's loss the tail's rows; here each part's reaches its own rows alone, so that with rho = 0
+    this is not SGD's gradient. (`split_norm` has the base's gradient through the whole batch.) Of a
+    part of one row, or one pixel, nothing comes through a layer: it is its own mean.
+
+    Where all classes are one part (SGD, SAM, Focal-SAM; soft labels) passes are over the whole
+    batch and exact, as `whole` has them. Weights that are traced weigh every class.
 
     Args:
       buffers: how many rows there is room for in a part, as `own_rows` has it, but one size each:
@@ -51,10 +54,13 @@ class shared_norm:
       batched: which of the args of losses_fn have the batch axis; see `whole`.
 
     Of the aux, leaves whose leading axis follows the number of rows are put back in the order of
-    the batch; of others that are floats the mean over the parts is taken, by their rows: of what
-    they share, the statistics of `batch_norm`, these, and of a mean over rows that of the whole
-    batch (where no buffer is filled up, which is by rows of the part again). Rows that are masked
-    are in no part and no statistic; their loss and aux are 0. **Its accuracy has not been measured** (results/step_cost): use it to measure that.
+    the batch; of other floats the mean over the parts is taken, by their rows. Of what they share,
+    the statistics of `batch_norm`, that is these; of a mean over rows it is that of the whole batch
+    where no buffer is filled up (which is done with rows of the part again). Rows that are masked
+    are in no part and no statistic; their loss and aux are 0.
+
+    **Its accuracy has not been measured**, so that it is not recommended; its cost has
+    (results/step_cost).
 
     Raises, when called:
       ValueError: buffers of several sizes; a losses_fn without a layer of `batch_norm`, or with one
@@ -219,7 +225,9 @@ class _SharedNorm(OverRows):
         sizes = {part.rows.labels.shape[0] for part in self._parts}
         if len(sizes) == 1:
             shapes.append(jax.tree.leaves(self._shapes_of(sizes.pop() + 1)))
-        of_rows = iter([len({leaf.shape for leaf in leaves}) > 1 for leaves in zip(*shapes, strict=True)])
+        of_rows = iter(
+            [len({leaf.shape for leaf in each}) > 1 for each in zip(*shapes, strict=True)]
+        )
         rows = [part.rows.mask.sum() for part in self._parts]
 
         def leaf(*of_parts: Any) -> Any:
@@ -252,9 +260,7 @@ def _mean(of_parts: Any, rows: list[jax.Array]) -> Any:
     return mean.astype(of_parts[0].dtype)
 
 
-def _kinds(
-    table: list[Any], labels: jax.Array
-) -> list[tuple[tuple[int, ...], NDArray[np.bool_]]]:
+def _kinds(table: list[Any], labels: jax.Array) -> list[tuple[tuple[int, ...], NDArray[np.bool_]]]:
     """(numbers of the rows of the table, the classes that just these weigh) of each part."""
     of_rows = np.stack(
         [

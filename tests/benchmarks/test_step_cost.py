@@ -11,9 +11,8 @@ from experiments.host.errors import RunError
 pytestmark = pytest.mark.allow_rank_promotion  # Flax adds a bias[C] to a batch[B, C]
 
 FIELDS = """model rule rule_args ascent mode stage batch_size precision image_size accumulate remat
-tail_share flops flops_ratio seconds_compile cpu_seconds_compile temporary_bytes memory_ratio released
-step_ms
-time_ratio time_ratio_quartiles rounds"""
+tail_share flops flops_ratio seconds_compile cpu_seconds_compile temporary_bytes memory_ratio
+released step_ms time_ratio time_ratio_quartiles rounds"""
 
 
 def run(out, *flags):

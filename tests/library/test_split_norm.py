@@ -241,9 +241,7 @@ def first_step(**changes: Any) -> Any:
         ("shared_norm", 0.6),
     ],
 )
-def test_a_step_of_the_trainer(
-    examples: str, keep: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_of_the_trainer(examples: str, keep: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the momentum of our models, and with another."""
     monkeypatch.setitem(MODELS, "tiny", partial(TinyNet, momentum=keep))
     state, y, raw, after, seen = first_step(examples=examples)
@@ -283,6 +281,7 @@ def test_a_step_of_the_trainer(
     d = jax.grad(tail_loss)(state.params)
     length = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(d)))
     point = jax.tree.map(lambda p, g: p + 0.3 * g / length, state.params, d)
+
     def head_loss(params: Any) -> Any:
         if examples == "shared_norm":
             return losses(params, np.flatnonzero(~in_tail), statistics)[0].sum() / 16
