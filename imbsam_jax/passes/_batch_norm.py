@@ -67,6 +67,7 @@ def batch_norm(
     given_mean, given_var = _moments(*of_all)
     one_over, one_over_given = lax.rsqrt(var + epsilon), lax.rsqrt(given_var + epsilon)
     r, d = lax.stop_gradient((one_over_given / one_over, (mean - given_mean) * one_over_given))
+    scale, bias = jnp.asarray(scale, x.dtype), jnp.asarray(bias, x.dtype)
     return _affine(x, mean, scale * (r * one_over), scale * d + bias), given_mean, given_var
 
 

@@ -7,12 +7,12 @@ each until it asks for a sum, which is then added up and given to all. Nothing i
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Generator, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun, jaxprs_in_params
 
 from imbsam_jax.passes._batch_norm import OVER_ROWS, ROWS
@@ -57,7 +57,8 @@ def together(
     ]
     results: list[Any] = [None] * len(parts)
 
-    def go_on(number: int, sent: jax.Array | None) -> jax.Array | None:
+    def go_on(number: int, sent: Any) -> Any:
+        """What it asks for next, None at its end."""
         try:
             return runs[number].send(sent)
         except StopIteration as end:
@@ -72,7 +73,7 @@ def together(
             raise ValueError(
                 "losses_fn has other layers of batch_norm for one number of rows than for another"
             )
-        given.append(reduce(jnp.add, asked) if known is None else known[len(given)])
+        given.append(reduce(operator.add, asked) if known is None else known[len(given)])
         asked = [go_on(k, given[-1]) for k in range(len(parts))]
     return results, given
 

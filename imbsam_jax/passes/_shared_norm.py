@@ -123,10 +123,10 @@ class _SharedNorm(OverRows):
     def clean(self, table: list[Any]) -> list[Any]:
         kinds = _kinds(table, self._rows.labels)
         if len(kinds) == 1:
-            found, self.losses, self.aux = at_once(
+            whole, self.losses, self.aux = at_once(
                 self._losses_fn, self._params, table, self._rows, self._axis_name
             )
-            return found
+            return whole
         self._parts = parts = [self._part(*kind) for kind in kinds]
 
         def run(points: list[Any]) -> Any:
@@ -138,7 +138,7 @@ class _SharedNorm(OverRows):
         self.losses = self._back(parts, losses)
         self.aux = self._aux_of_all(aux)
 
-        found: list[Any] = [[] for _ in table]
+        found: list[list[Any]] = [[] for _ in table]
         for turn in range(max(len(part.weighed_by) for part in parts)):
             # See `at_once`. A part that has had its last turn has it again, and nobody looks.
             back = pullback if turn == 0 else lax.optimization_barrier(pullback)
@@ -162,16 +162,17 @@ class _SharedNorm(OverRows):
             return grads, losses
         parts = [part for part in self._parts if group in part.weighed_by]
 
-        def run(point: Any) -> list[jax.Array]:
+        def run(point: Any) -> Any:
             pairs, _ = together(
                 [part.losses_fn for part in parts], [point] * len(parts), self._given
             )
             return [losses for losses, _ in pairs]
 
-        losses, pullback = jax.vjp(run, point)
-        pairs = zip(parts, losses, strict=True)
+        there: Any
+        there, pullback = jax.vjp(run, point)
+        pairs = zip(parts, there, strict=True)
         (grads,) = pullback([self._weights(part, class_weights, of.dtype) for part, of in pairs])
-        return grads, self._back(parts, losses)
+        return grads, self._back(parts, there)
 
     def _sum(self, grads: list[Any]) -> Any:
         """Of gradients over parts; of none, of a row of the table that weighs nothing."""
