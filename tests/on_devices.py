@@ -305,13 +305,11 @@ def check_shared_norm() -> None:
             return head_losses_fn(params, jnp.tanh(hidden), x, y)[0], statistics
 
         def step(carry: Any, batch: Any, count: Any) -> Any:
-            x, y, mask = batch
-            report = {}
-            for name in ("imbsam", "sse_sam", "gsa_groups"):
-                f = BY_ID[name].value_and_grad(normed, axis_name=axis_name, passes=how)
-                (loss, aux), grads = f(carry, y, x, y, step=count, mask=mask)
-                report[name] = loss, collectives.mean(aux, axis_name), grads
-            return carry, report
+            # The first stage: two groups. Its number is concrete, so that no other is compiled.
+            (x, y, mask), first = batch, np.int32(SWITCH - 1)
+            f = BY_ID["sse_sam"].value_and_grad(normed, axis_name=axis_name, passes=how)
+            (loss, aux), grads = f(carry, y, x, y, step=first, mask=mask)
+            return carry, (loss, collectives.mean(aux, axis_name), grads)
 
         return step
 
@@ -326,7 +324,7 @@ def check_shared_norm() -> None:
         expected, alone = report(_whole(steps)), report(WITH_AXIS_NAME["vmap"](apart))
         for name, mode in MODES.items():
             compare(report(mode(steps)), expected, name, atol=1e-10)
-            if name in WITH_AXIS_NAME:
+            if name in WITH_AXIS_NAME and name != "vmap":
                 compare(report(mode(apart)), alone, f"{name}, each by its own", atol=1e-10)
 
 
