@@ -8,6 +8,7 @@ Modes: "dependent" examples, every pass over the whole batch; "uniform" and "str
 over the rows that carry weight, of batches drawn so (models without batch statistics, and rules
 that leave rows out: of the others these would be the same program). "split_norm": passes of groups
 over their own rows in models with batch statistics, of stratified batches; another gradient.
+"shared_norm": head and tail side by side in one pass of these; a third one.
 
 Every rule and mode trains its own copy of one model, a step of each in turn, in a new order each
 round, so that what else a noisy machine does slows all alike; ratios to SGD are taken round by
@@ -41,7 +42,7 @@ RULES = ("sgd", "sam", "imbsam", "focal_sam", "sse_sam", "gsa", "cc_sam")
 # Which batches are drawn in each mode.
 MODES = {
     "dependent": "natural", "uniform": "natural", "stratified": "stratified",
-    "split_norm": "stratified",
+    "split_norm": "stratified", "shared_norm": "stratified",
 }  # fmt: skip
 OPTAX = "optax.contrib.sam"
 # Of the released code, in SGD's passes, a backward one as two forward: METHODS.md, 1.1 and 6.5.
@@ -205,7 +206,7 @@ class Bench:
 
         if isinstance(method, OptaxSAM | methods.ClassConditional) or self.args.accumulate > 1:
             return False
-        if self.couples != (mode == "split_norm"):
+        if self.couples != (mode in ("split_norm", "shared_norm")):
             return False
         room, least = self.room(mode), [self.args.batch_size]
 
@@ -252,9 +253,9 @@ class Bench:
         return there.lower_on_host(method, self.initial, self.inputs, one)
 
     def _passing(self, mode: str, room: Any) -> Any:
-        from experiments.step.passing import Passing
+        from experiments.step.passing import EXAMPLES, Passing
 
-        examples = mode if mode in ("dependent", "split_norm") else "independent"
+        examples = mode if mode in EXAMPLES else "independent"
         return Passing(examples, self.args.accumulate, room)
 
     def _abstract_state(self) -> Any:
@@ -330,19 +331,19 @@ def measure(model: str, args: argparse.Namespace, dataset: Any) -> list[dict[str
     rows: list[dict[str, Any]] = []
     calls = []
     for row, stage in planned(bench):
-        began, mode = time.perf_counter(), row["mode"]
-        seconds: list[float] = []
+        began, mode = (time.perf_counter(), time.process_time()), row["mode"]
+        seconds: list[tuple[float, float]] = []
 
         def compiled(room: Any, stage=stage, mode=mode, began=began, seconds=seconds) -> Any:
             found = bench.compiled(stage, room, mode)
-            seconds.append(time.perf_counter() - began)
+            seconds.append((time.perf_counter() - began[0], time.process_time() - began[1]))
             return found
 
         labels = bench.orders[mode].labels_of(1000)
         call, row["flops"] = cost.counted(compiled, bench.room(mode), labels)
         calls.append(call)
         # Of the step itself; the rest counts its choices.
-        row["seconds_compile"] = seconds[0]
+        row["seconds_compile"], row["cpu_seconds_compile"] = seconds[0]
         row["temporary_bytes"] = temporary_bytes(call)
         row["released"] = RELEASED.get(row["rule"])
         rows.append(row)

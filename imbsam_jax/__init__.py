@@ -31,7 +31,7 @@ from imbsam_jax import (
 )
 from imbsam_jax.ascent import Ascent, asam_scale, magnitude_scale
 from imbsam_jax.gradient import SharpnessInfo, value_and_grad
-from imbsam_jax.passes import batch_renorm, binomial_buffers, stratified_buffers
+from imbsam_jax.passes import batch_norm, batch_renorm, binomial_buffers, stratified_buffers
 from imbsam_jax.priors import (
     class_counts,
     imbalance_factor,
@@ -61,6 +61,7 @@ __all__ = [
     "SharpnessAwareState",
     "SharpnessInfo",
     "asam_scale",
+    "batch_norm",
     "batch_renorm",
     "binomial_buffers",
     "cc_sam",

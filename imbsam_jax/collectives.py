@@ -26,12 +26,17 @@ def varying(tree: Any, axis_name: AxisName) -> Any:
     names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
     # Not a vmapped axis (chex.fake_pmap): gradients are local there, and the cast raises.
     manual = [name for name in names if name in jax.sharding.get_abstract_mesh().manual_axes]
+    return jax.tree.map(lambda leaf: _cast(leaf, manual), tree)
 
-    def cast(leaf: Any) -> Any:
-        missing = tuple(name for name in manual if name not in _varying_axes(leaf))
-        return lax.pcast(leaf, missing, to="varying") if missing else leaf
 
-    return jax.tree.map(cast, tree)
+def varying_like(leaf: Any, other: Any) -> Any:
+    """The leaf typed as device-varying over the axes that the other array varies over."""
+    return _cast(leaf, sorted(_varying_axes(other)))
+
+
+def _cast(leaf: Any, names: list[str]) -> Any:
+    missing = tuple(name for name in names if name not in _varying_axes(leaf))
+    return lax.pcast(leaf, missing, to="varying") if missing else leaf
 
 
 def apart(tree: Any) -> Any:

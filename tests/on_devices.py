@@ -23,7 +23,7 @@ import imbsam_jax as ij
 import reference
 from imbsam_jax import collectives, curvature, landscape, sharpness
 from imbsam_jax.experimental import remembered
-from imbsam_jax.passes import own_rows, whole
+from imbsam_jax.passes import own_rows, shared_norm, whole
 from rule_table import (
     BY_ID,
     CLASSES,
@@ -32,6 +32,7 @@ from rule_table import (
     SWITCH,
     Row,
     descent,
+    head_losses_fn,
     init_params,
     losses_fn,
     quick_jit,
@@ -281,6 +282,47 @@ def compare_passes(**options: Any) -> None:
             batch = make_batch(count)
             got = jax.block_until_ready(step(params, batch, count))[1]
             compare(got, at_once(params, batch, count)[1], f"{name}, step {count}", atol=1e-6)
+
+
+def check_shared_norm() -> None:
+    """Batch normalisation over all devices, in every mode, against one device; and over each's own.
+
+    Two devices have no tail row, one no row at all.
+    """
+
+    def steps(axis_name: Any, synced: bool = True) -> Step:
+        how = shared_norm(lambda classes: (BATCH if axis_name is None else ROWS_EACH,))
+
+        def normed(params: Any, x: Any, y: Any) -> Any:
+            hidden, *statistics = ij.batch_norm(
+                x @ params["hidden"]["kernel"],
+                bias=params["hidden"]["bias"],
+                axis_name=axis_name if synced else None,
+            )
+            return head_losses_fn(params, jnp.tanh(hidden), x, y)[0], statistics
+
+        def step(carry: Any, batch: Any, count: Any) -> Any:
+            # The first stage: two groups. Its number is concrete, so that no other is compiled.
+            (x, y, mask), first = batch, np.int32(SWITCH - 1)
+            f = BY_ID["sse_sam"].value_and_grad(normed, axis_name=axis_name, passes=how)
+            (loss, aux), grads = f(carry, y, x, y, step=first, mask=mask)
+            return carry, (loss, collectives.mean(aux, axis_name), grads)
+
+        return step
+
+    apart = partial(steps, synced=False)
+    with jax.enable_x64(True):
+        params, (x, *rest) = to_library(init_params()), make_batch(SWITCH - 1)
+        batch = x.astype(np.float64), *rest
+
+        def report(step: Step) -> Any:
+            return jax.block_until_ready(step(params, batch, SWITCH - 1))[1]
+
+        expected, alone = report(_whole(steps)), report(WITH_AXIS_NAME["vmap"](apart))
+        for name, mode in MODES.items():
+            compare(report(mode(steps)), expected, name, atol=1e-10)
+            if name in WITH_AXIS_NAME and name != "vmap":
+                compare(report(mode(apart)), alone, f"{name}, each by its own", atol=1e-10)
 
 
 def check_remembered() -> None:

@@ -96,6 +96,44 @@ def weighted_gradient(params: Params, x: Array, y: NDArray, weights: Array) -> P
     }
 
 
+def shared_norm_weighted_gradient(
+    params: Params, x: Array, y: NDArray, weights: Array, *, theta: Params, batch: Array
+) -> Params:
+    """`weighted_gradient` of a part's rows x in a network with batch normalisation, by hand.
+
+    l_i = -sum_c y_ic log softmax(tanh(u_i + b1) w2 + b2)_c with u = batch normalisation of z = x w1
+    (epsilon 1e-5). In value u_i = (z_i - M) / S by the statistics of the whole `batch` at `theta`;
+    backwards, of the part's own z alone, by batch renormalisation (Ioffe 2017, Algorithm 1):
+    dl/dz_i = r / s (q_i - mean_j q_j - n_i mean_j q_j n_j), q = dl/du, n = (z - m) / s, r = s / S.
+    """
+    of_all = batch @ theta["w1"]
+    mean_all = of_all.sum(axis=0) / len(of_all)
+    deviation_all = np.sqrt(((of_all - mean_all) ** 2).sum(axis=0) / len(of_all) + 1e-5)
+
+    z = x @ params["w1"]
+    hidden = np.tanh((z - mean_all) / deviation_all + params["b1"])
+    logits = hidden @ params["w2"] + params["b2"]
+    target = soft_labels(y, logits.shape[1])
+    probabilities = np.exp(log_softmax(logits))
+    d_logits = weights[:, None] * (probabilities * target.sum(axis=1, keepdims=True) - target)
+    d_normed = (d_logits @ params["w2"].T) * (1.0 - hidden**2)
+
+    d_z = np.zeros_like(z)
+    if len(z) > 0:
+        mean = z.sum(axis=0) / len(z)
+        deviation = np.sqrt(((z - mean) ** 2).sum(axis=0) / len(z) + 1e-5)
+        normed = (z - mean) / deviation
+        r = deviation / deviation_all
+        centred = d_normed - d_normed.sum(axis=0) / len(z)
+        d_z = r / deviation * (centred - normed * (d_normed * normed).sum(axis=0) / len(z))
+    return {
+        "w1": x.T @ d_z,
+        "b1": d_normed.sum(axis=0),
+        "w2": hidden.T @ d_logits,
+        "b2": d_logits.sum(axis=0),
+    }
+
+
 # ---------------------------------------------------------------------- arithmetic on parameters
 
 

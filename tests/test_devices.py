@@ -19,6 +19,7 @@ import pytest
                 "micro_batches",
                 "independent",
                 "curvature",
+                "shared_norm",
                 "sync_ascent",
                 "every_method",
             )

@@ -76,7 +76,8 @@ def add_training(
         "--examples", default="dependent", choices=EXAMPLES,
         help="independent: a pass leaves out rows that have no weight in it; the same step for "
         "less, in models without batch statistics; cheapest with --sampling stratified. "
-        "split_norm: the same for models with batch normalisation, where it is another step",
+        "split_norm: the same for models with batch normalisation, where it is another step; "
+        "shared_norm: less still, by a third step whose accuracy has not been measured",
     )  # fmt: skip
     training.add_argument(
         "--precision", default="float32", choices=["float32", "bfloat16"],

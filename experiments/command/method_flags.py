@@ -169,7 +169,7 @@ _STRATIFIED = Need(
             "stratified" in values_of(args, name)
             for name in ("sampling", "stage2-sampling", "mode")
         )
-        or "split_norm" in values_of(args, "mode")
+        or bool({"split_norm", "shared_norm"} & set(values_of(args, "mode")))
     ),
     "stratified sampling",
 )

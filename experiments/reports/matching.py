@@ -61,7 +61,7 @@ _LARGEST = {"cifar10": 5000, "cifar100": 500}
 # What every protocol is taken to have unless it says otherwise.
 _USUAL: dict[str, tuple[Any, ...]] = {
     "val_per_class": (0,), "mixup": (0.0,), "augment": (True,), "sampling": ("natural",),
-    # Independent examples change no number, split_norm does.
+    # Independent examples change no number, split_norm and shared_norm do.
     "examples": ("dependent", "independent"), "memory": (None,), "shrink": (1,),
 }  # fmt: skip
 

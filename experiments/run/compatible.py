@@ -87,6 +87,8 @@ def _examples(asked: Asked) -> str:
     return f"{flag('examples')} {asked.settings.examples}"
 
 
+# Of passes over some rows, those for models that normalise by the batch.
+_OF_BATCH_NORM = ("split_norm", "shared_norm")
 _DEPENDENT = f"use {flag('examples')} dependent"
 
 ROWS = (
@@ -159,7 +161,7 @@ ROWS = (
         lambda a: a.method.hands_on and a.leaves_rows_out,
         lambda a: (
             f"{flag('running_statistics')} every hands those of a whole batch from pass to pass, "
-            f"of which {flag('examples')} independent and split_norm leave rows out: use "
+            f"of which {_examples(a)} leaves rows out: use "
             f"{flag('running_statistics')} first"
         ),
     ),
@@ -199,11 +201,11 @@ ROWS = (
             f"{_examples(a)} leaves rows out of a pass, but this model normalises by the "
             "statistics of the whole batch, and updates the running ones: use a model without "
             f"batch statistics ({', '.join(WITHOUT_BATCH_NORM)}), {flag('examples')} dependent, or "
-            "split_norm, which is another gradient"
+            "split_norm or shared_norm, which are other gradients"
         ),
     ),
     Row(
-        lambda a: a.settings.examples == "split_norm" and a.couples is False,
+        lambda a: a.settings.examples in _OF_BATCH_NORM and a.couples is False,
         lambda a: (
             f"{_examples(a)} is for models that normalise by the batch: {flag('examples')} "
             "independent is as cheap for this one, and exact"
@@ -211,13 +213,27 @@ ROWS = (
     ),
     Row(  # else devices would be in different branches, and wait for each other's statistics
         lambda a: (
-            a.settings.examples == "split_norm"
+            a.settings.examples in _OF_BATCH_NORM
             and a.shares_a_batch
             and a.settings.sampling != "stratified"
         ),
         lambda a: (
             f"{_examples(a)} over several devices needs batches of which every device has the same "
             f"number of tail rows: use {flag('sampling')} stratified"
+        ),
+    ),
+    Row(
+        lambda a: a.settings.examples == "shared_norm" and a.settings.sampling != "stratified",
+        lambda a: (
+            f"{_examples(a)} passes over head and tail side by side, in buffers of one size each: "
+            f"use {flag('sampling')} stratified, not {a.settings.sampling}"
+        ),
+    ),
+    Row(
+        lambda a: a.settings.examples == "shared_norm" and a.settings.remat,
+        lambda a: (
+            f"{_examples(a)} stops between the layers of a block, which {flag('remat')} computes "
+            f"again as one: leave {flag('remat')} out, or {_DEPENDENT}"
         ),
     ),
     # ---- second stages -----------------------------------------------------------------------

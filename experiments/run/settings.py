@@ -51,7 +51,7 @@ class Settings:
     per_visit: int = 1  # rows of a class at each of balanced sampling's visits
     eta: float = 100.0  # of stratified sampling: the largest count of a tail class
     strict: bool = False  # of stratified sampling: the tail is n < eta
-    # "independent" and "split_norm": passes leave out rows without weight.
+    # "independent", "split_norm", "shared_norm": passes leave out rows without weight.
     examples: str = "dependent"
     trained: str = "all"
     statistics: str = "updated"  # or "frozen": normalise by the running ones, and leave them

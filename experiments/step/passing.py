@@ -8,7 +8,7 @@ from typing import Any
 
 from imbsam_jax import passes
 
-EXAMPLES = ("dependent", "independent", "split_norm")
+EXAMPLES = ("dependent", "independent", "split_norm", "shared_norm")
 # Of (images, target, statistics, logits), which a method gives to value_and_grad.
 BATCHED = (True, True, False, True)
 
@@ -20,7 +20,8 @@ class Passing:
     Attributes:
       examples: one of EXAMPLES: each pass sees the whole batch; or the rows with weight in it,
         which is the same where examples do not see each other; or the same of the groups alone,
-        with batch normalisation by `step.statistics`, which is another gradient.
+        with batch normalisation by `step.statistics`, which is another gradient; or head and tail
+        side by side in one pass, by statistics that they share, which is a third.
       micro_batches: into how many parts a whole batch is cut, one after the other in memory.
       room: rows of a batch -> `buffers` of imbsam_jax.passes, where passes leave rows out.
     """
@@ -37,6 +38,8 @@ class Passing:
         buffers = self.room(rows)
         if self.examples == "independent":
             return passes.own_rows(buffers, BATCHED)
+        if self.examples == "shared_norm":
+            return passes.shared_norm(buffers, BATCHED)
         return passes.split_norm(buffers, BATCHED, carry=_by_its_statistics)
 
 

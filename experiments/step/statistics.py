@@ -1,7 +1,7 @@
-"""Batch normalisation in passes over a group's rows: by the whole batch's own statistics.
+"""Batch normalisation in passes over some rows of a batch: by the whole batch's own statistics.
 
-Flax's layer gives no batch's statistics, only running ones moved on by them. For
-`nn.intercept_methods`, over any model with `nn.BatchNorm`, whatever its layers' momentum.
+For `nn.intercept_methods`, over any model with `nn.BatchNorm`, whatever its layers' momentum.
+Flax's layer gives no batch's statistics, only running ones moved on by them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from imbsam_jax import batch_renorm
+from imbsam_jax import batch_norm, batch_renorm
 
 # The collection of what `noting_its_own` notes.
 OF_BATCH = "statistics_of_batch"
@@ -52,6 +52,22 @@ def renormalised(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
     )
     params = layer.variables.get("params", {})
     y = y * params.get("scale", 1) + params.get("bias", 0)
+    return y.astype(layer.dtype or x.dtype)
+
+
+def shared(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    """Makes `nn.BatchNorm` ask for the statistics of all parts; see imbsam_jax.batch_norm."""
+    layer = context.module
+    if not _is_batch_norm(context):
+        return call(*args, **kwargs)
+    (x,), running, keep = args, dict(layer.variables["batch_stats"]), layer.momentum
+    params = layer.variables.get("params", {})
+    y, mean, var = batch_norm(
+        x, params.get("scale", 1), params.get("bias", 0), epsilon=layer.epsilon,
+        axis_name=layer.axis_name,
+    )  # fmt: skip
+    for name, own in (("mean", mean), ("var", var)):
+        layer.put_variable("batch_stats", name, keep * running[name] + (1 - keep) * own)
     return y.astype(layer.dtype or x.dtype)
 
 

@@ -18,7 +18,7 @@ from experiments.step.methods import Gradient, Halves, Method, as_method
 from experiments.step.objectives import Objective
 from experiments.step.passing import Passing
 from experiments.step.state import TrainState, merge
-from experiments.step.statistics import OF_BATCH, Noted, noting_its_own, renormalised
+from experiments.step.statistics import OF_BATCH, Noted, noting_its_own, renormalised, shared
 from imbsam_jax import metrics, passes
 from imbsam_jax.losses import Loss, cross_entropy
 from imbsam_jax.rules import Rule
@@ -176,8 +176,14 @@ def _features_fn(
             )
         return found, Noted(updated["batch_stats"], updated[OF_BATCH])
 
+    def in_parts(params: Any, stats: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+        with nn.intercept_methods(shared):
+            return trained(params, stats, images)
+
     if isinstance(how, passes.own_rows):
         return alone
+    if isinstance(how, passes.shared_norm):
+        return in_parts
     if isinstance(how, passes.split_norm):
         return split
     return trained if objective.train_statistics else frozen

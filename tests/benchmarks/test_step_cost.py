@@ -11,8 +11,8 @@ from experiments.host.errors import RunError
 pytestmark = pytest.mark.allow_rank_promotion  # Flax adds a bias[C] to a batch[B, C]
 
 FIELDS = """model rule rule_args ascent mode stage batch_size precision image_size accumulate remat
-tail_share flops flops_ratio seconds_compile temporary_bytes memory_ratio released step_ms
-time_ratio time_ratio_quartiles rounds"""
+tail_share flops flops_ratio seconds_compile cpu_seconds_compile temporary_bytes memory_ratio
+released step_ms time_ratio time_ratio_quartiles rounds"""
 
 
 def run(out, *flags):
@@ -74,17 +74,18 @@ def test_compiled_alone_it_runs_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_groups_over_their_own_rows(tmp_path):
-    """1 + 2f with batch statistics, and no mode of models without."""
+    """1 + 2f and 1 + f with batch statistics, and no mode of models without."""
     flags = ["--model", "resnet8", "--rule", "sam", "imbsam", "--compile-only"]
     flags += ["--image-size", "8", "--batch-size", "40", "--counts", "5", "60", "10", "--eta", "20"]
     rows, _ = run(tmp_path, *flags)
     assert {mode for rule, mode in rows if rule == "imbsam"} == {
-        "dependent", "split_norm",
+        "dependent", "split_norm", "shared_norm",
     }  # fmt: skip
     assert ("sam", "split_norm") not in rows
     share = rows["sgd", "dependent"]["tail_share"]
     ratio = rows["imbsam", "split_norm"]["flops_ratio"]
     assert ratio == pytest.approx(1 + 2 * share, abs=0.1)
+    assert rows["imbsam", "shared_norm"]["flops_ratio"] == pytest.approx(1 + share, abs=0.06)
 
 
 @pytest.mark.parametrize(

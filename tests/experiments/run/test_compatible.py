@@ -21,6 +21,7 @@ ASKED = Asked(
 )  # fmt: skip
 CC_SAM = {"method": ClassConditional(COUNTS, noise_ratio=1.0), "rule": "cc_sam"}
 OWN, SPLIT = {"examples": "independent"}, {"examples": "split_norm"}
+SHARED = {"examples": "shared_norm", "sampling": "stratified"}
 STAGE = {"adversary": Adversary(lambda fn: fn, lambda step: 0.5), "stage2": "cc-sam"}
 RELEASE = {**STAGE, "adversary": STAGE["adversary"]._replace(over_the_batch=True)}
 TOGETHER = {"together": [0, 1]}
@@ -44,6 +45,8 @@ REFUSED = [
     (OWN, {}, "use a model without batch statistics (mlp,"),
     (SPLIT, {"batch_norm": False}, "--examples independent is as cheap for this one, and exact"),
     ({**SPLIT, "devices": 2, "parallel": "pmap"}, {}, "tail rows: use --sampling stratified"),
+    ({**SHARED, "sampling": "natural"}, {}, "use --sampling stratified, not natural"),
+    ({**SHARED, "remat": True}, {}, "leave --remat out, or use --examples dependent"),
     ({}, {"first": Settings(classifier="normalised"), "stage2": "lws"}, "--stage2 lws starts from"),
     ({"accumulate": 2}, STAGE, "--stage2 cc-sam takes a batch whole: use --accumulate 1"),
     ({"parallel": "pmap", "devices": 2}, RELEASE, "--stage2-variant release takes norms over"),
@@ -76,6 +79,7 @@ def test_every_row_refuses_something(row, settings, changes, message):
         ({**OWN, "devices": 2, "parallel": "pmap"}, {"batch_norm": False}),
         ({**SPLIT, "sampling": "stratified", "devices": 2, "parallel": "pmap"}, {}),
         ({**SPLIT, "sampling": "stratified", "devices": 2}, TOGETHER),
+        ({**SHARED, "devices": 2}, TOGETHER),
         ({"devices": 2}, {"together": [3, 0, 5, 1]}),
         ({}, CC_SAM),
         ({"parallel": "pmap", "devices": 2}, STAGE),

@@ -132,6 +132,12 @@ def test_every_seed_has_the_run_folder_and_the_numbers_of_its_lone_run(whole, tm
             {"examples": "split_norm", "sampling": "stratified", "eta": 10},
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            "tiny",
+            "imbsam",
+            {"examples": "shared_norm", "sampling": "stratified", "eta": 10},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_methods_and_settings_agree_with_lone_runs(model, rule, change, tmp_path, monkeypatch):

@@ -82,6 +82,7 @@ ways = [
     ("mlp", dict(examples="independent", sampling="natural")),
     ("mlp", dict(examples="independent", sampling="stratified")),
     ("tiny", dict(examples="split_norm", sampling="stratified")),
+    ("tiny", dict(examples="shared_norm", sampling="stratified")),
 ]
 for number, (model, changes) in enumerate(ways):
     for devices, parallel in ((1, "jit"), (2, "pmap")):
@@ -169,7 +170,7 @@ def test_every_test_image_counts_once(found):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(2))
+@pytest.mark.parametrize("number", [0, 1, 3])
 def test_devices_choose_among_their_own_rows_and_change_no_number(found, number):
     one, two = (found[f"chosen_{number}_{devices}"]["losses"] for devices in (1, 2))
     assert two == pytest.approx(one, rel=1e-5)
