@@ -16,7 +16,8 @@ def surfaces(path: Path, axis: np.ndarray, found: dict[str, np.ndarray]) -> Figu
 
     The level of a minimum is what training left; what is compared is how fast the rings follow.
     """
-    figure = Figure(figsize=(2.6 * len(found) + 1.2, 5.6), layout="constrained")
+    width = 2.6 if len(found) <= 6 else 1.7
+    figure = Figure(figsize=(width * len(found) + 1.2, 2 * width + 0.6), layout="constrained")
     axes = figure.subplots(2, len(found), squeeze=False, sharex=True, sharey=True)
     values = np.stack(list(found.values()))
     top = float(np.nanquantile(values, 0.9))
@@ -28,12 +29,13 @@ def surfaces(path: Path, axis: np.ndarray, found: dict[str, np.ndarray]) -> Figu
             ax = axes[row, column]
             clipped = np.clip(losses[..., row], levels[0], levels[-1])
             drawn = ax.contourf(axis, axis, clipped.T, levels=levels, norm="log", cmap="viridis")
-            ax.contour(axis, axis, clipped.T, levels=levels, colors="white", linewidths=0.3)
             ax.plot(0, 0, "+", color="red")
-            ax.set_title(f"{group}, {name}" if column == 0 else name, fontsize="small", wrap=True)
-            ax.set_ylabel(f"loss of the {group}" if column == 0 else "")
+            if row == 0:
+                ax.set_title(name.replace(", ", "\n").replace(" ", "\n", 1), fontsize="x-small")
+            if column == 0:
+                ax.set_ylabel(f"loss of the {group}")
     figure.colorbar(drawn, ax=axes, label="mean loss", format="%.2g")
-    return drawing.save(figure, path)
+    return drawing.save(figure, path, dpi=80)
 
 
 def densities(path: Path, found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]) -> Figure:

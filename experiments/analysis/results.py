@@ -82,8 +82,8 @@ def summarise(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A line for each name and epoch: of each group mean and standard error over seeds.
 
     "to_sgd" has the mean difference to SGD of the same setting, loss, seed and epoch and its
-    standard error, "n" the number of pairs; "tail_to_head" the ratio of tail to head, as a mean of
-    logarithms over seeds.
+    standard error, "n" the number of pairs; "tail_to_head" the ratio of tail to head, as a mean
+    of logarithms over seeds, "trace_per_loss" the same of the trace over the mean loss.
     """
     lines: dict[str, dict[str, Any]] = {}
     sgd = {
@@ -115,8 +115,11 @@ def summarise(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
             line["groups"][group] = {**values, "to_sgd": differences if pairs else None}
         line["tail_to_head"] = {
             name: _log_ratio([(g["groups"]["tail"][name], g["groups"]["head"][name]) for g in ones])
-            for name in ("largest", "trace", "sam", "imbsam", "random", "worst")
+            for name in ("largest", "trace", "sam", "imbsam", "random", "worst", "train_loss")
         }
+        line["tail_to_head"]["trace_per_loss"] = _log_ratio(
+            [(_per_loss(g["groups"]["tail"]), _per_loss(g["groups"]["head"])) for g in ones]
+        )
         lines[key] = line
     return list(lines.values())
 
@@ -135,7 +138,7 @@ def explained(records: list[dict[str, Any]]) -> dict[str, Any]:
         if one["rule"] == "sgd"
     }
     found: dict[str, Any] = {}
-    for measure in ("largest", "trace", *RISES):
+    for measure in ("largest", "trace", *RISES, "train_loss"):
         of_line: dict[str, list[tuple[float, float]]] = {}
         for one in records:
             base = sgd.get(_setting(one) + f"{one['seed']} {one['epoch']}")
@@ -170,6 +173,11 @@ def _setting(one: dict[str, Any]) -> str:
     """What must agree for a difference to SGD."""
     same = {k: one[k] for k in ("setting", "loss", "loss_args", "stage2", "stage2_args")}
     return json.dumps(same, sort_keys=True)
+
+
+def _per_loss(line: dict[str, Any]) -> float | None:
+    """Where a model is sure of its rows, curvature falls with the loss: what is left of it."""
+    return line["trace"] / line["train_loss"] if line["train_loss"] else None
 
 
 def _minus(a: float | None, b: float | None) -> float | None:
