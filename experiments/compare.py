@@ -83,8 +83,8 @@ def arguments() -> argparse.ArgumentParser:
     )  # fmt: skip
     tuning = parser.add_argument_group("settings; one that is given is not sought")
     tuning.add_argument(
-        "--tune", action=argparse.BooleanOptionalAction, default=True,
-        help="choose settings inside each split; without it the defaults are taken",
+        "--tune", action=argparse.BooleanOptionalAction,
+        help="choose settings inside each split, as is done unless --no-tune takes the defaults",
     )  # fmt: skip
     tuning.add_argument(
         "--settings", type=cli.number(least=2, most=256, whole=True), default=8,
@@ -156,7 +156,7 @@ _HELP = {
 
 def needs() -> Needs:
     """When each flag is heeded."""
-    tuned = Need(lambda args: args.tune, "--tune")
+    tuned = Need(lambda args: args.tune is not False, "--tune")
     hidden = one_of("model", ["mlp"])
     data = beside("data")
     return {
@@ -192,6 +192,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
             raise RunError("--predict beside --data needs --save: else there is no network to keep")
         _predict(args, out)
         return None
+    args.tune = args.tune is not False
     config = {key: value for key, value in vars(args).items() if key not in _NOT_COMPARED}
     _check(out, config, args)
     if args.resume and _is_finished(out, args):
