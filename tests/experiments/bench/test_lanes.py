@@ -219,6 +219,7 @@ def test_choosing_never_reads_a_test_row() -> None:
     first, second = found
     assert first.chosen == second.chosen and first.validated == second.validated
     assert len(set(first.validated)) > 1, "all settings are alike"
+    assert first.validated[points.index(first.chosen)] == max(first.validated)
     jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
     # Beside them, another training label is noticed.
     labels[0] = 2
