@@ -63,7 +63,7 @@ def value_and_grad(
       passes: how the passes over a batch are run: `passes.whole(...)`, exact for every model, in
         micro-batches for less memory; `passes.own_rows(...)`, exact where examples do not see each
         other and at 1 + f of SGD's cost; `passes.split_norm(...)`, for batch normalisation at
-        1 + 2f, another gradient.
+        1 + 2f, another gradient, and `passes.shared_norm(...)`, at 1 + f, a third.
       ascent: how the perturbation is taken.
       axis_name: the device axis, inside pmap, shard_map or vmap; leave it None under plain jit,
         also with a batch sharded over devices.
@@ -113,8 +113,8 @@ def value_and_grad(
     check_rule(rule)
     if isinstance(passes, type) or not hasattr(passes, "over"):
         raise TypeError(
-            "passes must be passes.whole(...), own_rows(...) or split_norm(...), got "
-            f"{checks.short(passes)}"
+            "passes must be passes.whole(...), own_rows(...), split_norm(...) or "
+            f"shared_norm(...), got {checks.short(passes)}"
         )
 
     def loss_and_gradient(

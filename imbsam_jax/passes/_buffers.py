@@ -1,4 +1,4 @@
-"""How many rows own_rows and split_norm make room for.
+"""How many rows own_rows, split_norm and shared_norm make room for.
 
 The rows of a part are gathered into a buffer of static size; a `Buffers` says which sizes there
 are. In a batch that no smaller one holds, the last one is used: the whole batch, which is always
@@ -79,7 +79,7 @@ def stratified_buffers(class_strata: ArrayLike, rows: Sequence[int]) -> Buffers:
       rows: how many rows of each stratum every batch of one device has (at most, with padding).
 
     Returns:
-      `buffers(classes bool[C]) -> (size,)`, as `own_rows` and `split_norm` take it.
+      `buffers(classes bool[C]) -> (size,)`, as `own_rows`, `split_norm` and `shared_norm` take it.
 
     Raises:
       ValueError: a stratum without a number of rows.
