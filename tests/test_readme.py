@@ -137,7 +137,9 @@ def test_every_command_of_a_page_is_accepted(page, dataset, monkeypatch, capsys)
             report.main(args)
             assert "accuracy (%)" in capsys.readouterr().out
     if page == README:
-        entries = (*presets.TABLES, "digits_lt", "sweep", "anomaly", "report", "evaluate")
+        entries = (
+            *presets.TABLES, "digits_lt", "sweep", "anomaly", "report", "evaluate", "analyse",
+        )  # fmt: skip
         assert {name for name, _ in found} | {"experiments.digits_lt"} >= {
             f"experiments.{entry}" for entry in entries
         }

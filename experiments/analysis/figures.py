@@ -39,22 +39,22 @@ def surfaces(path: Path, axis: np.ndarray, found: dict[str, np.ndarray]) -> Figu
 
 
 def densities(path: Path, found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]) -> Figure:
-    """(grid, density) of each line for each group, on a logarithmic axis: a panel a group."""
+    """(grid, density) of each line for each group: a row of panels a line, one scale for all."""
     groups = list(dict.fromkeys(group for of in found.values() for group in of))
-    figure = Figure(figsize=(5.5 * len(groups), 3.8), layout="constrained")
-    axes = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
-    styles = drawing.styles(found)
-    for ax, group in zip(axes, groups, strict=True):
-        for name, of in found.items():
-            if group in of:
-                grid, density = of[group]
-                style = {**styles[name], "marker": "", "linewidth": 1.0}
-                ax.semilogy(grid, density + 1e-7, label=name, **style)
-        ax.set_title(f"Hessian of the {group}'s mean loss")
+    size = 5 * len(groups), 0.8 * len(found) + 1
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(found), len(groups), squeeze=False, sharey=True, sharex="col")
+    for row, (name, of) in zip(axes, found.items(), strict=True):
+        for ax, group in zip(row, groups, strict=True):
+            grid, density = of[group]
+            ax.fill_between(grid, 1e-6, density + 1e-6, color="#0072B2", linewidth=0)
+            ax.set_yscale("log")
+            ax.text(0.98, 0.8, name, transform=ax.transAxes, ha="right", fontsize="x-small")
+    for ax, group in zip(axes[0], groups, strict=True):
+        ax.set_title(f"density of the Hessian of the {group}'s mean loss", fontsize="small")
+    for ax in axes[-1]:
         ax.set_xlabel("eigenvalue")
-    axes[0].set_ylabel("density + 1e-7")
-    drawing.legend(figure, axes, "outside lower center")
-    return drawing.save(figure, path)
+    return drawing.save(figure, path, dpi=80)
 
 
 def over_epochs(path: Path, summary: list[dict[str, Any]], measure: str = "trace") -> Figure:

@@ -172,7 +172,8 @@ def _write(
     texts = [results.table(summary), results.differences(summary)]
     outputs.replace_text(out / "table.md", "\n\n".join(filter(None, texts)) + "\n")
     last = _last(work)
-    figures.bars(out / "groups.png", summary, ("trace", "largest", "sam", "random"))
+    rise = "worst" if args.steps else "sam"
+    figures.bars(out / "groups.png", summary, ("trace", "largest", rise, "train_loss"))
     if grids:
         curves = {
             name: {

@@ -25,7 +25,7 @@ ENTRIES = {
         f"experiments.{name}": importlib.import_module(f"experiments.{name}").arguments
         for name in (
             "cifar_lt", "imagenet_lt", "inaturalist", "digits_lt", "sweep", "anomaly", "evaluate",
-            "report", "redraw", "study", "compare",
+            "report", "redraw", "study", "compare", "analyse",
         )
     },
     "experiments.sweep cifar_lt": sweep.image_arguments,
