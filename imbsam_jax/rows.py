@@ -234,23 +234,23 @@ _OF_MODULES = {
 
 def _check_no_module(params: Any) -> None:
     """Refuses the modules of Flax, known by their names alone: it need not be installed."""
-    found = []
+    nodes = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda x: bool(_package_of(x)))
+    for path, node in nodes:
+        if package := _package_of(node):
+            raise TypeError(
+                f"parameter {jax.tree_util.keystr(path) or 'params'} is a {type(node).__name__}, a "
+                f"module of {package}, and only what is trained of it can be perturbed: "
+                f"{_OF_MODULES[package]}"
+            )
 
-    def look(node: Any) -> bool:
-        for kind in type(node).__mro__:
-            for package, way_out in _OF_MODULES.items():
-                if kind.__name__ == "Module" and kind.__module__.startswith(f"{package}."):
-                    found.append((type(node).__name__, package, way_out))
-                    return True
-        return False
 
-    jax.tree.leaves(params, is_leaf=look)
-    if found:
-        name, package, way_out = found[0]
-        raise TypeError(
-            f"a {name} is a module of {package}, and only its parameters can be perturbed: "
-            f"{way_out}"
-        )
+def _package_of(node: Any) -> str:
+    """Of which package a module is; empty for anything else."""
+    for kind in type(node).__mro__:
+        for package in _OF_MODULES:
+            if kind.__name__ == "Module" and kind.__module__.startswith(f"{package}."):
+                return package
+    return ""
 
 
 def _real(path: tuple[Any, ...], leaf: Any) -> jax.Array:

@@ -182,7 +182,7 @@ def test_an_apply_function_with_state_and_a_key() -> None:
 
 def test_a_module_of_linen_is_refused_with_the_way_out() -> None:
     x, y = one_batch()
-    says = r'a Dense is a module of flax\.linen, .* model\.init\(key, x\)\["params"\]'
+    says = r'is a Dense, a module of flax\.linen, .* model\.init\(key, x\)\["params"\]'
     with pytest.raises(TypeError, match=says):
         ij.value_and_grad(losses_fn, BY_ID["imbsam"].rule(0.1))(linen.Dense(3), y, x, y)
 

@@ -438,6 +438,8 @@ def test_a_module_is_no_tree_of_parameters(door: str) -> None:
             fn, ij.SharpnessAwareState(jnp.zeros((), int)), {"net": model}
         ),
     }
-    says = r"a Net is a module of flax\.nnx, .* imbsam_jax\.nnx\.value_and_grad takes it; elsewhere"
+    says = (
+        r"is a Net, a module of flax\.nnx, .* imbsam_jax\.nnx\.value_and_grad takes it; elsewhere"
+    )
     with pytest.raises(TypeError, match=says):
         calls[door]()
