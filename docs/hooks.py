@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from latex2mathml.converter import convert
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 # Where a file of the repository stands in the site, but for docs/ and results/.
@@ -27,7 +28,7 @@ _LINK = re.compile(r"(\]\()(?!\w+:|#|/)([^)#\s]+)")
 _FORMULA = re.compile(
     r'<(span|div) class="arithmatex">(?:\\\(|\\\[)(.*?)(?:\\\)|\\\])</\1>', re.DOTALL
 )
-_CODE = re.compile(r"(^```.*?^```|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
+_CODE = re.compile(r"(^```.*?^```|`[^`\n]+`|\$[^$\n]+\$)", re.DOTALL | re.MULTILINE)
 
 
 def in_site(path: str) -> str:
@@ -76,7 +77,10 @@ def on_page_content(page_html: str, /, **_: Any) -> str:
     """LaTeX becomes MathML, which browsers draw themselves."""
 
     def drawn(match: re.Match[str]) -> str:
-        display = "block" if match[1] == "div" else "inline"
-        return convert(html.unescape(match[2]), display=display)
+        formula, display = html.unescape(match[2]), "block" if match[1] == "div" else "inline"
+        try:
+            return convert(formula, display=display)
+        except Exception as error:  # of many kinds, with no base of their own
+            raise PluginError(f"no formula: {formula!r} ({type(error).__name__})") from error
 
     return _FORMULA.sub(drawn, page_html)
