@@ -60,8 +60,8 @@ test-all: lint
 
 # Warnings are errors, every link is checked, tutorials are run; nothing is fetched.
 docs: $(STAMP)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo "The site is in site/: open site/index.html"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "The site is in site/: open site/index.html (its search needs a server: $(BIN)/python -m http.server -d site)"
 
 # Keeps runs/ other than the demo, and the environment: to renew that, delete .venv.
 clean:

@@ -22,7 +22,6 @@ from mkdocs.structure.files import File, Files
 ROOT_PAGES = {
     "README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md",
 }  # fmt: skip
-SHOWN = (".md", ".png", ".svg")
 
 _LINK = re.compile(r"(\]\()(?!\w+:|#|/)([^)#\s]+)")
 _FORMULA = re.compile(
@@ -51,7 +50,8 @@ def on_config(config: Any) -> Any:
 
 def on_files(files: Files, config: Any) -> Files:
     root = Path(config.config_file_path).parent
-    results = (path for path in (root / "results").rglob("*") if path.suffix in SHOWN)
+    shown = ("README.md", "*.png", "*.svg")
+    results = (path for pattern in shown for path in (root / "results").rglob(pattern))
     pages = [Path(path) for path in ROOT_PAGES]
     for path in (*pages, *(found.relative_to(root) for found in sorted(results))):
         uri = in_site(path.as_posix())
