@@ -52,8 +52,8 @@ def on_files(files: Files, config: Any) -> Files:
     root = Path(config.config_file_path).parent
     shown = ("README.md", "*.png", "*.svg")
     results = (path for pattern in shown for path in (root / "results").rglob(pattern))
-    pages = [Path(path) for path in ROOT_PAGES]
-    for path in (*pages, *(found.relative_to(root) for found in sorted(results))):
+    shown_as_files = [root / path for path in ROOT_PAGES] + sorted((root / "examples").glob("*.py"))
+    for path in (found.relative_to(root) for found in (*shown_as_files, *sorted(results))):
         uri = in_site(path.as_posix())
         files.append(File.generated(config, uri, abs_src_path=os.fspath(root / path)))
     return files

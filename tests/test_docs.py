@@ -74,7 +74,8 @@ def test_the_site_builds_and_fetches_nothing(tmp_path):
 
 
 def public_modules():
-    return [thing for name in ij.__all__ if isinstance(thing := getattr(ij, name), ModuleType)]
+    found = [thing for name in ij.__all__ if isinstance(thing := getattr(ij, name), ModuleType)]
+    return [*found, ij.nnx]
 
 
 @pytest.mark.parametrize("module", public_modules(), ids=lambda module: module.__name__)

@@ -33,11 +33,12 @@ def named(page):
 
 
 def blocks(page):
-    """Each with its line, so that what fails is found."""
+    """Each with its line, so that what fails is found; included scripts have tests of their own."""
     text = page.read_text()
     return [
         compile("\n" * text.count("\n", 0, found.start(1)) + found[1], str(page), "exec")
         for found in re.finditer(r"^```python[^\n]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        if not found[1].startswith("--8<--")
     ]
 
 
@@ -91,21 +92,19 @@ def test_every_block_runs(page):
         exec(block, names)
 
 
-def test_both_doors_agree():
-    """README's step, and those of the page on frameworks in plain JAX and as an Optax link."""
-    mine, theirs = readers(), readers()
-    exec(blocks(README)[0], mine)
-    fresh = mine["optimizer"].init(mine["params"])
-    params, _, loss = mine["step"](mine["params"], fresh, mine["images"], mine["labels"])
-    expected = ij.losses.cross_entropy(mine["images"] @ mine["params"], mine["labels"]).mean()
+def test_readmes_step_is_imbsams():
+    """Beside the other door, which is given the same gradient function as tests/test_examples.py."""
+    names = readers()
+    exec(blocks(README)[0], names)
+    params, images, labels = (names[name] for name in ("params", "images", "labels"))
+    after, _, loss = names["step"](params, names["optimizer"].init(params), images, labels)
+    expected = ij.losses.cross_entropy(images @ params, labels).mean()
     chex.assert_trees_all_close(loss, expected, rtol=1e-6)
-    plain, link = blocks(ROOT / "docs" / "frameworks.md")[:2]
-    exec(plain, theirs)
-    chex.assert_trees_all_close(theirs["params"], params, atol=1e-6)
-    exec(link, theirs)
-    params, _, _ = mine["step"](params, fresh, mine["images"], mine["labels"])
-    chex.assert_trees_all_close(theirs["params"], params, atol=1e-6)
-    assert not np.allclose(params, mine["params"], atol=1e-4)
+    tx = optax.chain(ij.sharpness_aware(names["rule"]), names["optimizer"])
+    fn = ij.class_weighted_grad(names["losses_fn"], labels, images, labels)
+    updates, _ = tx.update(fn, tx.init(params), params)
+    chex.assert_trees_all_close(optax.apply_updates(params, updates), after, atol=1e-6)
+    assert not np.allclose(after, params, atol=1e-4)
 
 
 # ---- links ----------------------------------------------------------------------------------
