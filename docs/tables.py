@@ -48,7 +48,8 @@ def _of_rule(name: str) -> list[list[str]]:
     rule = method_flags.build_rule(name, COUNTS, {**options, **_CHOSEN})
     words = first_line(getattr(ij.rules, name, ij.cc_sam))
     if not callable(rule):  # a function of its own, not a table
-        return [[f"`{name}`", words, "", "each class of the batch", "a bound's", "see its docstring"]]
+        each = "each class of the batch"
+        return [[f"`{name}`", words, "", each, "a bound's", "see its docstring"]]
     found = []
     for number, stage in enumerate(getattr(rule, "stages", [rule])):
         table = stage(0)
@@ -83,9 +84,7 @@ def gains() -> str:
         error = difference.std(ddof=1) / np.sqrt(len(difference))
         shown = f"{difference.mean():+.1f} ± {error:.1f}" if line is not lines[0] else ""
         found.setdefault(line["rule"], {})[line["loss"]] = shown
-    rows = [
-        [f"`{name}`", of["cross_entropy"], of["logit_adjusted"]] for name, of in found.items()
-    ]
+    rows = [[f"`{name}`", of["cross_entropy"], of["logit_adjusted"]] for name, of in found.items()]
     return markdown(("rule", "All - SGD", "with logit adjustment"), rows)
 
 

@@ -8,9 +8,9 @@ from functools import cache
 
 import numpy as np
 import pytest
+import tables
 from scipy import stats
 
-import tables
 from experiments.anomaly.report import holm
 from places import ROOT
 
@@ -221,7 +221,8 @@ def test_what_is_left_of_the_anomaly_differences():
     least = min(p for key, p in corrected.items() if key[-1] == "imbsam")
     says(page("anomaly"), f"hold {len(tests)} different differences", f"{len(left)} stand at 5%",
          f"the smallest corrected p-value of one is {least:.2f}", *left.values())  # fmt: skip
-    says(doc("anomalies"), f"Of the {len(tests)} differences in that page's tables {len(left)} stand")
+    says(doc("anomalies"),
+         f"Of the {len(tests)} differences in that page's tables {len(left)} stand")  # fmt: skip
 
 
 def test_anomaly_prose():
@@ -423,7 +424,10 @@ def test_every_rule():
     of |= {(row["rule"], row["loss"]): row for row in digits("gsa/1e-2/")[1::2]}
     for shown in table(tables.gains(), "rule", "with logit adjustment"):
         rule = shown["rule"].split("`")[1]
-        for column, loss in (("All - SGD", "cross_entropy"), ("with logit adjustment", "logit_adjusted")):
+        for column, loss in (
+            ("All - SGD", "cross_entropy"),
+            ("with logit adjustment", "logit_adjusted"),
+        ):
             row = of[rule, loss]
             difference = by_seed(row) - by_seed(rows[0])
             assert shown[column] == ("" if row is rows[0] else paired(difference)), (rule, loss)
@@ -443,7 +447,8 @@ def test_every_rule():
          f"re-weighted loss ({paired(ce['imbsam'] - ce['reweighted_sam'])})",
          f"Focal-SAM at this radius ({paired(ce['imbsam'] - ce['focal_sam'])})",
          f"it is not told ({paired(ce['imbsam'] - ce['sse_sam'])})")  # fmt: skip
-    says(doc("choosing"), f"(by {pm(ahead.mean(), error(ahead))}); both together gain more than either, "
+    says(doc("choosing"),
+         f"(by {pm(ahead.mean(), error(ahead))}); both together gain more than either, "
          f"{both.mean():.1f}, and less than the sum of both, {(alone + adjusted).mean():.1f}",
          f"not told from ImbSAM ({paired(ce['imbsam'] - ce['sse_sam'])} for that)")  # fmt: skip
     says(page(), f"by {pm(ahead.mean(), error(ahead))} points; both together gain more than "
@@ -705,8 +710,9 @@ def test_cores():
     sgd, imbsam = (
         rows["resnet32", rule, "2 devices, jit"]["over_one_device"] for rule in ("sgd", "imbsam")
     )
-    says(doc("devices"), f"PyTorch takes {a / b:.2f} and {c / d:.2f} of that", "a step of ResNet-32 then "
-         f"takes {sgd:.2f} of the time for SGD and {imbsam:.2f} for ImbSAM")  # fmt: skip
+    says(doc("devices"), f"PyTorch takes {a / b:.2f} and {c / d:.2f} of that",
+         f"a step of ResNet-32 then takes {sgd:.2f} of the time for SGD and {imbsam:.2f} for "
+         "ImbSAM")  # fmt: skip
 
 
 def test_convolutions():
@@ -808,7 +814,8 @@ def test_the_independent_rerun():
     }
     ce, la = "cross_entropy", "logit_adjusted"
     levels = [[rows[rule, loss].all for rule in ("sgd", "sam", "imbsam")] for loss in (ce, la)]
-    says(doc("choosing"), "SGD had {}, SAM {}, ImbSAM {}; with a logit-adjusted loss SGD had {}, SAM {}, "
+    says(doc("choosing"),
+         "SGD had {}, SAM {}, ImbSAM {}; with a logit-adjusted loss SGD had {}, SAM {}, "
          "ImbSAM {}".format(*levels[0], *levels[1]))  # fmt: skip
 
     def change(loss):
@@ -818,7 +825,8 @@ def test_the_independent_rerun():
     many, _, few, _ = change(ce)
     says(doc("choosing"), f"Many falls by {-many:.1f} and Few gains {few:.1f}")
     many, medium, few, overall = change(la)
-    says(doc("choosing"), f"Many falls by {-many:.1f} and Medium by {-medium:.1f}, Few gains {few:.1f}, and "
+    says(doc("choosing"),
+         f"Many falls by {-many:.1f} and Medium by {-medium:.1f}, Few gains {few:.1f}, and "
          f"All falls by {-overall:.1f}")  # fmt: skip
 
 

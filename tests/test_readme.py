@@ -93,7 +93,7 @@ def test_every_block_runs(page):
 
 
 def test_readmes_step_is_imbsams():
-    """Beside the other door, which is given the same gradient function as tests/test_examples.py."""
+    """The same as through the other door; examples/ compares more."""
     names = readers()
     exec(blocks(README)[0], names)
     params, images, labels = (names[name] for name in ("params", "images", "labels"))
@@ -113,7 +113,8 @@ def test_readmes_step_is_imbsams():
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=named)
 def test_links_lead_to_files(page):
     """As a code host follows them; anchors are checked where the site is built."""
-    text = re.sub(r"^```.*?^```|`[^`\n]+`|\$[^$\n]+\$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    code = re.compile(r"^```.*?^```|`[^`\n]+`|\$[^$\n]+\$", re.DOTALL | re.MULTILINE)
+    text = code.sub("", page.read_text())
     for target in re.findall(r"\]\(([^)#\s]+)", text):
         assert "://" not in target and (page.parent / target).is_file(), target
 
@@ -204,10 +205,7 @@ def test_every_entry_is_shown():
     """In README or docs; every page of results has the command that it was made with."""
     entries = (*presets.TABLES, "digits_lt", "sweep", "anomaly", "report", "evaluate")
     shown = {
-        name
-        for page in (README, *DOCS)
-        for script in scripts(page)
-        for name, _ in commands(script)
+        name for page in (README, *DOCS) for script in scripts(page) for name, _ in commands(script)
     }
     assert shown >= {f"experiments.{entry}" for entry in entries}
     assert all(scripts(page) for page in PAGES if "results" in page.parts[-3:])
