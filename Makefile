@@ -1,4 +1,4 @@
-# make demo | test | test-all | lint | format | install | clean
+# make demo | test | test-all | docs | lint | format | install | clean
 # Needs only Python 3.11 to 3.13 with pip. Another interpreter: make test PYTHON=/usr/bin/python3.12,
 # in an environment of its own, .venv-3.12, with the versions of constraints/3.12.txt.
 
@@ -15,7 +15,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 VENV ?= .venv$(if $(filter command% environment%,$(origin PYTHON)),-$(VERSION))
 CONSTRAINTS := constraints/$(VERSION).txt
 
-.PHONY: help install demo test test-all lint format clean
+.PHONY: help install demo test test-all docs lint format clean
 
 help:
 	@sed -n '1,2s/^# //p' $(firstword $(MAKEFILE_LIST))
@@ -58,7 +58,12 @@ test: lint
 test-all: lint
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --durations=15
 
+# Warnings are errors, every link is checked, tutorials are run; nothing is fetched.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "The site is in site/: open site/index.html (its search needs a server: $(BIN)/python -m http.server -d site)"
+
 # Keeps runs/ other than the demo, and the environment: to renew that, delete .venv.
 clean:
-	rm -rf build dist *.egg-info .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis $(DEMO_OUT)
+	rm -rf build dist site *.egg-info .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis $(DEMO_OUT)
 	find imbsam_jax experiments benchmarks tests -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

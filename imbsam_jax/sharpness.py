@@ -48,7 +48,7 @@ def of_rule(
 
         S_k = L[w](theta + e_k) - L[w](theta),    e_k = radius_k d_k / ||d_k||_2
 
-    with d_k = grad L[group_k](theta) of the whole data set, not of a batch. For ImbSAM with w the
+    with `d_k = grad L[group_k](theta)` of the whole data set, not of a batch. For ImbSAM with w the
     tail it is what the method keeps small; with w the head, what its perturbation does to that.
 
     Args:

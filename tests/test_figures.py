@@ -1,4 +1,4 @@
-"""The figures of README and of results/*/README.md, computed again from the files beside them."""
+"""The figures of README, docs/ and results/*/README.md, computed again from files of results/."""
 
 import csv
 import json
@@ -8,6 +8,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+import tables
 from scipy import stats
 
 from experiments.anomaly.report import holm
@@ -20,6 +21,11 @@ SPLITS = ("many", "medium", "few", "all")
 @cache
 def page(name=""):
     return (RESULTS / name / "README.md" if name else ROOT / "README.md").read_text()
+
+
+@cache
+def doc(name):
+    return (ROOT / "docs" / f"{name}.md").read_text()
 
 
 @cache
@@ -215,7 +221,8 @@ def test_what_is_left_of_the_anomaly_differences():
     least = min(p for key, p in corrected.items() if key[-1] == "imbsam")
     says(page("anomaly"), f"hold {len(tests)} different differences", f"{len(left)} stand at 5%",
          f"the smallest corrected p-value of one is {least:.2f}", *left.values())  # fmt: skip
-    says(page(), f"Of the {len(tests)} differences in that page's tables {len(left)} stand")
+    says(doc("anomalies"),
+         f"Of the {len(tests)} differences in that page's tables {len(left)} stand")  # fmt: skip
 
 
 def test_anomaly_prose():
@@ -241,7 +248,7 @@ def test_anomaly_prose():
         return paired(gain("label_ratio", "adbench", ratio, "devnet", auroc, "imbsam"))
 
     says(
-        page(),
+        doc("anomalies"),
         f"({of('sam')} at rho 0.05, 25% labelled; it stands)",
         f"from ImbSAM ({of('imbsam')})",
         f"ImbSAM minus SAM, paired: {of('imbsam', base='sam')} there, "
@@ -309,15 +316,28 @@ def test_prose_on_few_seeds():
     memory = of("split_norm", (0, 1, 2), "memory", "sgd")
     lost = [f"{-np.mean(x):.1f} ({-ends(x)[1]:.1f} to {-ends(x)[0]:.1f})" for x in (own, held)]
     says(
-        page(),
+        doc("cost"),
         "three seeds, " + ", ".join(
             f"{split.capitalize()} {interval(three[split])}"
             for split in ("all", "many", "medium", "few")
         ),
         f"with two, All {interval(two['all'])}",
         f"it lost {lost[0].replace(' (', ' points (')}, by statistics held fixed {lost[1]}",
-        f"95% interval of the difference {interval(gained['all'])}",
     )  # fmt: skip
+
+    def level(folder, seeds, name, split="all"):
+        return f"{np.mean([run[split] for run in reports(f'{folder}/{name}', seeds)]):.1f}"
+
+    levels = [[level("cifar100_lt_100", (0, 1), rule, split) for rule in ("sgd", "imbsam")]
+              for split in ("all", "few")]  # fmt: skip
+    ends_at = [level("split_norm", (0, 1, 2), rule) for rule in ("memory", "sgd", "imbsam")]
+    says(
+        doc("choosing"),
+        "SGD All {}, ImbSAM {} ".format(*levels[0])
+        + f"(95% interval of the difference {interval(gained['all'])})",
+        "and Few {} and {}".format(*levels[1]),
+        "where SGD does, {} against {}; exact ImbSAM had {}".format(*ends_at),
+    )
     sgd = of("split_norm", (0, 1, 2), "sgd", "imbsam")["all"]
     renorm = differences("split_norm", (0, 1, 2), "sgd", "renorm", "all")
     says(
@@ -345,7 +365,7 @@ def test_ten_epochs():
     assert right == {"sgd": 1, "sam": 0, "imbsam": 1}  # as the page says
     levels = [f"{read(f'cifar100_lt_cpu10/{rule}/report.json')['all']:.1f}"
               for rule in ("sgd", "sam", "imbsam")]  # fmt: skip
-    says(page(), "SGD All {}, SAM {}, ImbSAM {}, Few 0.0 for all three".format(*levels))
+    says(doc("choosing"), "SGD All {}, SAM {}, ImbSAM {}, Few 0.0 for all three".format(*levels))
 
 
 # ---- digits ---------------------------------------------------------------------------------
@@ -388,10 +408,10 @@ def test_the_demo():
     sam, imbsam = rows[1:]
     many = by_seed(imbsam, "many") - by_seed(base, "many")
     few = by_seed(imbsam, "few") - by_seed(sam, "few")
-    says(page(), f"Many-shot accuracy changes by {paired(many)} under ImbSAM",
-         f"Many falls by {pm(-many.mean(), error(many))} points in the demo",
-         f"{sam['paired_few']:+.1f} against {imbsam['paired_few']:+.1f} few-shot points in the "
-         f"demo ({pm(few.mean(), error(few))} less)")  # fmt: skip
+    says(page(), f"Many-shot accuracy changes by {paired(many)} under ImbSAM")
+    says(doc("choosing"), f"Many falls by {pm(-many.mean(), error(many))} points on the digits",
+         f"{sam['paired_few']:+.1f} against {imbsam['paired_few']:+.1f} few-shot points on the "
+         f"digits ({pm(few.mean(), error(few))} less)")  # fmt: skip
 
 
 def test_every_rule():
@@ -402,9 +422,12 @@ def test_every_rule():
         assert [shown[head] for head in HEADS[:-1]] == digit_row(row, rows[0])[:-1]
     of = {(row["rule"], row["loss"]): row for row in rows}
     of |= {(row["rule"], row["loss"]): row for row in digits("gsa/1e-2/")[1::2]}
-    for shown in table(page(), "rule", "on LA"):
+    for shown in table(tables.gains(), "rule", "with logit adjustment"):
         rule = shown["rule"].split("`")[1]
-        for column, loss in (("All - SGD", "cross_entropy"), ("on LA", "logit_adjusted")):
+        for column, loss in (
+            ("All - SGD", "cross_entropy"),
+            ("with logit adjustment", "logit_adjusted"),
+        ):
             row = of[rule, loss]
             difference = by_seed(row) - by_seed(rows[0])
             assert shown[column] == ("" if row is rows[0] else paired(difference)), (rule, loss)
@@ -424,9 +447,12 @@ def test_every_rule():
          f"re-weighted loss ({paired(ce['imbsam'] - ce['reweighted_sam'])})",
          f"Focal-SAM at this radius ({paired(ce['imbsam'] - ce['focal_sam'])})",
          f"it is not told ({paired(ce['imbsam'] - ce['sse_sam'])})")  # fmt: skip
-    says(page(), f"(by {pm(ahead.mean(), error(ahead))}); both together gain more than either, "
+    says(doc("choosing"),
+         f"(by {pm(ahead.mean(), error(ahead))}); both together gain more than either, "
          f"{both.mean():.1f}, and less than the sum of both, {(alone + adjusted).mean():.1f}",
          f"not told from ImbSAM ({paired(ce['imbsam'] - ce['sse_sam'])} for that)")  # fmt: skip
+    says(page(), f"by {pm(ahead.mean(), error(ahead))} points; both together gain more than "
+         f"either, {both.mean():.1f}")  # fmt: skip
     doubled = {(row["rule"], row["loss"]): row for row in digits("tail_scale_2/")}
     weighted = digits("reweighted_sgd/")[1]
     shown = [pm(doubled["imbsam", loss]["paired_all"], doubled["imbsam", loss]["paired_all_se"],
@@ -464,7 +490,7 @@ def test_scales_of_grouped_sharpness():
         assert shown["that - SGD, logit-adjusted"] == paired(difference)
         if scale == "1e-5":
             says(
-                page(),
+                doc("choosing"),
                 f"at a thousandth of that it gains {paired(by_seed(gsa) - by_seed(sgd))[1:]}",
             )
 
@@ -553,8 +579,8 @@ def test_the_remembered_direction():
         f"all seeds at once: {levels['imbsam']['step_cost_ratio']:.2f}, ImbSAM "
         f"{exact['step_cost_ratio']:.2f}",
     )
-    says(page(), f"({over('imbsam_epochs_75', 0.3)} and {over('imbsam_epochs_86', 0.3)}, "
-         "`results/digits_lt/`)")  # fmt: skip
+    says(doc("choosing"),
+         f"({over('imbsam_epochs_75', 0.3)} and {over('imbsam_epochs_86', 0.3)})")  # fmt: skip
 
 
 # ---- times, FLOPs, memory -------------------------------------------------------------------
@@ -684,8 +710,9 @@ def test_cores():
     sgd, imbsam = (
         rows["resnet32", rule, "2 devices, jit"]["over_one_device"] for rule in ("sgd", "imbsam")
     )
-    says(page(), f"PyTorch takes {a / b:.2f} and {c / d:.2f} of that", "a step of ResNet-32 then "
-         f"takes {sgd:.2f} of the time for SGD and {imbsam:.2f} for ImbSAM")  # fmt: skip
+    says(doc("devices"), f"PyTorch takes {a / b:.2f} and {c / d:.2f} of that",
+         f"a step of ResNet-32 then takes {sgd:.2f} of the time for SGD and {imbsam:.2f} for "
+         "ImbSAM")  # fmt: skip
 
 
 def test_convolutions():
@@ -753,7 +780,7 @@ def test_seeds_together():
         medians.append(row["ratio"][usual])
     spread = f"{min(medians):.2f} to {max(medians):.2f} of "
     says(page("seeds_together"), f"Together takes {spread}that time in the median")
-    says(page(), f"On two CPU cores this takes {spread}the time of one after the other")
+    says(doc("devices"), f"On two CPU cores this takes {spread}the time of one after the other")
 
 
 def test_the_estimate_for_inaturalist():
@@ -761,9 +788,9 @@ def test_the_estimate_for_inaturalist():
     rows = read("step_cost/resnet50_256/step_cost.json")["rows"]
     sgd = next(row for row in rows if row["rule"] == "sgd" and row["precision"] == "float32")
     flops = sgd["flops"] / sgd["batch_size"]
-    says(page(), f"({flops / 1e9:.1f} GFLOP an image for SGD; ImbSAM 2.66 times that)")
+    says(doc("cost"), f"({flops / 1e9:.1f} GFLOP an image for SGD; ImbSAM 2.66 times that)")
     peaks = {"one H100": 989e12, "eight H100": 8 * 989e12, "TPU v5e-16": 16 * 197e12}
-    for shown in table(page(), "SGD", "images/s ImbSAM needs"):
+    for shown in table(doc("cost"), "SGD", "images/s ImbSAM needs"):
         peak = next(value for name, value in peaks.items() if shown["0"].startswith(name))
         hours = 437_513 * 200 * flops / (0.3 * peak) / 3600
         for name, factor in (("SGD", 1), ("ImbSAM", 2.66)):
@@ -787,7 +814,8 @@ def test_the_independent_rerun():
     }
     ce, la = "cross_entropy", "logit_adjusted"
     levels = [[rows[rule, loss].all for rule in ("sgd", "sam", "imbsam")] for loss in (ce, la)]
-    says(page(), "SGD had {}, SAM {}, ImbSAM {}; with a logit-adjusted loss SGD had {}, SAM {}, "
+    says(doc("choosing"),
+         "SGD had {}, SAM {}, ImbSAM {}; with a logit-adjusted loss SGD had {}, SAM {}, "
          "ImbSAM {}".format(*levels[0], *levels[1]))  # fmt: skip
 
     def change(loss):
@@ -795,16 +823,18 @@ def test_the_independent_rerun():
         return [getattr(imbsam, split) - getattr(sam, split) for split in SPLITS]
 
     many, _, few, _ = change(ce)
-    says(page(), f"Many falls by {-many:.1f} and Few gains {few:.1f}")
+    says(doc("choosing"), f"Many falls by {-many:.1f} and Few gains {few:.1f}")
     many, medium, few, overall = change(la)
-    says(page(), f"Many falls by {-many:.1f} and Medium by {-medium:.1f}, Few gains {few:.1f}, and "
+    says(doc("choosing"),
+         f"Many falls by {-many:.1f} and Medium by {-medium:.1f}, Few gains {few:.1f}, and "
          f"All falls by {-overall:.1f}")  # fmt: skip
 
 
 def test_prose_on_costs():
     imbsam = next(row for row in step_rows("") if row["rule"] == "imbsam")
-    says(page(), f"costs {imbsam['time_ratio']:.1f} times SGD's in time and "
+    says(doc("choosing"), f"costs {imbsam['time_ratio']:.1f} times SGD's in time and "
          f"{imbsam['flops_ratio']:.2f} in FLOPs (ResNet-20")  # fmt: skip
+    says(page(), f"a step of a ResNet has {imbsam['flops_ratio']:.2f} times SGD's FLOPs")
     for folder, start in (("resnet32", "Our SAM takes"), ("mlp_256", "our SAM takes")):
         row = next(row for row in step_rows(folder) if "our_sam_ratio" in row)
         low, high = row["our_sam_ratio_quartiles"]
@@ -822,7 +852,7 @@ def test_prose_on_costs():
     says(page("cpu_cores"), f"at {min(kernel):.0f} to {max(kernel):.0f} GFLOP/s where the other "
          f"two have {min(others):.0f} to {max(others):.0f}")  # fmt: skip
     low, high = ratios_of_a_branch()
-    says(page(), f"are {low:.0f} to {high:.0f} times slower than outside")
+    says(doc("traps"), f"are {low:.0f} to {high:.0f} times slower than outside")
 
 
 def ratios_of_a_branch():

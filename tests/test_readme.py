@@ -1,4 +1,4 @@
-"""The README's code blocks run as they stand; every command of README and results pages parses."""
+"""README, docs and results pages: Python blocks run, commands parse, links lead somewhere."""
 
 import importlib
 import re
@@ -6,7 +6,6 @@ import subprocess
 from pathlib import Path
 
 import chex
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -22,7 +21,25 @@ from tiny import tiny_dataset
 
 SHOWING = (cifar_lt, digits_lt, sweep, anomaly, imagenet_lt, inaturalist)
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "results").rglob("README.md"))]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [README, ROOT / "CONTRIBUTING.md", *DOCS, *sorted((ROOT / "results").rglob("README.md"))]
+
+
+def named(page):
+    return page.parent.name if page.name == "README.md" else page.stem
+
+
+# ---- blocks of Python -----------------------------------------------------------------------
+
+
+def blocks(page):
+    """Each with its line, so that what fails is found; included scripts have tests of their own."""
+    text = page.read_text()
+    return [
+        compile("\n" * text.count("\n", 0, found.start(1)) + found[1], str(page), "exec")
+        for found in re.finditer(r"^```python[^\n]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        if not found[1].startswith("--8<--")
+    ]
 
 
 class Model:
@@ -32,35 +49,81 @@ class Model:
         return images @ params
 
 
-def test_both_blocks_run_and_agree():
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) == 2
+def readers():
+    """What a reader has before the first block of a page."""
     rng = np.random.default_rng(0)
-    images, labels = jnp.asarray(rng.normal(size=(8, 4)), jnp.float32), jnp.arange(8) % 3
-    params = jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)
-    optimizer = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.1, 0.9))
-    names = {
+    train_labels = np.repeat(np.arange(3), [500, 100, 20])
+    class_counts = ij.class_counts(train_labels, 3)
+
+    def losses_fn(params, images, labels):
+        logits = images @ params
+        return ij.losses.cross_entropy(logits, labels), logits
+
+    return {
+        "ij": ij,
         "model": Model(),
-        "train_labels": np.repeat(np.arange(3), [500, 100, 20]),
+        "train_labels": train_labels,
         "num_classes": 3,
-        "optimizer": optimizer,
-        "images": images,
-        "labels": labels,
-        "params": params,
+        "class_counts": class_counts,
+        "rule": ij.rules.imbsam(class_counts, rho=0.05, eta=100),
+        "losses_fn": losses_fn,
+        "optimizer": optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.1, 0.9)),
+        "images": jnp.asarray(rng.normal(size=(8, 4)), jnp.float32),
+        "labels": jnp.arange(8) % 3,
+        "params": jnp.asarray(rng.normal(size=(4, 3)), jnp.float32),
     }
-    exec(blocks[0], names)
-    after, _, loss = names["step"](params, optimizer.init(params), images, labels)
+
+
+@pytest.mark.allow_rank_promotion
+@pytest.mark.parametrize(
+    "page",
+    [
+        # A tutorial is also run by every build of the site.
+        pytest.param(page, marks=[pytest.mark.slow] if page.stem == "first-steps" else [])
+        for page in PAGES
+        if blocks(page)
+    ],
+    ids=named,
+)
+def test_every_block_runs(page):
+    """One after the other, as a reader would paste them."""
+    names = readers()
+    for block in blocks(page):
+        exec(block, names)
+
+
+def test_readmes_step_is_imbsams():
+    """The same as through the other door; examples/ compares more."""
+    names = readers()
+    exec(blocks(README)[0], names)
+    params, images, labels = (names[name] for name in ("params", "images", "labels"))
+    after, _, loss = names["step"](params, names["optimizer"].init(params), images, labels)
     expected = ij.losses.cross_entropy(images @ params, labels).mean()
     chex.assert_trees_all_close(loss, expected, rtol=1e-6)
+    tx = optax.chain(ij.sharpness_aware(names["rule"]), names["optimizer"])
+    fn = ij.class_weighted_grad(names["losses_fn"], labels, images, labels)
+    updates, _ = tx.update(fn, tx.init(params), params)
+    chex.assert_trees_all_close(optax.apply_updates(params, updates), after, atol=1e-6)
+    assert not np.allclose(after, params, atol=1e-4)
 
-    # The second block is the inside of a step: its chain's state comes between its lines.
-    make, use = blocks[1].split("\n\n")
-    exec(make, names)
-    names["opt_state"] = names["tx"].init(params)
-    exec(use, names)
-    chex.assert_trees_all_close(optax.apply_updates(params, names["updates"]), after, atol=1e-6)
-    assert jax.tree.leaves(names["updates"])[0].shape == (4, 3)
 
+# ---- links ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=named)
+def test_links_lead_to_files(page):
+    """As a code host follows them; anchors are checked where the site is built."""
+    code = re.compile(r"^```.*?^```|`[^`\n]+`|\$[^$\n]+\$", re.DOTALL | re.MULTILINE)
+    text = code.sub("", page.read_text())
+    for target in re.findall(r"\]\(([^)#\s]+)", text):
+        assert "://" not in target and (page.parent / target).is_file(), target
+
+
+def test_readme_is_short():
+    assert len(README.read_bytes()) <= 7000
+
+
+# ---- shell commands -------------------------------------------------------------------------
 
 SHELL = """
 set -euf # no pattern is expanded: nothing need lie where the commands point
@@ -125,7 +188,7 @@ def parsed(name, flags, dataset):
     return args
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if scripts(page)], ids=named)
 def test_every_command_of_a_page_is_accepted(page, dataset, monkeypatch, capsys):
     """On CIFAR100-LT's class counts; those of `report` that name committed runs are run."""
     monkeypatch.chdir(ROOT)
@@ -136,13 +199,19 @@ def test_every_command_of_a_page_is_accepted(page, dataset, monkeypatch, capsys)
         if name.endswith(".report") and not args.out and all(Path(x).exists() for x in args.runs):
             report.main(args)
             assert "accuracy (%)" in capsys.readouterr().out
-    if page == README:
-        entries = (
-            *presets.TABLES, "digits_lt", "sweep", "anomaly", "report", "evaluate", "analyse",
-        )  # fmt: skip
-        assert {name for name, _ in found} | {"experiments.digits_lt"} >= {
-            f"experiments.{entry}" for entry in entries
-        }
+
+
+def test_every_entry_is_shown():
+    """In README or docs; every page of results has the command that it was made with."""
+    entries = (
+        *presets.TABLES, "digits_lt", "sweep", "anomaly", "report", "evaluate", "analyse",
+        "compare", "study",
+    )  # fmt: skip
+    shown = {
+        name for page in (README, *DOCS) for script in scripts(page) for name, _ in commands(script)
+    }
+    assert shown >= {f"experiments.{entry}" for entry in entries}
+    assert all(scripts(page) for page in PAGES if "results" in page.parts[-3:])
 
 
 def test_results_pages_name_their_reports():

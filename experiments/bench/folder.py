@@ -33,19 +33,21 @@ def write_table(
         name: line.curve for name, line in zip(named, lines, strict=True) if line.curve is not None
     }
     classes = [
-        [name, c, int(n), f"{accuracy:.4f}"]
+        [name, c, int(n), *_over_seeds(of_seeds)]
         for name, curve in curves.items()
-        for c, (n, accuracy) in enumerate(
-            zip(counts, 100 * (curve.correct / curve.total).mean(axis=0), strict=True)
+        for c, (n, of_seeds) in enumerate(
+            zip(counts, 100 * (curve.correct / curve.total).T, strict=True)
         )
     ]
-    _write_csv(out / "per_class.csv", ["rule", "class", "train_examples", "accuracy"], classes)
+    heads = ["rule", "class", "train_examples", "accuracy", "accuracy_se"]
+    _write_csv(out / "per_class.csv", heads, classes)
     epochs = [
-        [name, epoch, *(f"{curve.splits[split][k].mean():.4f}" for split in SPLITS)]
+        [name, epoch, *(cell for split in SPLITS for cell in _over_seeds(curve.splits[split][k]))]
         for name, curve in curves.items()
         for k, epoch in enumerate(curve.epochs)
     ]
-    _write_csv(out / "curves.csv", ["rule", "epoch", *SPLITS], epochs)
+    heads = ["rule", "epoch", *(head for split in SPLITS for head in (split, f"{split}_se"))]
+    _write_csv(out / "curves.csv", heads, epochs)
     outputs.write_json(out / "summary.json", summary)
     draw_table(out)
 
@@ -61,6 +63,12 @@ def write_params(out: Path, lines: list[Line]) -> None:
         held = io.BytesIO()
         np.savez(held, **jax.device_get(flatten_dict(line.params, sep="/")))
         outputs.replace_bytes(out / "params" / f"{number}.npz", held.getvalue())
+
+
+def _over_seeds(values: np.ndarray) -> list[str]:
+    """The mean and its standard error, which one seed has not."""
+    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else None
+    return [f"{values.mean():.4f}", "" if error is None else f"{error:.4f}"]
 
 
 def draw_table(out: Path) -> list[Path]:
@@ -83,13 +91,24 @@ def draw_table(out: Path) -> list[Path]:
     classes = _by_rule(out / "per_class.csv")
     counts = [int(record["train_examples"]) for record in next(iter(classes.values()))]
     by_class = {n: [float(record["accuracy"]) for record in of] for n, of in classes.items()}
+    # Folders written before there were errors, and those of one seed, have none.
+    errors = {
+        name: [float(record["accuracy_se"]) for record in of]
+        for name, of in classes.items()
+        if all(record.get("accuracy_se") for record in of)
+    }
     made.append(out / "per_class.png")
-    plots.classes_by_rule(made[-1], counts, panels(by_class), SHOTS, seeds)
+    plots.classes_by_rule(made[-1], counts, panels(by_class), SHOTS, seeds, panels(errors))
     if (out / "curves.csv").exists():
         by_epoch = {
             name: (
                 [int(record["epoch"]) for record in of],
-                {split: [float(record[split]) for record in of] for split in ("all", "few")},
+                {
+                    key: [float(record[key]) for record in of]
+                    for split in ("all", "few")
+                    for key in (split, f"{split}_se")
+                    if all(record.get(key) for record in of)
+                },
             )
             for name, of in _by_rule(out / "curves.csv").items()
         }

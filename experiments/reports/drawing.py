@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from experiments.host.errors import RunError
@@ -44,18 +46,60 @@ def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def save(figure: Figure, path: Path, dpi: int = 120) -> Figure:
-    """Writes it whole or not at all; what the disk refuses is a sentence."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=dpi)
+    """Writes the PNG and, beside it, the same as SVG, each whole or not at all.
+
+    What the disk refuses is a sentence. The same figure gives the same bytes.
+    """
+    with rc_context({"svg.hashsalt": path.stem, "svg.fonttype": "none"}):
+        for file, kind, more in (
+            (path, "png", {"dpi": dpi}),
+            (path.with_suffix(".svg"), "svg", {"metadata": {"Date": None}}),
+        ):
+            drawn = io.BytesIO()
+            figure.savefig(drawn, format=kind, **more)
+            _write(file, drawn.getvalue())
+    return figure
+
+
+def _write(path: Path, content: bytes) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_bytes(drawn.getvalue())
+        partial.write_bytes(content)
         os.replace(partial, path)
     except OSError as error:
         with contextlib.suppress(OSError):  # what is told is why it could not be written
             partial.unlink(missing_ok=True)
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
-    return figure
+
+
+def label_ends(axis: Axes, lines: Iterable[Line2D], gap: float = 0.055) -> bool:
+    """Names lines at their right ends, in place of a legend; False where the names do not fit.
+
+    Args:
+      gap: least distance between two names, and most of a name from its line, as shares of the
+        axis' height.
+    """
+    low, high = axis.get_ylim()
+    ends = []
+    for line in lines:
+        known = np.isfinite(np.asarray(line.get_ydata(), float))
+        if not known.any():
+            return False
+        x, y = (np.asarray(of, float)[known][-1] for of in (line.get_xdata(), line.get_ydata()))
+        ends.append((float((y - low) / (high - low)), float(x), float(y), line))
+    ends.sort(key=lambda end: end[0])
+    places: list[float] = []
+    for height, *_ in ends:
+        places.append(max(height, places[-1] + gap) if places else height)
+    if any(place - height > gap for place, (height, *_) in zip(places, ends, strict=True)):
+        return False
+    for place, (_, x, y, line) in zip(places, ends, strict=True):
+        axis.annotate(
+            str(line.get_label()), (x, y), (1.02, place),
+            textcoords="axes fraction", va="center", fontsize="small", color=line.get_color(),
+            annotation_clip=False,
+        )  # fmt: skip
+    return True
 
 
 def wrapped(title: str) -> str:

@@ -1,4 +1,6 @@
-"""The plots of run folders and tables, as PNG; `experiments.redraw` makes them of a folder's files.
+"""The plots of run folders and tables, as PNG and SVG.
+
+`experiments.redraw` makes them again of a folder's files.
 
 Lines differ in colour, dashes and marker, so that they can be told apart in grey. Each function
 writes its file whole or not at all, and returns the figure.
@@ -25,7 +27,7 @@ _MOST_NAMES = 20
 
 _ACCURACY = "test accuracy (%)"
 _CLASSES = "class, largest first"
-_SIZES = "training examples (right axis)"
+_SIZES = "training examples of the class (bars, right axis)"
 # Wide and light below, narrow and dark above: where lines lie on one another each is seen.
 _SPLITS: dict[str, dict[str, Any]] = {
     "many": {"color": "#56B4E9", "linestyle": "-", "marker": "s", "linewidth": 4, "markersize": 8},
@@ -55,7 +57,8 @@ def per_class(
     figure = Figure(figsize=(8, 4), layout="constrained")
     left = figure.subplots()
     if len(counts) <= _MOST_BARS:
-        left.bar(np.arange(len(counts)), accuracy, color="#9ecae1", width=0.9, label="accuracy")
+        left.plot(np.arange(len(counts)), accuracy, color="#0072B2", linewidth=1, marker="o",
+                  markersize=3 if len(counts) > _MOST_NAMES else 5, label="accuracy")  # fmt: skip
     else:
         centres, means, low, high = hundredths(accuracy)
         left.fill_between(centres, low, high, color="tab:blue", alpha=0.25, linewidth=0, step="mid",
@@ -88,12 +91,18 @@ def hundredths(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
 
 
 def _sizes(axes: Axes, counts: np.ndarray) -> Axes:
+    """Bars of the sizes of the classes, behind what is drawn; numbers on them where they fit."""
     right: Axes = axes.twinx()
-    right.plot(np.arange(len(counts)), counts, color="black", linewidth=1.5, linestyle="--",
-               label=_SIZES)  # fmt: skip
+    bars = right.bar(np.arange(len(counts)), counts, color="#dddddd", width=0.85, label=_SIZES)
     if (counts > 0).any():
         right.set_yscale("log")
+        right.set_ylim(max(0.5, counts[counts > 0].min() / 2), counts.max() * 4)
+    if len(counts) <= _MOST_NAMES:
+        right.bar_label(bars, [f"{n}" for n in counts], fontsize="x-small", color="#555555")
     right.set_ylabel("training examples")
+    # A second axis lies on the first: behind it, the first must let it through.
+    axes.set_zorder(right.get_zorder() + 1)
+    axes.patch.set_visible(False)
     return right
 
 
@@ -127,8 +136,9 @@ def learning_curves(
 def classes_by_rule(
     path: Path, counts: Any, panels: Mapping[str, Mapping[str, Any]],
     thresholds: Thresholds | None = None, seeds: int | None = None,
+    errors: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Figure:  # fmt: skip
-    """Accuracy of each class under each rule, a panel a loss or second stage.
+    """Accuracy of each class under each rule over its size, a panel a loss or second stage.
 
     Args:
       path: the PNG.
@@ -136,26 +146,33 @@ def classes_by_rule(
       panels: by title (may be ""), float[C] in percent by name.
       thresholds: of Many and Few.
       seeds: the accuracies are means over so many.
+      errors: standard errors over seeds, as panels has the means; drawn where they are known.
     """
     sizes = np.asarray(counts)
     order = np.argsort(-sizes, kind="stable")
     looks = drawing.styles(name for values in panels.values() for name in values)
     figure = Figure(figsize=(5 * len(panels) + 3, 4.2), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    beside = []
     for axis, (title, values) in zip(axes, panels.items(), strict=True):
+        known = (errors or {}).get(title, {})
         for name, accuracy in values.items():
             axis.plot(np.arange(len(sizes)), np.asarray(accuracy)[order], label=name, **looks[name])
+            if name in known:
+                axis.errorbar(
+                    np.arange(len(sizes)), np.asarray(accuracy)[order],
+                    np.asarray(known[name])[order], fmt="none", capsize=2, linewidth=1,
+                    ecolor=looks[name]["color"],
+                )  # fmt: skip
         axis.set_title(title, pad=20, fontsize="medium")
+        axis.set_xlabel(_CLASSES)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        right = _sizes(axis, sizes[order])
         drawing.shots(axis, sizes[order], thresholds)
-        if len(sizes) <= _MOST_NAMES:
-            axis.set_xticks(np.arange(len(sizes)), [f"{n}" for n in sizes[order]])
-            axis.set_xlabel("training examples of the class")
-        else:
-            axis.set_xlabel(_CLASSES)
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[0].set_ylabel(_ACCURACY + _of_seeds(seeds))
-    beside = list(axes) if len(sizes) <= _MOST_NAMES else [*axes, _sizes(axes[-1], sizes[order])]
-    drawing.legend(figure, beside)
+        beside += [axis, right]
+    bars = "; error bars: its standard error" if errors else ""
+    axes[0].set_ylabel(_ACCURACY + _of_seeds(seeds) + bars, fontsize="small")
+    drawing.legend(figure, beside, "outside lower center")
     return drawing.save(figure, path)
 
 
@@ -173,10 +190,12 @@ def curves_by_rule(
 
     Args:
       path: the PNG.
-      panels: by title (may be ""), by name, (epochs, float[E] in percent by split).
+      panels: by title (may be ""), by name, (epochs, float[E] in percent by split); a split's
+        name with "_se" after it has its standard error over seeds, where that is known.
       seeds: the accuracies are means over so many.
     """
-    splits = list(next(iter(next(iter(panels.values())).values()))[1])
+    given = next(iter(next(iter(panels.values())).values()))[1]
+    splits = [split for split in given if not split.endswith("_se")]
     looks = drawing.styles(name for values in panels.values() for name in values)
     figure = Figure(figsize=(4 * len(splits) + 2.5, 3.4 * len(panels)), layout="constrained")
     grid = figure.subplots(len(panels), len(splits), squeeze=False)
@@ -185,10 +204,17 @@ def curves_by_rule(
             for name, (epochs, accuracies) in values.items():
                 every = max(1, len(epochs) // 8)
                 axis.plot(epochs, accuracies[split], label=name, markevery=every, **looks[name])
+                if f"{split}_se" in accuracies:
+                    mean, error = (np.asarray(accuracies[key]) for key in (split, f"{split}_se"))
+                    axis.fill_between(epochs, mean - error, mean + error, alpha=0.2, linewidth=0,
+                                      color=looks[name]["color"])  # fmt: skip
             axis.set_title(", ".join(filter(None, (split.capitalize(), title))), fontsize="medium")
             drawing.whole_epochs(axis)
         row[0].set_ylabel(_ACCURACY + _of_seeds(seeds), fontsize="small")
-    drawing.legend(figure, grid.flat)
+    if any(split.endswith("_se") for split in given):
+        figure.suptitle("bands: standard error over seeds", fontsize="small")
+    if len(panels) > 1 or not drawing.label_ends(grid[0, -1], grid[0, -1].lines):
+        drawing.legend(figure, grid.flat)
     return drawing.save(figure, path)
 
 
@@ -238,9 +264,9 @@ def gain_per_class(path: Path, panels: Sequence[Mapping[str, Any]]) -> Figure:
         order = np.argsort(-counts, kind="stable")
         counts, gain, places = counts[order], gain[order], np.arange(len(counts))
         error = panel.get("se")
-        left.bar(places, gain, color="#9ecae1", width=0.8, label="gain of a class")
+        left.bar(places, gain, color="#0072B2", width=0.5, label="gain of a class")
         if error is not None:
-            left.errorbar(places, gain, np.asarray(error, float)[order], color="grey",
+            left.errorbar(places, gain, np.asarray(error, float)[order], color="black",
                           linestyle="none", linewidth=0.7,
                           label="± standard error over seeds")  # fmt: skip
         left.axhline(0, color="grey", linewidth=0.5)

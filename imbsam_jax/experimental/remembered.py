@@ -4,7 +4,7 @@
     e_k        = radius_k * m_k / ||m_k||_2
     m_k       <- decay * m_k + (1 - decay) * grad L[group_k](theta_t + e_k),   m_k = 0 at first
 
-It is core.py's gradient with d_k = m_k, a memory, in place of d_k = grad L[group_k](theta). No
+It is core.py's gradient with d_k = m_k, a memory, in place of `d_k = grad L[group_k](theta)`. No
 group is differentiated at theta, so every row is taken once: rows of the base at theta, those of a
 group at theta + e_k. With the whole batch in each pass that makes 2 forward and 2 backward passes
 where ImbSAM has 2 and 3; with `passes.own_rows` it is SGD's price.

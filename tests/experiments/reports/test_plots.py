@@ -163,7 +163,65 @@ def test_rules_look_the_same_in_every_panel(tmp_path):
         for axis in figure.axes
     ]
     assert looks[1]["imbsam"] == looks[0]["imbsam"] and looks[1]["sgd"] == looks[0]["sgd"]
-    assert legend(figure) == list(RULES)
+    assert legend(figure) == [*RULES, "training examples of the class (bars, right axis)"]
+
+
+def sizes(figure):
+    return [axis for axis in figure.axes if axis.get_ylabel() == "training examples"]
+
+
+def test_sizes_are_bars_behind_the_accuracies(tmp_path):
+    for figure in (
+        plots.per_class(tmp_path / "a.png", "t", COUNTS, COUNTS % 3, COUNTS, SHOTS),
+        plots.classes_by_rule(tmp_path / "b.png", COUNTS, {"": CLASSES}, SHOTS),
+        plots.gain_per_class(tmp_path / "c.png", [GAIN]),
+    ):
+        front, (behind,) = panels(figure)[0], sizes(figure)
+        assert [bar.get_height() for bar in behind.patches] == sorted(COUNTS, reverse=True)
+        assert [text.get_text() for text in behind.texts] == [f"{n}" for n in sorted(COUNTS)[::-1]]
+        assert front.get_zorder() > behind.get_zorder() and not front.patch.get_visible()
+
+
+def test_errors_over_seeds_are_drawn(tmp_path):
+    errors = {"": {"sgd": np.arange(10.0)}}
+    some = {"sgd": CLASSES["sgd"], "sam": CLASSES["sam"]}
+    figure = plots.classes_by_rule(tmp_path / "a.png", COUNTS, {"": some}, SHOTS, 20, errors)
+    (bars,) = figure.axes[0].containers  # of the one whose errors are known
+    order = np.argsort(-COUNTS, kind="stable")
+    (segments,) = bars[2]
+    halves = [(high - low) / 2 for (_, low), (_, high) in segments.get_segments()]
+    np.testing.assert_allclose(halves, np.arange(10.0)[order])
+    assert "standard error" in figure.axes[0].get_ylabel()
+    splits = {"all": [1.0, 2.0], "all_se": [0.5, 0.25]}
+    figure = plots.curves_by_rule(tmp_path / "b.png", {"": {"sgd": ([1, 2], splits)}}, 20)
+    assert len(figure.axes) == 1 and "standard error" in figure.get_suptitle()
+    (band,) = figure.axes[0].collections
+    low, high = band.get_paths()[0].vertices[:, 1].min(), band.get_paths()[0].vertices[:, 1].max()
+    assert (low, high) == (0.5, 2.25)
+
+
+def test_few_lines_are_named_where_they_end(tmp_path):
+    def by_epoch(ends):
+        values = {f"rule {k}": ([1, 2], {"all": np.array([0.0, y])}) for k, y in enumerate(ends)}
+        return plots.curves_by_rule(tmp_path / "a.png", {"": values}, 20)
+
+    figure = by_epoch([10, 10.1, 50])
+    found = {text.get_text(): text for text in figure.axes[0].texts}
+    assert list(found) == ["rule 0", "rule 1", "rule 2"] and not figure.legends
+    heights = [text.get_position()[1] for text in found.values()]
+    assert heights[1] - heights[0] >= 0.055 - 1e-9
+    colours = [text.get_color() for text in found.values()]
+    assert colours == [line.get_color() for line in figure.axes[0].lines]
+    crowded = by_epoch([10, 10.1, 10.2, 10.3])
+    assert not crowded.axes[0].texts and len(legend(crowded)) == 4
+
+
+def test_every_plot_is_svg_too_and_the_same_each_time(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        plots.gains_by_rule(tmp_path / name / "x.png", {"all": {"sam": (1.0, 0.3)}}, "SGD's", 20)
+    made = [(tmp_path / name / "x.svg").read_bytes() for name in ("a", "b")]
+    assert made[0] == made[1] and b">difference (points)</text>" in made[0]
 
 
 def test_long_titles_are_not_cut_off(tmp_path):
@@ -225,6 +283,9 @@ def test_the_plots_of_results_are_drawn_from_their_files(tmp_path, monkeypatch):
         "experiments.reports.drawing.save", lambda figure, path, dpi=0: path.touch()
     )
     committed = {path.relative_to(RESULTS) for path in RESULTS.rglob("*.png")}
+    assert {path.with_suffix(".png") for path in RESULTS.rglob("*.svg")} == {
+        RESULTS / path for path in committed
+    }
     kinds = {}
     for folder in sorted({path.parent for path in committed}):
         files = {file.name for file in (RESULTS / folder).iterdir()}
@@ -234,7 +295,7 @@ def test_the_plots_of_results_are_drawn_from_their_files(tmp_path, monkeypatch):
         copy = tmp_path / folders[0]
         copy.mkdir(parents=True, exist_ok=True)
         for file in (RESULTS / folders[0]).iterdir():
-            if file.is_file() and file.suffix != ".png":
+            if file.is_file() and file.suffix not in (".png", ".svg"):
                 (copy / file.name).write_bytes(file.read_bytes())
         made = {path.relative_to(tmp_path) for path in redraw.redraw(copy)}
         assert made == {path for path in committed if path.parent == folders[0]}
