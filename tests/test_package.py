@@ -37,7 +37,7 @@ NEEDS = {"imbsam_jax.nnx": "flax"}
 # Imports the library after everything it may import, watching the environment meanwhile.
 IMPORT = """
 import importlib, os, sys
-import jax, jax.numpy, numpy.typing, optax
+import jax, jax.ad_checkpoint, jax.extend.core, jax.numpy, numpy.typing, optax
 from jax._src import xla_bridge
 
 class Watched(type(os.environ)):
