@@ -152,7 +152,7 @@ def test_every_python_has_its_versions() -> None:
     assert set(CONSTRAINTS) == named == set(matrix)
     extras = PROJECT["project"]["optional-dependencies"]
     asked = [*PROJECT["project"]["dependencies"]]
-    for name in ("experiments", "test", "dev"):
+    for name in ("experiments", "curvature", "docs", "test", "dev"):
         asked += [line for line in extras[name] if not line.startswith("imbsam-jax")]
     for path in CONSTRAINTS.values():
         lines = [line for line in path.read_text().splitlines() if line and line[0] != "#"]
