@@ -642,6 +642,22 @@ def test_step_costs():
          f"On the MLP below it costs {mlp['time_ratio']:.1f} times SGD")  # fmt: skip
 
 
+def test_one_pass_in_parts():
+    shown = table(page("step_cost"), "passes", "over SGD's")
+    first, *_ = rows = step_rows("resnet32_shared_256")
+    for line, row in zip(shown, rows, strict=True):
+        seconds = row["cpu_seconds_compile"]
+        assert line == {
+            "passes": "SGD" if row is first else f"ImbSAM, `{row['mode']}`",
+            "GFLOP": f"{row['flops'] / 1e9:.1f}", "FLOPs / SGD": f"{row['flops_ratio']:.2f}",
+            "temporary MiB": f"{row['temporary_bytes'] / 2**20:.0f}",
+            "memory / SGD": f"{row['memory_ratio']:.2f}", "CPU s to compile": f"{seconds:.1f}",
+            "over SGD's": f"{seconds / first['cpu_seconds_compile']:.1f}",
+        }  # fmt: skip
+    says(page("step_cost"), f"1 + f = {1 + first['tail_share']:.2f}",
+         f"of `split_norm` {1 + 2 * first['tail_share']:.2f}")  # fmt: skip
+
+
 def test_less_memory():
     rows = table(page("step_cost"), "time / its SGD", "GFLOP")
     folders = ("resnet32", "resnet32", *["resnet32_accumulate4"] * 2, *["resnet32_remat"] * 2)
