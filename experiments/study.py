@@ -310,10 +310,17 @@ def main(args: argparse.Namespace, more: Sequence[str] = ()) -> dict[str, Any]:
             (out / "sets").mkdir(exist_ok=True)
         failed += run(planned, out, args.only_sum_up)
         names = {each["name"] for each in failed}
-        sets = [
+        finished = [
             study_folder.read_set(each.name, _folder(out, each))
             for each in planned
             if each.name not in names
+        ]
+        # Rules with a tail have no row there, and would be left out of all sets.
+        sets = [one for one in finished if one.summary["data"]["train_imbalance_factor"] > 1]
+        failed += [
+            {"name": one.name, "why": "its classes have equally many rows"}
+            for one in finished
+            if one not in sets
         ]
         about = {"command": origin.command_line(), "splits": args.splits, "seed": args.seed,
                  "tuned": not args.no_tune, **origin.environment()}  # fmt: skip

@@ -58,9 +58,9 @@ def summarise(sets: Sequence[Set]) -> dict[str, Any]:
 
     Returns:
       {"sets": facts of each, "rows": names, "ranks": {metric: see `study_statistics.ranks`},
-      "contrasts": [{"row", "against", "metrics": {metric: {"gain", "se", "p", "p_holm", "win",
-      "tie", "loss", "by_set": [[mean, low, high]]}}}], "regressions": [{"row", "against", "metric",
-      "terms", "r2", "sets"}]}. A gain is positive where the row is better, of log-loss, too.
+      "contrasts": [{"row", "against", "metrics": {metric: {"gain", "median", "se", "p", "p_holm",
+      "win", "tie", "loss", "by_set": [[mean, low, high]]}}}], "regressions": [{"row", "against",
+      "metric", "terms", "r2", "sets"}]}. A gain is positive where the row is better, of log-loss, too.
     """
     if not sets:
         raise RunError("no set is finished: there is nothing to sum up")
@@ -144,6 +144,7 @@ def _gain(
     win, loss = sum(low > 0 for low, _ in sure), sum(high < 0 for _, high in sure)
     return {
         "gain": float(np.mean(means)) if means else None,
+        "median": float(np.median(means)) if means else None,
         "se": float(np.std(means, ddof=1) / math.sqrt(len(means))) if len(means) > 1 else None,
         "p": study_statistics.signed_rank(means),
         "win": win, "tie": len(sure) - win - loss, "loss": loss, "by_set": by_set,

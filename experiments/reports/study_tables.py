@@ -32,7 +32,8 @@ def markdown(study: Study) -> str:
 
 
 _NOTE = (
-    "Gains are means over sets ± their standard error, positive where the row is better. W/T/L: "
+    "Gains are means over sets ± their standard error (in brackets the median over sets), positive "
+    "where the row is better. W/T/L: "
     "sets in which it is better, not told apart (the corrected resampled t interval holds 0), or "
     "worse. p: Wilcoxon's signed ranks over sets, Holm-corrected over the comparisons of a metric. "
     "Rank 1 is the best."
@@ -138,6 +139,7 @@ def _gain(found: Mapping[str, Any] | None, metric: str) -> str:
     digits = DIGITS[metric]
     text = f"{found['gain']:+.{digits}f}"
     text += "" if found["se"] is None else f" ± {found['se']:.{digits}f}"
+    text += f" ({found['median']:+.{digits}f})"
     return f"{text}; {found['win']}/{found['tie']}/{found['loss']}; {_p(found['p_holm'])}"
 
 

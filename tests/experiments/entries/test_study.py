@@ -3,6 +3,7 @@
 import argparse
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ class Compare:
     """Takes some of compare's flags, and writes the files that it would."""
 
     def __init__(self, made):
-        self.made, self.called, self.fail, self.stop = made, [], (), ()
+        self.made, self.called, self.fail, self.stop, self.equal = made, [], (), (), ()
 
     def arguments(self):
         parser = argparse.ArgumentParser()
@@ -34,6 +35,11 @@ class Compare:
         if name in self.stop:
             raise Stopped("stopped", 143)
         shutil.copytree(self.made, args.out)
+        if name in self.equal:
+            path = Path(args.out, "summary.json")
+            summary = json.loads(path.read_text())
+            summary["data"]["train_imbalance_factor"] = 1.0
+            path.write_text(json.dumps(summary))
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +89,13 @@ def test_a_folder_from_the_smallest_set_to_the_largest(sets, compare, tmp_path, 
     assert "[1/3] a: 30 rows, 2 columns, 2 classes\n" in said and "[3/3] b" in said
     assert " left\n" in said
     assert {path.name for path in out.iterdir()} >= {"study.json", "sets.csv", "tables.md"}
+
+
+def test_a_set_of_equal_classes_is_not_summed_up(sets, compare, tmp_path):
+    compare.equal = ("c",)
+    found = start(sets, "--out", tmp_path / "out")
+    assert [one["name"] for one in found["sets"]] == ["a", "b"]
+    assert found["failed"] == [{"name": "c", "why": "its classes have equally many rows"}]
 
 
 def test_it_goes_on_where_it_was_stopped(sets, compare, tmp_path, capsys):

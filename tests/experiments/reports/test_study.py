@@ -118,6 +118,7 @@ def test_gains_are_those_of_the_lines(study):
                 means.append(expected.mean)
             assert (got["win"], got["tie"], got["loss"]) == (wins, 8 - wins - losses, losses)
             assert got["gain"] == pytest.approx(np.mean(means))
+            assert got["median"] == pytest.approx(np.median(means))
             assert got["se"] == pytest.approx(np.std(means, ddof=1) / math.sqrt(8))
             assert got["p"] == pytest.approx(signed_rank(means))
     for metric in study_folder.METRICS:
