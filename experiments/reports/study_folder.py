@@ -60,7 +60,8 @@ def summarise(sets: Sequence[Set]) -> dict[str, Any]:
       {"sets": facts of each, "rows": names, "ranks": {metric: see `study_statistics.ranks`},
       "contrasts": [{"row", "against", "metrics": {metric: {"gain", "median", "se", "p", "p_holm",
       "win", "tie", "loss", "by_set": [[mean, low, high]]}}}], "regressions": [{"row", "against",
-      "metric", "terms", "r2", "sets"}]}. A gain is positive where the row is better, of log-loss, too.
+      "metric", "terms", "r2", "sets"}]}. A gain is positive where the row is better, of
+      log-loss, too.
     """
     if not sets:
         raise RunError("no set is finished: there is nothing to sum up")
