@@ -313,7 +313,7 @@ def _hand_on(
         engine = Engine(table.labels, table.weighed, recipe, [row], ids=table.ids)
         ((point,), _) = engine.choose(part, [row])
     row = row._replace(points=[point])
-    counts = np.bincount(table.weighed[part.train])
+    counts = _weighed_counts(table, part.train)
     given = {"text": args.text, "group": args.group, "id": args.id, "test": args.test}
     read = [repr(args.data or BUNDLED)] + [repr(args.label)] * (args.label is not None)
     read += [f"{name}={value!r}" for name, value in given.items() if value]
@@ -324,6 +324,11 @@ def _hand_on(
     outputs.replace_text(out / SNIPPET, text)
     if args.save:
         compare_kept.save(out, table, part, fitted, recipe, row)
+
+
+def _weighed_counts(table: Any, rows: Any) -> Any:
+    """int[G], at least 1: with ids a split may lack a class."""
+    return np.maximum(np.bincount(table.weighed[rows], minlength=len(table.weighed_names)), 1)
 
 
 def _rows(args: argparse.Namespace, table: Any, splits: list[Any], notes: list[str]) -> list[Any]:
@@ -340,9 +345,9 @@ def _rows(args: argparse.Namespace, table: Any, splits: list[Any], notes: list[s
     for row in found:
         try:
             for split in splits:
-                counts = np.bincount(table.weighed[np.r_[split.train, split.val]])
+                counts = _weighed_counts(table, np.r_[split.train, split.val])
                 for point in row.points:
-                    row.method(np.maximum(counts, 1), point)
+                    row.method(counts, point)
         except (RunError, ValueError) as error:
             refused[row.rule] = str(error)
             continue

@@ -131,7 +131,7 @@ class Jobs:
         found = engine.run(part, family)
         seconds = (engine.seconds - before) / len(family)
         records, notes = [], []
-        counts = np.maximum(np.bincount(self.table.weighed[part.train]), 1)
+        counts = engine.weighed_counts(part)
         for row, one in zip(family, found, strict=True):
             probabilities = one.probabilities
             if probabilities is None:

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.bench.choosing import criterion, folds
 from experiments.bench.lanes import (
     Batches,
     Lane,
@@ -207,7 +208,7 @@ class Engine:
 
     def lane(self, row: Row, point: Point, part: Part) -> Lane:
         """The numbers of a row at a point: of the class sizes among all rows it is trained on."""
-        counts = np.maximum(np.bincount(self.weighed[part.train], minlength=self.groups), 1)
+        counts = self.weighed_counts(part)
         labels = np.bincount(self.labels[part.train], minlength=self.recipe.net.classes)
         priors = np.maximum(labels, 1) / max(labels.sum(), 1)
         of = np.asarray(self.group_of)
@@ -228,6 +229,10 @@ class Engine:
             point["lr"],
             point["weight_decay"],
         )
+
+    def weighed_counts(self, part: Part) -> NDArray[np.int64]:
+        """int64[G], what a rule is made of; at least 1, as with ids a split may lack a class."""
+        return np.maximum(np.bincount(self.weighed[part.train], minlength=self.groups), 1)
 
     def folds(self, part: Part) -> list[NDArray[np.int64]]:
         """The held rows of each fold."""
@@ -285,7 +290,7 @@ class Engine:
         return logits[:count, : len(held)], loss[:count], params
 
     def _structure(self, row: Row, part: Part) -> Structure:
-        counts = np.maximum(np.bincount(self.weighed[part.train], minlength=self.groups), 1)
+        counts = self.weighed_counts(part)
         # A focal loss with exponent 0 is the loss itself: all rows of a rule share a program.
         focal = any(other.loss == "focal" for other in self.rows if other.rule == row.rule)
         return Structure(row.method(counts, row.points[0]), focal)
@@ -309,62 +314,6 @@ class Engine:
 
     def _draw(self, part: Part, what: int) -> np.random.Generator:
         return np.random.default_rng([self.recipe.seed, part.number, what])
-
-
-def folds(
-    rows: NDArray[np.int64],
-    labels: NDArray[Any],
-    count: int,
-    draw: np.random.Generator,
-    ids: NDArray[np.int64] | None = None,
-) -> list[NDArray[np.int64]]:
-    """The held rows of each of so many folds: every class is spread over them evenly.
-
-    A class with a single row is in none; every other class has rows left in the rest of each fold.
-    With count 1 a fifth of the rows is held, of every class with two rows or more at least one.
-    With ids the same is done with ids, each of the rarest class among its rows.
-    """
-    if ids is not None:
-        names, of_row = np.unique(ids[rows], return_inverse=True)
-        rarity = np.argsort(np.argsort(-np.bincount(labels[rows]), kind="stable"))
-        rarest = np.full(len(names), -1)
-        np.maximum.at(rarest, of_row, rarity[labels[rows]])
-        held_ids = folds(np.arange(len(names)), rarest, count, draw)
-        return [rows[np.isin(of_row, units)] for units in held_ids]
-    held: list[list[int]] = [[] for _ in range(count)]
-    start = 0
-    for c in np.unique(labels[rows]):
-        members = draw.permutation(rows[labels[rows] == c])
-        if len(members) < 2:
-            continue
-        if count == 1:
-            held[0] += members[: max(1, round(len(members) / 5))].tolist()
-            continue
-        for k, member in enumerate(members):
-            held[(start + k) % count].append(int(member))
-        start += len(members)
-    return [np.sort(np.asarray(fold, np.int64)) for fold in held]
-
-
-def criterion(probabilities: NDArray[np.float64], labels: NDArray[Any]) -> tuple[float, float]:
-    """(balanced accuracy in percent, minus the log-loss with each class counting alike).
-
-    What is not finite is worse than anything.
-
-    >>> criterion(np.array([[0.5, 0.5], [0.2, 0.8], [0.9, 0.1]]), np.array([0, 1, 1]))
-    (75.0, -0.978...)
-    """
-    if not np.isfinite(probabilities).all():
-        return -np.inf, -np.inf
-    right = probabilities.argmax(axis=1) == labels
-    of_label = probabilities[np.arange(len(labels)), labels]
-    loss = -np.log(np.maximum(of_label, 1e-12))
-    present = np.unique(labels)
-    accuracy = np.mean([right[labels == c].mean() for c in present])
-    return (
-        round(100 * float(accuracy), 9),
-        -float(np.mean([loss[labels == c].mean() for c in present])),
-    )
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:

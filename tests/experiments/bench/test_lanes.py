@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.bench.comparison import Engine, Part, Recipe, criterion, folds
+from experiments.bench.choosing import criterion, folds
+from experiments.bench.comparison import Engine, Part, Recipe
 from experiments.bench.lanes import Net, in_blocks, order_of
 from experiments.command.candidates import Candidate, candidates
 
