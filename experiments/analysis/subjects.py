@@ -147,10 +147,13 @@ def of_checkpoint(
 def rows_of(
     dataset: Dataset | EncodedDataset, feed: Any, per_class: int | None, stop: StopRequest
 ) -> tuple[Rows, Rows]:
-    """(train, test) rows of a data set, of each class at most so many: the first that are read."""
-    return _rows(dataset, feed, "train", per_class, stop), _rows(
-        dataset, feed, "test", per_class, stop
-    )
+    """(train, test) rows of a data set: of each class at most so many, the first that are read.
+
+    Test images that are in memory are all taken: they are only counted.
+    """
+    of_test = None if isinstance(dataset, Dataset) else per_class
+    train = _rows(dataset, feed, "train", per_class, stop)
+    return train, _rows(dataset, feed, "test", of_test, stop)
 
 
 _MOST_BYTES = 8 * 2**30

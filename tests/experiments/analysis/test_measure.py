@@ -79,7 +79,7 @@ def measured(seeds: int) -> tuple[Subject, dict[str, Any], dict[str, Any]]:
     return one, groups, {item.name: item.call() for item in measure.items()}
 
 
-@pytest.mark.parametrize("seeds", [1, SEEDS])
+@pytest.mark.parametrize("seeds", [pytest.param(1, marks=pytest.mark.slow), SEEDS])
 def test_figures_are_those_of_dense_hessians(seeds: int) -> None:
     one, groups, found = measured(seeds)
     assert list(groups)[:6] == ["all", "head", "tail", "many", "medium", "few"]

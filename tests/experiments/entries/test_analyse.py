@@ -28,6 +28,7 @@ def run(*flags: Any) -> None:
     analyse.main(analyse.arguments().parse_args([*map(str, flags)]))
 
 
+@pytest.mark.slow  # what is measured, tests/experiments/analysis shows
 def test_digits_and_again(digits: Path, tmp_path: Path, monkeypatch: Any) -> None:
     out = tmp_path / "out"
     more = ("--eta", 20, "--density", 1, "--surface", 2, "--out", out)
