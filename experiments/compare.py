@@ -59,9 +59,8 @@ def arguments() -> argparse.ArgumentParser:
         help="thin the classes that are trained on to this imbalance factor, largest over smallest",
     )  # fmt: skip
     data.add_argument(
-        "--splits", type=cli.counted(1000),
-        help="repeated random splits, stratified; default 10, of the digits 3",
-    )  # fmt: skip
+        "--splits", type=cli.counted(1000), default=10, help="repeated random splits, stratified"
+    )
     data.add_argument(
         "--test-share", type=cli.number(over=0, below=1), default=0.3, help="of the rows of a split"
     )
@@ -85,16 +84,16 @@ def arguments() -> argparse.ArgumentParser:
     tuning = parser.add_argument_group("settings; one that is given is not sought")
     tuning.add_argument(
         "--tune", action=argparse.BooleanOptionalAction,
-        help="choose settings inside each split, as is done unless --no-tune takes the defaults",
+        help="choose settings inside each split, or take the defaults; --tune with --data unless "
+        "said otherwise, --no-tune without",
     )  # fmt: skip
     tuning.add_argument(
-        "--settings", type=cli.number(least=2, most=256, whole=True),
-        help="tried for every row, the defaults and SGD's among them; default 8, of the digits 4",
+        "--settings", type=cli.number(least=2, most=256, whole=True), default=8,
+        help="tried for every row, the defaults and SGD's among them",
     )  # fmt: skip
     tuning.add_argument(
-        "--folds", type=cli.number(least=1, most=20, whole=True),
-        help="of the rows that are not tested, by which settings are chosen; 1 holds a fifth out; "
-        "default 3, of the digits 2",
+        "--folds", type=cli.number(least=1, most=20, whole=True), default=3,
+        help="of the rows that are not tested, by which settings are chosen; 1 holds a fifth out",
     )  # fmt: skip
     bounds: dict[str, dict[str, Any]] = {
         "lr": {"over": 0}, "weight_decay": {"least": 0}, "rho": {"least": 0},
@@ -158,7 +157,7 @@ _HELP = {
 
 def needs() -> Needs:
     """When each flag is heeded."""
-    tuned = Need(lambda args: args.tune is not False, "--tune")
+    tuned = Need(_is_tuned, "--tune")
     hidden = one_of("model", ["mlp"])
     data = beside("data")
     return {
@@ -194,7 +193,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
             raise RunError("--predict beside --data needs --save: else there is no network to keep")
         _predict(args, out)
         return None
-    _fill_in(args)
+    args.tune = _is_tuned(args)
     config = {key: value for key, value in vars(args).items() if key not in _NOT_COMPARED}
     _check(out, config, args)
     if args.resume and _is_finished(out, args):
@@ -217,12 +216,9 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     return summary
 
 
-def _fill_in(args: argparse.Namespace) -> None:
-    """Defaults that hang on the data: a first look, without any, is to take less than a minute."""
-    args.tune = args.tune is not False
-    for name, usual, quick in (("splits", 10, 3), ("settings", 8, 4), ("folds", 3, 2)):
-        if getattr(args, name) is None:
-            setattr(args, name, usual if args.data else quick)
+def _is_tuned(args: argparse.Namespace) -> bool:
+    """Unless said otherwise: a first look, without data, is to take less than a minute."""
+    return bool(args.data) if args.tune is None else bool(args.tune)
 
 
 def _is_finished(out: Path, args: argparse.Namespace) -> bool:

@@ -14,9 +14,10 @@ from experiments.reports.figures import number
 def show(summary: Mapping[str, Any]) -> None:
     """Prints every row, references last, and the verdict; it fits in 100 columns."""
     data, splits = summary["data"], summary["splits"]["count"]
+    factor = data["train_imbalance_factor"]
     table = Table(
         title=f"{data['name']}: {data['rows']} rows, {data['classes']} classes, imbalance factor "
-        f"{data['imbalance_factor']:.3g}", box=None, padding=(0, 1, 0, 0),
+        f"{factor:.3g} in training", box=None, padding=(0, 1, 0, 0),
     )  # fmt: skip
     table.add_column("row", no_wrap=True)
     for head in ("bal. acc.", "- SGD", "95% interval", "p", "AUROC", "avg. prec.", "log-loss"):
