@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from numpy.typing import ArrayLike
 
 from imbsam_jax import collectives
-from imbsam_jax.checks import at_least_float32
+from imbsam_jax.checks import at_least_float32, like, number
 
 __all__ = ["batch_norm"]
 
@@ -45,7 +45,7 @@ def batch_norm(
     Args:
       x: float[B, ..., C], of one layer; the batch is the leading axis.
       scale, bias: float[C] or numbers, the layer's.
-      epsilon: added to both variances.
+      epsilon: added to both variances; at least 0, but a part of one row has none of its own.
       axis_name: the device axis over which statistics are taken, or None: of each device's rows.
 
     Returns:
@@ -60,6 +60,7 @@ def batch_norm(
     ([[-1.0], [1.0]], [2.0], [1.0])
     """
     x = x.astype(at_least_float32(x.dtype))
+    epsilon = like(number("epsilon", epsilon, least=0), x)
     rows = checkpoint_name(collectives.varying_like(jnp.ones(x.shape[:1], x.dtype), x), ROWS)
     own = collectives.mean(_sums(x, rows), axis_name)
     mean, var = _moments(*own)

@@ -130,6 +130,7 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
     "asam_scale": (ij.asam_scale, {"eta": 0.01}),
     "Ascent": (gradient_with, {"weight_decay": 0.1}),
     "share of an adversary": (adversarial_losses, {"share": 0.5}),
+    "batch_norm": (ij.batch_norm, {"x": KERNEL.T, "epsilon": 1e-5}),
     "batch_renorm": (
         ij.batch_renorm,
         {"x": KERNEL.T, "mean": jnp.zeros(1), "var": jnp.ones(1), "epsilon": 1e-5},
@@ -346,6 +347,7 @@ MAY_BE_TRACED = TRACED | {
     "cc_sam.value_and_grad": {"noise_ratio", "flat_ratio"},
     "share of an adversary": {"share"},
     "asam_scale": {"eta"},
+    "batch_norm": {"epsilon"},
     "batch_renorm": {"epsilon"},
     "Ascent": {"weight_decay"},
     "remembered.value_and_grad": {"decay"},
