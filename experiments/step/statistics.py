@@ -63,7 +63,7 @@ def shared(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
     (x,), running, keep = args, dict(layer.variables["batch_stats"]), layer.momentum
     params = layer.variables.get("params", {})
     y, mean, var = batch_norm(
-        x, params.get("scale", 1), params.get("bias", 0), epsilon=layer.epsilon,
+        x, params.get("scale"), params.get("bias"), epsilon=layer.epsilon,
         axis_name=layer.axis_name,
     )  # fmt: skip
     for name, own in (("mean", mean), ("var", var)):

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from numpy.typing import ArrayLike
 
 from imbsam_jax import collectives
 from imbsam_jax.checks import at_least_float32, like, number
@@ -24,8 +23,8 @@ OVER_ROWS = "imbsam_jax.sum_over_rows"  # a sum over the rows of the pass: over 
 
 def batch_norm(
     x: jax.Array,
-    scale: ArrayLike = 1.0,
-    bias: ArrayLike = 0.0,
+    scale: jax.Array | None = None,
+    bias: jax.Array | None = None,
     *,
     epsilon: float = 1e-5,
     axis_name: Any = None,
@@ -44,7 +43,7 @@ def batch_norm(
 
     Args:
       x: float[B, ..., C], of one layer; the batch is the leading axis.
-      scale, bias: float[C] or numbers, the layer's.
+      scale, bias: float[C], the layer's; None for 1 and 0.
       epsilon: added to both variances; at least 0, but a part of one row has none of its own.
       axis_name: the device axis over which statistics are taken, or None: of each device's rows.
 
@@ -68,8 +67,12 @@ def batch_norm(
     given_mean, given_var = _moments(*of_all)
     one_over, one_over_given = lax.rsqrt(var + epsilon), lax.rsqrt(given_var + epsilon)
     r, d = lax.stop_gradient((one_over_given / one_over, (mean - given_mean) * one_over_given))
-    scale, bias = jnp.asarray(scale, x.dtype), jnp.asarray(bias, x.dtype)
-    return _affine(x, mean, scale * (r * one_over), scale * d + bias), given_mean, given_var
+    factor, shift = r * one_over, d
+    if scale is not None:
+        factor, shift = factor * scale, shift * scale
+    if bias is not None:
+        shift = shift + bias
+    return _affine(x, mean, factor, shift), given_mean, given_var
 
 
 # Neither keeps anything for its backward pass but x, which is there already.

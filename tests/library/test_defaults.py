@@ -17,7 +17,7 @@ DEFAULTS: dict[Any, dict[str, Any]] = {
         "p": 2.0, "adaptive": None, "perturb": None, "group_mean": False, "weight_decay": 0.0,
     },
     ij.asam_scale: {"eta": 0.01},
-    ij.batch_norm: {"scale": 1.0, "bias": 0.0, "epsilon": 1e-5, "axis_name": None},
+    ij.batch_norm: {"scale": None, "bias": None, "epsilon": 1e-5, "axis_name": None},
     ij.batch_renorm: {"epsilon": 1e-5, "axis_name": None},
     ij.binomial_buffers: {"deviations": (0.5, 2.5)},
     ij.long_tail_counts: {"kind": "exp"},
