@@ -79,7 +79,7 @@ def arguments() -> argparse.ArgumentParser:
     )  # fmt: skip
     rows.add_argument(
         "--reference", nargs="*", choices=[*REFERENCES], default=["trees", "logistic"],
-        help="scikit-learn's models, with their defaults, beside them",
+        help="scikit-learn's models, not tuned, beside them",
     )  # fmt: skip
     tuning = parser.add_argument_group("settings; one that is given is not sought")
     tuning.add_argument(

@@ -1,4 +1,11 @@
-"""Reference lines from outside the family: scikit-learn's models, with their defaults."""
+"""Reference lines from outside the family: scikit-learn's models, not tuned.
+
+Gradient boosting grows a tree a round and class, which for many classes takes longer than all
+networks together: it has scikit-learn's 100 rounds up to three classes, then 300 trees in all, but
+at least 10 rounds. On tables with rare classes that is no worse (abalone, 21 classes: balanced
+accuracy 17.2 and log-loss 2.2, of 100 rounds 13.8 and 3.1; yeast 38.9 and 1.3, 37.1 and 2.0).
+The rest are scikit-learn's defaults.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +17,31 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+TREES, LEAST_ROUNDS = 300, 10
 
-def _trees(seed: int) -> Any:
+
+def _trees(classes: int, seed: int, class_weight: str | None = None) -> Any:
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-    return HistGradientBoostingClassifier(random_state=seed)
+    rounds = max(min(100, TREES // classes), LEAST_ROUNDS)
+    return HistGradientBoostingClassifier(
+        max_iter=rounds, class_weight=class_weight,
+        random_state=seed,
+    )  # fmt: skip
 
 
-def _balanced_trees(seed: int) -> Any:
-    from sklearn.ensemble import HistGradientBoostingClassifier
-
-    return HistGradientBoostingClassifier(class_weight="balanced", random_state=seed)
+def _balanced_trees(classes: int, seed: int) -> Any:
+    return _trees(classes, seed, "balanced")
 
 
-def _logistic(seed: int) -> Any:
+def _logistic(classes: int, seed: int) -> Any:
     from sklearn.linear_model import LogisticRegression
 
     return LogisticRegression(class_weight="balanced", max_iter=1000)
 
 
 # By the value of --reference: what it is called in tables, and what makes it.
-REFERENCES: dict[str, tuple[str, Callable[[int], Any]]] = {
+REFERENCES: dict[str, tuple[str, Callable[[int, int], Any]]] = {
     "trees": ("gradient boosting", _trees),
     "balanced_trees": ("gradient boosting, balanced weights", _balanced_trees),
     "logistic": ("logistic regression, balanced weights", _logistic),
@@ -55,7 +66,7 @@ def probabilities(
       classes: C.
       seed: of what the model draws.
     """
-    model = REFERENCES[name][1](seed)
+    model = REFERENCES[name][1](classes, seed)
     # On a small table, and more so beside other work, threads wait for each other far longer than
     # they work.
     with threadpool_limits(1), warnings.catch_warnings():

@@ -12,6 +12,7 @@ import pytest
 from experiments.bench.choosing import criterion, folds
 from experiments.bench.comparison import Engine, Part, Recipe
 from experiments.bench.lanes import Net, in_blocks, order_of
+from experiments.bench.references import REFERENCES, probabilities
 from experiments.command.candidates import Candidate, candidates
 
 DRAW = np.random.default_rng(0)
@@ -243,3 +244,18 @@ def test_a_rule_weighs_by_group_and_the_loss_by_label() -> None:
     np.testing.assert_array_equal(
         same.run(PART, [one])[0].probabilities, by_label.run(PART, [one])[0].probabilities
     )
+
+
+@pytest.mark.parametrize(("classes", "rounds"), [(2, 100), (3, 100), (10, 30), (77, 10)])
+def test_trees_are_of_equal_number_where_classes_are_many(classes: int, rounds: int) -> None:
+    assert REFERENCES["trees"][1](classes, 0).max_iter == rounds
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_a_reference_gives_every_class_a_probability(name: str) -> None:
+    """Of a class without a training row it is 0; the rest is the model's own."""
+    train = TRAIN[LABELS[TRAIN] != 1]
+    found = probabilities(name, FEATURES, LABELS, train, TEST, 3, 0)
+    model = REFERENCES[name][1](3, 0).fit(FEATURES[train], LABELS[train])
+    np.testing.assert_array_equal(found[:, 1], 0)
+    np.testing.assert_allclose(found[:, [0, 2]], model.predict_proba(FEATURES[TEST]))
