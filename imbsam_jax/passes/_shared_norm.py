@@ -42,7 +42,7 @@ class shared_norm:
     gradient**: exactly, the tail's loss reaches the head's rows through the statistics, and the
     head's loss the tail's rows; here each part's reaches its own rows alone, so that with rho = 0
     this is not SGD's gradient. (`split_norm` has the base's gradient through the whole batch.) Of a
-    part of one row, or one pixel, nothing comes through a layer: it is its own mean.
+    part of one row, without pixels, nothing but rounding comes through a layer: it is its own mean.
 
     Where all classes are one part (SGD, SAM, Focal-SAM; soft labels) passes are over the whole
     batch and exact, as `whole` has them. Weights that are traced weigh every class.

@@ -88,16 +88,20 @@ def batches() -> Any:
     [
         pytest.param(row, marks=[] if row.id in QUICK else pytest.mark.slow)
         for row in [*RULES, *ASCENTS]
-        if row.rule is not None
+        if row.rule is not None and row.id != "imbsam-perturb"  # by hand it is over all rows
     ],
     ids=row_id,
 )
 def test_each_part_flows_through_its_own_rows(row: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     params = to_library(init_params())
-    for x, y, mask in batches():
+    for number, (x, y, mask) in enumerate(batches()):
+        # A gradient of 0 but for rounding: norms of p > 2 make a direction of what is left.
+        if number == 1 and row.id in ("imbsam-p3", "imbsam-pinf"):
+            continue
         for step in (SWITCH - 1, SWITCH) if row.needs_step else (0,):
             (loss, (logits, mean, var)), grads = step_of(row.id, ALL)(params, x, y, mask, step)
-            if row.id.split("-")[0] in EXACT:
+            of_sgd = row.id == "sgd_then_imbsam" and step < SWITCH
+            if row.id.split("-")[0] in EXACT or of_sgd:
                 exact = step_of(row.id, passes.whole())(params, x, y, mask, step)
                 close(((loss, (logits, mean, var)), grads), exact, 1e-12)
                 continue
