@@ -258,7 +258,7 @@ def _clear(out: Path, resume: bool) -> None:
 
 
 def _compare(args: argparse.Namespace, out: Path, stop: StopRequest) -> dict[str, Any]:
-    began = time.perf_counter()
+    began, began_cpu = time.perf_counter(), time.process_time()
     table = tables.read(
         args.data or BUNDLED, args.label, text=args.text, group=args.group, id=args.id,
         test=args.test,
@@ -284,7 +284,7 @@ def _compare(args: argparse.Namespace, out: Path, stop: StopRequest) -> dict[str
         "steps": steps, "batch_size": min(args.batch_size, train), "cut": cut,
         "grid": {row.name: row.points for row in rows},
         "confidence": compare_folder.CONFIDENCE, "notes": notes + diverged,
-        "seconds": time.perf_counter() - began, "cpu_seconds": time.process_time(),
+        "seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - began_cpu,
         "command": origin.command_line(), **origin.environment(),
     }  # fmt: skip
     summary = compare_folder.write(

@@ -38,7 +38,7 @@ def table(text, *heads):
     lines = text.splitlines()
     for at, line in enumerate(lines):
         cells = _cells(line)
-        if cells and set(heads) <= set(cells) and re.match(r"\|[-|]+\|$", lines[at + 1]):
+        if cells and set(heads) <= set(cells) and re.match(r"\|[-:|]+\|$", lines[at + 1]):
             names = [name or str(k) for k, name in enumerate(cells)]
             rows = []
             for row in lines[at + 2 :]:
@@ -875,3 +875,147 @@ def ratios_of_a_branch():
     found = table(page("cpu_cores"), "channels, pixels", "convolution")
     ratios = [float(x["in a branch, JAX's"]) / float(x["both gradients"]) for x in found]
     return min(ratios), max(ratios)
+
+
+STUDY_ROWS = {"SAM": "sam", "ImbSAM": "imbsam", "Focal-SAM": "focal_sam", "GSA": "gsa"}
+STUDY_LOSSES = {"cross-entropy": "cross_entropy", "logit-adjusted": "logit_adjusted"}
+
+
+def contrast(row, against):
+    (found,) = (
+        each["metrics"]
+        for each in read("study/study.json")["contrasts"]
+        if (each["row"], each["against"]) == (row, against)
+    )
+    return found
+
+
+def test_the_study_adds_up_its_sets():
+    """study.json again, of each set's summary.json and runs.csv."""
+    from experiments.reports import study_folder
+
+    kept = read("study/study.json")
+    sets = [
+        study_folder.read_set(one["name"], RESULTS / "study" / "sets" / one["name"])
+        for one in kept["sets"]
+    ]
+    assert len(sets) == 23 and sum(one["classes"] == 2 for one in kept["sets"]) == 14
+    again = json.loads(json.dumps(study_folder.summarise(sets)))
+    for part in ("sets", "rows", "contrasts"):
+        assert again[part] == kept[part]
+
+
+def test_the_study():
+    rows = table(page("study"), "sets better / not told apart / worse")
+    assert len(rows) == 9
+    for row in rows:
+        name = row["over SGD with the same loss"]
+        if name.startswith("logit adjustment itself"):
+            found = contrast("sgd, logit_adjusted", "sgd, cross_entropy")
+        else:
+            rule, loss = name.split(", ")
+            loss = STUDY_LOSSES[loss]
+            found = contrast(f"{STUDY_ROWS[rule]}, {loss}", f"sgd, {loss}")
+        points, area = found["balanced_accuracy"], found["auroc"]
+        p = points["p_holm"]
+        assert list(row.values())[1:] == [
+            f"{points['gain']:+.1f} ± {points['se']:.1f}",
+            f"{points['win']} / {points['tie']} / {points['loss']}",
+            f"{p:.2f}" if p >= 0.01 else f"{p:.3f}",
+            f"{area['gain']:+.3f} ± {area['se']:.3f}",
+        ]
+
+
+def test_prose_on_the_study():
+    study = read("study/study.json")
+
+    def mean(row, against, classes):
+        by_set = contrast(row, against)["balanced_accuracy"]["by_set"]
+        gains = [
+            gain
+            for one, (gain, _, _) in zip(study["sets"], by_set, strict=True)
+            if classes(one["classes"])
+        ]
+        return f"{np.mean(gains):.1f} ± {np.std(gains, ddof=1) / np.sqrt(len(gains)):.1f}"
+
+    own = ("sgd, logit_adjusted", "sgd, cross_entropy")
+    on_top = ("imbsam, logit_adjusted", "sgd, logit_adjusted")
+
+    def two(classes):
+        return classes == 2
+
+    def more(classes):
+        return classes > 2
+
+    balanced = contrast("sgd, cross_entropy, balanced sampling", "sgd, cross_entropy")
+    trees = contrast("gradient boosting", "sgd, cross_entropy")["balanced_accuracy"]
+    logistic = contrast("logistic regression, balanced weights", "sgd, cross_entropy")
+    says(
+        page("study"),
+        f"{mean(*own, two)} where classes are two and {mean(*own, more)} where they are more",
+        f"over logit adjustment is +{mean(*on_top, two)} there",
+        f"there and +{mean(*on_top, more)} with more classes",
+        f"balanced sampling gains {balanced['balanced_accuracy']['gain']:.1f} ± 1.5",
+        f"({trees['gain']:.1f} ± {trees['se']:.1f} points)",
+        f"weights gains {logistic['balanced_accuracy']['gain']:.1f} ± 2.3",
+    )
+    chosen = defaultdict(list)
+    failed = {True: 0, False: 0, "gsa": 0}
+    total = 0
+    for path in sorted((RESULTS / "study" / "sets").glob("*/runs.csv")):
+        with open(path, newline="", encoding="utf-8") as file:
+            lines = [line for line in csv.DictReader(file) if line["reference"] == "False"]
+        for name in dict.fromkeys(line["row"] for line in lines):
+            of_row = [line for line in lines if line["row"] == name]
+            found = np.array([float(line["balanced_accuracy"]) for line in of_row])
+            for line, value in zip(of_row, found, strict=True):
+                rule, lr, total = line["rule"], float(line["chosen_lr"]), total + 1
+                chosen[rule, lr >= 0.29].append(line)
+                if value - np.median(found) < -20:
+                    failed["gsa" if rule == "gsa" else lr >= 0.29] += 1
+    others = {
+        high: sum(len(lines) for (rule, h), lines in chosen.items() if h == high and rule != "gsa")
+        for high in (True, False)
+    }
+    without = sum(
+        float(line["chosen_gsa_scale"]) == 0
+        for (rule, _), lines in chosen.items()
+        if rule == "gsa"
+        for line in lines
+    )
+    says(
+        page("study"),
+        f"{sum(failed.values())} of {total:,} trainings ended 20 points or more below",
+        f"{failed['gsa']} of GSA's, and {failed[True]} of the other {others[True]} that",
+        f"but {failed[False]} of {others[False]:,} below",
+        f"took scale 0 (SGD) in {without} of 500 splits",
+    )
+    loss = contrast(*on_top)["balanced_accuracy"]
+    first = contrast(*own)["balanced_accuracy"]
+    for text in (page(), doc("choosing")):
+        says(
+            text,
+            f"{first['gain']:.1f} ± {first['se']:.1f} points of balanced accuracy",
+            f"{loss['gain']:.1f} ± {loss['se']:.1f}",
+        )
+
+
+def test_sharpness_of_the_digits():
+    groups = {
+        line["name"]: line["groups"] for line in read("sharpness/digits/analysis.json")["lines"]
+    }
+    rows = table(page("sharpness"), "trained by", "trace, head")
+    assert len(rows) == len(groups) == 14
+    for row in rows:
+        head, tail = (groups[row["trained by"]][part] for part in ("head", "tail"))
+        for cell, values in (
+            ("trace, head", head["trace"]), ("trace, tail", tail["trace"]),
+            ("λ max, head", head["largest"]), ("λ max, tail", tail["largest"]),
+            ("worst rise, tail", tail["worst"]),
+        ):  # fmt: skip
+            mean, _, error = row[cell].partition(" ± ")
+            assert float(mean) == float(f"{values['mean']:.3g}")
+            assert float(error) == float(f"{values['error']:.1g}")
+        assert float(row["train loss, tail"]) == float(f"{tail['train_loss']['mean']:.2g}")
+        accuracy = tail["test_accuracy"]
+        assert row["test %, tail"] == f"{accuracy['mean']:.1f} ± {accuracy['error']:.1f}"

@@ -183,6 +183,11 @@ def parsed(name, flags, dataset):
     elif short == "sweep":
         args = sweep.parse(flags)
         sweep.grid_of(args)
+    elif short == "study":  # what follows -- is for compare
+        args, theirs = module.divided(flags)
+        importlib.import_module("experiments.compare").arguments().parse_args(
+            [*theirs, "--out", "there"]
+        )
     else:
         args = module.arguments().parse_args(flags)
     return args
