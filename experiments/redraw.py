@@ -1,6 +1,7 @@
 """Draws the plots of finished folders again, from their files: `python -m experiments.redraw DIR`.
 
-Folders at any depth of training runs, of `digits_lt`, `sweep`, `anomaly`, `compare` and `study`.
+Folders at any depth of training runs, of `digits_lt`, `sweep`, `anomaly`, `compare`, `study` and
+`analyse`.
 Nothing is trained and no other file is changed.
 """
 
@@ -22,6 +23,10 @@ _UNFIT = (
 )  # fmt: skip
 
 
+# Kinds of folder that need no summary.json.
+_ALONE = ("report", "study", "analysis")
+
+
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser("Draw the plots of finished folders again, from the files in them.", {})
     parser.add_argument(
@@ -36,11 +41,12 @@ def redraw(folder: Path) -> list[Path]:
     for kind, named, draw in (
         ("report", folder / "report.json", _run),
         ("study", folder / "study.json", _study),
+        ("analysis", folder / "analysis.json", _analysis),
         ("runs", folder / "runs.csv", _runs),
         ("sweep", folder / "sweep.csv", _sweep),
         ("digits", folder / "per_class.csv", _digits),
     ):
-        if named.is_file() and (kind in ("report", "study") or summary.is_file()):
+        if named.is_file() and (kind in _ALONE or summary.is_file()):
             return _read(folder, draw)
     return []
 
@@ -95,6 +101,12 @@ def _study(folder: Path) -> list[Path]:
     from experiments.reports import study_figures
 
     return study_figures.draw(folder)
+
+
+def _analysis(folder: Path) -> list[Path]:
+    from experiments.analysis import figures
+
+    return figures.draw(folder)
 
 
 def _anomaly(folder: Path, groups: list[dict[str, Any]]) -> list[Path]:

@@ -8,7 +8,40 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.host import outputs
 from experiments.reports import drawing
+
+# What is drawn beside the figures of analysis.json.
+SHOWN = "figures.json"
+
+
+def draw(out: Path) -> list[Path]:
+    """Every picture of a finished analysis, of its files alone; which were made."""
+    summary = outputs.read_object(out / "analysis.json")["lines"]
+    shown = outputs.read_object(out / SHOWN)
+    made = [out / "groups.png"]
+    bars(made[-1], summary, ("trace", "largest", shown["rise"], "train_loss"))
+    if "densities" in shown:
+        grids = {group: np.array(grid) for group, grid in shown["grids"].items()}
+        made.append(out / "densities.png")
+        densities(
+            made[-1],
+            {
+                name: {group: (grids[group], np.array(values)) for group, values in of.items()}
+                for name, of in shown["densities"].items()
+            },
+        )
+    if "surfaces" in shown:
+        made.append(out / "surfaces.png")
+        surfaces(
+            made[-1],
+            np.array(shown["axis"]),
+            {n: np.array(x) for n, x in shown["surfaces"].items()},
+        )
+    if len({line["epoch"] for line in summary}) > 1:
+        made.append(out / "epochs.png")
+        over_epochs(made[-1], summary)
+    return made
 
 
 def surfaces(path: Path, axis: np.ndarray, found: dict[str, np.ndarray]) -> Figure:

@@ -172,28 +172,34 @@ def _write(
     texts = [results.table(summary), results.differences(summary)]
     outputs.replace_text(out / "table.md", "\n\n".join(filter(None, texts)) + "\n")
     last = _last(work)
-    rise = "worst" if args.steps else "sam"
-    figures.bars(out / "groups.png", summary, ("trace", "largest", rise, "train_loss"))
+    shown: dict[str, Any] = {"rise": "worst" if args.steps else "sam"}
     if grids:
-        curves = {
+        shown["grids"] = {group: _digits(grid) for group, grid in grids.items()}
+        shown["densities"] = {
             name: {
-                group: (grid, np.mean(one.found[f"density of {group}"]["density"], axis=0))
-                for group, grid in grids.items()
+                group: _digits(np.mean(one.found[f"density of {group}"]["density"], axis=0))
+                for group in grids
             }
             for name, one in last.items()
         }
-        figures.densities(out / "densities.png", curves)
     if axis is not None:
-        surfaces = {name: np.array(one.found["surface"]["losses"]) for name, one in last.items()}
-        figures.surfaces(out / "surfaces.png", axis, surfaces)
-    if len({line["epoch"] for line in summary}) > 1:
-        figures.over_epochs(out / "epochs.png", summary)
+        shown["axis"] = axis.tolist()
+        shown["surfaces"] = {
+            name: _digits(one.found["surface"]["losses"]) for name, one in last.items()
+        }
+    outputs.replace_text(out / figures.SHOWN, json.dumps(shown) + "\n")
+    figures.draw(out)
     print((out / "table.md").read_text())
     print(
         f"{products} products with a Hessian (of all seeds at once where they are in one folder), "
         f"{cost['seconds_each']:.2g} s each, with compilation"
     )
     print(f"analysis.json, records.json, table.md and figures are in {out}")
+
+
+def _digits(values: Any) -> Any:
+    """Of a figure, no more than can be seen."""
+    return np.vectorize(lambda x: float(f"{x:.4g}"))(np.asarray(values)).tolist()
 
 
 def _last(work: list[Work]) -> dict[str, Work]:

@@ -195,6 +195,9 @@ RESULTS: dict[str, Callable[[], Any]] = {
         SCORES.astype(jnp.bfloat16), Y % 2, reference_std=np.float64(2), margin=jnp.float32(3)
     ),
     "deep_sad_loss": lambda: losses.deep_sad_loss(HALF, Y % 2, jnp.zeros(2)),
+    "feature_adversary": lambda: losses.feature_adversary(
+        lambda w, z: (losses.cross_entropy(z * w, Y), None), N, variant="release", strength=0.5
+    )(jnp.ones(3), Y, Z, share=0.5)[0],
     "tau_normalise": lambda: classifiers.tau_normalise(KERNEL, np.float64(0.5)),
     "lws_logits": lambda: classifiers.lws_logits(Z.astype(jnp.float16), jnp.ones(3)),
     "fold_scales": lambda: classifiers.fold_scales(KERNEL, jnp.ones(3), jnp.ones(3, jnp.float16)),
@@ -242,5 +245,5 @@ def test_every_public_function_is_tried_so() -> None:
         others = {"Loss", "MaxNormState", "max_norm"}  # max_norm: its project and its radius
         assert set(module.__all__) - others <= tried
     assert {name for name in ij.losses.__all__ if name[0].islower()} - {
-        "class_balanced_weights", "deviation_loss", "deep_sad_loss",
+        "class_balanced_weights", "deviation_loss", "deep_sad_loss", "feature_adversary",
     } == set(LOSSES)  # fmt: skip
