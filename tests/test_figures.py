@@ -585,7 +585,15 @@ def test_the_remembered_direction():
 
 # ---- times, FLOPs, memory -------------------------------------------------------------------
 
-STEP_TABLES = ("", "resnet32", "mlp_256", "vit_ti4_32", "resnet32_gn", "resnet20_split")
+STEP_TABLES = (
+    "",
+    "resnet32",
+    "mlp_256",
+    "vit_ti4_32",
+    "resnet32_gn",
+    "resnet20_split",
+    "resnet32_shared_64",
+)
 
 
 def step_rows(folder):
@@ -656,6 +664,9 @@ def test_one_pass_in_parts():
         }  # fmt: skip
     says(page("step_cost"), f"1 + f = {1 + first['tail_share']:.2f}",
          f"of `split_norm` {1 + 2 * first['tail_share']:.2f}")  # fmt: skip
+    timed = step_rows("resnet32_shared_64")[-1]
+    less = 100 * (1 - timed["time_ratio"] / timed["flops_ratio"])
+    says(page("step_cost"), f"`shared_norm` takes {less:.0f}% less time than its FLOPs say")
 
 
 def test_less_memory():
