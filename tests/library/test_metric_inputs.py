@@ -196,7 +196,8 @@ RESULTS: dict[str, Callable[[], Any]] = {
     ),
     "deep_sad_loss": lambda: losses.deep_sad_loss(HALF, Y % 2, jnp.zeros(2)),
     "feature_adversary": lambda: losses.feature_adversary(
-        lambda w, z: (losses.cross_entropy(z * w[None], Y), None), N, variant="release", strength=0.5
+        lambda w, z: (losses.cross_entropy(z * w[None], Y), None), N,
+        variant="release", strength=0.5,
     )(jnp.ones(3), Y, Z, share=0.5)[0],
     "tau_normalise": lambda: classifiers.tau_normalise(KERNEL, np.float64(0.5)),
     "lws_logits": lambda: classifiers.lws_logits(Z.astype(jnp.float16), jnp.ones(3)),
