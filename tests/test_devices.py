@@ -11,10 +11,10 @@ import pytest
     "check",
     [
         "modes",
-        "nnx",
         *(
             pytest.param(check, marks=pytest.mark.slow)
             for check in (
+                "nnx",
                 "all_reduces",
                 "micro_batches",
                 "independent",

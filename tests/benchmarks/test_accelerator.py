@@ -56,6 +56,7 @@ def test_names_of_cells_differ():
         assert cell.arguments().image_size == cell.image_size
 
 
+@pytest.mark.slow  # a whole report, twice
 def test_what_is_there_is_not_measured_again(tmp_path, small, monkeypatch):
     asked = []
 

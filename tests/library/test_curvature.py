@@ -82,7 +82,12 @@ def matrix(matvec: Any, like: Any) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["hvp", "gnvp"])
 @pytest.mark.parametrize(
     ("weights", "masked", "batch_size"),
-    [(None, False, None), (WEIGHTS, True, None), (None, False, 5), (WEIGHTS, True, 5)],
+    [
+        pytest.param(None, False, None, marks=pytest.mark.slow),
+        (WEIGHTS, True, None),
+        pytest.param(None, False, 5, marks=pytest.mark.slow),
+        (WEIGHTS, True, 5),
+    ],
     ids=["plain", "weighted-masked", "batches", "weighted-masked-batches"],
 )
 def test_products_are_those_of_the_dense_matrix(

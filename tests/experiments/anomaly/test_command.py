@@ -178,6 +178,7 @@ def test_help_has_every_flag_with_its_default() -> None:
     assert text.count("(default:") == 11  # all but --data-dir and --datasets
 
 
+@pytest.mark.slow  # a process of its own
 def test_runs_as_a_command_without_tensorflow(tmp_path: Path, run_python: Any) -> None:
     code = f"""
         import sys

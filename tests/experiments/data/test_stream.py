@@ -238,6 +238,7 @@ def _children() -> set[int]:
     return {child.pid for child in multiprocessing.active_children() if child.pid is not None}
 
 
+@pytest.mark.slow  # test_streamed compares the path with a plain loop
 def test_workers_change_nothing(split: Any) -> None:
     """Two workers: the same batches, from any step and any state; they end with the stream."""
     whole = _all(_stream(split))
@@ -260,6 +261,7 @@ def test_workers_change_nothing(split: Any) -> None:
         next(batches)
 
 
+@pytest.mark.slow  # processes of its own
 def test_an_abandoned_stream_ends_its_workers(split: Any) -> None:
     batches = _stream(split, first=2, workers=1, threads=1)
     _assert_same([next(batches)], _all(_stream(split))[2:3])
@@ -289,7 +291,7 @@ class Failing:
 @pytest.mark.parametrize(
     ("how", "workers", "error", "message"),
     [
-        ("die", 2, RuntimeError, "terminated unexpectedly"),
+        pytest.param("die", 2, RuntimeError, "terminated unexpectedly", marks=pytest.mark.slow),
         ("raise", 1, DataError, "the disk is gone"),
     ],
 )

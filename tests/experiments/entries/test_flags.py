@@ -408,7 +408,7 @@ def _commands():
         # Blocks of plain text show what earlier commits had.
         text = re.sub(r"```text\n.*?```", "", page.read_text(), flags=re.S).replace("\\\n", " ")
         for line in re.findall(r"python -m ((?:experiments|benchmarks)\.[^`\n]*)", text):
-            line = line.split("#")[0].strip()
+            line = line.split("#")[0].partition(" -- ")[0].strip()  # of a study, its own flags
             if not set("$;|&\"'") & set(line) and "..." not in line:
                 yield page.parent.name, re.sub(r"\b(RHO|R)\b", "0.1", line)
 

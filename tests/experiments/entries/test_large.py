@@ -201,6 +201,7 @@ def test_evaluation_at_8142_classes_brings_home_counts_alone(tmp_path):
     assert parts.evaluator.accuracies(hits)["all"] == pytest.approx(100 * right.mean(), rel=1e-4)
 
 
+@pytest.mark.slow  # the plots of fewer classes are in tests/experiments/reports
 def test_the_plot_of_8142_classes_shows_hundredths(tmp_path):
     values = np.where(np.arange(8142) % 7 == 0, np.nan, np.arange(8142) / 81.42)
     centres, means, low, high = plots.hundredths(values)

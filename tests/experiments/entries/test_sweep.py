@@ -344,6 +344,7 @@ def test_the_first_word_names_what_is_trained(capsys):
     assert "cifar_lt must be the first word" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # tests/experiments/bench has what diverges
 @pytest.mark.allow_rank_promotion
 def test_what_diverges_on_the_digits_is_told_and_the_rest_goes_on(tmp_path, capsys):
     """A row of digits_lt and its second stage, and a point of a sweep."""

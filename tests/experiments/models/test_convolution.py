@@ -130,7 +130,15 @@ def convolutions(jaxpr: Any) -> Any:
             yield from convolutions(inner)
 
 
-@pytest.mark.parametrize("name", ["resnet8", "resnet32_gn", "resnet14_bottleneck", "vit_ti4"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet8",
+        "resnet32_gn",
+        "resnet14_bottleneck",
+        pytest.param("vit_ti4", marks=pytest.mark.slow),
+    ],
+)
 def test_every_convolution_of_a_models_gradient_is_nhwc_by_hwio(name: str) -> None:
     assert (name == "vit_ti4") != (name in CONVOLUTIONAL)
     gradient, *shapes = gradient_of(name)

@@ -55,8 +55,8 @@ DEEP = ("resnet32", "resnet32_gn", "resnet34_3x3", "resnet50", "resnext50_32x4d"
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        pytest.param(name, dtype, marks=[pytest.mark.slow] * (name in deep))
-        for dtype, deep in ((jnp.float32, ("resnet152",)), (jnp.bfloat16, ("resnet152", *DEEP)))
+        pytest.param(name, dtype, marks=[pytest.mark.slow] * (name in ("resnet152", *DEEP)))
+        for dtype in (jnp.float32, jnp.bfloat16)
         for name in MODELS
     ],
 )
@@ -136,6 +136,7 @@ def test_cifar_type_initialisation() -> None:
     assert np.all(params["stem_norm"]["scale"] == 1) and np.all(params["stem_norm"]["bias"] == 0)
 
 
+@pytest.mark.slow  # a large network
 def test_resnet34_initialisation() -> None:
     """Kaiming normal over the fan out, but PyTorch's defaults in the stem and the classifier."""
     params = _initialise("resnet34_3x3", 100, stage_sizes=(1, 1, 1, 1))

@@ -112,7 +112,7 @@ def path(tmp_path: Path) -> Path:
     "name",
     [
         "resnext20_32x4d",
-        "resnet50",
+        pytest.param("resnet50", marks=pytest.mark.slow),
         pytest.param("resnext50_32x4d", marks=pytest.mark.slow),
     ],
 )

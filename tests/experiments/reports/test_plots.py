@@ -224,6 +224,7 @@ def test_every_plot_is_svg_too_and_the_same_each_time(tmp_path):
     assert made[0] == made[1] and b">difference (points)</text>" in made[0]
 
 
+@pytest.mark.slow  # drawn several times
 def test_long_titles_are_not_cut_off(tmp_path):
     long = "imbsam rho 0.05 eta 100 tail_scale 1 logit_adjusted tau 1 examples split_norm " * 2
     for figure in (

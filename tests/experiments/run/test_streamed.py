@@ -127,10 +127,10 @@ def test_too_many_unreadable_images_stop_the_run(broken, tmp_path):
 # ---- stops ----------------------------------------------------------------------------------
 
 
-# Inside an epoch; at its last step, so that the stop is answered while it is evaluated.
-@pytest.mark.parametrize(
-    ("at", "before", "after"), [pytest.param(1, 1, 2, marks=pytest.mark.slow), (-1, 1, 0)]
-)
+# Inside an epoch; at its last step, so that the stop is answered while it is evaluated. A full
+# disk stops one, too, and is quick.
+@pytest.mark.slow
+@pytest.mark.parametrize(("at", "before", "after"), [(1, 1, 2), (-1, 1, 0)])
 def test_a_stopped_run_ends_bitwise_where_an_unstopped_one_does(
     at, before, after, dataset, tmp_path, monkeypatch
 ):

@@ -278,6 +278,7 @@ def test_a_stop_between_two_evaluations_closes_the_epoch_for_none(whole, tmp_pat
     end_alike(tmp_path, whole)
 
 
+@pytest.mark.slow  # the kill before the first saves is quick
 def test_after_a_kill_between_two_saves_the_newest_common_step_is_taken(whole, tmp_path, capsys):
     """As if killed once the first seed had saved step 10 and the second had not."""
     shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)

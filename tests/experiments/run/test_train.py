@@ -264,6 +264,7 @@ def test_a_stopped_run_ends_bitwise_where_an_unstopped_one_does(
     assert (out / "report.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow  # test_together stops all by a deadline
 def test_a_deadline_stops_like_a_signal(tmp_path):
     settings = dataclasses.replace(QUICK, epochs=4000)
     with pytest.raises(Stopped, match="--resume") as stopped:
