@@ -38,3 +38,16 @@ def test_sgd_is_a_candidate():
         assert "rho 0, All - SGD +10.0" in best
         bold = [line for line in table(summary, {"rho": []}).splitlines() if "**" in line]
         assert len(bold) == 1 and bold[0].startswith("| **SGD**")
+
+
+def test_a_point_that_diverged_is_marked_and_no_candidate():
+    lost = dict.fromkeys(SPLITS, np.full(2, np.nan))
+    points = made_up((51, 57), (55, 52))
+    points[2] = Tried({"rho": 0.1}, lost, lost, "the loss is not finite")
+    summary = summarise(points, [0, 1])
+    assert [row["best_val"] for row in summary] == [False, True, False]
+    cells = [line.count("diverged") for line in table(summary, {"rho": [0.0, 0.1]}).splitlines()]
+    assert cells == [0, 0, 0, 0, 1]
+    first, chosen, _ = verdict(summary).splitlines()
+    assert first == "Diverged, and not among the choices: rho 0.1 (the loss is not finite)."
+    assert chosen.startswith("Chosen by validation: rho 0,")
