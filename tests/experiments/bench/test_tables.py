@@ -16,7 +16,7 @@ def line(rule, all_, paired, diverged=None):
 
 
 def test_means_deviations_differences_and_what_diverged(capsys):
-    why = "sam: the loss [1] is not finite"
+    why = "sam: the loss [late] is not finite"
     tables.show([line("sgd", 81.0, 0.0), line("imbsam", 84.0, 3.0), line("sam", 1, 1, why)], "here")
     sgd, imbsam, sam, lost, *_ = (
         text.split()
