@@ -440,9 +440,11 @@ def test_evaluate_shrinks_as_the_run_did(data, tmp_path, capsys):
     cifar_lt.main(presets.parse(cifar_lt.arguments(), [*flags, "--out", out, "--quiet"]))
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     evaluate.main(evaluate.arguments().parse_args([out, "--data", data]))
-    shown = capsys.readouterr().out
-    for name in ("many", "medium", "few", "all"):
-        assert f"{report[name]:.2f}" in shown
+    rows = [row.split() for row in capsys.readouterr().out.splitlines()]
+    for title, of in (("is", report), ("flip-averaged", report["last_epoch_flip"])):
+        (found,) = (row for row in rows if title in row[:3])
+        assert found[-4:] == [f"{of[name]:.2f}" for name in ("many", "medium", "few", "all")]
+    assert report["all"] != report["last_epoch_flip"]["all"]
 
 
 @pytest.mark.slow
