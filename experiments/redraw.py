@@ -1,8 +1,7 @@
 """Draws the plots of finished folders again, from their files: `python -m experiments.redraw DIR`.
 
 Folders at any depth of training runs, of `digits_lt`, `sweep`, `anomaly`, `compare`, `study` and
-`analyse`.
-Nothing is trained and no other file is changed.
+`analyse`. Nothing is trained and no other file is changed.
 """
 
 from __future__ import annotations
