@@ -12,6 +12,7 @@ takes for them:
     label = "category"
     text = ["text"]
     cut = [0, 20, 100]      # as it is, and cut to these imbalance factors
+    splits = 5              # in place of --splits
 
 A list of lines (.txt) has a path and flags on each. Sets are run from the smallest to the largest;
 one that is finished is kept, so the same command goes on after a stop.
@@ -171,8 +172,7 @@ def plan(
     """(sets to run, the smallest first; those that cannot be, each with why)."""
     planned: list[Planned] = []
     failed: list[dict[str, str]] = []
-    shared = ["--splits", str(args.splits), "--seed", str(args.seed)]
-    shared += ["--no-tune"] * args.no_tune + list(more)
+    more = ["--no-tune"] * args.no_tune + list(more)
     for each in entries(args.sets):
         name = each.get("name") or _named(each["data"])
         try:
@@ -187,6 +187,13 @@ def plan(
             if cut not in cuts and counts.max() / counts.min() < cut <= 0.7 * counts.max()
         ]  # fmt: skip
         flags = [word for k, v in each.items() if k not in ("name", "cut") for word in _flag(k, v)]
+        # A list may give a set a number of its own.
+        shared = [
+            word
+            for flag, value in (("splits", args.splits), ("seed", args.seed))
+            if flag not in each
+            for word in _flag(flag, value)
+        ] + more
         rows = len(found.labels)
         about = (
             f"{cli.noun(rows, 'row')}, {cli.noun(len(found.columns.columns), 'column')}, "

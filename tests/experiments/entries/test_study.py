@@ -159,6 +159,7 @@ def test_a_list_in_toml(sets, compare, tmp_path, monkeypatch):
         [[set]]
         data = "$PLACE/a.npz"
         name = "first"
+        splits = 4
         [[set]]
         data = "tables"
         settings = 3
@@ -168,6 +169,7 @@ def test_a_list_in_toml(sets, compare, tmp_path, monkeypatch):
     said = compare.called[5][1]
     assert (said.label, said.text, said.cut) == ("kind", ["said"], "5")
     assert compare.called[0][1].settings == "3" and compare.called[1][1].settings is None
+    assert [args.splits for _, args in compare.called] == ["10", "4", "10", "10", "10", "10", "10"]
 
 
 def test_a_list_of_lines(sets, compare, tmp_path):
