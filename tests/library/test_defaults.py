@@ -63,9 +63,30 @@ DEFAULTS: dict[Any, dict[str, Any]] = {
 }  # fmt: skip
 
 
+def _one_row(classes: Any) -> tuple[int, ...]:
+    return (1,)
+
+
 @pytest.mark.parametrize(
     "function", DEFAULTS, ids=lambda f: f"{f.__module__.rpartition('.')[2]}.{f.__name__}"
 )
 def test_a_number_that_is_not_given_is_the_published_one(function: Any) -> None:
     found = {name: p.default for name, p in inspect.signature(function).parameters.items()}
     assert {name: found.get(name) for name in DEFAULTS[function]} == DEFAULTS[function]
+
+
+@pytest.mark.parametrize(
+    ("value", "field"),
+    [
+        (ij.Ascent(), "p"),
+        (passes.whole(), "micro_batches"),
+        (passes.own_rows(_one_row), "buffers"),
+        (passes.shared_norm(_one_row), "buffers"),
+        (passes.split_norm(_one_row), "buffers"),
+    ],
+    ids=["Ascent", "whole", "own_rows", "shared_norm", "split_norm"],
+)
+def test_a_value_that_may_be_a_default_cannot_be_changed(value: Any, field: str) -> None:
+    """It is one for everyone who gives none."""
+    with pytest.raises(AttributeError, match=r"cannot assign|can't set"):
+        setattr(value, field, getattr(value, field))

@@ -12,6 +12,7 @@ import re
 
 import pytest
 
+import flag_table
 from experiments import cifar_lt, evaluate, sweep
 from experiments.anomaly import command as anomaly
 from experiments.command import loss_flags, method_flags, presets, stage2
@@ -83,6 +84,21 @@ def test_every_flag_is_declared_wholly(entry):
         assert all(action.type.holds(value) for value in numbers), f"default of {name}"
     known = {action.option_strings[0][2:].replace("-", "_") for action in _flags(entry)}
     assert known <= set(parser.needs), "each flag has a place among the parser's needs"
+
+
+@pytest.mark.parametrize("entry", [name for name in ENTRIES if name.startswith("experiments.")])
+def test_defaults_and_ranges(entry):
+    """Those of one table: scripts of others stand on them."""
+    wanted = flag_table.DEFAULTS | flag_table.OWN.get(entry, {})
+    ranges = {flag: words for words, flags in flag_table.RANGES.items() for flag in flags.split()}
+    for action in _flags(entry):
+        flag = action.option_strings[0][2:]
+        if flag in wanted:
+            assert action.default == wanted[flag], flag
+        else:
+            assert action.default in (None, False, "", []) or action.default == 0, flag
+        if _numeric(action):
+            assert action.type.range == ranges.get(f"{entry}/{flag}", ranges.get(flag)), flag
 
 
 def _type(action, value):

@@ -1,5 +1,6 @@
 """The trainer on a tiny set: its path, its stops, what it writes and what it refuses."""
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +21,12 @@ from experiments.command import launch, presets
 from experiments.command.method_flags import build_rule
 from experiments.data import save_npz
 from experiments.host.errors import RunError, Stopped
+from experiments.host.progress import Progress
+from experiments.host.stopping import StopNow
 from experiments.models import MODELS
 from experiments.run.fit import fit, fit_together
 from experiments.run.parts import Parts
-from experiments.run.settings import Settings
+from experiments.run.settings import Note, Settings
 from experiments.run.trainer import Trainer
 from experiments.step.methods import Gradient, rule_stages
 from imbsam_jax import rules
@@ -473,3 +477,37 @@ def test_rules_take_the_flags_of_their_signature():
     assert build_rule("sgd", COUNTS, options)(None).groups.shape == (0, 5)
     with pytest.raises(RunError, match=r"unknown rule 'adam'.*imbsam"):
         build_rule("adam", COUNTS, options)
+
+
+@pytest.mark.parametrize(
+    ("platform", "stopped", "expected"),
+    [
+        ("cpu", False, "make 0, see 0, make 1, see 1, make 2, see 2"),
+        ("gpu", False, "make 0, make 1, see 0, make 2, see 1, see 2"),
+        ("gpu", True, "make 0, make 1, see 0, see 1"),
+    ],
+)
+def test_what_a_call_saw_is_counted_before_an_epoch_or_a_run_ends(platform, stopped, expected):
+    """On an accelerator while the next call runs; a stop is asked for in the second call."""
+    done = []
+    note, stop = Note(), types.SimpleNamespace(exit_code=None)
+    trainer = Trainer.__new__(Trainer)
+    trainer.runs = [types.SimpleNamespace(note=note)]
+    trainer.calls = types.SimpleNamespace(of_epoch=lambda epoch: [0, 1, 2])
+    trainer.order = types.SimpleNamespace(rows=3)
+    devices = [types.SimpleNamespace(platform=platform)]
+    trainer.run_on = types.SimpleNamespace(processes=1, devices=devices)
+    trainer._agreed_stop, trainer._spend = 0, lambda what, seconds: None
+
+    def make(call, rows, placed):
+        done.append(f"make {call}")
+        note.calls += 1
+        stop.exit_code = 143 if stopped and call == 1 else None
+        return call
+
+    trainer._make = make
+    trainer._see = lambda call, seen: done.append(f"see {seen}")
+    ending = pytest.raises(StopNow) if stopped else contextlib.nullcontext()
+    with ending:
+        trainer._epoch(iter([(None, None)] * 3), stop, Progress(1, quiet=True))
+    assert ", ".join(done) == expected

@@ -10,6 +10,7 @@ from experiments.data import augment
 from experiments.step.many import many_steps
 from experiments.step.objectives import Objective
 from experiments.step.optimizer import learning_rate, optimizer
+from experiments.step.passing import Passing
 from experiments.step.state import create_state
 from experiments.step.step import Inputs, Rows, StepMetrics, count_hits, make_step
 from imbsam_jax import rules
@@ -89,6 +90,12 @@ def test_the_classifier_alone_is_projected_after_so_many_steps(every):
         want = np.array([[1.0, 1.2 if projected else 3.0]])
         np.testing.assert_allclose(found["head"]["kernel"], want, rtol=1e-6)
         assert (found["body"]["kernel"] == kernel).all() and (found["head"]["bias"] == 9).all()
+
+
+def test_the_passes_of_one_run_are_not_those_of_another():
+    """A default is one value for all who leave it out: it cannot be changed."""
+    with pytest.raises(AttributeError, match="micro_batches"):
+        Passing().micro_batches = 2
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
