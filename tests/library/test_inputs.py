@@ -21,7 +21,7 @@ import pytest
 from flax import nnx
 
 import imbsam_jax as ij
-from imbsam_jax import cc_sam, classifiers, passes, rules
+from imbsam_jax import cc_sam, checks, classifiers, passes, rules
 from imbsam_jax.experimental import remembered
 from imbsam_jax.rows import class_index, no_distribution
 from rule_table import quick_jit
@@ -783,3 +783,37 @@ def test_the_step_of_a_classifier_that_is_zero_has_a_derivative() -> None:
         jnp.zeros(2)
     )
     assert np.isfinite(jacobian).all()
+
+
+# ---------------------------------------------------------------------- what refusals are made of
+
+
+@pytest.mark.parametrize(
+    ("bounds", "outside", "wanted"),
+    [
+        ({"least": 0, "most": 1}, 2, "between 0 and 1"),
+        ({"least": 0, "below": 1}, 1, "at least 0 and below 1"),
+        ({"least": 2}, 1, "finite and at least 2"),
+        ({"above": 0}, 0, "finite and positive"),
+        ({}, math.inf, "finite"),
+        ({"above": 0, "wanted": "a length"}, 0, "a length"),
+    ],
+)
+def test_a_number_is_refused_with_its_range(bounds: Any, outside: float, wanted: str) -> None:
+    for given in (outside, True, "1", np.array("1"), math.nan):
+        with pytest.raises(ValueError, match=f"^rho must be {wanted}, got "):
+            checks.number("rho", given, **bounds)
+    with pytest.raises(ValueError, match=r"^rho must be a scalar, got shape \(1,\)"):
+        checks.number("rho", np.ones(1), **bounds)
+
+
+def test_a_whole_number_is_refused_with_its_range() -> None:
+    for given in (2.0, True, "2", 1):
+        with pytest.raises(ValueError, match="^probes must be a whole number, at least 2, got "):
+            checks.whole("probes", given, 2)
+    with pytest.raises(ValueError, match="^probes must be two, got 1$"):
+        checks.whole("probes", 1, 2, "two")
+    for kept in (2, np.int8(2), 2**31 - 1):
+        checks.whole("probes", kept, 2)
+    with pytest.raises(ValueError, match=f"^probes must be at most {2**31 - 1}, got {2**31}$"):
+        checks.whole("probes", 2**31, 2)

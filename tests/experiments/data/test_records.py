@@ -449,6 +449,27 @@ def test_damaged_shard(
         load_inaturalist(_copy(inaturalist, tmp_path, cut))
 
 
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_records_of_something_else(
+    inaturalist: tiny_records.Tiny, cache: Path, split: str, monkeypatch: Any
+) -> None:
+    """What their reader raises is told of the split, not of the program."""
+    import tensorflow_datasets as tfds
+
+    def refused(*_: Any) -> Any:
+        raise ValueError("no example\nof ours")
+
+    if split != "train":
+        load_inaturalist(str(inaturalist.folder))  # keeps the labels
+        for kept in cache.rglob(f"*-{split}-*.npz"):
+            kept.unlink()
+    monkeypatch.setattr(tfds.features.FeaturesDict, "deserialize_example_np", refused)
+    with pytest.raises(
+        DataError, match=f"^the {split} split in .*/1.0.0 is unreadable: no example "
+    ):
+        load_inaturalist(str(inaturalist.folder))
+
+
 @pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
 def test_damaged_descriptions(inaturalist: tiny_records.Tiny, tmp_path: Path, name: str) -> None:
     """One sentence, or the very same data where nothing reads what was damaged."""

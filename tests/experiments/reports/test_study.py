@@ -179,6 +179,73 @@ def test_tables(study):
     assert base["gain_auroc"].isna().all() and not table["balanced_accuracy"].isna().any()
 
 
+def _cells(text, heading):
+    """The table under a heading, as lists of cells; of those that say it themselves, the text."""
+    part = text.split(f"## {heading}\n")[1].split("\n## ")[0].strip()
+    rows = [line[2:-2].split(" | ") for line in part.splitlines() if line.startswith("| ")]
+    return rows[:1] + rows[2:] if rows else part
+
+
+def test_the_cells_of_the_tables(study):
+    *_, found = study
+    text = study_tables.markdown(found)
+    heads, *rows = _cells(text, "Ranks and gains over " + BASELINE)
+    assert heads[:3] == ["row", "rank, balanced accuracy",
+                         "gain, balanced accuracy (points); W/T/L; p"]  # fmt: skip
+    names = [name + " (reference)" * (rule is None) for name, rule, *_ in ROWS]
+    assert [row[0] for row in rows] == names and rows[0][2::2] == ["-"] * 4
+    of = {
+        each["row"]: each["metrics"] for each in found["contrasts"] if each["against"] == BASELINE
+    }
+    for row, (name, *_) in zip(rows, ROWS, strict=True):
+        assert row[1] == f"{found['ranks']['balanced_accuracy']['rank'][name]:.2f}"
+        if name != BASELINE:
+            got = of[name]["balanced_accuracy"]
+            assert row[2] == (
+                f"{got['gain']:+.1f} ± {got['se']:.1f} ({got['median']:+.1f}); "
+                f"{got['win']}/{got['tie']}/{got['loss']}; {got['p_holm']:.3f}"
+            )
+    # Of a rule, beside what every row gains: SGD under the same loss.
+    heads, *rows = _cells(text, "What a rule adds to SGD with the same loss")
+    assert len(heads) == 2 + 5 and [row[:2] for row in rows] == [
+        ["sam, cross_entropy", BASELINE], ["imbsam, cross_entropy", BASELINE],
+        ["imbsam, logit_adjusted", "sgd, logit_adjusted"],
+    ]  # fmt: skip
+    heads, *rows = _cells(text, "By set")
+    assert [float(row[3]) for row in rows] == sorted(float(row[3]) for row in rows)
+    by_name = {one["name"]: one for one in found["sets"]}
+    of = {(each["row"], each["against"]): each["metrics"] for each in found["contrasts"]}
+    shown = [tuple(head.split(" − ")) for head in heads if " − " in head]
+    assert shown == [(name, BASELINE) for name, *_ in ROWS[1:]] + [
+        ("imbsam, logit_adjusted", "sgd, logit_adjusted")
+    ]
+    for row in rows:
+        one, k = by_name[row[0]], list(by_name).index(row[0])
+        base = one["values"][BASELINE]["balanced_accuracy"]
+        assert row[1:6] == [str(one["rows"]), str(one["classes"]), f"{one['imbalance_factor']:.1f}",
+                            str(one["rarest"]), f"{base:.1f}"]  # fmt: skip
+        for cell, pair in zip(row[6:], shown, strict=False):
+            mean, low, high = of[pair]["balanced_accuracy"]["by_set"][k]
+            assert cell == f"{mean:+.1f} ({low:+.1f}, {high:+.1f})"
+        assert row[-1] == (one["best"] or "-")
+    heads, *rows = _cells(text, "What the gain goes with")
+    fits = [each for each in found["regressions"] if each["row"].split(", ")[0] in ("sam", "imbsam")
+            and (each["against"] == BASELINE) == each["row"].endswith("cross_entropy")]  # fmt: skip
+    assert len(rows) == len(fits) > 0
+    for row, fit in zip(rows, fits, strict=True):
+        assert row[0] == f"{fit['row']} − {fit['against']}" and row[-1] == "8"
+        assert row[-2] == f"{fit['r2']:.2f}"
+        for cell, name in zip(row[2:-2], heads[2:-2], strict=True):
+            term = fit["terms"][name]
+            star = "*" * (term["p"] <= 0.05)
+            assert cell == f"{term['coefficient']:+.3g} ± {term['se']:.2g}{star}"
+    alone = {**found, "regressions": [], "contrasts": []}
+    text = study_tables.markdown(alone)
+    assert _cells(text, "What the gain goes with") == "Too few sets to tell."
+    said = _cells(text, "What a rule adds to SGD with the same loss")
+    assert said == "No rule beside SGD was compared."
+
+
 def test_figures(study):
     out, _, _ = study
     made = redraw.redraw(out)
