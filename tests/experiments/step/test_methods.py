@@ -1,5 +1,7 @@
 """One step under each method against the library itself."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,6 +110,44 @@ def test_mixup_and_class_conditional_sam(one_step, variant):
     np.testing.assert_allclose(seen.loss, loss, rtol=1e-5)
     hits = np.asarray(soft)[np.arange(16), np.asarray(logits).argmax(-1)].mean()
     np.testing.assert_allclose(seen.accuracy, hits, rtol=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["paper", "release"])
+def test_class_conditional_sam_of_two_matrices(variant):
+    """As above, of a network without a trainer around it: what is quick to compile."""
+    draw = np.random.default_rng(0)
+    images, labels = draw.normal(size=(8, 3)).astype(np.float32), np.arange(8) % 5
+    soft = np.float32(0.7 * np.eye(5)[labels] + 0.3 * np.eye(5)[labels[::-1]])
+    params = {
+        "body": draw.normal(size=(3, 4)).astype(np.float32),
+        "head": {"kernel": draw.normal(size=(4, 5)).astype(np.float32)},
+    }
+
+    def head(params, features, target):
+        logits = features @ params["head"]["kernel"]
+        return losses.cross_entropy(logits, target), logits
+
+    halves = types.SimpleNamespace(
+        images=images, target=soft, labels=labels, stats=3.0, mask=None,
+        features=lambda params, stats, images: (images @ params["body"], stats + 1),
+        losses_for=lambda target: head,
+    )  # fmt: skip
+    options = {"variant": variant, "noise_ratio": 0.5, "perturb": "classifier"}
+    release = variant == "release"
+    f = cc_sam.value_and_grad(
+        lambda params: (images @ params["body"], None),
+        lambda params, features: head(params, features, soft), COUNTS,
+        perturbed_losses_fn=(lambda params, features: head(params, features, labels))
+        if release else None, **options,
+    )  # fmt: skip
+    (loss, (_, logits)), expected = jax.jit(f)(params, labels if release else soft)
+    method = methods.ClassConditional(COUNTS, **options)
+    assert method.stages() == [(0, method)] and method.initial_extra(params) == {}
+    found = jax.jit(lambda params: method.gradient(halves, params, {"kept": 1}, 0, None))(params)
+    assert_close(found.grads, expected, 1e-6)
+    np.testing.assert_allclose(found.loss, loss, rtol=1e-6)
+    np.testing.assert_allclose(found.logits, logits, rtol=1e-5)
+    assert (found.stats, found.extra) == (4.0, {"kept": 1})
 
 
 def test_frozen_statistics_normalise_by_the_running_ones_and_stay(one_step):
