@@ -108,7 +108,7 @@ def measure(model: str, args: argparse.Namespace, dataset: Any) -> dict[str, Any
     if args.seeds % devices:
         raise RunError(f"{args.seeds} seeds cannot be divided among {devices} devices")
     each = [dataclasses.replace(settings, seed=seed) for seed in range(args.seeds)]
-    parts = [Parts(dataset, model, cross_entropy, mine, whole_batches=True) for mine in each]
+    parts = [Parts(dataset, model, cross_entropy, mine, own_batches=True) for mine in each]
     trainer = several(dataset, model, method, parts, each)
     steps = settings.steps_per_call
     # The calls of an epoch, of whole batches alone, over and over.

@@ -24,7 +24,7 @@ from experiments.data import Dataset, hold_out, load_npz, save_npz, shrunk
 from experiments.data.encoded import check_no_empty_class, empty_classes
 from experiments.host import cli
 from experiments.host.errors import DataError, RunError
-from experiments.host.inputs import reason
+from experiments.host.inputs import said_by
 from experiments.host.needs import Need, Needs, always, one_of
 
 _OF_AN_EXPORT = {f"--{name.replace('_', '-')}" for name in presets.OF_AN_EXPORT}
@@ -81,7 +81,7 @@ def _needs() -> Needs:
         **{name: (trains, *needs) for name, needs in flags.training_needs().items()},
         **always(
             "dataset", "imbalance_factor", "subset", "data_dir", "data", "export", "shrink",
-            "val_per_class", "preset",
+            "val_per_class",
         ),
         "subset_seed": (one_of("subset", ["shuffled"]),),
     }  # fmt: skip
@@ -102,10 +102,6 @@ def load(args: argparse.Namespace) -> Any:
     """The data set that the flags of group "data" describe."""
     from experiments.data.cifar import load_cifar_lt
 
-    for name, least in (("shrink", 1), ("val_per_class", 0)):
-        if getattr(args, name) < least:
-            flag = f"--{name.replace('_', '-')}"
-            raise RunError(f"{flag} must be at least {least}, got {getattr(args, name)}")
     if args.data:
         return finished(read(args.data), args.shrink, args.val_per_class)
     dataset = load_cifar_lt(
@@ -160,7 +156,7 @@ def describe(args: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
 
 
 def make_plan(args: argparse.Namespace, dataset: Any) -> plan.Plan:
-    """What the flags ask for, made for this data set; everything that can be refused is."""
+    """What the flags ask for, of a point of a sweep; `main` leaves that to `launch.run`."""
     return plan.make_plan(args, dataset, describe(args, dataset))
 
 
@@ -172,7 +168,7 @@ def main(args: argparse.Namespace) -> None:
         try:
             save_npz(dataset, Path(args.export))
         except OSError as error:
-            raise RunError(f"cannot write {args.export}: {reason(error)}") from error
+            raise RunError(f"cannot write {args.export}: {said_by(error)}") from error
         print(f"wrote {args.export}: {len(dataset.train_labels)} training images, {dataset.source}")
         return
     launch.begin(args)

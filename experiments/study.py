@@ -115,7 +115,7 @@ def _listed(path: Path) -> Iterator[dict[str, Any]]:
         text = inputs.read_bytes(path).decode()
         found = tomllib.loads(text).get("set") if path.suffix == ".toml" else _lines(path, text)
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise DataError(f"{path} is no list of sets: {inputs.reason(error)}") from error
+        raise DataError(f"{path} is no list of sets: {inputs.said_by(error)}") from error
     if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
         raise DataError(f"{path} is no list of sets: it needs a [[set]] for each")
     if not found:

@@ -41,6 +41,8 @@ from experiments.digits_lt import (
 )
 from experiments.host import cli, locks, origin, outputs
 from experiments.host.errors import Diverged, RunError
+from experiments.run import compatible
+from experiments.run.compatible import Asked
 from experiments.step.objectives import Objective
 
 # Few, half of Medium and all of it are in the tail: the paper's 20, 60 and 100 of CIFAR100-LT.
@@ -165,12 +167,14 @@ def train(
     steps = bench.steps_per_epoch(args.batch_size)
     loss, _ = loss_flags.build_loss(args.loss, counts, options, steps_per_epoch=steps)
     objective = Objective(loss, len(counts), args.mixup)
-    setup = setup_of(settings_of(args, args.loss), bench.first)
+    settings = settings_of(args, args.loss)
+    setup = setup_of(settings, bench.first)
     sgd, _ = method_flags.build_method("sgd", counts, options, steps_per_epoch=steps)
     methods: list[Any] = [
         method_flags.build_method(args.rule, counts, {**options, **point}, steps_per_epoch=steps)[0]
         for point in points
     ]
+    compatible.check(Asked(settings, methods[0], args.rule, steps_per_epoch=steps))
     # One method, and so one program: the others are its numbers.
     jobs = [
         Job(

@@ -34,7 +34,7 @@ class Ascent(NamedTuple):
     """How the perturbation is taken, for both front doors.
 
     Attributes:
-      p: norm that bounds the perturbation, over 1 (infinity included); 2 in every paper.
+      p: the norm of the ball, over 1 (infinity included); 2 in every paper.
       adaptive: `params -> T`, an elementwise scale of the ball (`asam_scale()`,
         `magnitude_scale`), or None for a plain ball.
       perturb: which parameters move: a tree of bools like the parameters (or a prefix of it), or
@@ -54,8 +54,9 @@ class Ascent(NamedTuple):
         parameters that move: "plain" is d_k, "projection" its part along the sum, "orthogonal"
         the rest. Of a group that is alone in the batch the rest is exactly 0, and so it is where
         it is no more than rounding.
-      bound: multiply the radius by `sqrt(||theta|| / (2 ||d||)) P^(1/4)`, for P parameters that
-        move and their norm; 0 where either norm is 0. With p = 2 and a plain ball alone.
+      bound: the radius of a generalisation bound (GSA): times
+        `sqrt(||theta|| / (2 ||d||)) P^(1/4)`, for P parameters that move and their norm; 0 where
+        either norm is 0. With p = 2 and a plain ball alone.
 
     Neither a direction nor a bound goes with group_mean.
     """

@@ -34,7 +34,8 @@ def gradient(
     Where rows are padding, g is over all rows of the device: `mean_over_rows` averages it over
     the devices and divides the padding out.
     """
-    groups = [table.groups[k] for k in range(check_table(table).groups.shape[0])]
+    check_table(table)
+    groups = [table.groups[k] for k in range(table.groups.shape[0])]
     base = [] if table.base is None else [table.base]
 
     at_theta = batch.clean(groups + base)
@@ -99,8 +100,8 @@ def _directions(
 ) -> list[Any]:
     """d_k: a group's gradient and its part of a weight decay that lies inside its loss.
 
-    Of a mean over the group's rows the length does not matter to a direction, but the decay's part
-    beside it does.
+    Under group_mean it is of the mean over the group's rows. That changes its length alone, which a
+    direction has none of; but not the decay's, so that the decay is scaled by the group's share.
     """
     part = batch.share if ascent.group_mean else lambda _: _real(batch)
     return [
@@ -110,12 +111,14 @@ def _directions(
 
 
 def _of_real_rows(radii: Any, real: Any) -> Any:
-    """Radii that fall with the root of ||d_k||, where d_k is over all rows and not real ones."""
+    """The radii of a bound as they are over real rows: such a one goes as ||d_k||^(-1/2), and d_k,
+    over all rows, is `real` times what it is over real ones.
+    """
     return radii if real is None else radii * root(real)
 
 
 def _one_after_the_other(points: list[Any], at_theta: list[Any]) -> tuple[list[Any], list[Any]]:
-    """What the passes at theta kept for their backward passes goes before the next ones begin."""
+    """For memory: what the passes at theta kept is freed before the next ones begin."""
     return lax.optimization_barrier((points, at_theta)) if points else (points, at_theta)
 
 

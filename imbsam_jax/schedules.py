@@ -1,5 +1,7 @@
 """Schedules published by epoch, as functions of the step: for radii and for the like.
 
+Learning rates are Optax's; those of the experiments are in experiments/step/optimizer.py.
+
 A schedule is called with the number of updates made so far, a Python int or a traced scalar, and
 goes wherever a rule takes a number:
 

@@ -9,7 +9,7 @@ from experiments.command import loss_flags, method_flags, stage2
 from experiments.host import cli
 from experiments.host.needs import Need, Needs, always, beside, one_of
 from experiments.models import MODELS
-from experiments.run.settings import LOADERS, SAMPLING
+from experiments.run.settings import LOADERS, PRECISIONS, SAMPLING
 from experiments.step.optimizer import SCHEDULES
 from experiments.step.passing import EXAMPLES
 
@@ -80,7 +80,7 @@ def add_training(
         "shared_norm: less still, by a third step whose accuracy has not been measured",
     )  # fmt: skip
     training.add_argument(
-        "--precision", default="float32", choices=["float32", "bfloat16"],
+        "--precision", default="float32", choices=PRECISIONS,
         help="of what the layers compute; parameters stay float32",
     )  # fmt: skip
     seeds = training.add_mutually_exclusive_group()

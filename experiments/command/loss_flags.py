@@ -173,11 +173,8 @@ def needs() -> Needs:
     deferred = Need(lambda args: args.drw_epoch is not None, "--drw-epoch")
     return {
         **always("loss", "drw_epoch", "mixup", "smoothing", "classifier"),
+        **{name: (of_losses(name),) for options, _ in LOSSES.values() for name in options},
         "beta": (either(of_losses("beta"), deferred),),
         "normalise": (either(of_losses("normalise"), deferred),),
         "margin_alone": (of_losses("scale_logits"),),
-        **{
-            name: (of_losses(name),)
-            for name in ("focal_gamma", "max_margin", "scale", "tau", "vs_gamma")
-        },
     }

@@ -153,7 +153,7 @@ def make(
     )
     return Stage(
         settings,
-        _loss(recipe.loss, class_counts),
+        _LOSSES[recipe.loss](class_counts),
         partial(_STARTS[recipe.start], class_counts=class_counts, tau=taken.get("tau", 1.0)),
         method,
         _adversary(taken, class_counts, epochs, steps_per_epoch) if name == "cc-sam" else None,
@@ -177,8 +177,10 @@ def asked(name: str, stage: Stage, after: Asked) -> Asked:
 _DEFAULTS = {"tau": 1.0, "variant": "paper", "limit": 1.0}
 
 
-def _loss(name: str, class_counts: np.ndarray) -> LossFn:
-    return losses.softmax_binary(class_counts) if name == "softmax_binary" else losses.cross_entropy
+_LOSSES: dict[str, Callable[[np.ndarray], LossFn]] = {
+    "cross_entropy": lambda class_counts: losses.cross_entropy,
+    "softmax_binary": losses.softmax_binary,
+}
 
 
 def _adversary(

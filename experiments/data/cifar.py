@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import imbsam_jax
 from experiments.data import DataError, Dataset
 from experiments.data.prepared import check_shards, check_split, prepared_builder, reading
-from experiments.host.inputs import reason
+from experiments.host.inputs import said_by
 
 __all__ = ["load_cifar_lt"]
 
@@ -173,7 +173,7 @@ def _decode(
             with Image.open(io.BytesIO(data)) as image:
                 pixels = np.asarray(image.convert("RGB"))
         except Exception as error:  # on damaged files Pillow's readers raise nearly anything
-            raise DataError(f"{where}: an image cannot be decoded: {reason(error)}") from error
+            raise DataError(f"{where}: an image cannot be decoded: {said_by(error)}") from error
         if pixels.shape != shape:
             raise DataError(f"{where}: an image has shape {pixels.shape} instead of {shape}")
         images[i] = pixels

@@ -134,7 +134,7 @@ def _pandas(name: str, table: pa.Table) -> pd.DataFrame:
 
 
 def _said(error: Exception) -> str:
-    return inputs.reason(error).rstrip(".")
+    return inputs.said_by(error).rstrip(".")
 
 
 def _check_width(name: str, columns: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.data import DataError
-from experiments.host.inputs import open_regular, read_bytes, reason
+from experiments.host.inputs import open_regular, read_bytes, said_by
 
 __all__ = ["check_shards", "check_split", "from_directory", "prepared_builder", "reading"]
 
@@ -182,7 +182,7 @@ def _opening(files: Iterable[Path], what: str) -> Iterator[None]:
                     raise DataError(f"{file} is damaged, prepare the data again") from error
         raise DataError(
             f"{what}: dataset_info.json, features.json or a .txt beside them is damaged, prepare "
-            f"the data again: {reason(error)}"
+            f"the data again: {said_by(error)}"
         ) from error
 
 
@@ -205,5 +205,5 @@ def reading(builder: Any, split: str) -> Iterator[None]:
         raise _needs_tensorflow(builder) from error
     except Exception as error:  # whatever damaged records make their readers raise
         raise DataError(
-            f"the {split} split in {builder.data_dir} is unreadable: {reason(error)}"
+            f"the {split} split in {builder.data_dir} is unreadable: {said_by(error)}"
         ) from error

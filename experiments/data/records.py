@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from experiments.data import DataError
 from experiments.data.prepared import check_shards, check_split, from_directory, reading
-from experiments.host.inputs import read_npz, reason
+from experiments.host.inputs import read_npz, said_by
 
 __all__ = ["TfdsSplit"]
 
@@ -74,7 +74,7 @@ class TfdsSplit:
             records = self._source.__getitems__([int(row) for row in rows])
         except Exception as error:  # as in `reading`, for which there is no builder here
             raise DataError(
-                f"the {self.split} split in {self.directory} is unreadable: {reason(error)}"
+                f"the {self.split} split in {self.directory} is unreadable: {said_by(error)}"
             ) from error
         return [record["image"] or b"" for record in records]
 

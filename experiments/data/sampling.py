@@ -40,7 +40,7 @@ class Order:
         self._per_visit, self._tail, self._multiple = per_visit, tail, multiple
         self._drawn: tuple[int, np.ndarray] | None = None
 
-    def real(self, step: int) -> int:
+    def rows_of(self, step: int) -> int:
         """Rows of that step, padding left out."""
         start = step % self.steps_per_epoch * self.batch_size
         return min(self.batch_size, self.rows - start)
@@ -66,7 +66,7 @@ class Order:
     def labels_of(self, steps: int, parts: int = 1) -> Iterator[np.ndarray]:
         """int[b / parts] of each part of the first whole batches, at most so many."""
         labels = self._of_epoch[1]
-        whole = [k for k in range(steps) if self.real(k) == self.batch_size] or [0]
+        whole = [k for k in range(steps) if self.rows_of(k) == self.batch_size] or [0]
         for step in whole:
             rows = self.of_step(step)
             yield from np.split(labels[rows[: len(rows) // parts * parts]], parts)

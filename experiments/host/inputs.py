@@ -20,7 +20,7 @@ from experiments.host.errors import DataError
 
 __all__ = [
     "array", "ascii_safe", "line", "lines", "numbers", "open_regular", "read_bytes", "read_npz",
-    "real", "reason", "whole",
+    "real", "said_by", "whole",
 ]  # fmt: skip
 
 _KINDS = (
@@ -33,7 +33,7 @@ _KINDS = (
 _LONGEST = 10_000
 
 
-def reason(error: BaseException) -> str:
+def said_by(error: BaseException) -> str:
     """What an error says, in one short line."""
     strerror = error.strerror if isinstance(error, OSError) else None
     said = " ".join((strerror or str(error) or type(error).__name__).split())
@@ -53,7 +53,7 @@ def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
     except FileNotFoundError as error:
         raise DataError(f"{shown} does not exist") from error
     except (OSError, ValueError) as error:  # ValueError: NUL in a name
-        raise DataError(f"{shown} is unreadable: {reason(error)}") from error
+        raise DataError(f"{shown} is unreadable: {said_by(error)}") from error
     mode = os.fstat(number).st_mode
     if not stat.S_ISREG(mode):
         os.close(number)
@@ -68,7 +68,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         try:
             return stream.read()
         except OSError as error:
-            raise DataError(f"{path} is unreadable: {reason(error)}") from error
+            raise DataError(f"{path} is unreadable: {said_by(error)}") from error
 
 
 def ascii_safe(text: str) -> str:
@@ -95,7 +95,7 @@ def read_npz(
         try:
             archive = zipfile.ZipFile(stream)
         except Exception as error:  # zipfile raises half a dozen kinds, by version and damage
-            raise DataError(f"{path} is not an .npz file: {reason(error)}") from error
+            raise DataError(f"{path} is not an .npz file: {said_by(error)}") from error
         with archive:
             members = archive.infolist()
             # A length that is damaged makes one entry swallow those after it, in silence.
@@ -134,7 +134,7 @@ def _member(archive: zipfile.ZipFile, member: Any, path: Any, key: str) -> NDArr
             surplus = len(stream.read(1))
     except Exception as error:  # as above, and NumPy's own; of absurd shapes MemoryError
         raise DataError(
-            f"{path} is not an .npz file of whole arrays: {key}: {reason(error)}"
+            f"{path} is not an .npz file of whole arrays: {key}: {said_by(error)}"
         ) from error
     if surplus:
         raise DataError(f"{path}: {key}: there are more bytes than its shape {found.shape} takes")
@@ -188,7 +188,7 @@ def _text(value: Any, where: str) -> str:
     try:
         found = str(value)
     except ValueError as error:  # numbers beyond Unicode
-        raise DataError(f"{where} is no text: {reason(error)}") from error
+        raise DataError(f"{where} is no text: {said_by(error)}") from error
     if not found.isprintable() or len(found) > _LONGEST:
         raise DataError(f"{where} must be one line of printable text, not {ascii(found)[:60]}")
     return found

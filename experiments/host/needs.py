@@ -1,6 +1,7 @@
 """When a flag is heeded beside which others: a table beside each parser, asked by `cli.Parser`.
 
-A flag that was typed and that nothing heeds is refused. () is: always heeded.
+A flag that was typed and that nothing heeds is refused. () is: always heeded. Which values go
+together, run/compatible.py says.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from flax import serialization, traverse_util
 from numpy.typing import NDArray
 
 from experiments.host.errors import DataError, RunError
-from experiments.host.inputs import ascii_safe, read_bytes, reason
+from experiments.host.inputs import ascii_safe, read_bytes, said_by
 from experiments.models import create_model
 
 _FLOATS: dict[str, Any] = {
@@ -156,7 +156,7 @@ def _decode_msgpack(data: bytes, path: Path) -> dict[str, NDArray[Any]]:
         named = [("/".join(map(str, key)), np.asarray(leaf)) for key, leaf in flat.items()]
         leaves = _once(named)
     except Exception as error:  # whatever damaged bytes make msgpack and its callers raise
-        raise RunError(f"{path} is no msgpack file of weights: {reason(error)}") from error
+        raise RunError(f"{path} is no msgpack file of weights: {said_by(error)}") from error
     for name, leaf in leaves.items():
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise RunError(f"{path}: {ascii_safe(name)} is {leaf.dtype}, not floating point")
@@ -176,7 +176,7 @@ def _decode_safetensors(data: bytes, path: Path) -> dict[str, NDArray[Any]]:
         length = int.from_bytes(data[:8], "little")
         json.loads(data[8 : 8 + length], object_pairs_hook=_once)
     except Exception as error:  # its own, and json's
-        raise RunError(f"{path} is no safetensors file: {reason(error)}") from error
+        raise RunError(f"{path} is no safetensors file: {said_by(error)}") from error
     found = {}
     for name, tensor in tensors:
         if name.endswith("num_batches_tracked"):

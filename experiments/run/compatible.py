@@ -1,7 +1,8 @@
 """Which options go together: one table, asked before anything is written.
 
-`fit` asks it, the only way to train a run, so that none is forgotten. Who plans several runs asks
-of each what is known by then: a second stage is refused before its first is trained.
+`fit` asks it, the only way to train a run folder, so that none is forgotten, and so do digits_lt
+and sweep, whose runs the bench trains. Who plans several runs asks of each what is known by then: a
+second stage is refused before its first is trained.
 
 That a setting lies in its own range is said beside it (settings.py); what a command line heeds
 beside what, by host/needs.py.
@@ -28,7 +29,7 @@ class Asked:
     Attributes:
       settings: with the number of devices that there are, where it is known.
       method: how the gradient is taken.
-      rule: its name, for messages.
+      rule: its name.
       adversary: of a second stage.
       stage2, first: of a second stage that starts from a trained classifier, its name and the
         first stage's settings.

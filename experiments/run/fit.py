@@ -128,7 +128,7 @@ def fit_together(
     each = [dataclasses.replace(settings, seed=seed) for seed in seeds]
     starts = starts or {}
     parts = [
-        Parts(dataset, model_name, loss, mine, starts.get(mine.seed), whole_batches=True)
+        Parts(dataset, model_name, loss, mine, starts.get(mine.seed), own_batches=True)
         for mine in each
     ]
     check(_asked(dataset, method, parts, settings, description, together=seeds))

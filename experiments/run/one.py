@@ -133,7 +133,7 @@ class Run:
                 f"{self.name}the loss is {losses[bad[0]]} at step {first_step + bad[0]} (epoch "
                 f"{note.epoch + 1}): {good}; lower {flag('lr')} or {flag('rho')}"
             )
-        meant = self.order.real(first_step)  # all steps of a call have as many
+        meant = self.order.rows_of(first_step)  # all steps of a call have as many
         rows = np.rint(real * self.order.padded(meant))
         note.loss_sum += float(rows @ losses)
         note.hit_sum += float(rows @ accuracies)

@@ -52,7 +52,7 @@ class Parts:
 
     Args:
       start: {"params", "batch_stats"} to start from; None draws them.
-      whole_batches: each device has batches of its own, and none is shared.
+      own_batches: each device has batches of its own, and none is shared.
     """
 
     def __init__(
@@ -63,13 +63,13 @@ class Parts:
         settings: Settings,
         start: Any = None,
         adversary: Adversary | None = None,
-        whole_batches: bool = False,
+        own_batches: bool = False,
     ):
         self.began = time.perf_counter()
         check_seed(settings.seed)
         init_key, step_key = jax.random.split(jax.random.key(settings.seed))
         devices = use_devices(settings.devices)
-        sharing = 1 if whole_batches else len(devices)
+        sharing = 1 if own_batches else len(devices)
         place = Place(sharing, jax.process_count(), jax.process_index())
         self.feed = make_feed(dataset, settings, place)
         self.order = order_of(dataset, settings, self.feed.multiple)

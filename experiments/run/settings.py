@@ -13,6 +13,7 @@ from experiments.step.state import TRAINED
 
 SAMPLING = ("natural", "balanced", "stratified")
 MAX_NORM = ("none", "step", "epoch")
+PRECISIONS = ("float32", "bfloat16")
 LOADERS = ("grain", "tf.data")
 # What may change when a run is resumed.
 FREE = ("checkpoint_every", "keep_checkpoints", "eval_batch", "workers", "max_corrupt")
@@ -40,7 +41,7 @@ class Settings:
     eval_every: int = 1
     eval_batch: int = 500
     checkpoint_every: int = 10
-    keep_checkpoints: int = 2  # the last ones
+    keep_checkpoints: int = 2
     loader: str = "grain"  # of streamed images
     workers: int = 0  # processes that decode; 0 decodes in threads of this one
     max_corrupt: float = 0.001  # share of images that may be unreadable
@@ -86,7 +87,7 @@ class Settings:
         choices = {
             "classifier": CLASSIFIERS, "sampling": SAMPLING, "trained": TRAINED,
             "statistics": ("updated", "frozen"), "max_norm": MAX_NORM, "loader": LOADERS,
-            "examples": EXAMPLES,
+            "examples": EXAMPLES, "precision": PRECISIONS,
         }  # fmt: skip
         for name, known in choices.items():
             if getattr(self, name) not in known:
@@ -102,7 +103,10 @@ class Settings:
 
 @dataclasses.dataclass
 class Note:
-    """What a checkpoint holds beside the state: where the run is and what it has seen."""
+    """What a checkpoint holds beside the state: where the run is and what it has seen.
+
+    A new field is a break: `read` wants all of them, and a checkpoint from before it is damaged.
+    """
 
     epoch: int = 0  # whole epochs done
     calls: int = 0  # calls of the next epoch done

@@ -89,7 +89,7 @@ class Trainer:
             run.initial = run.initial.replace(extra=extra)
         self._agreed_stop = 0
         self._began: float = first.began
-        self._first_step: float | None = None
+        self._seconds_to_first_step: float | None = None
         self._compiled: dict[Any, Any] = {}
         self._state: Any = None
         self._inputs: Inputs | None = None
@@ -174,14 +174,13 @@ class Trainer:
 
     def _see(self, call: Call, seen: Any) -> None:
         """Counts what a call saw into each run's note, and learns of a stop."""
-        if self._first_step is None:
+        if self._seconds_to_first_step is None:
             jax.block_until_ready(seen)
-            self._first_step = round(time.perf_counter() - self._began, 3)
+            self._seconds_to_first_step = round(time.perf_counter() - self._began, 3)
         for run, mine in zip(self.runs, self.run_on.split_seen(seen), strict=True):
             run.see(call.first_step, call.steps, mine)
-        stop = getattr(seen, "stop", None)
-        if stop is not None:
-            self._agreed_stop = max(self._agreed_stop, int(np.max(stop)))
+        if seen.stop is not None:
+            self._agreed_stop = max(self._agreed_stop, int(np.max(seen.stop)))
 
     def _spend(self, what: str, seconds: float) -> None:
         """Time is all runs' together."""
@@ -220,9 +219,10 @@ class Trainer:
             for run, state in self._each():
                 run.close_epoch(state, stop, progress)
         except StopNow:
-            # Closed for all or for none; lines written already go when the runs are resumed.
-            for run, note in zip(self.runs, before, strict=True):
-                vars(run.note).update(note)
+            # Closed for all or for none; lines written already go when the runs are resumed. In
+            # place: `_train` and `_epoch` hold these notes.
+            for run, values in zip(self.runs, before, strict=True):
+                vars(run.note).update(values)
             raise
 
     def _close_training(self, stop: StopRequest) -> None:
@@ -283,7 +283,8 @@ class Trainer:
     def reports(self, measure: bool, draw: Draw | None) -> list[dict[str, Any]]:
         """Writes what is left of the run folders; the cost is of one run's lone step."""
         cost = self._cost() if measure else (None, None, None)
-        return [run.report(state, cost, self._first_step, draw) for run, state in self._each()]
+        first = self._seconds_to_first_step
+        return [run.report(state, cost, first, draw) for run, state in self._each()]
 
     def _cost(self) -> Cost:
         """(FLOPs of a step, of SGD's, milliseconds of a step); None where no step was made."""

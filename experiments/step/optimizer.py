@@ -1,4 +1,4 @@
-"""The optimizer of every run, SGD as in PyTorch, and its learning rate by epoch."""
+"""The optimizer of runs on images and of the bench, SGD as in PyTorch; learning rates by epoch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from imbsam_jax import classifiers
+
+SCHEDULES = ("cosine", "cosine-prestep", "steps", "warmup-steps", "constant")
 
 
 def learning_rate(
@@ -45,9 +47,6 @@ def learning_rate(
     if kind not in SCHEDULES:
         raise ValueError(f"unknown schedule {kind!r}; choose from {', '.join(SCHEDULES)}")
     return at
-
-
-SCHEDULES = ("cosine", "cosine-prestep", "steps", "warmup-steps", "constant")
 
 
 def optimizer(

@@ -8,6 +8,7 @@ from typing import Any
 
 from imbsam_jax import passes
 
+# In the library: whole, own_rows, split_norm, shared_norm.
 EXAMPLES = ("dependent", "independent", "split_norm", "shared_norm")
 # Of (images, target, statistics, logits), which a method gives to value_and_grad.
 BATCHED = (True, True, False, True)

@@ -146,9 +146,9 @@ def _features_fn(
 ) -> Callable[..., tuple[jax.Array, Any]]:
     """(params, stats, images) -> (features, stats after): see `_running` for these."""
 
-    def embed(params: Any, stats: Any, images: jax.Array, **how: Any) -> Any:
+    def embed(params: Any, stats: Any, images: jax.Array, **mode: Any) -> Any:
         variables = {"params": merge(params, state.frozen), "batch_stats": stats}
-        return state.apply_fn(variables, images, method="embed", **how)
+        return state.apply_fn(variables, images, method="embed", **mode)
 
     def trained(params: Any, stats: Any, images: jax.Array) -> tuple[jax.Array, Any]:
         found, updated = embed(params, stats, images, train=True, mutable=["batch_stats"])
@@ -180,13 +180,13 @@ def _features_fn(
         with nn.intercept_methods(shared):
             return trained(params, stats, images)
 
-    if isinstance(how, passes.own_rows):
-        return alone
-    if isinstance(how, passes.shared_norm):
-        return in_parts
-    if isinstance(how, passes.split_norm):
-        return split
-    return trained if objective.train_statistics else frozen
+    kinds: dict[Any, Any] = {
+        passes.whole: trained if objective.train_statistics else frozen,
+        passes.own_rows: alone,
+        passes.split_norm: split,
+        passes.shared_norm: in_parts,
+    }
+    return kinds[type(how)]
 
 
 def _running(before: Any, after: Any) -> Any:

@@ -48,7 +48,7 @@ def trajectory(rule, settings, loss=WEIGHTED, model="mlp", start=None, **changes
     with parts.feed.training(order, [(k, 1) for k in range(order.steps_per_epoch)]) as batches:
         for k, rows in enumerate(batches):
             stage = sum(start <= k for start, _ in stages) - 1
-            key = (stage, order.real(k))
+            key = (stage, order.rows_of(k))
             if key not in calls:
                 method = stages[stage][1]
                 calls[key] = run_on.compile_steps(method, state, inputs, rows)

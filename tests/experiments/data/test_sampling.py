@@ -74,12 +74,12 @@ def test_stratified_batches_have_the_same_share_of_the_tail(batch):
 
 def test_the_last_batch_of_an_epoch_is_padded():
     order = Order("natural", LABELS, 0, 16, multiple=4)
-    assert [order.real(step) for step in range(6)] == [16, 16, 16, 16, 14, 16]
+    assert [order.rows_of(step) for step in range(6)] == [16, 16, 16, 16, 14, 16]
     assert [order.padded(rows) for rows in (1, 4, 14, 16)] == [4, 4, 16, 16]
     for step in range(10):
         rows = order.of_step(step)
         assert rows.dtype == np.int64 and len(rows) == 16
-        np.testing.assert_array_equal(rows == -1, np.arange(16) >= order.real(step))
+        np.testing.assert_array_equal(rows == -1, np.arange(16) >= order.rows_of(step))
 
 
 def test_labels_of_whole_batches_come_in_parts_of_one_size():

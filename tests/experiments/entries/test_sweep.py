@@ -107,6 +107,7 @@ def test_what_is_written(swept):
         (["--grid", "eta", "0"], "leaves no tail class"),
         (["--grid", "rho", "0.1", "nan"], "--grid rho must be finite and at least 0, got nan"),
         (["--grid", "rho", "0.1", "--rho", "0.2"], "--rho beside --grid rho"),
+        (["--epochs", "1000000000"], "are more than steps are counted to, 2**31"),
     ],
 )
 def test_bad_grids_write_nothing(tmp_path, flags, message, capsys):
