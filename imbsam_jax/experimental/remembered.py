@@ -30,7 +30,7 @@ from imbsam_jax.ascent import Ascent
 from imbsam_jax.checks import at_least_float32, is_concrete
 from imbsam_jax.passes import own_rows, whole
 from imbsam_jax.passes._batch import LossesFn, OverRows, Rows, at_once
-from imbsam_jax.passes._own_rows import over_chosen_rows, rows_of_either
+from imbsam_jax.passes._chosen_rows import over_chosen_rows, rows_of_either
 from imbsam_jax.rows import (
     check_labels,
     check_leaves,

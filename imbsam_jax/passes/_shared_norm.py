@@ -25,8 +25,8 @@ from imbsam_jax import collectives
 from imbsam_jax.checks import at_least_float32, is_concrete
 from imbsam_jax.passes._batch import LossesFn, OverRows, Rows, at_once, check_batched
 from imbsam_jax.passes._buffers import Buffers
+from imbsam_jax.passes._chosen_rows import check_buffers, chosen, touched_rows
 from imbsam_jax.passes._lockstep import Traced, together, traced
-from imbsam_jax.passes._own_rows import check_buffers, chosen, touched_rows
 from imbsam_jax.rows import check_losses, check_pair, nan_where, part_of_batch
 from imbsam_jax.rules import ClassWeights
 

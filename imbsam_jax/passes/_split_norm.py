@@ -32,7 +32,7 @@ from imbsam_jax.passes._batch import (
     check_batched,
 )
 from imbsam_jax.passes._buffers import Buffers
-from imbsam_jax.passes._own_rows import by_size, check_buffers, chosen, plan, touched_rows
+from imbsam_jax.passes._chosen_rows import buffers_of, by_size, check_buffers, chosen, touched_rows
 from imbsam_jax.rows import check_pair, nan_where
 from imbsam_jax.rules import ClassWeights
 
@@ -121,7 +121,7 @@ class _SplitNorm(OverRows):
         self, class_weights: Any, buffers: Buffers
     ) -> tuple[NDArray[np.bool_], tuple[int, ...]] | None:
         labels = self._rows.labels
-        ((_, classes, sizes),) = plan([class_weights], labels, buffers, every_row=False)
+        ((_, classes, sizes),) = buffers_of([class_weights], labels, buffers, every_row=False)
         return None if sizes == (labels.shape[0],) else (classes, sizes)
 
     def _own_rows(

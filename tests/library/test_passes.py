@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import imbsam_jax as ij
 from imbsam_jax import passes, rules
-from imbsam_jax.passes._own_rows import by_size
+from imbsam_jax.passes._chosen_rows import by_size
 from rule_table import (
     BY_ID,
     CLASSES,
