@@ -35,7 +35,7 @@ def check_buffers(buffers: Any) -> None:
 def buffers_of(
     table: list[Any], labels: jax.Array, buffers: Buffers, every_row: bool
 ) -> list[tuple[list[int], NDArray[np.bool_], tuple[int, ...]]]:
-    """(places in the table, classes, sizes) of each buffer; weights of the same classes share it."""
+    """(places in the table, classes, sizes) of each buffer, one for each set of classes."""
     size = labels.shape[0]
     # Soft labels touch most classes, and what a traced weight touches is not known.
     touches = [
