@@ -311,6 +311,7 @@ def test_workers_leave_signals_to_the_trainer(split: Any) -> None:
     _assert_same(_all(_stream(split, failing, workers=1, threads=1)), _all(_stream(split)))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_workers_end_with_a_killed_parent(split: Any, tmp_path: Path, run_python: Any) -> None:
     import pickle

@@ -45,14 +45,14 @@ def summaries(tmp_path_factory):
         digits_lt.main(args)
         return {row["rule"]: row for row in json.loads((out / name / "summary.json").read_text())}
 
-    together = run("together", "--rule", "sgd", "imbsam", "--num-seeds", "2")
-    alone = {s: run(f"alone_{s}", "--rule", "sgd", "imbsam", "--seeds", str(s)) for s in (0, 1)}
-    return out, together, alone
+    return out, run("together", "--rule", "sgd", "imbsam", "--num-seeds", "2"), run
 
 
+@pytest.mark.slow  # quickly: a job is a loop over batches, bench/test_training.py
 @pytest.mark.allow_rank_promotion
 def test_seeds_in_one_program_are_the_seeds_alone(summaries):
-    _, together, alone = summaries
+    _, together, run = summaries
+    alone = {s: run(f"alone_{s}", "--rule", "sgd", "imbsam", "--seeds", str(s)) for s in (0, 1)}
     assert list(together) == ["sgd", "imbsam"]
     for rule, row in together.items():
         for split in ("all", "many", "medium", "few"):

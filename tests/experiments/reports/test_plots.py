@@ -278,6 +278,7 @@ def test_what_cannot_be_written_is_a_sentence_and_leaves_nothing(where, tmp_path
     assert [p.name for p in tmp_path.iterdir()] == ["x.png"] * (where == "a folder")
 
 
+@pytest.mark.slow
 def test_the_plots_of_results_are_drawn_from_their_files(tmp_path, monkeypatch):
     """A picture that no committed file can make anew is none: each PNG is one that redraw makes."""
     monkeypatch.setattr(

@@ -103,6 +103,7 @@ def check_pair(launch, rule, lean=False, **settings):
     return two
 
 
+@pytest.mark.slow  # quickly: eight devices of one process, tests/test_devices.py
 def test_two_processes_are_one(launch):
     """Also batch normalisation over the whole batch, and a last one that is padded."""
     check_pair(launch, "imbsam", lean=True, jitter=0.4)
