@@ -76,7 +76,7 @@ def final_params(out, dataset, settings):
     return state.params
 
 
-@pytest.mark.slow  # quickly: arrays are trained so in test_train.py, and streams are theirs in data/
+@pytest.mark.slow  # quickly: arrays are trained so in test_train.py; streams are in data/
 @pytest.mark.parametrize("kind", ["dataset", "broken"])
 def test_the_path_is_that_of_a_plain_loop(kind, request, tmp_path):
     """SGD by hand over the trainer's order; a file that cannot be read is left out of its batch."""
