@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info
 
 from experiments.bench.choosing import criterion, folds
 from experiments.bench.comparison import Engine, Part, Recipe
@@ -246,9 +247,41 @@ def test_a_rule_weighs_by_group_and_the_loss_by_label() -> None:
     )
 
 
-@pytest.mark.parametrize(("classes", "rounds"), [(2, 100), (3, 100), (10, 30), (77, 10)])
-def test_trees_are_of_equal_number_where_classes_are_many(classes: int, rounds: int) -> None:
-    assert REFERENCES["trees"][1](classes, 0).max_iter == rounds
+def test_the_models_are_those_of_the_docstring() -> None:
+    """100 rounds up to three classes, then 300 trees in all, and never fewer than 10 rounds."""
+    for classes, rounds in ((2, 100), (3, 100), (4, 75), (21, 14), (30, 10), (100, 10)):
+        for name, weight in (("trees", None), ("balanced_trees", "balanced")):
+            made = REFERENCES[name][1](classes, 7)
+            found = (made.max_iter, made.random_state, made.class_weight)
+            assert found == (rounds, 7, weight)
+    made = REFERENCES["logistic"][1](3, 7)
+    assert (made.class_weight, made.max_iter) == ("balanced", 1000)
+
+
+class _Constant:
+    """Answers with the shares of the classes in what it was fitted to; notes its threads."""
+
+    def fit(self, features: Any, labels: Any) -> None:
+        assert len(features) == len(labels) == 5 and features[0, 0] == 1
+        self.threads = {pool["num_threads"] for pool in threadpool_info()}
+        self.classes_, counts = np.unique(labels, return_counts=True)
+        self.shares = counts / counts.sum()
+
+    def predict_proba(self, features: Any) -> Any:
+        return np.tile(self.shares, (len(features), 1)) + features[:, :1]
+
+
+def test_of_the_test_rows_by_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, given = _Constant(), []
+    make = lambda classes, seed: given.append((classes, seed)) or model  # noqa: E731
+    monkeypatch.setitem(REFERENCES, "constant", ("constant", make))
+    features, labels = np.arange(8, dtype=np.float32)[:, None], np.array([0, 3, 3, 1, 1, 1, 2, 0])
+    found = probabilities(
+        "constant", features, labels, np.arange(1, 6), np.array([7, 0]), 5, seed=9
+    )
+    # Classes 1 and 3 are trained on: three and two rows of five.
+    np.testing.assert_allclose(found, [[0, 7.6, 0, 7.4, 0], [0, 0.6, 0, 0.4, 0]], rtol=1e-6)
+    assert given == [(5, 9)] and model.threads == {1}
 
 
 @pytest.mark.parametrize("name", REFERENCES)
