@@ -51,3 +51,20 @@ def test_a_point_that_diverged_is_marked_and_no_candidate():
     first, chosen, _ = verdict(summary).splitlines()
     assert first == "Diverged, and not among the choices: rho 0.1 (the loss is not finite)."
     assert chosen.startswith("Chosen by validation: rho 0,")
+
+
+def test_means_of_single_precision_are_taken_in_double():
+    base = np.array([33.3, 16.7, 50.1], np.float32)
+    values = base + np.array([1.1, 2.3, -0.7], np.float32)
+    tried = [Tried(point, *[dict.fromkeys(SPLITS, seen)] * 2)
+             for point, seen in (({}, base), ({"rho": 0.1}, values))]  # fmt: skip
+    line = summarise(tried, [0, 1, 2])[1]
+    difference = values - base
+    for name in ("test", "val"):
+        for split in SPLITS:
+            assert line[f"{name}_{split}"] == values.astype(float).mean() != float(values.mean())
+            own = line[f"{name}_{split}_sgd"]
+            assert own == difference.astype(float).mean() != float(difference.mean())
+            error = difference.astype(float).std(ddof=1) / np.sqrt(3)
+            np.testing.assert_allclose(line[f"{name}_{split}_sgd_se"], error, rtol=1e-5)
+        assert line[f"{name}_all_by_seed"] == values.tolist()

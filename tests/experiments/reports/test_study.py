@@ -11,7 +11,7 @@ from scipy import stats
 
 from experiments import redraw
 from experiments.host.errors import RunError
-from experiments.reports import study_figures, study_folder, study_tables
+from experiments.reports import drawing, study_figures, study_folder, study_tables
 from experiments.reports.compare_folder import BASELINE
 from experiments.reports.paired import holm, interval
 from experiments.reports.study_statistics import ranks, regression, signed_rank
@@ -254,6 +254,27 @@ def test_figures(study):
         "gain_auroc.png", "forest.png",
     ]  # fmt: skip
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in made)
+
+
+def test_the_diagram_of_ranks(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(drawing, "save", lambda figure, path: drawn.append(figure))
+    found = {"rank": {"a": 1.2, "b": 1.9, "c": 2.9}, "cd": 0.8, "p": 0.0123, "sets": 9}
+    study_figures.ranks(tmp_path / "x.png", found, "AUROC")
+    (axis,) = drawn[0].axes
+    title = axis.get_title()
+    assert title.startswith("average rank by AUROC over 9 sets") and "difference, 0.80" in title
+    assert title.endswith("Friedman's p 0.012")
+    assert {"a  1.20", "b  1.90", "2.90  c"} <= {text.get_text() for text in axis.texts}
+    points = axis.collections
+    assert sorted(points_.get_offsets()[0][0] for points_ in points) == [1.2, 1.9, 2.9]
+    for one in points:
+        assert one.get_sizes() == 18 and one.get_facecolor()[0].tolist() == [0, 0, 0, 1]
+    # One bar: a and b are 0.7 apart, b and c a whole rank.
+    bars = [line.get_xdata() for line in axis.lines if line.get_linewidth() == 4]
+    assert [(min(x), max(x)) for x in bars] == [(1.2, 1.9)]
+    study_figures.ranks(tmp_path / "x.png", {**found, "p": None}, "AUROC")
+    assert drawn[1].axes[0].get_title().endswith("0.80")
 
 
 def test_the_panels(study):
