@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.step.statistics import OF_BATCH, noting_its_own
+from experiments.step.statistics import OF_BATCH, noting_its_own, renormalised, shared
 
 pytestmark = pytest.mark.allow_rank_promotion  # Flax's batch normalisation
 
@@ -54,3 +54,25 @@ def test_each_layer_notes_its_own_whatever_its_momentum():
         np.testing.assert_allclose(own["var"], hidden.var(0), rtol=1e-4, atol=1e-6)
         for key, value in expected["batch_stats"][name]["norm"].items():
             np.testing.assert_allclose(moved[key], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize(("how", "running"), [(shared, False), (renormalised, True)])
+def test_a_layer_with_numbers_of_its_own_is_flaxs(how, running, affine):
+    """Of one whole batch: by its own statistics, or by the running ones; each number heeded."""
+    draw = np.random.default_rng(1)
+    x = jnp.asarray(draw.normal(1, 0.5, (8, 3)), jnp.float32)
+    layer = nn.BatchNorm(momentum=0.7, epsilon=0.3, use_scale=affine, use_bias=affine)
+    given = layer.init(jax.random.key(0), x, use_running_average=True)
+    given = jax.tree.map(lambda v: v + jnp.arange(1.0, 4.0), given)
+
+    def apply(running):
+        return layer.apply(given, x, use_running_average=running, mutable=["batch_stats"])
+
+    y, expected = apply(running)
+    with nn.intercept_methods(how):
+        found, after = layer.apply(given, x, mutable=["batch_stats"])
+        low, _ = layer.clone(dtype=jnp.bfloat16).apply(given, x, mutable=["batch_stats"])
+    np.testing.assert_allclose(found, y, rtol=1e-5, atol=1e-6)
+    assert (found.dtype, low.dtype) == (jnp.float32, jnp.bfloat16)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after, expected)
