@@ -191,7 +191,7 @@ def counts(class_counts: Any) -> NDArray[np.int64]:
 
     With an index or keys (a pandas Series, a Counter) each count goes to the class it is named by.
     """
-    array = on_host("class_counts", _by_class("class_counts", class_counts))
+    array = per_class("class_counts", class_counts)
     if array.ndim != 1 or array.size == 0:
         raise ValueError(
             f"class_counts must be a vector with one count per class, got shape {array.shape}"
@@ -231,6 +231,25 @@ def floating(name: str, array: Any) -> jax.Array:
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(np.float32)
 
 
+def of_features(name: str, array: Any, features: int) -> jax.Array:
+    """float[C], a number for each feature; any other shape would be spread over them."""
+    array = floating(name, array)
+    if array.shape != (features,):
+        raise ValueError(f"{name} must be float[{features}], got shape {list(array.shape)}")
+    return array
+
+
+def one_key(name: str, key: Any) -> Any:
+    """A random key, or a ValueError for a seed and the like."""
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not (shape == () if typed else dtype == np.uint32 and len(shape or ()) == 1):
+        raise ValueError(
+            f"{name} must be one random key, such as jax.random.key(0); got {short(key)}"
+        )
+    return key
+
+
 def alike(*arrays: jax.Array) -> list[jax.Array]:
     """In one dtype, as JAX promotes where it is not told to promote nothing by itself."""
     with jax.numpy_dtype_promotion("standard"):
@@ -242,7 +261,7 @@ def weights(name: str, class_weights: Any) -> Any:
     """The weights as a NumPy array [C] of finite numbers that are at least 0, or a tracer."""
     table = class_weights
     if is_concrete(class_weights):
-        table = on_host(name, _by_class(name, class_weights))
+        table = per_class(name, class_weights)
     if table.ndim != 1 or table.size == 0 or not is_real(table.dtype):
         raise ValueError(f"{name} must be float[C], got {table.dtype}{list(table.shape)}")
     if not is_concrete(table):
@@ -251,6 +270,11 @@ def weights(name: str, class_weights: Any) -> Any:
     if not (np.all(np.isfinite(table)) and np.all(table >= 0)):
         raise ValueError(f"{name} must be finite and at least 0, got {table}")
     return table
+
+
+def per_class(name: str, table: Any) -> NDArray[Any]:
+    """Numbers of classes as a NumPy array [C], or [K, C], in the order of the classes."""
+    return on_host(name, in_class_order(name, table))
 
 
 def on_host(name: str, values: Any) -> NDArray[Any]:
@@ -269,8 +293,12 @@ def _items(values: Any) -> Any:
     return values if isinstance(values, list | tuple) else ()
 
 
-def _by_class(name: str, table: Any) -> Any:
-    """The values of a mapping or a Series in the order of its classes; else the table as it is."""
+def in_class_order(name: str, table: Any) -> Any:
+    """The values of a mapping or a Series in the order of its classes; else the table as it is.
+
+    Each goes to the class it is named by: `value_counts` sorts by count. Of rows of them, a
+    DataFrame, the columns are named so.
+    """
     names: list[Any]
     values: Any
     if isinstance(table, Mapping):
@@ -278,9 +306,10 @@ def _by_class(name: str, table: Any) -> Any:
     elif not hasattr(table, "index") or callable(table.index):  # lists and strings have a method
         return table
     else:
-        names, values = np.asarray(table.index).tolist(), np.asarray(table)
-        if values.ndim != 1:
+        values = np.asarray(table)
+        if values.ndim > 1 and not hasattr(table, "columns"):
             return values
+        names = np.asarray(table.index if values.ndim == 1 else table.columns).tolist()
     order = {c: place for place, c in enumerate(names) if _is_class(c)}
     if sorted(order) != list(range(len(names))):
         raise ValueError(
@@ -288,7 +317,10 @@ def _by_class(name: str, table: Any) -> Any:
             f"{max(len(names) - 1, 0)}, each once: pass a plain list in the order of the labels, "
             "one entry for every class"
         )
-    return [values[order[c]] for c in range(len(names))]
+    places = [order[c] for c in range(len(names))]
+    if np.ndim(values) == 1:
+        return [values[place] for place in places]
+    return values[:, places]
 
 
 def _is_class(name: Any) -> bool:

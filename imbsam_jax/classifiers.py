@@ -272,6 +272,7 @@ def normalised_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.flo
     >>> [round(float(norm), 4) for norm in jnp.linalg.norm(kernel, axis=0)]
     [1.0, 1.0]
     """
+    checks.one_key("key", key)
     kernel = jax.random.uniform(key, shape, checks.at_least_float32(jnp.dtype(dtype)), -1.0, 1.0)
     return tau_normalise(kernel, 1.0).astype(dtype)
 

@@ -29,7 +29,7 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.special import ndtr
 
 from imbsam_jax import checks
-from imbsam_jax.rows import check_leaves, nan_where
+from imbsam_jax.rows import check_leaves, check_like, nan_where
 from imbsam_jax.totals import Part, data_of, tables, weighted_sum, weights_of
 
 __all__ = ["extreme_eigenvalues", "gnvp", "hvp", "spectral_density", "trace"]
@@ -204,7 +204,7 @@ def extreme_eigenvalues(
     Source: `matfree.decomp`. The ratio of both is SSE-SAM's view of saddles.
     """
     product, size, dtype = _flat(matvec, like)
-    start = jax.random.normal(key, (size,), dtype)
+    start = jax.random.normal(checks.one_key("key", key), (size,), dtype)
     nodes, _ = _ritz(product, start, min(_count("iterations", iterations, 1), size))
     return nodes[0], nodes[-1]
 
@@ -242,7 +242,7 @@ def trace(
         stochtrace.monte_carlo_trace(),
         stochtrace.sampler_signs(jnp.zeros(size, dtype), num=1),
     )
-    keys = jax.random.split(key, _count("probes", probes, 2))
+    keys = jax.random.split(checks.one_key("key", key), _count("probes", probes, 2))
     found = lax.map(lambda k: one(product, k), keys)
     return found.mean(), found.std(ddof=1) / np.sqrt(probes).astype(found.dtype)
 
@@ -278,7 +278,7 @@ def spectral_density(
       float[M], at least float32.
 
     Raises:
-      ValueError: a grid that does not rise.
+      ValueError: a grid that does not rise, or is not finite.
       ModuleNotFoundError: matfree is not installed.
 
     >>> grid = jnp.linspace(0.0, 4.0, 9)
@@ -292,9 +292,14 @@ def spectral_density(
     iterations and normalises what lies on its grid to 1.
     """
     product, size, dtype = _flat(matvec, like)
+    grid = checks.as_array("grid", "float[M]", grid)
+    if grid.ndim != 1 or grid.size < 2 or not checks.is_real(grid.dtype):
+        raise ValueError(
+            f"grid must be float[M] with M at least 2, got {grid.dtype}{list(grid.shape)}"
+        )
     grid = jnp.asarray(grid, dtype)
-    if grid.ndim != 1 or grid.size < 2:
-        raise ValueError(f"grid must be float[M] with M at least 2, got {list(grid.shape)}")
+    if checks.is_concrete(grid) and not bool(jnp.all(jnp.isfinite(grid))):
+        raise ValueError("grid must be finite: end it some way beyond the eigenvalues")
     if checks.is_concrete(grid) and not bool(jnp.all(grid[1:] > grid[:-1])):
         raise ValueError("grid must rise: sort it, and leave out points that are there twice")
     iterations = min(_count("iterations", iterations, 1), size)
@@ -302,7 +307,8 @@ def spectral_density(
     def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         return _ritz(product, jax.random.rademacher(key, (size,), dtype), iterations)
 
-    nodes, weights = lax.map(one, jax.random.split(key, _count("probes", probes, 1)))
+    keys = jax.random.split(checks.one_key("key", key), _count("probes", probes, 1))
+    nodes, weights = lax.map(one, keys)
     middles = (grid[1:] + grid[:-1]) / 2
     edges = jnp.concatenate([grid[:1], middles, grid[-1:]])
     edges = edges.at[0].add(grid[0] - middles[0]).at[-1].add(grid[-1] - middles[-1])
@@ -322,10 +328,13 @@ def spectral_density(
 def _ritz(product: Any, start: jax.Array, iterations: int) -> tuple[jax.Array, jax.Array]:
     """(Ritz values, rising, and the squared first components of their eigenvectors), [k] each."""
     decomp = _matfree("decomp")
+    # Lengths are roots of squares, which leave float32 where values are far from 1: these are
+    # brought near it by a power of 2, which rounds nothing.
+    scale = _power_of_2(jnp.abs(product(start)).max())
     # Not tridiag_sym, which takes the mean of the entries above and below the diagonal: below are
     # the lengths, which say where the space ends; above, from there on, is anything.
     lanczos = decomp.hessenberg(iterations, reortho="full", custom_vjp=False)
-    full = lanczos(product, start).J_small
+    full = lanczos(lambda v: product(v) / scale, start).J_small
     diagonal, beside = jnp.diagonal(full), jnp.diagonal(full, -1)
     # A Krylov space that ends before (the rank may be small, or 0) leaves a vector of rounding, or
     # none: from there on the values repeat the first one, without weight. NaN of the matrix stays.
@@ -337,7 +346,14 @@ def _ritz(product: Any, start: jax.Array, iterations: int) -> tuple[jax.Array, j
     diagonal = jnp.where(jnp.pad(ended, (1, 0)), diagonal[0], diagonal)
     small = jnp.diag(diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1)
     values, vectors = jnp.linalg.eigh(small)
-    return values, vectors[0] ** 2
+    return values * scale, vectors[0] ** 2
+
+
+def _power_of_2(size: jax.Array) -> jax.Array:
+    """The largest that is no larger; 1 of what is 0 or not finite."""
+    usable = jnp.isfinite(size) & (size > 0)
+    _, exponent = jnp.frexp(jnp.where(usable, size, 1))
+    return jnp.ldexp(jnp.ones((), size.dtype), exponent - 1)
 
 
 def _variance(variance: float | None, nodes: jax.Array) -> jax.Array:
@@ -349,6 +365,13 @@ def _variance(variance: float | None, nodes: jax.Array) -> jax.Array:
 def _flat(matvec: MatVec, like: Any) -> tuple[Any, int, Any]:
     """(the product of vectors float[P], P, their dtype, at least float32)."""
     like = check_leaves(like)
+    if not callable(matvec):
+        raise TypeError(
+            "matvec must be a function, tree -> tree, as hvp makes it; of a matrix A give "
+            f"lambda v: A @ v. Got {checks.short(matvec)}"
+        )
+    if not any(leaf.size for leaf in jax.tree.leaves(like)):
+        raise ValueError("like holds no numbers: a matrix without rows has no eigenvalues")
     with jax.numpy_dtype_promotion("standard"):
         flat, unravel = ravel_pytree(jax.tree.map(jnp.zeros_like, like))
     dtype = checks.at_least_float32(flat.dtype)
@@ -363,14 +386,8 @@ def _flat(matvec: MatVec, like: Any) -> tuple[Any, int, Any]:
 
 def _like(tree: Any, params: Any) -> Any:
     """The vector in the parameters' types; a sentence where it is of another shape."""
-    given: Any = jax.tree.structure(tree)
-    same = given == jax.tree.structure(params)
-    if not same or any(
-        jnp.shape(a) != jnp.shape(b)
-        for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(params), strict=True)
-    ):
-        raise ValueError("matvec takes a tree with the structure and shapes of the parameters")
-    return jax.tree.map(lambda v, p: jnp.asarray(v).astype(p.dtype), tree, params)
+    tree = check_like("what matvec takes", tree, params)
+    return jax.tree.map(lambda v, p: v.astype(p.dtype), tree, params)
 
 
 def _no_class(table: Any, part: Part) -> jax.Array:

@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from imbsam_jax import checks
 from imbsam_jax.ascent import norm
 from imbsam_jax.checks import at_least_float32
-from imbsam_jax.rows import check_leaves
+from imbsam_jax.rows import check_leaves, check_like
 from imbsam_jax.totals import Part, data_of, tables, weighted_sum
 
 __all__ = ["Plane", "filter_normalised", "grid", "line", "losses", "plane", "random_direction"]
@@ -45,7 +46,7 @@ def random_direction(like: Any, *, key: jax.Array) -> Any:
     (2, 3)
     """
     leaves, structure = jax.tree.flatten(check_leaves(like))
-    keys = jax.random.split(key, len(leaves))
+    keys = jax.random.split(checks.one_key("key", key), len(leaves))
     draws = [
         jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)
     ]
@@ -84,7 +85,8 @@ def filter_normalised(direction: Any, params: Any) -> Any:
         factor = length(p) / jnp.where(of_draw == 0, 1, of_draw)
         return (d.astype(dtype) * factor).astype(p.dtype)
 
-    return jax.tree.map(leaf, direction, check_leaves(params))
+    params = check_leaves(params)
+    return jax.tree.map(leaf, check_like("direction", direction, params), params)
 
 
 def line(first: Any, second: Any) -> Plane:
@@ -93,6 +95,7 @@ def line(first: Any, second: Any) -> Plane:
     >>> line({"w": jnp.array([1.0])}, {"w": jnp.array([4.0])}).directions[0]["w"].tolist()
     [3.0]
     """
+    first, second = _models(first, second)
     ends = jnp.array([[0.0], [1.0]])
     return Plane(first, (jax.tree.map(jnp.subtract, second, first),), ends)
 
@@ -115,6 +118,7 @@ def plane(first: Any, second: Any, third: Any) -> Plane:
 
     Source: Garipov et al., NeurIPS 2018.
     """
+    first, second, third = _models(first, second, third)
     to_second = jax.tree.map(jnp.subtract, second, first)
     to_third = jax.tree.map(jnp.subtract, third, first)
     along = norm(to_second)
@@ -134,7 +138,10 @@ def grid(*axes: Any) -> jax.Array:
     >>> grid(jnp.array([0.0, 1.0]), jnp.array([5.0, 6.0])).tolist()
     [[0.0, 5.0], [0.0, 6.0], [1.0, 5.0], [1.0, 6.0]]
     """
-    return jnp.stack([x.ravel() for x in jnp.meshgrid(*axes, indexing="ij")], axis=-1)
+    arrays = [jnp.asarray(axis) for axis in axes]
+    if not arrays or any(axis.ndim != 1 for axis in arrays):
+        raise ValueError("grid takes one or more axes, float[M] each")
+    return jnp.stack([x.ravel() for x in jnp.meshgrid(*arrays, indexing="ij")], axis=-1)
 
 
 def losses(
@@ -165,7 +172,8 @@ def losses(
       float[P], or [P, K] for K tables.
 
     Raises:
-      ValueError: as for `curvature.hvp`, and coordinates that are not [P, D].
+      ValueError: as for `curvature.hvp`, coordinates that are not [P, D], and directions that are
+        not of the shapes of origin.
 
     >>> def losses_fn(w, x):
     ...     return (x * w) ** 2, None
@@ -181,12 +189,17 @@ def losses(
     [[0.0, 0.0], [1.0, 4.0], [4.0, 16.0]]
     """
     origin, data = check_leaves(origin), data_of(labels, args, mask, batch_size, axis_name)
-    coordinates, table = jnp.asarray(coordinates, float), tables(class_weights)
-    if coordinates.ndim != 2 or coordinates.shape[1] != len(directions):
+    directions = [
+        check_like(f"directions[{d}]", direction, origin) for d, direction in enumerate(directions)
+    ]
+    wanted = f"float[P, {len(directions)}], one for each direction"
+    coordinates = checks.as_array("coordinates", wanted, coordinates)
+    fits = coordinates.ndim == 2 and coordinates.shape[1] == len(directions)
+    if not (fits and checks.is_real(coordinates.dtype)):
         raise ValueError(
-            f"coordinates must be float[P, {len(directions)}], one for each direction, got "
-            f"{list(coordinates.shape)}"
+            f"coordinates must be {wanted}, got {coordinates.dtype}{list(coordinates.shape)}"
         )
+    coordinates, table = jnp.asarray(coordinates, float), tables(class_weights)
 
     def at(t: jax.Array) -> jax.Array:
         def moved(p: jax.Array, *along: jax.Array) -> jax.Array:
@@ -202,6 +215,12 @@ def losses(
         return data.mean(of)
 
     return lax.map(at, coordinates)
+
+
+def _models(first: Any, *others: Any) -> Any:
+    """All as trees of real floating arrays, of the same shapes."""
+    first = check_leaves(first)
+    return first, *(check_leaves(check_like("every model", other, first)) for other in others)
 
 
 def _dot(a: Any, b: Any) -> jax.Array:

@@ -81,6 +81,7 @@ def group_accuracy(correct: ArrayLike, total: ArrayLike, members: ArrayLike) -> 
             "correct and total must be vectors with one number per class, got shapes "
             f"{list(correct.shape)} and {list(total.shape)}"
         )
+    members = checks.in_class_order("members", members)
     used = checks.as_mask(members, total.shape, "members") & (total > 0)
     rate = jnp.where(used, correct / jnp.where(used, total, 1), 0)
     return 100 * rate.sum() / used.sum(dtype=rate.dtype)
@@ -104,7 +105,8 @@ def shot_accuracies(
     >>> {name: round(float(value)) for name, value in result.items()}
     {'all': 50, 'many': 90, 'few': 10}
     """
-    everyone = jnp.ones(np.shape(total), bool)
+    correct, total = _counted("correct", correct), _counted("total", total)
+    everyone = jnp.ones(total.shape, bool)
     groups = {"all": everyone, **splits}
     return {name: group_accuracy(correct, total, members) for name, members in groups.items()}
 
@@ -245,7 +247,7 @@ def _ranked(scores: ArrayLike) -> tuple[jax.Array, jax.Array, Any]:
 def _counted(name: str, counts: ArrayLike) -> jax.Array:
     """In at least float32, whatever the width of the counts."""
     if not isinstance(counts, jax.Array):
-        counts = checks.on_host(name, counts)
+        counts = checks.per_class(name, counts)
     if not checks.is_real(counts.dtype):
         raise ValueError(f"{name} must be numbers of examples, got {counts.dtype}")
     if isinstance(counts, np.ndarray):

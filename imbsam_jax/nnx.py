@@ -174,7 +174,8 @@ class BatchNorm(nnx.BatchNorm):
     The same layer, but that a pass notes its batch's statistics, and that one after it, under
     `split_norm(buffers, carry=carry_batch)`, normalises by those in value and by its own rows' in
     gradient, as `imbsam_jax.batch_renorm` says. The last axis is that of the features, the
-    arguments are those of `nnx.BatchNorm` less `axis`, `axis_index_groups` and `mask`.
+    arguments are those of `nnx.BatchNorm` less `axis`, `axis_index_groups`, `promote_dtype` and
+    `mask`; variances are fast ones.
 
     >>> from flax import nnx
     >>> layer = ij.nnx.BatchNorm(1, rngs=nnx.Rngs(0))
@@ -183,7 +184,9 @@ class BatchNorm(nnx.BatchNorm):
     """
 
     def __init__(self, num_features: int, *, rngs: nnx.Rngs, **options: Any):
-        left_out = {"axis", "axis_index_groups"} & options.keys()
+        left_out = {"axis", "axis_index_groups", "promote_dtype"} & options.keys()
+        # The passes after the first know a batch by its sums and sums of squares.
+        left_out |= {"use_fast_variance"} if not options.get("use_fast_variance", True) else set()
         if left_out:
             raise ValueError(f"{min(left_out)} is not for imbsam_jax.nnx.BatchNorm: leave it out")
         super().__init__(num_features, rngs=rngs, **options)
@@ -197,6 +200,11 @@ class BatchNorm(nnx.BatchNorm):
         """Like x, normalised over all axes but the last."""
         if mask is not None:
             raise ValueError("imbsam_jax.nnx.BatchNorm takes no mask: it normalises every row")
+        if x.shape[-1:] != (self.num_features,):
+            raise ValueError(
+                f"x must be float[..., {self.num_features}], as the layer was made for so many "
+                f"features, got shape {list(x.shape)}"
+            )
         running = self.use_running_average if use_running_average is None else use_running_average
         if running:
             return super().__call__(x, use_running_average=True)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from imbsam_jax.checks import as_array, as_mask, at_least_float32, is_concrete
+from imbsam_jax.checks import as_array, as_mask, at_least_float32, is_concrete, is_real
 
 # Which kind of pass shows a loss a part of the batch only; None in a pass over all of it. It enters
 # the key of JAX's caches: a loss under a jit of its own is traced again in such a pass.
@@ -218,6 +218,25 @@ def check_leaves(params: Any) -> Any:
             "float arrays, the first argument of losses_fn"
         )
     return jax.tree.unflatten(structure, [_real(path, leaf) for path, leaf in leaves])
+
+
+def check_like(name: str, tree: Any, params: Any) -> Any:
+    """The tree as real JAX arrays; refused where it is not of the parameters' shapes.
+
+    Anything else would be spread over them: a bias of one number over all of a layer's.
+    """
+    structure: Any = jax.tree.structure(params)
+    same = structure == jax.tree.structure(tree) and all(
+        np.shape(a) == np.shape(b)
+        for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(params), strict=True)
+    )
+    if not same:
+        raise ValueError(f"{name} must be a tree with the structure and shapes of the parameters")
+    arrays = jax.tree.map(jnp.asarray, tree)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
+        if not is_real(leaf.dtype):
+            raise TypeError(f"{name}{jax.tree_util.keystr(path)} must be real, got {leaf.dtype}")
+    return arrays
 
 
 # A module of NNX is a tree, but of running statistics, too, which nobody means to perturb.

@@ -316,7 +316,7 @@ def _partition(counts: np.ndarray, groups: ArrayLike | None) -> np.ndarray:
         parts = np.stack(list(shot_splits(counts).values()))
         parts, hint = parts[parts.any(axis=1)], " of many, medium and few"
     else:
-        of_class, hint = np.asarray(groups), ""
+        of_class, hint = checks.per_class("groups", groups), ""
         if of_class.shape != counts.shape or not np.issubdtype(of_class.dtype, np.integer):
             raise ValueError(
                 f"groups must be int[{counts.size}], the group of each class; got "

@@ -74,6 +74,7 @@ def of_rule(
     while isinstance(rule, stagewise):
         if step is None or not checks.is_concrete(step):
             raise ValueError("of a staged rule, step must be a number: which stage is meant")
+        checks.steps("step", step)
         rule = rule.stages[int(step >= rule.starts[1])]
     if ascent.group_mean or not (
         checks.is_concrete(ascent.weight_decay) and not ascent.weight_decay
@@ -85,6 +86,10 @@ def of_rule(
     data = data_of(labels, args, mask, batch_size, axis_name)
     theta, w = data.varying(check_leaves(params)), tables(class_weights)
     table = rule(step)
+    if w is not None and w.shape[-1] != table.groups.shape[1]:
+        raise ValueError(
+            f"class_weights are of {w.shape[-1]} classes, the rule is of {table.groups.shape[1]}"
+        )
     d = [_gradient(data, losses_fn, theta, group) for group in table.groups]
     points = moved_points(theta, d, table.radii, ascent.of(rule))
     here = _loss(data, losses_fn, theta, w)
@@ -136,7 +141,7 @@ def average(
     >>> round(float(mean), 4), round(float(error), 4)
     (0.25, 0.0)
     """
-    radius = checks.number("radius", radius, least=0)
+    radius, key = checks.number("radius", radius, least=0), checks.one_key("key", key)
     checks.whole("directions", directions, 2)
     data = data_of(labels, args, mask, batch_size, axis_name)
     theta, w = check_leaves(params), tables(class_weights)
@@ -198,7 +203,7 @@ def worst(
     >>> round(float(rise), 3)
     1.0
     """
-    radius = checks.number("radius", radius, least=0)
+    radius, key = checks.number("radius", radius, least=0), checks.one_key("key", key)
     checks.whole("steps", steps, 1)
     data = data_of(labels, args, mask, batch_size, axis_name)
     theta, w = check_leaves(params), tables(class_weights)

@@ -129,7 +129,7 @@ def tables(class_weights: Any) -> Any:
         return None
     table = class_weights
     if checks.is_concrete(table):
-        table = checks.on_host("class_weights", table)
+        table = checks.per_class("class_weights", table)
     if table.ndim not in (1, 2) or table.size == 0 or not checks.is_real(table.dtype):
         raise ValueError(
             f"class_weights must be float[C] or float[K, C], got {table.dtype}{list(table.shape)}"

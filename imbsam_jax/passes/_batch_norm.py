@@ -11,7 +11,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from imbsam_jax import collectives
-from imbsam_jax.checks import at_least_float32, like, number
+from imbsam_jax.checks import at_least_float32, floating, like, number, of_features
 
 __all__ = ["batch_norm"]
 
@@ -51,6 +51,9 @@ def batch_norm(
       (y, M, V): y like x, at least float32; M and V float[C], for running statistics; no gradient
       flows through these two. V is divided by the number of what is averaged.
 
+    Raises:
+      ValueError: an x without a batch, a scale, bias or epsilon that does not fit.
+
     Source: Ioffe, Batch Renormalization, NIPS 2017, Algorithm 1, without its clipping of r and d,
     and with the whole batch's statistics where it has the running ones.
 
@@ -58,7 +61,14 @@ def batch_norm(
     >>> y.tolist(), mean.tolist(), var.tolist()
     ([[-1.0], [1.0]], [2.0], [1.0])
     """
+    x = floating("x", x)
+    if x.ndim < 2:
+        raise ValueError(f"x must be float[B, ..., C], the batch in front, got {list(x.shape)}")
     x = x.astype(at_least_float32(x.dtype))
+    scale, bias = (
+        each if each is None else of_features(name, each, x.shape[-1])
+        for name, each in (("scale", scale), ("bias", bias))
+    )
     epsilon = like(number("epsilon", epsilon, least=0), x)
     rows = checkpoint_name(collectives.varying_like(jnp.ones(x.shape[:1], x.dtype), x), ROWS)
     own = collectives.mean(_sums(x, rows), axis_name)

@@ -10,7 +10,7 @@ from jax import lax
 from numpy.typing import ArrayLike
 
 from imbsam_jax import collectives
-from imbsam_jax.checks import at_least_float32, like, number
+from imbsam_jax.checks import at_least_float32, floating, like, number, of_features
 
 __all__ = ["batch_renorm"]
 
@@ -51,6 +51,9 @@ def batch_renorm(
     >>> jax.grad(lambda x: batch_renorm(x, jnp.zeros(1), jnp.ones(1)).sum())(x).round(5).tolist()
     [[0.0], [0.0]]
     """
+    x = floating("x", x)
+    features = x.shape[axis]
+    mean, var = of_features("mean", mean, features), of_features("var", var, features)
     wide = x.astype(at_least_float32(x.dtype))
     epsilon = like(number("epsilon", epsilon, least=0), wide)
     axes = tuple(k for k in range(x.ndim) if k != axis % x.ndim)

@@ -47,12 +47,14 @@ def binomial_buffers(
     >>> buffers(np.array([False, True, True])), buffers(np.array([True, False, False]))
     ((55, 68, 256), (208, 221, 256))
     """
-    drawn = np.asarray(class_frequencies, np.float64)
-    if drawn.ndim != 1 or not (np.isfinite(drawn).all() and (drawn >= 0).all() and drawn.any()):
-        raise ValueError(
-            f"class_frequencies must be float[C], finite, at least 0 and not all 0; got {drawn}"
-        )
+    name = "class_frequencies"
+    given = checks.per_class(name, class_frequencies)
+    given = given.astype(np.int64) if given.dtype == bool else given  # drawn, or not
+    drawn = np.asarray(checks.weights(name, given), np.float64)
+    if not drawn.any():
+        raise ValueError(f"{name} must not be all 0; got {drawn}")
     checks.whole("batch_size", batch_size, 1, "at least 1")
+    deviations = [checks.number("deviations", z, concrete=True) for z in deviations]
     drawn = drawn / drawn.sum()
 
     def buffers(classes: NDArray[np.bool_]) -> tuple[int, ...]:
@@ -88,10 +90,13 @@ def stratified_buffers(class_strata: ArrayLike, rows: Sequence[int]) -> Buffers:
     >>> buffers(np.array([False, True, True])), buffers(np.array([True, False, False]))
     ((51,), (205,))
     """
-    strata = np.asarray(class_strata).astype(np.int64)
-    if strata.ndim != 1 or strata.min(initial=0) < 0 or strata.max(initial=0) >= len(rows):
+    strata = checks.per_class("class_strata", class_strata)
+    whole = strata.ndim == 1 and strata.dtype.kind in "biu"
+    if not whole or strata.min(initial=0) < 0 or strata.max(initial=0) >= len(rows):
         raise ValueError(
             f"class_strata must be int[C] from 0 to {len(rows) - 1}, as there are {len(rows)} "
-            f"numbers in rows; got {strata}"
+            f"numbers in rows; got {checks.short(strata, str)}"
         )
-    return lambda classes: (sum(rows[stratum] for stratum in set(strata[classes].tolist())),)
+    for size in rows:
+        checks.whole("rows", size, 0)
+    return lambda classes: (sum(rows[int(k)] for k in set(strata[classes].tolist())),)

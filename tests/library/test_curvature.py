@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from imbsam_jax import curvature
+from imbsam_jax import classifiers, curvature, landscape, sharpness
 from rule_table import CLASSES, features_fn, head_losses_fn, init_params, losses_fn, to_library
 
 B = 23
@@ -187,6 +187,13 @@ def test_a_space_that_ends_early(diagonal: list[float], ends: Any) -> None:
     np.testing.assert_allclose(density.sum(), 1, rtol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_values_whose_squares_leave_float32(scale: float) -> None:
+    d = jnp.array([1.0, 2.0, 3.0]) * np.float32(scale)
+    ends = curvature.extreme_eigenvalues(lambda v: d * v, jnp.zeros(3), key=jax.random.key(0))
+    np.testing.assert_allclose(ends, [scale, 3 * scale], rtol=1e-5)
+
+
 def test_what_is_not_finite_is_not_hidden() -> None:
     bad = jnp.array([1.0, jnp.nan, 2.0])
     key = jax.random.key(0)
@@ -231,6 +238,47 @@ def test_types_are_kept_and_sums_are_wide() -> None:
     np.testing.assert_allclose(np.float32(product), 1, rtol=0.01)
 
 
+BAD_KEYS = [0, None, np.zeros(2), jax.random.split(jax.random.key(0)), "key"]
+OF_KEYS: dict[str, Any] = {
+    "extreme_eigenvalues": lambda key: curvature.extreme_eigenvalues(same, jnp.ones(2), key=key),
+    "trace": lambda key: curvature.trace(same, jnp.ones(2), key=key),
+    "spectral_density": lambda key: curvature.spectral_density(
+        same, jnp.ones(2), [0.0, 2.0], key=key
+    ),
+    "average": lambda key: sharpness.average(
+        lambda p, x: (x * p.sum(), None), jnp.ones(2), [0], jnp.ones(1), radius=1.0, key=key
+    ),
+    "worst": lambda key: sharpness.worst(
+        lambda p, x: (x * p.sum(), None), jnp.ones(2), [0], jnp.ones(1), radius=1.0, key=key
+    ),
+    "random_direction": lambda key: landscape.random_direction(jnp.ones(2), key=key),
+    "normalised_init": lambda key: classifiers.normalised_init(key, (2, 2)),
+}
+
+
+def same(v: Any) -> Any:
+    return v
+
+
+@pytest.mark.parametrize("call", OF_KEYS)
+def test_what_is_no_key_is_refused(call: str) -> None:
+    for bad in BAD_KEYS:
+        with pytest.raises(ValueError, match=r"key must be one random key, such as jax\.random"):
+            OF_KEYS[call](bad)
+
+
+def test_keys_of_both_kinds_are_taken() -> None:
+    for key in (jax.random.key(0), jax.random.PRNGKey(0), np.zeros(2, np.uint32)):
+        OF_KEYS["random_direction"](key)
+
+
+def test_a_matrix_in_the_place_of_a_product_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"matvec must be a function.*give lambda v: A @ v"):
+        curvature.trace(np.eye(2), jnp.ones(2), key=jax.random.key(0))
+    with pytest.raises(ValueError, match="like holds no numbers"):
+        curvature.trace(same, jnp.ones(0), key=jax.random.key(0))
+
+
 BAD: dict[str, tuple[Any, str]] = {
     "averaged": (
         lambda p, x, y: curvature.hvp(lambda p, x: (x.mean(), None), p, y, x)(p),
@@ -253,6 +301,15 @@ BAD: dict[str, tuple[Any, str]] = {
         ),
         "must rise",
     ),
+    **{
+        f"grid {bad}": (
+            lambda p, x, y, bad=bad: curvature.spectral_density(
+                lambda v: v, p, bad, key=jax.random.key(0)
+            ),
+            "grid must",
+        )
+        for bad in ([0.0, np.nan, 2.0], [0.0, np.inf], ["a", "b"], [0, 1j], 3.0, [[0.0, 1.0]])
+    },
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imbsam_jax import landscape
+from imbsam_jax import curvature, landscape
 
 Y, X = np.array([0, 1, 1, 1]), np.array([1.0, 2.0, 3.0, 9.0])
 TABLES = np.array([[1.0, 0.0], [0.0, 2.0]])
@@ -88,6 +88,58 @@ def test_a_line_goes_from_one_to_the_other(x64: None) -> None:
     np.testing.assert_allclose(got, want, rtol=1e-12)
 
 
-def test_coordinates_of_another_shape_are_refused() -> None:
+@pytest.mark.parametrize(
+    "coordinates", [jnp.zeros((3, 2)), [1.0], [[1j]], [["a"]], [[True]], [[1.0], [1.0, 2.0]]]
+)
+def test_what_is_no_list_of_points_is_refused(coordinates: Any) -> None:
     with pytest.raises(ValueError, match="one for each direction"):
-        landscape.losses(losses_fn, tree(0), [tree(1)], jnp.zeros((3, 2)), Y, X)
+        landscape.losses(losses_fn, tree(0), [tree(1)], coordinates, Y, X)
+
+
+# Trees that arithmetic would spread over the parameters, or that it would say little of.
+UNLIKE: dict[str, Any] = {
+    "numbers": lambda t: {"a": 1.0, "b": 1.0},
+    "shorter": lambda t: {**t, "a": t["a"][:1]},
+    "longer": lambda t: {**t, "a": jnp.stack([t["a"]] * 2)},
+    "another name": lambda t: {"a": t["a"], "c": t["b"]},
+    "one leaf": lambda t: {"a": t["a"]},
+    "no tree": lambda t: t["a"],
+}
+TAKES: dict[str, Any] = {
+    "filter_normalised": lambda t, other: landscape.filter_normalised(other, t),
+    "line": landscape.line,
+    "plane second": lambda t, other: landscape.plane(t, other, tree(3)),
+    "plane third": lambda t, other: landscape.plane(t, tree(3), other),
+    "losses": lambda t, other: landscape.losses(
+        losses_fn, t, [tree(3), other], jnp.zeros((1, 2)), Y, X
+    ),
+    "hvp": lambda t, other: curvature.hvp(losses_fn, t, Y, X)(other),
+}
+
+
+@pytest.mark.parametrize("unlike", UNLIKE)
+@pytest.mark.parametrize("takes", TAKES)
+def test_a_tree_unlike_the_parameters_is_refused(takes: str, unlike: str) -> None:
+    with pytest.raises(ValueError, match="with the structure and shapes of the parameters"):
+        TAKES[takes](tree(0), UNLIKE[unlike](tree(1)))
+
+
+@pytest.mark.parametrize("takes", TAKES)
+def test_a_tree_that_is_not_real_is_refused(takes: str) -> None:
+    other = {**tree(1), "a": tree(1)["a"] * 1j}
+    with pytest.raises(TypeError, match=r"\['a'\] (must be real, got|is) complex"):
+        TAKES[takes](tree(0), other)
+
+
+@pytest.mark.parametrize("models", [landscape.line, lambda a, b: landscape.plane(a, b, b)])
+def test_models_of_whole_numbers_are_none(models: Any) -> None:
+    whole = jax.tree.map(lambda x: x.astype(jnp.uint8), tree(0))
+    with pytest.raises(TypeError, match=r"only real arrays"):
+        models(whole, whole)
+
+
+@pytest.mark.parametrize("axes", [(), (jnp.ones((2, 2)),), (1.0,)])
+def test_axes_that_are_none_are_refused(axes: Any) -> None:
+    with pytest.raises(ValueError, match="one or more axes"):
+        landscape.grid(*axes)
+    assert landscape.grid([0, 1], [5.0]).tolist() == [[0, 5], [1, 5]]

@@ -418,12 +418,22 @@ def test_batched_is_of_the_args_alone() -> None:
     refused(ValueError, r"batched has 3 entries for 2 args", passes=whole(2, (True, True, False)))
 
 
-@pytest.mark.parametrize("options", [{"axis": 0}, {"axis_index_groups": [[0]]}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"axis": 0},
+        {"axis_index_groups": [[0]]},
+        {"use_fast_variance": False},
+        {"promote_dtype": None},
+    ],
+)
 def test_the_layer_says_what_it_leaves_out(options: Any) -> None:
     with pytest.raises(ValueError, match=r"is not for imbsam_jax\.nnx\.BatchNorm"):
         ij.nnx.BatchNorm(2, rngs=nnx.Rngs(0), **options)
     with pytest.raises(ValueError, match="takes no mask"):
         ij.nnx.BatchNorm(2, rngs=nnx.Rngs(0))(jnp.ones((2, 2)), mask=jnp.ones(2, bool))
+    with pytest.raises(ValueError, match=r"x must be float\[\.\.\., 1\]"):
+        ij.nnx.BatchNorm(1, rngs=nnx.Rngs(0))(jnp.ones((2, 3)))
 
 
 @pytest.mark.parametrize("door", ["value_and_grad", "sharpness_aware", "class_weighted_grad"])

@@ -507,13 +507,18 @@ def test_sizes_of_buffers() -> None:
     assert ij.stratified_buffers([0, 0, 1, 2, 2], (10, 5, 1))(tail) == (6,)
     assert ij.stratified_buffers([0, 0, 1, 2, 2], (10, 5, 1))(everything) == (16,)
     for bad in ([], [[1.0, 2.0]], [1.0, -1.0], [0.0, 0.0], [1.0, math.nan]):
-        with pytest.raises(ValueError, match="class_frequencies must be"):
+        with pytest.raises(ValueError, match="class_frequencies must "):
             ij.binomial_buffers(bad, 8)
+    with pytest.raises(ValueError, match="deviations must be finite"):
+        ij.binomial_buffers(DRAWN, 8, deviations=(0.5, math.nan))
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         ij.binomial_buffers(DRAWN, 0)
-    for strata in ([0, 2], [-1, 0], [[0], [1]]):
+    for strata in ([0, 2], [-1, 0], [[0], [1]], [0.5, 1.0], ["a", "b"]):
         with pytest.raises(ValueError, match="from 0 to 1, as there are 2 numbers in rows"):
             ij.stratified_buffers(strata, (3, 4))
+    for rows in ((3, -1), (3, 2.5), (3, "4"), (True, 3)):
+        with pytest.raises(ValueError, match="rows must be a whole number, at least 0"):
+            ij.stratified_buffers([0, 1], rows)
 
 
 def test_what_is_no_rule_and_no_passes_is_refused() -> None:

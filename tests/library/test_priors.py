@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import imbsam_jax as ij
+from imbsam_jax import curvature, totals
 
 CLASS_COUNTS = st.lists(st.integers(1, 10_000), min_size=1, max_size=12)
 
@@ -92,6 +93,47 @@ def test_counts_go_to_the_classes_they_are_named_by(kind: str) -> None:
     ours = ij.losses.weighted(ij.losses.cross_entropy, {2: 3.0, 0: 1.0, 1: 2.0})
     logits, labels = jnp.zeros((3, 3)), jnp.arange(3)
     np.testing.assert_allclose(ours(logits, labels), np.log(3) * np.array([1, 2, 3]), rtol=1e-6)
+
+
+# Whatever takes a number for each class: (what it makes of them, numbers in the order of classes).
+PER_CLASS: dict[str, tuple[Any, Any]] = {
+    "class_weights": (lambda w: ij.losses.weighted(ij.losses.cross_entropy, w)(*ROWS), IN_ORDER),
+    "tables": (lambda w: totals.tables(w), IN_ORDER),
+    "hvp": (
+        lambda w: curvature.hvp(
+            lambda p, x: (p**2 * x, None), jnp.ones(()), ROWS[1], jnp.ones(3), class_weights=w
+        )(jnp.ones(())),
+        IN_ORDER,
+    ),
+    "correct": (lambda n: ij.metrics.group_accuracy(n, [500] * 3, MEMBERS), IN_ORDER),
+    "total": (lambda n: ij.metrics.group_accuracy([9] * 3, n, MEMBERS), IN_ORDER),
+    "shots": (lambda n: ij.metrics.shot_accuracies([9] * 3, n, {"a": MEMBERS})["a"], IN_ORDER),
+    "members": (lambda m: ij.metrics.group_accuracy(IN_ORDER, [500] * 3, m), [False, True, True]),
+    "groups": (lambda g: ij.rules.gsa([20, 30, 50], groups=g)(None).groups, [1, 0, 1]),
+    "frequencies": (lambda n: ij.binomial_buffers(n, 256)(np.array(MEMBERS)), IN_ORDER),
+    "strata": (
+        lambda s: ij.stratified_buffers(s, (5, 7))(np.array([True, False, True])),
+        [1, 0, 1],
+    ),
+}
+ROWS, MEMBERS = (jnp.zeros((3, 3)), jnp.arange(3)), [True, False, False]
+
+
+@pytest.mark.parametrize("what", PER_CLASS)
+def test_whatever_is_given_for_each_class_goes_to_the_class_it_is_named_by(what: str) -> None:
+    take, in_order = PER_CLASS[what]
+    order, want = [1, 2, 0], take(in_order)
+    series = Series(order, [in_order[c] for c in order])
+    for named in (series, {c: in_order[c] for c in order}, np.array(in_order)):
+        np.testing.assert_array_equal(take(named), want)
+    with pytest.raises(ValueError, match=r"has the index .* which is not the classes 0 to 2"):
+        take(Series(["a", "b", "c"], in_order))
+
+
+def test_tables_of_pandas_go_by_their_columns() -> None:
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame([[500, 60, 10], [5, 6, 1]], columns=[1, 2, 0])
+    assert totals.tables(table).tolist() == [[10, 500, 60], [1, 5, 6]]
 
 
 def test_counts_of_pandas() -> None:

@@ -269,6 +269,37 @@ def test_batch_norm_is_flaxs() -> None:
     close(bound, jax.tree.map(jnp.zeros_like, bound))
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, bool])
+def test_batch_norm_of_whole_numbers(dtype: Any) -> None:
+    x = np.array([[1], [0], [1], [0]], dtype)
+    close(ij.batch_norm(x, epsilon=0.0)[0], x * 2.0 - 1)
+    close(ij.batch_renorm(x, np.array([0]), np.array([4]), epsilon=0.0), x / 2.0)
+
+
+ONE = np.ones(3)
+LAYERS: dict[str, tuple[Any, str]] = {
+    "a vector": (lambda x: ij.batch_norm(x[0]), "the batch in front"),
+    "a number": (lambda x: ij.batch_norm(x[0, 0]), "the batch in front"),
+    "complex": (lambda x: ij.batch_norm(x * 1j), "x must be real"),
+    "scale": (lambda x: ij.batch_norm(x, ONE[:1]), "scale must be float.3., got shape .1."),
+    "a number as scale": (lambda x: ij.batch_norm(x, 2.0), "scale must be float.3."),
+    "a batch as bias": (lambda x: ij.batch_norm(x, None, x), "bias must be float.3."),
+    "words": (lambda x: ij.batch_norm(x, ["a", "b", "c"]), "scale must be real"),
+    "renorm complex": (lambda x: ij.batch_renorm(x * 1j, ONE, ONE), "x must be real"),
+    "mean": (lambda x: ij.batch_renorm(x, ONE[:1], ONE), "mean must be float.3."),
+    "mean of one feature": (lambda x: ij.batch_renorm(x[:, :1], ONE, ONE), "mean must be float.1."),
+    "var": (lambda x: ij.batch_renorm(x, ONE, 1.0), "var must be float.3."),
+    "another axis": (lambda x: ij.batch_renorm(x, ONE, ONE, axis=0), "mean must be float.4."),
+}
+
+
+@pytest.mark.parametrize("what", LAYERS)
+def test_what_would_be_spread_over_the_features_is_refused(what: str) -> None:
+    call, message = LAYERS[what]
+    with pytest.raises(ValueError, match=message):
+        call(np.ones((4, 3)))
+
+
 # ---- what is refused --------------------------------------------------------------------------
 
 

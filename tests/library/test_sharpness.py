@@ -159,6 +159,21 @@ def test_masked_rows_and_a_tree_of_parameters(x64: None) -> None:
     np.testing.assert_allclose(got, [tail(moved) - tail(params)], rtol=1e-12)
 
 
+@pytest.mark.parametrize("step", [-1, 2.5, np.nan, "5", [1, 2]])
+def test_what_is_no_step_is_refused(step: Any) -> None:
+    rule = ij.rules.stagewise(ij.rules.sgd(2), ij.rules.sam(2, rho=0.1), switch_step=3)
+    with pytest.raises(ValueError, match="step must be a step number, at least 0"):
+        sharpness.of_rule(lambda p, x: (x * p, None), rule, 1.0, [0, 1], jnp.ones(2), step=step)
+
+
+def test_a_rule_of_other_classes_is_refused() -> None:
+    with pytest.raises(ValueError, match="class_weights are of 3 classes, the rule is of 2"):
+        sharpness.of_rule(
+            lambda p, x: (x * p, None), ij.rules.sam(2, rho=0.1), 1.0, [0, 1], jnp.ones(2),
+            class_weights=np.ones(3),
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize("ascent", [ij.Ascent(group_mean=True), ij.Ascent(weight_decay=0.1)])
 def test_what_is_more_than_the_perturbation_is_refused(ascent: Any) -> None:
     with pytest.raises(ValueError, match="perturbation alone"):
