@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,13 @@ LABELS = "y"
 _SETS = ("digits", "wine", "breast_cancer")
 
 
-def frame(path: str | os.PathLike[str]) -> pd.DataFrame:
+def frame(path: str | os.PathLike[str], words: Collection[str] = ()) -> pd.DataFrame:
     """The columns of a file; labels of an .npz file and of a bundled set are its column "y".
 
     Args:
       path: a .csv, .tsv, .parquet or .npz file, or sklearn:digits, sklearn:wine,
         sklearn:breast_cancer.
+      words: columns of text files whose cells are words, also where all of these look like numbers.
 
     Raises:
       DataError: no such file, no rows, too many or equally named columns, or damage.
@@ -45,7 +47,7 @@ def frame(path: str | os.PathLike[str]) -> pd.DataFrame:
     if name.startswith(BUNDLED):
         found = _bundled(name.removeprefix(BUNDLED))
     elif kind in (".csv", ".tsv"):
-        found = _delimited(name, "," if kind == ".csv" else "\t")
+        found = _delimited(name, "," if kind == ".csv" else "\t", words)
     elif kind == ".parquet":
         found = _parquet(name)
     elif kind == ".npz":
@@ -82,7 +84,7 @@ def _bundled(name: str) -> pd.DataFrame:
 # ---- text and parquet -----------------------------------------------------------------------
 
 
-def _delimited(name: str, delimiter: str) -> pd.DataFrame:
+def _delimited(name: str, delimiter: str, words: Collection[str]) -> pd.DataFrame:
     data = inputs.read_bytes(name)
     try:
         data.decode()
@@ -103,19 +105,35 @@ def _delimited(name: str, delimiter: str) -> pd.DataFrame:
             io.BytesIO(data),
             read_options=pyarrow.csv.ReadOptions(block_size=len(data) + 1),
             parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            convert_options=pyarrow.csv.ConvertOptions(strings_can_be_null=True),
+            convert_options=pyarrow.csv.ConvertOptions(
+                strings_can_be_null=True, column_types=dict.fromkeys(words, pa.string())
+            ),
         )
     except (pa.ArrowException, ValueError) as error:
         raise DataError(
             f"{name} is not a table of rows as long as its first: {_said(error)}"
         ) from error
+    _check_closed(name, data, table)
     return _pandas(name, table)
+
+
+def _check_closed(name: str, data: bytes, table: pa.Table) -> None:
+    """A quotation mark that is never closed would make one cell of all lines after it."""
+    if table.num_rows == 0 or data.count(b'"') % 2 == 0:
+        return
+    (last,) = table.slice(table.num_rows - 1).to_pylist()
+    for column, cell in last.items():
+        if isinstance(cell, str) and "\n" in cell:
+            raise DataError(
+                f"{name}: a quotation mark is not closed: the last row, {table.num_rows}, has all "
+                f"lines after it in its column {column!r}"
+            )
 
 
 def _parquet(name: str) -> pd.DataFrame:
     with inputs.open_regular(name) as stream:
         try:
-            file = pyarrow.parquet.ParquetFile(stream)
+            file = pyarrow.parquet.ParquetFile(stream, page_checksum_verification=True)
             _check_width(name, len(file.schema_arrow.names))
             table = file.read()
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -175,9 +193,20 @@ def _npz(name: str) -> pd.DataFrame:
         raise DataError(f"{name}: y must be numbers or text [n], not {y.dtype}{list(y.shape)}")
     if len(y) != len(X):
         raise DataError(f"{name}: X has {len(X)} rows and y {len(y)}: one label a row")
+    labels = _words(name, y) if y.dtype.kind == "U" else y
     return pd.DataFrame(X, columns=_feature_names(name, found.get("feature_names"), X)).assign(
-        **{LABELS: y}
+        **{LABELS: labels}
     )
+
+
+def _words(name: str, y: np.ndarray) -> np.ndarray:
+    """As objects, None for an empty one, which is missing in other kinds of files, too."""
+    try:
+        found = y.tolist()
+        "".join(found).encode()
+    except (ValueError, SystemError) as error:  # numbers beyond Unicode; halves of characters
+        raise DataError(f"{name}: y holds what is no text: {inputs.reason(error)}") from error
+    return np.array([each or None for each in found], object)
 
 
 def _feature_names(name: str, given: Any, X: np.ndarray) -> list[str]:

@@ -19,7 +19,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from experiments.data import files
-from experiments.data.usable import is_number, usable
+from experiments.data.classes import classes, plain, tell_alike
+from experiments.data.usable import holds_numbers, is_number, kind_of, usable
 from experiments.host.cli import noun
 from experiments.host.errors import DataError
 
@@ -110,16 +111,20 @@ def read(
     first_test = None
     if test is not None:
         first_test = len(frame)
-        other, _ = _labelled(test, None if files.has_labels(test) else label)
+        if _are_same(path, test):
+            raise DataError(f"{test} is the file that is trained on: --test is for other rows")
+        words = [name for name in frame if kind_of(frame[name]) == "words"]
+        other, _ = _labelled(test, None if files.has_labels(test) else label, words)
         frame = _joined(frame, other, str(path), str(test))
     _check_roles(frame, str(path), label, text, group, id)
     frame, first_test = _with_labels(frame, label, first_test, notes)
-    codes, names = _classes(frame[label], first_test)
+    codes, names = classes(frame[label], first_test)
     _check_classes(frame[label], codes, names, label, first_test)
     keep = _testable(codes, names, first_test, notes)
     if not keep.all():
         frame, first_test = _kept(frame, keep, first_test)
-        codes, names = _classes(frame[label], first_test)
+        codes, names = classes(frame[label], first_test)
+    tell_alike(names, label, notes)
     groups, group_names = (None, None) if group is None else _groups(frame, group, first_test)
     ids = None if id is None else _ids(frame, id, first_test)
     features = usable(
@@ -138,7 +143,7 @@ def read_rows(path: str | os.PathLike[str], like: pd.DataFrame) -> pd.DataFrame:
     Raises:
       DataError: a column is not there, or holds words where there were numbers.
     """
-    frame = files.frame(path)
+    frame = files.frame(path, [name for name in like if like[name].dtype == object])
     _check_same(frame, like, str(path), "the rows trained on")
     return usable(frame[list(like.columns)], (), [], like)
 
@@ -148,14 +153,21 @@ def _stem(path: str | os.PathLike[str]) -> str:
     return name.removeprefix(files.BUNDLED) if name.startswith(files.BUNDLED) else Path(name).stem
 
 
-def _labelled(path: Any, label: str | None) -> tuple[pd.DataFrame, str]:
+def _are_same(path: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    try:
+        return os.path.samefile(path, other)
+    except (OSError, ValueError):  # no files, or none that can be read
+        return os.fspath(path) == os.fspath(other)
+
+
+def _labelled(path: Any, label: str | None, words: Sequence[str] = ()) -> tuple[pd.DataFrame, str]:
     if files.has_labels(path):
         if label is not None:
             raise DataError(f"{path} says itself what its labels are (y): leave out --label")
         return files.frame(path), files.LABELS
     if label is None:
         raise DataError(f"{path} has several columns: name that of the labels with --label")
-    return files.frame(path), label
+    return files.frame(path, words), label
 
 
 def _joined(frame: pd.DataFrame, test: pd.DataFrame, path: str, other: str) -> pd.DataFrame:
@@ -168,10 +180,10 @@ def _check_same(frame: pd.DataFrame, like: pd.DataFrame, path: str, whose: str) 
     if missing:
         raise DataError(f"{path} has no column {missing[0]!r}, which {whose} has")
     for name in like.columns:
-        if is_number(like[name]) != is_number(frame[name]) and not (
-            frame[name].isna().all() or like[name].isna().all()
+        if holds_numbers(like[name]) != holds_numbers(frame[name]) and not (
+            frame[name].isna().all() or (len(like) and like[name].isna().all())
         ):
-            kinds = ("words", "numbers") if is_number(like[name]) else ("numbers", "words")
+            kinds = ("words", "numbers") if holds_numbers(like[name]) else ("numbers", "words")
             raise DataError(
                 f"{path}: column {name!r} holds {kinds[0]}, where {whose} holds {kinds[1]}"
             )
@@ -201,7 +213,7 @@ def _check_roles(
                 raise DataError(f"column {name!r} is given as {twice}: it can be one of them")
             used[name] = flag
     for name in text:
-        if is_number(frame[name]):
+        if holds_numbers(frame[name]) and not frame[name].isna().all():
             raise DataError(f"column {name!r} (--text) holds numbers, no text: leave it out there")
 
 
@@ -234,33 +246,6 @@ def _kept(
     if first_test is not None:
         first_test = int(keep[:first_test].sum())
     return frame[keep].reset_index(drop=True), first_test
-
-
-def _classes(
-    values: pd.Series, first_test: int | None
-) -> tuple[NDArray[np.int32], tuple[str, ...]]:
-    """(class of each row, names), the classes by falling number of rows that are trained on."""
-    values = _plain(values)
-    codes, distinct = pd.factorize(values, sort=True)
-    counts = np.bincount(codes[:first_test], minlength=len(distinct))
-    order = np.argsort(-counts, kind="stable")
-    return np.argsort(order).astype(np.int32)[codes], tuple(map(str, distinct[order]))
-
-
-def _plain(values: pd.Series) -> pd.Series:
-    """Whole numbers without their .0, whatever is neither number nor word as its words."""
-    kind = pd.api.types
-    if kind.is_bool_dtype(values.dtype):
-        return values.astype(bool)
-    if kind.is_float_dtype(values.dtype) and not isinstance(values.dtype, pd.CategoricalDtype):
-        held = values.to_numpy(np.float64)
-        if not np.isfinite(held).all():
-            raise DataError(f"column {values.name!r} holds infinite labels")
-        whole = (held == np.round(held)).all() and (np.abs(held) < 2**53).all()
-        return values.astype(np.int64) if whole else values
-    if kind.is_integer_dtype(values.dtype):
-        return values.astype(np.int64) if values.dtype != np.uint64 else values
-    return values.astype(str)
 
 
 def _check_classes(
@@ -322,7 +307,7 @@ def _groups(
     frame: pd.DataFrame, group: str, first_test: int | None
 ) -> tuple[NDArray[np.int32], tuple[str, ...]]:
     _check_whole(frame[group], "--group")
-    codes, names = _classes(frame[group], first_test)
+    codes, names = classes(frame[group], first_test)
     rows = len(codes[:first_test])
     if len(np.unique(codes[:first_test])) < 2:
         raise DataError(f"column {group!r} (--group) has one value, {names[0]!r}: leave it out")
@@ -338,7 +323,7 @@ def _groups(
 
 def _ids(frame: pd.DataFrame, id: str, first_test: int | None) -> NDArray[np.int64]:
     _check_whole(frame[id], "--id")
-    codes = pd.factorize(frame[id])[0].astype(np.int64)
+    codes = pd.factorize(plain(frame[id]))[0].astype(np.int64)
     if first_test is not None:
         both = np.intersect1d(codes[:first_test], codes[first_test:])
         if len(both):

@@ -22,6 +22,11 @@ def is_number(column: pd.Series) -> bool:
     ) and not isinstance(column.dtype, pd.CategoricalDtype)
 
 
+def holds_numbers(column: pd.Series) -> bool:
+    """As `is_number`, and also where booleans with one missing have no type of their own."""
+    return is_number(column) or (len(column) > 0 and kind_of(column) == "number")
+
+
 def usable(
     frame: pd.DataFrame, text: tuple[str, ...], notes: list[str], like: pd.DataFrame | None = None
 ) -> pd.DataFrame:
@@ -43,11 +48,15 @@ def usable(
     dropped: dict[str, list[str]] = {}
     for name in frame.columns:
         column = frame[name]
-        kind = "number" if like is not None and is_number(like[name]) else _kind(column)
+        kind = "number" if like is not None and is_number(like[name]) else kind_of(column)
         if kind == "number":
             kept[name] = _numbers(column)
+        elif like is not None and kind != "words" and not column.isna().all():
+            raise DataError(f"column {name!r} is one {kind}, where there were words")
         elif kind == "words" or like is not None:
             distinct = column.nunique()
+            if like is None and name not in text and distinct > _MANY_VALUES:
+                _tell_of_words(column, notes)
             if like is None and name not in text and distinct > max(_MANY_VALUES, len(frame) / 2):
                 dropped.setdefault(
                     "whose values nearly all differ (--text, were it sentences)", []
@@ -64,7 +73,19 @@ def usable(
     return pd.DataFrame(kept)
 
 
-def _kind(column: pd.Series) -> str:
+def _tell_of_words(column: pd.Series, notes: list[str]) -> None:
+    """A note where a few words make one of words of a column of numbers."""
+    there = column[column.notna()]
+    words = there[pd.to_numeric(there, errors="coerce").isna()]
+    if 0 < len(words) <= len(there) / 10:
+        notes.append(
+            f"column {column.name!r} is taken for one of words, for {words.iloc[0]!r} and the like "
+            f"in {noun(len(words), 'row')}: leave these empty where they stand for no number"
+        )
+
+
+def kind_of(column: pd.Series) -> str:
+    """ "number", "words", or what it is that cannot be used."""
     if is_number(column):
         return "number" if column.dtype.kind != "c" else "of complex numbers"
     kind = pd.api.types
@@ -77,7 +98,7 @@ def _kind(column: pd.Series) -> str:
         return "number"
     if held in ("date", "datetime", "time", "timedelta"):
         return "of dates or times"
-    return "words" if held in ("string", "categorical") else "that are neither numbers nor words"
+    return "words" if held in ("string", "categorical") else "of neither numbers nor words"
 
 
 def _numbers(column: pd.Series) -> pd.Series:
