@@ -650,6 +650,28 @@ def test_step_costs():
          f"On the MLP below it costs {mlp['time_ratio']:.1f} times SGD")  # fmt: skip
 
 
+def test_before_and_after_the_rooms():
+    """Of pairs that ran at the same time; the quiet ones are the first two of ResNet-20."""
+    pairs = read("step_cost/before_and_after/pairs.json")["pairs"]
+    for line in table(page("step_cost"), "time after / before"):
+        mine = [p for p in pairs if all(p[key] == line[key] for key in ("model", "rule", "mode"))]
+        times = sorted(p["step_ms_after"] / p["step_ms_before"] for p in mine)
+        assert line["pairs"] == str(len(mine))
+        assert line["time after / before"] == (
+            f"{np.median(times):.2f} ({times[0]:.2f} to {times[-1]:.2f})"
+        )
+        for name, key in (("FLOPs", "flops"), ("memory", "temporary_bytes")):
+            ratios = {f"{p[f'{key}_after'] / p[f'{key}_before']:.4f}" for p in mine}
+            assert ratios == {line[f"{name} after / before"]}
+    split, sgd = (
+        [f"{p['step_ms_after'] / p['step_ms_before']:.2f}" for p in pairs
+         if p["rule"] == rule and p["mode"] == mode and p["model"] == "resnet20"]
+        for rule, mode in (("imbsam", "split_norm"), ("sgd", "dependent"))
+    )  # fmt: skip
+    says(page("step_cost"), f"{split[2]} and {split[3]} of what they were",
+         f"they are {split[0]} and {split[1]}, SGD's {sgd[0]} and {sgd[1]}")  # fmt: skip
+
+
 def test_one_pass_in_parts():
     shown = table(page("step_cost"), "passes", "over SGD's")
     first, *_ = rows = step_rows("resnet32_shared_256")
