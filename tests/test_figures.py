@@ -593,6 +593,8 @@ STEP_TABLES = (
     "resnet32_gn",
     "resnet20_split",
     "resnet32_shared_64",
+    "resnet20_gsa",
+    "mlp_256_gsa",
 )
 
 
