@@ -9,6 +9,7 @@ from sklearn.model_selection import train_test_split
 
 from experiments.anomaly import command as anomaly
 from experiments.anomaly.tables import load_tables, scaled, split
+from experiments.host.errors import DataError
 from made_tables import made_table
 
 
@@ -104,3 +105,5 @@ def test_bundled_data_needs_no_folder() -> None:
     assert names == ["breast_cancer", *(f"digits_{k}" for k in range(10))]
     assert [int(t.labels.sum()) for t in tables[:2]] == [212, 178]
     assert load_tables(None, ["digits_3"])[0].features.shape == (1797, 64)
+    with pytest.raises(DataError, match=r"^data set digits_3 is named twice$"):
+        load_tables(None, ["digits_4", "digits_3", "digits_3"])
