@@ -236,12 +236,14 @@ def test_a_rule_weighs_by_group_and_the_loss_by_label() -> None:
     one = row("imbsam", "logit_adjusted")
     engine = Engine(LABELS, groups, RECIPE, [one])
     np.testing.assert_array_equal(engine.cells, LABELS * 2 + groups)
+    assert (engine.label_of, engine.group_of) == ((0, 0, 1, 1, 2, 2), (0, 1) * 3)
     lane = engine.lane(one, POINT, PART)
     assert lane.table.base.tolist() == [1, 0] * 3 and lane.table.groups.tolist() == [[0, 1] * 3]
     np.testing.assert_allclose(lane.offsets, 1.2 * np.log(COUNTS / 40))
     # Groups that are the labels are no groups.
     same = Engine(LABELS, LABELS.copy(), RECIPE, [one])
     by_label = Engine(LABELS, LABELS, RECIPE, [one])
+    assert same.label_of == same.group_of == by_label.label_of == (0, 1, 2)
     np.testing.assert_array_equal(
         same.run(PART, [one])[0].probabilities, by_label.run(PART, [one])[0].probabilities
     )
