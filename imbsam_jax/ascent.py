@@ -221,6 +221,15 @@ def decayed(grads: PyTree, points: list[PyTree], ascent: Ascent, part: Any) -> P
 def asam_scale(eta: float = 0.01) -> Callable[[PyTree], PyTree]:
     """ASAM's ball: `T = |theta| + eta` for weights, 1 for biases.
 
+    Args:
+      eta: finite and at least 0, in the units of the parameters.
+
+    Returns:
+      `scale(params) -> T`, a tree like params, as `Ascent(adaptive=...)` takes it.
+
+    Raises:
+      ValueError: an eta out of its range.
+
     The original chooses tensors named "weight", which in PyTorch includes normalisation scales.
     Here every leaf whose last name does not contain "bias" counts as a weight; the `value` of an
     `nnx.Variable` and places in a list are no names.
@@ -256,6 +265,12 @@ def _last_name(path: tuple[Any, ...]) -> str:
 
 def magnitude_scale(params: PyTree) -> PyTree:
     """`T = |theta|` for every tensor: the adaptive option of davda54/sam.
+
+    Args:
+      params: theta, a tree of arrays.
+
+    Returns:
+      T, a tree like params, as `Ascent(adaptive=magnitude_scale)` takes it.
 
     >>> magnitude_scale({"bias": jnp.array([-3.0])})["bias"].tolist()
     [3.0]

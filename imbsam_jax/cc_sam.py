@@ -48,7 +48,7 @@ from imbsam_jax.rows import (
     marked,
     no_distribution,
 )
-from imbsam_jax.rules import require_step
+from imbsam_jax.table import require_step
 
 __all__ = ["value_and_grad"]
 

@@ -42,8 +42,11 @@ def tau_normalise(kernel: jax.Array, tau: float = 1.0) -> jax.Array:
       tau: finite; 0 leaves the kernel as it is, 1 makes every norm 1. Choose it on held-out data.
 
     Returns:
-      float[F, C]; a zero column stays zero. Logits are `x @ tau_normalise(kernel, tau)` WITHOUT a
-      bias: the method drops it.
+      float[F, C], the kernel's dtype; a zero column stays zero. Logits are
+      `x @ tau_normalise(kernel, tau)` WITHOUT a bias: the method drops it.
+
+    Raises:
+      ValueError: a kernel that is no matrix of real numbers, a tau that is not finite.
 
     Source: Kang et al., ICLR 2020 (tau swept from 0 to 2); weight balancing uses 1.9.
 
@@ -66,6 +69,12 @@ def lws_logits(logits: jax.Array, scales: jax.Array) -> jax.Array:
       logits: float[B, C], `x @ kernel + bias` of the frozen classifier; the bias is scaled too.
       scales: float[C], the only parameters trained; start from ones.
 
+    Returns:
+      float[B, C], the wider dtype of the two.
+
+    Raises:
+      ValueError: scales that are not one for each class.
+
     Source: Kang et al., ICLR 2020; five epochs with class-balanced sampling.
 
     >>> lws_logits(jnp.array([[1.0, 2.0]]), jnp.array([1.0, 3.0])).tolist()
@@ -83,7 +92,22 @@ def lws_logits(logits: jax.Array, scales: jax.Array) -> jax.Array:
 def fold_scales(
     kernel: jax.Array, bias: jax.Array, scales: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The plain classifier (kernel, bias) whose logits are `lws_logits`, once scales are learnt.
+    """The plain classifier whose logits are `lws_logits`, once the scales are learnt.
+
+        W'_c = f_c W_c,   b'_c = f_c b_c
+
+    Args:
+      kernel: float[F, C].
+      bias: float[C].
+      scales: float[C].
+
+    Returns:
+      (kernel float[F, C], bias float[C]), each the wider dtype of it and the scales.
+
+    Raises:
+      ValueError: shapes that do not fit.
+
+    Source: Kang et al., ICLR 2020.
 
     >>> fold_scales(jnp.ones((1, 2)), jnp.ones(2), jnp.array([1.0, 3.0]))[0].tolist()
     [[1.0, 3.0]]
@@ -109,6 +133,9 @@ def max_norm_radius(kernel: jax.Array, fraction: float = 0.1) -> jax.Array:
     Returns:
       float[], at least float32.
 
+    Raises:
+      ValueError: a kernel that is no matrix of real numbers, a fraction out of its range.
+
     Source: the release of Alshammari et al., CVPR 2022.
 
     >>> round(float(max_norm_radius(jnp.array([[1.0, 3.0]]))), 4)
@@ -125,7 +152,15 @@ def max_norm_project(kernel: jax.Array, radius: ArrayLike) -> jax.Array:
 
     Args:
       kernel: float[F, C].
-      radius: positive scalar, for example `max_norm_radius` of the first stage.
+      radius: finite and positive, for example `max_norm_radius` of the first stage.
+
+    Returns:
+      float[F, C], the kernel's dtype.
+
+    Raises:
+      ValueError: a kernel that is no matrix of real numbers, a bad radius.
+
+    Source: Alshammari et al., CVPR 2022.
 
     >>> max_norm_project(jnp.array([[1.0, 3.0]]), 2.0).tolist()
     [[1.0, 2.0]]
@@ -161,16 +196,20 @@ def max_norm(
     Args:
       mask: which parameters are classifiers: a tree of bools like the parameters (or a prefix of
         it), or a function that makes one. Of these, vectors (biases) are left alone.
-      radius: positive scalar for all of them, or None: each kernel's `max_norm_radius` in the
+      radius: finite and positive, for all of them, or None: each kernel's `max_norm_radius` in the
         parameters given to `init`, which are those of the first stage.
-      fraction: for radius None.
-      every: project after every so many updates; 1 as in the paper. The release projects once an
-        epoch: pass the number of steps per epoch.
+      fraction: between 0 and 1, for radius None.
+      every: project after every so many updates, at least 1; 1 as in the paper. The release
+        projects once an epoch: pass the number of steps per epoch.
 
-    The updates that come out lead to the projected kernels up to rounding.
+    Returns:
+      An Optax transformation with state `MaxNormState`; the updates that come out of it lead to
+      the projected kernels up to rounding.
 
     Raises:
-      ValueError: a mask without a kernel, a bad radius, params missing.
+      ValueError: a number out of its range; when called, a mask without a kernel or of another
+        structure, params missing.
+      TypeError: when called, a mask of anything but bools.
 
     Source: Alshammari et al., CVPR 2022. Their kernels are [classes, features]; here a class is a
     column.
@@ -243,6 +282,9 @@ def normalised_linear(features: jax.Array, kernel: jax.Array) -> jax.Array:
       float[B, C], in [-1, 1] and at least float32; 0, with a zero gradient, for a zero row or
       column.
 
+    Raises:
+      ValueError: shapes that do not fit, features or a kernel that are not real numbers.
+
     Source: the normalised head of Cao et al., NeurIPS 2019, that `losses.ldam` expects.
 
     >>> round(float(normalised_linear(jnp.array([[3.0, 4.0]]), jnp.array([[2.0], [0.0]]))[0, 0]), 4)
@@ -266,7 +308,15 @@ def normalised_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.flo
     Args:
       key: a random key.
       shape: (F, C).
-      dtype: of the result.
+      dtype: of the result, a floating one.
+
+    Returns:
+      float[F, C].
+
+    Raises:
+      ValueError: a shape that is not (F, C).
+
+    Source: the initialisation of the normalised head in the release of Cao et al., NeurIPS 2019.
 
     >>> kernel = normalised_init(jax.random.key(0), (3, 2))
     >>> [round(float(norm), 4) for norm in jnp.linalg.norm(kernel, axis=0)]
@@ -284,6 +334,12 @@ def adjust_logits(logits: jax.Array, class_counts: ArrayLike, *, tau: float = 1.
       logits: float[B, C] of a model trained with plain cross-entropy.
       class_counts: int[C], training examples of each class, each at least 1.
       tau: finite; 1 aims at the balanced error.
+
+    Returns:
+      float[B, C], like logits.
+
+    Raises:
+      ValueError: counts that are not positive or not one for each logit, a tau that is not finite.
 
     Source: Menon et al., ICLR 2021. To train with the adjustment instead, see
     `losses.logit_adjusted`.

@@ -23,7 +23,7 @@ from imbsam_jax import checks, collectives
 from imbsam_jax.ascent import Ascent, decayed, moved_points, root, scaled, summed
 from imbsam_jax.checks import at_least_float32
 from imbsam_jax.passes import Batch
-from imbsam_jax.rules import ClassWeights, Rule, check_table, require_step, stagewise
+from imbsam_jax.table import ClassWeights, Rule, check_table, require_step, stagewise
 
 
 def gradient(

@@ -15,7 +15,7 @@ from imbsam_jax.checks import at_least_float32
 from imbsam_jax.passes import Passes, whole
 from imbsam_jax.passes._batch import Rows, Seen
 from imbsam_jax.rows import check_labels, check_mask, check_params, nan_where_no_class, row_weights
-from imbsam_jax.rules import ClassWeights, Rule, check_rule, stagewise
+from imbsam_jax.table import ClassWeights, Rule, check_rule, stagewise
 
 __all__ = ["SharpnessInfo", "value_and_grad"]
 

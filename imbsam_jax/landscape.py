@@ -42,6 +42,17 @@ class Plane(NamedTuple):
 def random_direction(like: Any, *, key: jax.Array) -> Any:
     """A standard normal tree: drawn once, and shared by all models that are compared.
 
+    Args:
+      like: a tree of real floating arrays.
+      key: a random key.
+
+    Returns:
+      A tree like it, the same dtypes.
+
+    Raises:
+      TypeError: leaves that are not real and floating.
+      ValueError: a tree without leaves.
+
     >>> random_direction({"w": jnp.zeros((2, 3))}, key=jax.random.key(0))["w"].shape
     (2, 3)
     """
@@ -64,6 +75,13 @@ def filter_normalised(direction: Any, params: Any) -> Any:
     Args:
       direction: a tree like params, from `random_direction`.
       params: theta.
+
+    Returns:
+      A tree like params, the same dtypes.
+
+    Raises:
+      TypeError: params that are not real and floating.
+      ValueError: params without leaves; a direction of another structure.
 
     >>> found = filter_normalised({"w": jnp.ones((4, 1))}, {"w": jnp.full((4, 1), 3.0)})
     >>> found["w"].ravel().tolist()
@@ -92,6 +110,12 @@ def filter_normalised(direction: Any, params: Any) -> Any:
 def line(first: Any, second: Any) -> Plane:
     """From one model, at 0, to another, at 1.
 
+    Args:
+      first, second: trees of equal shapes.
+
+    Returns:
+      A Plane of one direction, `second - first`.
+
     >>> line({"w": jnp.array([1.0])}, {"w": jnp.array([4.0])}).directions[0]["w"].tolist()
     [3.0]
     """
@@ -111,6 +135,9 @@ def plane(first: Any, second: Any, third: Any) -> Plane:
       first, second, third: trees of equal shapes, such as the end points of SGD, SAM and ImbSAM.
         They must not lie on one line: the second direction would be rounding, and is NaN where it
         is nothing.
+
+    Returns:
+      A Plane of two directions.
 
     >>> found = plane(jnp.array([0.0, 0.0]), jnp.array([2.0, 0.0]), jnp.array([1.0, 3.0]))
     >>> found.models.tolist()
@@ -133,7 +160,13 @@ def plane(first: Any, second: Any, third: Any) -> Plane:
 
 
 def grid(*axes: Any) -> jax.Array:
-    """float[product of lengths, D]: every combination, the last axis fastest.
+    """Every combination of coordinates, the last axis fastest.
+
+    Args:
+      axes: D vectors, the coordinates along each direction.
+
+    Returns:
+      float[product of lengths, D], for `losses`.
 
     >>> grid(jnp.array([0.0, 1.0]), jnp.array([5.0, 6.0])).tolist()
     [[0.0, 5.0], [0.0, 6.0], [1.0, 5.0], [1.0, 6.0]]

@@ -23,6 +23,8 @@ def class_hits(
 ) -> tuple[jax.Array, jax.Array]:
     """Correct predictions and examples of each class; sums over batches give the whole set's.
 
+        total_c = sum_i 1[y_i = c],   correct_c = sum_i 1[y_i = c] 1[argmax_j z_ij = c]
+
     Args:
       logits: float[B, C]; the prediction is the first largest entry.
       labels: int[B]; a label outside [0, C) counts nowhere.
@@ -30,6 +32,9 @@ def class_hits(
 
     Returns:
       (correct int32[C], total int32[C]).
+
+    Raises:
+      ValueError: logits, labels or a mask of another shape or type.
 
     >>> hits, total = class_hits(jnp.eye(3)[jnp.array([0, 0, 2])], jnp.array([0, 1, 2]))
     >>> hits.tolist(), total.tolist()
@@ -67,7 +72,7 @@ def group_accuracy(correct: ArrayLike, total: ArrayLike, members: ArrayLike) -> 
       members: bool[C].
 
     Returns:
-      float[]; NaN where no member class has an example, never 0.
+      float[], at least float32; NaN where no member class has an example, never 0.
 
     Raises:
       ValueError: members that are not bool, arrays that are not of one length.
@@ -97,8 +102,11 @@ def shot_accuracies(
       splits: name -> bool[C], as `shot_splits` makes them from the training counts.
 
     Returns:
-      {"all", and each split's name}: float[], the mean of per-class accuracies (on a balanced
-      test set "all" is plain accuracy); NaN for a split without classes.
+      {"all", and each split's name}: float[] each, as `group_accuracy` has it (on a balanced test
+      set "all" is plain accuracy); NaN for a split without classes.
+
+    Raises:
+      ValueError: splits that are not bool, arrays that are not of one length.
 
     >>> splits = {"many": jnp.array([True, False]), "few": jnp.array([False, True])}
     >>> result = shot_accuracies(jnp.array([9, 1]), jnp.array([10, 10]), splits)

@@ -23,7 +23,7 @@ from imbsam_jax.ascent import Ascent
 from imbsam_jax.checks import at_least_float32, short
 from imbsam_jax.passes import Passes, batch_renorm, own_rows, whole
 from imbsam_jax.rows import check_pair
-from imbsam_jax.rules import Rule, check_rule
+from imbsam_jax.table import Rule, check_rule
 
 try:
     from flax import nnx
@@ -135,6 +135,13 @@ def carry_statistics(args: tuple[Any, ...], aux: Any) -> tuple[Any, ...]:
     Of the state beside the parameters, the last of args, the Variables that are `nnx.BatchStat`
     come from the pass before. For `value_and_grad` of this module; `passes.whole` says more.
 
+    Args:
+      args: those of the pass before, the state last.
+      aux: of the pass before, a pair: that of losses_fn, and what the pass changed in the state.
+
+    Returns:
+      The args of the next pass.
+
     >>> ij.passes.whole(carry=ij.nnx.carry_statistics).micro_batches
     1
     """
@@ -147,7 +154,14 @@ def carry_batch(args: tuple[Any, ...], aux: Any) -> tuple[Any, ...]:
     By the statistics that the whole batch had in the pass at theta. Only this module's
     `BatchNorm`, not Flax's own.
 
-    >>> passes = ij.passes.split_norm(lambda classes: (8, 64), carry=ij.nnx.carry_batch)
+    Args:
+      args, aux: as those of `carry_statistics`.
+
+    Returns:
+      The args of the next pass.
+
+    >>> ij.passes.split_norm(lambda classes: (8, 64), carry=ij.nnx.carry_batch).carry.__name__
+    'carry_batch'
     """
     *first, state = _handed_on(args, aux, OfBatch)
     held = nnx.filter_state(state, Held)

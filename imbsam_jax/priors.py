@@ -65,6 +65,12 @@ def imbalance_factor(class_counts: ArrayLike) -> float:
     Args:
       class_counts: int[C], each at least 1.
 
+    Returns:
+      A float.
+
+    Raises:
+      ValueError: counts that are not positive.
+
     >>> imbalance_factor([500, 50, 5])
     100.0
     """
@@ -83,6 +89,9 @@ def tail_classes(class_counts: ArrayLike, eta: float, *, strict: bool = False) -
 
     Returns:
       bool[C].
+
+    Raises:
+      ValueError: counts that are not positive, an eta that is not finite.
 
     >>> tail_classes([500, 100, 5], eta=100).tolist()
     [False, True, True]
@@ -191,11 +200,14 @@ def shot_splits(
 
     Args:
       class_counts: int[C], counts of the *training* set, each at least 1.
-      many_above: largest count that is not yet many.
-      few_below: smallest count that is no longer few; at most many_above + 1.
+      many_above: largest count that is not yet many, at least -1.
+      few_below: smallest count that is no longer few, at least 0; at most many_above + 1.
 
     Returns:
       {"many", "medium", "few"}: bool[C] each; every class is in exactly one.
+
+    Raises:
+      ValueError: counts that are not positive, thresholds that leave a class both many and few.
 
     >>> {k: v.tolist() for k, v in shot_splits([500, 100, 5]).items()}
     {'many': [True, False, False], 'medium': [False, True, False], 'few': [False, False, True]}

@@ -20,21 +20,30 @@ weight of each class in each perturbed part (`groups`), and how far each part is
 | gsa                 | none       | one per group        | by a bound        |
 
 A new method is one more function here. Which parts exist is fixed when a rule is built; the
-numbers may be traced, so a radius may be a float, a scalar array or a schedule of the step.
+numbers may be traced, so a radius may be a float, a scalar array or a schedule of the step. With
+numbers that are known a table is of float64[...] of NumPy, else of JAX's default float. A schedule
+is checked when it is called: without a step, or with a radius out of range, a ValueError.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
 from imbsam_jax import checks
 from imbsam_jax.priors import shot_splits, tail_classes
+from imbsam_jax.table import (
+    Bringing,
+    ClassWeights,
+    Rule,
+    Scalar,
+    ScalarOrSchedule,
+    checked_radius,
+    radii_at,
+    stagewise,
+)
 
 __all__ = [
     "ClassWeights",
@@ -49,27 +58,20 @@ __all__ = [
     "stagewise",
 ]
 
-Scalar = Any  # float, scalar array, tracer
-Rule = Callable[[Any], "ClassWeights"]
-ScalarOrSchedule = Any  # Scalar | Callable[[step], Scalar]
-
-
-class ClassWeights(NamedTuple):
-    """One row of the table above, for C classes and G perturbed groups.
-
-    Attributes:
-      base: float[C], weights of the part taken at theta, or None where there is no such part.
-      groups: float[G, C], weights of each perturbed part; G may be 0.
-      radii: float[G], length of each perturbation, in parameter units, at least 0.
-    """
-
-    base: jax.Array | np.ndarray | None
-    groups: jax.Array | np.ndarray
-    radii: jax.Array | np.ndarray
-
 
 def sgd(num_classes: int) -> Rule:
     """Plain gradient: base 1, nothing perturbed.
+
+        g = grad L(theta)
+
+    Args:
+      num_classes: C, at least 1.
+
+    Returns:
+      A rule: base float[C], groups float[0, C], radii float[0].
+
+    Raises:
+      ValueError: num_classes that is no whole number from 1 on.
 
     >>> sgd(3)(None).base.tolist()
     [1.0, 1.0, 1.0]
@@ -85,8 +87,14 @@ def sam(num_classes: int, *, rho: ScalarOrSchedule) -> Rule:
         g = grad L(theta + rho * d / ||d||_2),  d = grad L(theta)     (ImbSAM, Eq. 7 to 9)
 
     Args:
-      num_classes: C.
+      num_classes: C, at least 1.
       rho: radius, finite and at least 0; a number, a scalar array or a schedule of the step.
+
+    Returns:
+      A rule: base None, groups float[1, C], radii float[1].
+
+    Raises:
+      ValueError: num_classes that is no whole number from 1 on, a bad rho.
 
     Source: Foret et al., ICLR 2021. The official JAX release puts weight decay inside the
     perturbed loss; here it stays outside, in Optax.
@@ -95,8 +103,8 @@ def sam(num_classes: int, *, rho: ScalarOrSchedule) -> Rule:
     [0.05]
     """
     ones = _ones(num_classes)
-    rho = _checked_radius("rho", rho)
-    return lambda step: ClassWeights(None, ones[None], _radii(step, rho=rho))
+    rho = checked_radius("rho", rho)
+    return lambda step: ClassWeights(None, ones[None], radii_at(step, rho=rho))
 
 
 def reweighted_sam(
@@ -119,6 +127,9 @@ def reweighted_sam(
       tail_weight: finite and positive; 1 is SAM. The table has 2, 3, 5, 10 and 20.
       strict: tail is `n_c < eta`.
 
+    Returns:
+      A rule: base None, groups float[1, C], radii float[1].
+
     Raises:
       ValueError: counts that are not positive, an eta without head or tail, a bad rho or weight.
 
@@ -129,10 +140,10 @@ def reweighted_sam(
     [[1.0, 3.0, 3.0]]
     """
     head, tail = _head_and_tail(class_counts, eta, strict)
-    rho = _checked_radius("rho", rho)
+    rho = checked_radius("rho", rho)
     tail_weight = checks.number("tail_weight", tail_weight, above=0)
     groups = (head + tail_weight * tail)[None]
-    return lambda step: ClassWeights(None, groups, _radii(step, rho=rho))
+    return lambda step: ClassWeights(None, groups, radii_at(step, rho=rho))
 
 
 def imbsam(
@@ -156,8 +167,11 @@ def imbsam(
         code multiplies by 2 since September 2023, half a year after publication.
       strict: tail is `n_c < eta`, as in the released code.
 
+    Returns:
+      A rule: base float[C], groups float[1, C], radii float[1].
+
     Raises:
-      ValueError: counts that are not positive, an eta without head or tail, a bad rho.
+      ValueError: counts that are not positive, an eta without head or tail, a bad rho or scale.
 
     Source: Zhou et al., ICCV 2023. The paper sums losses, its code divides by the batch size;
     here it is the batch size, which differs from the paper by the scale of the learning rate.
@@ -167,10 +181,10 @@ def imbsam(
     ([1.0, 0.0, 0.0], [[0.0, 1.0, 1.0]])
     """
     head, tail = _head_and_tail(class_counts, eta, strict)
-    rho = _checked_radius("rho", rho)
+    rho = checked_radius("rho", rho)
     tail_scale = checks.number("tail_scale", tail_scale, above=0)
     groups = (tail * tail_scale)[None]
-    return lambda step: ClassWeights(head, groups, _radii(step, rho=rho))
+    return lambda step: ClassWeights(head, groups, radii_at(step, rho=rho))
 
 
 def focal_sam(
@@ -190,6 +204,12 @@ def focal_sam(
 
     strength 0 is SGD; strength 1 with gamma 0 is SAM.
 
+    Returns:
+      A rule: base float[C], groups float[1, C], radii float[1].
+
+    Raises:
+      ValueError: counts that are not positive, a bad rho, gamma or strength.
+
     Source: Focal-SAM, ICML 2025, where strength is called lambda and "sharpness".
 
     >>> focal_sam([90, 10], rho=0.1, gamma=1.0, strength=0.8)(None).groups.round(2).tolist()
@@ -198,9 +218,9 @@ def focal_sam(
     counts = checks.counts(class_counts)
     gamma = checks.number("gamma", gamma, least=0)
     strength = checks.number("strength", strength, least=0)
-    rho = _checked_radius("rho", rho)
+    rho = checked_radius("rho", rho)
     share = strength * (1.0 - counts / counts.sum()) ** gamma
-    return lambda step: ClassWeights(1.0 - share, share[None], _radii(step, rho=rho))
+    return lambda step: ClassWeights(1.0 - share, share[None], radii_at(step, rho=rho))
 
 
 def sse_sam(
@@ -219,11 +239,19 @@ def sse_sam(
 
     Args:
       class_counts: int[C], each at least 1.
-      head_rho: radius of the head in the first stage.
-      tail_rho: radius of the tail in both.
-      eta: largest count of a tail class.
+      head_rho: radius of the head in the first stage, finite and at least 0.
+      tail_rho: radius of the tail in both; each a number, a scalar array or a schedule.
+      eta: largest count of a tail class; must leave at least one head and one tail class.
       switch_step: first step of the second stage, at least 0.
       strict: tail is `n_c < eta`.
+
+    Returns:
+      `stagewise` of two rules: base None, groups float[2, C], radii float[2], head first; then
+      base float[C], groups float[1, C], radii float[1].
+
+    Raises:
+      ValueError: counts that are not positive, an eta without head or tail, a bad radius or step.
+      TypeError: called with a traced step, at which it has no table; the doors take one.
 
     The second stage costs what ImbSAM costs: the rule is `stagewise`, and the core puts the
     whole gradient under a branch. The release runs four forward passes in both stages.
@@ -235,15 +263,15 @@ def sse_sam(
     ([0.05, 0.1], [0.1])
     """
     head, tail = _head_and_tail(class_counts, eta, strict)
-    head_rho = _checked_radius("head_rho", head_rho)
-    tail_rho = _checked_radius("tail_rho", tail_rho)
+    head_rho = checked_radius("head_rho", head_rho)
+    tail_rho = checked_radius("tail_rho", tail_rho)
     both = np.stack([head, tail])
 
     def first(step: Any) -> ClassWeights:
-        return ClassWeights(None, both, _radii(step, head_rho=head_rho, tail_rho=tail_rho))
+        return ClassWeights(None, both, radii_at(step, head_rho=head_rho, tail_rho=tail_rho))
 
     def second(step: Any) -> ClassWeights:
-        return ClassWeights(head, tail[None], _radii(step, tail_rho=tail_rho))
+        return ClassWeights(head, tail[None], radii_at(step, tail_rho=tail_rho))
 
     return stagewise(first, second, switch_step=switch_step)
 
@@ -275,8 +303,13 @@ def gsa(
       direction: "orthogonal" is h_k. The controls of the paper's Table 5: "plain" is d_k itself,
         "projection" the part of d_k that h_k leaves out.
 
+    Returns:
+      A rule: base None, groups float[G, C], radii float[G], `scale / (N_k - 1)^(1/4)`, to which
+      the doors give the rest of r_k, that is of the parameters and gradients.
+
     Raises:
-      ValueError: counts that are not positive, fewer than two groups, a group with one example.
+      ValueError: counts that are not positive, groups that are not int[C], fewer than two, or one
+        with one example; a bad scale, another direction.
 
     The regulariser of Eq. 15 is left out: its printed form is ambiguous, and nothing is said of a
     gradient through the radius. The paper's other half, GKP, is a penalty and no gradient.
@@ -301,13 +334,13 @@ def gsa(
         raise ValueError(
             f"direction must be 'orthogonal', 'plain' or 'projection', got {direction!r}"
         )
-    scale = _checked_radius("scale", scale)
+    scale = checked_radius("scale", scale)
     roots = (sizes - 1.0) ** -0.25
 
     def rule(step: Any) -> ClassWeights:
-        return ClassWeights(None, parts, _radii(step, scale=scale)[0] * roots)
+        return ClassWeights(None, parts, radii_at(step, scale=scale)[0] * roots)
 
-    return _Bringing(rule, direction=direction, bound=True)
+    return Bringing(rule, direction=direction, bound=True)
 
 
 def _partition(counts: np.ndarray, groups: ArrayLike | None) -> np.ndarray:
@@ -331,82 +364,6 @@ def _partition(counts: np.ndarray, groups: ArrayLike | None) -> np.ndarray:
     return parts.astype(np.float64)
 
 
-class _Bringing:
-    """A rule that brings its own way to make a perturbation of a direction: fields of Ascent."""
-
-    def __init__(self, rule: Rule, **ascent: Any):
-        self._rule, self.ascent = rule, ascent
-
-    def __call__(self, step: Any) -> ClassWeights:
-        return self._rule(step)
-
-
-class stagewise:
-    """One rule before `switch_step`, another from it on.
-
-    Args:
-      first: rule for step < switch_step.
-      second: rule for step >= switch_step; its table may have another structure.
-      switch_step: first step of the second stage, at least 0.
-
-    Attributes:
-      stages: (first, second).
-      starts: (0, switch_step), the first step of each stage.
-
-    Called with a concrete step it returns that stage's table. With a traced step a table cannot
-    be chosen, since the two differ in structure: the front doors put the whole gradient
-    computation of each stage under `lax.cond` instead.
-
-    >>> rule = stagewise(sgd(2), sam(2, rho=0.1), switch_step=10)
-    >>> rule(9).groups.shape, rule(10).groups.shape
-    ((0, 2), (1, 2))
-    """
-
-    def __init__(self, first: Rule, second: Rule, *, switch_step: Any):
-        check_rule(first)
-        check_rule(second)
-        checks.steps("switch_step", switch_step)
-        self.stages = (first, second)
-        self.starts = (0, switch_step)
-
-    def __call__(self, step: Any) -> ClassWeights:
-        require_step(step)
-        if not (checks.is_concrete(step) and checks.is_concrete(self.starts[1])):
-            raise TypeError(
-                "a staged rule has no table at a traced step: give it to value_and_grad or "
-                "sharpness_aware, which branch over the whole gradient, or pass a Python int"
-            )
-        return self.stages[int(step >= self.starts[1])](step)
-
-
-def require_step(step: Any) -> None:
-    """Refuses a missing step, for rules that depend on it."""
-    if step is None:
-        raise ValueError(
-            "this rule depends on the step (a schedule or a staged rule): pass step=, the number "
-            "of updates made so far"
-        )
-
-
-def check_rule(rule: Any) -> Rule:
-    """Refuses what is no rule, above all one row of numbers in the place of a function."""
-    if callable(rule):
-        return rule
-    raise TypeError(
-        f"the rule must be a function of the step, as imbsam_jax.rules makes them, got "
-        f"{type(rule).__name__}. optax.inject_hyperparams takes a rule for a schedule and calls "
-        "it: inject the radius into a function that makes the rule, inject_hyperparams(lambda "
-        "rho: sharpness_aware(rules.imbsam(class_counts, rho=rho, eta=eta)))(rho=0.05)"
-    )
-
-
-def check_table(table: ClassWeights) -> ClassWeights:
-    """Refuses a table made by hand that weighs nothing."""
-    if table.base is None and table.groups.shape[0] == 0:
-        raise ValueError("the rule's table has neither a base nor a group: there is no loss in it")
-    return table
-
-
 def _ones(num_classes: int) -> np.ndarray:
     checks.whole("num_classes", num_classes, 1)
     return np.ones(num_classes)
@@ -423,20 +380,3 @@ def _head_and_tail(
             f"{counts.min()} to {counts.max()}, so choose eta between them"
         )
     return (~tail).astype(np.float64), tail.astype(np.float64)
-
-
-def _checked_radius(name: str, value: ScalarOrSchedule) -> ScalarOrSchedule:
-    """Refuses a concrete radius that is negative or not finite; schedules are checked later."""
-    return value if callable(value) else checks.number(name, value, least=0)
-
-
-def _radii(step: Any, **radii: ScalarOrSchedule) -> jax.Array | np.ndarray:
-    values = []
-    for name, value in radii.items():
-        if callable(value):
-            require_step(step)
-            value = _checked_radius(name, value(step))
-        values.append(value)
-    if any(isinstance(value, jax.Array) for value in values):
-        return jnp.stack([jnp.asarray(value) for value in values])
-    return np.asarray(values, np.float64)

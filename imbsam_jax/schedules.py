@@ -3,7 +3,8 @@
 Learning rates are Optax's; those of the experiments are in experiments/step/optimizer.py.
 
 A schedule is called with the number of updates made so far, a Python int or a traced scalar, and
-goes wherever a rule takes a number:
+goes wherever a rule takes a number. Of a known step it returns a Python float, of a traced one a
+scalar of JAX's default float, NaN where that is no step; a known one that is none is a ValueError:
 
     rho = schedules.step_radius(steps_per_epoch=170)
     rule = rules.focal_sam(class_counts, rho=rho, gamma=3.2, strength=0.8)
@@ -44,6 +45,12 @@ def step_radius(
       boundaries: first epoch (from 0) of each value but the first, increasing; one fewer.
       steps_per_epoch: updates per epoch, at least 1.
 
+    Returns:
+      `rho(step)`, a float or float[].
+
+    Raises:
+      ValueError: a bad radius, boundaries that do not increase or are not one fewer.
+
     Source: the Focal-SAM and Saddle-LongTail releases on CIFAR (the defaults, for 200 epochs); on
     ImageNet-LT the latter has 0.05, 0.1, 0.5, 0.5 from epochs 0, 5, 60, 75.
 
@@ -74,12 +81,19 @@ def late_radius(
 ) -> Schedule:
     """One radius, then another for the last part of the training.
 
+        rho(step) = first where e + 1 < fraction * epochs, else second,  e = step // steps_per_epoch
+
     Args:
       first, second: the radii, finite and at least 0.
-      epochs: of the whole training, T.
-      steps_per_epoch: updates per epoch.
-      fraction: the second radius holds from the epoch that is the first with
-        `epoch >= fraction * T`, epochs counted from 1, as in the release.
+      epochs: of the whole training, at least 1.
+      steps_per_epoch: updates per epoch, at least 1.
+      fraction: between 0 and 1. The release counts epochs from 1, whence e + 1.
+
+    Returns:
+      `rho(step)`, a float or float[].
+
+    Raises:
+      ValueError: a bad radius, a number out of its range.
 
     Source: the Focal-SAM release on ImageNet-LT (0.1, then 0.2) and iNaturalist (0.2 twice).
 
@@ -108,10 +122,16 @@ def linear_radius(
         rho(step) = low + (high - low) * e / (epochs - 1),   e = step // steps_per_epoch
 
     Args:
-      low, high: finite and at least 0.
+      low, high: the radii, finite and at least 0.
       epochs: of the whole training, at least 2; later steps keep `high`.
-      steps_per_epoch: updates per epoch.
+      steps_per_epoch: updates per epoch, at least 1.
       float16: round each value to float16, as the release does.
+
+    Returns:
+      `rho(step)`, a float or float[].
+
+    Raises:
+      ValueError: a bad radius, a number out of its range.
 
     Source: the Focal-SAM release's "linear" schedule, with its defaults.
 
@@ -138,11 +158,17 @@ def ramp(*, epochs: int, steps_per_epoch: int, limit: float = 1.0) -> Schedule:
         share(step) = min((e + 1) / epochs, limit),   e = step // steps_per_epoch
 
     Args:
-      epochs: T of the stage, at least 1 (30 in the release).
-      steps_per_epoch: updates per epoch.
+      epochs: of the stage, at least 1 (30 in the release).
+      steps_per_epoch: updates per epoch, at least 1.
       limit: between 0 and 1. The release has 1.0 on CIFAR-10 and 0.3 on CIFAR-100.
 
-    Source: CC-SAM, CVPR 2023: t / T with t counted from 1.
+    Returns:
+      `share(step)`, a float or float[], between 0 and 1.
+
+    Raises:
+      ValueError: a number out of its range.
+
+    Source: CC-SAM, CVPR 2023: t / epochs with t counted from 1.
 
     >>> share = ramp(epochs=4, steps_per_epoch=10, limit=0.6)
     >>> share(0), share(10), share(39)

@@ -23,7 +23,7 @@ from imbsam_jax import checks
 from imbsam_jax.ascent import Ascent, moved_points, norm
 from imbsam_jax.checks import at_least_float32
 from imbsam_jax.rows import check_leaves
-from imbsam_jax.rules import Rule, check_rule, stagewise
+from imbsam_jax.table import Rule, check_rule, stagewise
 from imbsam_jax.totals import Data, Part, data_of, tables, weighted_sum
 
 __all__ = ["average", "of_rule", "worst"]
@@ -53,7 +53,8 @@ def of_rule(
 
     Args:
       losses_fn, params, labels, *args, mask, batch_size, axis_name: as for `curvature.hvp`.
-      rule: a row of the table; of a staged one the stage of `step`, which must be concrete.
+      rule: a row of the table; of a staged one the stage of `step`.
+      step: number of updates made so far, where the rule depends on it; for its stage concrete.
       class_weights: w, float[C] or float[K, C]; None: ones. `in_group * B / rows_of_group` makes
         the mean loss of a group.
       ascent: how the perturbation is taken; without group_mean and weight_decay.

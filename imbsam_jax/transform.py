@@ -22,7 +22,7 @@ from imbsam_jax.rows import (
     share_of_rows,
     weighted_mean,
 )
-from imbsam_jax.rules import ClassWeights, Rule, check_rule
+from imbsam_jax.table import ClassWeights, Rule, check_rule
 
 __all__ = ["SharpnessAwareState", "class_weighted_grad", "sharpness_aware"]
 

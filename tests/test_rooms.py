@@ -55,7 +55,9 @@ NEVER = {
     "landscape": {"core", "rules", "passes", "gradient", "transform", "cc_sam", "nnx"},
     "sharpness": {"core", "passes", "gradient", "transform", "cc_sam", "nnx", "curvature"},
 }
-LEAVES = ("checks", "collectives", "priors", "schedules", "losses", "metrics", "classifiers")
+LEAVES = (
+    "checks", "collectives", "priors", "schedules", "losses", "metrics", "classifiers", "table",
+)  # fmt: skip
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -119,6 +121,13 @@ def test_layers_of_the_library(part: str) -> None:
         for name in imports(path):
             if name.startswith("imbsam_jax."):
                 assert second(name) not in NEVER[part], f"{path.relative_to(ROOT)}: {name}"
+
+
+def test_nothing_in_the_library_knows_a_method() -> None:
+    """What a rule is, all may know (table.py); which there are, only the front (`__init__`)."""
+    for path in files("imbsam_jax"):
+        known = [name for name in imports(path) if "rules" in name.split(".")]
+        assert path.name == "__init__.py" or not known, f"{path.relative_to(ROOT)}: {known}"
 
 
 @pytest.mark.parametrize("leaf", LEAVES)

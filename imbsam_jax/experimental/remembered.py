@@ -39,7 +39,7 @@ from imbsam_jax.rows import (
     nan_where_no_class,
     row_weights,
 )
-from imbsam_jax.rules import ClassWeights, Rule, check_rule, check_table, stagewise
+from imbsam_jax.table import ClassWeights, Rule, check_rule, check_table, stagewise
 
 __all__ = ["init", "value_and_grad"]
 
@@ -53,6 +53,10 @@ def init(params: Any, rule: Rule) -> tuple[Any, ...]:
 
     Returns:
       A tuple of G trees, in float32 or, where params are, in float64.
+
+    Raises:
+      ValueError: a staged rule, params without leaves.
+      TypeError: params that are not real and floating.
 
     >>> [m.tolist() for m in init(jnp.ones(2), rules.imbsam([8, 2], rho=0.1, eta=4))]
     [[0.0, 0.0]]

@@ -34,7 +34,7 @@ def deviation_loss(
       margin: how many standard deviations above the reference an anomaly should score.
 
     Returns:
-      float[B].
+      float[B], at least float32.
 
     Raises:
       ValueError: scores and labels that are not vectors of one length, a concrete reference_std
@@ -82,7 +82,7 @@ def deep_sad_loss(
       eps: added to the squared distance before it is inverted, positive.
 
     Returns:
-      float[B].
+      float[B], at least float32.
 
     Raises:
       ValueError: shapes that do not fit, a concrete eta or eps that is not positive.

@@ -36,6 +36,9 @@ def ldam(
 
     The logits are cosines: use `classifiers.normalised_linear`, which has no bias.
 
+    Returns:
+      A `Loss`: `loss(logits float[B, C], labels) -> float[B]`.
+
     Raises:
       ValueError: counts that are not positive, a bad margin or scale.
 
@@ -67,6 +70,12 @@ def logit_adjusted(class_counts: ArrayLike, *, tau: float = 1.0) -> Loss:
       class_counts: int[C], each at least 1.
       tau: finite and at least 0; 0 is cross-entropy. "Balanced softmax" is tau 1.
 
+    Returns:
+      A `Loss`: `loss(logits float[B, C], labels) -> float[B]`.
+
+    Raises:
+      ValueError: counts that are not positive, a bad tau.
+
     Predictions are the plain argmax of z. To adjust afterwards a model trained with
     cross-entropy instead, use `classifiers.adjust_logits`.
 
@@ -89,6 +98,12 @@ def vs(class_counts: ArrayLike, *, gamma: float = 0.3, tau: float = 1.0) -> Loss
       class_counts: int[C], each at least 1.
       gamma: exponent of the scaling, finite and at least 0; 0 is `logit_adjusted`.
       tau: factor of the shift, finite and at least 0.
+
+    Returns:
+      A `Loss`: `loss(logits float[B, C], labels) -> float[B]`.
+
+    Raises:
+      ValueError: counts that are not positive, a bad gamma or tau.
 
     Source: Kini et al., NeurIPS 2021 (0.3 and 1.0); the SSE-SAM release has 0.05 and 0.75.
 
@@ -122,6 +137,12 @@ def softmax_binary(class_counts: ArrayLike, *, beta: float = 0.9999) -> Loss:
     Args:
       class_counts: int[C], each at least 1.
       beta: in [0, 1).
+
+    Returns:
+      A `Loss`: `loss(logits float[B, C], labels) -> float[B]`.
+
+    Raises:
+      ValueError: counts that are not positive, a beta outside [0, 1).
 
     Source: the release of Alshammari et al., CVPR 2022. Logarithms are taken without rounding p
     first: where p rounds to 1 in float32 the release's log(1 - p) jumps from about -17 to -100.

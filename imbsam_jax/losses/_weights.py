@@ -77,9 +77,13 @@ def weighted(
         losses_fn = lambda params, x, y, factor: (plain(model(params, x), y) * factor, None)
         f = value_and_grad(losses_fn, rule, passes=passes.whole(4, (True, True, False)))
 
+    Returns:
+      A `Loss`: `loss(logits float[B, C], labels, step, mask) -> float[B]`.
+
     Raises:
-      ValueError: weights that are negative or not finite, an unknown normalisation; a call with
-        "weights" in a pass over a part of the batch.
+      ValueError: weights that are negative or not finite, an unknown normalisation, a loss that has
+        one already; a call with "weights" in a pass over a part of the batch.
+      TypeError: a loss that is none of this module.
 
     Source: "batch" is Cui et al., CVPR 2019, and the Focal-SAM release; "weights" is the LDAM,
     VS-loss and Saddle-LongTail releases. For soft labels a row weighs `sum_c y_c w_c`.
@@ -133,6 +137,13 @@ def class_balanced(
       beta: in [0, 1).
       loss: the loss that is weighted.
       normalise, axis_name: see `weighted`.
+
+    Returns:
+      A `Loss`: `loss(logits float[B, C], labels, step, mask) -> float[B]`.
+
+    Raises:
+      ValueError: counts that are not positive, a beta outside [0, 1); and as `weighted`.
+      TypeError: a loss that is none of this module.
 
     Source: Cui et al., CVPR 2019.
 

@@ -25,8 +25,12 @@ def focal(gamma: float = 1.0, *, loss: Callable[..., jax.Array] = cross_entropy)
       gamma: finite and at least 0; 0 is the loss itself.
       loss: the loss l that is modulated.
 
+    Returns:
+      A `Loss`: `loss(logits float[B, C], labels) -> float[B]`.
+
     Raises:
       ValueError: a bad gamma; a loss normalised by its weights.
+      TypeError: a loss that is none of this module.
 
     Source: Lin et al., ICCV 2017 (gamma 2); the LDAM and Saddle-LongTail releases use 1. Those
     put class weights inside the exponential, `p = exp(-w_y l)`: that is
@@ -63,7 +67,14 @@ def smoothed(loss: Callable[..., jax.Array], amount: float) -> Loss:
 
     Args:
       loss: a loss of this module; a table of weights in it weighs each term by its own class.
-      amount: in [0, 1]; 0 is the loss itself.
+      amount: between 0 and 1; 0 is the loss itself.
+
+    Returns:
+      A `Loss`: `loss(logits float[B, C], labels) -> float[B]`.
+
+    Raises:
+      ValueError: an amount out of its range.
+      TypeError: a loss that is none of this module.
 
     Source: Szegedy et al., CVPR 2016; the convention is that of PyTorch's `label_smoothing`.
 
@@ -94,6 +105,8 @@ def deferred(
 ) -> Loss:
     """One loss before `switch_step`, another from it on: deferred re-weighting (DRW) and its like.
 
+        loss_c(z) = first_c(z) where step < switch_step, else second_c(z)
+
     Args:
       first: loss for step < switch_step.
       second: loss for step >= switch_step.
@@ -101,8 +114,12 @@ def deferred(
 
     Calls need `step`. A Python int chooses while tracing, a traced step under `lax.cond`.
 
+    Returns:
+      A `Loss`: `loss(logits float[B, C], labels, step, mask) -> float[B]`.
+
     Raises:
       ValueError: a negative switch_step; a call without step.
+      TypeError: a loss that is none of this module.
 
     Source: Cao et al., NeurIPS 2019: LDAM, from epoch 160 of 200 (60 of 90) on weighted by
     `class_balanced_weights`. There the mean is over the weights: `normalise="weights"`.

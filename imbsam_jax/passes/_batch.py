@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from imbsam_jax import collectives
 from imbsam_jax.checks import at_least_float32
 from imbsam_jax.rows import check_losses, check_pair, part_of_batch, row_weights, share_of_rows
-from imbsam_jax.rules import ClassWeights
+from imbsam_jax.table import ClassWeights
 
 LossesFn = Callable[..., tuple[jax.Array, Any]]
 Carry = Callable[[tuple[Any, ...], Any], tuple[Any, ...]]

@@ -42,6 +42,9 @@ def batch_renorm(
     Returns:
       Like x, at least float32; without a scale and a bias, which are the layer's.
 
+    Raises:
+      ValueError: an epsilon that is negative or not finite.
+
     Source: Ioffe, Batch Renormalization, NIPS 2017, Algorithm 1, without its clipping of r and d,
     and with the whole batch's statistics where it has the running ones.
 

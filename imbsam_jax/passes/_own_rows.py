@@ -16,7 +16,7 @@ import jax
 from imbsam_jax.passes._batch import LossesFn, OverRows, Rows
 from imbsam_jax.passes._buffers import Buffers
 from imbsam_jax.passes._chosen_rows import check_buffers, over_chosen_rows
-from imbsam_jax.rules import ClassWeights
+from imbsam_jax.table import ClassWeights
 
 __all__ = ["own_rows"]
 

@@ -28,7 +28,7 @@ from imbsam_jax.passes._buffers import Buffers
 from imbsam_jax.passes._chosen_rows import check_buffers, chosen, touched_rows
 from imbsam_jax.passes._lockstep import Traced, together, traced
 from imbsam_jax.rows import check_losses, check_pair, nan_where, part_of_batch
-from imbsam_jax.rules import ClassWeights
+from imbsam_jax.table import ClassWeights
 
 __all__ = ["shared_norm"]
 

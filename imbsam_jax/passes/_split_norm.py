@@ -34,7 +34,7 @@ from imbsam_jax.passes._batch import (
 from imbsam_jax.passes._buffers import Buffers
 from imbsam_jax.passes._chosen_rows import buffers_of, by_size, check_buffers, chosen, touched_rows
 from imbsam_jax.rows import check_pair, nan_where
-from imbsam_jax.rules import ClassWeights
+from imbsam_jax.table import ClassWeights
 
 __all__ = ["split_norm"]
 

@@ -19,7 +19,7 @@ from imbsam_jax.passes._batch import (
     carried,
     check_batched,
 )
-from imbsam_jax.rules import ClassWeights
+from imbsam_jax.table import ClassWeights
 
 __all__ = ["whole"]
 

@@ -1,0 +1,135 @@
+"""What a rule is: a function of the step that returns a table of class weights.
+
+    rule(step) -> ClassWeights(base, groups, radii)
+
+Which parts the table has is fixed when the rule is built; a rule whose parts change with the step
+is `stagewise`. rules.py has the rules of the papers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from imbsam_jax import checks
+
+__all__ = ["ClassWeights", "Rule", "stagewise"]
+
+Scalar = Any  # float, scalar array, tracer
+Rule = Callable[[Any], "ClassWeights"]
+ScalarOrSchedule = Any  # Scalar | Callable[[step], Scalar]
+
+
+class ClassWeights(NamedTuple):
+    """One row of the table in rules.py, for C classes and G perturbed groups.
+
+    Attributes:
+      base: float[C], weights of the part taken at theta, or None where there is no such part.
+      groups: float[G, C], weights of each perturbed part; G may be 0.
+      radii: float[G], length of each perturbation, in parameter units, at least 0.
+    """
+
+    base: jax.Array | np.ndarray | None
+    groups: jax.Array | np.ndarray
+    radii: jax.Array | np.ndarray
+
+
+class Bringing:
+    """A rule that brings its own way to make a perturbation of a direction: fields of Ascent."""
+
+    def __init__(self, rule: Rule, **ascent: Any):
+        self._rule, self.ascent = rule, ascent
+
+    def __call__(self, step: Any) -> ClassWeights:
+        return self._rule(step)
+
+
+class stagewise:
+    """One rule before `switch_step`, another from it on.
+
+    Args:
+      first: rule for step < switch_step.
+      second: rule for step >= switch_step; its table may have another structure.
+      switch_step: first step of the second stage, at least 0.
+
+    Attributes:
+      stages: (first, second).
+      starts: (0, switch_step), the first step of each stage.
+
+    Raises:
+      TypeError: a stage that is no function; called with a traced step.
+      ValueError: a bad switch_step; called without a step.
+
+    Called with a concrete step it returns that stage's table. With a traced step a table cannot
+    be chosen, since the two differ in structure: the front doors put the whole gradient
+    computation of each stage under `lax.cond` instead.
+
+    >>> rule = stagewise(rules.sgd(2), rules.sam(2, rho=0.1), switch_step=10)
+    >>> rule(9).groups.shape, rule(10).groups.shape
+    ((0, 2), (1, 2))
+    """
+
+    def __init__(self, first: Rule, second: Rule, *, switch_step: Any):
+        check_rule(first)
+        check_rule(second)
+        checks.steps("switch_step", switch_step)
+        self.stages = (first, second)
+        self.starts = (0, switch_step)
+
+    def __call__(self, step: Any) -> ClassWeights:
+        require_step(step)
+        if not (checks.is_concrete(step) and checks.is_concrete(self.starts[1])):
+            raise TypeError(
+                "a staged rule has no table at a traced step: give it to value_and_grad or "
+                "sharpness_aware, which branch over the whole gradient, or pass a Python int"
+            )
+        return self.stages[int(step >= self.starts[1])](step)
+
+
+def require_step(step: Any) -> None:
+    """Refuses a missing step, for rules that depend on it."""
+    if step is None:
+        raise ValueError(
+            "this rule depends on the step (a schedule or a staged rule): pass step=, the number "
+            "of updates made so far"
+        )
+
+
+def check_rule(rule: Any) -> Rule:
+    """Refuses what is no rule, above all one row of numbers in the place of a function."""
+    if callable(rule):
+        return rule
+    raise TypeError(
+        f"the rule must be a function of the step, as imbsam_jax.rules makes them, got "
+        f"{type(rule).__name__}. optax.inject_hyperparams takes a rule for a schedule and calls "
+        "it: inject the radius into a function that makes the rule, inject_hyperparams(lambda "
+        "rho: sharpness_aware(rules.imbsam(class_counts, rho=rho, eta=eta)))(rho=0.05)"
+    )
+
+
+def check_table(table: ClassWeights) -> ClassWeights:
+    """Refuses a table made by hand that weighs nothing."""
+    if table.base is None and table.groups.shape[0] == 0:
+        raise ValueError("the rule's table has neither a base nor a group: there is no loss in it")
+    return table
+
+
+def checked_radius(name: str, value: ScalarOrSchedule) -> ScalarOrSchedule:
+    """Refuses a concrete radius that is negative or not finite; schedules are checked later."""
+    return value if callable(value) else checks.number(name, value, least=0)
+
+
+def radii_at(step: Any, **radii: ScalarOrSchedule) -> jax.Array | np.ndarray:
+    values = []
+    for name, value in radii.items():
+        if callable(value):
+            require_step(step)
+            value = checked_radius(name, value(step))
+        values.append(value)
+    if any(isinstance(value, jax.Array) for value in values):
+        return jnp.stack([jnp.asarray(value) for value in values])
+    return np.asarray(values, np.float64)
