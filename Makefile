@@ -1,4 +1,4 @@
-# make demo | test | test-all | docs | lint | format | install | clean
+# make demo | test | test-all | docs | readme | lint | format | install | clean
 # Needs only Python 3.11 to 3.13 with pip. Another interpreter: make test PYTHON=/usr/bin/python3.12,
 # in an environment of its own, .venv-3.12, with the versions of constraints/3.12.txt.
 
@@ -15,7 +15,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 VENV ?= .venv$(if $(filter command% environment%,$(origin PYTHON)),-$(VERSION))
 CONSTRAINTS := constraints/$(VERSION).txt
 
-.PHONY: help install demo test test-all docs lint format clean
+.PHONY: help install demo test test-all docs readme lint format clean
 
 help:
 	@sed -n '1,2s/^# //p' $(firstword $(MAKEFILE_LIST))
@@ -62,6 +62,10 @@ test-all: lint
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "The site is in site/: open site/index.html (its search needs a server: $(BIN)/python -m http.server -d site)"
+
+# The table of rules, from their signatures and docstrings.
+readme: $(STAMP)
+	$(BIN)/python -m docs.tables
 
 # Keeps runs/ other than the demo, and the environment: to renew that, delete .venv.
 clean:

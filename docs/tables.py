@@ -12,6 +12,7 @@ import inspect
 import json
 import os
 import pkgutil
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,32 @@ def _of_rule(name: str) -> list[list[str]]:
             passes,
         ])  # fmt: skip
     return found
+
+
+def in_readme(text: str) -> str:
+    """The README with its table of rules as the functions have it; `make readme` writes it."""
+    heads = ("`--rule`, `ij.rules`", "in words", "needs", "forward + backward", "source")
+    made = markdown(heads, map(_of_readme, method_flags.rule_names()))
+    found, number = _BETWEEN.subn(lambda marks: f"{marks[1]}\n\n{made}\n\n{marks[2]}", text)
+    assert number == 1, "README.md has no place for the table of rules, or several"
+    return found
+
+
+_BETWEEN = re.compile(r"(<!-- rules: .*? -->)\n.*?(<!-- end -->)", re.DOTALL)
+
+
+def _of_readme(name: str) -> list[str]:
+    function = getattr(ij.rules, name, ij.cc_sam.value_and_grad)
+    words = first_line(getattr(ij.rules, name, ij.cc_sam)).rstrip(".")
+    taken = inspect.signature(function).parameters.values()
+    keywords = [p for p in taken if p.kind == p.KEYWORD_ONLY]
+    needs = [f"`{p.name}`" for p in keywords if p.default is p.empty or p.name in _CHOSEN]
+    source = re.search(r"Source: (.*?\d{4})", inspect.getdoc(function) or "", re.DOTALL)
+    passes = ", then ".join(row[-1] for row in _of_rule(name))
+    return [
+        f"`{name}`", words, ", ".join(needs), passes,
+        source[1] if source else "",
+    ]  # fmt: skip
 
 
 def _weights(row: Any) -> str:
@@ -138,3 +165,8 @@ def commands() -> str:
             parser.prog = f"python -m {found.name}"
             parts.append(f"## {found.name}\n\n```text\n{parser.format_help().rstrip()}\n```")
     return "\n\n".join(parts)
+
+
+if __name__ == "__main__":
+    README = ROOT / "README.md"
+    README.write_text(in_readme(README.read_text()))

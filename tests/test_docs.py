@@ -102,6 +102,12 @@ def test_tables_hold_what_the_code_holds():
     assert [cell.strip() for cell in imbsam.split("|")][3:7] == ["1 0 0", "0 1 1", "0.05", "2 + 3"]
 
 
+def test_readme_has_the_rules_as_their_functions_have_them():
+    text = (ROOT / "README.md").read_text()
+    assert tables.in_readme(text) == text, "run `make readme`"
+    assert tables.in_readme(text.replace("| `gsa` | Grouped", "| `gsa` | Split")) == text
+
+
 @pytest.mark.parametrize(
     "page, written, there",
     [
