@@ -246,7 +246,8 @@ class _Rows:
     ) -> None:
         self.labels, self.num_classes, self.axis = labels, num_classes, axis
         batch = labels.shape[0]
-        self.real = jnp.ones(batch, dtype) if mask is None else mask.astype(dtype)
+        every = jnp.ones_like(labels if labels.ndim == 1 else labels[:, 0], dtype)
+        self.real = every if mask is None else mask.astype(dtype)
         if labels.ndim == 2:
             self.valid = jnp.where(
                 jnp.any(no_distribution(labels) & (self.real != 0)), np.float32(np.nan), 1.0
@@ -256,7 +257,11 @@ class _Rows:
             inside = (labels >= 0) & (labels < num_classes)
             self.valid = jnp.where(jnp.all(inside | (self.real == 0)), 1.0, np.float32(np.nan))
             at = jnp.where(inside, labels, num_classes)
-            rows = jnp.zeros((num_classes,), dtype).at[at].add(self.real, mode="drop")
+            rows = (
+                jnp.zeros((num_classes,), dtype)
+                .at[at]
+                .add(self.real, mode="drop", out_sharding=collectives.everywhere(at))
+            )
         # Means over devices: what a device's part of a sum is multiplied by, so that the mean
         # over devices of such parts is the sum over all rows divided by B or by a class's rows.
         own = (rows, self.real.sum())

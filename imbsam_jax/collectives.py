@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from imbsam_jax.checks import at_least_float32
 
@@ -62,6 +63,39 @@ def _varying_axes(leaf: Any) -> frozenset[str]:
     if manual is not None:
         return manual.varying
     return getattr(kind, "vma", frozenset())
+
+
+def along(array: Any) -> Any:
+    """The `out_sharding` of what is looked up by an array: as its own; None lets JAX choose.
+
+    Of a mesh with explicit axes (`jax.set_mesh`) the type of an array says how it is spread, and
+    JAX refuses to choose for what is indexed by one.
+    """
+    sharding = getattr(jax.typeof(array), "sharding", None)
+    if sharding is None or AxisType.Explicit not in sharding.mesh.axis_types:
+        return None
+    return sharding
+
+
+def is_spread(array: Any) -> bool:
+    """Whether explicit axes spread it over devices."""
+    sharding = along(array)
+    return sharding is not None and any(name is not None for name in sharding.spec)
+
+
+def everywhere(array: Any) -> Any:
+    """The `out_sharding` of a sum by index: whole on every device, for an array as in `along`."""
+    sharding = along(array)
+    return sharding and NamedSharding(sharding.mesh, PartitionSpec())
+
+
+def gathered(tree: Any) -> Any:
+    """The tree whole on every device where explicit axes spread it, to be sorted and the like."""
+
+    def leaf(x: Any) -> Any:
+        return jax.sharding.reshard(x, everywhere(x)) if is_spread(x) else x
+
+    return jax.tree.map(leaf, tree)
 
 
 def mean(tree: Any, axis_name: AxisName) -> Any:

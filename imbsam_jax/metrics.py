@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from numpy.typing import ArrayLike
 
-from imbsam_jax import checks
+from imbsam_jax import checks, collectives
 
 __all__ = ["auroc", "average_precision", "class_hits", "group_accuracy", "shot_accuracies"]
 
@@ -57,8 +57,11 @@ def class_hits(
     where = jnp.where(counted, labels, num_classes)
     hit = counted & (jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels)
     zeros = jnp.zeros(num_classes, jnp.int32)
-    correct = zeros.at[where].add(hit.astype(jnp.int32), mode="drop")
-    total = zeros.at[where].add(counted.astype(jnp.int32), mode="drop")
+    whole = collectives.everywhere(where)
+    correct, total = (
+        zeros.at[where].add(each.astype(jnp.int32), mode="drop", out_sharding=whole)
+        for each in (hit, counted)
+    )
     return correct, total
 
 
@@ -218,9 +221,9 @@ def _thresholds(labels: ArrayLike, scores: ArrayLike, mask: ArrayLike | None) ->
     real = jnp.ones(labels.shape, bool) if mask is None else checks.as_mask(mask, labels.shape)
     positive, negative = real & (labels == 1), real & (labels == 0)
     bad = jnp.any(real & ~positive & ~negative) | jnp.any(real & undefined)
-    counts = (positive.astype(jnp.int32), negative.astype(jnp.int32))
+    marks = (positive.astype(jnp.int32), negative.astype(jnp.int32))
     # Sorted up and turned round: negating would not do for unsigned scores.
-    ordered = [x[::-1] for x in lax.sort((scores, *counts), num_keys=1)]
+    ordered = [x[::-1] for x in lax.sort(collectives.gathered((scores, *marks)), num_keys=1)]
     last = jnp.concatenate([ordered[0][1:] != ordered[0][:-1], jnp.ones(scores.shape, bool)[:1]])
     true, false = (jnp.cumsum(x, dtype=jnp.int32) for x in ordered[1:])
 

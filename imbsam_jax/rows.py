@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from imbsam_jax import collectives
 from imbsam_jax.checks import as_array, as_mask, at_least_float32, is_concrete, is_real
 
 # Which kind of pass shows a loss a part of the batch only; None in a pass over all of it. It enters
@@ -39,7 +40,10 @@ def row_weights(class_weights: Any, labels: jax.Array, mask: Any, dtype: Any) ->
         weights = nan_where(no_distribution(labels), weights)
     else:
         labels = class_index(labels)
-        weights = table.at[labels].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        weights = table.at[labels].get(
+            mode="fill", fill_value=jnp.nan, wrap_negative_indices=False,
+            out_sharding=collectives.along(labels),
+        )  # fmt: skip
     return weights if mask is None else jnp.where(mask, weights, 0)
 
 

@@ -113,6 +113,12 @@ def data_of(
         raise ValueError("labels are empty: a mean over no rows is no number")
     if batch_size is not None:
         checks.whole("batch_size", batch_size, 1)
+        if collectives.is_spread(labels):
+            raise ValueError(
+                "batch_size cuts rows out of the data set, which JAX does not do over explicit "
+                "axes of a mesh: leave it out, make the mesh with axis_types=(AxisType.Auto,), or "
+                "call this inside shard_map with axis_name="
+            )
     for number, arg in enumerate(args):
         for leaf in jax.tree.leaves(arg):
             if jnp.shape(leaf)[:1] != (size,):

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from numpy.typing import ArrayLike, NDArray
 
-from imbsam_jax import checks
+from imbsam_jax import checks, collectives
 from imbsam_jax.rows import (
     check_distributions,
     check_labels,
@@ -127,8 +127,14 @@ def feature_adversary(
             u = jnp.ones((), flat.dtype)
             noise = length * _over_norm(flat, jnp.arange(flat.shape[0]), flat.shape[0])
         else:
-            at = jnp.asarray(table, flat.dtype).at[labels]
-            u = at.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+            u = (
+                jnp.asarray(table, flat.dtype)
+                .at[labels]
+                .get(
+                    mode="fill", fill_value=jnp.nan, wrap_negative_indices=False,
+                    out_sharding=collectives.along(labels),
+                )
+            )  # fmt: skip
             noise = length * u[:, None] * _over_norm(flat, labels, table.size)
         noise = lax.stop_gradient(noise).reshape(features.shape)
         there, _ = run(params, (_widened(features) + noise).astype(features.dtype))
@@ -147,12 +153,14 @@ def _over_norm(rows: jax.Array, groups: jax.Array, num_groups: int) -> jax.Array
     at = jnp.where(outside, num_groups, groups)
 
     def back(values: jax.Array) -> jax.Array:
-        values = values.at[at].get(mode="fill", fill_value=1)
+        values = values.at[at].get(mode="fill", fill_value=1, out_sharding=collectives.along(at))
         return jnp.where(values == 0, 1, values)[:, None]
 
-    zeros = jnp.zeros(num_groups, rows.dtype)
-    over_peak = rows / back(zeros.at[at].max(jnp.abs(rows).max(axis=1), mode="drop"))
-    squares = zeros.at[at].add(jnp.square(over_peak).sum(axis=1), mode="drop")
+    # JAX 0.10 has out_sharding in `.max`, but not in its type.
+    by_group: Any = jnp.zeros(num_groups, rows.dtype).at[at]
+    how = {"mode": "drop", "out_sharding": collectives.everywhere(at)}
+    over_peak = rows / back(by_group.max(jnp.abs(rows).max(axis=1), **how))
+    squares = by_group.add(jnp.square(over_peak).sum(axis=1), **how)
     return over_peak / jnp.sqrt(back(squares))
 
 

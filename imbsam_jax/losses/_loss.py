@@ -31,6 +31,13 @@ class Loss:
       step: number of updates made so far; required by `deferred`, ignored by the others.
       mask: bool[B], False for padding; needed only by `weighted(..., normalise="weights")`.
 
+    Returns, when called:
+      float[B], at least float32.
+
+    Raises, when called:
+      ValueError: logits, labels or a mask of another shape or type; without a step, where it needs
+        one; with a factor, a pass of `value_and_grad` that sees a part of the batch.
+
     >>> brier = Loss(lambda z, step: jnp.sum(z**2, -1, keepdims=True) - 2 * z + 1)
     >>> brier(jnp.array([[0.5, 0.5]]), jnp.array([1])).tolist()
     [0.5]
@@ -72,7 +79,10 @@ def cross_entropy(
       step, mask: ignored; every loss of this module can be called alike.
 
     Returns:
-      float[B].
+      float[B], at least float32.
+
+    Raises:
+      ValueError: logits, labels or a mask of another shape or type.
 
     >>> round(float(cross_entropy(jnp.zeros((1, 4)), jnp.array([2]))[0]), 4)
     1.3863
@@ -137,6 +147,12 @@ def _mean_over_label(values: jax.Array, labels: jax.Array) -> jax.Array:
 
 def _pick(values: jax.Array, labels: jax.Array) -> jax.Array:
     """values[i, labels[i]], NaN for a label that is no class (also a negative one)."""
-    return values.at[jnp.arange(labels.shape[0]), labels].get(
-        mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
-    )
+
+    # Row by row: with two indices JAX would not know how the result is spread over explicit axes.
+    def of_row(row: jax.Array, label: jax.Array) -> jax.Array:
+        found: jax.Array = row.at[label].get(
+            mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
+        )
+        return found
+
+    return jax.vmap(of_row)(values, labels)

@@ -58,6 +58,12 @@ def buffers_of(
 
 def touched_rows(classes: NDArray[np.bool_], rows: Rows) -> jax.Array:
     """bool[B]: rows of these classes; a label of no class is one of any."""
+    if collectives.is_spread(rows.labels):
+        raise ValueError(
+            "own_rows, split_norm and shared_norm take rows out of the batch, which JAX does not "
+            "do over explicit axes of a mesh: make it with axis_types=(AxisType.Auto,), take the "
+            "step inside shard_map with axis_name=, or use passes.whole"
+        )
     touched = (
         jnp.asarray(classes)
         .at[rows.labels]
