@@ -18,10 +18,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from imbsam_jax import collectives, gradient
+from imbsam_jax import gradient
 from imbsam_jax.ascent import Ascent
-from imbsam_jax.checks import at_least_float32, short
-from imbsam_jax.passes import Passes, batch_renorm, own_rows, whole
+from imbsam_jax.checks import short
+from imbsam_jax.passes import Passes, own_rows, shared_norm, whole
+from imbsam_jax.passes._batch_norm import normalised
 from imbsam_jax.rows import check_pair
 from imbsam_jax.table import Rule, check_rule
 
@@ -60,7 +61,8 @@ def value_and_grad(
         floats; of others the last). A `carry` finds the state that wrt leaves out, an `nnx.State`,
         as the last of the args, and as aux a pair: that of losses_fn, and what a pass changed in
         the state: `carry_statistics`, `carry_batch`. `own_rows` is refused where losses_fn changes
-        more than counts of random numbers, and its passes draw for rows by their place in a pass.
+        more than counts of random numbers, and `shared_norm` where a layer of normalisation is
+        not this module's `BatchNorm`; their passes draw for rows by their place in a pass.
       wrt: which Variables are differentiated and perturbed, a filter of NNX; theta is all of them.
 
     Returns:
@@ -110,6 +112,8 @@ def value_and_grad(
             losses, aux = check_pair(losses_fn(merged, *args[:-1]))
             after: Any = nnx.split(merged, wrt, ...)
             changed = _changed(before, after[2])
+            if isinstance(passes, shared_norm):
+                _check_layers(changed)
             if by_rows:
                 changed = _a_row_each(changed, jnp.shape(losses))
             return losses, (aux, changed)
@@ -152,7 +156,7 @@ def carry_batch(args: tuple[Any, ...], aux: Any) -> tuple[Any, ...]:
     """A `carry` of `passes.split_norm`: every `BatchNorm` renormalises a group's rows.
 
     By the statistics that the whole batch had in the pass at theta. Only this module's
-    `BatchNorm`, not Flax's own.
+    `BatchNorm`, not Flax's own. (`passes.shared_norm` needs no carry.)
 
     Args:
       args, aux: as those of `carry_statistics`.
@@ -183,13 +187,21 @@ class Held(nnx.Variable[Any]):
 
 
 class BatchNorm(nnx.BatchNorm):
-    """`nnx.BatchNorm` that can renormalise by the statistics of the whole batch.
+    """`nnx.BatchNorm` that can normalise a part of a batch by the statistics of all of it.
 
-    The same layer, but that a pass notes its batch's statistics, and that one after it, under
-    `split_norm(buffers, carry=carry_batch)`, normalises by those in value and by its own rows' in
-    gradient, as `imbsam_jax.batch_renorm` says. The last axis is that of the features, the
-    arguments are those of `nnx.BatchNorm` less `axis`, `axis_index_groups`, `promote_dtype` and
-    `mask`; variances are fast ones.
+    The same layer over a whole batch. Under `passes.shared_norm` it is `imbsam_jax.batch_norm`:
+    all parts have the statistics of the batch in value, and their own in gradient. Under
+    `split_norm(buffers, carry=carry_batch)` a pass over a group's rows has those that the pass
+    at theta noted. The first axis is that of the rows, the last that of the features.
+
+    Args:
+      num_features: C.
+      rngs: streams of random numbers, of which none is drawn.
+      options: those of `nnx.BatchNorm` less `axis`, `axis_index_groups`, `promote_dtype` and
+        `mask`; variances are fast ones.
+
+    Raises:
+      ValueError: an option that is left out; when called, a mask, an x of other features.
 
     >>> from flax import nnx
     >>> layer = ij.nnx.BatchNorm(1, rngs=nnx.Rngs(0))
@@ -222,24 +234,21 @@ class BatchNorm(nnx.BatchNorm):
         running = self.use_running_average if use_running_average is None else use_running_average
         if running:
             return super().__call__(x, use_running_average=True)
-        wide = x.astype(at_least_float32(x.dtype))
-        axes = tuple(range(x.ndim - 1))
-        own, square = collectives.mean(
-            (wide.mean(axes), jnp.square(wide).mean(axes)), self.axis_name
+        y, mean, var = normalised(
+            x if x.ndim > 1 else x[None],  # an example of a vmap over the rows
+            None if self.scale is None else self.scale[...],
+            None if self.bias is None else self.bias[...],
+            epsilon=self.epsilon,
+            axis_name=self.axis_name,
+            held=(self.held[...], self.batch_mean[...], self.batch_var[...]),
         )
-        own_var = jnp.maximum(square - jnp.square(own), 0)
-        mean = jnp.where(self.held[...], self.batch_mean[...], own)
-        var = jnp.where(self.held[...], self.batch_var[...], own_var)
         for moving, noted, new in (
-            (self.mean, self.batch_mean, own), (self.var, self.batch_var, own_var)
+            (self.mean, self.batch_mean, mean), (self.var, self.batch_var, var)
         ):  # fmt: skip
             new = new.astype(moving.dtype)
             noted[...] = new
             moving[...] = self.momentum * moving[...] + (1 - self.momentum) * new
-        y = batch_renorm(x, mean, var, epsilon=self.epsilon, axis_name=self.axis_name)
-        shape = (1,) * (x.ndim - 1) + (-1,)
-        y = y if self.scale is None else y * self.scale[...].reshape(shape)
-        y = y if self.bias is None else y + self.bias[...].reshape(shape)
+        y = y.reshape(x.shape)
         return y if self.dtype is None else y.astype(self.dtype)
 
 
@@ -316,6 +325,18 @@ def _of_parts(changed: Any, before: Any) -> Any:
         return array.mean(axis=0) if floating else array[-1]
 
     return nnx.merge_state(_map(of, old, before), new)
+
+
+def _check_layers(changed: Any) -> None:
+    """Refuses layers that would take a part's statistics for those of the batch."""
+    flat = dict(nnx.to_flat_state(changed))
+    ours = {path[:-1] for path, variable in flat.items() if isinstance(variable, OfBatch)}
+    for path, variable in flat.items():
+        if isinstance(variable, nnx.BatchStat) and path[:-1] not in ours:
+            raise ValueError(
+                f"shared_norm passes over a batch in parts, and {'.'.join(map(str, path))} would "
+                "be that of a part: use imbsam_jax.nnx.BatchNorm in the place of nnx.BatchNorm"
+            )
 
 
 def _a_row_each(changed: Any, shape: tuple[int, ...]) -> Any:

@@ -61,6 +61,19 @@ def batch_norm(
     >>> y.tolist(), mean.tolist(), var.tolist()
     ([[-1.0], [1.0]], [2.0], [1.0])
     """
+    return normalised(x, scale, bias, epsilon=epsilon, axis_name=axis_name)
+
+
+def normalised(
+    x: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    *,
+    epsilon: float,
+    axis_name: Any,
+    held: tuple[jax.Array, jax.Array, jax.Array] | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`batch_norm`, in value by the (mean, variance) of `held` where its first, bool[], is True."""
     x = floating("x", x)
     if x.ndim < 2:
         raise ValueError(f"x must be float[B, ..., C], the batch in front, got {list(x.shape)}")
@@ -74,7 +87,12 @@ def batch_norm(
     own = collectives.mean(_sums(x, rows), axis_name)
     mean, var = _moments(*own)
     of_all = [lax.stop_gradient(checkpoint_name(total, OVER_ROWS)) for total in own]
-    given_mean, given_var = _moments(*of_all)
+    of_batch = given_mean, given_var = _moments(*of_all)
+    if held is not None:
+        given_mean, given_var = (
+            jnp.where(held[0], noted.astype(own.dtype), own)
+            for noted, own in zip(held[1:], of_batch, strict=True)
+        )
     one_over, one_over_given = lax.rsqrt(var + epsilon), lax.rsqrt(given_var + epsilon)
     r, d = lax.stop_gradient((one_over_given / one_over, (mean - given_mean) * one_over_given))
     factor, shift = r * one_over, d
@@ -82,7 +100,7 @@ def batch_norm(
         factor, shift = factor * scale, shift * scale
     if bias is not None:
         shift = shift + bias
-    return _affine(x, mean, factor, shift), given_mean, given_var
+    return _affine(x, mean, factor, shift), *of_batch
 
 
 # Neither keeps anything for its backward pass but x, which is there already.

@@ -38,8 +38,8 @@ def traced(function: Callable[[Any], Any], argument: Any, rows: jax.Array) -> Tr
     if not _asks(program.jaxpr):
         raise ValueError(
             "shared_norm gives the parts of a batch the statistics of all of it, but no layer of "
-            "losses_fn asks for them: normalise by imbsam_jax.batch_norm, or use own_rows where "
-            "examples do not see each other"
+            "losses_fn asks for them: normalise by imbsam_jax.batch_norm (imbsam_jax.nnx.BatchNorm "
+            "is a layer of it), or use own_rows where examples do not see each other"
         )
     return Traced(program, shapes, rows)
 

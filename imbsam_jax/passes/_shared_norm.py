@@ -37,12 +37,13 @@ __all__ = ["shared_norm"]
 class shared_norm:
     """Every part of a table over its own rows, normalised by the statistics of the whole batch.
 
-    For models whose layers normalise by `imbsam_jax.batch_norm`. About 1 + f times SGD's cost for
-    ImbSAM with a share f of tail rows, 2 for SSE-SAM's first stage and GSA. **Not the same
-    gradient**: exactly, the tail's loss reaches the head's rows through the statistics, and the
-    head's loss the tail's rows; here each part's reaches its own rows alone, so that with rho = 0
-    this is not SGD's gradient. (`split_norm` has the base's gradient through the whole batch.) Of a
-    part of one row, without pixels, nothing but rounding comes through a layer: it is its own mean.
+    For models whose layers normalise by `imbsam_jax.batch_norm`, as `imbsam_jax.nnx.BatchNorm`
+    does. About 1 + f times SGD's cost for ImbSAM with a share f of tail rows, 2 for SSE-SAM's
+    first stage and GSA. **Not the same gradient**: exactly, the tail's loss reaches the head's rows
+    through the statistics, and the head's loss the tail's rows; here each part's reaches its own
+    rows alone, so that with rho = 0 this is not SGD's gradient. (`split_norm` has the base's
+    gradient through the whole batch.) Of a part of one row, without pixels, nothing but rounding
+    comes through a layer: it is its own mean.
 
     Where all classes are one part (SGD, SAM, Focal-SAM; soft labels) passes are over the whole
     batch and exact, as `whole` has them. Weights that are traced weigh every class.

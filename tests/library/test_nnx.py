@@ -17,7 +17,7 @@ import pytest
 from flax import nnx
 
 import imbsam_jax as ij
-from imbsam_jax.passes import own_rows, split_norm, whole
+from imbsam_jax.passes import own_rows, shared_norm, split_norm, whole
 from rule_table import (
     BY_ID,
     CLASSES,
@@ -52,20 +52,23 @@ def losses_fn(model: Any, x: Any, y: Any) -> Any:
     return ij.losses.cross_entropy(logits, y), logits
 
 
-def plain_fn(params: Any, x: Any, y: Any, stats: Any, held: Any, key: Any) -> Any:
+def plain_fn(
+    params: Any, x: Any, y: Any, stats: Any, held: Any, key: Any, *, in_parts: bool = False
+) -> Any:
     """The same in jax.numpy; (losses, (logits, new statistics, the batch's own))."""
     x = x @ params["hidden"]["kernel"] + params["hidden"]["bias"][None]
     own = None
     if stats is not None:
         mean, var = own = x.mean(0), (x**2).mean(0) - x.mean(0) ** 2
-        by = own
-        if held is not None:
+        if in_parts:
+            x, *own = ij.batch_norm(x)
+        elif held is not None:
             # Given values, own gradients: the batch's deviations are held fixed in what corrects.
             s, given = jnp.sqrt(var + 1e-5), jnp.sqrt(held[1] + 1e-5)
             r, d = jax.lax.stop_gradient((s / given, (mean - held[0]) / given))
             x = (x - mean[None]) / s[None] * r[None] + d[None]
         else:
-            x = (x - by[0][None]) / jnp.sqrt(by[1][None] + 1e-5)
+            x = (x - mean[None]) / jnp.sqrt(var[None] + 1e-5)
         x = x * params["norm"]["scale"][None] + params["norm"]["bias"][None]
         stats = tuple(
             MOMENTUM * s + (1 - MOMENTUM) * new for s, new in zip(stats, own, strict=True)
@@ -95,6 +98,7 @@ def close(got: Any, want: Any, atol: float = 1e-13, rtol: float = 1e-11) -> None
 # ---- rules x passes -----------------------------------------------------------------------------
 
 SIZES = lambda classes: (5, ROWS)  # noqa: E731
+SIZES_OF_PARTS = lambda classes: (7,)  # noqa: E731
 
 
 def _next_statistics(args: Any, aux: Any) -> Any:
@@ -131,6 +135,11 @@ PASSES: dict[str, Any] = {
         split_norm(SIZES, _PLAIN, carry=_next_batch),
     ),
     "split_norm, own": (nnx.BatchNorm, split_norm(SIZES), split_norm(SIZES, _PLAIN)),
+    "shared_norm": (
+        ij.nnx.BatchNorm,
+        shared_norm(SIZES_OF_PARTS),
+        shared_norm(SIZES_OF_PARTS, _PLAIN),
+    ),
     "own layer": (ij.nnx.BatchNorm, whole(), whole()),
 }
 
@@ -170,7 +179,8 @@ def compare(rows: list[Row], kind: str) -> None:
         key = jax.random.fold_in(stream["key"], stream["count"])
 
         def without_state(params: Any, *args: Any) -> Any:
-            losses, (logits, *left) = plain_fn(params, *args)
+            in_parts = isinstance(plain_passes, shared_norm)
+            losses, (logits, *left) = plain_fn(params, *args, in_parts=in_parts)
             return losses, (logits, *left) if norm else (logits,)
 
         f = row.value_and_grad(without_state, passes=plain_passes, info=True)
@@ -197,7 +207,9 @@ def compare(rows: list[Row], kind: str) -> None:
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("kind", ["whole", "carry, micro_batches", "own_rows", "split_norm"])
+@pytest.mark.parametrize(
+    "kind", ["whole", "carry, micro_batches", "own_rows", "split_norm", "shared_norm"]
+)
 def test_it_is_the_first_door_on_the_same_function(kind: str) -> None:
     compare([BY_ID["imbsam_release"]], kind)
 
@@ -385,6 +397,19 @@ def refused(kind: Any, says: str, model: Any = None, *more: Any, **options: Any)
 
 def test_examples_that_see_each_other_have_no_own_rows() -> None:
     refused(ValueError, r"losses_fn changes BatchStat norm\.mean: take", passes=own_rows(SIZES))
+
+
+def test_layers_that_know_nothing_of_the_other_parts_have_no_shared_norm() -> None:
+    """Not even one beside another that does."""
+    how = shared_norm(SIZES_OF_PARTS)
+    refused(
+        ValueError, r"norm\.(mean|var) would be that of a part: use .*nnx\.BatchNorm", passes=how
+    )
+    model = Net(nnx.Rngs(0), ij.nnx.BatchNorm, dtype=jnp.float32)
+    model.head = nnx.Sequential(model.head, nnx.BatchNorm(CLASSES, rngs=nnx.Rngs(0)))
+    refused(ValueError, r"head\.layers\.1\.(mean|var) would be that of a part", model, passes=how)
+    without = Net(nnx.Rngs(0), None, dtype=jnp.float32)
+    refused(ValueError, "no layer of losses_fn asks for them: .*nnx.BatchNorm", without, passes=how)
 
 
 def test_a_stream_among_the_args_is_refused() -> None:
