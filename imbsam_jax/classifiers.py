@@ -314,7 +314,7 @@ def normalised_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.flo
       float[F, C].
 
     Raises:
-      ValueError: a shape that is not (F, C).
+      ValueError: a shape that is not (F, C), a key that is none.
 
     Source: the initialisation of the normalised head in the release of Cao et al., NeurIPS 2019.
 

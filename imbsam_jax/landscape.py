@@ -51,7 +51,7 @@ def random_direction(like: Any, *, key: jax.Array) -> Any:
 
     Raises:
       TypeError: leaves that are not real and floating.
-      ValueError: a tree without leaves.
+      ValueError: a tree without leaves, a key that is none.
 
     >>> random_direction({"w": jnp.zeros((2, 3))}, key=jax.random.key(0))["w"].shape
     (2, 3)
@@ -116,6 +116,10 @@ def line(first: Any, second: Any) -> Plane:
     Returns:
       A Plane of one direction, `second - first`.
 
+    Raises:
+      ValueError: models of several shapes, or without leaves.
+      TypeError: leaves that are not real and floating.
+
     >>> line({"w": jnp.array([1.0])}, {"w": jnp.array([4.0])}).directions[0]["w"].tolist()
     [3.0]
     """
@@ -138,6 +142,10 @@ def plane(first: Any, second: Any, third: Any) -> Plane:
 
     Returns:
       A Plane of two directions.
+
+    Raises:
+      ValueError: models of several shapes, or without leaves.
+      TypeError: leaves that are not real and floating.
 
     >>> found = plane(jnp.array([0.0, 0.0]), jnp.array([2.0, 0.0]), jnp.array([1.0, 3.0]))
     >>> found.models.tolist()
@@ -167,6 +175,9 @@ def grid(*axes: Any) -> jax.Array:
 
     Returns:
       float[product of lengths, D], for `losses`.
+
+    Raises:
+      ValueError: no axis, or one that is no vector.
 
     >>> grid(jnp.array([0.0, 1.0]), jnp.array([5.0, 6.0])).tolist()
     [[0.0, 5.0], [0.0, 6.0], [1.0, 5.0], [1.0, 6.0]]
