@@ -78,6 +78,11 @@ def arguments() -> argparse.ArgumentParser:
         help="balanced adds SGD on batches with every class alike",
     )  # fmt: skip
     rows.add_argument(
+        "--perturb", choices=[*offered.PERTURB], default="all",
+        help="which parameters a sharpness rule moves: all, all but the classifier's bias, or that "
+        "alone, to see what each does",
+    )  # fmt: skip
+    rows.add_argument(
         "--reference", nargs="*", choices=[*REFERENCES], default=["trees", "logistic"],
         help="scikit-learn's models, not tuned, beside them",
     )  # fmt: skip
@@ -169,6 +174,7 @@ def needs() -> Needs:
         "label": (data,), "text": (data,), "group": (data,), "id": (data,), "test": (data,),
         "settings": (tuned,), "folds": (tuned,),
         "rho": (one_of("rule", ["sam", "imbsam", "focal_sam", "reweighted_sam"]),),
+        "perturb": (one_of("rule", [name for name in offered.RULES if name != "sgd"]),),
         "eta": (one_of("rule", ["imbsam", "reweighted_sam"]),),
         "gsa_scale": (one_of("rule", ["gsa"]),),
         "strength": (one_of("rule", ["focal_sam"]),), "gamma": (one_of("rule", ["focal_sam"]),),
@@ -282,7 +288,7 @@ def _compare(args: argparse.Namespace, out: Path, stop: StopRequest) -> dict[str
         "settings": args.settings if args.tune else 1, "folds": recipe.folds,
         "model": {"name": args.model, "width": args.width, "depth": net.depth},
         "steps": steps, "batch_size": min(args.batch_size, train), "cut": cut,
-        "grid": {row.name: row.points for row in rows},
+        "perturb": args.perturb, "grid": {row.name: row.points for row in rows},
         "confidence": compare_folder.CONFIDENCE, "notes": notes + diverged,
         "seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - began_cpu,
         "command": origin.command_line(), **origin.environment(),
@@ -334,7 +340,7 @@ def _rows(args: argparse.Namespace, table: Any, splits: list[Any], notes: list[s
     losses = list(dict.fromkeys(["cross_entropy", *args.loss]))
     found = offered.candidates(
         asked, losses, settings=args.settings if args.tune else 1, fixed=fixed,
-        samplings=args.sampling,
+        samplings=args.sampling, perturb=args.perturb,
     )  # fmt: skip
     rows = []
     refused: dict[str, str] = {}

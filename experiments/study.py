@@ -14,6 +14,9 @@ takes for them:
     cut = [0, 20, 100]      # as it is, and cut to these imbalance factors
     splits = 5              # in place of --splits
 
+    [families]              # sets of one source, which are not independent; cuts of a set are one
+    yeast = ["yeast", "yeast4"]
+
 A list of lines (.txt) has a path and flags on each. Sets are run from the smallest to the largest;
 one that is finished is kept, so the same command goes on after a stop.
 """
@@ -44,6 +47,8 @@ TABLES = "tables.md"
 # Of the flags of `compare`, those that say how its table is read.
 _READ = ("label", "text", "test", "group", "id")
 _LISTS = (".toml", ".txt")
+# Of a set in a list, what is no flag of `compare` as it stands.
+_OURS = ("name", "cut", "family")
 # What compiling and the fewest steps take beside the rows, in rows.
 _ANY = 3000
 
@@ -57,12 +62,14 @@ class Planned:
       flags: of `compare`, but for --out.
       cost: by which sets are ordered and the time left is told: rows, and a share that any set has.
       about: in words, how large it is.
+      family: sets of one are of one source.
     """
 
     name: str
     flags: tuple[str, ...]
     cost: int
     about: str
+    family: str
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -113,9 +120,10 @@ def entries(given: Sequence[str]) -> Iterator[dict[str, Any]]:
 def _listed(path: Path) -> Iterator[dict[str, Any]]:
     try:
         text = inputs.read_bytes(path).decode()
-        found = tomllib.loads(text).get("set") if path.suffix == ".toml" else _lines(path, text)
+        held = tomllib.loads(text) if path.suffix == ".toml" else {"set": _lines(path, text)}
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise DataError(f"{path} is no list of sets: {inputs.said_by(error)}") from error
+    found, families = held.get("set"), _families(path, held.get("families", {}))
     if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
         raise DataError(f"{path} is no list of sets: it needs a [[set]] for each")
     if not found:
@@ -130,9 +138,19 @@ def _listed(path: Path) -> Iterator[dict[str, Any]]:
         folder = Path(each["data"])
         if folder.is_dir():
             rest = {name: value for name, value in each.items() if name not in ("data", "name")}
-            yield from ({**rest, "data": str(file)} for file in sorted(folder.glob("*.npz")))
+            inside = [{**rest, "data": str(file)} for file in sorted(folder.glob("*.npz"))]
         else:
-            yield each
+            inside = [each]
+        for one in inside:
+            family = families.get(_name(one))
+            yield one if family is None else {**one, "family": family}
+
+
+def _families(path: Path, found: Any) -> dict[str, str]:
+    """The family of each set that is in one."""
+    if not isinstance(found, dict) or not all(isinstance(of, list) for of in found.values()):
+        raise DataError(f"{path}: [families] needs a list of names of sets for each")
+    return {str(name): family for family, names in found.items() for name in names}
 
 
 def _lines(path: Path, text: str) -> list[dict[str, Any]]:
@@ -174,7 +192,7 @@ def plan(
     failed: list[dict[str, str]] = []
     more = ["--no-tune"] * args.no_tune + list(more)
     for each in entries(args.sets):
-        name = each.get("name") or _named(each["data"])
+        name = _name(each)
         try:
             found = table.read(each["data"], **{k: _one(k, each[k]) for k in _READ if k in each})
         except DataError as error:
@@ -186,7 +204,7 @@ def plan(
             cut for cut in args.cut
             if cut not in cuts and counts.max() / counts.min() < cut <= 0.7 * counts.max()
         ]  # fmt: skip
-        flags = [word for k, v in each.items() if k not in ("name", "cut") for word in _flag(k, v)]
+        flags = [word for k, v in each.items() if k not in _OURS for word in _flag(k, v)]
         # A list may give a set a number of its own.
         shared = [
             word
@@ -203,8 +221,9 @@ def plan(
             own = ["--cut", f"{cut:g}"] if cut else []
             full = f"{name}_cut{cut:g}" if cut else name
             planned.append(
-                Planned(name=full, flags=(*flags, *own, *shared), cost=rows + _ANY, about=about)
-            )
+                Planned(name=full, flags=(*flags, *own, *shared), cost=rows + _ANY, about=about,
+                        family=each.get("family", name))
+            )  # fmt: skip
     names = [each.name for each in planned]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -218,8 +237,10 @@ def _one(name: str, value: Any) -> Any:
     return values if name == "text" else values[0]
 
 
-def _named(data: str) -> str:
-    return re.sub(r"[^\w.+=,-]", "_", Path(data.partition(":")[2] or data).stem)
+def _name(each: dict[str, Any]) -> str:
+    """Of a set: its own, or that of its file."""
+    stem = Path(each["data"].partition(":")[2] or each["data"]).stem
+    return str(each.get("name") or re.sub(r"[^\w.+=,-]", "_", stem))
 
 
 def _numbers(value: Any) -> list[float]:
@@ -318,7 +339,7 @@ def main(args: argparse.Namespace, more: Sequence[str] = ()) -> dict[str, Any]:
         failed += run(planned, out, args.only_sum_up)
         names = {each["name"] for each in failed}
         finished = [
-            study_folder.read_set(each.name, _folder(out, each))
+            study_folder.read_set(each.name, _folder(out, each), each.family)
             for each in planned
             if each.name not in names
         ]

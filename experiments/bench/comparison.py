@@ -43,6 +43,7 @@ class Row(Protocol):
     loss: str
     sampling: str
     points: list[Point]
+    perturb: str
 
     def method(self, counts: np.ndarray, point: Point) -> Tabled: ...
 

@@ -22,6 +22,20 @@ _LOSSES = {
     "focal": "losses.focal({focal_gamma})(logits, y)",
     "class_balanced": "class_weights[w] * losses.cross_entropy(logits, y)",
 }
+# Of --perturb; parameters are a list of layers.
+_MOVES = {
+    "all": "",
+    "without-last-bias": ", ascent=Ascent(perturb=lambda layers: is_last_bias(layers, False))",
+    "last-bias": ", ascent=Ascent(perturb=lambda layers: is_last_bias(layers, True))",
+}
+_LAST_BIAS = '''
+
+def is_last_bias(layers, yes):
+    """Like the parameters: `yes` for the bias of the last layer, else the contrary."""
+    found = [{"kernel": not yes, "bias": not yes} for _ in layers]
+    found[-1]["bias"] = yes
+    return found
+'''
 _WEIGHTS = """
     class_weights = losses.class_balanced_weights(weighed_counts, {beta})
     class_weights *= weighed_counts.sum() / (weighed_counts * class_weights).sum()
@@ -54,7 +68,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from imbsam_jax import losses, rules, value_and_grad
+from imbsam_jax import {imported}losses, rules, value_and_grad
 
 WIDTHS = {widths}
 STEPS, BATCH_SIZE = {steps}, {batch_size}
@@ -75,7 +89,7 @@ def logits_of(params, x):
     for layer in params[:-1]:
         x = jax.nn.relu(x @ layer["kernel"] + layer["bias"][None])
     return x @ params[-1]["kernel"] + params[-1]["bias"][None]
-
+{last_bias}
 
 {batches}
 
@@ -92,7 +106,7 @@ def train(x, y, weighed, params, rows):
         logits = logits_of(params, x)
         return {loss}, None
 
-    gradient = value_and_grad(losses_fn, {rule})
+    gradient = value_and_grad(losses_fn, {rule}{ascent})
     optimizer = optax.chain(
         optax.add_decayed_weights(WEIGHT_DECAY),
         optax.sgd(optax.cosine_decay_schedule(LR, len(rows)), momentum=MOMENTUM),
@@ -144,10 +158,12 @@ def program(
     """
     values = {**described, "groups": groups}
     weights = _WEIGHTS.format(**values) if row.loss == "class_balanced" else ""
+    ascent = "" if row.rule == "sgd" else _MOVES[row.perturb]
     return _PROGRAM.format(
         row=row.name, source=source, read=read, widths=(recipe.net.width,) * recipe.net.depth,
         steps=recipe.steps, batch_size=recipe.batch_size, lr=described["lr"],
         momentum=MOMENTUM, weight_decay=described["weight_decay"], weights=weights,
         batches=_BALANCED if row.sampling == "balanced" else _SHUFFLED,
+        imported="Ascent, " * bool(ascent), last_bias=_LAST_BIAS * bool(ascent), ascent=ascent,
         loss=_LOSSES[row.loss].format(**values), rule=_RULES[row.rule].format(**values),
     )  # fmt: skip

@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from experiments.command import method_flags
 from experiments.step.methods import Tabled
-from imbsam_jax import rules, tail_threshold
+from imbsam_jax import Ascent, rules, tail_threshold
 
 Point = dict[str, float]
 
@@ -24,6 +25,25 @@ RULES = ("sgd", "sam", "imbsam", "focal_sam", "gsa", "reweighted_sam")
 LOSSES = ("cross_entropy", "logit_adjusted", "class_balanced", "focal")
 DEFAULT_RULES = ("sgd", "sam", "imbsam", "focal_sam", "gsa")
 DEFAULT_LOSSES = ("cross_entropy", "logit_adjusted")
+
+
+def _is_last_bias(params: Any) -> Any:
+    """A tree of bools: the bias of the classifier, which moves thresholds and no ranking of two."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: _keys(path) == ("head", "bias"), params)
+
+
+def _is_no_last_bias(params: Any) -> Any:
+    return jax.tree.map(lambda is_it: not is_it, _is_last_bias(params))
+
+
+def _keys(path: Any) -> tuple[str, ...]:
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+# Which parameters a sharpness rule moves, by name.
+PERTURB: dict[str, Any] = {
+    "all": None, "without-last-bias": _is_no_last_bias, "last-bias": _is_last_bias,
+}  # fmt: skip
 
 
 class Range(NamedTuple):
@@ -70,6 +90,7 @@ class Candidate(NamedTuple):
       rule, loss: their names.
       sampling: "shuffled", every row once an epoch, or "balanced", every class alike.
       points: the settings that are tried; the first is the default.
+      perturb: which parameters the rule moves, a key of PERTURB.
     """
 
     name: str
@@ -77,10 +98,11 @@ class Candidate(NamedTuple):
     loss: str
     sampling: str
     points: list[Point]
+    perturb: str = "all"
 
     def method(self, counts: np.ndarray, point: Point) -> Tabled:
         """Its method at a point, for classes of these sizes."""
-        return method_of(self.rule, counts, point)
+        return method_of(self.rule, counts, point, self.perturb)
 
     def described(self, counts: np.ndarray, point: Point) -> Point:
         """A point for a reader: eta in place of the share that it follows from."""
@@ -90,14 +112,16 @@ class Candidate(NamedTuple):
         return found
 
 
-def method_of(rule: str, counts: np.ndarray, point: Point) -> Tabled:
+def method_of(rule: str, counts: np.ndarray, point: Point, perturb: str = "all") -> Tabled:
     """The method of a rule at a point; eta is the point's, or follows from its head_share."""
+    ascent = Ascent(perturb=None if rule == "sgd" else PERTURB[perturb])
     options: dict[str, Any] = dict(point)
     if "head_share" in options:
         options["eta"] = tail_threshold(counts, head_share=options["head_share"])
     if rule == "gsa":
-        return Tabled(rules.gsa(counts, groups=gsa_groups(counts), scale=options["gsa_scale"]))
-    return Tabled(method_flags.build_rule(rule, counts, options))
+        gsa = rules.gsa(counts, groups=gsa_groups(counts), scale=options["gsa_scale"])
+        return Tabled(gsa, ascent)
+    return Tabled(method_flags.build_rule(rule, counts, options), ascent)
 
 
 def gsa_groups(counts: np.ndarray) -> list[int]:
@@ -118,6 +142,7 @@ def candidates(
     settings: int,
     fixed: Point,
     samplings: Sequence[str] = ("shuffled",),
+    perturb: str = "all",
 ) -> list[Candidate]:
     """Every rule with every loss; what people use now with SGD alone.
 
@@ -127,6 +152,7 @@ def candidates(
       settings: how many points a row has; 1 is the defaults alone.
       fixed: settings that are given, and not sought.
       samplings: "balanced" beside "shuffled" adds SGD with cross-entropy under it.
+      perturb: which parameters the rules move, a key of PERTURB.
     """
     drawn = _drawn(settings)
     found = []
@@ -137,7 +163,7 @@ def candidates(
             found.append(_candidate(rule, loss, "shuffled", drawn, fixed))
     if "balanced" in samplings and "sgd" in rule_names:
         found.append(_candidate("sgd", "cross_entropy", "balanced", drawn, fixed))
-    return found
+    return [row._replace(perturb=perturb) for row in found]
 
 
 def _candidate(rule: str, loss: str, sampling: str, drawn: list[Point], fixed: Point) -> Candidate:

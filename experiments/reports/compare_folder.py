@@ -42,7 +42,7 @@ class Record:
         neither among the methods that Holm's correction counts nor among those to choose from.
       split: 0, 1, ...
       sizes: rows of train, val and test.
-      scores: METRICS, and worst_group where there are groups.
+      scores: METRICS, of two classes TWO, and worst_group where there are groups.
       recall: [C], percent; NaN of a class that is not tested.
       bins: of the reliability diagram.
       chosen: the settings it was trained with, by name; {} for a reference line.
@@ -145,7 +145,7 @@ def runs(records: Iterable[Record]) -> pd.DataFrame:
             "train": train, "val": val, "test": test, "seconds": round(record.seconds, 3),
             **{name: record.scores[name] for name in METRICS},
         }  # fmt: skip
-        line |= {name: record.scores[name] for name in record.scores.keys() - set(METRICS)}
+        line |= {name: value for name, value in record.scores.items() if name not in METRICS}
         line |= {f"chosen_{name}": record.chosen.get(name) for name in chosen}
         line |= {f"recall_{c}": value for c, value in enumerate(record.recall)}
         line |= {f"group_{g}": value for g, value in enumerate(record.group_accuracy or ())}
@@ -167,7 +167,7 @@ def summarise(
         by_row.setdefault(record.row, []).append(record)
     _check_whole(by_row)
     base, own_test = by_row[BASELINE], table.first_test_row is not None
-    metrics = [name for name in base[0].scores if name in METRICS or name == "worst_group"]
+    metrics = [*base[0].scores]
     rows = [
         _row(by_row[name], None if name == BASELINE else base, metrics, own_test)
         for name in dict.fromkeys(record.row for record in records)
@@ -191,6 +191,16 @@ def summarise(
         "splits": {"count": len(base), **splits, "own_test": own_test},
         "about": dict(about), "verdict": said, "best": best, "rows": rows,
     }  # fmt: skip
+
+
+def of_intervals(summary: Mapping[str, Any]) -> str:
+    """What the intervals of differences are of, in a sentence."""
+    if summary["splits"]["own_test"]:
+        return (
+            "Every training is tested on the same rows: intervals are of training noise alone "
+            "(initial weights, batches, settings chosen), not of which rows were drawn."
+        )
+    return "Intervals are Nadeau and Bengio's, for splits that overlap."
 
 
 def _check_whole(by_row: Mapping[str, Sequence[Record]]) -> None:

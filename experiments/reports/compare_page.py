@@ -18,7 +18,9 @@ COLUMNS = {
     "balanced_accuracy": "balanced accuracy (%)", "macro_f1": "macro F1", "auroc": "AUROC",
     "average_precision": "average precision", "log_loss": "log-loss (nats)",
     "calibration_error": "calibration error", "worst_recall": "worst recall (%)",
-    "worst_group": "worst group (%)", "many": "many (%)", "medium": "medium (%)", "few": "few (%)",
+    "worst_group": "worst group (%)", "logit_middle": "middle of the log odds (nats)",
+    "logit_gap": "gap of the log odds (nats)",
+    "many": "many (%)", "medium": "medium (%)", "few": "few (%)",
 }  # fmt: skip
 _CAPTIONS = {
     "differences.png": "Difference of each row to the baseline, paired by split. * beside a name: "
@@ -114,9 +116,7 @@ def _rows(summary: Mapping[str, Any]) -> str:
         f"{summary['thresholds']['many_above']}, between, and under "
         f"{summary['thresholds']['few_below']} training rows. AUROC and average precision need no "
         "threshold: a loss that moves thresholds leaves them where they are. "
-        + "Intervals are Nadeau and Bengio's, for splits that overlap; "
-        * (not summary["splits"]["own_test"])
-        + "p is corrected for the number of methods."
+        f"{compare_folder.of_intervals(summary)} p is corrected for the number of methods."
     )
     return _table(heads, body) + f'<p class="small">{_text(note)}</p>'
 

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from experiments.reports.compare_folder import of_intervals
 from experiments.reports.figures import number
 
 
@@ -38,8 +39,8 @@ def show(summary: Mapping[str, Any]) -> None:
     console.print(table)
     console.print(
         f"{splits} splits; differences to SGD with cross-entropy in points of balanced accuracy, "
-        "paired by split,\nwith Nadeau and Bengio's interval; p by Holm over the methods, of which "
-        "reference lines are none.",
+        "paired by split;\np by Holm over the methods, of which reference lines are none.\n"
+        + of_intervals(summary),
         style="dim",
     )
     console.print(summary["verdict"], markup=False)

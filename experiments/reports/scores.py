@@ -16,6 +16,8 @@ METRICS = (
     "balanced_accuracy", "macro_f1", "worst_recall", "auroc", "average_precision", "log_loss",
     "calibration_error", "few", "medium", "many",
 )  # fmt: skip
+# Of two classes alone: where the log odds of the rare one lie, and how far apart.
+TWO = ("logit_middle", "logit_gap")
 PERCENT = ("balanced_accuracy", "worst_recall", "few", "medium", "many", "worst_group")
 # Of these a smaller one is better.
 FALLING = ("log_loss", "calibration_error")
@@ -97,8 +99,12 @@ def scores(
       mask: bool[..., n], rows that count; None: all.
       groups: int[..., n] or int[n]: `worst_group` is the accuracy of the worst of them.
 
+    Of two classes z = log p(rare) - log p(large) is looked at, too, m_c its mean over the rows of
+    class c: "logit_middle" is (m_0 + m_1) / 2, negative where the network leans to the large class,
+    and "logit_gap" m_1 - m_0, how far it tells them apart; both in nats.
+
     Returns:
-      METRICS (and worst_group): float64[...].
+      METRICS (of two classes TWO, with groups worst_group): float64[...].
     """
     p, y, real, lanes = _lanes(probabilities, labels, mask)
     table = _confusion(p, y, real)
@@ -123,6 +129,9 @@ def scores(
         "calibration_error": (bins.count * gaps).sum(axis=1) / total,
         **{name: _mean(recall[:, of]) for name, of in splits_of(counts, thresholds).items()},
     }
+    if p.shape[-1] == 2:
+        rare, large = _log_odds(p, y, real)
+        found |= {"logit_middle": (rare + large) / 2, "logit_gap": rare - large}
     if groups is not None:
         of = np.broadcast_to(np.asarray(groups), (*lanes, y.shape[-1])).reshape(y.shape)
         each = _group_accuracy(p, y, real, of, int(of.max()) + 1)
@@ -130,8 +139,15 @@ def scores(
     broken = ~np.isfinite(np.where(real[..., None], p, 0)).all(axis=(1, 2)) | ~real.any(axis=1)
     return {
         name: np.where(broken, np.nan, found[name]).reshape(lanes)
-        for name in (*METRICS, *found.keys() - set(METRICS))
+        for name in (*METRICS, *(name for name in found if name not in METRICS))
     }
+
+
+def _log_odds(p: Floats, y: np.ndarray, real: np.ndarray) -> tuple[Floats, Floats]:
+    """Mean log odds of class 1 over the rows of class 1 and of class 0, [L] each."""
+    z = np.diff(np.log(np.maximum(p, np.finfo(np.float64).tiny)), axis=-1)[..., 0]
+    one, zero = (_mean(np.where(real & (y == c), z, np.nan)) for c in (1, 0))
+    return one, zero
 
 
 def recalls(

@@ -31,15 +31,18 @@ class Set(NamedTuple):
       name: of its data, and of how that was cut.
       summary: its summary.json.
       lines: its runs.csv.
+      family: sets of one family are of one source, and count as one where independence matters.
     """
 
     name: str
     summary: dict[str, Any]
     lines: pd.DataFrame
+    family: str
 
 
-def read_set(name: str, folder: Path) -> Set:
-    return Set(name, *compare_folder.read(folder))
+def read_set(name: str, folder: Path, family: str | None = None) -> Set:
+    """Of a folder; alone in its family unless that is given."""
+    return Set(name, *compare_folder.read(folder), family or name)
 
 
 def write(
@@ -59,9 +62,11 @@ def summarise(sets: Sequence[Set]) -> dict[str, Any]:
     Returns:
       {"sets": facts of each, "rows": names, "ranks": {metric: see `study_statistics.ranks`},
       "contrasts": [{"row", "against", "metrics": {metric: {"gain", "median", "se", "p", "p_holm",
-      "win", "tie", "loss", "by_set": [[mean, low, high]]}}}], "regressions": [{"row", "against",
+      "win", "tie", "loss", "by_set": [[mean, low, high]], "families": {"gain", "se", "p",
+      "number"}}}}], "regressions": [{"row", "against",
       "metric", "terms", "r2", "sets"}]}. A gain is positive where the row is better, of
-      log-loss, too.
+      log-loss, too. "families" has the same of one figure a family, the mean over its sets; its p
+      is not corrected.
     """
     if not sets:
         raise RunError("no set is finished: there is nothing to sum up")
@@ -77,6 +82,8 @@ def summarise(sets: Sequence[Set]) -> dict[str, Any]:
     for row, other in pairs(rows):
         both = [(one[row], one[other]) for one in lines]
         gains = {metric: _gain(both, own_test, metric) for metric in METRICS}
+        for of_metric in gains.values():
+            of_metric["families"] = _of_families(of_metric["by_set"], [one.family for one in sets])
         contrasts.append({"row": row, "against": other, "metrics": gains})
     for metric in METRICS:
         adjusted = holm([each["metrics"][metric]["p"] for each in contrasts])
@@ -109,8 +116,8 @@ def _facts(one: Set, names: Sequence[str]) -> dict[str, Any]:
     rows = {row["row"]: row for row in one.summary["rows"] if row["row"] in names}
     counts = data["train_counts"]
     return {
-        "name": one.name, "source": Path(data["source"]).name, "rows": data["rows"],
-        "features": data["features"], "classes": data["classes"],
+        "name": one.name, "family": one.family, "source": Path(data["source"]).name,
+        "rows": data["rows"], "features": data["features"], "classes": data["classes"],
         "imbalance_factor": data["train_imbalance_factor"],
         "rows_a_class": round(sum(counts) / len(counts), 2), "rarest": min(counts),
         "splits": one.summary["splits"]["count"],
@@ -152,6 +159,21 @@ def _gain(
     }  # fmt: skip
 
 
+def _of_families(by_set: Sequence[Sequence[float | None]], families: Sequence[str]) -> Any:
+    """Gain, its standard error and p of the families' means."""
+    found: dict[str, list[float]] = {}
+    for (mean, *_), family in zip(by_set, families, strict=True):
+        if mean is not None:
+            found.setdefault(family, []).append(mean)
+    means = [float(np.mean(gains)) for gains in found.values()]
+    return {
+        "gain": float(np.mean(means)) if means else None,
+        "se": float(np.std(means, ddof=1) / math.sqrt(len(means))) if len(means) > 1 else None,
+        "p": study_statistics.signed_rank(means),
+        "number": len(means),
+    }
+
+
 def _regressions(
     facts: Sequence[Mapping[str, Any]], contrasts: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
@@ -185,8 +207,13 @@ def table(study: Mapping[str, Any]) -> pd.DataFrame:
     }
     lines = []
     for k, one in enumerate(study["sets"]):
-        own = {x: one[x] for x in ("name", "rows", "features", "classes", "imbalance_factor",
-                                   "rows_a_class", "rarest", "splits")}  # fmt: skip
+        own = {
+            name: one[name]
+            for name in (
+                "name", "family", "rows", "features", "classes", "imbalance_factor",
+                "rows_a_class", "rarest", "splits",
+            )
+        }  # fmt: skip
         for name, values in one["values"].items():
             line = {**own, "row": name, **values}
             for metric in METRICS if name in baseline else ():

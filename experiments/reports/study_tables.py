@@ -23,6 +23,7 @@ def markdown(study: Study) -> str:
         _NOTE,
         "## Ranks and gains over " + BASELINE, _rows(study),
         "## What a rule adds to SGD with the same loss", _added(study),
+        "## One figure a family", _families(study),
         "## By set", _sets(study),
         "## What the gain goes with", _regressions(study),
     ]  # fmt: skip
@@ -73,6 +74,36 @@ def _added(study: Study) -> str:
     if not body:
         return "No rule beside SGD was compared."
     return _table(["row", "against", *(f"{_NAMES[m]}; W/T/L; p" for m in DIGITS)], body)
+
+
+def _families(study: Study) -> str:
+    """Sets of one source count as one: how far the figures above hang on them."""
+    shared: dict[str, list[str]] = {}
+    for one in study["sets"]:
+        shared.setdefault(one["family"], []).append(one["name"])
+    several = "; ".join(", ".join(names) for names in shared.values() if len(names) > 1)
+    if not several:
+        return "No two sets are of one family."
+    metrics = ("balanced_accuracy", "auroc", "average_precision")
+    shown = [each for each in study["contrasts"] if each["against"] == BASELINE]
+    shown += [each for each in added(study) if each["against"] != BASELINE]
+    body = []
+    for each in shown:
+        cells = [each["row"], each["against"]]
+        for metric in metrics:
+            found, digits = each["metrics"][metric]["families"], DIGITS[metric]
+            gain, se = found["gain"], found["se"]
+            text = "-" if gain is None else f"{gain:+.{digits}f}"
+            text += "" if se is None else f" ± {se:.{digits}f}"
+            cells.append(f"{text}; {_p(found['p'])}")
+        body.append(cells)
+    note = (
+        f"Means over {noun(len(shared), 'family', 'families')}, each the mean of its sets, ± "
+        f"standard error over families; p of signed ranks, uncorrected. Of one family are: "
+        f"{several}."
+    )
+    heads = ["row", "against", *(f"{_NAMES[m]}; p" for m in metrics)]
+    return note + "\n\n" + _table(heads, body)
 
 
 def added(study: Study) -> list[Mapping[str, Any]]:

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 from threadpoolctl import threadpool_info
 
+from experiments.bench import snippet
 from experiments.bench.choosing import criterion, folds
 from experiments.bench.comparison import Engine, Part, Recipe
 from experiments.bench.lanes import Net, in_blocks, order_of
@@ -78,13 +80,21 @@ def losses_of(loss: str, z: Any, y: Any) -> Any:
     return (1 - jnp.exp(-plain)) ** 1.5 * plain if loss == "focal" else plain
 
 
-def gradient(rule: str, loss: str, params: Any, x: Any, y: Any) -> Any:
+def gradient(one: Candidate, params: Any, x: Any, y: Any) -> Any:
+    rule, loss = one.rule, one.loss
+
     def part(weights: Any) -> Any:
         w = jnp.asarray(weights, jnp.float32)[y]
         return jax.grad(lambda p: (w * losses_of(loss, forward(p, x), y)).mean())
 
     def moved(weights: Any) -> Any:
         d = part(weights)(params)
+        still = {"without-last-bias": ["head"], "last-bias": ["hidden_0"]}.get(one.perturb, [])
+        for layer in still:
+            d[layer]["bias"] = jnp.zeros_like(d[layer]["bias"])
+        if one.perturb == "last-bias":
+            for layer in d:
+                d[layer]["kernel"] = jnp.zeros_like(d[layer]["kernel"])
         length = jnp.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(d)))
         e = jax.tree.map(lambda leaf: 0.3 * leaf / jnp.where(length == 0, 1, length), d)
         return part(weights)(jax.tree.map(jnp.add, params, e))
@@ -93,27 +103,69 @@ def gradient(rule: str, loss: str, params: Any, x: Any, y: Any) -> Any:
         return part(np.ones(3))(params)
     if rule == "sam":
         return moved(np.ones(3))
+    if rule == "gsa":
+        return grouped(part, params)
     # 24, 12 and 4 rows: two classes hold 80%, the third is the tail.
     share = {"imbsam": np.array([0, 0, 1]), "focal_sam": 0.7 * (1 - COUNTS / 40) ** 2}[rule]
     return jax.tree.map(jnp.add, part(1 - share)(params), moved(share))
 
 
+def grouped(part: Any, params: Any) -> Any:
+    """GSA, each class a group: along what its gradient has beside the sum of all, by its bound."""
+    theta, shaped = ravel_pytree(params)
+
+    def of(c: int, at: Any) -> Any:
+        return ravel_pytree(part(np.eye(3)[c])(shaped(at)))[0]
+
+    each = [of(c, theta) for c in range(3)]
+    total = each[0] + each[1] + each[2]
+    found = jnp.zeros_like(theta)
+    for c in range(3):
+        h = each[c] - (each[c] @ total) / (total @ total) * total
+        length = jnp.sqrt(h @ h)
+        radius = jnp.sqrt(jnp.sqrt(theta @ theta) / (2 * jnp.where(length == 0, 1, length)))
+        radius = 0.05 * radius * (theta.size / (COUNTS[c] - 1)) ** 0.25
+        found += of(c, theta + radius * h / jnp.where(length == 0, 1, length))
+    return shaped(found)
+
+
+MOVED = [
+    row(rule, "logit_adjusted", POINT, OTHER)._replace(name=f"{rule}, {which}", perturb=which)
+    for rule, which in (("imbsam", "without-last-bias"), ("sam", "last-bias"))
+]
+
+
 @pytest.mark.allow_rank_promotion
-@pytest.mark.parametrize("one", [r for r in ROWS if r.rule != "gsa"], ids=lambda r: r.name)
+@pytest.mark.parametrize("one", [*ROWS, *MOVED], ids=lambda r: r.name)
 def test_a_lane_is_a_loop_over_batches(engine: Engine, one: Candidate) -> None:
     """Momentum, weight decay at theta and the cosine, beside each rule and loss."""
-    found = logits(engine, one, [OTHER, POINT])[1]
+    mine = engine if one in ROWS else Engine(LABELS, LABELS, RECIPE, [one])
+    found = logits(mine, one, [OTHER, POINT])[1]
     key = jax.random.fold_in(jax.random.key(7), 3)
-    params = RECIPE.net.module().init(key, FEATURES[:1], train=False)["params"]
+    params = start = RECIPE.net.module().init(key, FEATURES[:1], train=False)["params"]
     speed = jax.tree.map(jnp.zeros_like, params)
     order = engine._order(TRAIN, one.sampling, engine._draw(PART, 0))
     assert order.shape == (6, 16)
     for step, rows in enumerate(order):
         lr = 0.05 * (1 + np.cos(np.pi * step / 6))
-        grads = gradient(one.rule, one.loss, params, FEATURES[rows], LABELS[rows])
+        grads = gradient(one, params, FEATURES[rows], LABELS[rows])
         speed = jax.tree.map(lambda v, g, p: 0.9 * v + g + 0.01 * p, speed, grads, params)
         params = jax.tree.map(lambda p, v, lr=lr: p - lr * v, params, speed)
     np.testing.assert_allclose(found, forward(params, FEATURES[TEST]), rtol=2e-4, atol=2e-5)
+    if one in MOVED:
+        # The snippet says the same in its own way; what moves is no matter of indifference.
+        text = snippet.program(
+            one, one.described(COUNTS, POINT), RECIPE, source="", read="", groups=None
+        )
+        names: dict[str, Any] = {"__name__": "snippet"}
+        exec(text, names)
+        layers = [dict(start[layer]) for layer in ("hidden_0", "head")]
+        x, y = FEATURES[TRAIN], LABELS[TRAIN]
+        layers = names["train"](x, y, y, layers, order)
+        said = names["logits_of"](layers, FEATURES[TEST])
+        np.testing.assert_allclose(found, said, rtol=2e-4, atol=2e-5)
+        whole = logits(engine, one._replace(perturb="all"), [OTHER, POINT])[1]
+        assert np.abs(found - whole).max() > 1e-3
 
 
 def test_a_program_is_compiled_for_each_structure_alone(engine: Engine) -> None:

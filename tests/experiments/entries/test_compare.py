@@ -245,6 +245,39 @@ def test_data_that_cannot_be_compared_on_is_refused(
     assert not (tmp_path / "out" / "summary.json").exists()
 
 
+# ---- real data --------------------------------------------------------------------------------
+
+
+def real(variable: str, name: str) -> Path:
+    if variable not in os.environ:
+        pytest.skip(f"{variable} is not set: no {name} to read")
+    return Path(os.environ[variable]) / name
+
+
+def learnt(out: Path, *flags: str) -> Any:
+    """SGD with cross-entropy alone, tuned; the summary."""
+    given = [*QUICK, "--rule", "sgd", "--loss", "cross_entropy", "--reference", "--out", str(out)]
+    return compare.main(compare.arguments().parse_args([*given, *flags]))
+
+
+def test_a_public_table(tmp_path: Path) -> None:
+    summary = learnt(tmp_path / "out", "--data", str(real("TABULAR_DIR", "glass.npz")))
+    assert summary["data"]["class_counts"] == [76, 70, 29, 17, 13, 9]
+    assert summary["rows"][0]["auroc"] > 0.7
+
+
+def test_sentences(tmp_path: Path) -> None:
+    """The four largest intents of Banking77, the last three cut: 260 questions."""
+    held = pd.read_csv(real("TEXT_DIR", "banking77/train.csv"))
+    names = held["category"].value_counts().index[:4]
+    parts = [held[held["category"] == n][: 140 if n == names[0] else 40] for n in names]
+    path = written(tmp_path / "few.csv", pd.concat(parts))
+    flags = "--data", str(path), "--label", "category", "--text", "text"
+    summary = learnt(tmp_path / "out", *flags)
+    assert summary["data"]["class_counts"] == [140, 40, 40, 40]
+    assert summary["data"]["text"] == ["text"] and summary["rows"][0]["auroc"] > 0.9
+
+
 def test_equal_classes_are_compared_without_a_tail(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -163,12 +163,19 @@ def test_a_list_in_toml(sets, compare, tmp_path, monkeypatch):
         [[set]]
         data = "tables"
         settings = 3
+        [families]
+        letters = ["first", "c"]
     """)
-    start(tmp_path / "list.toml", "sklearn:wine", "--out", tmp_path / "out")
+    found = start(tmp_path / "list.toml", "sklearn:wine", "--out", tmp_path / "out")
     assert ran(compare) == ["a", "first", "c", "b", "said", "said_cut5", "wine"]
     said = compare.called[5][1]
     assert (said.label, said.text, said.cut) == ("kind", ["said"], "5")
     assert compare.called[0][1].settings == "3" and compare.called[1][1].settings is None
+    # Cuts of a set are of its family, whether named or not.
+    assert {one["name"]: one["family"] for one in found["sets"]} == {
+        "a": "a", "first": "letters", "c": "letters", "b": "b", "said": "said",
+        "said_cut5": "said", "wine": "wine",
+    }  # fmt: skip
     assert [args.splits for _, args in compare.called] == ["10", "4", "10", "10", "10", "10", "10"]
 
 
@@ -191,6 +198,7 @@ def test_a_list_of_lines(sets, compare, tmp_path):
         ("list.toml", "[[set]]\ndata = '$NOWHERE_AT_ALL/x.npz'\n", "variable NOWHERE_AT_ALL"),
         ("list.toml", "[[set]]\ndata = 'tables/a.npz'\ncut = 'x'\n", "no list of numbers"),
         ("list.toml", "[[set]]\ndata = 'tables/a.npz'\ncut = [0.5]\n", "from 1 to 1000"),
+        ("list.toml", "families = 3\n[[set]]\ndata = 'tables/a.npz'\n", "list of names"),
         ("list.txt", "# none\n", "names no set"),
         ("list.txt", "a.npz 'x\n", "No closing quotation"),
         ("list.txt", "a.npz x\n", "'x' in 'a.npz x' is the value of no flag"),

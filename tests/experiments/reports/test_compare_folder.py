@@ -10,7 +10,7 @@ import pytest
 
 from experiments import redraw
 from experiments.host.errors import RunError
-from experiments.reports import compare_figures, compare_page
+from experiments.reports import compare_figures, compare_page, compare_table
 from experiments.reports.compare_folder import BASELINE, read, summarise
 from experiments.reports.paired import holm, interval
 from experiments.reports.scores import METRICS
@@ -110,6 +110,20 @@ def test_a_class_that_is_never_tested_is_null():
     assert row["recall_difference"][1] == [None, None, None]
     assert row["difference"]["auroc"] == [None, None, None]
     json.dumps(found, allow_nan=False)
+
+
+def test_what_intervals_are_of_is_said(finished, capsys):
+    """With a test file of training alone: on the page, and on the terminal."""
+    summary = finished[1]
+    own = {**summary, "splits": {**summary["splits"], "own_test": True}}
+    for one, words in ((own, "training noise alone"), (summary, "Nadeau and Bengio")):
+        compare_table.show(one)
+        said = " ".join(capsys.readouterr().out.split())
+        shown = compare_page.page(one, 1, {})
+        assert words in said and words in shown
+        assert (
+            ("which rows were drawn" in said) == ("which rows were drawn" in shown) == (one is own)
+        )
 
 
 def row(name, accuracy, mean=None, p=None, *, reference=False, auroc=(0.0, -0.1, 0.1)):

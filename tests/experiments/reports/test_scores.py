@@ -7,6 +7,7 @@ from sklearn.preprocessing import label_binarize
 
 from experiments.reports.scores import (
     METRICS,
+    TWO,
     calibration,
     group_accuracy,
     pooled,
@@ -63,6 +64,10 @@ def expected(p, y, counts):
     for name, of in splits_of(counts, shots(counts)).items():
         mine = [recall[c] for c in present if of[c]]
         found[name] = np.mean(mine) if mine else np.nan
+    if classes == 2:
+        z = np.log(p[:, 1] / p[:, 0])
+        rare, large = z[y == 1].mean(), z[y == 0].mean()
+        found |= {"logit_middle": (rare + large) / 2, "logit_gap": rare - large}
     return found
 
 
@@ -81,7 +86,7 @@ def test_every_metric_is_scikit_learns(classes, rounded):
     p, labels = made(classes, rounded=rounded)
     counts = counts_of(classes)
     found = scores(p, labels, thresholds=shots(counts), counts=counts)
-    assert tuple(found) == METRICS
+    assert tuple(found) == METRICS + TWO * (classes == 2)
     for lane in range(len(p)):
         for name, value in expected(p[lane], labels[lane], counts).items():
             np.testing.assert_allclose(found[name][lane], value, rtol=1e-12, err_msg=name)
@@ -98,7 +103,7 @@ def test_masked_rows_change_nothing(classes):
     mask = np.arange(69) < 60
     alone = scores(p, labels, thresholds=shots(counts), counts=counts)
     found = scores(padded, more, mask=mask, thresholds=shots(counts), counts=counts)
-    for name in METRICS:
+    for name in alone:
         np.testing.assert_allclose(found[name], alone[name], rtol=1e-14)
     np.testing.assert_array_equal(recalls(padded, more, mask=mask), recalls(p, labels))
     for a, b in zip(calibration(padded, more, mask=mask), calibration(p, labels), strict=True):

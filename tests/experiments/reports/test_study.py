@@ -82,13 +82,16 @@ MADE = {
 }  # fmt: skip
 
 
+FAMILY = dict.fromkeys(("two", "three", "four"), "counted")
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     out = tmp_path_factory.mktemp("study")
     sets = []
     for seed, (name, counts) in enumerate(MADE.items()):
         folder_of(out / name, counts, name=name, splits=3, seed=seed)
-        sets.append(study_folder.read_set(name, out / name))
+        sets.append(study_folder.read_set(name, out / name, FAMILY.get(name)))
     failed = [{"name": "bad", "why": "one class | alone"}]
     return out, sets, study_folder.write(out, sets, failed=failed, about={"seed": 0})
 
@@ -153,6 +156,26 @@ def test_regressions_use_what_the_sets_are(study):
     assert got == pytest.approx(wanted, rel=1e-2)  # the facts are rounded
 
 
+def test_sets_of_a_family_count_as_one(study):
+    """The mean over the six of "counted" (two, three, four) and the others."""
+    _, sets, found = study
+    names = list(MADE)
+    assert [one["family"] for one in found["sets"]] == [FAMILY.get(n, n) for n in names]
+    each = found["contrasts"][1]["metrics"]["auroc"]
+    means = {name: mean for name, (mean, *_) in zip(names, each["by_set"], strict=True)}
+    counted = np.mean([means.pop(name) for name in FAMILY])
+    families = [*means.values(), counted]
+    got = each["families"]
+    assert got["gain"] == pytest.approx(np.mean(families)) and got["number"] == 6
+    assert got["se"] == pytest.approx(np.std(families, ddof=1) / math.sqrt(6))
+    assert got["p"] == pytest.approx(signed_rank(families))
+    assert got["gain"] != pytest.approx(each["gain"], abs=1e-6)
+    text = study_tables.markdown(found)
+    assert "6 families" in text and "Of one family are: two, three, four." in text
+    alone = study_folder.summarise([one._replace(family=one.name) for one in sets])
+    assert "No two sets are of one family." in study_tables.markdown({**alone, "failed": []})
+
+
 def test_rows_that_a_set_lacks_are_left_out(study):
     _, sets, _ = study
     first = sets[0]
@@ -171,7 +194,7 @@ def test_tables(study):
         assert any(line.startswith(f"| {one['name']} |") for line in lines)
     widths = [line.count(" | ") for line in lines if line.startswith("| sam, cross_entropy |")]
     heads = [line.count(" | ") for line in lines if line.startswith("| row |")]
-    assert widths[:2] == heads
+    assert widths == heads
     assert "- bad: one class | alone" in text
     table = pd.read_csv(out / "sets.csv")
     assert len(table) == len(MADE) * len(ROWS)
