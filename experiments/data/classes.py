@@ -25,7 +25,7 @@ def classes(values: pd.Series, first_test: int | None) -> tuple[NDArray[np.int32
     for name in names:
         if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
             raise DataError(
-                f"column {values.name!r} holds {inputs.reason(ValueError(ascii(name)))}, which is "
+                f"column {values.name!r} holds {inputs.said_by(ValueError(ascii(name)))}, which is "
                 "no line of text: is a quotation mark missing there?"
             )
     return np.argsort(order).astype(np.int32)[codes], names

@@ -205,7 +205,7 @@ def _words(name: str, y: np.ndarray) -> np.ndarray:
         found = y.tolist()
         "".join(found).encode()
     except (ValueError, SystemError) as error:  # numbers beyond Unicode; halves of characters
-        raise DataError(f"{name}: y holds what is no text: {inputs.reason(error)}") from error
+        raise DataError(f"{name}: y holds what is no text: {inputs.said_by(error)}") from error
     return np.array([each or None for each in found], object)
 
 
