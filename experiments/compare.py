@@ -26,10 +26,11 @@ from experiments.bench.comparison import Engine, Recipe, steps_for
 from experiments.bench.lanes import Net
 from experiments.bench.references import REFERENCES
 from experiments.command import candidates as offered
+from experiments.data import files
 from experiments.data import splits as data_splits
 from experiments.data import table as tables
 from experiments.host import cli, folders, locks, origin, outputs
-from experiments.host.errors import RunError, Stopped
+from experiments.host.errors import RunError, Stopped, flag
 from experiments.host.needs import Need, Needs, always, beside, one_of
 from experiments.host.stopping import StopNow, StopRequest
 from experiments.reports import compare_folder, compare_page, compare_table
@@ -188,23 +189,24 @@ def needs() -> Needs:
 
 # What decides no figure.
 _NOT_COMPARED = ("out", "overwrite", "resume", "save", "predict")
-CONFIG = "config.json"
+# Of the files, that a comparison is gone on with on the rows that it was begun with.
+CONFIG, DIGESTS = "config.json", "data_sha256"
 
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
     """What stands in summary.json; None where rows are only predicted."""
     out = Path(args.out)
     if args.predict and not args.save:
-        if args.data:
-            raise RunError("--predict beside --data needs --save: else there is no network to keep")
+        _check_alone(args)
         _predict(args, out)
         return None
     args.tune = _is_tuned(args)
     config = {key: value for key, value in vars(args).items() if key not in _NOT_COMPARED}
+    config[DIGESTS] = files.digests(args.data, args.test)
     _check(out, config, args)
     if args.resume and _is_finished(out, args):
         summary = outputs.read_object(out / compare_folder.SUMMARY)
-        print(f"{out} is finished: {summary['verdict']}")
+        print(f"{out} is finished: {summary.get('verdict', 'no verdict')}")
         return summary
     cli.use_compilation_cache()
     with StopRequest() as stop, locks.Lock(out):
@@ -233,6 +235,20 @@ def _is_finished(out: Path, args: argparse.Namespace) -> bool:
     return all((out / name).exists() for name in wanted) and not args.predict
 
 
+def _check_alone(args: argparse.Namespace) -> None:
+    """Refuses, beside --predict alone, what only a comparison would heed."""
+    parser = arguments()
+    others = [
+        name for name, value in vars(args).items()
+        if name not in ("predict", "out") and value != parser.get_default(name)
+    ]  # fmt: skip
+    if others:
+        raise RunError(
+            f"--predict beside {flag(others[0])} needs --save: alone it compares nothing, and "
+            "takes the network that is kept in --out"
+        )
+
+
 def _predict(args: argparse.Namespace, out: Path) -> None:
     found = compare_kept.predict(out, args.predict)
     outputs.replace_text(out / PREDICTIONS, found.to_csv(index=False))
@@ -249,7 +265,13 @@ def _check(out: Path, config: dict[str, Any], args: argparse.Namespace) -> None:
         raise RunError(
             f"{out} is not empty: pass --resume to go on, --overwrite, or choose another --out"
         )
-    what = folders.different(outputs.read_object(out / CONFIG), config)
+    before = outputs.read_object(out / CONFIG)
+    if before.get(DIGESTS) not in (None, config[DIGESTS]):
+        raise RunError(
+            f"{out} was begun with other rows than are in {args.data or args.test} now: choose "
+            "another --out"
+        )
+    what = folders.different({**before, DIGESTS: None}, {**config, DIGESTS: None})
     if what:
         raise RunError(f"{out} holds another comparison ({what}): choose another --out")
 

@@ -36,7 +36,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.data import table
+from experiments.data import files, table
 from experiments.host import cli, inputs, locks, origin, outputs
 from experiments.host.errors import DataError, RunError
 from experiments.host.needs import always
@@ -46,6 +46,7 @@ from experiments.reports import compare_folder, study_figures, study_folder, stu
 TABLES = "tables.md"
 # Of the flags of `compare`, those that say how its table is read.
 _READ = ("label", "text", "test", "group", "id")
+_FILES = ("--data", "--test")
 _LISTS = (".toml", ".txt")
 # Of a set in a list, what is no flag of `compare` as it stands.
 _OURS = ("name", "cut", "family")
@@ -316,6 +317,14 @@ def _finished(out: Path, each: Planned) -> bool:
     if before != list(each.flags):
         raise RunError(
             f"{_folder(out, each)} was begun with other flags, {outputs.same_text(before)}: choose "
+            "another --out, or delete it"
+        )
+    config = _folder(out, each) / "config.json"
+    held = outputs.read_object(config).get("data_sha256") if config.exists() else None
+    paths = (each.flags[each.flags.index(f) + 1] if f in each.flags else None for f in _FILES)
+    if held not in (None, files.digests(*paths)):
+        raise RunError(
+            f"{_folder(out, each)} was begun with other rows than its file holds now: choose "
             "another --out, or delete it"
         )
     return all(

@@ -1,17 +1,21 @@
 """A network kept for use: what --save writes, and --predict applies.
 
 `model/` holds pipeline.joblib (columns to numbers, a pickle: load none that you do not trust),
-params.npz (of the network) and model.json (what they are).
+params.npz (of the network) and model.json (what they are, with the SHA-256 of all three).
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 from pathlib import Path
 from typing import Any
 
 import joblib
 import numpy as np
 import pandas as pd
+import sklearn
 from flax import traverse_util
 from numpy.typing import NDArray
 
@@ -20,9 +24,10 @@ from experiments.bench.lanes import Net
 from experiments.data import columns
 from experiments.data.table import Table, read_rows
 from experiments.host import inputs, outputs
-from experiments.host.errors import RunError
+from experiments.host.errors import DataError, RunError
 
 FOLDER = "model"
+PIPELINE, PARAMS, ABOUT = "pipeline.joblib", "params.npz", "model.json"
 
 
 def all_rows(table: Table, number: int, seed: int) -> tuple[Part, columns.Fitted]:
@@ -43,13 +48,52 @@ def save(
         raise RunError(f"{row.name} diverged on all rows together, and was not saved: lower --lr")
     with outputs.writing(out):
         (out / FOLDER).mkdir(exist_ok=True)
-        joblib.dump(fitted, out / FOLDER / "pipeline.joblib")
-        np.savez(out / FOLDER / "params.npz", **params)
+        joblib.dump(fitted, out / FOLDER / PIPELINE)
+        np.savez(out / FOLDER / PARAMS, **params)
+    about = {
+        "net": recipe.net._asdict(), "class_names": list(table.class_names), "row": row.name,
+        "settings": row.points[0], "versions": _versions(),
+    }  # fmt: skip
+    sums = {name: _sum((out / FOLDER / name).read_bytes()) for name in (PIPELINE, PARAMS)}
     outputs.write_json(
-        out / FOLDER / "model.json",
-        {"net": recipe.net._asdict(), "class_names": list(table.class_names), "row": row.name,
-         "settings": row.points[0]},
-    )  # fmt: skip
+        out / FOLDER / ABOUT, {**about, "sha256": {**sums, ABOUT: _sum(_as_bytes(about))}}
+    )
+
+
+def _versions() -> dict[str, str]:
+    """Of what pickles a pipeline, and may read an older one as another."""
+    return {"scikit-learn": sklearn.__version__, "pandas": pd.__version__}
+
+
+def _sum(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _as_bytes(about: dict[str, Any]) -> bytes:
+    return json.dumps(about, sort_keys=True).encode()
+
+
+def _read(kept: Path) -> tuple[dict[str, Any], columns.Fitted, dict[str, NDArray[Any]]]:
+    """(model.json, pipeline, parameters), each as it was written."""
+    about = outputs.read_object(kept / ABOUT)
+    sums = about.pop("sha256", None)
+    data = {name: inputs.read_bytes(kept / name) for name in (PIPELINE, PARAMS)}
+    data[ABOUT] = _as_bytes(about)
+    for name, held in data.items():
+        if not isinstance(sums, dict) or sums.get(name) != _sum(held):
+            raise DataError(
+                f"{kept / name} is not what --save wrote: run the comparison with --save again"
+            )
+    if about["versions"] != _versions():
+        told, now = (
+            ", ".join(f"{name} {version}" for name, version in of.items())
+            for of in (about["versions"], _versions())
+        )
+        raise DataError(
+            f"{kept} was written by {told}, and this is {now}, which may read it as something "
+            "else: install those, or run the comparison with --save again"
+        )
+    return about, joblib.load(io.BytesIO(data[PIPELINE])), inputs.read_npz(kept / PARAMS)
 
 
 def predict(out: Path, path: str) -> pd.DataFrame:
@@ -57,15 +101,15 @@ def predict(out: Path, path: str) -> pd.DataFrame:
 
     Raises:
       RunError: the folder holds no network.
-      DataError: the file lacks a column, or cannot be read.
+      DataError: the file lacks a column, or cannot be read; the network is damaged, or of other
+        versions.
     """
     kept = out / FOLDER
-    if not (kept / "model.json").exists():
+    if not (kept / ABOUT).exists():
         raise RunError(f"{out} holds no network to predict with: run the comparison with --save")
-    about = outputs.read_object(kept / "model.json")
-    fitted: columns.Fitted = joblib.load(kept / "pipeline.joblib")
+    about, fitted, params = _read(kept)
     frame = read_rows(path, fitted.schema)
-    probabilities = apply(Net(**about["net"]), inputs.read_npz(kept / "params.npz"), fitted(frame))
+    probabilities = apply(Net(**about["net"]), params, fitted(frame))
     names = about["class_names"]
     found: dict[str, Any] = {"predicted": [names[k] for k in probabilities.argmax(axis=1)]}
     found |= {f"p_{name}": probabilities[:, k] for k, name in enumerate(names)}

@@ -6,6 +6,7 @@ Nothing is guessed about what a column is for: table.py does that.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 from collections import Counter
@@ -59,6 +60,17 @@ def frame(path: str | os.PathLike[str], words: Collection[str] = ()) -> pd.DataF
         )
     if len(found) == 0:
         raise DataError(f"{name} holds no rows")
+    return found
+
+
+def digests(*paths: str | None) -> list[str | None]:
+    """The SHA-256 of each file that is one, by which it is known to be the same later."""
+    found: list[str | None] = []
+    for path in paths:
+        if path is None or path.startswith(BUNDLED):
+            found.append(None)
+            continue
+        found.append(hashlib.sha256(inputs.read_bytes(path)).hexdigest())
     return found
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import runpy
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,90 @@ def test_what_is_kept_predicts_other_rows(data: Path, finished: Path, tmp_path: 
     np.testing.assert_allclose(odds, z[:, 1] - z[:, 0], rtol=1e-3, atol=1e-4)
 
 
+def _rewritten(name: str, change: Any) -> Any:
+    """Of a folder with a model, one file of it changed."""
+
+    def damage(folder: Path) -> None:
+        path = folder / "model" / name
+        if change is None:
+            path.unlink()
+        elif change is os.mkfifo:
+            path.unlink()
+            os.mkfifo(path)
+        else:
+            path.write_bytes(change(path.read_bytes()))
+
+    return damage
+
+
+def _about(*path: str, new: Any) -> Any:
+    def change(data: bytes) -> bytes:
+        value = json.loads(data)
+        here = value
+        for key in path[:-1]:
+            here = here[key]
+        here[path[-1]] = new
+        return json.dumps(value).encode()
+
+    return _rewritten("model.json", change)
+
+
+MODEL_FAULTS = {
+    f"{name} {what}": _rewritten(name, change)
+    for name in ("model.json", "pipeline.joblib", "params.npz")
+    for what, change in {
+        "gone": None,
+        "a pipe": os.mkfifo,
+        "empty": lambda data: b"",
+        "half": lambda data: data[: len(data) // 2],
+        "a bit": lambda data: data[:99] + bytes([data[99] ^ 1]) + data[100:],
+        "garbage": lambda data: b"\x80" + data,
+    }.items()
+} | {
+    "classes turned round": _about("class_names", new=["rare", "usual"]),
+    "a class less": _about("class_names", new=["usual"]),
+    "another width": _about("net", "width", new=5),
+    "no network": _about("net", new=None),
+    "no sums": _about("sha256", new=None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", MODEL_FAULTS)
+def test_what_is_kept_is_as_it_was_written(finished: Path, tmp_path: Path, what: str) -> None:
+    shutil.copytree(finished / "model", tmp_path / "o" / "model")
+    MODEL_FAULTS[what](tmp_path / "o")
+    frame(20).to_csv(tmp_path / "new.csv", index=False)
+    flags = ["--out", str(tmp_path / "o"), "--predict", str(tmp_path / "new.csv")]
+    with pytest.raises((RunError, DataError), match=r"model|holds no network"):
+        compare.main(compare.arguments().parse_args(flags))
+
+
+def test_a_model_of_other_versions_is_told(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare_kept.sklearn, "__version__", "0.1")
+    with pytest.raises(
+        DataError, match=r"written by scikit-learn .*, and this is scikit-learn 0\.1"
+    ):
+        compare_kept.predict(finished, "x.csv")
+
+
+@pytest.mark.parametrize("file", ["data", "test"])
+def test_other_rows_are_not_gone_on_with(
+    data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """Jobs of the rows before would stand beside those of the rows now."""
+    mine, other = tmp_path / "mine.csv", tmp_path / "other.csv"
+    shutil.copy(data, mine)
+    frame(30).to_csv(other, index=False)
+    monkeypatch.setattr(compare, "_compare", lambda args, out, stop: {})
+    flags = ["--test", str(other)]
+    run(mine, tmp_path / "out", *flags)
+    run(mine, tmp_path / "out", "--resume", *flags)
+    changed = {"data": mine, "test": other}[file]
+    changed.write_text(changed.read_text() + changed.read_text().splitlines()[-1] + "\n")
+    with pytest.raises(RunError, match="was begun with other rows than are in"):
+        run(mine, tmp_path / "out", "--resume", *flags)
+
+
 def test_the_snippet_trains_what_was_kept(data: Path, finished: Path) -> None:
     """From the same weights and batches it ends where the comparison's network did."""
     made = runpy.run_path(str(finished / "snippet.py"))
@@ -289,9 +374,20 @@ def test_equal_classes_are_compared_without_a_tail(
     assert any("nothing is imbalanced" in note for note in summary["about"]["notes"])
 
 
+def test_a_summary_without_a_verdict(data: Path, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    (out / "summary.json").write_text("{}")
+    assert run(data, out, "--resume") == {}
+
+
 @pytest.mark.parametrize(("flags", "words"), [
     (["--predict", "x.csv"], "holds no network"),
-    (["--predict", "x.csv", "--data", "y.csv"], "needs --save"),
+    *[
+        (["--predict", "x.csv", *more], f"beside {more[0]} needs --save")
+        for more in (["--data", "y.csv"], ["--rho", "0.1"], ["--resume"], ["--overwrite"],
+                     ["--seed", "3"], ["--rule", "sgd"], ["--tune"])
+    ],
 ])  # fmt: skip
 def test_nothing_is_predicted_without_a_network(
     tmp_path: Path, flags: list[str], words: str

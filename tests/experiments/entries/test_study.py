@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import study
+from experiments.data import files
 from experiments.host.errors import DataError, RunError, Stopped
 from made_comparisons import folder_of
 
@@ -224,6 +225,18 @@ def test_two_sets_of_one_name_and_an_empty_folder(sets, compare, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"holds no \.npz file"):
         start(tmp_path / "empty", "--out", tmp_path / "out")
+
+
+def test_a_finished_set_of_other_rows_is_not_kept(sets, compare, tmp_path):
+    out = tmp_path / "out"
+    start(sets / "a.npz", "--out", out)
+    config = out / "sets" / "a" / "config.json"
+    config.write_text(json.dumps({"data_sha256": files.digests(str(sets / "a.npz"), None)}))
+    start(sets / "a.npz", "--out", out)
+    assert len(compare.called) == 1
+    config.write_text(json.dumps({"data_sha256": ["0" * 64, None]}))
+    with pytest.raises(RunError, match="was begun with other rows than its file holds now"):
+        start(sets / "a.npz", "--out", out)
 
 
 def test_flags_of_a_finished_set_are_kept_beside_it(sets, compare, tmp_path):
