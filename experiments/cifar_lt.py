@@ -38,6 +38,25 @@ def arguments() -> cli.Parser:
     data.add_argument(
         "--dataset", default="cifar100", choices=["cifar100", "cifar10"], help="of TFDS"
     )
+    add_cut(data)
+    data.add_argument(
+        "--export", metavar="FILE.npz", type=cli.text,
+        help="write the decoded long-tailed set there and stop",
+    )  # fmt: skip
+    data.add_argument(
+        "--val-per-class", type=cli.number(least=0, most=10**6, whole=True), default=0,
+        help="training images held out per class (each class keeps one), to tune rho and eta on",
+    )  # fmt: skip
+    flags.add_method(parser)
+    flags.add_training(
+        parser, model="resnet34_3x3", batch_size=64, lr=0.01, weight_decay=5e-3, devices=1,
+        checkpoint_every=10,
+    )  # fmt: skip
+    return parser
+
+
+def add_cut(data: Any) -> None:
+    """How CIFAR is cut out, and where it is read."""
     data.add_argument(
         "--imbalance-factor", type=cli.number(least=1), default=100.0,
         help="largest over smallest class",
@@ -56,23 +75,9 @@ def arguments() -> cli.Parser:
         "--data", type=cli.text, help="train from this file, written by --export; needs no TFDS"
     )
     data.add_argument(
-        "--export", metavar="FILE.npz", type=cli.text,
-        help="write the decoded long-tailed set there and stop",
-    )  # fmt: skip
-    data.add_argument(
-        "--val-per-class", type=cli.number(least=0, most=10**6, whole=True), default=0,
-        help="training images held out per class (each class keeps one), to tune rho and eta on",
-    )  # fmt: skip
-    data.add_argument(
         "--shrink", type=cli.counted(1024), default=1, metavar="N",
         help="average every N x N pixels: a quick look on a CPU, no figure to compare with others",
     )  # fmt: skip
-    flags.add_method(parser)
-    flags.add_training(
-        parser, model="resnet34_3x3", batch_size=64, lr=0.01, weight_decay=5e-3, devices=1,
-        checkpoint_every=10,
-    )  # fmt: skip
-    return parser
 
 
 def _needs() -> Needs:

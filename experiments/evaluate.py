@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments import cifar_lt, imagenet_lt, inaturalist
+from experiments import cifar_lt, finetune, imagenet_lt, inaturalist
 from experiments.host import cli
 from experiments.host.errors import RunError
 from experiments.host.needs import Needs, always, without
@@ -65,29 +65,36 @@ def add_data_arguments(parser: Any) -> None:
 
 def _load(args: argparse.Namespace, config: dict[str, Any], run: Path) -> Any:
     """The run's data set, by the flags that its entry point would be given."""
-    module = {m.__name__.split(".")[-1]: m for m in (cifar_lt, imagenet_lt, inaturalist)}.get(
-        config.get("experiment", "")
-    )
+    modules = (cifar_lt, imagenet_lt, inaturalist, finetune)
+    module = {m.__name__.split(".")[-1]: m for m in modules}.get(config.get("experiment", ""))
     if module is None:
         raise RunError(f"{run} is a run of {config.get('experiment')!r}, which has no images")
-    known = {"data", "data_dir"} if module is cifar_lt else {"data_dir", "image_dir", *LISTS}
+    if config.get("features"):
+        raise RunError(f"{run} was trained on kept features: its figures are in its report.json")
+    of_cifar = module is cifar_lt or config.get("data_of") in finetune.CIFAR
+    known = {"data", "data_dir"} if of_cifar else {"data_dir", "image_dir", *LISTS}
     given = [name for name in ("data", "data_dir", "image_dir", *LISTS) if getattr(args, name)]
     unheeded = [f"--{name.replace('_', '-')}" for name in given if name not in known]
     if unheeded:
         flags = ", ".join(unheeded)
         raise RunError(f"{run} is a run of {config['experiment']}: {flags} would go unheeded")
     wanted = {"val_per_class": config["val_per_class"]}
+    given = []
     if module is not cifar_lt:
         wanted |= {key: config[key] for key in ("image_size", "resize")}
-        wanted |= {key: getattr(args, key) for key in ("image_dir", *LISTS)}
         wanted["dataset"] = config.get("data_of")
+    if module is finetune:
+        wanted["model"] = config["model"]
+    if not of_cifar:
+        wanted |= {key: getattr(args, key) for key in ("image_dir", *LISTS)}
         given = ["--allow-empty-classes"]
     elif args.data:
-        return _exported(args.data, config)
+        found = _exported(args.data, config)
+        return found if module is cifar_lt else finetune.as_seen(config["model"], found)
     else:
-        given = []
         wanted["shrink"] = config.get("shrink")
-        wanted |= {key: config.get(key) for key in ("dataset", "subset", "subset_seed")}
+        wanted |= {key: config.get(key) for key in ("subset", "subset_seed")}
+        wanted["dataset"] = config.get("data_of", config.get("dataset"))
         factor = config.get("requested_imbalance_factor", config["imbalance_factor"])
         wanted["imbalance_factor"] = factor
         if None in (config.get("subset", ""), factor):
@@ -217,7 +224,7 @@ def main(args: argparse.Namespace) -> None:
     from experiments.run.settings import Note
 
     run = Path(args.run)
-    _, _, parts, checkpoints, contradiction = open_run(run, args)
+    config, _, parts, checkpoints, contradiction = open_run(run, args)
     found = checkpoints.restore(parts.initial, check=contradiction)
     assert found is not None  # check_config found one
     checkpoints.close()
@@ -228,8 +235,14 @@ def main(args: argparse.Namespace) -> None:
     for name in COLUMNS:
         table.add_column(name, justify="right")
     with StopRequest() as stop:
-        for title, flip in (("as it is", False), ("flip-averaged", True)):
-            hits = parts.evaluator.hits(state, "test", stop, flip=flip)
+        ways: list[tuple[str, dict[str, bool]]] = [
+            ("as it is", {}),
+            ("flip-averaged", {"flip": True}),
+        ]
+        if config.get("ensemble"):
+            ways.append(("five crops averaged", {"crops": True}))
+        for title, way in ways:
+            hits = parts.evaluator.hits(state, "test", stop, **way)
             accuracies = parts.evaluator.accuracies(hits)
             table.add_row(title, *(number(accuracies[name], 2) for name in COLUMNS))
     Console().print(table)

@@ -8,7 +8,7 @@ from typing import Any
 from experiments.command import loss_flags, method_flags, stage2
 from experiments.host import cli
 from experiments.host.needs import Need, Needs, always, beside, one_of
-from experiments.models import MODELS
+from experiments.models import MODELS, PRETRAINED
 from experiments.run.settings import LOADERS, PRECISIONS, SAMPLING
 from experiments.step.optimizer import SCHEDULES
 from experiments.step.passing import EXAMPLES
@@ -38,18 +38,23 @@ def add_training(
     devices: int,
     checkpoint_every: int,
     together: bool | None = None,
+    pretrained: bool = False,
 ) -> None:
     """Groups "training" and "running", with an entry point's own defaults.
 
     Args:
+      pretrained: whether its models are those that start from weights.
       devices: how many there are where nobody says, but on a CPU.
       together: whether seeds are trained so; None where it is faster.
     """
     training = parser.add_argument_group("training")
-    training.add_argument("--model", default=model, choices=sorted(MODELS), help="the network")
+    models = sorted(PRETRAINED if pretrained else MODELS)
+    training.add_argument("--model", default=model, choices=models, help="the network")
     training.add_argument(
         "--init", metavar="FILE", type=cli.text,
-        help="start from these weights: .safetensors under torchvision's names, or .msgpack",
+        help="start from these weights: .safetensors under the names of OpenAI, open_clip, timm or "
+        "Hugging Face; or random, to try the way" if pretrained else
+        "start from these weights: .safetensors under torchvision's names, or .msgpack",
     )  # fmt: skip
     training.add_argument("--epochs", type=cli.counted(), default=200, help="of the first stage")
     training.add_argument(

@@ -56,11 +56,15 @@ def run(args: argparse.Namespace, dataset: Any, about_data: dict[str, Any]) -> N
       dataset: what the flags describe.
       about_data: see `make_plan`.
     """
+    show(train(args, dataset, make_plan(args, dataset, about_data)))
+
+
+def show(reports: list[dict[str, Any]]) -> None:
+    """The table of finished runs, by the first process."""
     import jax
 
     from experiments.reports import tables
 
-    reports = train(args, dataset, make_plan(args, dataset, about_data))
     if jax.process_index() == 0:
         tables.show(reports)
 
@@ -147,7 +151,9 @@ def _start(
     from experiments.run.parts import initial_variables
 
     start, init = None, None
-    if args.init:
+    if plan.start is not None:
+        start, init = plan.start(settings)
+    elif args.init:
         start, init = initial_variables(args.init, dataset, args.model, settings)
     return start, {**plan.description, "init": init}
 

@@ -95,6 +95,11 @@ def build_loss(
 def classifier_for(loss: str, options: dict[str, Any]) -> str:
     """The kind of classifier: --classifier, or what the loss expects."""
     chosen = options.get("classifier") or "auto"
+    if chosen == "cosine" and loss == "ldam" and options["scale_logits"]:
+        raise RunError(
+            "--loss ldam scales cosines itself, which --classifier cosine has done already: use "
+            "--classifier normalised"
+        )
     if chosen != "auto":
         return str(chosen)
     return "normalised" if loss == "ldam" and options["scale_logits"] else "linear"
@@ -120,8 +125,9 @@ def add_arguments(group: Any, *, several: bool = False) -> None:
         "--smoothing", type=cli.number(least=0, most=1), default=0.0, help="label smoothing"
     )
     group.add_argument(
-        "--classifier", default="auto", choices=["auto", "linear", "normalised"],
-        help="auto is normalised (cosines) for ldam, else linear",
+        "--classifier", default="auto", choices=["auto", "linear", "normalised", "cosine"],
+        help="normalised: cosines; cosine: 25 times these, as in LIFT; auto is normalised for "
+        "ldam, else linear",
     )  # fmt: skip
     group.add_argument(
         "--beta", type=cli.number(least=0, below=1), default=0.9999,

@@ -18,7 +18,7 @@ import numpy as np
 from experiments.host import cli
 from experiments.host.errors import RunError
 from experiments.host.needs import Need, Needs, either, one_of, values_of
-from experiments.models import WITHOUT_BATCH_NORM
+from experiments.models import PRETRAINED, WITHOUT_BATCH_NORM
 from experiments.step.methods import STATISTICS, ClassConditional, Method, Tabled
 from imbsam_jax import Ascent, asam_scale, magnitude_scale, rules, schedules
 
@@ -175,7 +175,7 @@ _STRATIFIED = Need(
 )
 # Running statistics that a pass could touch.
 STATISTICAL = Need(
-    lambda args: not set(values_of(args, "model")) <= {*WITHOUT_BATCH_NORM},
+    lambda args: not set(values_of(args, "model")) <= {*WITHOUT_BATCH_NORM, *PRETRAINED},
     f"a --model with batch normalisation, not {', '.join(WITHOUT_BATCH_NORM)}",
 )
 

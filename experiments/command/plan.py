@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from experiments.command import loss_flags, method_flags, stage2
@@ -11,13 +12,19 @@ from experiments.step import methods, objectives
 
 
 class Plan(NamedTuple):
-    """What the flags ask for, made for one data set; nothing trained or written yet."""
+    """What the flags ask for, made for one data set; nothing trained or written yet.
+
+    Attributes:
+      start: settings of a seed -> (variables it starts from, None for fresh ones; a line that says
+        what they are); None where --init alone says it.
+    """
 
     settings: Any
     method: methods.Method
     loss: objectives.LossFn
     description: dict[str, Any]
     second: dict[str, stage2.Stage]
+    start: Callable[[Any], tuple[Any, str | None]] | None = None
 
 
 def make_plan(args: argparse.Namespace, dataset: Any, about_data: dict[str, Any]) -> Plan:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 from typing import Any, NamedTuple
 
+from experiments.command import clip_recipes
+
 # What a file written by --export has settled.
 OF_AN_EXPORT = ("dataset", "imbalance_factor", "subset", "subset_seed", "data_dir")
 
@@ -371,11 +373,13 @@ _INATURALIST: dict[str, Preset] = {
         _FOCAL_GAPS,
     ),
 }
+
 # By entry point.
 TABLES: dict[str, dict[str, Preset]] = {
     "cifar_lt": PRESETS,
     "imagenet_lt": _IMAGENET_LT,
     "inaturalist": _INATURALIST,
+    "finetune": {name: Preset(*row) for name, row in clip_recipes.ROWS.items()},
 }
 
 

@@ -6,6 +6,7 @@ device holds it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -45,6 +46,65 @@ def flip(images: jax.Array, positions: jax.Array, batch_size: int, key: jax.Arra
     """Mirrors half of the images [b, H, W, C], the rows at `positions` of a batch of batch_size."""
     flips = jax.random.bernoulli(key, 0.5, (batch_size,))[positions]
     return jnp.where(flips[:, None, None, None], images[:, :, ::-1], images)
+
+
+def resized(images: jax.Array, side: int) -> jax.Array:
+    """Images [b, H, W, C] to [b, side, side, C], bilinear with antialiasing."""
+    if images.shape[1:3] == (side, side):
+        return images
+    shape = (len(images), side, side, images.shape[3])
+    return jax.image.resize(images.astype(jnp.float32), shape, "linear", antialias=True)
+
+
+def resized_crop(
+    images: jax.Array, positions: jax.Array, batch_size: int, key: jax.Array, side: int
+) -> jax.Array:
+    """A random part of each image, resized to a square: torchvision's RandomResizedCrop.
+
+    Area in 0.08..1 of the image, aspect in 3/4..4/3, drawn anew until the part fits, ten times at
+    most; then it is the whole image. Bilinear with antialiasing; at its edges the filter sees the
+    pixels beside the part, where cropping first would not.
+
+    Args:
+      images: [b, H, W, C], the rows at `positions` (int[b]) of a batch of batch_size.
+
+    Returns:
+      float32[b, side, side, C] in the range of the images.
+    """
+    height, width, channels = images.shape[1:]
+    area_key, aspect_key, place_key = jax.random.split(key, 3)
+    tries = (batch_size, 10)
+    area = jax.random.uniform(area_key, tries, minval=0.08) * (height * width)
+    limit = math.log(4 / 3)
+    aspect = jnp.exp(jax.random.uniform(aspect_key, tries, minval=-limit, maxval=limit))
+    wide, high = jnp.round(jnp.sqrt(area * aspect)), jnp.round(jnp.sqrt(area / aspect))
+    fits = (wide > 0) & (wide <= width) & (high > 0) & (high <= height)
+    first = jnp.argmax(fits, axis=1)[:, None]
+
+    def chosen(sides: jax.Array, whole: int) -> jax.Array:
+        found = jnp.take_along_axis(sides, first, 1)[:, 0]
+        return jnp.where(fits.any(axis=1), found, whole)
+
+    wide, high = chosen(wide, width), chosen(high, height)
+    free = jnp.stack([height - high, width - wide], 1)
+    corners = jnp.floor(jax.random.uniform(place_key, (batch_size, 2)) * (free + 1))
+    scales = side / jnp.stack([high, wide], 1)
+
+    def one(image: jax.Array, corner: jax.Array, scale: jax.Array) -> jax.Array:
+        return jax.image.scale_and_translate(
+            image, (side, side, channels), (0, 1), scale, -corner * scale, "linear"
+        )
+
+    return jax.vmap(one)(images.astype(jnp.float32), corners[positions], scales[positions])
+
+
+def five_crops(images: jax.Array, side: int) -> list[jax.Array]:
+    """The four corners of images [b, H, W, C] and their centre, each [b, side, side, C]."""
+    height, width = images.shape[1:3]
+    down, across = height - side, width - side
+    corners = [(0, 0), (0, across), (down, 0), (down, across)]
+    centre = (round(down / 2), round(across / 2))
+    return [images[:, top : top + side, left : left + side] for top, left in (*corners, centre)]
 
 
 def colour_jitter(

@@ -24,6 +24,20 @@ class NormalisedLinear(nn.Module):
         return classifiers.normalised_linear(features.astype(self.dtype), kernel)
 
 
+class CosineLinear(nn.Module):
+    """25 times the cosines of features and kernel columns, no bias: the head of LIFT."""
+
+    num_classes: int
+    dtype: DTypeLike = jnp.float32
+    scale: float = 25.0
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        shape = (features.shape[-1], self.num_classes)
+        kernel = self.param("kernel", classifiers.normalised_init, shape)
+        return self.scale * classifiers.normalised_linear(features.astype(self.dtype), kernel)
+
+
 class ScaledLinear(nn.Module):
     """A linear classifier and one factor per class on its logits (learnable weight scaling)."""
 
@@ -60,9 +74,11 @@ def make_head(
         return nn.Dense(num_classes, kernel_init=kernel_init, bias_init=bias_init, dtype=dtype)
     if classifier == "normalised":
         return NormalisedLinear(num_classes, dtype)
+    if classifier == "cosine":
+        return CosineLinear(num_classes, dtype)
     if classifier == "scaled":
         return ScaledLinear(num_classes, kernel_init, bias_init, dtype)
     raise ValueError(f"unknown classifier {classifier!r}: choose from {', '.join(CLASSIFIERS)}")
 
 
-CLASSIFIERS = ("linear", "normalised", "scaled")
+CLASSIFIERS = ("linear", "normalised", "scaled", "cosine")

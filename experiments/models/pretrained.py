@@ -93,7 +93,7 @@ def load_weights(
     except DataError as error:
         raise RunError(str(error)) from error
     found = {ascii_safe(name): leaf for name, leaf in decode(data, path).items()}
-    _check_numbers(found, path)
+    check_numbers(found, path)
 
     flat = traverse_util.flatten_dict(dict(variables))
     ours = {name_of(key): leaf for key, leaf in flat.items()}
@@ -127,7 +127,8 @@ def load_weights(
     return traverse_util.unflatten_dict(flat), note
 
 
-def _check_numbers(found: dict[str, NDArray[Any]], path: Path) -> None:
+def check_numbers(found: dict[str, NDArray[Any]], path: Path) -> None:
+    """RunError for numbers that are not finite, and variances below 0."""
     for name, leaf in found.items():
         bad = leaf.size - int(np.isfinite(leaf).sum())
         if bad:
@@ -166,29 +167,35 @@ def _decode_msgpack(data: bytes, path: Path) -> dict[str, NDArray[Any]]:
 
 def _decode_safetensors(data: bytes, path: Path) -> dict[str, NDArray[Any]]:
     """Torch's tensors by name, with the axes in our order: [H, W, in, out] and [in, out]."""
+    found = tensors(data, path, lambda name: name.endswith("num_batches_tracked"))
+    axes = {4: (2, 3, 1, 0), 2: (1, 0)}
+    return {name: x.transpose(axes.get(x.ndim, range(x.ndim))) for name, x in found.items()}
+
+
+def tensors(data: bytes, path: Path, spare: Callable[[str], bool]) -> dict[str, NDArray[Any]]:
+    """The tensors of a .safetensors file by name, float32; those that are to spare left out."""
     try:
         import safetensors
     except ImportError as error:
         raise RunError(f"{path} needs the package safetensors: pip install safetensors") from error
     try:
-        tensors = safetensors.deserialize(data)
+        read = safetensors.deserialize(data)
         # Of a name that stands twice it keeps one tensor, and says nothing.
         length = int.from_bytes(data[:8], "little")
         json.loads(data[8 : 8 + length], object_pairs_hook=_once)
     except Exception as error:  # its own, and json's
         raise RunError(f"{path} is no safetensors file: {said_by(error)}") from error
     found = {}
-    for name, tensor in tensors:
-        if name.endswith("num_batches_tracked"):
+    for name, tensor in read:
+        if spare(name):
             continue
         if tensor["dtype"] not in _FLOATS:
             raise RunError(
                 f"{path}: {ascii_safe(name)} is {tensor['dtype']}, not one of {', '.join(_FLOATS)}"
             )
         x = np.frombuffer(tensor["data"], _FLOATS[tensor["dtype"]]).reshape(tensor["shape"])
-        axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(x.ndim)
         with np.errstate(over="ignore"):
-            found[name] = (x if axes is None else x.transpose(axes)).astype(np.float32)
+            found[name] = x.astype(np.float32)
     return found
 
 

@@ -17,6 +17,8 @@ from experiments.reports.reading import is_number
 
 # Two kinds of figures that must not be compared with each other.
 KINDS = {"last": "last epoch", "best": "best*"}
+# Of runs that averaged five crops of each test image.
+_CROPS = {"crops": "last epoch, five crops"}
 # What runs had before a report said so, and what goes without saying.
 _DEFAULTS: dict[str, Any] = {
     "subset": "first", "val_per_class": 0, "mixup": 0.0, "classifier": "linear", "momentum": 0.9,
@@ -24,13 +26,14 @@ _DEFAULTS: dict[str, Any] = {
     "trained": "all", "statistics": "updated", "max_norm": "none", "weight_decay_inside": False,
     "strict": False, "running_statistics": "first", "group_mean": False, "accumulate": 1,
     "remat": False, "jitter": 0.0, "loader": "grain", "examples": "dependent",
-    "memory": None, "shrink": 1,
+    "memory": None, "shrink": 1, "adapter": "full", "adapter_size": 0, "enlarged": 0,
+    "enlarged_eval": 0,
     "tail_statistics": "renorm",  # there were others
 }  # fmt: skip
 # Of the settings: what does not decide a result, or only its rounding.
 _FREE = (
     "seed", "eval_batch", "checkpoint_every", "keep_checkpoints", "steps_per_call", "parallel",
-    "devices", "workers", "max_corrupt",
+    "devices", "workers", "max_corrupt", "ensemble",
 )  # fmt: skip
 _DECIDES = (
     "dataset", "imbalance_factor", "source", "class_counts_sha256", "thresholds", "subset",
@@ -63,6 +66,12 @@ class Group:
     def seeds(self) -> list[int]:
         return [report["seed"] for report in self.reports]
 
+    @property
+    def kinds(self) -> dict[str, str]:
+        """What its figures are, by kind, in words."""
+        cropped = all("last_epoch_ensembled" in report for report in self.reports)
+        return {**KINDS, **_CROPS} if cropped else KINDS
+
     def figure(self, kind: str, split: str) -> Figure | None:
         """Mean ± deviation of one accuracy, of a kind of KINDS."""
         return _figure([_accuracy(report, kind, split) for report in self.reports])
@@ -86,7 +95,9 @@ class Group:
 
 
 def _accuracy(report: dict[str, Any], kind: str, split: str) -> Any:
-    return (report if kind == "last" else report["best_epoch_flip"]).get(split)
+    of_kind = {"best": "best_epoch_flip", "crops": "last_epoch_ensembled"}
+    found = report if kind == "last" else report.get(of_kind[kind], {})
+    return found.get(split)
 
 
 def _figure(values: list[Any]) -> Figure | None:
@@ -194,7 +205,10 @@ def _facts(report: dict[str, Any]) -> dict[str, Any]:
     if found["subset"] != "first":
         found.setdefault("subset_seed", first.get("subset_seed", 0))
     drw = "+drw" if "drw_epoch" in (first.get("loss_args") or {}) else ""
-    return found | {"loss": first["loss"] + drw, "ascent": ascent, "stage2": report.get("stage2")}
+    recipe = report.get("stage2")
+    if recipe is None and first.get("experiment") == "finetune":
+        recipe = found["adapter"]  # published figures name theirs so
+    return found | {"loss": first["loss"] + drw, "ascent": ascent, "stage2": recipe}
 
 
 def _of_source(report: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from rich.table import Table
 from experiments.host import cli
 from experiments.reports import matching
 from experiments.reports.figures import COLUMNS, number, plus_minus
-from experiments.reports.grouping import KINDS, Group, grouped
+from experiments.reports.grouping import Group, grouped
 from experiments.reports.naming import (
     data,
     differs,
@@ -24,7 +24,8 @@ from experiments.reports.naming import (
 NOTE = (
     "last: the last epoch, no test-time augmentation. best*: what most papers report, the best "
     "epoch on the test set, flip-averaged; chosen on the test set, it is optimistic. Published "
-    "figures compare with best*, never with last."
+    "figures compare with best*, never with last (but LIFT's, of CLIP: of the last epoch, or of "
+    "crops, five of each test image averaged)."
 )
 
 
@@ -42,7 +43,7 @@ def table(groups: list[Group]) -> Table:
                 *(plus_minus(group.figure(kind, split)) for split in COLUMNS),
                 *(plus_minus(group.gain(kind, split), "+") if group.sgd else "" for split in gains),
             ]
-            for kind in KINDS
+            for kind in group.kinds
         ]
         label = f"{group.number}. {method(group)}"
         if 1 < len(group.seeds) <= 5:

@@ -56,11 +56,12 @@ def markdown(groups: list[Group], plot: bool) -> str:
                 "protocol", "source; in what the run differs from its protocol"]  # fmt: skip
         lines += ["", f"## {name}", "", _cells(head), _cells(["---"] * len(head))]
         for group in (group for group in groups if data(group) == name):
-            title = {"last": f"**{group.number}. {method(group)}**", "best": f"{group.number}."}
+            title = dict.fromkeys(group.kinds, f"{group.number}.")
+            title["last"] = f"**{group.number}. {method(group)}**"
             about = f"{setting(group)}; {seeds_of(group)}"
             if group.sgd and len(group.pairs()) < len(group.seeds):
                 about += f", {len(group.pairs())} of them in common with SGD"
-            for kind, shown in KINDS.items():
+            for kind, shown in group.kinds.items():
                 figures = [plus_minus(group.figure(kind, split)) for split in COLUMNS]
                 figures += [plus_minus(group.gain(kind, split), "+") for split in ("all", "few")]
                 rest = [*costs(group), protocol(group), about] if kind == "last" else [""] * 4

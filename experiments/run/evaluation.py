@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.data import Dataset, filled
@@ -15,7 +17,7 @@ from experiments.host.stopping import StopRequest
 from experiments.run.feeds import Feed
 from experiments.step.execution import Jit
 from experiments.step.state import TrainState
-from experiments.step.step import Inputs, count_hits
+from experiments.step.step import Inputs, count_hits, take
 from imbsam_jax import metrics, shot_splits
 
 
@@ -51,37 +53,50 @@ class Evaluator:
         self._splits = shot_splits(filled(self._counts), dataset.many_above, dataset.few_below)
         self._inputs: dict[str, Inputs | None] = {}
 
-        def hits(state: TrainState, inputs: Inputs | None, placed: Any, flip: bool) -> Any:
+        def hits(
+            state: TrainState, inputs: Inputs | None, placed: Any, flip: bool, crops: bool
+        ) -> Any:
             rows = jax.tree.map(lambda x: x[0], placed[0])
-            return count_hits(state, feed.plain, inputs, rows, flip)
+            return count_hits(state, feed.crops if crops else feed.plain, inputs, rows, flip)
 
-        self._hits = jax.jit(hits, static_argnums=3, out_shardings=run_on.replicated)
+        def features(state: TrainState, inputs: Inputs | None, placed: Any) -> Any:
+            rows = jax.tree.map(lambda x: x[0], placed[0])
+            images = feed.plain(take(inputs, rows)[0])
+            both = jnp.stack([images, images[:, :, ::-1]])
+            found = jax.lax.map(
+                lambda x: state.apply_fn(state.variables(), x, train=False, method="embed"), both
+            )
+            return jnp.moveaxis(found, 0, 1)[:, None], rows.mask
+
+        self._hits = jax.jit(hits, static_argnums=(3, 4), out_shardings=run_on.replicated)
+        self._features = jax.jit(features, out_shardings=run_on.replicated)
 
     def put_state(self, state: TrainState) -> TrainState:
         """A plain state, as `hits` takes it."""
         return self._run_on.put_state(state)
 
-    def hits(self, state: TrainState, part: str, stop: StopRequest, *, flip: bool = False) -> Hits:
+    def hits(
+        self,
+        state: TrainState,
+        part: str,
+        stop: StopRequest,
+        *,
+        flip: bool = False,
+        crops: bool = False,
+    ) -> Hits:
         """Counts over the whole part; a requested stop is answered between batches.
 
         Args:
           state: replicated over the mesh of run_on.
           flip: average the logits over each image and its mirror image.
+          crops: average them over five parts of each image.
         """
-        if part not in self._inputs:
-            self._inputs[part] = self._run_on.put_inputs(self._feed.inputs(part))
         count = len(getattr(self._dataset, f"{part}_labels"))
-        devices = len(self._run_on.devices)
-        size = -(-min(self._batch, count) // devices) * devices
         correct, total = (np.zeros(self._dataset.num_classes, np.int64) for _ in range(2))
         loss = 0.0
-        with self._feed.evaluation(part, size) as batches:
-            for rows in batches:
-                if self._run_on.processes == 1:  # several would stop at different batches
-                    stop.check()
-                placed = self._run_on.place(rows)
-                found = jax.device_get(self._hits(state, self._inputs[part], placed, flip))
-                correct, total, loss = correct + found[0], total + found[1], loss + float(found[2])
+        for inputs, placed in self._batches(part, stop, crops):
+            found = jax.device_get(self._hits(state, inputs, placed, flip, crops))
+            correct, total, loss = correct + found[0], total + found[1], loss + float(found[2])
         seen = int(total.sum())
         if count - seen > self._max_corrupt * count:
             raise RunError(
@@ -89,6 +104,39 @@ class Evaluator:
                 f"the share {flag('max_corrupt')} {self._max_corrupt:g} allows"
             )
         return Hits(correct, total, loss / max(seen, 1))
+
+    def features(self, state: TrainState, part: str, stop: StopRequest) -> np.ndarray:
+        """float32[N, 1, 2, D] of a part, of each image and of its mirror image.
+
+        Raises:
+          RunError: an image could not be read.
+        """
+        found = []
+        for inputs, placed in self._batches(part, stop):
+            values, real = jax.device_get(self._features(state, inputs, placed))
+            found.append(values[real])
+        whole, count = np.concatenate(found), len(getattr(self._dataset, f"{part}_labels"))
+        if len(whole) < count:
+            raise RunError(
+                f"{count - len(whole)} of {count} images of the {part} set could not be read, and "
+                "features are kept of all or of none"
+            )
+        return whole
+
+    def _batches(
+        self, part: str, stop: StopRequest, crops: bool = False
+    ) -> Iterator[tuple[Inputs | None, Any]]:
+        """(what every call gets, the rows of this one) of each batch of a part."""
+        if part not in self._inputs:
+            self._inputs[part] = self._run_on.put_inputs(self._feed.inputs(part))
+        count = len(getattr(self._dataset, f"{part}_labels"))
+        devices = len(self._run_on.devices)
+        size = -(-min(self._batch, count) // devices) * devices
+        with self._feed.evaluation(part, size, crops) as batches:
+            for rows in batches:
+                if self._run_on.processes == 1:  # several would stop at different batches
+                    stop.check()
+                yield self._inputs[part], self._run_on.place(rows)
 
     def accuracies(self, hits: Hits) -> dict[str, float | None]:
         """all, many, medium, few in percent; None for a group without classes.

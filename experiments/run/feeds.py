@@ -10,7 +10,8 @@ are [K, b, ...], K steps of a call; which rows, an `Order` decides.
     plain(images)                                    normalised alone
     inputs(part)                what every call gets besides its rows, or None
     training(order, calls)      a context: Rows of each call, (first step, steps)
-    evaluation(part, size)      a context: Rows of each batch of a part, in its own order
+    evaluation(part, size, crops=False)      a context: Rows of each batch of a part, in its order
+    crops(images)               of rows with crops=True: five views of each, normalised, in a list
 """
 
 from __future__ import annotations
@@ -24,7 +25,15 @@ import jax
 import numpy as np
 
 from experiments.data import DataError, Dataset
-from experiments.data.augment import colour_jitter, crop_and_flip, flip, normalise
+from experiments.data.augment import (
+    colour_jitter,
+    crop_and_flip,
+    five_crops,
+    flip,
+    normalise,
+    resized,
+    resized_crop,
+)
 from experiments.data.encoded import EncodedDataset
 from experiments.data.sampling import Order
 from experiments.data.stream import HostBatch, StepRows, stream
@@ -54,8 +63,9 @@ class Feed(Protocol):
         self, order: Order, calls: Calls
     ) -> contextlib.AbstractContextManager[Iterator[Rows]]: ...
     def evaluation(
-        self, part: str, size: int
+        self, part: str, size: int, crops: bool = False
     ) -> contextlib.AbstractContextManager[Iterator[Rows]]: ...
+    def crops(self, images: jax.Array) -> list[jax.Array]: ...
 
 
 class Place(NamedTuple):
@@ -83,7 +93,20 @@ class _Images:
         return self._dataset.image_shape
 
     def plain(self, images: jax.Array) -> jax.Array:
-        return normalise(images, self._dataset.mean, self._dataset.std)
+        return self._normalised(images)
+
+    def crops(self, images: jax.Array) -> list[jax.Array]:
+        side = self.image_shape[0]
+        return [self._normalised(x) for x in five_crops(resized(images, _around(side)), side)]
+
+    def _normalised(self, images: jax.Array) -> jax.Array:
+        mean, std = self._dataset.mean, self._dataset.std
+        return normalise(images, mean, std) if mean else images
+
+
+def _around(side: int) -> int:
+    """Of what five views are cut, as LIFT does: 248 for 224."""
+    return side + max(side * 24 // 224, 1)
 
 
 class Resident(_Images):
@@ -100,9 +123,31 @@ class Resident(_Images):
     def prepare(
         self, images: jax.Array, positions: jax.Array, batch_size: int, key: jax.Array
     ) -> jax.Array:
-        if self._settings.augment:
+        side = self._settings.enlarged
+        if not self._settings.augment:
+            return self.plain(images)
+        if side:
+            crop_key, flip_key = jax.random.split(key)
+            images = resized_crop(images, positions, batch_size, crop_key, side)
+            images = flip(images, positions, batch_size, flip_key)
+        elif images.dtype == np.uint8:
             images = crop_and_flip(images, positions, batch_size, key)
-        return self.plain(images)
+        else:  # features, of an image and of its mirror image
+            images = flip(images, positions, batch_size, key)
+        return self._normalised(images)
+
+    def plain(self, images: jax.Array) -> jax.Array:
+        side = self._settings.enlarged
+        if side:
+            around = self._settings.enlarged_eval or side
+            edge = round((around - side) / 2)
+            images = resized(images, around)[:, edge : edge + side, edge : edge + side]
+        return self._normalised(images)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        side, shape = self._settings.enlarged, super().image_shape
+        return (side, side, *shape[2:]) if side else shape
 
     def inputs(self, part: str) -> Inputs | None:
         return Inputs(*(getattr(self._dataset, f"{part}_{what}") for what in Inputs._fields))
@@ -115,7 +160,7 @@ class Resident(_Images):
         )
 
     @contextlib.contextmanager
-    def evaluation(self, part: str, size: int) -> Iterator[Iterator[Rows]]:
+    def evaluation(self, part: str, size: int, crops: bool = False) -> Iterator[Iterator[Rows]]:
         batches = InTurn(len(getattr(self._dataset, f"{part}_labels")), size)
         # Every batch has a mask, so that all of them are one program.
         yield (_indexed(batches.of_step(k)[None], masked=True) for k in range(batches.steps))
@@ -201,16 +246,26 @@ class Streamed(_Images):
             yield batches
 
     @contextlib.contextmanager
-    def evaluation(self, part: str, size: int) -> Iterator[Iterator[Rows]]:
+    def evaluation(self, part: str, size: int, crops: bool = False) -> Iterator[Iterator[Rows]]:
         order = InTurn(len(getattr(self._dataset, f"{part}_labels")), size)
-        with self._stream(part, order, 0, order.steps, train=False) as batches:
+        sides = (self._dataset.size, self._dataset.resize)
+        if crops:  # views are cut of the central square
+            sides = (_around(sides[0]),) * 2
+        with self._stream(part, order, 0, order.steps, train=False, sides=sides) as batches:
             yield batches
 
     @contextlib.contextmanager
     def _stream(
-        self, part: str, order: Order | InTurn, first: int, last: int, train: bool
+        self,
+        part: str,
+        order: Order | InTurn,
+        first: int,
+        last: int,
+        train: bool,
+        sides: tuple[int, int] | None = None,
     ) -> Iterator[Iterator[Rows]]:
         settings, mine = self._settings, Mine(order, self._place)
+        side, resize = sides or (self._dataset.size, self._dataset.resize)
         more: dict[str, Any] = {}
         if settings.loader == "grain":
             more = {"workers": settings.workers, "threads": 1 if settings.workers else cores()}
@@ -219,8 +274,8 @@ class Streamed(_Images):
             mine,
             first,
             last,
-            size=self._dataset.size,
-            resize=self._dataset.resize,
+            size=side,
+            resize=resize,
             train=train,
             seed=settings.seed,
             **more,

@@ -55,6 +55,7 @@ class Run:
     note: Note
     hits: Hits
     flipped: Hits
+    ensembled: Hits
 
     def __init__(
         self,
@@ -185,6 +186,8 @@ class Run:
         if not hasattr(self, "hits"):  # a run resumed after its last epoch, or without any
             self.hits = self._evaluator.hits(state, "test", stop)
         self.flipped = self._evaluator.hits(state, "test", stop, flip=True)
+        if self.settings.ensemble:
+            self.ensembled = self._evaluator.hits(state, "test", stop, crops=True)
         if self.settings.epochs == 0 and self.dataset.val_labels is not None:
             val = self._evaluator.accuracies(self._evaluator.hits(state, "val", stop))
             test = self._evaluator.accuracies(self.hits)
@@ -209,7 +212,7 @@ class Run:
         note, hits, flipped = self.note, self.hits, self.flipped
         accuracies = self._evaluator.accuracies
         flops, of_sgd, step_ms = cost
-        decided = dataclasses.asdict(self.settings)
+        decided, ensemble = dataclasses.asdict(self.settings), self.settings.ensemble
         described = {k: v for k, v in self.config.items() if k not in decided}
         best = note.best or {**accuracies(hits), "flip": accuracies(flipped), "epoch": 0}
         report = {
@@ -219,6 +222,7 @@ class Run:
             "seed": self.settings.seed,
             **accuracies(hits),
             "last_epoch_flip": accuracies(flipped),
+            **({"last_epoch_ensembled": accuracies(self.ensembled)} if ensemble else {}),
             "best_epoch": {k: v for k, v in best.items() if k != "flip"},
             "best_epoch_flip": {**best.get("flip", {}), "epoch": best.get("epoch")},
             "best_val_epoch": note.best_val,
@@ -231,6 +235,7 @@ class Run:
             "examples": self.settings.examples,
             "settings": decided,
             "train_examples": self.order.rows,
+            "parameters": {"trained": count(state.params), "frozen": count(state.frozen)},
             "params_sha256": params_sha256(state.variables()["params"]),
             "skipped_test_images": len(self.dataset.test_labels) - int(hits.total.sum()),
             "seconds_train": round(note.seconds_train, 3),
@@ -267,6 +272,11 @@ def params_sha256(params: Any) -> str:
     for leaf in jax.tree.leaves(jax.device_get(params)):
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()
+
+
+def count(params: Any) -> int:
+    """How many numbers a tree holds."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 @jax.jit

@@ -140,6 +140,8 @@ def model_of(name: str, num_classes: int, settings: Settings, axis_name: str | N
         axis_name=axis_name,
         classifier=settings.classifier,
         remat=settings.remat,
+        adapter=settings.adapter,
+        adapter_size=settings.adapter_size,
     )
 
 

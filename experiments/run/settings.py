@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from experiments.host.errors import RunError, check_seed, flag
-from experiments.models import CLASSIFIERS
+from experiments.models import ADAPTERS, CLASSIFIERS
 from experiments.step.passing import EXAMPLES
 from experiments.step.state import TRAINED
 
@@ -15,6 +15,8 @@ SAMPLING = ("natural", "balanced", "stratified")
 MAX_NORM = ("none", "step", "epoch")
 PRECISIONS = ("float32", "bfloat16")
 LOADERS = ("grain", "tf.data")
+# Of models that start from weights.
+_OF_PRETRAINED = ("adapter", "adapter_size", "enlarged", "enlarged_eval", "ensemble")
 # What may change when a run is resumed.
 FREE = ("checkpoint_every", "keep_checkpoints", "eval_batch", "workers", "max_corrupt")
 
@@ -57,6 +59,13 @@ class Settings:
     trained: str = "all"
     statistics: str = "updated"  # or "frozen": normalise by the running ones, and leave them
     max_norm: str = "none"  # projection of the classifier after each step, or each epoch
+    adapter: str = "full"  # what is added to a pretrained model's blocks
+    adapter_size: int = 0  # its width; 0 is the published one
+    # Images in memory are resized for the model: side of what it sees, 0 as they are; and in
+    # evaluation the side of which that is the centre.
+    enlarged: int = 0
+    enlarged_eval: int = 0
+    ensemble: bool = False  # evaluate the last epoch on five crops of each image, too
 
     def check(self, least_epochs: int = 1) -> None:
         """Refuses a setting that is out of its range; which go together, compatible.py says."""
@@ -78,7 +87,7 @@ class Settings:
         if not 0 <= self.momentum < 1:
             raise RunError(f"{flag('momentum')} must lie in [0, 1), got {self.momentum}")
         check_seed(self.seed)
-        for name in ("steps_per_call", "devices", "workers"):
+        for name in ("steps_per_call", "devices", "workers", "adapter_size", "enlarged"):
             if getattr(self, name) < 0:
                 raise RunError(f"{flag(name)} must be at least 0, got {getattr(self, name)}")
         for name in ("jitter", "max_corrupt"):
@@ -87,7 +96,7 @@ class Settings:
         choices = {
             "classifier": CLASSIFIERS, "sampling": SAMPLING, "trained": TRAINED,
             "statistics": ("updated", "frozen"), "max_norm": MAX_NORM, "loader": LOADERS,
-            "examples": EXAMPLES, "precision": PRECISIONS,
+            "examples": EXAMPLES, "precision": PRECISIONS, "adapter": tuple(ADAPTERS),
         }  # fmt: skip
         for name, known in choices.items():
             if getattr(self, name) not in known:
@@ -98,7 +107,13 @@ class Settings:
     def decisive(self) -> dict[str, Any]:
         """What decides the result, as in config.json."""
         free = FREE if self.sampling == "stratified" else (*FREE, "eta", "strict")
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in free}
+        # Left out where they ask for nothing, so that runs begun without them still resume.
+        usual = {name: type(self).__dataclass_fields__[name].default for name in _OF_PRETRAINED}
+        return {
+            k: v
+            for k, v in dataclasses.asdict(self).items()
+            if k not in free and not (k in usual and v == usual[k])
+        }
 
 
 @dataclasses.dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -10,8 +11,21 @@ import optax
 from flax import traverse_util
 from flax.training import train_state
 
-# Which parameters are trained; the rest is frozen.
-TRAINED = ("all", "head", "scales")
+# Which parameters are trained, by their path; the rest is frozen. The classifier always is, but
+# for "scales", of which it has some.
+TRAINED: dict[str, Callable[[tuple[str, ...]], bool]] = {
+    "all": lambda path: True,
+    "head": lambda path: path[0] == "head",
+    "scales": lambda path: path[0] == "head" and path[-1] == "scales",
+    # What models/adapters.py adds; the biases of a transformer's blocks; their LayerNorms.
+    "adapter": lambda path: path[0] == "head" or any(x.startswith("adapter") for x in path),
+    "bias": lambda path: path[0] == "head" or (_in_block(path) and path[-1] == "bias"),
+    "norm": lambda path: path[0] == "head" or (_in_block(path) and path[-2].startswith("norm")),
+}
+
+
+def _in_block(path: tuple[str, ...]) -> bool:
+    return path[0].startswith("blocks")
 
 
 class TrainState(train_state.TrainState):
@@ -59,14 +73,14 @@ def start_state(
 
 
 def split(params: Any, trained: str) -> tuple[Any, Any]:
-    """(trained, frozen): all, the classifier "head", or the "scales" of a scaled one alone."""
+    """(trained, frozen), by one of TRAINED."""
     if trained not in TRAINED:
         raise ValueError(f"unknown part {trained!r}; choose from {', '.join(TRAINED)}")
     if trained == "all":
         return params, {}
     flat = traverse_util.flatten_dict(params)
-    chosen = {k: v for k, v in flat.items() if k[0] == "head" and trained in ("head", k[-1])}
-    if not chosen:
+    chosen = {k: v for k, v in flat.items() if TRAINED[trained](k)}
+    if not any(trained in ("head", "scales") or k[0] != "head" for k in chosen):
         raise ValueError(f"this model has no {trained} to train")
     rest = {k: v for k, v in flat.items() if k not in chosen}
     return traverse_util.unflatten_dict(chosen), traverse_util.unflatten_dict(rest)

@@ -239,21 +239,24 @@ def _metrics(
 
 def count_hits(
     state: TrainState,
-    prepare: Callable[[jax.Array], jax.Array],
+    prepare: Callable[[jax.Array], Any],
     inputs: Inputs | None,
     rows: Rows,
     flip: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(correct int32[C], total int32[C], summed cross-entropy) of the rows that are real.
 
-    With flip, logits are averaged over the image and its mirror image, as the ImbSAM and weight
-    balancing releases do for their final figures.
+    Of the views of an image that `prepare` makes in a list, logits are averaged. With flip they are
+    over each and its mirror image, as the ImbSAM and weight balancing releases do for their final
+    figures.
     """
     raw, labels = take(inputs, rows)
-    images = prepare(raw)
-    logits = state.apply_fn(state.variables(), images, train=False)
+    found = prepare(raw)
+    views = found if isinstance(found, list) else [found]
     if flip:
-        logits = (logits + state.apply_fn(state.variables(), images[:, :, ::-1], train=False)) / 2
+        views = [*views, *(images[:, :, ::-1] for images in views)]
+    each = [state.apply_fn(state.variables(), images, train=False) for images in views]
+    logits = sum(each[1:], each[0]) / len(each)
     correct, total = metrics.class_hits(logits, labels, rows.mask)
     losses = cross_entropy(logits, labels)
     losses = losses if rows.mask is None else jnp.where(rows.mask, losses, 0)

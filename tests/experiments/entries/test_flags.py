@@ -26,15 +26,15 @@ ENTRIES = {
         f"experiments.{name}": importlib.import_module(f"experiments.{name}").arguments
         for name in (
             "cifar_lt", "imagenet_lt", "inaturalist", "digits_lt", "sweep", "anomaly", "evaluate",
-            "report", "redraw", "study", "compare", "analyse",
+            "report", "redraw", "study", "compare", "analyse", "finetune",
         )
     },
     "experiments.sweep cifar_lt": sweep.image_arguments,
     **{
         f"benchmarks.{name}": importlib.import_module(f"benchmarks.{name}").arguments
         for name in (
-            "accelerator", "conv_profile", "cpu_cores", "exact_batch_norm", "input_pipeline",
-            "seeds_together", "step_cost",
+            "accelerator", "adapters", "conv_profile", "cpu_cores", "exact_batch_norm",
+            "input_pipeline", "seeds_together", "step_cost",
         )
     },
 }  # fmt: skip
@@ -235,6 +235,14 @@ UNHEEDED = {
         "--preset saddle --gamma 1", "--preset imbsam-paper --rho-boundaries 1",
     ],
     "experiments.imagenet_lt": ["--loader tf.data --workers 2", "--steps-per-call 5"],
+    "experiments.finetune": [
+        "--dataset imagenet_lt --shrink 2", "--dataset places_lt --subset first", "--workers 2",
+        "--dataset inaturalist --steps-per-call 5", "--jitter 0.4",
+        "--adapter bias --adapter-size 2",
+        "--init random --prompt {}", "--init random --vocabulary x", "--cache-features x",
+        "--model vit_b16 --init x --prompt {}", "--adapter linear --cache-features x --ensemble",
+        "--running-statistics every",
+    ],
     "experiments.digits_lt": [
         "--out x --running-statistics every", "--out x --stage2 crt --stage2-statistics updated",
         "--out x --rule sgd --rho 1", "--out x --rule sgd sam --eta 1",
@@ -264,6 +272,12 @@ HEEDED = {
         "--preset weight-balancing --stage2", "--preset focal-sam-paper --gamma 1 --tau 2",
     ],
     "experiments.imagenet_lt": ["--workers 2", "--steps-per-call 1"],
+    "experiments.finetune": [
+        "--init x --prompt {} --vocabulary x --class-names x --ensemble --adapter-size 3",
+        "--dataset places_lt --train-list x --workers 2 --jitter 0.1 --adapter linear",
+        "--init random --adapter linear --cache-features x --steps-per-call 5 --shrink 2",
+        "--preset focal-sam-cifar100 --gamma 1 --no-ensemble --resize 256 --classifier auto",
+    ],
     "experiments.digits_lt": ["--out x --eta 1 --loss focal vs --tau 1 --rule sgd imbsam"],
     "experiments.sweep": ["--out x --rule focal_sam --gamma 1 --grid rho 0.1"],
     "experiments.anomaly": ["--rule sgd sam --rho 1", "--protocol full clean --label-ratio 0.5"],

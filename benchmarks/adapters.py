@@ -1,0 +1,110 @@
+"""What is trained of a frozen transformer, and what a step of it costs: every adapter in a table.
+
+    python -m benchmarks.adapters --out results/adapters
+
+A step of SGD and one of SAM are lowered, with logit adjustment and momentum, and counted by XLA
+before it optimises; SGD's is compiled, for the memory that it asks for. Nothing is run and no
+weights are needed. Memory is that of this backend; on another the share differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from experiments.host import cli, origin, outputs
+from experiments.host.needs import Needs, always
+from experiments.models import ADAPTERS, PRETRAINED
+
+_NEEDS: Needs = always("model", "classes", "batch_size", "out")
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = cli.parser("Count what a step of every adapter costs.", _NEEDS)
+    parser.add_argument(
+        "--model", default="clip_vit_b16", choices=sorted(PRETRAINED), help="the tower"
+    )
+    parser.add_argument("--classes", type=cli.counted(10**5), default=100, help="of the classifier")
+    parser.add_argument("--batch-size", type=cli.counted(), default=16, help="images")
+    parser.add_argument("--out", type=cli.text, required=True, help="folder for adapters.json")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    rows = []
+    for adapter in ADAPTERS:
+        rows.append(row(args.model, adapter, args.classes, args.batch_size))
+        print(", ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    found = {
+        "command": origin.command_line(), "model": args.model, "classes": args.classes,
+        "batch_size": args.batch_size, "rows": rows,
+    }  # fmt: skip
+    outputs.write_json(out / "adapters.json", found | origin.environment())
+
+
+def row(name: str, adapter: str, classes: int, batch_size: int) -> dict[str, Any]:
+    """Counts of one adapter.
+
+    Returns:
+      {"adapter", "trained", "frozen": parameters, the classifier's among the trained; "sgd",
+      "sam": FLOPs of a step over those of a forward pass; "state_mb": parameters and momentum;
+      "peak_mb": what SGD's step needs besides}.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from experiments.models import create_model
+    from experiments.models.clip import SIZES
+    from experiments.run.cost import flops
+    from experiments.run.one import count
+    from experiments.step.objectives import Objective
+    from experiments.step.optimizer import optimizer
+    from experiments.step.state import create_state
+    from experiments.step.step import Inputs, Rows, make_step
+    from imbsam_jax import rules
+    from imbsam_jax.losses import logit_adjusted
+
+    model = create_model(name, classes, classifier="cosine", adapter=adapter)
+    side = SIZES[name].image
+    one = jnp.zeros((1, side, side, 3))
+    tx = optimizer(lambda _: 0.01, 0.9, 5e-4)
+    state = jax.eval_shape(
+        lambda key: create_state(model, tx, one, key, ADAPTERS[adapter].trained), jax.random.key(0)
+    )
+    images = jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.float32)
+    labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+    objective = Objective(logit_adjusted([1] * classes), classes)
+
+    def lowered(rule: Any) -> Any:
+        step = make_step(rule, objective, lambda images, *_: images)
+
+        def whole(state: Any, images: Any, labels: Any) -> Any:
+            positions = jnp.arange(batch_size)
+            rows = Rows(images=images, labels=labels)
+            return step(state, Inputs(None, None), rows, positions, batch_size, jax.random.key(0))
+
+        return jax.jit(whole, donate_argnums=0).lower(state, images, labels)
+
+    def forward(state: Any, images: Any) -> Any:
+        return state.apply_fn(state.variables(), images, train=False)
+
+    once = flops(jax.jit(forward).lower(state, images))
+    sgd, sam = lowered(rules.sgd(classes)), lowered(rules.sam(classes, rho=0.05))
+    memory = sgd.compile().memory_analysis()
+    state_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    return {
+        "adapter": adapter,
+        "trained": count(state.params),
+        "frozen": count(state.frozen),
+        "sgd": round(flops(sgd) / once, 3),
+        "sam": round(flops(sam) / once, 3),
+        "state_mb": round(state_bytes / 2**20, 1),
+        "peak_mb": round(memory.temp_size_in_bytes / 2**20, 1),
+    }
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments().parse_args())

@@ -1,0 +1,220 @@
+"""What fine-tuning starts from: weights of a file or random ones, and the classifier's start."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+from numpy.typing import NDArray
+
+from experiments.data import features
+from experiments.host.errors import DataError, RunError
+from experiments.host.inputs import read_bytes
+from experiments.host.stopping import StopRequest
+from experiments.models.adapters import ADAPTERS
+from experiments.models.clip import SIZES
+from experiments.models.clip_weights import Weights, classifier_start, load_clip
+from experiments.models.tokenizer import Tokenizer, find_vocabulary
+
+# (mean, std) of images, of CLIP and of ViTs from ImageNet-21k.
+CLIP_PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+VIT_PIXELS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+STARTS = ("auto", "text", "mean", "random")
+RANDOM = "random"
+
+
+def settle(args: argparse.Namespace) -> None:
+    """Fills in what follows from other flags; a second time it changes nothing.
+
+    The image size is what the model was trained on, evaluation cuts it out of 8/7 of it, as LIFT
+    does, and images in memory are resized on the device.
+    """
+    if args.image_size is None:
+        args.image_size = SIZES[args.model].image
+    if args.resize is None:
+        args.resize = args.image_size * 8 // 7
+    patch = SIZES[args.model].patch
+    if args.image_size % patch:
+        raise RunError(
+            f"--image-size {args.image_size} cannot be cut into the patches of {args.model}, "
+            f"{patch} pixels a side: use a multiple of {patch}"
+        )
+    args.trained = ADAPTERS[args.adapter].trained
+    args.classifier_start = start_kind(args)
+
+
+def start_kind(args: argparse.Namespace) -> str:
+    """How the classifier starts: as LIFT's does for these weights, where nobody says."""
+    if args.classifier_start != "auto":
+        return str(args.classifier_start)
+    if args.init in (None, RANDOM):
+        return "random"
+    return "mean" if SIZES[args.model].text is None else "text"
+
+
+def class_names(path: str, num_classes: int) -> tuple[str, ...]:
+    """A name a line, in the order of the labels.
+
+    Raises:
+      DataError: it cannot be read, or has another number of names.
+    """
+    try:
+        lines = read_bytes(path).decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no UTF-8 text") from error
+    names = tuple(line.strip() for line in lines if line.strip())
+    if len(names) != num_classes:
+        raise DataError(
+            f"{path} has {len(names)} class names, one a line, for {num_classes} classes"
+        )
+    return names
+
+
+def read_weights(args: argparse.Namespace) -> Weights | None:
+    """What --init names, None for random weights."""
+    if args.init is None:
+        raise RunError(
+            "--init is missing: name a .safetensors file of the model's weights, or random to try "
+            "the way without"
+        )
+    if args.init == RANDOM:
+        return None
+    return load_clip(args.init, SIZES[args.model], args.image_size)
+
+
+def starting(
+    args: argparse.Namespace, dataset: Any, weights: Weights | None
+) -> Callable[[Any], tuple[Any, str]]:
+    """Plan.start: settings of a seed -> (the variables it starts from, what they are)."""
+    kind = start_kind(args)
+    texts = _texts(args, dataset.class_names) if kind == "text" else None
+
+    def start(settings: Any) -> tuple[Any, str]:
+        variables = _variables(args.model, dataset, settings, weights)
+        note = "random weights, no pretrained ones" if weights is None else weights.note
+        if kind == "random":
+            return variables, f"{note}; the classifier at random"
+        if texts is not None:
+            kernel = _of_texts(args, texts, weights, settings.seed)
+            note += f"; the classifier from {args.prompt!r}"
+        else:
+            kernel = _class_means(args.model, dataset, settings, weights)
+            note += "; the classifier from the means of each class"
+        head = {**variables["params"]["head"], "kernel": kernel}
+        return {**variables, "params": {**variables["params"], "head": head}}, note
+
+    return start
+
+
+def cached(args: argparse.Namespace, dataset: Any, weights: Weights | None, settings: Any) -> Any:
+    """The features of a data set's images, kept in --cache-features or computed into it.
+
+    The tower of random weights is that of the first seed.
+    """
+    path = Path(args.cache_features)
+    made = {
+        "model": args.model,
+        "weights": f"random, seed {settings.seed}" if weights is None else weights.note,
+        "source": dataset.source,
+        "labels": _labels_sha256(dataset),
+        "image_size": args.image_size,
+        "resize": args.resize,
+        "precision": args.precision,
+    }
+    if path.exists():
+        return features.of(dataset, features.load(path, made))
+    parts = [x for x in ("train", "test", "val") if getattr(dataset, f"{x}_labels") is not None]
+    found = _features(args.model, dataset, settings, weights, parts)
+    features.save(path, found, made)
+    return features.of(dataset, found)
+
+
+def _labels_sha256(dataset: Any) -> str:
+    digest = hashlib.sha256()
+    for part in ("train", "test", "val"):
+        labels = getattr(dataset, f"{part}_labels")
+        digest.update(b"-" if labels is None else np.ascontiguousarray(labels, "<i4").tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _variables(model: str, dataset: Any, settings: Any, weights: Weights | None) -> dict[str, Any]:
+    """Fresh ones of that seed, with the file's tower; head and adapters stay fresh."""
+    from experiments.run.parts import Parts
+    from imbsam_jax.losses import cross_entropy
+
+    fresh = Parts(dataset, model, cross_entropy, settings).initial.variables()
+    if weights is None:
+        return fresh
+    flat = traverse_util.flatten_dict(fresh["params"])
+    tower = traverse_util.flatten_dict(weights.image)
+    flat |= {path: tower[path] for path in flat if path in tower}
+    return {**fresh, "params": traverse_util.unflatten_dict(flat)}
+
+
+def _features(
+    model: str, dataset: Any, settings: Any, weights: Weights | None, parts: list[str]
+) -> dict[str, NDArray[Any]]:
+    """ "PART_images" -> float32[N, 1, 2, D], by the tower without an adapter."""
+    from experiments.run.parts import Parts
+    from imbsam_jax.losses import cross_entropy
+
+    plain = dataclasses.replace(settings, adapter="linear", adapter_size=0, trained="head")
+    start = _variables(model, dataset, plain, weights)
+    made = Parts(dataset, model, cross_entropy, plain, start)
+    with StopRequest() as stop:
+        return {part: made.evaluator.features(made.initial, part, stop) for part in parts}
+
+
+def _class_means(
+    model: str, dataset: Any, settings: Any, weights: Weights | None
+) -> NDArray[np.float32]:
+    """float32[D, C]: the mean of each class's features, of length 1; 0 without an image."""
+    if isinstance(dataset, features.Features):
+        images = dataset.train_images
+    else:
+        images = _features(model, dataset, settings, weights, ["train"])["train"]
+    sums = np.zeros((dataset.num_classes, images.shape[-1]))
+    np.add.at(sums, dataset.train_labels, images[:, 0, 0])
+    norms = np.linalg.norm(sums, axis=1, keepdims=True)
+    return np.asarray((sums / np.where(norms == 0, 1, norms)).T, np.float32)
+
+
+def _texts(args: argparse.Namespace, names: Any) -> NDArray[np.int32]:
+    """A text of each class, as tokens."""
+    size = SIZES[args.model]
+    if size.text is None:
+        raise RunError(f"--classifier-start text needs a text tower, which {args.model} has not")
+    if names is None:
+        raise RunError(
+            "--classifier-start text needs the names of the classes, which this data set does not "
+            "tell: give --class-names"
+        )
+    if "{}" not in args.prompt:
+        raise RunError(f"--prompt {args.prompt!r} has no {{}} for the name of the class")
+    tokenizer = Tokenizer(Path(args.vocabulary) if args.vocabulary else find_vocabulary())
+    if tokenizer.end >= size.text.vocabulary:
+        raise RunError(f"the vocabulary has {tokenizer.end + 1} tokens, {args.model} fewer")
+    texts = [args.prompt.replace("{}", name.replace("_", " ")) for name in names]
+    return tokenizer(texts, size.text.length)
+
+
+def _of_texts(
+    args: argparse.Namespace, texts: NDArray[np.int32], weights: Weights | None, seed: int
+) -> NDArray[Any]:
+    size = SIZES[args.model]
+    if weights is not None:
+        return classifier_start(size, weights.text, weights.projection, texts)
+    from experiments.models.clip import TextTower
+
+    assert size.text is not None
+    text_key, joint_key = jax.random.split(jax.random.key(seed))
+    text = jax.jit(TextTower(size).init)(text_key, texts[:1])["params"]
+    projection = jax.random.normal(joint_key, (size.width, size.text.joint))
+    return classifier_start(size, text, projection, texts)

@@ -1,0 +1,87 @@
+"""Features that a frozen model made of a data set's images, in place of the images."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.data import DataError, Dataset, check_classes
+from experiments.host import inputs
+
+_PARTS = ("train", "test", "val")
+
+
+class Features(Dataset):
+    """A `Dataset` whose images are float32[N, 1, 2, D]: an image's features, and its mirror's.
+
+    Mirroring such an image changes one for the other. It has no mean and std: nothing is
+    normalised.
+    """
+
+    def __post_init__(self) -> None:
+        for part in _PARTS:
+            labels = getattr(self, f"{part}_labels")
+            images = getattr(self, f"{part}_images")
+            if (labels is None) != (images is None):
+                raise DataError(f"{self.name}: {part} lacks features or labels")
+            if labels is None:
+                continue
+            sides = (images.shape[:3], images.dtype)
+            if images.ndim != 4 or sides != ((len(labels), 1, 2), np.float32):
+                raise DataError(
+                    f"{self.name}: features of {part} are {images.dtype}{list(images.shape)}, not "
+                    f"float32[{len(labels)}, 1, 2, D]"
+                )
+        check_classes(self)
+
+
+def of(dataset: Any, found: dict[str, np.ndarray]) -> Features:
+    """The features of each part of a data set (in memory or not) in the place of its images."""
+    fields = {
+        field.name: getattr(dataset, field.name)
+        for field in dataclasses.fields(Dataset)
+        if hasattr(dataset, field.name)
+    }
+    images = {f"{part}_images": found.get(part) for part in _PARTS}
+    labels = {f"{part}_labels": getattr(dataset, f"{part}_labels") for part in _PARTS}
+    return Features(**{**fields, **images, **labels, "mean": (), "std": ()})
+
+
+def save(path: str | os.PathLike[str], found: dict[str, np.ndarray], made: dict[str, Any]) -> None:
+    """Writes features by part as .npz, with what decided them."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            np.savez(file, made=np.asarray(json.dumps(made)), **found)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike[str], made: dict[str, Any]) -> dict[str, np.ndarray]:
+    """What `save` wrote.
+
+    Raises:
+      DataError: it cannot be read, or other things decided its features.
+    """
+    arrays = inputs.read_npz(path)
+    try:
+        theirs = json.loads(str(arrays.pop("made")))
+    except (KeyError, ValueError) as error:
+        raise DataError(
+            f"{path} holds no features: nothing in it says how they were made"
+        ) from error
+    for name, value in made.items():
+        if theirs.get(name) != value:
+            raise DataError(
+                f"{path} holds other features: {name} is {theirs.get(name)!r:.80}, not "
+                f"{value!r:.80}; name another file"
+            )
+    return arrays

@@ -1,0 +1,235 @@
+"""Fine-tuning by its command line: from a file's weights and texts to a report, and without."""
+
+import json
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from safetensors.numpy import save_file
+
+from experiments import evaluate, finetune
+from experiments.command import finetuning
+from experiments.data import save_npz
+from experiments.host.errors import DataError, RunError
+from experiments.models import create_model
+from experiments.models.clip import SIZES, ImageTower, TextTower
+from experiments.models.clip_weights import load_clip
+from experiments.models.tokenizer import Tokenizer
+from experiments.run.checkpoints import Checkpoints
+from experiments.run.parts import Parts
+from experiments.run.settings import Settings
+from imbsam_jax.losses import cross_entropy
+from tiny import tiny_dataset
+
+pytestmark = [
+    pytest.mark.allow_rank_promotion,  # Flax adds a bias[C] to a batch[B, C]
+    pytest.mark.usefixtures("lean"),
+]
+
+SHORT = [
+    "--image-size",
+    "16",
+    "--batch-size",
+    "39",
+    "--epochs",
+    "2",
+    "--devices",
+    "1",
+    "--quiet",
+]
+NAMES = ["apple", "aquarium_fish", "baby", "bear", "beaver"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A data set, weights of clip_vit_tiny under OpenAI's names, a vocabulary, class names."""
+    folder = tmp_path_factory.mktemp("finetune")
+    save_npz(tiny_dataset(), folder / "tiny.npz")
+    (folder / "names.txt").write_text("\n".join(NAMES))
+    (folder / "vocabulary.txt").write_text("#version\na p\nap p\n")
+    save_file(_openai(SIZES["clip_vit_tiny"]), folder / "clip.safetensors")
+    return folder
+
+
+def _openai(size):
+    """Random weights of a size, as OpenAI names them."""
+    text, w = size.text, size.width
+    shapes = {
+        "visual.conv1.weight": (w, 3, size.patch, size.patch), "visual.class_embedding": (w,),
+        "visual.positional_embedding": (17, w), "visual.proj": (w, text.joint),
+        "token_embedding.weight": (text.vocabulary, text.width),
+        "positional_embedding": (text.length, text.width),
+        "text_projection": (text.width, text.joint),
+    }  # fmt: skip
+    norms = {"visual.ln_pre": w, "visual.ln_post": w, "ln_final": text.width}
+    for tower, width, depth in (("visual.", w, size.depth), ("", text.width, text.depth)):
+        for k in range(depth):
+            block = f"{tower}transformer.resblocks.{k}."
+            for name, (out, into) in {
+                "attn.in_proj_": (3, 1), "attn.out_proj.": (1, 1), "mlp.c_fc.": (4, 1),
+                "mlp.c_proj.": (1, 4),
+            }.items():  # fmt: skip
+                shapes |= {f"{block}{name}weight": (out * width, into * width)}
+                shapes |= {f"{block}{name}bias": (out * width,)}
+            norms |= {f"{block}ln_1": width, f"{block}ln_2": width}
+    for name, width in norms.items():
+        shapes |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+    return {
+        name: np.random.RandomState(zlib.crc32(name.encode())).normal(0, 0.1, shape).astype("f")
+        for name, shape in shapes.items()
+    }
+
+
+def start(files, *flags):
+    line = ["--data", str(files / "tiny.npz"), *SHORT, *map(str, flags)]
+    finetune.main(finetune.parse(finetune.arguments(), line))
+
+
+def of_texts(files):
+    return [
+        "--init", files / "clip.safetensors", "--model", "clip_vit_tiny", "--vocabulary",
+        files / "vocabulary.txt", "--class-names", files / "names.txt", "--rule", "imbsam",
+        "--eta", "10",
+    ]  # fmt: skip
+
+
+def _report(out):
+    return json.loads((out / "report.json").read_text())
+
+
+def _last(out, dataset, settings):
+    """The variables of a run's last checkpoint."""
+    config = json.loads((out / "config.json").read_text())
+    fields = {k: v for k, v in config.items() if k in Settings.__dataclass_fields__}
+    parts = Parts(dataset, config["model"], cross_entropy, Settings(**{**fields, **settings}))
+    checkpoints = Checkpoints(out / "checkpoints", config=config, reading=True)
+    found = checkpoints.restore(parts.initial)[0]
+    checkpoints.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def adapted(files, tmp_path_factory):
+    """A run of adaptformer from a file, its classifier from texts."""
+    out = tmp_path_factory.mktemp("runs") / "adapted"
+    with pytest.MonkeyPatch.context() as patch:
+        from experiments.command import launch
+
+        patch.setattr(launch, "in_full", dict)
+        start(files, *of_texts(files), "--ensemble", "--out", out)
+    return out
+
+
+def test_from_a_file_to_a_report(files, adapted):
+    report = _report(adapted)
+    assert report["init"].startswith("clip.safetensors (SHA-256 ")
+    assert report["init"].endswith("; the classifier from 'a photo of a {}.'")
+    model = create_model("clip_vit_tiny", 5, classifier="cosine", adapter="adaptformer")
+    images = jnp.zeros((1, 16, 16, 3))
+    shapes = jax.eval_shape(lambda k: model.init(k, images, train=False), jax.random.key(0))
+    sizes = {k: x.size for k, x in traverse_util.flatten_dict(shapes["params"]).items()}
+    trained = sum(n for k, n in sizes.items() if k[0] == "head" or "adapter" in k)
+    assert report["parameters"] == {"trained": trained, "frozen": sum(sizes.values()) - trained}
+    assert (report["settings"]["adapter"], report["classifier"]) == ("adaptformer", "cosine")
+    assert (report["loss"], report["prompt"]) == ("logit_adjusted", "a photo of a {}.")
+    assert 0 <= report["last_epoch_ensembled"]["all"] <= 100
+    assert "last_epoch_ensembled" not in report["settings"] and report["settings"]["ensemble"]
+
+
+def test_frozen_leaves_end_as_the_file_has_them(files, adapted):
+    state = _last(adapted, tiny_dataset(), {})
+    weights = load_clip(files / "clip.safetensors", SIZES["clip_vit_tiny"], 16)
+    frozen = traverse_util.flatten_dict(state.frozen)
+    jax.tree.map(np.testing.assert_array_equal, frozen, traverse_util.flatten_dict(weights.image))
+    assert {path[0] for path in traverse_util.flatten_dict(state.params)} == {
+        "head", "blocks_0", "blocks_1", "blocks_2",
+    }  # fmt: skip
+
+
+def test_evaluated_once_more_with_crops(files, adapted, capsys):
+    flags = [str(adapted), "--data", str(files / "tiny.npz")]
+    evaluate.main(evaluate.arguments().parse_args(flags))
+    report = _report(adapted)
+    rows = {
+        line.split("  ")[1].strip(): [float(x) for x in line.split()[-4:] if x != "-"]
+        for line in capsys.readouterr().out.splitlines() if "averaged" in line or "as it is" in line
+    }  # fmt: skip
+    for row, key in (("flip-averaged", "last_epoch_flip"),
+                     ("five crops averaged", "last_epoch_ensembled")):  # fmt: skip
+        assert any(round(report[key]["all"], 2) == x for x in rows[row]), (row, rows)
+
+
+def test_the_classifier_starts_from_its_texts(files):
+    """The kernel of each class, from the text tower by hand."""
+    args = finetune.parse(
+        finetune.arguments(),
+        ["--data", str(files / "tiny.npz"), *SHORT, *map(str, of_texts(files)), "--out", "x"],
+    )
+    dataset = finetune.load(args)
+    weights = finetuning.read_weights(args)
+    assert dataset.class_names == tuple(NAMES)
+    assert dataset.mean == finetuning.CLIP_PIXELS[0]
+    variables, _ = finetuning.starting(args, dataset, weights)(
+        finetune.make_plan(args, dataset).settings
+    )
+    text = "a photo of a aquarium fish."
+    tokens = Tokenizer(files / "vocabulary.txt")([text])
+    size = SIZES["clip_vit_tiny"]
+    found = np.asarray(TextTower(size).apply({"params": weights.text}, tokens))[0]
+    back = weights.projection @ (found / np.linalg.norm(found))
+    kernel = variables["params"]["head"]["kernel"]
+    np.testing.assert_allclose(kernel[:, 1], back / np.linalg.norm(back), atol=1e-5)
+
+
+def test_kept_features_are_the_towers_and_are_read_again(files, tmp_path):
+    """Linear probes on features of a file; the same, by name, in a second run."""
+    flags = [
+        "--init", "random", "--model", "vit_tiny", "--adapter", "linear", "--classifier-start",
+        "mean", "--cache-features", tmp_path / "kept.npz", "--rule", "sam", "--seed", "3",
+    ]  # fmt: skip
+    start(files, *flags, "--out", tmp_path / "first")
+    report = _report(tmp_path / "first")
+    assert report["init"].startswith("random weights, no pretrained ones")
+    assert report["parameters"] == {"trained": 5 * 64, "frozen": 0}
+    kept = np.load(tmp_path / "kept.npz")
+    dataset = finetune.as_seen("vit_tiny", tiny_dataset())
+    settings = Settings(
+        seed=3, classifier="cosine", adapter="linear", trained="head", enlarged=16, devices=1
+    )
+    fresh = Parts(dataset, "vit_tiny", cross_entropy, settings).initial.variables()
+    images = dataset.test_images[:4].astype(np.float32) / 255 * 2 - 1
+    tower = ImageTower(5, SIZES["vit_tiny"], "linear", classifier="cosine")
+    for k, seen in enumerate((images, images[:, :, ::-1])):
+        around = jax.image.resize(seen, (4, 18, 18, 3), "linear")[:, 1:17, 1:17]
+        wanted = tower.apply(fresh, around, train=False, method="embed")
+        np.testing.assert_allclose(kept["test"][:4, 0, k], wanted, atol=1e-4)
+    start(files, *flags, "--out", tmp_path / "second")
+    assert _report(tmp_path / "second")["params_sha256"] == report["params_sha256"]
+    with pytest.raises(DataError, match=r"image_size is 16, not 24"):
+        start(files, *flags, "--out", tmp_path / "third", "--image-size", "24")
+    with pytest.raises(RunError, match="trained on kept features"):
+        evaluate.main(evaluate.arguments().parse_args([str(tmp_path / "first")]))
+
+
+def _refused(files, said, *flags, error=RunError):
+    with pytest.raises(error, match=said):
+        start(files, "--out", "unwritten", "--rule", "sgd", *flags)
+
+
+def test_what_is_refused(files, tmp_path):
+    _refused(files, "--init is missing")
+    _refused(files, "--image-size 20 .* patches of vit_tiny, 8", "--init", "random", "--model",
+             "vit_tiny", "--image-size", "20")  # fmt: skip
+    text = of_texts(files)
+    _refused(files, "give --class-names", *text[:6])
+    (tmp_path / "few.txt").write_text("a\nb")
+    _refused(files, "few.txt has 2 class names", *text[:8], "--class-names", tmp_path / "few.txt",
+             error=DataError)  # fmt: skip
+    _refused(files, "has no {} for the name", *text[:8], "--prompt", "a photo")
+    _refused(files, "needs a text tower", "--init", "random", "--model", "vit_tiny",
+             "--classifier-start", "text")  # fmt: skip
+    _refused(files, "scales cosines itself", "--init", "random", "--model", "vit_tiny", "--loss",
+             "ldam")  # fmt: skip

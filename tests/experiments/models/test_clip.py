@@ -1,0 +1,340 @@
+"""CLIP and ViT: features as PyTorch computes them under every naming, files refused by name."""
+
+import functools
+import math
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from safetensors.numpy import save_file
+
+from experiments.host.errors import RunError
+from experiments.models import create_model
+from experiments.models.clip import SIZES, ImageTower, Size, Text, TextTower
+from experiments.models.clip_weights import classifier_start, load_clip
+
+# The first three features of two images and two texts, in float64 by transformers 5.24.0 (torch
+# 2.14.1): CLIPModel and ViTModel of these sizes, `_formula` for every tensor of more than one
+# number, `_images` and `_TOKENS` (get_image_features, get_text_features, the class token).
+_CLIP = Size(24, 3, 2, 8, 16, Text(40, 7, 16, 2, 2, 12))
+_VIT = Size(24, 3, 2, 8, 16, None, quick=False)
+_IMAGES_RECORDED = [
+    [-0.14919144, 1.09215688, 0.8266481],
+    [0.29935251, 1.01051393, -0.23978546],
+]
+_TEXTS_RECORDED = [
+    [-0.82937703, -0.47752557, 0.88633033],
+    [-0.74061856, -0.20854217, 0.73755075],
+]
+_VIT_RECORDED = [
+    [-0.29545036, -0.27097267, 0.26745722],
+    [-0.69731101, -0.71269379, -0.7710982],
+]
+_TOKENS = np.array([[38, 5, 9, 39, 0, 0, 0], [38, 3, 3, 20, 11, 7, 39]], np.int32)
+
+
+def _images():
+    return np.random.RandomState(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
+
+
+def _formula(name, shape):
+    """Values of a tensor from its name alone."""
+    x = np.random.RandomState(zlib.crc32(name.encode())).uniform(-1, 1, shape)
+    if len(shape) == 1:
+        x = 1 + x / 2 if name.endswith("weight") else x / 5
+    else:
+        x = x * math.sqrt(3 / math.prod(shape[1:]))
+    return x.astype(np.float32)
+
+
+def _block(names, width):
+    """The shapes of a block by the eight names of its modules, q, k, v, out, mlp, mlp, norms."""
+    shapes = {}
+    sizes = [(width, width)] * 4 + [(4 * width, width), (width, 4 * width), (width,), (width,)]
+    for name, shape in zip(names, sizes, strict=True):
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    return shapes
+
+
+@functools.cache
+def _hugging_face():
+    """The state of CLIPModel."""
+    attention = [f"self_attn.{x}_proj" for x in ("q", "k", "v", "out")]
+    names = [*attention, "mlp.fc1", "mlp.fc2", "layer_norm1", "layer_norm2"]
+    shapes = {
+        "text_model.embeddings.token_embedding.weight": (40, 16),
+        "text_model.embeddings.position_embedding.weight": (7, 16),
+        "text_model.final_layer_norm.weight": (16,), "text_model.final_layer_norm.bias": (16,),
+        "text_projection.weight": (12, 16), "visual_projection.weight": (12, 24),
+        "vision_model.embeddings.class_embedding": (24,),
+        "vision_model.embeddings.patch_embedding.weight": (24, 3, 8, 8),
+        "vision_model.embeddings.position_embedding.weight": (5, 24),
+        **{f"vision_model.{x}.{y}": (24,) for x in ("pre_layrnorm", "post_layernorm")
+           for y in ("weight", "bias")},
+    }  # fmt: skip
+    for tower, width in (("text_model", 16), ("vision_model", 24)):
+        for k in range(2):
+            shapes |= {
+                f"{tower}.encoder.layers.{k}.{name}": shape
+                for name, shape in _block(names, width).items()
+            }
+    return {
+        **{name: _formula(name, shape) for name, shape in shapes.items()},
+        "logit_scale": np.array(2.6592, np.float32),
+    }
+
+
+def _openai():
+    """The same weights as OpenAI and open_clip name them."""
+    found = dict(_hugging_face())
+    names = {
+        "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+        "text_model.embeddings.position_embedding.weight": "positional_embedding",
+        "text_model.final_layer_norm.": "ln_final.",
+        "vision_model.embeddings.class_embedding": "visual.class_embedding",
+        "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
+        "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+        "vision_model.pre_layrnorm.": "visual.ln_pre.",
+        "vision_model.post_layernorm.": "visual.ln_post.",
+        "text_model.encoder.layers.": "transformer.resblocks.",
+        "vision_model.encoder.layers.": "visual.transformer.resblocks.",
+        "self_attn.out_proj": "attn.out_proj", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
+        "layer_norm1": "ln_1", "layer_norm2": "ln_2",
+    }  # fmt: skip
+    renamed = {
+        "visual.proj": found.pop("visual_projection.weight").T.copy(),
+        "text_projection": found.pop("text_projection.weight").T.copy(),
+    }
+    for name in [x for x in found if ".q_proj." in x]:
+        parts = [found.pop(name.replace(".q_proj.", f".{x}_proj.")) for x in "qkv"]
+        found[name.replace("self_attn.q_proj.", "attn.in_proj_")] = np.concatenate(parts)
+    for name, x in found.items():
+        for theirs, ours in names.items():
+            name = name.replace(theirs, ours)
+        renamed[name] = x
+    return renamed
+
+
+def _vit(naming):
+    """The state of ViTModel, as transformers 5 has it; as files have it; as timm's."""
+    attention = [f"attention.{x}_proj" for x in "qkvo"]
+    names = [*attention, "mlp.fc1", "mlp.fc2", "layernorm_before", "layernorm_after"]
+    shapes = {
+        "embeddings.cls_token": (1, 1, 24), "embeddings.position_embeddings": (1, 5, 24),
+        "embeddings.patch_embeddings.projection.weight": (24, 3, 8, 8),
+        "embeddings.patch_embeddings.projection.bias": (24,),
+        "layernorm.weight": (24,), "layernorm.bias": (24,),
+    }  # fmt: skip
+    for k in range(2):
+        shapes |= {f"layers.{k}.{name}": shape for name, shape in _block(names, 24).items()}
+    found = {name: _formula(name, shape) for name, shape in shapes.items()}
+    if naming == "version 5":
+        return {**found, "pooler.dense.weight": np.zeros((24, 24), np.float32)}
+    if naming == "Hugging Face":
+        changed = {
+            "layers.": "encoder.layer.", "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense",
+            "attention.q_proj": "attention.attention.query",
+            "attention.k_proj": "attention.attention.key",
+            "attention.v_proj": "attention.attention.value",
+            "attention.o_proj": "attention.output.dense",
+        }  # fmt: skip
+    else:
+        for name in [x for x in found if ".q_proj." in x]:
+            parts = [found.pop(name.replace(".q_proj.", f".{x}_proj.")) for x in "qkv"]
+            found[name.replace("attention.q_proj", "attn.qkv")] = np.concatenate(parts)
+        changed = {
+            "layernorm_before": "norm1", "layernorm_after": "norm2", "layernorm.": "norm.",
+            "layers.": "blocks.", "attention.o_proj": "attn.proj",
+            "embeddings.cls_token": "cls_token", "embeddings.position_embeddings": "pos_embed",
+            "embeddings.patch_embeddings.projection": "patch_embed.proj",
+        }  # fmt: skip
+    renamed = {}
+    for name, x in found.items():
+        for before, after in changed.items():
+            name = name.replace(before, after)
+        renamed[name if naming == "timm" else f"vit.{name}"] = x
+    head = "head.weight" if naming == "timm" else "classifier.weight"
+    return {**renamed, head: np.zeros((9, 24), np.float32)}
+
+
+def _features(weights, size, dtype=jnp.float32):
+    tower = ImageTower(3, size, "linear", dtype=dtype)
+    images = jnp.asarray(_images())
+    return jax.jit(lambda p: tower.apply({"params": p}, images, train=False, method="embed"))(
+        weights.image
+    )
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    """Hugging Face's file, read."""
+    path = tmp_path_factory.mktemp("clip") / "model.safetensors"
+    save_file(_hugging_face(), path)
+    return load_clip(path, _CLIP, 16)
+
+
+def test_features_of_clip(loaded):
+    image = _features(loaded, _CLIP) @ loaded.projection
+    np.testing.assert_allclose(image[:, :3], _IMAGES_RECORDED, atol=1e-5)
+    text = jax.jit(TextTower(_CLIP).apply)({"params": loaded.text}, _TOKENS)
+    np.testing.assert_allclose(text[:, :3], _TEXTS_RECORDED, atol=1e-5)
+    assert loaded.note.startswith("model.safetensors (SHA-256 ")
+    assert loaded.note.endswith("without its logit_scale")
+
+
+def test_every_naming_holds_the_same(loaded, tmp_path):
+    path = tmp_path / "model.safetensors"
+    for change in ({}, {"input_resolution": np.array(224), "attn_mask": np.zeros((7, 7), "f")}):
+        save_file({**_openai(), **change}, path)
+        found = load_clip(path, _CLIP, 16)
+        jax.tree.map(np.testing.assert_array_equal, found[:3], loaded[:3])
+    save_file({f"module.{name}": x for name, x in _openai().items()}, path)
+    jax.tree.map(np.testing.assert_array_equal, load_clip(path, _CLIP, 16)[:3], loaded[:3])
+
+
+def test_features_of_vit_under_its_namings(tmp_path):
+    path, found = tmp_path / "vit.safetensors", []
+    for naming, left in (("Hugging Face", "classifier"), ("version 5", "pooler"), ("timm", "head")):
+        save_file(_vit(naming), path)
+        found.append(load_clip(path, _VIT, 16))
+        assert found[-1].note.endswith(f"without its {left}")
+        assert found[-1].text is None and found[-1].projection is None
+    jax.tree.map(np.testing.assert_array_equal, found[0].image, found[1].image)
+    jax.tree.map(np.testing.assert_array_equal, found[0].image, found[2].image)
+    np.testing.assert_allclose(_features(found[0], _VIT)[:, :3], _VIT_RECORDED, atol=1e-5)
+
+
+def test_a_classifier_from_texts(loaded):
+    """Column by column, in NumPy: back through the projection, each of length 1."""
+    kernel = classifier_start(_CLIP, loaded.text, loaded.projection, _TOKENS, batch=1)
+    text = np.asarray(TextTower(_CLIP).apply({"params": loaded.text}, _TOKENS))
+    for row, column in zip(text, kernel.T, strict=True):
+        back = loaded.projection @ (row / np.linalg.norm(row))
+        np.testing.assert_allclose(column, back / np.linalg.norm(back), atol=1e-6)
+
+
+def test_places_of_other_image_sizes(tmp_path):
+    """A file for 16 pixels, seen at 32: what is linear in the grid's place stays linear inside."""
+    state = dict(_hugging_face())
+    name = "vision_model.embeddings.position_embedding.weight"
+    down, across = np.meshgrid(np.arange(4), np.arange(4), indexing="ij")
+    grid = (2 * down + across).reshape(-1, 1) + np.arange(24)
+    state[name] = np.concatenate([state[name][:1], grid.astype(np.float32)])
+    path = tmp_path / "wide.safetensors"
+    save_file(state, path)
+    same = load_clip(path, _CLIP, 32).image["tokens"]["positions"]
+    np.testing.assert_array_equal(same, state[name])
+    more = load_clip(path, _CLIP, 64).image["tokens"]["positions"]
+    np.testing.assert_array_equal(more[0], state[name][0])
+    inside = more[1:].reshape(8, 8, 24)[3:5, 3:5]  # no tap of the kernel outside
+    place = (np.arange(3, 5) + 0.5) / 2 - 0.5
+    wanted = 2 * place[:, None, None] + place[None, :, None] + np.arange(24)[None, None]
+    np.testing.assert_allclose(inside, wanted, atol=1e-5)
+    save_file({**state, name: state[name][:16]}, path)
+    with pytest.raises(RunError, match="15 patches, which are no square"):
+        load_clip(path, _CLIP, 16)
+
+
+def _changed(**changes):
+    state = {name.replace("/", "."): x for name, x in _openai().items()}
+    for name, x in changes.items():
+        name = name.replace("__", ".")
+        state.pop(name) if x is None else state.update({name: x})
+    return state
+
+
+def _wide(*shape):
+    return np.zeros(shape, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ({"a": np.zeros(2, np.float32)}, r"none of the known names .*; it has a and so on"),
+        (_changed(visual__proj=None), r"visual.proj is missing"),
+        (_changed(visual__extra=_wide(2)), r"visual.extra is not in the model"),
+        (_changed(ln_final__bias=_wide(17)), r"ln_final.bias is \[17\], in the model \[16\]"),
+        (_changed(visual__proj=_wide(12, 24)), r"proj is \[12, 24\], in the model \[24, 12\]"),
+        (_changed(ln_final__bias=np.full(16, np.nan, np.float32)), "ln_final.bias holds numbers"),
+        (_vit("timm"), "another kind"),
+        (
+            {k: v for k, v in _openai().items() if ".0." not in k},
+            r"\.0\.attn.in_proj_weight is missing.*; and 20 more",
+        ),
+    ],
+)  # fmt: skip
+def test_files_that_do_not_fit_are_refused_by_name(state, said, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file(state, path)
+    with pytest.raises(RunError, match=said):
+        load_clip(path, _CLIP, 16)
+
+
+def test_half_precision_and_other_files(loaded, tmp_path):
+    path = tmp_path / "half.safetensors"
+    save_file({name: x.astype(np.float16) for name, x in _hugging_face().items()}, path)
+    half = load_clip(path, _CLIP, 16)
+    for ours, theirs in zip(
+        jax.tree.leaves(half.image), jax.tree.leaves(loaded.image), strict=True
+    ):
+        assert ours.dtype == np.float32
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
+    with pytest.raises(RunError, match=r"no .safetensors file"):
+        load_clip(tmp_path / "model.bin", _CLIP, 16)
+    with pytest.raises(RunError, match="does not exist"):
+        load_clip(tmp_path / "none.safetensors", _CLIP, 16)
+
+
+def test_published_sizes():
+    """Parameters of OpenAI's models: 149,620,737 with B/16, 151,277,313 with B/32, 427,616,513."""
+    for name, published in (
+        ("clip_vit_b16", 149_620_737), ("clip_vit_b32", 151_277_313), ("clip_vit_l14", 427_616_513),
+    ):  # fmt: skip
+        size = SIZES[name]
+        images = jnp.zeros((1, 224, 224, 3))
+        tower = ImageTower(1, size, "linear")
+        image = jax.eval_shape(lambda k: tower.init(k, images, train=False), jax.random.key(0))  # noqa: B023
+        tokens = jnp.zeros((1, 77), jnp.int32)
+        text = jax.eval_shape(TextTower(size).init, jax.random.key(0), tokens)
+        shapes = traverse_util.flatten_dict({"image": image["params"], "text": text["params"]})
+        count = sum(math.prod(x.shape) for path, x in shapes.items() if path[1] != "head")
+        assert count + size.width * size.text.joint + 1 == published  # a scale of the logits
+
+
+def test_features_pass_through_to_the_classifier():
+    """An image of one pixel's height is features: of its first pixel, mirrored of its second."""
+    model = create_model("vit_tiny", 5)
+    features = jnp.arange(2 * 2 * 64, dtype=jnp.float32).reshape(2, 1, 2, 64)
+    params = model.init(jax.random.key(0), features, train=False)["params"]
+    assert set(params) == {"head"}
+    logits = model.apply({"params": params}, features, train=False)
+    whole = features[:, 0, 0] @ params["head"]["kernel"] + params["head"]["bias"][None]
+    np.testing.assert_allclose(logits, whole, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_equal_to_transformers(tmp_path):
+    """The recorded case drawn anew, where torch and transformers are installed."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    config = transformers.CLIPConfig(
+        text_config={"vocab_size": 40, "hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 7, "eos_token_id": 2},  # noqa: E501
+        vision_config={"hidden_size": 24, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 16, "patch_size": 8},  # noqa: E501
+        projection_dim=12,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.CLIPModel(config).eval()
+    state = {name: x.numpy() for name, x in model.state_dict().items()}
+    path = tmp_path / "model.safetensors"
+    save_file({name: np.ascontiguousarray(x) for name, x in state.items()}, path)
+    found = load_clip(path, _CLIP, 16)
+    pixels, tokens = torch.from_numpy(_images().transpose(0, 3, 1, 2)), torch.from_numpy(_TOKENS)
+    with torch.no_grad():
+        image = model.get_image_features(pixel_values=pixels)
+        text = model.get_text_features(input_ids=tokens.long())
+    image, text = (getattr(x, "pooler_output", x).numpy() for x in (image, text))
+    np.testing.assert_allclose(_features(found, _CLIP) @ found.projection, image, atol=1e-5)
+    ours = TextTower(_CLIP).apply({"params": found.text}, _TOKENS)
+    np.testing.assert_allclose(ours, text, atol=1e-5)

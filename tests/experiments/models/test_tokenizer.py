@@ -1,0 +1,90 @@
+"""CLIP's tokens: words, bytes and merges, of a small vocabulary and the real one."""
+
+import gzip
+
+import numpy as np
+import pytest
+
+from experiments.host.errors import RunError
+from experiments.models import tokenizer
+from experiments.models.tokenizer import Tokenizer
+
+_MERGES = ["a p", "ap p", "l e</w>", "app le</w>", "a a", "o f</w>", "' s</w>", "aa a</w>"]
+
+
+@pytest.fixture
+def small(tmp_path):
+    path = tmp_path / "vocabulary.txt"
+    path.write_text("\n".join(["#version", *_MERGES]))
+    return Tokenizer(path)
+
+
+def _shown(tokenizer, text):
+    """The words of the tokens of a text."""
+    words = {token: word for word, token in tokenizer._tokens.items()}
+    (row,) = tokenizer([text], 30)
+    length = int(np.argmax(row)) + 1
+    assert row[0] == tokenizer.start and row[length - 1] == tokenizer.end
+    assert not row[length:].any()
+    return [words[int(token)] for token in row[1 : length - 1]]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("apple", ["apple</w>"]),
+        ("  An\tAPPLE ", ["a", "n</w>", "apple</w>"]),
+        ("app", ["ap", "p</w>"]),  # ap then a word's end, which no pair has
+        ("aaaa", ["aa", "a", "a</w>"]),  # the pairs from the left; then nothing
+        ("aaa", ["aaa</w>"]),
+        ("apple’s 10", ["apple</w>", "'s</w>", "1</w>", "0</w>"]),
+        ("of!?of", ["of</w>", "!", "?</w>", "of</w>"]),
+        ("&amp;amp;", ["&</w>"]),
+        ("\u00e9", ["Ã", "©</w>"]),
+        ("e\u0301", ["Ã", "©</w>"]),  # composed, the same
+    ],
+)
+def test_words(small, text, words):
+    assert _shown(small, text) == words
+
+
+def test_numbering(small):
+    """256 bytes from "!", each once more as a word's end, merges, then the two marks."""
+    assert (small.start, small.end) == (512 + len(_MERGES), 513 + len(_MERGES))
+    assert small(["!"], 4).tolist() == [[small.start, 256, small.end, 0]]
+    assert small(["a apple"], 5).tolist() == [
+        [small.start, 256 + ord("a") - ord("!"), 512 + 3, small.end, 0]
+    ]
+
+
+def test_gzipped_and_refused(small, tmp_path):
+    packed = tmp_path / "vocabulary.txt.gz"
+    packed.write_bytes(gzip.compress("\n".join(["#version", *_MERGES]).encode()))
+    np.testing.assert_array_equal(Tokenizer(packed)(["apple"]), small(["apple"]))
+    with pytest.raises(RunError, match="has 7 tokens, and CLIP reads 6"):
+        small(["a b c d e"], 6)
+    for content, said in (
+        (b"", "no vocabulary"), (b"#\na b c", "no vocabulary"), (b"\xff\xfe", "cannot be read"),
+        (gzip.compress(b"# a")[:-6], "cannot be read"),
+    ):  # fmt: skip
+        packed.write_bytes(content)
+        with pytest.raises(RunError, match=said):
+            Tokenizer(packed)
+    with pytest.raises(RunError, match="does not exist"):
+        Tokenizer(tmp_path / "none")
+
+
+def test_where_no_package_has_it(monkeypatch):
+    monkeypatch.setattr(tokenizer, "_PLACES", (("experiments", ""), ("no_such_package", "")))
+    with pytest.raises(RunError, match="--no-deps open-clip-torch"):
+        tokenizer.find_vocabulary()
+
+
+def test_the_real_vocabulary():
+    """49,406 is the start and 49,407 the end; CLIP's tokens of its first example."""
+    try:
+        found = Tokenizer(tokenizer.find_vocabulary())
+    except RunError:
+        pytest.skip("no installed package has CLIP's vocabulary")
+    assert (found.start, found.end) == (49406, 49407)
+    assert found(["a diagram"], 5).tolist() == [[49406, 320, 22697, 49407, 0]]
