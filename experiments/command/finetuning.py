@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ CLIP_PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2
 VIT_PIXELS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 STARTS = ("auto", "text", "mean", "random")
 RANDOM = "random"
+# What data sets have for names: numbers, WordNet's ids, folders.
+_NO_WORDS = re.compile(r"n?\d+|/.*")
 
 
 def settle(args: argparse.Namespace) -> None:
@@ -118,6 +121,8 @@ def cached(args: argparse.Namespace, dataset: Any, weights: Weights | None, sett
 
     The tower of random weights is that of the first seed.
     """
+    if jax.process_count() > 1:
+        raise RunError("--cache-features computes them in one process: leave it out, or use one")
     path = Path(args.cache_features)
     made = {
         "model": args.model,
@@ -191,10 +196,11 @@ def _texts(args: argparse.Namespace, names: Any) -> NDArray[np.int32]:
     size = SIZES[args.model]
     if size.text is None:
         raise RunError(f"--classifier-start text needs a text tower, which {args.model} has not")
-    if names is None:
+    if names is None or all(map(_NO_WORDS.fullmatch, names)):
+        told = "does not tell" if names is None else f"has as {names[0]!r} and the like"
         raise RunError(
-            "--classifier-start text needs the names of the classes, which this data set does not "
-            "tell: give --class-names"
+            "--classifier-start text needs the names of the classes in words, which this data set "
+            f"{told}: give --class-names"
         )
     if "{}" not in args.prompt:
         raise RunError(f"--prompt {args.prompt!r} has no {{}} for the name of the class")

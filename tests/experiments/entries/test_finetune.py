@@ -225,6 +225,9 @@ def test_what_is_refused(files, tmp_path):
              "vit_tiny", "--image-size", "20")  # fmt: skip
     text = of_texts(files)
     _refused(files, "give --class-names", *text[:6])
+    (tmp_path / "ids.txt").write_text("\n".join(f"n0144{k}" for k in range(5)))
+    _refused(files, "has as 'n01440' and the like: give --class-names", *text[:6],
+             "--class-names", tmp_path / "ids.txt")  # fmt: skip
     (tmp_path / "few.txt").write_text("a\nb")
     _refused(files, "few.txt has 2 class names", *text[:8], "--class-names", tmp_path / "few.txt",
              error=DataError)  # fmt: skip

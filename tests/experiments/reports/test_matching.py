@@ -53,6 +53,38 @@ def test_reweighted_sam_stands_beside_its_weight():
     assert [row.all for row in found] == [49.0]
 
 
+LIFT = {
+    "experiment": "finetune", "model": "clip_vit_b16", "epochs": 10, "batch_size": 128, "lr": 0.01,
+    "schedule": "cosine", "weight_decay": 5e-4, "loss": "logit_adjusted", "subset": "shuffled",
+    "settings": {"adapter": "adaptformer", "trained": "adapter", "classifier": "cosine"},
+}  # fmt: skip
+
+
+def test_fine_tuned_clip_stands_beside_its_adapter():
+    """Marked by how the figures were taken; networks trained from scratch stand apart from it."""
+    found = matching.beside(facts(**LIFT))
+    assert [(row.all, row.chosen) for row in found] == [
+        (81.3, "last epoch"),
+        (81.7, "last epoch, five crops averaged"),
+        (89.1, "last epoch; whether crops were averaged was not read"),
+    ]
+    assert matching.differences(facts(**LIFT), "lift") == []
+    changed = {**LIFT, "settings": {**LIFT["settings"], "adapter": "lora"}}
+    assert matching.beside(facts(**changed)) == []
+    changed = {**LIFT, "experiment": "cifar_lt", "settings": {}}
+    assert 81.3 not in [row.all for row in matching.beside(facts(**changed))]
+
+
+def test_crops_have_a_line_of_their_own():
+    reports = [
+        make(**LIFT, last_epoch_ensembled={"many": 9.0, "medium": 8.0, "few": 7.0, "all": 8})
+    ]
+    assert "| last epoch, five crops | 1 | 9.0 | 8.0 | 7.0 | 8.0 |" in writing.markdown(
+        grouping.grouped(reports), False
+    )
+    assert "five crops |" not in writing.markdown(grouping.grouped([make(**LIFT)]), False)
+
+
 EVERY = {"running_statistics": "every"}
 
 

@@ -72,6 +72,26 @@ def test_every_image_counts_once_in_batches_of_any_size(
     assert 0 < want.correct.sum() < want.total.sum()
 
 
+def test_five_crops_of_enlarged_images(parts: Parts) -> None:
+    """8 pixels resized to 9, of which five parts of 8 are averaged; without, the centre of 10."""
+    settings = dataclasses.replace(SETTINGS, enlarged=8, enlarged_eval=10)
+    evaluate = Parts(DATA, "mlp", losses.cross_entropy, settings).evaluator
+    state, params = evaluate.put_state(parts.initial), parts.initial.params
+    images = {
+        side: np.asarray(jax.image.resize(DATA.test_images.astype(np.float32),
+                                          (55, side, side, 3), "linear"))
+        for side in (9, 10)
+    }  # fmt: skip
+    corners = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 0)]  # its centre is at a half, rounded to 0
+    views = [logits_of(params, images[9][:, i : i + 8, j : j + 8]) for i, j in corners]
+    for crops, logits in (
+        (True, np.mean(views, axis=0)), (False, logits_of(params, images[10][:, 1:9, 1:9])),
+    ):  # fmt: skip
+        right = DATA.test_labels[logits.argmax(axis=1) == DATA.test_labels]
+        found = evaluate.hits(state, "test", StopRequest(), crops=crops)
+        np.testing.assert_array_equal(found.correct, np.bincount(right, minlength=5))
+
+
 class Unreadable:
     """A feed of which some images cannot be read."""
 
@@ -82,8 +102,8 @@ class Unreadable:
         return getattr(self._feed, name)
 
     @contextmanager
-    def evaluation(self, part: str, size: int) -> Any:
-        with self._feed.evaluation(part, size) as batches:
+    def evaluation(self, part: str, size: int, crops: bool = False) -> Any:
+        with self._feed.evaluation(part, size, crops) as batches:
             yield (
                 rows._replace(mask=np.asarray(rows.mask) & ~self._lost[np.asarray(rows.index)])
                 for rows in batches

@@ -62,6 +62,19 @@ def broken(tmp_path_factory):
     return load_inaturalist(str(made.folder), size=SIZE, resize=RESIZE)
 
 
+def test_views_are_cut_of_a_square_around_the_image(dataset):
+    """Five of 16 pixels, in corners and centre of 17; else the image is as without."""
+    feed = Parts(dataset, "mlp", cross_entropy, QUICK).feed
+    with feed.evaluation("test", 4, crops=True) as batches:
+        images = next(batches).images[0]
+    assert images.shape == (4, SIZE + 1, SIZE + 1, 3)
+    file = dataset.test.read([2])[0]
+    np.testing.assert_array_equal(images[2], decode_eval(file, SIZE + 1, SIZE + 1))
+    views = feed.crops(jnp.asarray(images))
+    np.testing.assert_array_equal(views[3], feed.plain(jnp.asarray(images))[:, 1:, 1:])
+    assert len(views) == 5
+
+
 def run(out, dataset, rule=None, settings=QUICK, **options):
     rule = rule or rules.imbsam(filled(dataset.class_counts()), rho=0.1, eta=10)
     description = {"experiment": "test", "rule": "imbsam", "rule_args": {}}

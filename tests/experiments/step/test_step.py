@@ -36,6 +36,52 @@ def test_crop_and_flip_equals_a_loop_and_depends_on_the_position_alone():
     np.testing.assert_array_equal(part, found[np.array([4, 1])])
 
 
+def test_resized_crops_lie_where_a_loop_draws_them():
+    """On images whose pixels are 3 y + x a part of them is such a slope, too."""
+    down, across = np.meshgrid(np.arange(12), np.arange(12), indexing="ij")
+    images = np.tile((3.0 * down + across)[None, :, :, None], (9, 1, 1, 1)).astype(np.float32)
+    key = jax.random.key(5)
+    found = np.asarray(augment.resized_crop(images, jnp.arange(9), 9, key, 24))
+    draws = jax.random.split(key, 3)
+    areas = np.asarray(jax.random.uniform(draws[0], (9, 10), minval=0.08)) * 144
+    limit = np.log(4 / 3)
+    aspects = np.exp(jax.random.uniform(draws[1], (9, 10), minval=-limit, maxval=limit))
+    places, sizes = np.asarray(jax.random.uniform(draws[2], (9, 2))), set()
+    for seen, area, aspect, place in zip(found, areas, aspects, places, strict=True):
+        tries = [(round(np.sqrt(s / r)), round(np.sqrt(s * r)))
+                 for s, r in zip(area, aspect, strict=True)]  # fmt: skip
+        high, wide = next(box for box in tries if max(box) <= 12)
+        sizes.add((high, wide))
+        top, left = (int(u * (12 - side + 1)) for u, side in zip(place, (high, wide), strict=True))
+        y = np.clip(top + (np.arange(24) + 0.5) * high / 24 - 0.5, 0, 11)
+        x = np.clip(left + (np.arange(24) + 0.5) * wide / 24 - 0.5, 0, 11)
+        np.testing.assert_allclose(seen[..., 0], 3 * y[:, None] + x[None], atol=1e-3)
+    assert len(sizes) > 5
+    rows = jnp.array([4, 1])
+    part = augment.resized_crop(images[:2], rows, 9, key, 24)
+    np.testing.assert_allclose(part, found[np.array([4, 1])], atol=1e-5)
+
+
+def test_an_image_in_which_no_part_fits_is_taken_whole(monkeypatch):
+    """Ten times wider than high, no square of half its area lies in it."""
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape, minval=0.0, maxval=1.0: (
+        jnp.full(shape, 0.5 * (max(minval, 0) + maxval))
+    ))  # fmt: skip
+    image = np.random.RandomState(0).uniform(size=(1, 2, 20, 3)).astype(np.float32)
+    found = augment.resized_crop(image, jnp.arange(1), 1, jax.random.key(0), 8)
+    whole = jax.image.resize(image, (1, 8, 8, 3), "linear")
+    np.testing.assert_allclose(found, whole, atol=1e-5)
+
+
+def test_five_crops_are_the_corners_and_the_centre():
+    images = jnp.arange(2 * 5 * 6).reshape(2, 5, 6, 1)
+    found = augment.five_crops(images, 3)
+    corners = [(0, 0), (0, 3), (2, 0), (2, 3), (1, 2)]
+    for seen, (top, left) in zip(found, corners, strict=True):
+        np.testing.assert_array_equal(seen, images[:, top : top + 3, left : left + 3])
+    assert augment.resized(images, 5).shape == (2, 5, 5, 1)
+
+
 def test_normalise_is_the_stated_affine_map():
     images = jnp.array([[[[0, 51, 255]]]], jnp.uint8)
     found = augment.normalise(images, (0.5, 0.2, 0.0), (0.5, 0.1, 2.0))
