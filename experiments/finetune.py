@@ -21,6 +21,7 @@ from typing import Any
 
 from experiments import cifar_lt, imagenet_lt, inaturalist
 from experiments.command import finetuning, flags, launch, plan, presets
+from experiments.command.seeds import seeds_of
 from experiments.host import cli
 from experiments.host.needs import Need, Needs, always, one_of, without
 from experiments.models.adapters import ADAPTERS
@@ -194,7 +195,7 @@ def main(args: argparse.Namespace) -> None:
     asked = make_plan(args, dataset)
     if args.cache_features:
         settings = dataclasses.replace(
-            asked.settings, seed=launch.seeds_of(args)[0],
+            asked.settings, seed=seeds_of(args)[0],
             enlarged=args.image_size if args.dataset in CIFAR else 0, enlarged_eval=args.resize,
         )  # fmt: skip
         dataset = finetuning.cached(args, dataset, weights, settings)

@@ -59,7 +59,8 @@ def save(path: str | os.PathLike[str], found: dict[str, np.ndarray], made: dict[
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
-            np.savez(file, made=np.asarray(json.dumps(made)), **found)
+            arrays: dict[str, Any] = {"made": np.asarray(json.dumps(made)), **found}
+            np.savez(file, **arrays)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
