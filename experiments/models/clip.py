@@ -81,14 +81,14 @@ _OPENAI = {
     "clip_vit_b16": Size(768, 12, 12, 16, 224, Text(*_BASE)),
     "clip_vit_b32": Size(768, 12, 12, 32, 224, Text(*_BASE)),
     "clip_vit_l14": Size(1024, 16, 24, 14, 224, Text(*_LARGE)),
-    "clip_vit_tiny": Size(64, 2, 3, 8, 32, Text(49408, 77, 32, 2, 2, 32)),
+    "clip_vit_tiny": Size(64, 2, 2, 8, 32, Text(49408, 77, 32, 2, 2, 32)),
 }
 # open_clip's own models have the exact GELU, and nothing in a file says so.
 SIZES: dict[str, Size] = {
     **_OPENAI,
     **{f"{name}_gelu": size._replace(quick=False) for name, size in _OPENAI.items()},
     "vit_b16": Size(768, 12, 12, 16, 224, None, quick=False),
-    "vit_tiny": Size(64, 2, 3, 8, 32, None, quick=False),
+    "vit_tiny": Size(64, 2, 2, 8, 32, None, quick=False),
 }
 
 

@@ -257,7 +257,7 @@ def test_every_rule_trains(row):
 
 def _flops(adapter):
     """(forward, gradient) of a batch, as XLA counts them before it optimises."""
-    model = ImageTower(5, _SIZE._replace(width=48, depth=4), adapter, 2, classifier="cosine")
+    model = ImageTower(5, _SIZE._replace(width=48), adapter, 2, classifier="cosine")
     variables = jax.eval_shape(lambda k: model.init(k, _images(), train=False), jax.random.key(0))
     trained, frozen = split(variables["params"], ADAPTERS[adapter].trained)
 
@@ -271,18 +271,17 @@ def _flops(adapter):
 
 
 def test_the_backward_pass_stops_at_the_first_adapter():
-    """Gradients of frozen kernels are not computed: 3 forward passes of full, 2 of biases in all
-    blocks, 1 of the classifier's alone.
+    """Gradients of frozen kernels are not computed: 3 forward passes of full, less than 2 of an
+    adapter's, 1 of the classifier's alone.
     """
     ratios = {
         adapter: gradient / forward
-        for adapter in ("full", "adaptformer", "bias", "linear")
+        for adapter in ("full", "adaptformer", "linear")
         for forward, gradient in [_flops(adapter)]
     }
     assert 2.8 < ratios["full"] < 3.1, ratios
-    assert 1.9 < ratios["bias"] < 2.2, ratios
-    # Of its four blocks the first's attention, a third of a block, is before the first adapter.
-    assert 1.6 < ratios["adaptformer"] < ratios["bias"] - 0.1, ratios
+    # Of two blocks the first's attention, a third of a block, is before the first adapter.
+    assert 1.4 < ratios["adaptformer"] < 1.9, ratios
     assert 1 <= ratios["linear"] < 1.05, ratios
 
 
