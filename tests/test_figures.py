@@ -781,6 +781,19 @@ def test_convolutions():
     says(page("cpu_cores"), f"take {low:.0f} to {high:.0f} times as long")
 
 
+def test_what_adapters_cost():
+    found = read("adapters/adapters.json")["rows"]
+    shown = table(page("adapters"), "adapter", "trained")
+    for row, cells in zip(found, shown, strict=True):
+        assert list(cells.values()) == [
+            row["adapter"], f"{row['trained']:,}", f"{row['frozen']:,}", f"{row['sgd']:.2f}",
+            f"{row['sam']:.2f}", f"{row['state_mb']:.0f}", f"{row['peak_mb']:.0f}",
+        ]  # fmt: skip
+    full, *rest = sorted((row["peak_mb"] for row in found), reverse=True)
+    shares = [x / full for x in rest[:-1]]  # the last is the classifier alone
+    says(page("adapters"), f"needs {min(shares):.2f} to {max(shares):.2f} of full fine-tuning's")
+
+
 def test_exact_batch_norm():
     rows = {row["way"]: row for row in read("exact_batch_norm/exact_batch_norm.json")["rows"]}
     found = table(page("exact_batch_norm"), "FLOPs", "kept?")
