@@ -200,6 +200,17 @@ def test_errors_over_seeds_are_drawn(tmp_path):
     assert (low, high) == (0.5, 2.25)
 
 
+def test_the_tail_is_marked_where_it_is_known(tmp_path):
+    """Before the first class of at most eta images; GSA has none."""
+    figure = plots.gain_per_class(tmp_path / "a.png", [GAIN, {**GAIN, "eta": None}])
+    marked, plain = (
+        [line for line in axis.lines if line.get_linestyle() == "-."] for axis in panels(figure)
+    )
+    assert plain == [] and len(marked) == 1
+    assert set(marked[0].get_xdata()) == {np.count_nonzero(COUNTS > 20) - 0.5}
+    assert marked[0].get_label() == "η = 20"
+
+
 def test_few_lines_are_named_where_they_end(tmp_path):
     def by_epoch(ends):
         values = {f"rule {k}": ([1, 2], {"all": np.array([0.0, y])}) for k, y in enumerate(ends)}
