@@ -26,18 +26,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
-import os
-import re
-import shlex
 import sys
 import time
-import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.data import files, table
-from experiments.host import cli, inputs, locks, origin, outputs
+from experiments.data.set_lists import column_of, cuts_of, entries, name_of
+from experiments.host import cli, locks, origin, outputs
 from experiments.host.errors import DataError, RunError
 from experiments.host.needs import always
 from experiments.host.progress import clock
@@ -47,7 +44,16 @@ TABLES = "tables.md"
 # Of the flags of `compare`, those that say how its table is read.
 _READ = ("label", "text", "test", "group", "id")
 _FILES = ("--data", "--test")
-_LISTS = (".toml", ".txt")
+# Of the flags of `compare`, those that are not handed on to it, and where they belong.
+_OF_A_SET = "a list says it of each set"
+_MINE = {
+    **dict.fromkeys(("--splits", "--seed", "--cut", "--no-tune", "--out"), "give it before --"),
+    **{f"--{name}": _OF_A_SET for name in ("data", *_READ)},
+    **dict.fromkeys(
+        ("--resume", "--overwrite"), "the study goes on by itself; else delete its folder"
+    ),
+    **dict.fromkeys(("--predict", "--help", "-h"), "call compare alone"),
+}
 # Of a set in a list, what is no flag of `compare` as it stands.
 _OURS = ("name", "cut", "family")
 # What compiling and the fewest steps take beside the rows, in rows.
@@ -103,104 +109,27 @@ def arguments() -> argparse.ArgumentParser:
 # ---- which sets -----------------------------------------------------------------------------
 
 
-def entries(given: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """{"data", other flags by name} of each set that is named on the command line."""
-    for name in given:
-        path = Path(name)
-        if path.is_dir():
-            found = sorted(path.glob("*.npz"))
-            if not found:
-                raise DataError(f"{name} holds no .npz file: name sets of other kinds in a list")
-            yield from ({"data": str(file)} for file in found)
-        elif path.suffix in _LISTS:
-            yield from _listed(path)
-        else:
-            yield {"data": name}
-
-
-def _listed(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        text = inputs.read_bytes(path).decode()
-        held = tomllib.loads(text) if path.suffix == ".toml" else {"set": _lines(path, text)}
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise DataError(f"{path} is no list of sets: {inputs.said_by(error)}") from error
-    found, families = held.get("set"), _families(path, held.get("families", {}))
-    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
-        raise DataError(f"{path} is no list of sets: it needs a [[set]] for each")
-    if not found:
-        raise DataError(f"{path} names no set")
-    for each in found:
-        data = each.get("data")
-        if not isinstance(data, str):
-            raise DataError(f'{path}: a set has no data = "PATH": {outputs.same_text(each)}')
-        for name in ("data", "test"):
-            if name in each:
-                each = {**each, name: _place(path, str(each[name]))}
-        folder = Path(each["data"])
-        if folder.is_dir():
-            rest = {name: value for name, value in each.items() if name not in ("data", "name")}
-            inside = [{**rest, "data": str(file)} for file in sorted(folder.glob("*.npz"))]
-        else:
-            inside = [each]
-        for one in inside:
-            family = families.get(_name(one))
-            yield one if family is None else {**one, "family": family}
-
-
-def _families(path: Path, found: Any) -> dict[str, str]:
-    """The family of each set that is in one."""
-    if not isinstance(found, dict) or not all(isinstance(of, list) for of in found.values()):
-        raise DataError(f"{path}: [families] needs a list of names of sets for each")
-    return {str(name): family for family, names in found.items() for name in names}
-
-
-def _lines(path: Path, text: str) -> list[dict[str, Any]]:
-    found = []
-    for line in text.splitlines():
-        try:
-            words = shlex.split(line, comments=True)
-        except ValueError as error:
-            raise DataError(f"{path}: {error} in {line!r}") from error
-        if not words:
-            continue
-        each: dict[str, Any] = {"data": words[0]}
-        for word in words[1:]:
-            if word.startswith("--"):
-                name = word.removeprefix("--").replace("-", "_")
-                each[name] = []
-            elif len(each) == 1:
-                raise DataError(f"{path}: {word!r} in {line!r} is the value of no flag")
-            else:
-                each[name].append(word)
-        found.append({k: v if k == "data" or v else True for k, v in each.items()})
-    return found
-
-
-def _place(path: Path, name: str) -> str:
-    """With variables of the environment; relative to the list."""
-    found = os.path.expandvars(name)
-    if "$" in found:
-        variable = re.search(r"\$\{?(\w+)", found)
-        raise DataError(f"{path}: {name} needs the variable {variable and variable[1]} to be set")
-    return found if ":" in found else str(path.parent / found)
-
-
 def plan(
     args: argparse.Namespace, more: Sequence[str]
 ) -> tuple[list[Planned], list[dict[str, str]]]:
     """(sets to run, the smallest first; those that cannot be, each with why)."""
     planned: list[Planned] = []
     failed: list[dict[str, str]] = []
+    for word in more:
+        if (flag := word.partition("=")[0]) in _MINE:
+            raise RunError(f"{flag} behind -- would be heeded of no set, or of all: {_MINE[flag]}")
     more = ["--no-tune"] * args.no_tune + list(more)
     for each in entries(args.sets):
-        name = _name(each)
+        name = name_of(each)
         try:
-            found = table.read(each["data"], **{k: _one(k, each[k]) for k in _READ if k in each})
+            found = table.read(
+                each["data"], **{k: column_of(k, each[k]) for k in _READ if k in each}
+            )
         except DataError as error:
             failed.append({"name": name, "why": str(error)})
             continue
         counts = found.class_counts()
-        cuts = _numbers(each.get("cut", [0]))
+        cuts = cuts_of(each.get("cut", [0]))
         cuts += [
             cut for cut in args.cut
             if cut not in cuts and counts.max() / counts.min() < cut <= 0.7 * counts.max()
@@ -230,31 +159,6 @@ def plan(
     if twice is not None:
         raise RunError(f"two sets are named {twice}: give one another name in a list (name = ...)")
     return sorted(planned, key=lambda each: (each.cost, each.name)), failed
-
-
-def _one(name: str, value: Any) -> Any:
-    """A flag's value as `table.read` takes it: text is a list, the others are one word."""
-    values = value if isinstance(value, list) else [value]
-    return values if name == "text" else values[0]
-
-
-def _name(each: dict[str, Any]) -> str:
-    """Of a set: its own, or that of its file."""
-    stem = Path(each["data"].partition(":")[2] or each["data"]).stem
-    return str(each.get("name") or re.sub(r"[^\w.+=,-]", "_", stem))
-
-
-def _numbers(value: Any) -> list[float]:
-    values = value if isinstance(value, list) else [value]
-    try:
-        found = [float(each) for each in values]
-    except (TypeError, ValueError) as error:
-        raise DataError(
-            f"cut = {value!r} is no list of numbers: 0 for none, or a factor"
-        ) from error
-    if any(not (each == 0 or 1 <= each <= 1000) for each in found):
-        raise DataError(f"cut = {value!r} must be 0 for none, or from 1 to 1000")
-    return found
 
 
 def _flag(name: str, value: Any) -> list[str]:

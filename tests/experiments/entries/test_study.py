@@ -201,6 +201,45 @@ def test_a_list_of_lines(sets, compare, tmp_path):
         ("list.toml", "[[set]]\ndata = 'tables/a.npz'\ncut = [0.5]\n", "from 1 to 1000"),
         ("list.toml", "families = 3\n[[set]]\ndata = 'tables/a.npz'\n", "list of names"),
         ("list.txt", "# none\n", "names no set"),
+        ("list.txt", "tables/a.npz --cut\n", "no list of numbers"),
+        ("list.txt", "tables/a.npz --name\n", "name = True of a set must be"),
+        ("list.txt", "tables/a.npz --name ../x\n", "name = '../x' of a set must be"),
+        ("list.txt", "tables/a.npz --out x\n", "out is said of the whole study"),
+        ("list.toml", "[[set]]\ndata = ''\n", "has no data"),
+        ("list.toml", "[[set]]\ndata = 'a$.npz'\n", "begins no variable"),
+        *[
+            ("list.toml", f"[[set]]\ndata = 'tables/a.npz'\n{line}\n", says)
+            for line, says in {
+                **{
+                    f"name = {bad}": "of a set must be up to 100"
+                    for bad in (
+                        "'../evil'",
+                        "'a/b'",
+                        "''",
+                        "'..'",
+                        "'.'",
+                        '"a\\nb"',
+                        "3",
+                        "true",
+                        f"'{'a' * 101}'",
+                    )
+                },
+                **{
+                    f"{flag} = true": "said of the whole study"
+                    for flag in ("out", "resume", "overwrite", "predict", "help")
+                },
+                "cut = true": "no list of numbers",
+                "cut = [true]": "no list of numbers",
+                "label = 2020-01-01": "is no word, number or list",
+                "text = [['a']]": "is no word, number or list",
+                "a.b = 3": "is no word, number or list",
+            }.items()
+        ],
+        (
+            "list.toml",
+            "[[set]]\ndata = 'tables/a.npz'\n[families]\nx = ['a']\ny = ['a']\n",
+            "a is in two .families., x and y",
+        ),
         ("list.txt", "a.npz 'x\n", "No closing quotation"),
         ("list.txt", "a.npz x\n", "'x' in 'a.npz x' is the value of no flag"),
         ("list.txt", "nothing.npz\n", "no set is left"),
@@ -211,6 +250,39 @@ def test_lists_that_are_none(sets, compare, tmp_path, name, text, says):
     with pytest.raises(DataError, match=says):
         start(tmp_path / name, "--out", tmp_path / "out")
     assert not compare.called
+
+
+@pytest.mark.parametrize(
+    "line", ["text = [3]", "text = 3", "label = 3", "label = ['a', 'b']", "group = []", "id = 1.5"]
+)
+def test_a_column_that_is_no_word_leaves_its_set_out(sets, compare, tmp_path, capsys, line):
+    (tmp_path / "list.toml").write_text(
+        f"[[set]]\ndata = 'tables/a.npz'\n{line}\n[[set]]\ndata = 'tables/b.npz'\n"
+    )
+    start(tmp_path / "list.toml", "--out", tmp_path / "out")
+    assert ran(compare) == ["b"]
+    assert f"a is left out: {line.partition(' ')[0]} = " in capsys.readouterr().out
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(sets, compare, tmp_path):
+    for name, text in (("l.txt", "tables/a.npz\n"), ("l.toml", "[[set]]\ndata = 'tables/b.npz'\n")):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+    start(tmp_path / "l.txt", tmp_path / "l.toml", "--out", tmp_path / "out")
+    assert sorted(ran(compare)) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--data", "b.npz"), ("--data=b.npz",), ("--label", "x"), ("--text", "x"),
+        ("--splits", "3"), ("--seed", "3"), ("--cut", "3"), ("--out", "x"), ("--resume",),
+        ("--overwrite",), ("--predict", "x"), ("--help",), ("-h",), ("--no-tune",),
+    ],
+)  # fmt: skip
+def test_what_is_not_handed_on_is_refused(sets, compare, tmp_path, flags):
+    with pytest.raises(RunError, match=f"^{flags[0].partition('=')[0]} behind -- would be heeded"):
+        start(sets, "--out", tmp_path / "out", "--", *flags)
+    assert not compare.called and not (tmp_path / "out").exists()
 
 
 def test_a_flag_that_compare_refuses_is_refused_before_anything_runs(sets, compare, tmp_path):
