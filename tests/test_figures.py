@@ -944,10 +944,10 @@ def test_the_study_adds_up_its_sets():
 
     kept = read("study/study.json")
     sets = [
-        study_folder.read_set(one["name"], RESULTS / "study" / "sets" / one["name"])
+        study_folder.read_set(one["name"], RESULTS / "study" / "sets" / one["name"], one["family"])
         for one in kept["sets"]
     ]
-    assert len(sets) == 23 and sum(one["classes"] == 2 for one in kept["sets"]) == 14
+    assert len(sets) == 25 and sum(one["classes"] == 2 for one in kept["sets"]) == 14
     again = json.loads(json.dumps(study_folder.summarise(sets)))
     for part in ("sets", "rows", "contrasts"):
         assert again[part] == kept[part]
@@ -1003,10 +1003,29 @@ def test_prose_on_the_study():
         f"{mean(*own, two)} where classes are two and {mean(*own, more)} where they are more",
         f"over logit adjustment is +{mean(*on_top, two)} there",
         f"there and +{mean(*on_top, more)} with more classes",
-        f"balanced sampling gains {balanced['balanced_accuracy']['gain']:.1f} ± 1.5",
+        f"balanced sampling gains {balanced['balanced_accuracy']['gain']:.1f} ± 1.4",
         f"({trees['gain']:.1f} ± {trees['se']:.1f} points)",
-        f"weights gains {logistic['balanced_accuracy']['gain']:.1f} ± 2.3",
+        f"weights gains {logistic['balanced_accuracy']['gain']:.1f} ± 2.1",
     )
+    family = contrast(*on_top)["balanced_accuracy"]["families"]
+    own_family = contrast(*own)["balanced_accuracy"]["families"]
+    says(
+        page("study"),
+        f"{own_family['gain']:.1f} ± {own_family['se']:.1f} and {family['gain']:.1f} ± "
+        f"{family['se']:.1f} over {family['number']} families",
+    )
+    text = next(one for one in study["sets"] if one["name"] == "banking77_cut100")["values"]
+    says(
+        page("study"),
+        "{:.1f}% for cross-entropy, {:.1f}% for logit adjustment, {:.1f}% for balanced sampling "
+        "and {:.1f}% for logistic regression".format(*(
+            text[row]["balanced_accuracy"]
+            for row in (
+                "sgd, cross_entropy", "sgd, logit_adjusted",
+                "sgd, cross_entropy, balanced sampling", "logistic regression, balanced weights",
+            )
+        )),
+    )  # fmt: skip
     chosen = defaultdict(list)
     failed = {True: 0, False: 0, "gsa": 0}
     total = 0
@@ -1036,7 +1055,7 @@ def test_prose_on_the_study():
         f"{sum(failed.values())} of {total:,} trainings ended 20 points or more below",
         f"{failed['gsa']} of GSA's, and {failed[True]} of the other {others[True]} that",
         f"but {failed[False]} of {others[False]:,} below",
-        f"took scale 0 (SGD) in {without} of 500 splits",
+        f"took scale 0 (SGD) in {without} of {len(chosen['gsa', True] + chosen['gsa', False])}",
     )
     loss = contrast(*on_top)["balanced_accuracy"]
     first = contrast(*own)["balanced_accuracy"]
@@ -1046,6 +1065,83 @@ def test_prose_on_the_study():
             f"{first['gain']:.1f} ± {first['se']:.1f} points of balanced accuracy",
             f"{loss['gain']:.1f} ± {loss['se']:.1f}",
         )
+
+
+MOVED = {
+    "all": "all", "without the last bias": "without_last_bias", "last bias alone": "last_bias",
+    "-": "all",
+}  # fmt: skip
+
+
+def compared(folder):
+    """Of a folder of margins: a row of the summary by name."""
+    return {row["row"]: row for row in read(f"study/margins/{folder}/summary.json")["rows"]}
+
+
+def gained(folder, row, against):
+    from experiments.reports import compare_folder
+    from experiments.reports.paired import interval
+
+    _, lines = compare_folder.read(RESULTS / "study" / "margins" / folder)
+    mine, other = (lines[lines["row"] == name].sort_values("split") for name in (row, against))
+    gains = mine["balanced_accuracy"].to_numpy() - other["balanced_accuracy"].to_numpy()
+    return interval(gains, mine["train"].to_numpy(), mine["test"].to_numpy())
+
+
+def test_margins():
+    """Of two classes: every cell, and what is said of it."""
+    rows = table(page("study/margins"), "trained by", "moved")
+    assert len(rows) == 16
+    for row in rows:
+        decayed = row["trained by"].startswith("SGD, weight decay")
+        folder = f"{row['table']}_{'decay' if decayed else MOVED[row['moved']]}"
+        rule = row["trained by"].split(",")[0].lower()
+        cells = []
+        for loss in ("cross_entropy", "logit_adjusted"):
+            one = compared(folder)[f"{rule}, {loss}"]
+            cells += [
+                f"{one['balanced_accuracy']:.1f}", f"{one['auroc']:.3f}",
+                f"{one['logit_middle']:+.2f}", f"{one['logit_gap']:.2f}",
+            ]  # fmt: skip
+        assert list(row.values())[3:] == cells
+    imbsam, sgd = "imbsam, logit_adjusted", "sgd, logit_adjusted"
+    found = {name: gained(f"{name}_all", imbsam, sgd) for name in ("pc1", "yeast4")}
+    assert all(one.low < 0 < one.high for one in found.values())
+    says(
+        page("study/margins"),
+        f"{found['pc1'].mean:+.1f} points on pc1, {found['yeast4'].mean:+.1f} on yeast4, neither",
+    )
+    for name in found:
+        counts = read(f"study/margins/{name}_all/summary.json")["data"]["train_counts"]
+        says(page("study/margins"), f"{np.log(counts[0] / counts[1]):.1f} on {name}")
+
+
+def test_what_the_digits_have():
+    rows = table(page("study/margins"), "data, cut to 50", "columns")
+    folders = {"digits": "digits", "digits 3 and 8": "digits_3_8", "vowel": "vowel"}
+    assert [row["data, cut to 50"] for row in rows] == list(folders)
+    for row in rows:
+        folder = f"{folders[row['data, cut to 50']]}_cut50"
+        data = read(f"study/margins/{folder}/summary.json")["data"]
+        cells = [str(data["classes"]), str(data["features"])]
+        cells += [f"{data['train_counts'][0]} to {data['train_counts'][-1]}"]
+        cells += [f"{compared(folder)['sgd, cross_entropy']['balanced_accuracy']:.1f}"]
+        for mine, other in (
+            ("sgd, logit_adjusted", "sgd, cross_entropy"),
+            ("imbsam, cross_entropy", "sgd, cross_entropy"),
+            ("imbsam, logit_adjusted", "sgd, logit_adjusted"),
+        ):
+            found = gained(folder, mine, other)
+            cells.append(f"{found.mean:+.1f} ({found.low:+.1f} to {found.high:+.1f})")
+            assert found.low < 0 < found.high, "none leaves out 0"
+        assert list(row.values())[1:] == cells
+    two = compared("digits_3_8_cut50")
+    sgd, imbsam = two["sgd, cross_entropy"], two["imbsam, cross_entropy"]
+    says(
+        page("study/margins").replace("\u2212", "-"),
+        f"(from {sgd['logit_middle']:.1f} to {imbsam['logit_middle']:.1f} under",
+        f"({sgd['logit_gap']:.1f} and {imbsam['logit_gap']:.1f})",
+    )
 
 
 def test_sharpness_of_the_digits():
