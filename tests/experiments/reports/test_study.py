@@ -38,8 +38,11 @@ def test_friedman_and_nemenyi_are_those_of_the_libraries():
 
 
 def test_ranks_of_what_cannot_be_tested():
-    assert ranks([[1, 2]])["p"] is None
-    assert ranks([[3, 3, 3], [3, 3, 3]])["p"] is None
+    """Two methods, one set, or all equal; of three methods on two sets it can."""
+    for values in ([[1, 2]], [[1, 2], [2, 1]], [[1, 2, 3]], [[3, 3, 3], [3, 3, 3]]):
+        found = ranks(values)
+        assert found["p"] is None and found["statistic"] is None
+    assert ranks([[1, 2, 3], [1, 2, 3]])["p"] == pytest.approx(math.exp(-2))
 
 
 def test_signed_ranks_by_hand():

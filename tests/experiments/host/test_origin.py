@@ -1,0 +1,114 @@
+"""What is written beside a figure: the command, the machine, versions and the commit."""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import types
+from importlib import metadata
+from pathlib import Path
+
+import jax
+import pytest
+
+import imbsam_jax
+from experiments.host import origin
+
+
+def version(package):
+    if package == "flax":
+        raise metadata.PackageNotFoundError(package)
+    return f"{package} 1"
+
+
+CPUINFO = "processor\t: 0\nmodel name\t: Chip X: 2 GHz\nmodel name\t: another\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["/a/b/experiments/cifar_lt.py", "--seed", "1"], "experiments.cifar_lt --seed 1"),
+        (["/a/experiments/anomaly/__main__.py"], "experiments.anomaly"),
+        (["/a/bin/a.tool", "x"], "a.tool x"),
+    ],
+)
+def test_a_command_is_said_by_its_module(typed, said, monkeypatch):
+    monkeypatch.setattr(sys, "argv", typed)
+    assert origin.command_line() == f"python -m {said}"
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Sets what the machine is; None: there is no /proc/cpuinfo, or no git."""
+
+    def set_to(platform_, cpuinfo, answers):
+        device = types.SimpleNamespace(platform=platform_, device_kind="kind")
+        monkeypatch.setattr(jax, "devices", lambda: [device, device])
+        monkeypatch.setattr(os, "cpu_count", lambda: 3)
+        monkeypatch.setattr(platform, "processor", lambda: "")
+        monkeypatch.setattr(platform, "machine", lambda: "its machine")
+
+        def read(path, **kwargs):
+            if cpuinfo is None:
+                raise FileNotFoundError(path)
+            return cpuinfo
+
+        monkeypatch.setattr(Path, "read_text", read)
+        monkeypatch.setattr(metadata, "version", version)
+
+        def run(command, *, cwd, **kwargs):
+            assert (cwd / "host").is_dir(), "asked elsewhere than where the code lies"
+            if answers is None:
+                raise FileNotFoundError("git")
+            return types.SimpleNamespace(stdout=answers[command[1]])
+
+        monkeypatch.setattr(subprocess, "run", run)
+
+    return set_to
+
+
+CLEAN = {"status": "\n", "rev-parse": "abc\n"}
+
+
+@pytest.mark.parametrize(
+    ("platform_", "cpuinfo", "device"),
+    [
+        ("cpu", CPUINFO, "2 x kind (Chip X: 2 GHz, 3 cores)"),
+        ("cpu", "flags\t: none\n", "2 x kind (its machine, 3 cores)"),
+        ("cpu", None, "2 x kind (its machine, 3 cores)"),
+        ("gpu", CPUINFO, "2 x kind"),
+    ],
+)
+def test_the_device(platform_, cpuinfo, device, machine):
+    machine(platform_, cpuinfo, CLEAN)
+    assert origin.environment()["device"] == device
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [(CLEAN, "abc"), ({**CLEAN, "status": " M a.py\n"}, "abc+changes"), (None, None)],
+)
+def test_the_commit(answers, said, machine):
+    machine("gpu", CPUINFO, answers)
+    assert origin.environment()["git"] == said
+
+
+def test_the_versions(machine):
+    machine("gpu", CPUINFO, CLEAN)
+    assert origin.environment()["versions"] == {
+        "python": platform.python_version(), "jax": "jax 1", "jaxlib": "jaxlib 1",
+        "flax": "not installed", "optax": "optax 1", "orbax-checkpoint": "orbax-checkpoint 1",
+        "numpy": "numpy 1", "imbsam_jax": imbsam_jax.__version__,
+    }  # fmt: skip
+
+
+def test_a_folder_keeps_the_flags_without_overwrite(tmp_path, machine, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["experiments/study.py", "--overwrite"])
+    machine("gpu", CPUINFO, CLEAN)
+    origin.write_flags(tmp_path, argparse.Namespace(rho=0.5, overwrite=True))
+    found = json.loads((tmp_path / "config.json").read_bytes())
+    assert found == {
+        "rho": 0.5, "command": "python -m experiments.study --overwrite", **origin.environment()
+    }  # fmt: skip
