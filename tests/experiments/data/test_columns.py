@@ -105,6 +105,22 @@ def test_text_is_scaled_by_row_and_survives_being_saved():
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(fitted))(table.columns), found)
 
 
+def test_how_many_columns_words_and_texts_become():
+    """128 of a text and 32 of a category, where nothing else is asked for; or fewer rows."""
+    rows = np.arange(264)
+    table = table_of(
+        {
+            "c": objects(*(f"c{k % 40}" for k in rows)),
+            "said": objects(*(f"w{k % 132} v{k % 131}" for k in rows)),
+        },
+        text=("said",),
+    )
+    names = fit(table, rows).names
+    assert [sum(name.startswith(of) for name in names) for of in ("c_", "said ")] == [32, 128]
+    few = fit(table, rows[:20]).names
+    assert [sum(name.startswith(of) for name in few) for of in ("c_", "said ")] == [20, 20]
+
+
 def test_text_without_words():
     table = table_of({"said": objects("!", "?", "!!", "??")}, text=("said",))
     with pytest.raises(DataError, match="no text has a word"):

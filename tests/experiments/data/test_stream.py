@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,42 @@ def test_seed_and_step_decide_the_crops(split: Any) -> None:
 def test_threads_change_nothing(split: Any) -> None:
     for threads, prefetch in ((1, 1), (3, 2)):
         _assert_same(_all(_stream(split, threads=threads, prefetch=prefetch)), _all(_stream(split)))
+
+
+@pytest.mark.parametrize(
+    ("workers", "threads", "prefetch", "reading"),
+    [
+        # (threads, batches made ahead) within a process
+        (0, 0, 2, (0, 0)), (0, 1, 2, (1, 2)), (0, 5, 2, (5, 5)), (0, 2, 7, (2, 7)),
+        (2, 1, 3, (0, 0)), (1, 4, 6, (4, 4)),
+    ],
+)  # fmt: skip
+def test_how_much_is_made_ahead(
+    workers: int, threads: int, prefetch: int, reading: tuple[int, int], monkeypatch: Any
+) -> None:
+    import grain
+
+    seen: dict[str, Any] = {}
+
+    class Steps:
+        def map(self, make: Any) -> Any:
+            return self
+
+        def to_iter_dataset(self, options: Any) -> Any:
+            seen["reading"] = (options.num_threads, options.prefetch_buffer_size)
+            return self
+
+        def mp_prefetch(self, options: Any, worker_init_fn: Any) -> Any:
+            seen["workers"] = (options.num_workers, options.per_worker_buffer_size)
+            return self
+
+        def __iter__(self) -> Any:
+            yield  # a generator can be closed
+
+    monkeypatch.setattr(grain.MapDataset, "range", lambda first, last: Steps())
+    made = types.SimpleNamespace(labels=[])
+    _stream(made, workers=workers, threads=threads, prefetch=prefetch).close()
+    assert seen == {"reading": reading, **({"workers": (workers, prefetch)} if workers else {})}
 
 
 @pytest.mark.parametrize("hosts", [2, 3])

@@ -197,6 +197,15 @@ def test_columns_that_are_given_wrongly(tmp_path, given, says):
         read(write(tmp_path, good(), "csv"), **{"label": "kind", **given})
 
 
+@pytest.mark.parametrize("columns", [7, 8, 9])
+def test_of_many_columns_the_first_eight_are_named(tmp_path, columns):
+    frame = good().assign(kind2=1, kind3=2).iloc[:, -columns:]
+    with pytest.raises(DataError) as refused:
+        read(write(tmp_path, frame, "csv"), "zzz")
+    named = ", ".join(map(repr, frame.columns[:8])) + ", ..." * (columns == 9)
+    assert str(refused.value).endswith(f"no column 'zzz' (--label): it has {named}")
+
+
 @pytest.mark.parametrize("path", ["rows.xls", "rows", "sklearn:iris2"])
 def test_no_kind_of_file(tmp_path, path):
     with pytest.raises(DataError, match=r"named neither|no bundled set"):

@@ -160,6 +160,20 @@ def test_bottleneck_initialisation() -> None:
     _assert_uniform(params["head"]["bias"], 1 / math.sqrt(512))
 
 
+def test_initialisation_without_convolutions() -> None:
+    """The MLP's kernels are Kaiming normal, the ViT's of deviation 0.02; biases are zero."""
+    params = _initialise("mlp", 100)
+    for layer, width in (("hidden_0", 192), ("hidden_1", 128), ("head", 128)):
+        _assert_normal(params[layer]["kernel"], math.sqrt(2 / width))
+        assert not params[layer]["bias"].any()
+    params = _initialise("vit_ti4", 100, depth=1)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if path[-1].key in ("kernel", "positions"):
+            _assert_normal(leaf, 0.02)
+        else:
+            assert np.all(leaf == (path[-1].key == "scale")), path
+
+
 def _initialise(name: str, num_classes: int, **changes: Any) -> Any:
     model = create_model(name, num_classes).clone(**changes)
     init = jax.jit(lambda key: model.init(key, jnp.zeros((1, 8, 8, 3)), train=False)["params"])

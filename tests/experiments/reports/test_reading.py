@@ -170,6 +170,35 @@ def test_a_report_damaged_in_any_field_is_told_in_a_sentence(field, tmp_path, ca
     capsys.readouterr()
 
 
+DEEP = {"a": [1, None, "x", {"b": [True]}], "c": None}
+# Of each kind of field: what a run may write there, and what none does.
+KINDS = {
+    ("dataset", "model", "rule", "loss"): (["x"], [None, 1, ["x"]]),
+    ("imbalance_factor", "batch_size"): ([1, 0.5], [0, -1, True, None, "1"]),
+    ("epochs", "seed"): ([0, 3, 3.0], [-1, 0.5, False, None]),
+    ("all", "many", "medium", "few"): ([None, 0, 100, 100.001], [-0.1, 100.1, True, "50"]),
+    ("best_epoch_flip",): ([{"epoch": 9}, {"all": 1.0}], [None, {"few": 101}, {"many": "x"}]),
+    ("rule_args", "settings"): ([{}, DEEP], [None, {"a": [1e300]}, {"a": {"b": [{1e301}]}}]),
+    ("ascent", "loss_args", "stage2_args", "thresholds"): ([None, {}, DEEP], [[], 1, "x"]),
+    ("stage2", "subset", "source", "classifier"): ([None, "x"], [1, {}]),
+    ("step_ms", "flops_ratio_to_sgd", "shrink", "train_examples"): ([None, 0.1], [0, -1, "1"]),
+    ("mixup", "memory", "val_per_class", "subset_seed"): ([None, 0, -1.5], [True, "x", [1]]),
+}
+
+
+@pytest.mark.parametrize("fields", KINDS, ids=lambda fields: fields[0])
+def test_what_a_field_of_a_report_can_be(fields):
+    fitting, others = KINDS[fields]
+    for field in fields:
+        fits = reading._FITS[field]
+        assert all(map(fits, fitting)), field
+        assert not any(map(fits, others)), field
+
+
+def test_every_field_that_is_looked_at_is_above():
+    assert {field for fields in KINDS for field in fields} == set(reading._FITS)
+
+
 def test_a_setting_damaged_in_any_way_is_no_traceback(tmp_path, monkeypatch, capsys):
     """Options are the run's own business: a report shows whatever they hold."""
     monkeypatch.setattr("experiments.reports.plots.gain_per_class", lambda *_: None)

@@ -1,0 +1,132 @@
+"""What an engine counts and keeps, with programs that train nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.bench import comparison
+from experiments.bench.comparison import Engine, Part, Recipe, softmax
+from experiments.bench.lanes import Net
+from experiments.command.candidates import Candidate
+
+# Rows of three classes: 12, 6 and 2 are trained on, of ten rows that are tested.
+LABELS = np.tile(np.repeat([0, 1, 2], [6, 3, 1]), 3).astype(np.int32)
+PART = Part(3, np.ones((30, 2), np.float32), np.arange(20), np.arange(20, 30))
+POINT = {
+    "lr": 0.1, "weight_decay": 0.01, "rho": 0.3, "head_share": 0.8, "strength": 0.7, "gamma": 2.0,
+    "gsa_scale": 0.05, "tau": 1.2, "beta": 0.9, "focal_gamma": 1.5,
+}  # fmt: skip
+ROWS = [
+    Candidate(f"{rule}, {loss}, {sampling}", rule, loss, sampling, [POINT, POINT])
+    for rule, loss, sampling in (
+        ("sgd", "cross_entropy", "shuffled"), ("sgd", "focal", "shuffled"),
+        ("sgd", "class_balanced", "shuffled"), ("sgd", "cross_entropy", "balanced"),
+        ("sam", "cross_entropy", "shuffled"), ("imbsam", "cross_entropy", "shuffled"),
+        ("focal_sam", "cross_entropy", "shuffled"), ("gsa", "cross_entropy", "shuffled"),
+    )
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs that find every class alike."""
+
+    def program(net: Any, structure: Any, label_of: Any, keep: bool) -> Any:
+        def run(lanes: Any, batches: Any) -> Any:
+            lanes_, held = len(lanes.lr), len(batches.held)
+            return jnp.zeros((lanes_, held, net.classes)), jnp.zeros(lanes_), None
+
+        return run
+
+    monkeypatch.setattr(comparison, "program", program)
+
+
+def engine(folds: int = 2) -> Engine:
+    return Engine(LABELS, LABELS, Recipe(Net(5, 1, 3), 6, 16, folds, 7), ROWS)
+
+
+# Passes of a family: the base is one, each group that is perturbed two.
+PASSES = {"sgd": 1, "sam": 2, "imbsam": 3, "gsa": 6}
+# Rows, and calls with two folds and two lanes: for each row and fold one, and at last by twos.
+FAMILIES = [("sgd", 3, 3 * 2 + 2), ("sgd", 1, 3), ("sam", 1, 3), ("imbsam", 2, 5), ("gsa", 1, 3)]
+
+
+def test_the_work_of_a_family_is_what_it_reports() -> None:
+    """Lanes times passes, padding too: counted beforehand, and again call by call."""
+    made, done, compiled = engine(), [], []
+    made.advance = lambda units, seconds: done.append((units, seconds))
+    made.compiling = compiled.append
+    families = made.families(PART)
+    assert [(f[0].rule, len(f)) for f in families] == [x[:2] for x in FAMILIES]
+    for family, (rule, rows, calls) in zip(families, FAMILIES, strict=True):
+        done.clear()
+        before = made.seconds
+        assert made.units(family, PART) == calls * 2 * PASSES[rule]
+        found = made.run(PART, family)
+        assert [one.row for one in found] == [row.name for row in family] and len(found) == rows
+        assert [units for units, _ in done] == [2 * PASSES[rule]] * calls
+        assert made.seconds - before == pytest.approx(sum(seconds for _, seconds in done))
+        assert all(seconds > 0 for _, seconds in done)
+    assert compiled == [*range(1, len(compiled) + 1)] and len(compiled) >= len(made.programs(PART))
+
+
+def test_without_folds_the_rows_of_a_family_are_one_call() -> None:
+    made, done = engine(folds=0), []
+    made.advance = lambda units, seconds: done.append(units)
+    for family, (rule, rows, _) in zip(made.families(PART), FAMILIES, strict=True):
+        done.clear()
+        assert made.units(family, PART) == rows * PASSES[rule]
+        found = made.run(PART, family)
+        assert done == [rows * PASSES[rule]]
+        for one in found:
+            assert one.validated == [] and one.chosen is POINT and one.params is None
+            np.testing.assert_allclose(one.probabilities, np.full((10, 3), 1 / 3))
+
+
+def test_a_class_that_is_not_trained_on_counts_as_one_row() -> None:
+    part = PART._replace(train=np.flatnonzero(LABELS[:20] != 2))
+    assert engine().weighed_counts(PART).tolist() == [12, 6, 2]
+    assert engine().weighed_counts(part).tolist() == [12, 6, 1]
+    lane = engine().lane(ROWS[0]._replace(loss="logit_adjusted"), POINT, part)
+    np.testing.assert_allclose(lane.offsets, 1.2 * np.log(np.array([12, 6, 1]) / 18))
+
+
+def test_the_rows_of_a_split_go_to_the_device_once() -> None:
+    made = engine()
+    first = made._on_device(PART)
+    assert made._on_device(PART) is first
+    np.testing.assert_array_equal(made._cells, LABELS)
+    other = PART._replace(number=4, features=2 * PART.features)
+    np.testing.assert_array_equal(made._on_device(other), other.features)
+
+
+@pytest.mark.parametrize(("folds", "test", "size"), [(0, 10, 10), (2, 10, 13), (3, 5, 10)])
+def test_held_rows_have_one_size(folds: int, test: int, size: int) -> None:
+    """At most a fold, 20 rows by folds rounded up, with a row more of each class."""
+    made = engine(folds)
+    part = PART._replace(test=PART.test[:test])
+    assert made._most_held(part) == size
+    if folds:
+        assert max(map(len, made.folds(part))) <= size
+
+
+def test_seeds_splits_and_purposes_draw_apart() -> None:
+    draws = [
+        Engine(LABELS, LABELS, Recipe(Net(5, 1, 3), 6, 16, 2, seed), ROWS)
+        ._draw(PART._replace(number=number), what)
+        .random()
+        for seed, number, what in ((7, 3, 0), (8, 3, 0), (7, 4, 0), (7, 3, 1))
+    ]
+    assert len(set(draws)) == 4
+    assert draws[0] == np.random.default_rng([7, 3, 0]).random()
+
+
+def test_softmax_in_double_precision() -> None:
+    found = softmax(np.array([[1e4, 1e4 - 1], [np.inf, 0]], np.float32))
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found[0], [1 / (1 + np.exp(-1)), 1 / (1 + np.e)], rtol=1e-12)
+    assert np.isnan(found[1]).any() and comparison._finite_softmax(np.full((1, 2), np.nan)) is None
