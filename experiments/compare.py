@@ -20,22 +20,17 @@ from typing import Any
 
 import numpy as np
 
-from experiments.bench import compare_kept, snippet
+from experiments.bench import compare_kept, compare_read, snippet
 from experiments.bench.compare_jobs import Jobs
 from experiments.bench.comparison import Engine, Recipe, steps_for
-from experiments.bench.lanes import Net
 from experiments.bench.references import REFERENCES
 from experiments.command import candidates as offered
 from experiments.data import files
-from experiments.data import splits as data_splits
-from experiments.data import table as tables
 from experiments.host import cli, folders, locks, origin, outputs
 from experiments.host.errors import RunError, Stopped, flag
 from experiments.host.needs import Need, Needs, always, beside, one_of
 from experiments.host.stopping import StopNow, StopRequest
 from experiments.reports import compare_folder, compare_page, compare_table
-
-BUNDLED, BUNDLED_CUT = "sklearn:digits", 50.0
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -135,7 +130,8 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--save", action="store_true",
-        help="train what is to be used here on all rows, and keep it in OUT/model",
+        help="train what is to be used here on all rows, and keep it in OUT/model; keep the "
+        "network of every split and row, too, in OUT/params, for experiments.analyse",
     )  # fmt: skip
     parser.add_argument(
         "--predict", type=cli.text, metavar="FILE",
@@ -232,7 +228,8 @@ def _is_tuned(args: argparse.Namespace) -> bool:
 def _is_finished(out: Path, args: argparse.Namespace) -> bool:
     wanted = [compare_folder.SUMMARY, compare_folder.RUNS, SNIPPET]
     wanted += ["model/model.json"] * args.save
-    return all((out / name).exists() for name in wanted) and not args.predict
+    there = all((out / name).exists() for name in wanted)
+    return there and (not args.save or compare_kept.has_params(out)) and not args.predict
 
 
 def _check_alone(args: argparse.Namespace) -> None:
@@ -281,29 +278,23 @@ def _clear(out: Path, resume: bool) -> None:
     if resume:
         return
     with outputs.writing(out):
-        for path in [out / compare_folder.SUMMARY, *out.glob("jobs/*"), *out.glob("model/*")]:
+        kept = [path for name in ("jobs", "model", "params") for path in out.glob(f"{name}/*")]
+        for path in [out / compare_folder.SUMMARY, *kept]:
             path.unlink(missing_ok=True)
 
 
 def _compare(args: argparse.Namespace, out: Path, stop: StopRequest) -> dict[str, Any]:
     began, began_cpu = time.perf_counter(), time.process_time()
-    table = tables.read(
-        args.data or BUNDLED, args.label, text=args.text, group=args.group, id=args.id,
-        test=args.test,
-    )  # fmt: skip
-    cut = args.cut if args.data or args.cut else BUNDLED_CUT
-    splits = data_splits.splits(
-        table, args.splits, seed=args.seed, test_share=args.test_share, val_share=0.0, cut=cut
-    )
+    table, splits, cut = compare_read.read(vars(args))
     notes = list(table.notes)
     rows = _rows(args, table, splits, notes)
     for note in notes:
         print(f"note: {note}")
     train = len(splits[0].train)
-    net = Net(args.width, args.depth if args.model == "mlp" else 0, table.num_classes)
+    net = compare_read.net(vars(args), table)
     steps = steps_for(train, args.batch_size, args.epochs)
     recipe = Recipe(net, steps, args.batch_size, args.folds if args.tune else 0, args.seed)
-    jobs = Jobs(table, splits, recipe, rows, args.reference, out)
+    jobs = Jobs(table, splits, recipe, rows, args.reference, out, keep=args.save)
     records, diverged = jobs.run(stop.check)
     about = {
         "seed": args.seed, "splits": args.splits, "tuned": args.tune,
@@ -339,7 +330,7 @@ def _hand_on(
     row = row._replace(points=[point])
     counts = _weighed_counts(table, part.train)
     given = {"text": args.text, "group": args.group, "id": args.id, "test": args.test}
-    read = [repr(args.data or BUNDLED)] + [repr(args.label)] * (args.label is not None)
+    read = [repr(args.data or compare_read.BUNDLED)] + [repr(args.label)] * (args.label is not None)
     read += [f"{name}={value!r}" for name, value in given.items() if value]
     text = snippet.program(
         row, row.described(counts, point), recipe, source=table.name, read=", ".join(read),

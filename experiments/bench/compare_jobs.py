@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.bench import references
+from experiments.bench import compare_kept, references
 from experiments.bench.comparison import Engine, Part, Recipe, Row
 from experiments.data import columns
 from experiments.data.splits import Split
@@ -75,6 +75,7 @@ class Jobs:
       rows: of the family.
       others: reference lines, keys of REFERENCES.
       out: finished jobs are kept in a folder under it.
+      keep: the networks, too, by `compare_kept`.
     """
 
     def __init__(
@@ -85,11 +86,13 @@ class Jobs:
         rows: Sequence[Row],
         others: Sequence[str],
         out: Path,
+        *,
+        keep: bool = False,
     ):
         self.table, self.recipe, self.rows, self.others = table, recipe, list(rows), list(others)
         self.scale = scale_of(table, splits[0])
         self.parts = Parts(table, splits)
-        self._folder = out / FOLDER
+        self._out, self._folder, self._keep = out, out / FOLDER, keep
 
     def run(self, stop: Callable[[], None]) -> tuple[list[Record], list[str]]:
         """(a Record for each row and split, notes); `stop` raises to end between programs."""
@@ -98,14 +101,14 @@ class Jobs:
         part = self.parts[0]
         engine = self.engine = Engine(
             self.table.labels, self.table.weighed, self.recipe, self.rows, ids=self.table.ids,
-            stop=stop,
+            stop=stop, keep=self._keep,
         )  # fmt: skip
         families = engine.families(part)
         todo = [
             (number, k)
             for number in range(len(self.parts))
             for k in range(len(families))
-            if not self._path(number, k).exists()
+            if not self._is_done(number, k)
         ]
         units = sum(engine.units(families[k], part) for _, k in todo)
         with Counted(units, "units of work", "comparing") as shown:
@@ -117,7 +120,7 @@ class Jobs:
                     continue
                 part = part if part.number == number else self.parts[number]
                 for k in mine:
-                    self._train(engine, part, families[k], self._path(number, k))
+                    self._train(engine, part, families[k], k)
                 if not self._path(number, "references").exists():
                     stop()
                     self._refer(part, self._path(number, "references"))
@@ -126,7 +129,11 @@ class Jobs:
     def _path(self, number: int, what: int | str) -> Path:
         return self._folder / f"split_{number}_{what}.json"
 
-    def _train(self, engine: Engine, part: Part, family: list[Row], path: Path) -> None:
+    def _is_done(self, number: int, k: int) -> bool:
+        kept = not self._keep or compare_kept.params_path(self._out, number, k).exists()
+        return kept and self._path(number, k).exists()
+
+    def _train(self, engine: Engine, part: Part, family: list[Row], k: int) -> None:
         before = engine.seconds
         found = engine.run(part, family)
         seconds = (engine.seconds - before) / len(family)
@@ -142,7 +149,10 @@ class Jobs:
                 )
             described = row.described(counts, one.chosen)
             records.append(self._record(part, probabilities, row.name, row, described, seconds))
-        _write(path, records, notes)
+        if self._keep:
+            path = compare_kept.params_path(self._out, part.number, k)
+            compare_kept.save_params(path, part, self.table.labels, records, found)
+        _write(self._path(part.number, k), records, notes)
 
     def _refer(self, part: Part, path: Path) -> None:
         records = []

@@ -1,7 +1,10 @@
-"""A network kept for use: what --save writes, and --predict applies.
+"""Networks kept: what --save writes, and --predict and `experiments.analyse` read.
 
 `model/` holds pipeline.joblib (columns to numbers, a pickle: load none that you do not trust),
-params.npz (of the network) and model.json (what they are, with the SHA-256 of all three).
+params.npz (of the network) and model.json (what they are, with the SHA-256 of all three), of the
+row that is to be used, trained on all rows. `params/` has a file for each split and family of rows:
+split_S_K.npz with the parameters of row k as `k/PATH`, and `about`, JSON: "rows", of each its name,
+rule, loss, sampling and chosen settings, and "sha256" of what they were trained on.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,7 @@ import sklearn
 from flax import traverse_util
 from numpy.typing import NDArray
 
-from experiments.bench.comparison import Engine, Part, Recipe, Row, softmax
+from experiments.bench.comparison import Engine, Found, Part, Recipe, Row, softmax
 from experiments.bench.lanes import Net
 from experiments.data import columns
 from experiments.data.table import Table, read_rows
@@ -28,6 +32,8 @@ from experiments.host.errors import DataError, RunError
 
 FOLDER = "model"
 PIPELINE, PARAMS, ABOUT = "pipeline.joblib", "params.npz", "model.json"
+# Of every split and row.
+EACH = "params"
 
 
 def all_rows(table: Table, number: int, seed: int) -> tuple[Part, columns.Fitted]:
@@ -120,3 +126,71 @@ def apply(net: Net, params: dict[str, Any], features: NDArray[np.float32]) -> ND
     """float64[n, C], probabilities of a network with flat parameters."""
     tree = traverse_util.unflatten_dict(params, sep="/")
     return softmax(np.asarray(net.module().apply({"params": tree}, features, train=False)))
+
+
+# ------------------------------------------------------------------------- of every split and row
+
+
+def params_path(out: Path, split: int, family: int) -> Path:
+    return out / EACH / f"split_{split}_{family}.npz"
+
+
+def has_params(out: Path) -> bool:
+    """Whether every finished job has kept its networks."""
+    jobs = [path.stem for path in out.glob("jobs/split_*.json")]
+    named = [stem for stem in jobs if not stem.endswith("_references")]
+    return all((out / EACH / f"{stem}.npz").exists() for stem in named)
+
+
+def save_params(
+    path: Path,
+    part: Part,
+    labels: NDArray[np.int32],
+    records: Sequence[Any],
+    found: Sequence[Found],
+) -> None:
+    """Keeps the networks of a family on a split, those that diverged as they ended.
+
+    Args:
+      records: a `compare_folder.Record` of each, for what they are.
+    """
+    held: dict[str, Any] = {}
+    for k, one in enumerate(found):
+        flat = traverse_util.flatten_dict(one.params, sep="/")
+        held |= {f"{k}/{name}": leaf for name, leaf in flat.items()}
+    fields = ("row", "rule", "loss", "sampling", "chosen")
+    rows = [{name: getattr(record, name) for name in fields} for record in records]
+    about = {"rows": rows, "sha256": digest(part, labels)}
+    with outputs.writing(path):
+        path.parent.mkdir(exist_ok=True)
+        whole = io.BytesIO()
+        np.savez(whole, about=np.array(json.dumps(about)), **held)
+    outputs.replace_bytes(path, whole.getvalue())
+
+
+def digest(part: Part, labels: NDArray[np.int32]) -> str:
+    """Of the features and labels of a split's rows: what its networks were trained on."""
+    found = hashlib.sha256()
+    for array in (part.features, labels, part.train, part.test):
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
+
+
+def read_params(path: Path) -> tuple[dict[str, Any], list[Any]]:
+    """(what `about` says, the parameters of each of its rows as a tree).
+
+    Raises:
+      RunError: the file is damaged.
+    """
+    try:
+        held = inputs.read_npz(path)
+        about = json.loads(str(held.pop("about")))
+        flat: list[dict[str, Any]] = [{} for _ in about["rows"]]
+        for name, leaf in held.items():
+            number, _, rest = name.partition("/")
+            flat[int(number)][rest] = leaf
+    except (DataError, KeyError, ValueError, IndexError, TypeError) as error:
+        raise RunError(
+            f"{path} is damaged: remove it, and --save --resume makes it anew"
+        ) from error
+    return about, [traverse_util.unflatten_dict(one, sep="/") for one in flat]
