@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from experiments.anomaly import networks
 from experiments.anomaly.report import (
     PAPER_RATIO,
     families,
@@ -24,7 +25,16 @@ from experiments.anomaly.report import (
     write_runs,
 )
 from experiments.anomaly.tables import PROTOCOLS, load_tables
-from experiments.anomaly.training import METHODS, OPTIMIZERS, RULES, Case, Result, draw_cases, train
+from experiments.anomaly.training import (
+    METHODS,
+    OPTIMIZERS,
+    RULES,
+    RUN,
+    Case,
+    Result,
+    draw_cases,
+    train,
+)
 from experiments.host import cli, locks, origin, outputs
 from experiments.host.errors import RunError
 from experiments.host.needs import always, one_of
@@ -47,6 +57,7 @@ def arguments() -> argparse.ArgumentParser:
                 "epochs",
                 "out",
                 "overwrite",
+                "save",
             ),
             "label_ratio": (one_of("protocol", ["adbench", "nodup", "clean"]),),
             "rho": (one_of("rule", ["sam", "imbsam"]),),
@@ -116,6 +127,11 @@ def arguments() -> argparse.ArgumentParser:
     running.add_argument(
         "--overwrite", action="store_true", help="replace the runs.csv that --out holds"
     )
+    running.add_argument(
+        "--save", action="store_true",
+        help="keep the network of every run in OUT/params, by its place in runs.csv, for "
+        "experiments.analyse",
+    )  # fmt: skip
     return parser
 
 
@@ -144,10 +160,14 @@ def main(args: argparse.Namespace) -> None:
     cli.use_compilation_cache()
     names = [table.name for table in tables]
     with locks.Lock(out):
-        results, seconds = _train(args, names, cases)
+        kept: dict[tuple[Any, ...], Any] | None = {} if args.save else None
+        results, seconds = _train(args, names, cases, kept)
         summary, quoted = summarise(results, args.rule), families(results)
         seconds["total"] = time.perf_counter() - began
         with outputs.writing(out):
+            networks.clear(out)
+            if kept is not None:
+                networks.save(out, [kept[result[:RUN]] for result in results])
             write_runs(out / "runs.csv", results)
             origin.write_flags(out, _as_asked(args, names))
             whole = {"groups": summary, "paper_table_4": quoted, "seconds": seconds}
@@ -168,7 +188,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _train(
-    args: argparse.Namespace, names: list[str], cases: list[Case]
+    args: argparse.Namespace, names: list[str], cases: list[Case], kept: Any
 ) -> tuple[list[Result], dict[str, Any]]:
     """(the results in the order of the flags' values, seconds by method)."""
     results: list[Result] = []
@@ -178,7 +198,7 @@ def _train(
         with Counted(len(cases) * len(args.rule), "runs", method) as shown:
             found, spent = train(
                 cases, method=method, rules=args.rule, optimizer=args.optimizer, lr=args.lr,
-                rho=args.rho, epochs=args.epochs, advance=shown.advance,
+                rho=args.rho, epochs=args.epochs, advance=shown.advance, kept=kept,
             )  # fmt: skip
         results += found
         seconds[method] = {**spent._asdict(), "total": time.perf_counter() - start}

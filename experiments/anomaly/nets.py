@@ -44,6 +44,8 @@ class AnomalyNet(NamedTuple):
       steps_per_epoch: `(n) -> int`.
       losses: `(params, x float[B, d], labels int[B], fixed, state) -> (losses float[B], state)`.
       scores: `(params, x float[n, d], fixed, state) -> float[n]`, larger is more anomalous.
+      settled: as `losses`, but (losses float[B]) alone, of rows that do not see each other:
+        batch normalisation takes the running statistics of `state`.
       decay: parameter -> coefficient of its weight decay (the gradient gets coefficient * w).
     """
 
@@ -52,6 +54,7 @@ class AnomalyNet(NamedTuple):
     steps_per_epoch: Callable[[int], int]
     losses: Callable[..., tuple[jax.Array, Params]]
     scores: Callable[..., jax.Array]
+    settled: Callable[..., jax.Array]
     decay: dict[str, float]
 
 
@@ -110,7 +113,10 @@ def devnet() -> AnomalyNet:
         )
         return per_example, state
 
-    return AnomalyNet(init, batches, lambda n: steps, loss, score, {"w1": 0.02})
+    def settled(*args: Any) -> jax.Array:
+        return loss(*args)[0]
+
+    return AnomalyNet(init, batches, lambda n: steps, loss, score, settled, {"w1": 0.02})
 
 
 # ------------------------------------------------------------------------------------------ DeepSAD
@@ -186,11 +192,17 @@ def deep_sad() -> AnomalyNet:
         embeddings, _ = embed(params, x, state, train=False)
         return jnp.square(embeddings - fixed["centre"][None]).sum(axis=-1)
 
+    def settled(
+        params: Params, x: jax.Array, labels: jax.Array, fixed: Params, state: Params
+    ) -> jax.Array:
+        embeddings, _ = embed(params, x, state, train=False)
+        return losses.deep_sad_loss(embeddings, labels, fixed["centre"])
+
     def steps_per_epoch(n: int) -> int:
         return n // min(most, n)
 
     decay = {f"w{k}": 1e-6 for k in (1, 2, 3)}
-    return AnomalyNet(init, batches, steps_per_epoch, loss, score, decay)
+    return AnomalyNet(init, batches, steps_per_epoch, loss, score, settled, decay)
 
 
 def _uniform(draw: np.random.RandomState, bound: float, shape: tuple[int, ...]) -> NDArray[Any]:

@@ -54,6 +54,10 @@ class Result(NamedTuple):
     seconds: float
 
 
+# How many of the fields say which run it is.
+RUN = 6
+
+
 def draw_cases(
     tables: Sequence[Table], *, seeds: Sequence[int], label_ratios: Sequence[float],
     protocols: Sequence[str],
@@ -156,8 +160,11 @@ def make_step(net: Any, rule: Any, optimizer: Any) -> Callable[..., Any]:
     return step
 
 
-def make_program(net: Any, rule: str, optimizer: str, devices: Sequence[Any]) -> Any:
-    """The jitted `program(runs, steps, lr, rho) -> (scores float32[R, m], losses float32[R, S])`.
+def make_program(
+    net: Any, rule: str, optimizer: str, devices: Sequence[Any], *, keep: bool = False
+) -> Any:
+    """The jitted `program(runs, steps, lr, rho) -> (scores float32[R, m], losses float32[R, S],
+    kept)`: the last is (parameters, state) at the end, [R, ...] each, or None without `keep`.
 
     R must be a multiple of the number of devices. `steps`, `lr` and `rho` are traced: one
     compilation serves data sets of different lengths, and every radius. Losses past `steps` are
@@ -180,7 +187,8 @@ def make_program(net: Any, rule: str, optimizer: str, devices: Sequence[Any]) ->
         losses = jnp.full(run.order.shape[0], jnp.nan, jnp.float32)
         carry = (run.params, tx.init(run.params), run.state, losses)
         params, _, state, losses = jax.lax.fori_loop(0, steps, body, carry)
-        return net.scores(params, run.test, run.fixed, state), losses
+        kept = (params, state) if keep else None
+        return net.scores(params, run.test, run.fixed, state), losses, kept
 
     # No run needs another's numbers: every device trains its own, and nothing is communicated.
     spread = jax.shard_map(
@@ -241,6 +249,7 @@ class Seconds(NamedTuple):
 def train(
     cases: Sequence[Case], *, method: str, rules: Sequence[str], optimizer: str, lr: float,
     rho: float, epochs: int, advance: Callable[[int, float], Any] = lambda runs, seconds: None,
+    kept: dict[tuple[Any, ...], Any] | None = None,
 ) -> tuple[list[Result], Seconds]:  # fmt: skip
     """Train one method on every case under every rule.
 
@@ -253,6 +262,7 @@ def train(
       rho: radius of sam and imbsam.
       epochs: at least 1.
       advance: called with the number of runs that have just ended, and the seconds they took.
+      kept: gets (parameters, state) of every run, by what its Result begins with: `RUN` fields.
 
     Returns:
       One Result a case and rule, and the wall time. A Result's seconds are its share of the time
@@ -276,7 +286,8 @@ def train(
 
     def compiled(rule: str, runs: Runs, numbers: Any) -> Any:
         with jax.default_matmul_precision("highest"):
-            return make_program(net, rule, optimizer, devices).lower(runs, *numbers).compile()
+            program = make_program(net, rule, optimizer, devices, keep=kept is not None)
+            return program.lower(runs, *numbers).compile()
 
     with ThreadPoolExecutor(max_workers=len(rules) + 1) as pool:
         for shape in sorted({task.shape for task in tasks}):
@@ -301,7 +312,7 @@ def train(
                     program, metrics = programs[rule].result(), measured.result()
                     waited += time.perf_counter() - began
                     began = time.perf_counter()
-                    scores = jax.device_get(program(runs, *numbers)[0])
+                    scores, _, ended = jax.device_get(program(runs, *numbers))
                     found = jax.device_get(metrics(scores, *tested))
                     took = time.perf_counter() - began
                     training += took
@@ -310,6 +321,9 @@ def train(
                         what = (case.table.name, method, rule, case.seed, case.label_ratio)
                         figures = (auroc, anomaly, normal, took / len(part))
                         results.append(Result(*what, case.protocol, *figures))
+                        if kept is not None:
+                            own = jax.tree.map(lambda x, k=k: x[k], ended)
+                            kept[results[-1][:RUN]] = own
                     advance(len(part), took)
     return results, Seconds(waited, training, preparing)
 
