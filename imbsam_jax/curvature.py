@@ -25,16 +25,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.flatten_util import ravel_pytree
 from jax.scipy.special import ndtr
 
-from imbsam_jax import checks
+from imbsam_jax import checks, lanczos
+from imbsam_jax.lanczos import MatVec
 from imbsam_jax.rows import check_leaves, check_like, nan_where
 from imbsam_jax.totals import Part, data_of, tables, weighted_sum, weights_of
 
 __all__ = ["extreme_eigenvalues", "gnvp", "hvp", "spectral_density", "trace"]
-
-MatVec = Callable[[Any], Any]
 
 
 def hvp(
@@ -203,9 +201,9 @@ def extreme_eigenvalues(
 
     Source: `matfree.decomp`. The ratio of both is SSE-SAM's view of saddles.
     """
-    product, size, dtype = _flat(matvec, like)
+    product, size, dtype = lanczos.flat(matvec, like)
     start = jax.random.normal(checks.one_key("key", key), (size,), dtype)
-    nodes, _ = _ritz(product, start, min(_count("iterations", iterations, 1), size))
+    nodes, _ = lanczos.ritz(product, start, min(lanczos.count("iterations", iterations, 1), size))
     return nodes[0], nodes[-1]
 
 
@@ -236,13 +234,13 @@ def trace(
 
     Source: `matfree.stochtrace`, one probe after the other, for memory.
     """
-    stochtrace = _matfree("stochtrace")
-    product, size, dtype = _flat(matvec, like)
+    stochtrace = lanczos.matfree("stochtrace")
+    product, size, dtype = lanczos.flat(matvec, like)
     one = stochtrace.estimator_monte_carlo(
         stochtrace.monte_carlo_trace(),
         stochtrace.sampler_signs(jnp.zeros(size, dtype), num=1),
     )
-    keys = jax.random.split(checks.one_key("key", key), _count("probes", probes, 2))
+    keys = jax.random.split(checks.one_key("key", key), lanczos.count("probes", probes, 2))
     found = lax.map(lambda k: one(product, k), keys)
     return found.mean(), found.std(ddof=1) / np.sqrt(probes).astype(found.dtype)
 
@@ -291,7 +289,7 @@ def spectral_density(
     Source: Ghorbani et al., ICML 2019; the variance is PyHessian's, which takes one probe of 100
     iterations and normalises what lies on its grid to 1.
     """
-    product, size, dtype = _flat(matvec, like)
+    product, size, dtype = lanczos.flat(matvec, like)
     grid = checks.as_array("grid", "float[M]", grid)
     if grid.ndim != 1 or grid.size < 2 or not checks.is_real(grid.dtype):
         raise ValueError(
@@ -302,12 +300,12 @@ def spectral_density(
         raise ValueError("grid must be finite: end it some way beyond the eigenvalues")
     if checks.is_concrete(grid) and not bool(jnp.all(grid[1:] > grid[:-1])):
         raise ValueError("grid must rise: sort it, and leave out points that are there twice")
-    iterations = min(_count("iterations", iterations, 1), size)
+    iterations = min(lanczos.count("iterations", iterations, 1), size)
 
     def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return _ritz(product, jax.random.rademacher(key, (size,), dtype), iterations)
+        return lanczos.ritz(product, jax.random.rademacher(key, (size,), dtype), iterations)
 
-    keys = jax.random.split(checks.one_key("key", key), _count("probes", probes, 1))
+    keys = jax.random.split(checks.one_key("key", key), lanczos.count("probes", probes, 1))
     nodes, weights = lax.map(one, keys)
     middles = (grid[1:] + grid[:-1]) / 2
     edges = jnp.concatenate([grid[:1], middles, grid[-1:]])
@@ -322,66 +320,13 @@ def spectral_density(
     return (mass * weights.reshape(1, -1)).sum(axis=1) / (probes * width)
 
 
-# -------------------------------------------------------------------------------- Lanczos and trees
-
-
-def _ritz(product: Any, start: jax.Array, iterations: int) -> tuple[jax.Array, jax.Array]:
-    """(Ritz values, rising, and the squared first components of their eigenvectors), [k] each."""
-    decomp = _matfree("decomp")
-    # Lengths are roots of squares, which leave float32 where values are far from 1: these are
-    # brought near it by a power of 2, which rounds nothing.
-    scale = _power_of_2(jnp.abs(product(start)).max())
-    # Not tridiag_sym, which takes the mean of the entries above and below the diagonal: below are
-    # the lengths, which say where the space ends; above, from there on, is anything.
-    lanczos = decomp.hessenberg(iterations, reortho="full", custom_vjp=False)
-    full = lanczos(lambda v: product(v) / scale, start).J_small
-    diagonal, beside = jnp.diagonal(full), jnp.diagonal(full, -1)
-    # A Krylov space that ends before (the rank may be small, or 0) leaves a vector of rounding, or
-    # none: from there on the values repeat the first one, without weight. NaN of the matrix stays.
-    sizes = jnp.maximum(jnp.abs(diagonal), jnp.pad(jnp.abs(beside), (0, 1)))
-    largest = lax.cummax(jnp.where(jnp.isnan(sizes), 0, sizes))
-    eps = jnp.finfo(diagonal.dtype).eps
-    ended = jnp.cumsum(beside <= 32 * eps * largest[:-1]) > 0
-    beside = jnp.where(ended, 0, beside)
-    diagonal = jnp.where(jnp.pad(ended, (1, 0)), diagonal[0], diagonal)
-    small = jnp.diag(diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1)
-    values, vectors = jnp.linalg.eigh(small)
-    return values * scale, vectors[0] ** 2
-
-
-def _power_of_2(size: jax.Array) -> jax.Array:
-    """The largest that is no larger; 1 of what is 0 or not finite."""
-    usable = jnp.isfinite(size) & (size > 0)
-    _, exponent = jnp.frexp(jnp.where(usable, size, 1))
-    return jnp.ldexp(jnp.ones((), size.dtype), exponent - 1)
+# ---------------------------------------------------------------------------------- trees and rows
 
 
 def _variance(variance: float | None, nodes: jax.Array) -> jax.Array:
     if variance is None:
         return 1e-5 * jnp.maximum(1, nodes.max() - nodes.min())
     return jnp.asarray(checks.number("variance", variance, above=0), nodes.dtype)
-
-
-def _flat(matvec: MatVec, like: Any) -> tuple[Any, int, Any]:
-    """(the product of vectors float[P], P, their dtype, at least float32)."""
-    like = check_leaves(like)
-    if not callable(matvec):
-        raise TypeError(
-            "matvec must be a function, tree -> tree, as hvp makes it; of a matrix A give "
-            f"lambda v: A @ v. Got {checks.short(matvec)}"
-        )
-    if not any(leaf.size for leaf in jax.tree.leaves(like)):
-        raise ValueError("like holds no numbers: a matrix without rows has no eigenvalues")
-    with jax.numpy_dtype_promotion("standard"):
-        flat, unravel = ravel_pytree(jax.tree.map(jnp.zeros_like, like))
-    dtype = checks.at_least_float32(flat.dtype)
-
-    def product(v: jax.Array) -> jax.Array:
-        out = matvec(unravel(v.astype(flat.dtype)))
-        with jax.numpy_dtype_promotion("standard"):
-            return ravel_pytree(out)[0].astype(dtype)
-
-    return product, flat.size, dtype
 
 
 def _like(tree: Any, params: Any) -> Any:
@@ -406,23 +351,3 @@ def _one_table(class_weights: Any) -> Any:
     if table is not None and table.ndim != 1:
         raise ValueError(f"class_weights must be float[C], got shape {list(table.shape)}")
     return table
-
-
-def _count(name: str, value: int, least: int) -> int:
-    checks.whole(name, value, least)
-    return int(value)
-
-
-def _matfree(part: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(f"matfree.{part}")
-    except ModuleNotFoundError as missing:
-        if not (missing.name or "").startswith("matfree"):
-            raise
-        raise ModuleNotFoundError(
-            "the linear algebra of curvature is matfree's, which is not installed: "
-            "pip install 'imbsam-jax[curvature]'",
-            name="matfree",
-        ) from missing
