@@ -3,18 +3,23 @@ r"""Curvature and sharpness of finished runs by group of classes: is the tail sh
     python -m experiments.digits_lt --rule sgd sam imbsam --save --out runs/digits
     python -m experiments.analyse runs/digits --eta 20 --rho 0.2 --out runs/digits_sharpness
 
-    python -m experiments.analyse runs/sgd runs/sam runs/imbsam --data-dir tfds --out runs/sharpness
+    python -m experiments.analyse runs/sgd runs/sam runs/imbsam --data-dir tfds --plane 15 \
+        --out runs/sharpness
+    python -m experiments.compare --data mine.csv --label species --save --out runs/mine
+    python -m experiments.analyse runs/mine --out runs/mine_sharpness
 
 Of run folders of cifar_lt, imagenet_lt and inaturalist the last checkpoint (or all that were kept,
---all-checkpoints), of folders of digits_lt what --save kept. The rows are training images as they
-are; batch normalisation takes the running statistics; a group's loss is the mean over its rows,
-cross-entropy unless --loss says otherwise, the same for all runs. What was measured is kept in
+--all-checkpoints), of folders of digits_lt, compare and anomaly what --save kept. The rows are
+training rows as they are; batch normalisation takes the running statistics; a group's loss is the
+mean over its rows, cross-entropy unless --loss says otherwise, the same for all runs; of anomaly
+detection it is the method's own, and labelled anomalies are the tail. What was measured is kept in
 OUT/parts: the same command goes on where it was stopped, and measures nothing twice.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +27,21 @@ import numpy as np
 
 from experiments import evaluate
 from experiments.analysis import results
-from experiments.analysis.subjects import Subject, of_checkpoint, of_digits, rows_of
+from experiments.analysis.anomalies import of_anomalies
+from experiments.analysis.runs import of_checkpoint, of_digits, rows_of
+from experiments.analysis.subjects import Subject
+from experiments.analysis.tables import of_comparison
 from experiments.analysis.work import Work, digest, measured
 from experiments.host import cli, locks
 from experiments.host.devices import cores, use_devices
 from experiments.host.errors import RunError, Stopped
-from experiments.host.needs import always, beside
+from experiments.host.needs import always, beside, either
 from experiments.host.outputs import read_json, read_object
 from experiments.host.stopping import StopNow, StopRequest
 from experiments.models import CONVOLUTIONAL
+from imbsam_jax import tail_threshold
 
+GROUPS = ("all", "head", "tail", "many", "medium", "few")
 LOSSES = ("cross_entropy", "logit_adjusted")
 
 
@@ -42,10 +52,11 @@ def arguments() -> argparse.ArgumentParser:
             **evaluate.data_needs(),
             **always(
                 "out", "loss", "eta", "rho", "iterations", "probes", "directions", "steps",
-                "density", "surface", "per_class", "images_per_class", "batch_size",
-                "all_checkpoints", "devices",
+                "density", "surface", "plane", "line", "per_class", "images_per_class",
+                "batch_size", "all_checkpoints", "devices", "ends",
             ),
             "reach": (beside("surface"),),
+            "between": (either(beside("plane"), beside("line")),),
         },
     )  # fmt: skip
     parser.add_argument("run", nargs="+", type=cli.text, help="folders of finished runs")
@@ -56,7 +67,8 @@ def arguments() -> argparse.ArgumentParser:
     what.add_argument(
         "--eta",
         type=cli.number(least=1),
-        help="largest count of a tail class; default the runs' own",
+        help="largest count of a tail class; default the runs' own, of a comparison the classes "
+        "beside the fewest that hold 80%% of the rows",
     )
     what.add_argument(
         "--rho", type=cli.number(over=0), default=0.05, help="length of the perturbations"
@@ -64,6 +76,11 @@ def arguments() -> argparse.ArgumentParser:
     what.add_argument(
         "--iterations", type=cli.counted(1000), default=12,
         help="products with the Hessian for the ends of a spectrum",
+    )  # fmt: skip
+    what.add_argument(
+        "--ends", nargs="+", choices=GROUPS,
+        help="groups whose ends of the spectrum and worst rise are measured, which cost most; head "
+        "and tail at least; default all, and every class with --per-class",
     )  # fmt: skip
     what.add_argument(
         "--probes", type=cli.number(least=2, most=10**5, whole=True), default=12,
@@ -88,6 +105,19 @@ def arguments() -> argparse.ArgumentParser:
     what.add_argument(
         "--reach", type=cli.number(over=0), default=1.0,
         help="how far a surface reaches, in lengths of the model's filters",
+    )  # fmt: skip
+    what.add_argument(
+        "--plane", type=cli.number(least=0, most=501, whole=True), default=0,
+        help="points of a side of the plane through three models of one seed",
+    )  # fmt: skip
+    what.add_argument(
+        "--line", type=cli.number(least=0, most=1001, whole=True), default=0,
+        help="points of the lines from one model to others of its seed",
+    )  # fmt: skip
+    what.add_argument(
+        "--between", type=cli.text, nargs="+", metavar="NAME",
+        help="lines of the table whose models these are; default the first three for a plane, "
+        "else all",
     )  # fmt: skip
     what.add_argument("--per-class", action="store_true", help="each class is a group, too")
     what.add_argument(
@@ -122,6 +152,8 @@ def main(args: argparse.Namespace) -> None:
         ]
         subjects = _distinct(subjects)
         _check(subjects)
+        if args.eta and all(one.tail is not None for one in subjects):
+            raise RunError("the tail is the labelled anomalies, whatever --eta: leave it out")
         eta = args.eta or _eta(subjects)
         work = [Work(one, args, eta, devices, out / "parts") for one in subjects]
         try:
@@ -139,12 +171,21 @@ def _config(run: Path) -> dict[str, Any]:
     if (run / "summary.json").exists() and (run / "config.json").exists():
         config = read_object(run / "config.json")
         summary = read_json(run / "summary.json")
-        lines = isinstance(summary, list) and all("seeds" in line for line in summary)
-        if not lines or "grid" in config or "epochs" not in config:
+        kinds = {
+            "compare": isinstance(summary, dict) and {"rows", "verdict"} <= summary.keys(),
+            "anomaly": isinstance(summary, dict) and "paper_table_4" in summary,
+            "digits_lt": isinstance(summary, list)
+            and all("seeds" in line for line in summary)
+            and "grid" not in config
+            and "epochs" in config,
+        }
+        found = [kind for kind, fits in kinds.items() if fits]
+        if not found:
             raise RunError(
-                f"{run} is no folder of models: of tables, only those of digits_lt --save are"
+                f"{run} is no folder of models: of tables, those of digits_lt, compare and anomaly "
+                "with --save are"
             )
-        return {**config, "experiment": "digits_lt"}
+        return {**config, "experiment": found[0]}
     if not (run / "config.json").exists() or not (run / "checkpoints").is_dir():
         raise RunError(evaluate.no_run(run))
     return read_object(run / "config.json")
@@ -160,6 +201,11 @@ def _subjects(
 ) -> list[Subject]:
     if config["experiment"] == "digits_lt":
         return of_digits(run, config)
+    if config["experiment"] == "compare":
+        return of_comparison(run, config, args.data)
+    if config["experiment"] == "anomaly":
+        where = args.data_dir or os.environ.get("ADBENCH_DIR") or None
+        return of_anomalies(run, config, where if config["data_dir"] else None)
     opened = evaluate.open_run(run, args)
     rows = rows_of(opened.dataset, opened.parts.feed, args.images_per_class, stop)
     found = []
@@ -194,11 +240,20 @@ def _check(subjects: list[Subject]) -> None:
     """Surfaces and scales are shared, so that all must be of the same classes."""
     first = subjects[0]
     for other in subjects[1:]:
-        if not np.array_equal(other.counts, first.counts):
+        # Seeds of a table may differ by a row of a class; of anomalies there are two classes.
+        same = _data_of(other) == _data_of(first) is not None
+        if not same and not np.array_equal(other.counts, first.counts):
             raise RunError(
                 f"{other.run} was trained with other class counts than {first.run}: what is "
                 "compared must have the same groups of classes; analyse them one by one"
             )
+
+
+def _data_of(one: Subject) -> str | None:
+    """Of what has the same classes, whatever their counts."""
+    setting = one.description["setting"]
+    known = {"anomaly": "anomaly", "compare": setting.get("data")}
+    return known.get(setting.get("experiment"))
 
 
 def _eta(subjects: list[Subject]) -> float:
@@ -206,6 +261,9 @@ def _eta(subjects: list[Subject]) -> float:
     found = {float(eta) for eta in every if eta is not None}
     if len(found) == 1:
         return found.pop()
+    settings = [one.description["setting"] for one in subjects]
+    if all(setting["experiment"] in ("compare", "anomaly") for setting in settings):
+        return tail_threshold(np.maximum(subjects[0].counts, 1))
     why = f"the runs have several: {sorted(found)}" if found else "no run has one"
     raise RunError(f"--eta says which classes are the tail: name it, since {why}")
 

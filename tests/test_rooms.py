@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # "" is the entries, the files of experiments/ itself. Methods and losses are made of flags in
 # command, which bench does not know: the entries over both make them and hand them on as jobs.
 # command shows what it has run: the table and the plots are of reports. anomaly has its own table
-# and curves, and draws them with what every plot is drawn with.
+# and curves, and draws them with what every plot is drawn with. analysis reads what all of them
+# have trained, and builds again what it was trained by.
 MAY = {
     "host": set(),
     "reports": {"host"},
@@ -25,7 +26,16 @@ MAY = {
     "bench": {"host", "data", "models", "step", "reports"},
     "command": {"host", "data", "models", "step", "run", "reports"},
     "anomaly": {"host", "reports"},
-    "analysis": {"host", "data", "models", "reports"},
+    "analysis": {
+        "host",
+        "data",
+        "models",
+        "step",
+        "bench",
+        "command",
+        "anomaly",
+        "reports",
+    },
     "": {
         "host",
         "data",

@@ -1,4 +1,4 @@
-"""Pictures: surfaces of head and tail side by side, spectral densities, a curve over epochs."""
+"""Pictures: surfaces of head and tail, densities, a curve over epochs, ways between models."""
 
 from __future__ import annotations
 
@@ -41,6 +41,13 @@ def draw(out: Path) -> list[Path]:
     if len({line["epoch"] for line in summary}) > 1:
         made.append(out / "epochs.png")
         over_epochs(made[-1], summary)
+    way = shown.get("between", {})
+    if "plane" in way:
+        made.append(out / "plane.png")
+        plane(made[-1], way["names"], way["plane"])
+    if "line" in way:
+        made.append(out / "line.png")
+        line_between(made[-1], way["names"], way["line"])
     return made
 
 
@@ -69,6 +76,41 @@ def surfaces(path: Path, axis: np.ndarray, found: dict[str, np.ndarray]) -> Figu
                 ax.set_ylabel(f"loss of the {group}")
     figure.colorbar(drawn, ax=axes, label="mean loss", format="%.2g")
     return drawing.save(figure, path, dpi=80)
+
+
+def plane(path: Path, names: list[str], found: dict[str, Any]) -> Figure:
+    """Losses of head and tail on the plane through three models, which are marked."""
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    axes = figure.subplots(1, 2, sharex=True, sharey=True)
+    values = np.array(found["losses"])
+    low = max(float(np.nanmin(values)), 1e-6)
+    top = max(float(np.nanquantile(values, 0.9)), 2 * low)
+    levels = np.geomspace(low, top, 13)
+    for side, (ax, title) in enumerate(zip(axes, ("head", "tail"), strict=True)):
+        clipped = np.clip(values[..., side], low, top)
+        drawn = ax.contourf(*found["axes"], clipped.T, levels=levels, norm="log", cmap="viridis")
+        for number, ((x, y), name) in enumerate(zip(found["models"], names, strict=True)):
+            ax.plot(x, y, **drawing.style(number) | {"linestyle": "", "markeredgecolor": "white"})
+            ax.annotate(name.split(",")[0], (x, y), (6, 6), textcoords="offset points")
+        ax.set_title(f"loss of the {title}")
+    figure.colorbar(drawn, ax=axes, label="mean loss", format="%.2g")
+    return drawing.save(figure, path, dpi=80)
+
+
+def line_between(path: Path, names: list[str], found: dict[str, Any]) -> Figure:
+    """Losses of head and tail on the lines from the first model to each of the others."""
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    axes = figure.subplots(1, 2)
+    styles = drawing.styles(names[1:])
+    for side, (ax, title) in enumerate(zip(axes, ("head", "tail"), strict=True)):
+        for name, values in found["to"].items():
+            ax.plot(found["t"], np.array(values)[:, side], label=f"to {name}", **styles[name])
+        ax.set_title(title)
+        ax.set_xlabel(f"from {names[0]} (0) to another (1)")
+        ax.set_yscale("log")
+    axes[0].set_ylabel("mean loss")
+    drawing.legend(figure, axes, "outside lower center")
+    return drawing.save(figure, path)
 
 
 def densities(path: Path, found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]) -> Figure:

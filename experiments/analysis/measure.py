@@ -1,4 +1,4 @@
-"""What is measured of a subject: by `imbsam_jax`, in programs compiled once for a model.
+"""What is measured of a subject, in programs compiled once for a model.
 
 Each item is a call of its own, whose result is kept in a file: a stopped analysis goes on.
 Costs are counted in passes over all training rows: a product with the Hessian of a group counts for
@@ -6,7 +6,8 @@ its share of the rows.
 
 The trace is Hutchinson's, as `curvature.trace` has it, with the same signs for every group: v^T H v
 is taken once for each part of the rows in which no group ends (an atom), and added up over the
-atoms of a group. So all groups cost what one over all rows does.
+atoms of a group. So all groups cost what one over all rows does. Groups of the same classes (the
+tail may be what is medium and few) are measured once.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments.analysis.subjects import Rows, Subject
-from experiments.data import filled
-from imbsam_jax import curvature, landscape, metrics, rules, sharpness
+from experiments.analysis import programs
+from experiments.analysis.programs import Placed, Settings, program
+from experiments.analysis.subjects import Own, Rows, Subject
 
-RISES = ("sam", "imbsam", "random", "worst")
-Placed = tuple[Any, Any, Any]
+RISES = ("own", "sam", "imbsam", "random", "worst")
+# Of which surfaces are drawn.
+SIDES = ("head", "tail")
 
 
 class How(NamedTuple):
     """How much is measured; all of it decides the figures.
 
     Attributes:
-      loss: loss(logits, labels) -> float[b].
-      eta: the largest count of a tail class.
+      loss: loss(logits, labels) -> float[b], where a subject has none of its own.
       rho: length of the perturbations.
       iterations: products for the ends of a spectrum.
       probes: products for the trace.
@@ -42,11 +43,12 @@ class How(NamedTuple):
       steps: of ascent, for the worst rise.
       density: probes of the spectral densities of head and tail; 0 leaves them out.
       surface: points of a side of the surfaces of head and tail; 0 leaves them out.
+      ends: groups whose ends of the spectrum and worst rise are measured, which cost most, head
+        and tail in any case; None is all. Of the same classes one name is as good as another.
       batch_size: rows of a micro-batch.
     """
 
     loss: Callable[[Any, Any], Any]
-    eta: float
     rho: float
     iterations: int
     probes: int
@@ -55,19 +57,40 @@ class How(NamedTuple):
     density: int
     surface: int
     batch_size: int
+    ends: tuple[str, ...] | None = None
 
 
 class Item(NamedTuple):
-    """One call: its name, cost in passes over the rows, products with a Hessian, and the call."""
+    """One call: its name, cost in passes over the rows, products with a Hessian, and the call.
+
+    `more` is what decides it beside the subject and `How`.
+    """
 
     name: str
     passes: float
     products: int
     call: Callable[[], dict[str, Any]]
+    more: Any = None
 
 
 # How many passes a gradient and a forward pass cost, beside a product with a Hessian.
 _GRADIENT, FORWARD = 0.6, 0.2
+
+
+def firsts(groups: dict[str, np.ndarray]) -> dict[str, str]:
+    """Of each group the first one of the same classes: by that name it is measured.
+
+    >>> firsts(
+    ...     {
+    ...         "all": np.array([True, True]),
+    ...         "tail": np.array([False, True]),
+    ...         "few": np.array([False, True]),
+    ...     }
+    ... )
+    {'all': 'all', 'tail': 'tail', 'few': 'tail'}
+    """
+    seen: dict[bytes, str] = {}
+    return {name: seen.setdefault(group.tobytes(), name) for name, group in groups.items()}
 
 
 class Measure:
@@ -94,18 +117,32 @@ class Measure:
         """Those that need nothing of one another."""
         how, rows = self.how, len(self._labels)
         yield Item("levels", 2 * FORWARD, 0, self.levels)
-        for name, group in self.groups.items():
+        for name in self._with_ends():
+            group = self.groups[name]
             share = self.share(group)
             yield Item(
                 f"ends of {name}", how.iterations * share, how.iterations,
                 functools.partial(self.ends, group),
             )  # fmt: skip
         yield Item("traces", how.probes, how.probes, self.traces)
-        worst = sum(group[self._labels].sum() for group in self.groups.values()) / rows
+        worst = sum(self.groups[name][self._labels].sum() for name in self._with_ends()) / rows
         passes = 2 * _GRADIENT + (3 + how.directions) * FORWARD
         yield Item("rises", passes, 0, self.rises)
+        own = self.subject.own
+        if own is not None:
+            number = 1 if own.by_class else own.groups.shape[1]
+            passes = number * (_GRADIENT + FORWARD) + FORWARD
+            yield Item("own", passes, 0, functools.partial(self.own, own), own.key())
         if how.steps:
-            yield Item("worst", float((how.steps + 1) * _GRADIENT * worst), 0, self.worst)
+            passes = float((how.steps + 1) * _GRADIENT * worst)
+            yield Item("worst", passes, 0, self.worst, self._with_ends())
+
+    def _with_ends(self) -> list[str]:
+        """By first names, in order; head and tail are always among them."""
+        first = firsts(self.groups)
+        asked = self.groups if self.how.ends is None else {*self.how.ends, *SIDES}
+        wanted = {first[name] for name in asked if name in first}
+        return [name for name in self.groups if name in wanted]
 
     def share(self, group: np.ndarray) -> float:
         """Of its rows in all rows."""
@@ -118,7 +155,7 @@ class Measure:
         found = {}
         for part in ("train", "test"):
             rows = getattr(self.subject, part)
-            call = _program(_levels, self._how(), self._one())
+            call = program(programs.levels, self._settings(), self._one())
             correct, total, loss = call(self._variables, self._place(rows, None))
             found[part] = {
                 "correct": _listed(correct),
@@ -128,14 +165,14 @@ class Measure:
         return found
 
     def ends(self, group: np.ndarray) -> dict[str, Any]:
-        call = _program(_ends, self._how(), self._one())
+        call = program(programs.ends, self._settings(), self._one())
         low, high = call(self._variables, self._place(self.subject.train, group))
         return {"smallest": _listed(low), "largest": _listed(high)}
 
     def traces(self) -> dict[str, Any]:
         """By group: [S, probes] of v^T H v, whose mean is the trace."""
         atoms = _atoms(self._labels, list(self.groups.values()))
-        call = _program(_forms, self._how(), self._one())
+        call = program(programs.forms, self._settings(), self._one())
         totals: dict[str, Any] = dict.fromkeys(self.groups, 0.0)
         for classes in atoms:
             size = classes[self._labels].sum()
@@ -149,37 +186,78 @@ class Measure:
 
     def rises(self) -> dict[str, Any]:
         """How much each group's loss rises, by the perturbations RISES but the worst."""
-        call = _program(_rises, self._how(), self._one())
+        call = program(programs.rises, self._settings(), self._one())
         found = call(self._variables, self._place(self.subject.train, None), self._tables())
         return {name: np.asarray(x, float).reshape(-1, len(self.groups)).tolist()
                 for name, x in found.items()}  # fmt: skip
 
+    def own(self, own: Own) -> dict[str, Any]:
+        """How much each group's loss rises, by the perturbations of the run's own rule."""
+        given = self._settings(), own.ascent
+        call = program(programs.own, given, self._one())
+        groups, radii = np.asarray(own.groups, np.float32), np.asarray(own.radii, np.float32)
+
+        def rise(groups: Any, radii: Any, placed: Placed, tables: Any) -> np.ndarray:
+            moved = self._variables, *self._squeezed((groups, radii))
+            found = np.asarray(call(moved, placed, tables), float)
+            return found.reshape(len(self.subject.seeds), -1)
+
+        if not own.by_class:
+            placed = self._place(self.subject.train, None)
+            return {"own": rise(groups, radii, placed, self._tables()).tolist()}
+        # As many groups as classes, each of which sees the rows of its own alone.
+        rows = np.bincount(self._labels, minlength=len(self.subject.counts))
+        ones = np.ones((1, len(rows)), np.float32)
+        sums: Any = dict.fromkeys(self.groups, 0.0)
+        for c in np.flatnonzero(rows):
+            alone = np.arange(len(rows)) == c
+            # L^c is divided by all rows, the mean over these by their own.
+            weights = groups[:, c : c + 1] * (rows[c] / rows.sum())
+            placed = self._place(self.subject.train, alone)
+            found = rise(weights, radii[:, c : c + 1], placed, ones)
+            for name, group in self.groups.items():
+                if group[c]:
+                    sums[name] = sums[name] + found * rows[c] / rows[group].sum()
+        return {"own": np.concatenate([sums[name] for name in self.groups], axis=1).tolist()}
+
     def worst(self) -> dict[str, Any]:
-        call = _program(_worst, self._how(), self._one())
-        return {
-            name: _listed(call(self._variables, self._place(self.subject.train, group)))
-            for name, group in self.groups.items()
+        call = program(programs.worst, self._settings(), self._one())
+        found = {
+            name: _listed(call(self._variables, self._place(self.subject.train, self.groups[name])))
+            for name in self._with_ends()
         }
+        return {name: found[first] for name, first in firsts(self.groups).items() if first in found}
 
     def density(self, group: np.ndarray, grid: np.ndarray) -> dict[str, Any]:
-        call = _program(_density, self._how(), self._one())
+        call = program(programs.density, self._settings(), self._one())
         found = call(self._variables, self._place(self.subject.train, group), jnp.asarray(grid))
         return {"density": np.asarray(found, float).reshape(-1, len(grid)).tolist()}
 
     def surface(self, points: np.ndarray) -> dict[str, Any]:
         """Losses of head and tail of the first seed in one plane, of one draw for all subjects."""
-        first = jax.tree.map(lambda x: x[:1], (self.subject.variables, self.subject.train))
-        one = Measure(
-            self.subject._replace(
-                variables=first[0], train=first[1], seeds=self.subject.seeds[:1]
-            ),
-            self.groups, self.how, list(self._mesh.devices.ravel()),
-        )  # fmt: skip
-        call = _program(_surface, one._how(), True)
-        tables = one._tables()[[list(self.groups).index(name) for name in ("head", "tail")]]
+        one = self.alone(0)
+        call = program(programs.surface, one._settings(), True)
         axis = jnp.asarray(points)
-        found = call(one._variables, one._place(one.subject.train, None), tables, axis)
+        placed = one._place(one.subject.train, None)
+        found = call(one._variables, placed, one._tables(SIDES), axis)
         return {"losses": np.asarray(found, float).reshape(len(points), len(points), 2).tolist()}
+
+    def between(self, directions: Any, coordinates: np.ndarray) -> np.ndarray:
+        """float[P, 2], losses of head and tail at these coordinates from this model of one seed."""
+        given = self._settings(), self.subject.statistics
+        call = program(programs.between, given, True)
+        placed = self._place(self.subject.train, None)
+        tables, points = self._tables(SIDES), jnp.asarray(coordinates, float)
+        return np.asarray(call(self._variables, placed, tables, directions, points), float)
+
+    def alone(self, seed: int) -> Measure:
+        """The same of the seed at this place."""
+        cut = functools.partial(jax.tree.map, lambda x: x[seed : seed + 1])
+        subject = self.subject._replace(
+            variables=cut(self.subject.variables), train=cut(self.subject.train),
+            seeds=self.subject.seeds[seed : seed + 1],
+        )  # fmt: skip
+        return Measure(subject, self.groups, self.how, list(self._mesh.devices.ravel()))
 
     # ---- rows on the devices -------------------------------------------------------------------
 
@@ -190,12 +268,12 @@ class Measure:
         """Without the axis of a single seed: mapped over it, convolutions would be slow."""
         return jax.tree.map(lambda x: x[0], tree) if len(self.subject.seeds) == 1 else tree
 
-    def _how(self) -> Any:
-        how = self.how
-        return (
-            self.subject.apply, how.loss, how.rho, how.iterations, how.probes, how.directions,
-            how.steps, how.density, self._each, how.eta,
-            tuple(filled(self.subject.counts).tolist()),
+    def _settings(self) -> Settings:
+        subject, how = self.subject, self.how
+        return Settings(
+            subject.apply, subject.loss or how.loss, subject.loss is None,
+            tuple(self.groups["tail"].tolist()), self._each, how.rho, how.iterations, how.probes,
+            how.directions, how.steps, how.density,
         )  # fmt: skip
 
     def _place(self, rows: Rows, group: np.ndarray | None) -> Placed:
@@ -210,12 +288,12 @@ class Measure:
         spec = P("rows") if self._one() else P(None, "rows")
         return jax.device_put(arrays, NamedSharding(self._mesh, spec))
 
-    def _tables(self) -> np.ndarray:
+    def _tables(self, names: tuple[str, ...] | None = None) -> np.ndarray:
         """float[K, C]: with these weights, a loss over all rows is the mean over a group's."""
         rows = np.bincount(self._labels, minlength=len(self.subject.counts))
-        return np.stack(
-            [group * (rows.sum() / rows[group].sum()) for group in self.groups.values()]
-        ).astype(np.float32)
+        groups = [self.groups[name] for name in names or tuple(self.groups)]
+        found = [group * (rows.sum() / rows[group].sum()) for group in groups]
+        return np.stack(found).astype(np.float32)
 
 
 def _listed(x: Any) -> Any:
@@ -228,136 +306,3 @@ def _atoms(labels: np.ndarray, groups: list[np.ndarray]) -> list[np.ndarray]:
     present = np.bincount(labels, minlength=len(signature)) > 0
     found = [(signature == one).all(axis=1) & present for one in np.unique(signature, axis=0)]
     return [classes for classes in found if classes.any()]
-
-
-# ---- the programs -----------------------------------------------------------------------------
-# Each takes variables and rows of one seed; `settings` is what `Measure._how` makes. KEY is the
-# same for every subject: what is random is shared by what is compared.
-
-KEY = 0
-
-
-@functools.cache
-def _program(of: Any, settings: Any, one: bool) -> Any:
-    """The function, compiled for one seed or mapped over the seeds of variables and rows."""
-    f = functools.partial(of, settings)
-    if one:
-        return jax.jit(f)
-
-    def mapped(variables: Any, placed: Any, *more: Any) -> Any:
-        return jax.vmap(f, in_axes=(0, 0, *(None,) * len(more)))(variables, placed, *more)
-
-    return jax.jit(mapped)
-
-
-def _losses(settings: Any, variables: Any) -> Any:
-    apply, loss = settings[:2]
-    rest = {name: value for name, value in variables.items() if name != "params"}
-
-    def losses_fn(params: Any, images: Any, labels: Any) -> Any:
-        logits = apply({"params": params, **rest}, images)
-        return loss(logits, labels), logits
-
-    return losses_fn
-
-
-def _matvec(settings: Any, variables: Any, placed: Placed) -> Any:
-    images, labels, mask = placed
-    return curvature.hvp(
-        _losses(settings, variables), variables["params"], labels, images, labels, mask=mask,
-        batch_size=settings[8],
-    )  # fmt: skip
-
-
-def _levels(settings: Any, variables: Any, placed: Placed) -> Any:
-    """(correct int[C], total int[C], sum of the loss [C]) of the rows, in micro-batches."""
-    images, labels, mask = placed
-    losses_fn, each = _losses(settings, variables), settings[8]
-
-    def part(rows: Any) -> Any:
-        images, labels, mask = rows
-        losses, logits = losses_fn(variables["params"], images, labels)
-        correct, total = metrics.class_hits(logits, labels, mask)
-        at = jnp.zeros(logits.shape[1]).at[labels].add(jnp.where(mask, losses, 0))
-        return correct, total, at
-
-    cut = jax.tree.map(
-        lambda x: jnp.moveaxis(x.reshape(each, -1, *x.shape[1:]), 1, 0), (images, labels, mask)
-    )
-    return jax.tree.map(lambda x: x.sum(axis=0), jax.lax.map(part, cut))
-
-
-def _ends(settings: Any, variables: Any, placed: Placed) -> Any:
-    return curvature.extreme_eigenvalues(
-        _matvec(settings, variables, placed), variables["params"], key=jax.random.key(KEY),
-        iterations=settings[3],
-    )  # fmt: skip
-
-
-def _forms(settings: Any, variables: Any, placed: Placed) -> jax.Array:
-    """[probes] of v^T H v for random signs v."""
-    matvec, params = _matvec(settings, variables, placed), variables["params"]
-
-    def one(key: jax.Array) -> jax.Array:
-        leaves, structure = jax.tree.flatten(params)
-        keys = jax.random.split(key, len(leaves))
-        signs = [
-            jax.random.rademacher(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)
-        ]
-        v = jax.tree.unflatten(structure, signs)
-        products = jax.tree.map(lambda a, b: (a * b).sum(), v, matvec(v))
-        return jnp.asarray(sum(jax.tree.leaves(products)))
-
-    return jax.lax.map(one, jax.random.split(jax.random.key(KEY + 1), settings[4]))
-
-
-def _rises(settings: Any, variables: Any, placed: Placed, tables: Any) -> Any:
-    images, labels, mask = placed
-    rho, directions, eta, counts = (settings[k] for k in (2, 5, 9, 10))
-    of = _losses(settings, variables), variables["params"], labels, images, labels
-    options = {"class_weights": tables, "mask": mask, "batch_size": settings[8]}
-
-    def along(rule: Any) -> Any:
-        losses_fn, *rest = of
-        return sharpness.of_rule(losses_fn, rule, *rest, **options)[0]
-
-    mean, error = sharpness.average(
-        *of, radius=rho, key=jax.random.key(KEY + 2), directions=directions, **options
-    )
-    return {
-        "sam": along(rules.sam(len(counts), rho=rho)),
-        "imbsam": along(rules.imbsam(counts, rho=rho, eta=eta)),
-        "random": mean,
-        "random_error": error,
-    }
-
-
-def _worst(settings: Any, variables: Any, placed: Placed) -> jax.Array:
-    images, labels, mask = placed
-    return sharpness.worst(
-        _losses(settings, variables), variables["params"], labels, images, labels,
-        radius=settings[2], steps=settings[6], key=jax.random.key(KEY + 3), mask=mask,
-        batch_size=settings[8],
-    )  # fmt: skip
-
-
-def _density(settings: Any, variables: Any, placed: Placed, grid: jax.Array) -> jax.Array:
-    return curvature.spectral_density(
-        _matvec(settings, variables, placed), variables["params"], grid,
-        key=jax.random.key(KEY + 4), iterations=settings[3], probes=settings[7],
-    )  # fmt: skip
-
-
-def _surface(settings: Any, variables: Any, placed: Placed, tables: Any, axis: Any) -> jax.Array:
-    images, labels, mask = placed
-    params = variables["params"]
-    directions = [
-        landscape.filter_normalised(
-            landscape.random_direction(params, key=jax.random.key(KEY + 5 + k)), params
-        )
-        for k in range(2)
-    ]
-    return landscape.losses(
-        _losses(settings, variables), params, directions, landscape.grid(axis, axis), labels,
-        images, labels, class_weights=tables, mask=mask, batch_size=settings[8],
-    )  # fmt: skip

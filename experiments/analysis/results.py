@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from experiments.analysis.measure import RISES
+from experiments.analysis.measure import RISES, firsts
 from experiments.analysis.subjects import Subject
 
 # The columns of the table, and of which a smaller one is flatter.
@@ -28,19 +28,22 @@ def figures(
     """
     lines = {}
     labels = subject.train.labels[0]
+    counted = subject.loss is None
     for place, (name, group) in enumerate(groups.items()):
-        low, high = (found[f"ends of {name}"][end][seed] for end in ("smallest", "largest"))
+        ends = found.get(f"ends of {firsts(groups)[name]}")
+        low, high = (ends["smallest"][seed], ends["largest"][seed]) if ends else (None, None)
         forms = np.asarray(found["traces"][name][seed])
         line: dict[str, float | None] = {
             "examples": int(group[labels].sum()),
             "largest": high,
             "smallest": low,
-            "ratio": abs(low) / high if high > 0 else None,
+            "ratio": None if low is None or high is None or high <= 0 else abs(low) / high,
             "trace": float(forms.mean()),
             "trace_error": float(forms.std(ddof=1) / math.sqrt(len(forms))),
             **{rise: found["rises"][rise][seed][place] for rise in RISES if rise in found["rises"]},
             "random_error": found["rises"]["random_error"][seed][place],
-            "worst": found["worst"][name][seed] if "worst" in found else None,
+            "own": found["own"]["own"][seed][place] if "own" in found else None,
+            "worst": found["worst"][name][seed] if name in found.get("worst", {}) else None,
         }
         for part in ("train", "test"):
             sums = {
@@ -49,7 +52,8 @@ def figures(
             }
             rows = sums["total"]
             line[f"{part}_loss"] = float(sums["loss"] / rows) if rows else None
-            line[f"{part}_accuracy"] = float(100 * sums["correct"] / rows) if rows else None
+            hits = float(100 * sums["correct"] / rows) if rows and counted else None
+            line[f"{part}_accuracy"] = hits
         lines[name] = line
     return lines
 
@@ -75,7 +79,8 @@ def name_of(description: dict[str, Any]) -> str:
     args = {k: v for k, v in (description["rule_args"] or {}).items() if "rho" in k}
     numbers = "".join(f" {k}={v:g}" for k, v in args.items() if isinstance(v, int | float))
     second = f" > {description['stage2']}" if description.get("stage2") else ""
-    return f"{description['rule']}{numbers}, {description['loss']}{second}"
+    on = f", {description['on']}" if description.get("on") else ""
+    return f"{description['rule']}{numbers}, {description['loss']}{second}{on}"
 
 
 def summarise(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -86,9 +91,7 @@ def summarise(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     of logarithms over seeds, "trace_per_loss" the same of the trace over the mean loss.
     """
     lines: dict[str, dict[str, Any]] = {}
-    sgd = {
-        _setting(one) + str(one["seed"]): one["groups"] for one in records if one["rule"] == "sgd"
-    }
+    sgd = {_pair(one): one["groups"] for one in records if one["rule"] == "sgd"}
     of_line: dict[str, list[dict[str, Any]]] = {}
     for one in records:
         key = f"{one['name']} epoch {one['epoch']} {_setting(one)}"
@@ -99,9 +102,9 @@ def summarise(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         line["seeds"] = [one["seed"] for one in ones]
         line["groups"] = {}
         pairs = [
-            (one["groups"], sgd[_setting(one) + str(one["seed"])])
+            (one["groups"], sgd[_pair(one)])
             for one in ones
-            if first["rule"] != "sgd" and _setting(one) + str(one["seed"]) in sgd
+            if first["rule"] != "sgd" and _pair(one) in sgd
         ]
         for group in first["groups"]:
             values = {
@@ -115,7 +118,7 @@ def summarise(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
             line["groups"][group] = {**values, "to_sgd": differences if pairs else None}
         line["tail_to_head"] = {
             name: _log_ratio([(g["groups"]["tail"][name], g["groups"]["head"][name]) for g in ones])
-            for name in ("largest", "trace", "sam", "imbsam", "random", "worst", "train_loss")
+            for name in ("largest", "trace", *RISES, "train_loss")
         }
         line["tail_to_head"]["trace_per_loss"] = _log_ratio(
             [(_per_loss(g["groups"]["tail"]), _per_loss(g["groups"]["head"])) for g in ones]
@@ -132,23 +135,19 @@ def explained(records: list[dict[str, Any]]) -> dict[str, Any]:
     whether settings that flatten more gain more; "seeds": within the lines, both less the line's
     mean, which asks it of seeds. A negative one is what the claim predicts.
     """
-    sgd = {
-        _setting(one) + f"{one['seed']} {one['epoch']}": one["groups"]["tail"]
-        for one in records
-        if one["rule"] == "sgd"
-    }
+    sgd = {_pair(one): one["groups"]["tail"] for one in records if one["rule"] == "sgd"}
     found: dict[str, Any] = {}
     for measure in ("largest", "trace", *RISES, "train_loss"):
         of_line: dict[str, list[tuple[float, float]]] = {}
         for one in records:
-            base = sgd.get(_setting(one) + f"{one['seed']} {one['epoch']}")
+            base = sgd.get(_pair(one))
             tail = one["groups"]["tail"]
             if one["rule"] == "sgd" or base is None:
                 continue
             values = (tail[measure], base[measure])
-            if None in values or min(values) <= 0:
+            gain = _minus(tail["test_accuracy"], base["test_accuracy"])
+            if None in values or min(values) <= 0 or gain is None:
                 continue
-            gain = tail["test_accuracy"] - base["test_accuracy"]
             of_line.setdefault(f"{one['name']} {one['epoch']}", []).append(
                 (math.log(values[0] / values[1]), gain)
             )
@@ -173,6 +172,11 @@ def _setting(one: dict[str, Any]) -> str:
     """What must agree for a difference to SGD."""
     same = {k: one[k] for k in ("setting", "loss", "loss_args", "stage2", "stage2_args")}
     return json.dumps(same, sort_keys=True)
+
+
+def _pair(one: dict[str, Any]) -> str:
+    """What it shares with its SGD."""
+    return f"{_setting(one)} seed {one['seed']} epoch {one['epoch']}"
 
 
 def _per_loss(line: dict[str, Any]) -> float | None:
@@ -240,8 +244,8 @@ def differences(summary: list[dict[str, Any]], measures: tuple[str, ...] = MEASU
 
 _HEADS = {
     "largest": "λ max", "smallest": "λ min", "ratio": "\\|λ min\\| / λ max", "trace": "trace",
-    "sam": "rise, SAM's e", "imbsam": "rise, ImbSAM's e", "random": "rise, random",
-    "worst": "rise, worst",
+    "own": "rise, own e", "sam": "rise, SAM's e", "imbsam": "rise, ImbSAM's e",
+    "random": "rise, random", "worst": "rise, worst",
 }  # fmt: skip
 
 

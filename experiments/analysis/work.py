@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.analysis import figures, results
+from experiments.analysis import between, figures, results
 from experiments.analysis.measure import FORWARD, How, Item, Measure
 from experiments.analysis.subjects import Subject, groups_of
 from experiments.host import origin, outputs
@@ -45,36 +45,45 @@ class Work:
                 f"between the counts, from {counts.min()} to {counts.max()}"
             )
         how = How(
-            loss, eta, args.rho, args.iterations, args.probes, args.directions, args.steps,
-            args.density, args.surface, args.batch_size,
+            loss, args.rho, args.iterations, args.probes, args.directions, args.steps,
+            args.density, args.surface, args.batch_size, args.ends and tuple(args.ends),
         )  # fmt: skip
         self.measure = Measure(subject, self.groups, how, devices)
         self.items = list(self.measure.items())
         decided = {**{k: v for k, v in how._asdict().items() if k != "loss"}, "loss": args.loss}
-        del decided["density"], decided["surface"], decided["batch_size"]
-        self._key = digest(subject) + json.dumps([decided, sorted(self.groups)], sort_keys=True)
+        for name in ("density", "surface", "batch_size", "ends"):
+            del decided[name]
+        masks = {name: group.astype(int).tolist() for name, group in self.groups.items()}
+        self._key = digest(subject) + json.dumps([decided, masks], sort_keys=True)
         self.found: dict[str, Any] = {}
         self.products, self.seconds = 0, 0.0
+        self.spent = [0.0, 0.0]  # seconds and CPU seconds of all items
 
-    def file(self, item: Item, more: Any = None) -> Path:
-        text = json.dumps([self._key, item.name, more])
+    def file(self, item: Item) -> Path:
+        text = json.dumps([self._key, item.name, item.more])
         return self._parts / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
     def there(self, item: Item) -> bool:
         return self.file(item).exists()
 
-    def take(self, item: Item, more: Any = None) -> float | None:
+    def take(self, item: Item) -> float | None:
         """Seconds that it took, None where it was there."""
-        path = self.file(item, more)
+        path = self.file(item)
         there = path.exists()
         if there:
             held = read_object(path)
         else:
-            began = time.perf_counter()
+            began, cpu = time.perf_counter(), time.process_time()
             found = item.call()
-            held = {"found": found, "seconds": time.perf_counter() - began}
+            held = {
+                "found": found,
+                "seconds": time.perf_counter() - began,
+                "cpu_seconds": time.process_time() - cpu,
+            }
             outputs.replace_text(path, json.dumps(held))
         self.found[item.name] = held["found"]
+        self.spent[0] += held["seconds"]
+        self.spent[1] += held["cpu_seconds"]
         if item.products:
             self.products += item.products
             self.seconds += held["seconds"]
@@ -102,18 +111,21 @@ def _adjusted(counts: tuple[int, ...]) -> Any:
 
 def measured(work: list[Work], args: argparse.Namespace, stop: StopRequest, out: Path) -> None:
     """Every item, those that others need the figures of last; then what is written."""
+    last = _last(work)
+    ways = between.of_lines(last, args)
     axis = np.linspace(-args.reach, args.reach, args.surface) if args.surface else None
     passes = sum(item.passes for one in work for item in one.items if not one.there(item))
     passes += len(work) * args.iterations * args.density
     passes += sum(_surface_passes(one, args) for one in work)
+    passes += ways.passes() if ways else 0
     with Counted(max(1, round(passes)), "passes over the rows", "measuring") as shown:
         done = 0.0
 
-        def take(one: Work, item: Item, more: Any = None) -> None:
+        def take(one: Work, item: Item) -> None:
             nonlocal done
             stop.check()
-            took, before = one.take(item, more), done
-            if took is not None or more is not None:
+            took, before = one.take(item), done
+            if took is not None or item.name not in {each.name for each in one.items}:
                 done += item.passes
                 shown.advance(round(done) - round(before), took or 0.0)
 
@@ -125,12 +137,16 @@ def measured(work: list[Work], args: argparse.Namespace, stop: StopRequest, out:
             for group, grid in grids.items():
                 share = one.measure.share(one.groups[group])
                 products = args.iterations * args.density
+                more = [grid.tolist()[:2], len(grid), args.density]
                 call = partial(one.measure.density, one.groups[group], grid)
-                item = Item(f"density of {group}", products * share, products, call)
-                take(one, item, [grid.tolist()[:2], len(grid), args.density])
+                take(one, Item(f"density of {group}", products * share, products, call, more))
             if axis is not None:
                 call = partial(one.measure.surface, axis)
-                take(one, Item("surface", _surface_passes(one, args), 0, call), axis.tolist())
+                take(one, Item("surface", _surface_passes(one, args), 0, call, axis.tolist()))
+        if ways:
+            more = [digest(last[name].subject) for name in ways.names]
+            item = ways.item()
+            take(last[ways.names[0]], item._replace(more=[item.more, more]))
     _write(work, out, args, grids, axis)
 
 
@@ -167,11 +183,19 @@ def _write(
     outputs.write_json(out / "records.json", records)
     products, seconds = sum(one.products for one in work), sum(one.seconds for one in work)
     cost = {"products": products, "seconds": seconds, "seconds_each": seconds / products}
-    found = {"lines": summary, "explained": explained, "hessian_products": cost}
+    whole = dict(zip(("seconds", "cpu_seconds"), np.sum([w.spent for w in work], 0), strict=True))
+    found: dict[str, Any] = {
+        "lines": summary, "explained": explained, "hessian_products": cost, "measuring": whole,
+    }  # fmt: skip
+    last = _last(work)
+    way = next((one.found["between"] for one in work if "between" in one.found), None)
+    if way is not None:
+        found["between"] = {name: way[name] for name in ("names", "seed")}
+        if "line" in way:
+            found["between"]["barriers"] = between.barriers(way)
     outputs.write_json(out / "analysis.json", found)
     texts = [results.table(summary), results.differences(summary)]
     outputs.replace_text(out / "table.md", "\n\n".join(filter(None, texts)) + "\n")
-    last = _last(work)
     shown: dict[str, Any] = {"rise": "worst" if args.steps else "sam"}
     if grids:
         shown["grids"] = {group: _digits(grid) for group, grid in grids.items()}
@@ -187,6 +211,8 @@ def _write(
         shown["surfaces"] = {
             name: _digits(one.found["surface"]["losses"]) for name, one in last.items()
         }
+    if way is not None:
+        shown["between"] = _rounded(way)
     outputs.replace_text(out / figures.SHOWN, json.dumps(shown) + "\n")
     figures.draw(out)
     print((out / "table.md").read_text())
@@ -200,6 +226,15 @@ def _write(
 def _digits(values: Any) -> Any:
     """Of a figure, no more than can be seen."""
     return np.vectorize(lambda x: float(f"{x:.4g}"))(np.asarray(values)).tolist()
+
+
+def _rounded(value: Any) -> Any:
+    """The same of every number in it."""
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list) and value and not isinstance(value[0], str):
+        return _digits(value)
+    return value
 
 
 def _last(work: list[Work]) -> dict[str, Work]:

@@ -315,6 +315,31 @@ def build_method(
     return method, {"rule": name, "rule_args": described, "ascent": ascent}
 
 
+def finished(
+    described: dict[str, Any], class_counts: np.ndarray, options: dict[str, Any], *,
+    steps_per_epoch: int,
+) -> Method | None:  # fmt: skip
+    """The method that `build_method` described so; None for a radius it did not write down.
+
+    Args:
+      described: its fields "rule", "rule_args" and "ascent".
+      options: "epochs" and "weight_decay" of the run.
+    """
+    name, arguments = described["rule"], dict(described["rule_args"] or {})
+    ascent = described["ascent"] or {}
+    if isinstance(arguments.get("rho"), str):
+        kind, _, values = arguments["rho"].partition("(")
+        if kind == "step":  # its boundaries are not told
+            return None
+        radii = [float(v) for v in values.rstrip(")").split(",")] if values else None
+        schedule = {**options, "rho_schedule": kind, "rho_values": radii}
+        arguments["rho"] = _radius(schedule, steps_per_epoch)
+    found = build_rule(name, class_counts, arguments)
+    if isinstance(found, ClassConditional):
+        return found
+    return Tabled(found, _ascent(ascent, options), ascent.get("running_statistics", "first"))
+
+
 def ascent_arguments(options: dict[str, Any]) -> dict[str, Any]:
     """The options of the perturbation that differ from the paper's."""
     defaults: dict[str, Any] = {

@@ -161,13 +161,13 @@ def _joined(aux: Any, parts: int) -> Any:
 
 
 class ClassConditional:
-    """CC-SAM; the arguments are those of `cc_sam.value_and_grad`."""
+    """CC-SAM; the arguments, and attributes, are those of `cc_sam.value_and_grad`."""
 
     whole_batches = True
     hands_on = False
 
     def __init__(self, class_counts: Any, *, variant: Any = "paper", **options: Any):
-        self._counts, self._variant, self._options = class_counts, variant, options
+        self.class_counts, self.variant, self.options = class_counts, variant, options
         # Refuses bad options now, not in the first step.
         cc_sam.value_and_grad(_unused, _unused, class_counts, variant=variant, **options)
 
@@ -183,15 +183,15 @@ class ClassConditional:
             return lambda params, features, stats: losses_of(params, features, target)
 
         # The release perturbs for the first labels of mixed rows.
-        release = self._variant == "release"
+        release = self.variant == "release"
         f = cc_sam.value_and_grad(
             lambda params, stats: halves.features(params, stats, halves.images),
             losses_for(halves.target),
-            self._counts,
-            variant=self._variant,
+            self.class_counts,
+            variant=self.variant,
             perturbed_losses_fn=losses_for(halves.labels) if release else None,
             axis_name=axis,
-            **self._options,
+            **self.options,
         )
         labels = halves.labels if release else halves.target
         (loss, (after, logits)), grads = f(

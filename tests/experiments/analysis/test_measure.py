@@ -9,66 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.flatten_util import ravel_pytree
 
 from experiments.analysis import results
-from experiments.analysis.measure import How, Measure, _atoms
-from experiments.analysis.subjects import Rows, Subject, groups_of
-from imbsam_jax import losses
-
-COUNTS = np.array([9, 6, 3, 2])
-ETA = 3.0
-SEEDS = 2
-
-
-def apply(variables: Any, images: Any) -> Any:
-    p = variables["params"]
-    x = images.reshape(len(images), -1).astype(jnp.float32) / 8
-    return jnp.tanh(x @ p["w"]) @ p["v"] + variables["batch_stats"]["shift"][None]
-
-
-def _loss(logits: Any, labels: Any) -> Any:
-    return losses.cross_entropy(logits, labels)
-
-
-def subject(seeds: int = SEEDS, rule: str = "sgd", scale: float = 1.0) -> Subject:
-    rng = np.random.default_rng(0)
-    labels = np.tile(np.repeat(np.arange(4), COUNTS), (SEEDS, 1))
-    images = rng.integers(0, 16, (SEEDS, labels.shape[1], 2, 2, 1)).astype(np.uint8)
-    params = {"w": rng.normal(size=(SEEDS, 4, 3)), "v": rng.normal(size=(SEEDS, 3, 4))}
-    stats = {"shift": rng.normal(size=(SEEDS, 4))}
-    cut = functools.partial(jax.tree.map, lambda x: np.float32(scale * x[:seeds]))
-    rows = Rows(images[:seeds], labels[:seeds])
-    description = {
-        "rule": rule, "rule_args": {"rho": 0.5} if rule != "sgd" else {}, "ascent": {},
-        "loss": "cross_entropy", "loss_args": {}, "stage2": None, "stage2_args": {}, "setting": {},
-    }  # fmt: skip
-    variables = {"params": cut(params), "batch_stats": cut(stats)}
-    return Subject(
-        "run", description, list(range(seeds)), 3, variables, apply, rows, rows, COUNTS, (5, 3)
-    )
-
-
-def how(**changes: Any) -> How:
-    given = {
-        "loss": _loss, "eta": ETA, "rho": 0.1, "iterations": 24, "probes": 60, "directions": 3,
-        "steps": 2, "density": 2, "surface": 3, "batch_size": 10,
-    }  # fmt: skip
-    return How(**{**given, **changes})
-
-
-def mean_loss(one: Subject, seed: int, group: np.ndarray) -> Any:
-    """(flat parameters, the mean loss over a group's rows) of a seed."""
-    variables = jax.tree.map(lambda x: jnp.asarray(x[seed]), one.variables)
-    rows = group[one.train.labels[seed]]
-    images, labels = one.train.images[seed][rows], one.train.labels[seed][rows]
-    flat, unravel = ravel_pytree(variables["params"])
-
-    def f(v: Any) -> Any:
-        logits = apply({**variables, "params": unravel(v)}, images)
-        return _loss(logits, labels).mean()
-
-    return flat, f
+from experiments.analysis.measure import Measure, _atoms
+from experiments.analysis.subjects import Subject, groups_of
+from made_subjects import COUNTS, ETA, SEEDS, how, mean_loss, subject
 
 
 @functools.cache
@@ -161,3 +106,48 @@ def test_differences_are_paired_and_what_flattening_explains() -> None:
     table, less = results.table(list(lines.values())), results.differences(list(lines.values()))
     assert table.count("\n") == 1 + 4 * 3 and less.count("\n") == 1 + 3 * 3
     assert "| imbsam rho=0.5, cross_entropy | 3 | tail |" in less
+
+
+def test_differences_are_to_the_same_epoch() -> None:
+    """Of several checkpoints each has its own SGD."""
+    records = [
+        {**record_of(rule, 0, tail, 0.0), "epoch": epoch}
+        for epoch, sgd, sam in ((1, 8.0, 4.0), (2, 6.0, 1.0))
+        for rule, tail in (("sgd", sgd), ("sam", sam))
+    ]
+    for records_in in (records, records[::-1]):
+        lines = results.summarise(records_in)
+        found = {
+            line["epoch"]: line["groups"]["tail"]["to_sgd"]["trace"]["mean"]
+            for line in lines
+            if line["rule"] == "sam"
+        }
+        assert found == {1: -4.0, 2: -5.0}
+
+
+def test_groups_of_the_same_classes_are_measured_once() -> None:
+    one = subject()._replace(thresholds=(5, 2))  # medium is the tail, many the head, few nothing
+    groups = groups_of(one, ETA, per_class=False)
+    measure = Measure(one, groups, how(), jax.devices()[:1])
+    names = [item.name for item in measure.items()]
+    assert names == [
+        "levels", "ends of all", "ends of head", "ends of tail", "traces", "rises", "worst",
+    ]  # fmt: skip
+    products = sum(item.products for item in measure.items())
+    assert products == 3 * how().iterations + how().probes
+
+
+def test_ends_are_measured_of_the_groups_that_were_asked_for() -> None:
+    one = subject()
+    groups = groups_of(one, ETA, per_class=False)
+    measure = Measure(one, groups, how(ends=("few",)), jax.devices()[:1])
+    names = [item.name for item in measure.items() if item.name.startswith("ends")]
+    assert names == ["ends of head", "ends of tail", "ends of few"]
+    _, _, found = measured(SEEDS)
+    fewer = {name: x for name, x in found.items() if not name.startswith("ends") or name in names}
+    fewer["worst"] = {name: found["worst"][name] for name in ("head", "tail", "few")}
+    lines = results.figures(one, groups, fewer, 0)
+    assert lines["all"]["largest"] is None and lines["all"]["worst"] is None
+    assert lines["all"]["trace"] is not None and lines["few"]["largest"] is not None
+    summary = results.summarise([results.record(one, 0, lines)])
+    assert "| all | - | - | - | " in results.table(summary)

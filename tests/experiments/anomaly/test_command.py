@@ -9,11 +9,15 @@ import unittest.mock
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
+from experiments.analysis.anomalies import of_anomalies
 from experiments.anomaly import command as anomaly
 from experiments.anomaly import report as anomaly_report
+from experiments.anomaly.nets import ANOMALY_NETS
 from experiments.host import cli
 from made_tables import made_table
 
@@ -57,7 +61,7 @@ def test_command_from_data_to_files(tmp_path: Path) -> None:
         "--data-dir", data, "--method", "devnet", "--rule", "sgd", "imbsam", "--epochs", 1,
         "--seeds", 3, 1, "--label-ratio", 0.5, 0.1, "--protocol", "adbench", "full", "--out", out,
     )  # fmt: skip
-    code, shown, _ = _run(*args)
+    code, shown, _ = _run(*args, "--save")
     assert code == 0
     for part in ("adbench", "full", "imbsam", "AUROC", " - SGD ", "Table 4", "88.7", "24 runs in"):
         assert part in shown, part
@@ -78,6 +82,7 @@ def test_command_from_data_to_files(tmp_path: Path) -> None:
     assert (config["datasets"], config["rho"]) == (["a_set", "b_set"], 0.05)
     assert config["data_dir"] == "data"
     assert {"command", "device", "versions", "git"} <= config.keys()
+    _are_kept(out, data)
     summary = json.loads((out / "summary.json").read_text())
     assert len(summary["groups"]) == 3 * 2
     assert summary["groups"][1]["auroc_minus_sgd_se"] is not None
@@ -86,9 +91,40 @@ def test_command_from_data_to_files(tmp_path: Path) -> None:
     assert code == 1 and "already holds a runs.csv" in error.splitlines()[-1]
     code, _, _ = _run(*args, "--overwrite")
     assert code == 0
+    assert not list((out / "params").iterdir())  # those of the runs before are gone
     again = _rows(out)
     for one, other in zip(rows, again, strict=True):  # bitwise the same, but for the clock
         assert {**one, "seconds": ""} == {**other, "seconds": ""}
+
+
+def _are_kept(out: Path, data: Path) -> None:
+    """What --save kept scores as runs.csv says, and is perturbed as it was trained."""
+    config = json.loads((out / "config.json").read_text())
+    subjects = of_anomalies(out, config, str(data))
+    told = {tuple(list(row.values())[:6]): float(row["auroc"]) for row in _rows(out)}
+    seen = 0
+    for one in subjects:
+        rule, setting = one.description["rule"], one.description["setting"]
+        assert (one.own is None) == (rule == "sgd") and one.loss is not None
+        assert one.tail is not None and one.tail.tolist() == [False, True]
+        for k, seed in enumerate(one.seeds):
+            held = jax.tree.map(lambda x, k=k: x[k], one.variables)
+            net = ANOMALY_NETS["devnet"]()
+            x, labels = one.test.images[k], one.test.labels[k]
+            scores = net.scores(held["params"], x, held["fixed"], held["state"])
+            ratio, kind = setting["label_ratio"], setting["protocol"]
+            run = setting["dataset"], "devnet", rule, str(seed), ratio, kind
+            assert 100 * roc_auc_score(labels, scores) == pytest.approx(told[run], abs=2e-3)
+            losses = one.loss(one.apply(held, x), labels)
+            want = net.losses(held["params"], x, labels, held["fixed"], held["state"])[0]
+            np.testing.assert_allclose(losses, want, rtol=1e-6)
+            seen += 1
+    assert seen == len(told)
+    counts = subjects[-1].counts  # batches of DevNet are half anomalies
+    assert subjects[-1].own is not None
+    np.testing.assert_allclose(
+        subjects[-1].own.groups[0], [[0, counts.sum() / (2 * counts[1])]], rtol=1e-6
+    )
 
 
 def _broken(folder: Path) -> dict[str, dict[str, Any]]:

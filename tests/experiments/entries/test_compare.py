@@ -17,12 +17,14 @@ import pandas as pd
 import pytest
 
 from experiments import compare
+from experiments.analysis import results
+from experiments.analysis.tables import of_comparison
 from experiments.bench import compare_kept
 from experiments.bench.comparison import Engine
 from experiments.bench.lanes import Net
 from experiments.data import columns
 from experiments.data.table import read
-from experiments.host import inputs
+from experiments.host import inputs, outputs
 from experiments.host.errors import DataError, RunError, Stopped
 from experiments.reports.scores import METRICS
 
@@ -258,6 +260,56 @@ def test_other_rows_are_not_gone_on_with(
     changed.write_text(changed.read_text() + changed.read_text().splitlines()[-1] + "\n")
     with pytest.raises(RunError, match="was begun with other rows than are in"):
         run(mine, tmp_path / "out", "--resume", *flags)
+
+
+def subjects(out: Path, data: Any = None) -> Any:
+    return of_comparison(out, outputs.read_object(out / "config.json"), data)
+
+
+def test_the_network_of_every_split_and_row_is_kept(finished: Path, tmp_path: Path) -> None:
+    """Read again, they predict what was told of them, and are perturbed as they were trained."""
+    found = subjects(finished)
+    assert [results.name_of(one.description) for one in found] == ROWS[:-1]  # none of references
+    told = {(line["row"], line["split"]): line for line in lines(finished)}
+    for one, row in zip(found, ROWS, strict=False):
+        assert one.seeds == [0, 1] and one.counts.tolist() == [52, 10]
+        for k in one.seeds:
+            variables = jax.tree.map(lambda x, k=k: x[k], one.variables)
+            guess = np.asarray(one.apply(variables, one.test.images[k])).argmax(axis=1)
+            right = guess == one.test.labels[k]
+            recalls = [right[one.test.labels[k] == c].mean() for c in (0, 1)]
+            line = told[row, str(k)]
+            assert float(line["balanced_accuracy"]) == pytest.approx(100 * np.mean(recalls))
+            assert (one.own is None) == (line["rule"] == "sgd")
+            if one.own is not None:
+                assert one.own.groups[k].tolist() == [[0, 1]]
+                assert one.own.radii[k] == pytest.approx(float(line["chosen_rho"]))
+    written(tmp_path / "x.csv", frame().assign(a=0.5))
+    with pytest.raises(RunError, match="other rows than this table has"):
+        subjects(finished, str(tmp_path / "x.csv"))
+
+
+@pytest.mark.slow  # that they are those that were trained, the test before this one shows
+def test_networks_that_are_missing_are_trained_again(
+    data: Path, finished: Path, tmp_path: Path
+) -> None:
+    """As those of a comparison that was made without --save."""
+    shutil.copytree(finished, tmp_path / "out")
+    path = tmp_path / "out" / "params" / "split_1_0.npz"
+    path.unlink()
+    run(data, tmp_path / "out", "--save", "--resume")
+    before = inputs.read_npz(finished / "params" / path.name)
+    after = inputs.read_npz(path)
+    assert before.keys() == after.keys()
+    for name, leaf in before.items():
+        np.testing.assert_array_equal(leaf, after[name])
+    assert lines(tmp_path / "out") == lines(finished)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(RunError, match="is damaged: remove it, and --save --resume"):
+        subjects(tmp_path / "out")
+    shutil.rmtree(path.parent)
+    with pytest.raises(RunError, match="compare again with --save"):
+        subjects(tmp_path / "out")
 
 
 def test_the_snippet_trains_what_was_kept(data: Path, finished: Path) -> None:

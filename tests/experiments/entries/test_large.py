@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 import tiny_records
-from experiments import evaluate, imagenet_lt, inaturalist
+from experiments import analyse, evaluate, imagenet_lt, inaturalist, redraw
 from experiments.command import presets
 from experiments.command.plan import make_plan
 from experiments.data import filled
 from experiments.data.image_sets import load_inaturalist
 from experiments.host.errors import RunError
+from experiments.host.stopping import StopRequest
 from experiments.models.pretrained import save_weights
 from experiments.reports import matching, plots
 from experiments.run.parts import Parts
@@ -52,6 +53,51 @@ def start(name, *flags):
     module.main(presets.parse(module.arguments(), list(flags)))
 
 
+def subjects(run, *flags):
+    args = analyse.arguments().parse_args([str(run), *flags, "--out", "unused"])
+    with StopRequest() as stop:
+        return analyse._subjects(run, analyse._config(run), args, stop)
+
+
+def accuracy(one):
+    """Mean over classes, of the test images that an analysis has."""
+    variables = jax.tree.map(lambda x: x[0], one.variables)
+    labels = one.test.labels[0]
+    right = np.asarray(one.apply(variables, one.test.images[0])).argmax(axis=1) == labels
+    return 100 * np.mean([right[labels == c].mean() for c in np.unique(labels)])
+
+
+@pytest.mark.slow  # what is analysed, the two tests after this one show
+@pytest.mark.parametrize("name", ["inaturalist", "imagenet_lt"])
+def test_runs_are_analysed_over_epochs_and_between_models(name, folders, tmp_path):
+    kind = {"inaturalist": "i_naturalist2018", "imagenet_lt": "imagenet_lt"}[name]
+    data = ["--data-dir", folders[kind]]
+    for rule in ("sgd", "sam", "imbsam"):
+        eta = [] if rule != "imbsam" else ["--eta", "10"]
+        start(
+            name, *data, *SMALL, *SHORT[:-2], *eta, "--checkpoint-every", "1", "--rule", rule,
+            "--out", str(tmp_path / rule),
+        )  # fmt: skip
+    flags = ["--iterations", "2", "--probes", "2", "--directions", "2", "--steps", "1"]
+    flags += ["--all-checkpoints", "--plane", "2", "--line", "3", "--out", str(tmp_path / "out")]
+    runs = [str(tmp_path / rule) for rule in ("sgd", "sam", "imbsam")]
+    analyse.main(analyse.arguments().parse_args([*runs, *data, *flags]))
+    found = json.loads((tmp_path / "out" / "analysis.json").read_text())
+    assert [(line["rule"], line["epoch"]) for line in found["lines"]] == [
+        (rule, epoch) for rule in ("sgd", "sam", "imbsam") for epoch in (2, 1)
+    ]
+    assert set(found["between"]["barriers"]) == {
+        "sam rho=0.05, cross_entropy",
+        "imbsam rho=0.05, cross_entropy",
+    }
+    made = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"groups.png", "epochs.png", "plane.png", "line.png"} <= made
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in made if name.endswith("png")}
+    redraw.main(redraw.arguments().parse_args([str(tmp_path / "out")]))
+    for name, drawn in before.items():
+        assert (tmp_path / "out" / name).read_bytes() == drawn, name
+
+
 def test_inaturalist_from_weights_to_a_second_stage_and_evaluation(folders, tmp_path, capsys):
     data = ["--data-dir", folders["i_naturalist2018"]]
     dataset = load_inaturalist(data[1], size=16, resize=18)
@@ -71,14 +117,24 @@ def test_inaturalist_from_weights_to_a_second_stage_and_evaluation(folders, tmp_
         assert (tmp_path / "run" / stage / "report.json").exists()
     evaluate.main(evaluate.arguments().parse_args([str(tmp_path / "run"), *data]))
     assert f"{report['all']:.2f}" in capsys.readouterr().out
+    (one,) = subjects(tmp_path / "run", *data)
+    assert accuracy(one) == pytest.approx(report["all"], abs=1e-3)
+    assert one.train.labels.shape[1] == report["train_examples"]
+    assert one.own.radii.tolist() == [[pytest.approx(0.05)]]
+    assert one.own.groups[0, 0].tolist() == (one.counts <= 10).tolist()
+    (few,) = subjects(tmp_path / "run", *data, "--images-per-class", "2")
+    assert np.bincount(few.train.labels[0]).tolist() == [2] * len(one.counts)
     with pytest.raises(RunError, match="other settings"):
         start("inaturalist", *flags, "--resume", "--jitter", "0.4", "--out", str(tmp_path / "run"))
 
 
 def test_imagenet_lt_has_its_own_validation_set(folders, tmp_path):
-    data = ["--data-dir", folders["imagenet_lt"], *SMALL, *SHORT]
+    data = ["--data-dir", folders["imagenet_lt"], *SMALL, *SHORT, "--checkpoint-every", "1"]
     start("imagenet_lt", *data, "--rho", "0", "--out", str(tmp_path / "run"))
     report = json.loads((tmp_path / "run" / "report.json").read_text())
+    last, first = subjects(tmp_path / "run", *data[:2], "--all-checkpoints")
+    assert (last.epoch, first.epoch) == (2, 1)
+    assert accuracy(last) == pytest.approx(report["all"], abs=1e-3)
     assert report["best_val_epoch"]["val"]["all"] is not None
     assert report["settings"]["jitter"] == 0.4
     with pytest.raises(RunError, match="leave --val-per-class out"):
@@ -179,8 +235,6 @@ def test_evaluation_at_8142_classes_brings_home_counts_alone(tmp_path):
     parts.evaluator._hits = lambda *args: shapes.append(jax.eval_shape(
         lambda *traced: plain(*traced, args[3]), *args[:3]
     )) or plain(*args)  # fmt: skip
-    from experiments.host.stopping import StopRequest
-
     hits = parts.evaluator.hits(parts.initial, "test", StopRequest())
     assert {tuple(leaf.shape for leaf in shape) for shape in shapes} == {((8142,), (8142,), ())}
     # The same predictions, counted by hand.
