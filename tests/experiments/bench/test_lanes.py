@@ -144,11 +144,12 @@ def test_a_lane_is_a_loop_over_batches(engine: Engine, one: Candidate) -> None:
     key = jax.random.fold_in(jax.random.key(7), 3)
     params = start = RECIPE.net.module().init(key, FEATURES[:1], train=False)["params"]
     speed = jax.tree.map(jnp.zeros_like, params)
+    of = jax.jit(lambda params, x, y: gradient(one, params, x, y))
     order = engine._order(TRAIN, one.sampling, engine._draw(PART, 0))
     assert order.shape == (6, 16)
     for step, rows in enumerate(order):
         lr = 0.05 * (1 + np.cos(np.pi * step / 6))
-        grads = gradient(one, params, FEATURES[rows], LABELS[rows])
+        grads = of(params, FEATURES[rows], LABELS[rows])
         speed = jax.tree.map(lambda v, g, p: 0.9 * v + g + 0.01 * p, speed, grads, params)
         params = jax.tree.map(lambda p, v, lr=lr: p - lr * v, params, speed)
     np.testing.assert_allclose(found, forward(params, FEATURES[TEST]), rtol=2e-4, atol=2e-5)
