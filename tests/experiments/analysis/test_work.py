@@ -1,0 +1,260 @@
+"""An analysis under way: what is to be measured, what is kept and counted; none is measured."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.analysis import figures, work
+from experiments.analysis.measure import Item, Measure
+from experiments.analysis.subjects import Rows, Subject
+from experiments.host.errors import RunError
+from experiments.host.stopping import StopNow, StopRequest
+from imbsam_jax import losses
+
+COUNTS = np.array([9, 6, 3, 2])  # up to 3 is the tail; over 5 many, under 3 few
+LABELS = np.tile(np.repeat(np.arange(4), COUNTS), (2, 1))
+# Of 20 rows.
+SHARES = {"all": 1.0, "head": 0.75, "tail": 0.25, "many": 0.75, "medium": 0.15, "few": 0.1}
+
+
+def subject(name: str = "sgd", epoch: int = 3, seeds: int = 2, weight: float = 0.0) -> Subject:
+    rows = Rows(np.zeros((seeds, 20, 1), np.uint8), LABELS[:seeds])
+    description = {
+        "rule": name, "rule_args": {}, "ascent": {}, "loss": "cross_entropy", "loss_args": {},
+        "stage2": None, "stage2_args": {}, "setting": {},
+    }  # fmt: skip
+    variables = {"params": {"w": np.full((seeds, 2), weight, np.float32)}}
+    return Subject(
+        "run", description, list(range(seeds)), epoch, variables, None, rows, rows, COUNTS, (5, 3)
+    )  # fmt: skip
+
+
+def args(**changes: Any) -> argparse.Namespace:
+    given = {
+        "loss": "cross_entropy", "per_class": False, "rho": 0.1, "iterations": 8, "probes": 6,
+        "directions": 4, "steps": 2, "density": 3, "surface": 5, "batch_size": 10, "reach": 2.0,
+    }  # fmt: skip
+    return argparse.Namespace(**{**given, **changes})
+
+
+def made(parts: Path, one: Any = None, eta: float = 3.0, **changes: Any) -> work.Work:
+    return work.Work(one or subject(), args(**changes), eta, jax.devices()[:1], parts)
+
+
+def test_what_is_measured_and_what_it_costs(tmp_path: Path) -> None:
+    """In passes over all rows: a product 1, a gradient 0.6, the loss 0.2; of a group its share."""
+    items = {item.name: (item.passes, item.products) for item in made(tmp_path).items}
+    expected = {
+        "levels": (0.4, 0),
+        **{f"ends of {name}": (8 * share, 8) for name, share in SHARES.items()},
+        "traces": (6, 6),
+        "rises": (2 * 0.6 + (3 + 4) * 0.2, 0),
+        "worst": (3 * 0.6 * sum(SHARES.values()), 0),
+    }
+    assert list(items) == list(expected)
+    for name, found in items.items():
+        assert found == pytest.approx(expected[name]), name
+    without = [item.name for item in made(tmp_path, steps=0).items]
+    assert without == list(expected)[:-1]
+    classes = made(tmp_path, per_class=True).groups
+    assert list(classes) == [*SHARES, *(f"class {c}" for c in range(4))]
+
+
+@pytest.mark.parametrize(("eta", "none"), [(1.0, "tail"), (9.0, "head")])
+def test_head_and_tail_are_needed(eta: float, none: str, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=rf"--eta {eta:g} leaves no {none}.* from 2 to 9"):
+        made(tmp_path, eta=eta)
+
+
+ITEM = Item("x", 1.0, 0, dict)
+DECIDE = {"rho": 0.2, "iterations": 9, "probes": 7, "directions": 5, "steps": 3, "loss": "adjusted",
+          "per_class": True}  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", [*DECIDE, "density", "surface", "batch_size"])
+def test_a_file_is_of_all_that_decides_a_figure(flag: str, tmp_path: Path) -> None:
+    """Densities and surfaces have files of their own; rows at a time change nothing."""
+    before = made(tmp_path).file(ITEM)
+    after = made(tmp_path, **{flag: DECIDE.get(flag, 1)}).file(ITEM)
+    assert (after == before) == (flag not in DECIDE)
+    assert before.parent == tmp_path and before.suffix == ".json"
+
+
+def test_a_file_is_of_a_subject_an_item_and_its_arguments(tmp_path: Path) -> None:
+    one = made(tmp_path)
+    others = [
+        made(tmp_path, subject(weight=1.0)).file(ITEM), made(tmp_path, eta=2.5).file(ITEM),
+        one.file(ITEM._replace(name="y")), one.file(ITEM, [1]), one.file(ITEM, [2]),
+    ]  # fmt: skip
+    assert len({one.file(ITEM), *others}) == 6
+    assert made(tmp_path, subject("sam", 4)).file(ITEM) == one.file(ITEM)  # names decide nothing
+
+
+def test_what_was_measured_is_taken_from_its_file(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def call() -> dict[str, Any]:
+        calls.append(1)
+        return {"a": [1.5]}
+
+    first, again = made(tmp_path), made(tmp_path)
+    item = Item("x", 1.0, 7, call)
+    assert not first.there(item)
+    seconds = first.take(item)
+    assert seconds is not None and seconds > 0 and first.there(item)
+    assert again.take(item) is None and calls == [1]
+    for one in (first, again):
+        assert one.found == {"x": {"a": [1.5]}} and one.products == 7 and one.seconds == seconds
+    first.take(item._replace(products=0, name="y"))
+    assert first.products == 7 and first.seconds == seconds  # time of products alone
+    first.take(item, [1])
+    assert len(calls) == 3 and first.products == 14
+
+
+def test_the_losses(tmp_path: Path) -> None:
+    logits, labels = np.array([[1.0, 2.0, 0.0, 0.5]], np.float32), np.array([1])
+    plain = made(tmp_path).measure.how.loss
+    np.testing.assert_allclose(plain(logits, labels), losses.cross_entropy(logits, labels))
+    one, other = (made(tmp_path, loss="adjusted").measure.how.loss for _ in range(2))
+    assert one is other  # programs are kept by it
+    want = losses.cross_entropy(logits + np.log(COUNTS / 20)[None], labels)
+    np.testing.assert_allclose(one(logits, labels), want, rtol=1e-6)
+
+
+def fake(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
+    """Measures nothing; what is asked for, and what is shown of it."""
+    seen: dict[str, list[Any]] = {"shown": [], "density": [], "surface": []}
+    at = {"train": 10.0, "test": 5.0}
+    level = {
+        part: {"correct": [[4.0, 3, 2, 1]] * 2, "total": [[x, x, x, x]] * 2,
+               "loss": [[x / 2] * 4] * 2}
+        for part, x in at.items()
+    }  # fmt: skip
+    rises = {rise: [[0.1] * 6] * 2 for rise in ("sam", "imbsam", "random", "random_error")}
+    worst = {name: [0.3, 0.4] for name in SHARES}
+    monkeypatch.setattr(Measure, "levels", lambda self: level)
+    monkeypatch.setattr(
+        Measure, "ends", lambda self, group: {"smallest": [-1.0, -3.0], "largest": [7.0, 17.0]}
+    )
+    monkeypatch.setattr(
+        Measure, "traces", lambda self: {name: [[1.0, 2, 3], [2.0, 3, 4]] for name in SHARES}
+    )
+    monkeypatch.setattr(Measure, "rises", lambda self: rises)
+    monkeypatch.setattr(Measure, "worst", lambda self: worst)
+
+    def density(self: Any, group: Any, grid: Any) -> Any:
+        seen["density"].append((group.tolist(), grid[0], grid[-1], len(grid)))
+        return {"density": [[1.23456, 2.0], [3.0, 4.0]]}
+
+    def surface(self: Any, axis: Any) -> Any:
+        seen["surface"].append(axis.tolist())
+        return {"losses": [[0.123456]]}
+
+    monkeypatch.setattr(Measure, "density", density)
+    monkeypatch.setattr(Measure, "surface", surface)
+
+    class Shown(work.Counted):
+        def __init__(self, total: int, *words: str):
+            seen["shown"].append([total])
+            super().__init__(total, *words)
+
+        def advance(self, units: int, seconds: float) -> None:
+            seen["shown"][-1].append(units)
+
+    monkeypatch.setattr(work, "Counted", Shown)
+    monkeypatch.setattr(figures, "draw", lambda out: seen.setdefault("drawn", [out]))
+    return seen
+
+
+def two(parts: Path, **changes: Any) -> list[work.Work]:
+    parts.mkdir(exist_ok=True)
+    return [
+        made(parts, subject(name, weight=w), **changes) for w, name in enumerate(("sgd", "sam"))
+    ]
+
+
+def test_an_analysis_counts_measures_and_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen, out = fake(monkeypatch), tmp_path
+    works = two(tmp_path / "parts")
+    work.measured(works, args(), StopRequest(), out)
+    each = sum(item.passes for item in works[0].items)
+    # Densities: 8 products for each of 3 probes, of head and tail, together all rows. Surfaces: 25
+    # points of two seeds, of which the first alone is shown.
+    total, *parts = seen["shown"][0]
+    assert total == round(2 * (each + 8 * 3 + 0.2 * 25 / 2)) == sum(parts)
+    # Spectra from -3 to 17, and a twentieth more on both sides.
+    head, tail = [True, True, False, False], [False, False, True, True]
+    assert [x[0] for x in seen["density"]] == [head, tail] * 2
+    for _, *grid in seen["density"]:
+        assert grid == pytest.approx([-4, 18, 1000])
+    assert seen["surface"] == [[-2, -1, 0, 1, 2]] * 2 and seen["drawn"] == [out]
+
+    found = json.loads((out / "analysis.json").read_text())
+    products = 2 * (6 * 8 + 6 + 2 * 24)
+    cost = found["hessian_products"]
+    assert cost["products"] == products
+    assert cost["seconds"] == pytest.approx(sum(one.seconds for one in works))
+    assert cost["seconds_each"] == pytest.approx(cost["seconds"] / products)
+    records = json.loads((out / "records.json").read_text())
+    assert [(one["rule"], one["seed"]) for one in records] == [
+        ("sgd", 0), ("sgd", 1), ("sam", 0), ("sam", 1)
+    ]  # fmt: skip
+    shown = json.loads((out / figures.SHOWN).read_text())
+    assert shown["rise"] == "worst" and shown["axis"] == [-2, -1, 0, 1, 2]
+    assert shown["grids"]["head"][:2] == [-4, -3.978] and len(shown["grids"]["tail"]) == 1000
+    names = ["sgd, cross_entropy", "sam, cross_entropy"]
+    assert list(shown["densities"]) == list(shown["surfaces"]) == names
+    for name in names:  # the mean over seeds, to four digits
+        assert shown["densities"][name] == {"head": [2.117, 3], "tail": [2.117, 3]}
+        assert shown["surfaces"][name] == [[0.1235]]
+    said = capsys.readouterr().out
+    assert f"{products} products with a Hessian" in said
+    assert (out / "table.md").read_text().strip() in said
+
+    # Again: nothing but densities and surfaces is counted, and nothing measured.
+    for kind in ("density", "surface"):
+        seen[kind].clear()
+    work.measured(two(tmp_path / "parts"), args(), StopRequest(), out)
+    assert seen["shown"][1][0] == round(2 * (24 + 2.5)) == sum(seen["shown"][1][1:])
+    assert not seen["density"] and not seen["surface"]
+    assert json.loads((out / "analysis.json").read_text()) == found
+
+
+def test_without_densities_surfaces_and_ascent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = fake(monkeypatch)
+    changes = {"density": 0, "surface": 0, "steps": 0}
+    works = two(tmp_path / "parts", **changes)
+    work.measured(works, args(**changes), StopRequest(), tmp_path)
+    total, *parts = seen["shown"][0]
+    assert total == round(2 * sum(item.passes for item in works[0].items)) == sum(parts)
+    assert json.loads((tmp_path / figures.SHOWN).read_text()) == {"rise": "sam"}
+
+
+def test_a_stop_is_answered_before_an_item(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake(monkeypatch)
+    works = two(tmp_path / "parts")
+    with pytest.raises(StopNow):
+        work.measured(works, args(), StopRequest(deadline=0.0), tmp_path)
+    assert not works[0].found
+
+
+def test_of_a_line_its_last_epoch_is_drawn(tmp_path: Path) -> None:
+    """In the order in which lines first stand; of equal epochs the first run's."""
+    several = [made(tmp_path, subject(name, epoch)) for name, epoch in (
+        ("sgd", 3), ("sam", 5), ("sgd", 9), ("sam", 5), ("sgd", 8),
+    )]  # fmt: skip
+    assert work._last(several) == {
+        "sgd, cross_entropy": several[2], "sam, cross_entropy": several[1]
+    }  # fmt: skip
+    assert list(work._last(several)) == ["sgd, cross_entropy", "sam, cross_entropy"]
