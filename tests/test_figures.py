@@ -1163,3 +1163,23 @@ def test_sharpness_of_the_digits():
         assert float(row["train loss, tail"]) == float(f"{tail['train_loss']['mean']:.2g}")
         accuracy = tail["test_accuracy"]
         assert row["test %, tail"] == f"{accuracy['mean']:.1f} ± {accuracy['error']:.1f}"
+
+
+def test_beside_the_published_curvature():
+    groups = {
+        line["name"]: line["groups"] for line in read("sharpness/digits/analysis.json")["lines"]
+    }
+    theirs, ours = [], []
+    for row in table(page("sharpness"), "Few classes", "λ min"):
+        (theirs if "RDR" in row["Few classes"] else ours).append(row)
+    # Luo et al., Table 3, as printed.
+    assert [[row[k] for k in ("λ min", "λ max", "trace")] for row in theirs] == [
+        ["-76.24", "110.78", "286.84"], ["-14.42", "74.82", "242.86"],
+    ]  # fmt: skip
+    says(page("sharpness"), f"({242.86 / 286.84:.2f} of the trace there)")
+    assert len(ours) == 3
+    for row in ours:
+        few = groups[row["Few classes"]]["few"]
+        for head, name in (("λ min", "smallest"), ("λ max", "largest"), ("trace", "trace")):
+            value = few[name]
+            assert row[head] == f"{value['mean']:.3g} ± {value['error']:.1g}"
