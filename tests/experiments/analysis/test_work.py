@@ -18,10 +18,10 @@ from experiments.host.errors import RunError
 from experiments.host.stopping import StopNow, StopRequest
 from imbsam_jax import losses
 
-COUNTS = np.array([9, 6, 3, 2])  # up to 3 is the tail; over 5 many, under 3 few
+COUNTS = np.array([9, 6, 3, 2])  # up to 3 is the tail; over 8 many, under 3 few
 LABELS = np.tile(np.repeat(np.arange(4), COUNTS), (2, 1))
 # Of 20 rows.
-SHARES = {"all": 1.0, "head": 0.75, "tail": 0.25, "many": 0.75, "medium": 0.15, "few": 0.1}
+SHARES = {"all": 1.0, "head": 0.75, "tail": 0.25, "many": 0.45, "medium": 0.45, "few": 0.1}
 
 
 def subject(name: str = "sgd", epoch: int = 3, seeds: int = 2, weight: float = 0.0) -> Subject:
@@ -32,7 +32,7 @@ def subject(name: str = "sgd", epoch: int = 3, seeds: int = 2, weight: float = 0
     }  # fmt: skip
     variables = {"params": {"w": np.full((seeds, 2), weight, np.float32)}}
     return Subject(
-        "run", description, list(range(seeds)), epoch, variables, None, rows, rows, COUNTS, (5, 3)
+        "run", description, list(range(seeds)), epoch, variables, None, rows, rows, COUNTS, (8, 3)
     )  # fmt: skip
 
 
@@ -40,6 +40,7 @@ def args(**changes: Any) -> argparse.Namespace:
     given = {
         "loss": "cross_entropy", "per_class": False, "rho": 0.1, "iterations": 8, "probes": 6,
         "directions": 4, "steps": 2, "density": 3, "surface": 5, "batch_size": 10, "reach": 2.0,
+        "ends": None,
     }  # fmt: skip
     return argparse.Namespace(**{**given, **changes})
 
@@ -78,11 +79,11 @@ DECIDE = {"rho": 0.2, "iterations": 9, "probes": 7, "directions": 5, "steps": 3,
           "per_class": True}  # fmt: skip
 
 
-@pytest.mark.parametrize("flag", [*DECIDE, "density", "surface", "batch_size"])
+@pytest.mark.parametrize("flag", [*DECIDE, "density", "surface", "batch_size", "ends"])
 def test_a_file_is_of_all_that_decides_a_figure(flag: str, tmp_path: Path) -> None:
     """Densities and surfaces have files of their own; rows at a time change nothing."""
     before = made(tmp_path).file(ITEM)
-    after = made(tmp_path, **{flag: DECIDE.get(flag, 1)}).file(ITEM)
+    after = made(tmp_path, **{flag: ["few"] if flag == "ends" else DECIDE.get(flag, 1)}).file(ITEM)
     assert (after == before) == (flag not in DECIDE)
     assert before.parent == tmp_path and before.suffix == ".json"
 
@@ -91,7 +92,8 @@ def test_a_file_is_of_a_subject_an_item_and_its_arguments(tmp_path: Path) -> Non
     one = made(tmp_path)
     others = [
         made(tmp_path, subject(weight=1.0)).file(ITEM), made(tmp_path, eta=2.5).file(ITEM),
-        one.file(ITEM._replace(name="y")), one.file(ITEM, [1]), one.file(ITEM, [2]),
+        one.file(ITEM._replace(name="y")),
+        one.file(ITEM._replace(more=[1])), one.file(ITEM._replace(more=[2])),
     ]  # fmt: skip
     assert len({one.file(ITEM), *others}) == 6
     assert made(tmp_path, subject("sam", 4)).file(ITEM) == one.file(ITEM)  # names decide nothing
@@ -112,9 +114,10 @@ def test_what_was_measured_is_taken_from_its_file(tmp_path: Path) -> None:
     assert again.take(item) is None and calls == [1]
     for one in (first, again):
         assert one.found == {"x": {"a": [1.5]}} and one.products == 7 and one.seconds == seconds
+        assert one.spent[0] == seconds and one.spent[1] >= 0
     first.take(item._replace(products=0, name="y"))
-    assert first.products == 7 and first.seconds == seconds  # time of products alone
-    first.take(item, [1])
+    assert first.products == 7 and first.seconds == seconds < first.spent[0]
+    first.take(item._replace(more=[1]))
     assert len(calls) == 3 and first.products == 14
 
 
@@ -169,6 +172,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
             seen["shown"][-1].append(units)
 
     monkeypatch.setattr(work, "Counted", Shown)
+    monkeypatch.setattr(work.between, "of_lines", lambda last, args: None)
     monkeypatch.setattr(figures, "draw", lambda out: seen.setdefault("drawn", [out]))
     return seen
 
@@ -203,6 +207,8 @@ def test_an_analysis_counts_measures_and_writes(
     cost = found["hessian_products"]
     assert cost["products"] == products
     assert cost["seconds"] == pytest.approx(sum(one.seconds for one in works))
+    spent = [sum(one.spent[k] for one in works) for k in (0, 1)]
+    assert [found["measuring"][of] for of in ("seconds", "cpu_seconds")] == pytest.approx(spent)
     assert cost["seconds_each"] == pytest.approx(cost["seconds"] / products)
     records = json.loads((out / "records.json").read_text())
     assert [(one["rule"], one["seed"]) for one in records] == [
