@@ -1,0 +1,159 @@
+"""Which numbers stand in the pictures of an analysis; nothing is rendered here."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments.analysis import figures
+from experiments.reports import drawing
+
+LEVELS = 13
+
+
+@pytest.fixture(autouse=True)
+def unsaved(monkeypatch):
+    monkeypatch.setattr(drawing, "save", lambda figure, path, dpi=0: figure)
+
+
+def line(name, epoch, head, tail, error=0.5):
+    groups = {
+        group: {"trace": {"mean": x, "error": error}, "largest": {"mean": 2 * x, "error": None}}
+        for group, x in (("head", head), ("tail", tail))
+    }
+    return {"name": name, "epoch": epoch, "groups": groups}
+
+
+LINES = [line("sgd", 9, 1.0, 5.0), line("sam", 3, 2.0, 4.0, None), line("sam", 1, 3.0, 6.0)]
+
+
+def test_bars_are_of_the_last_line_of_each_name():
+    figure = figures.bars("x", LINES, ("trace", "largest"))
+    trace, largest = figure.axes
+    found = [
+        (bar.get_width(), round(bar.get_y() + bar.get_height() / 2, 9)) for bar in trace.patches
+    ]
+    # The first on top, the head above the tail.
+    assert found == [(1, 1.18), (3, 0.18), (5, 0.82), (6, -0.18)]
+    assert [bar.get_width() for bar in largest.patches] == [2, 6, 10, 12]
+    bars = [of[2][0].get_segments() for of in (c.errorbar for c in trace.containers[1::2])]
+    spans = [[(np.asarray(x)[0, 0], np.asarray(x)[1, 0]) for x in of] for of in bars]
+    assert spans == [[(0, 2), (2, 4)], [(4, 6), (5, 7)]]  # two standard errors
+    assert [text.get_text() for text in trace.get_yticklabels()] == ["sgd", "sam"]
+    assert [axis.get_title() for axis in figure.axes] == ["trace", "largest"]
+
+
+def test_a_measure_over_epochs():
+    head, tail = figures.over_epochs("x", LINES).axes
+    for axis, sam, sgd in ((head, [3, 2], 1), (tail, [6, 4], 5)):
+        first, second = (of[0] for of in axis.containers)
+        assert (first.get_xdata().tolist(), first.get_ydata().tolist()) == ([9], [sgd])
+        assert (second.get_xdata().tolist(), second.get_ydata().tolist()) == ([1, 3], sam)
+        widths = [np.ptp(x, axis=0)[1] for x in axis.containers[1][2][0].get_segments()]
+        assert widths == [1, 0]
+    assert head.get_ylabel() == "trace of the Hessian"
+    shown = figures.over_epochs("x", LINES, "largest").axes[1]
+    assert shown.containers[0][0].get_ydata().tolist() == [10]
+
+
+def test_densities_by_line_and_group():
+    grid = np.array([-1.0, 0, 2])
+    found = {
+        name: {"head": (grid, k + np.array([0, 1, 0.5])), "tail": (2 * grid, k + np.zeros(3))}
+        for k, name in enumerate(("sgd", "sam"))
+    }
+    axes = figures.densities("x", found).axes
+    assert [axis.texts[0].get_text() for axis in axes] == ["sgd", "sgd", "sam", "sam"]
+    for axis, top, right in zip(axes, (1, 0, 2, 1), (2, 4, 2, 4), strict=True):
+        vertices = axis.collections[0].get_paths()[0].vertices
+        assert vertices[:, 1].max() == pytest.approx(top + 1e-6)
+        assert vertices[:, 1].min() == pytest.approx(1e-6)
+        assert (vertices[:, 0].min(), vertices[:, 0].max()) == (-right / 2, right)
+        assert axis.get_yscale() == "log"
+    assert [axis.get_xlabel() for axis in axes] == ["", "", "eigenvalue", "eigenvalue"]
+    assert ["head's" in axes[0].get_title(), "tail's" in axes[1].get_title()] == [True, True]
+
+
+def contoured(monkeypatch):
+    """What `contourf` is given: (x, y, values, levels)."""
+    from matplotlib.axes import Axes
+
+    given, contourf = [], Axes.contourf
+
+    def noted(self, x, y, values, **more):
+        given.append((np.asarray(x).tolist(), np.asarray(y).tolist(), values, more["levels"]))
+        return contourf(self, x, y, values, **more)
+
+    monkeypatch.setattr(Axes, "contourf", noted)
+    return given
+
+
+def test_surfaces_have_one_scale(monkeypatch):
+    given = contoured(monkeypatch)
+    one = np.arange(1.0, 19).reshape(3, 3, 2)
+    axis = np.array([-1.0, 0, 1])
+    figure = figures.surfaces("x", axis, {"sgd, ce": one, "sam rho=1, ce": 10 * one})
+    top = np.quantile([one, 10 * one], 0.9)
+    levels = np.geomspace(1, top, LEVELS)
+    expected = [one[..., 0], one[..., 1], 10 * one[..., 0], 10 * one[..., 1]]
+    for (x, y, values, at), want in zip(given, expected, strict=True):
+        assert x == y == axis.tolist()
+        np.testing.assert_allclose(at, levels)
+        np.testing.assert_allclose(values, np.minimum(want, top).T)
+    assert [a.get_title() for a in figure.axes[:4]] == ["sgd\nce", "sam\nrho=1\nce", "", ""]
+    names = [a.get_ylabel() for a in figure.axes[:4]]
+    assert names == ["loss of the head", "", "loss of the tail", ""]
+    given.clear()  # losses of 0 have no logarithm
+    figures.surfaces("x", axis, {"a": np.zeros((3, 3, 2))})
+    np.testing.assert_allclose(given[0][3], np.geomspace(1e-12, 2e-12, LEVELS))
+
+
+def test_a_plane_marks_its_models(monkeypatch):
+    given = contoured(monkeypatch)
+    losses = np.arange(1.0, 13).reshape(2, 3, 2)
+    found = {"losses": losses.tolist(), "axes": [[0, 1], [0, 1, 2]], "models": [[0, 0], [1, 2]]}
+    figure = figures.plane("x", ["sgd, ce", "sam, ce"], found)
+    top = np.quantile(losses, 0.9)
+    for side, (x, y, values, at) in enumerate(given):
+        assert (x, y) == ([0, 1], [0, 1, 2])
+        np.testing.assert_allclose(at, np.geomspace(1, top, LEVELS))
+        np.testing.assert_allclose(values, np.minimum(losses[..., side], top).T)
+    for axis, group in zip(figure.axes, ("head", "tail"), strict=False):
+        points = [(of.get_xdata()[0], of.get_ydata()[0]) for of in axis.lines]
+        assert points == [(0, 0), (1, 2)] and axis.get_title() == f"loss of the {group}"
+        assert [text.get_text() for text in axis.texts] == ["sgd", "sam"]
+
+
+def test_ways_from_the_first_model():
+    found = {"t": [0, 0.5, 1], "to": {"b": [[1, 4], [2, 5], [3, 6]], "c": [[7, 1], [8, 2], [9, 3]]}}
+    axes = figures.line_between("x", ["a", "b", "c"], found).axes
+    for axis, values in zip(axes, ([[1, 2, 3], [7, 8, 9]], [[4, 5, 6], [1, 2, 3]]), strict=True):
+        assert [of.get_ydata().tolist() for of in axis.lines] == values
+        assert [list(of.get_xdata()) for of in axis.lines] == [[0, 0.5, 1]] * 2
+        assert [of.get_label() for of in axis.lines] == ["to b", "to c"]
+        assert axis.get_yscale() == "log"
+
+
+@pytest.mark.parametrize(
+    ("shown", "names"),
+    [
+        ({}, []),
+        ({"densities": {}, "grids": {}}, ["densities"]),
+        ({"surfaces": {}, "axis": []}, ["surfaces"]),
+        ({"between": {"names": [], "plane": {}}}, ["plane"]),
+        ({"between": {"names": [], "line": {}}}, ["line"]),
+    ],
+)
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_each_picture_that_there_are_figures_for(shown, names, epochs, tmp_path, monkeypatch):
+    drawn = {}
+    for name in ("bars", "densities", "surfaces", "over_epochs", "plane", "line_between"):
+        monkeypatch.setattr(figures, name, lambda path, *args: drawn.setdefault(path, args))
+    lines = LINES[: 1 + (epochs == 2)]
+    (tmp_path / "analysis.json").write_text(json.dumps({"lines": lines}))
+    (tmp_path / figures.SHOWN).write_text(json.dumps({"rise": "sam", **shown}))
+    made = figures.draw(tmp_path)
+    order = ["groups", "densities", "surfaces", *["epochs"] * (epochs == 2), "plane", "line"]
+    wanted = ["groups", *names, *["epochs"] * (epochs == 2)]
+    assert made == list(drawn) == [tmp_path / f"{of}.png" for of in order if of in wanted]
+    assert drawn[tmp_path / "groups.png"] == (lines, ("trace", "largest", "sam", "train_loss"))
