@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from experiments.analysis import figures
 from experiments.reports import drawing
@@ -13,7 +14,20 @@ LEVELS = 13
 
 @pytest.fixture(autouse=True)
 def unsaved(monkeypatch):
-    monkeypatch.setattr(drawing, "save", lambda figure, path, dpi=0: figure)
+    """Each figure that is begun is saved once, where it was asked for."""
+    begun, saved = [], []
+
+    class Begun(Figure):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            begun.append((self, "x"))
+
+    monkeypatch.setattr(figures, "Figure", Begun)
+    monkeypatch.setattr(
+        drawing, "save", lambda figure, path, dpi=0: saved.append((figure, path)) or figure
+    )
+    yield
+    assert saved == begun
 
 
 def line(name, epoch, head, tail, error=0.5):

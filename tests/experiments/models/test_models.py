@@ -102,7 +102,9 @@ def test_batch_normalisation_keeps_the_published_share(name: str, layers: int) -
     assert seen == [(BATCH_NORM_MOMENTUM, 1e-5)] * layers
 
 
-@pytest.mark.parametrize("name", ["resnet8", "resnet32_gn", "vit_ti4", "resnet14_bottleneck"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "resnet8", "resnet32_gn", "vit_ti4", "resnet14_bottleneck"]
+)
 def test_bfloat16_reaches_every_layer_but_the_classifier(name: str) -> None:
     def layers(variables: Any, images: jax.Array) -> Any:
         _, seen = model.apply(

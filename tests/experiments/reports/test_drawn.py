@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from experiments.reports import drawing, plots
 
@@ -11,11 +12,29 @@ ORDER = [1, 3, 2, 4, 0]
 
 @pytest.fixture(autouse=True)
 def unsaved(monkeypatch):
-    monkeypatch.setattr(drawing, "save", lambda figure, path: figure)
+    """Each figure that is begun is saved once, where it was asked for."""
+    begun, saved = [], []
+
+    class Begun(Figure):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            begun.append((self, "x"))
+
+    monkeypatch.setattr(plots, "Figure", Begun)
+    monkeypatch.setattr(
+        drawing, "save", lambda figure, path: saved.append((figure, path)) or figure
+    )
+    yield
+    assert saved == begun
 
 
 def data(line):
     return np.asarray(line.get_xdata()).tolist(), np.asarray(line.get_ydata()).tolist()
+
+
+def whole(axis):
+    """Whether it has ticks at whole numbers alone."""
+    return all(tick == round(tick) for tick in axis.get_xticks())
 
 
 def heights(error_bars):
@@ -34,7 +53,7 @@ def test_accuracies_of_classes():
     places, values = data(line)
     assert places == [0, 1, 2, 3, 4] and line.get_markersize() == 5
     np.testing.assert_array_equal(values, [50, 100, 75, np.nan, 25])
-    assert front.get_ylim() == (0, 100)
+    assert front.get_ylim() == (0, 100) and whole(front)
     assert behind.get_ylim() == (2.5, 2000) and behind.get_yscale() == "log"
     assert {bar.get_width() for bar in behind.patches} == {0.85}
 
@@ -100,6 +119,7 @@ def test_classes_by_rule_are_those_of_each_class():
         [(places, (accuracy[ORDER] + k).tolist()) for k in of] for of in ((0, 1), (2,))
     ]
     assert [axis.get_title() for axis in figure.axes[:2]] == ["a", "b"]
+    assert all(map(whole, figure.axes[:2]))
     assert figure.axes[0].get_ylabel() == "test accuracy (%), mean of 3 seeds"
 
 
@@ -139,6 +159,7 @@ def test_gains_of_classes_and_their_errors():
     panel = {"title": "t", "counts": COUNTS, "gain": gain, "eta": None, "se": gain**2}
     axis = plots.gain_per_class("x", [panel]).axes[0]
     assert [bar.get_height() for bar in axis.patches] == gain[ORDER].tolist()
+    assert whole(axis)
     middle, half = heights(axis.containers[1])
     np.testing.assert_allclose(middle, gain[ORDER])
     np.testing.assert_allclose(half, (gain**2)[ORDER])
