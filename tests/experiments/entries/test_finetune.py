@@ -81,8 +81,7 @@ def start(files, *flags):
 def of_texts(files):
     return [
         "--init", files / "clip.safetensors", "--model", "clip_vit_tiny", "--vocabulary",
-        files / "vocabulary.txt", "--class-names", files / "names.txt", "--rule", "imbsam",
-        "--eta", "10",
+        files / "vocabulary.txt", "--class-names", files / "names.txt", "--rule", "sgd",
     ]  # fmt: skip
 
 
