@@ -188,7 +188,10 @@ def _config(run: Path) -> dict[str, Any]:
         return {**config, "experiment": found[0]}
     if not (run / "config.json").exists() or not (run / "checkpoints").is_dir():
         raise RunError(evaluate.no_run(run))
-    return read_object(run / "config.json")
+    config = read_object(run / "config.json")
+    if not isinstance(config.get("experiment"), str):
+        raise RunError(f"{run / 'config.json'} is no whole one: it names no experiment")
+    return config
 
 
 def _emulated(configs: list[dict[str, Any]]) -> int:

@@ -130,7 +130,26 @@ def read(out: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     lacks += [name for name in ("row", "split", "train", "test", *METRICS) if name not in lines]
     if lacks:
         raise RunError(f"{out} holds no comparison that is whole: it lacks {', '.join(lacks)}")
+    if not _fit(summary["rows"], lines):
+        raise RunError(
+            f"{out} holds no comparison that is whole: {RUNS} has not one line of numbers for each "
+            f"row of {SUMMARY} and each split"
+        )
     return summary, lines
+
+
+def _fit(rows: Any, lines: pd.DataFrame) -> bool:
+    """Whether each row has a line for each split, of numbers where they belong."""
+    for name in ("split", "train", "test", *METRICS):
+        if lines[name].notna().any() and (
+            lines[name].dtype.kind not in "iuf" or np.isinf(lines[name]).any()
+        ):
+            return False
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        return False
+    wanted = {(row.get("row"), split) for row in rows for split in lines["split"]}
+    found = list(zip(lines["row"], lines["split"], strict=True))
+    return bool(found) and len(found) == len(wanted) and set(found) == wanted
 
 
 def runs(records: Iterable[Record]) -> pd.DataFrame:

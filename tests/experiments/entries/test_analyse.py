@@ -71,4 +71,7 @@ def test_refusals(digits: Path, tmp_path: Path, refuse: Any) -> None:
     assert "train it again with --save" in refuse(command, tmp_path / "bare", *out, code=1)
     (tmp_path / "bare" / "config.json").write_text('{"grid": [], "epochs": 1}')
     assert "is no folder of models" in refuse(command, tmp_path / "bare", *out, code=1)
+    (tmp_path / "half" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "half" / "config.json").write_text("{}")
+    assert "it names no experiment" in refuse(command, tmp_path / "half", *out, code=1)
     assert "--reach needs --surface" in refuse(command, digits, "--reach", 2, *out, code=2)

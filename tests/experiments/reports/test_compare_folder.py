@@ -189,6 +189,16 @@ def test_redraw_draws_it_again(finished, drawn):
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
+def edited(change):
+    """Of a folder, runs.csv with other lines."""
+
+    def damage(out):
+        lines = (out / "runs.csv").read_text().splitlines()
+        (out / "runs.csv").write_text("\n".join(change(lines)) + "\n")
+
+    return damage
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -196,6 +206,18 @@ def test_redraw_draws_it_again(finished, drawn):
         (lambda out: (out / "runs.csv").write_text("a,b\n1,2\n"), "lacks row, split"),
         (lambda out: (out / "summary.json").write_text("{}"), "lacks data, rows"),
         (lambda out: (out / "summary.json").write_text("[]"), "where an object belongs"),
+        *[
+            (edited(change), "has not one line of numbers for each row")
+            for change in (
+                lambda lines: lines[:1],
+                lambda lines: lines[:-1],
+                lambda lines: [lines[0], *lines[2:]],
+                lambda lines: [*lines, lines[1]],
+                lambda lines: [lines[0], lines[1].replace("sgd", "gone", 1), *lines[2:]],
+                lambda lines: [lines[0], re.sub(r",\d+\.\d+", ",x", lines[1]), *lines[2:]],
+                lambda lines: [lines[0], re.sub(r",\d+\.\d+", ",inf", lines[1]), *lines[2:]],
+            )
+        ],
     ],
 )
 def test_damaged_folders(tmp_path, damage, says):
