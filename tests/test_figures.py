@@ -1183,3 +1183,58 @@ def test_beside_the_published_curvature():
         for head, name in (("λ min", "smallest"), ("λ max", "largest"), ("trace", "trace")):
             value = few[name]
             assert row[head] == f"{value['mean']:.3g} ± {value['error']:.1g}"
+
+
+@pytest.mark.parametrize(
+    ("folder", "label"), [("page_blocks", "page_blocks, trained by")], ids=lambda x: x.split(",")[0]
+)
+def test_tables_of_analyses(folder, label):
+    """Head and tail of every line: mean and standard error over seeds, of analysis.json."""
+    lines = read(f"sharpness/{folder}/analysis.json")["lines"]
+    rows = table(page("sharpness"), label, "rise, own e")
+    assert [(row[label], row["group"]) for row in rows] == [
+        (line["name"], group) for line in lines for group in ("head", "tail")
+    ]
+    of_line = {line["name"]: line["groups"] for line in lines}
+    columns = {
+        "trace": "trace", "λ max": "largest", "rise, own e": "own", "rise, SAM's e": "sam",
+        "rise, ImbSAM's e": "imbsam", "train loss": "train_loss", "train %": "train_accuracy",
+        "test %": "test_accuracy",
+    }  # fmt: skip
+    for row in rows:
+        for head, name in columns.items():
+            value = of_line[row[label]][row["group"]][name]
+            shown = "-"
+            if value is not None:
+                error = "" if value["error"] is None else f" ± {value['error']:.1g}"
+                shown = f"{value['mean']:.3g}{error}"
+            assert row[head] == shown, (row[label], row["group"], head)
+
+
+def test_what_is_said_of_the_analysed_table():
+    lines = {x["name"]: x for x in read("sharpness/page_blocks/analysis.json")["lines"]}
+    sgd, adjusted = lines["sgd, cross_entropy"], lines["sgd, logit_adjusted"]
+    sam, imbsam = (lines[f"{rule} rho=0.2, cross_entropy"] for rule in ("sam", "imbsam"))
+
+    def tail(line, name):
+        return line["groups"]["tail"][name]["mean"]
+
+    def ratio(line):
+        of = line["tail_to_head"]["trace"]
+        return f"{of['ratio']:.1f} times", f"[{of['low']:.1f}, {of['high']:.1f}]"
+
+    less = [tail(line, "trace") / tail(sgd, "trace") for line in (sam, imbsam)]
+    per_loss = [line["tail_to_head"]["trace_per_loss"]["ratio"] for line in (sgd, adjusted)]
+    says(
+        page("sharpness"), *ratio(sgd), *ratio(adjusted),
+        f"({less[0]:.2f} and {less[1]:.2f} of SGD's means)",
+        f"loss {per_loss[0]:.2f} times and {per_loss[1]:.1f}",
+        f"{tail(sam, 'test_accuracy'):.1f}% and {tail(imbsam, 'test_accuracy'):.1f}% of the tail's",
+        f"SGD's {tail(sgd, 'test_accuracy'):.1f}%",
+        f"that far {tail(adjusted, 'test_accuracy'):.1f}%",
+    )  # fmt: skip
+    gsa = [line for name, line in lines.items() if name.startswith("gsa")]
+    assert [len(line["seeds"]) for line in gsa] == [8, 8]
+    cost = read("sharpness/page_blocks/analysis.json")
+    assert cost["hessian_products"]["products"] == 180
+    assert 66 <= cost["measuring"]["cpu_seconds"] <= 67
