@@ -28,6 +28,7 @@ def unsaved(monkeypatch):
     )
     yield
     assert saved == begun
+    assert all(figure.get_layout_engine() for figure, _ in begun), "names over one another"
 
 
 def line(name, epoch, head, tail, error=0.5):

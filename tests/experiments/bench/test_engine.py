@@ -87,6 +87,24 @@ def test_without_folds_the_rows_of_a_family_are_one_call() -> None:
             np.testing.assert_allclose(one.probabilities, np.full((10, 3), 1 / 3))
 
 
+def test_the_numbers_of_a_lane() -> None:
+    """Of each loss: offsets, weights of mean 1 over the rows, the exponent; 0 or 1 elsewhere."""
+    made = engine()
+    counts = np.array([12, 6, 2])
+    effective = 0.1 / (1 - 0.9**counts)
+    balanced = effective * 20 / (counts * effective).sum()
+    for loss, offsets, weights, gamma in (
+        ("cross_entropy", np.zeros(3), np.ones(3), 0),
+        ("logit_adjusted", 1.2 * np.log(counts / 20), np.ones(3), 0),
+        ("class_balanced", np.zeros(3), balanced, 0),
+        ("focal", np.zeros(3), np.ones(3), 1.5),
+    ):
+        lane = made.lane(ROWS[0]._replace(loss=loss), POINT, PART)
+        np.testing.assert_allclose(lane.offsets, offsets, err_msg=loss)
+        np.testing.assert_allclose(lane.weights, weights, err_msg=loss)
+        assert (lane.focal_gamma, lane.lr, lane.weight_decay) == (gamma, 0.1, 0.01)
+
+
 def test_a_class_that_is_not_trained_on_counts_as_one_row() -> None:
     part = PART._replace(train=np.flatnonzero(LABELS[:20] != 2))
     assert engine().weighed_counts(PART).tolist() == [12, 6, 2]

@@ -46,6 +46,7 @@ def draw(monkeypatch):
 
     def one(plot, *args, **kwargs):
         plot("x", summary(*args, **kwargs))
+        assert drawn[-1].get_layout_engine() is not None, "names may lie over one another"
         return drawn[-1]
 
     return one
@@ -96,6 +97,7 @@ def test_recall_by_class(draw):
     for number, (line, one) in enumerate(zip(axis.lines, (60.0, 64.0, 63.0), strict=False)):
         np.testing.assert_allclose(line.get_xdata(), np.arange(3) + 0.06 * (number - 1))
         np.testing.assert_array_equal(line.get_ydata(), [90, one, np.nan])
+    assert [line.get_linewidth() for line in axis.lines[:3]] == [0.9] * 3
     names = [text.get_text() for text in axis.get_xticklabels()]
     assert names == ["a (50)", "a name of 16 l… (21)", "a name of 17 lon (4)"]
     assert texts(axis) == ["Many", "Medium", "Few"] and axis.get_ylim() == (-3, 103)

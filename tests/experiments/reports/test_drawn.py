@@ -26,6 +26,7 @@ def unsaved(monkeypatch):
     )
     yield
     assert saved == begun
+    assert all(figure.get_layout_engine() for figure, _ in begun), "names over one another"
 
 
 def data(line):

@@ -34,7 +34,8 @@ def drawn(monkeypatch):
     monkeypatch.setattr(
         drawing, "save", lambda figure, path: figures.append((figure, path)) or figure
     )
-    return figures
+    yield figures
+    assert all(figure.get_layout_engine() for figure, _ in figures), "names over one another"
 
 
 def lines(axis, points):
