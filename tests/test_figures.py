@@ -280,6 +280,7 @@ def differences(folder, seeds, name, base, split):
     "folder, seeds, base, names",
     [
         ("cifar100_lt_100", (0, 1), "sgd", ("sgd", "imbsam", "renorm")),
+        ("cifar100_lt_gsa", (0, 1, 2), "sgd", ("sgd", "imbsam", "gsa")),
         ("split_norm", (0, 1, 2), "imbsam", ("sgd", "imbsam", "renorm", "own", "held", "memory")),
     ],
 )
@@ -296,6 +297,28 @@ def test_runs_over_seeds(folder, seeds, base, names):
         assert row["FLOPs / SGD"] == f"{runs[0]['flops_ratio_to_sgd']:.2f}"
         if "All of each seed" in row:
             assert row["All of each seed"] == ", ".join(f"{run['all']:.1f}" for run in runs)
+
+
+def test_the_scale_of_gsa():
+    none, *points = read("cifar100_lt_gsa/sweep/summary.json")
+    rows = table(page("cifar100_lt_gsa"), "scale", "All, test images")
+    for point, row in zip(points, rows, strict=True):
+        assert list(row.values()) == [
+            f"{point['point']['gsa_scale']:g}", f"{point['val_all_sgd']:+.1f}",
+            f"{point['test_all_sgd']:+.1f}",
+        ]  # fmt: skip
+    best = max(points, key=lambda point: point["val_all"])
+    assert best["point"] == {"gsa_scale": 1e-3} and best["val_all"] > none["val_all"]
+    lost = [
+        -np.mean(differences("cifar100_lt_gsa", (0, 1, 2), name, "sgd", split))
+        for split in ("all", "few")
+        for name in ("imbsam", "gsa")
+    ]
+    says(page("cifar100_lt_gsa"), f"GSA loses {-points[-1]['test_all_sgd']:.1f} points in one seed",
+         f"by {best['val_all_sgd']:.1f} points of", "costs 5.3 times its FLOPs",
+         "(both have means 0.4 below SGD's, {2:.1f} and {3:.1f} in Few)".format(*lost),
+         )  # fmt: skip
+    assert f"{lost[0]:.1f}" == f"{lost[1]:.1f}" == "0.4" and points[-1]["test_few"] < 0.05
 
 
 def test_prose_on_few_seeds():
