@@ -13,7 +13,7 @@ from flax.traverse_util import unflatten_dict
 
 from experiments.analysis import own
 from experiments.analysis.subjects import DESCRIBED, Rows, Subject
-from experiments.command import method_flags
+from experiments.command import finished
 from experiments.data import Dataset, filled
 from experiments.data.augment import normalise
 from experiments.data.digits import load_digits_lt
@@ -67,7 +67,7 @@ def _own(description: dict[str, Any], config: dict[str, Any], dataset: Any, epoc
     if description["stage2"] is not None:
         return None
     steps = -(-len(_labels(dataset, "train")) // config["batch_size"])
-    method = method_flags.finished(
+    method = finished.method_of_run(
         description, filled(dataset.class_counts()), config, steps_per_epoch=steps
     )
     about = {name: description[name] for name in ("rule", "rule_args", "ascent")}

@@ -281,7 +281,7 @@ def build_method(
     options = dict(options)
     epochs = options["epochs"]
     if "rho" in rule_arguments(name, {"rho": 0.0}):
-        rho = _radius(options, steps_per_epoch)
+        rho = radius_of(options, steps_per_epoch)
     elif name != "sgd" and options.get("rho_schedule", "constant") != "constant":
         raise RunError(f"--rule {name} has no --rho that --rho-schedule could change")
     else:
@@ -308,36 +308,11 @@ def build_method(
     if not isinstance(found, ClassConditional):
         try:
             method = Tabled(
-                found, _ascent(ascent, options), ascent.get("running_statistics", "first")
+                found, ascent_of(ascent, options), ascent.get("running_statistics", "first")
             )
         except ValueError as error:
             raise RunError(str(error)) from error
     return method, {"rule": name, "rule_args": described, "ascent": ascent}
-
-
-def finished(
-    described: dict[str, Any], class_counts: np.ndarray, options: dict[str, Any], *,
-    steps_per_epoch: int,
-) -> Method | None:  # fmt: skip
-    """The method that `build_method` described so; None for a radius it did not write down.
-
-    Args:
-      described: its fields "rule", "rule_args" and "ascent".
-      options: "epochs" and "weight_decay" of the run.
-    """
-    name, arguments = described["rule"], dict(described["rule_args"] or {})
-    ascent = described["ascent"] or {}
-    if isinstance(arguments.get("rho"), str):
-        kind, _, values = arguments["rho"].partition("(")
-        if kind == "step":  # its boundaries are not told
-            return None
-        radii = [float(v) for v in values.rstrip(")").split(",")] if values else None
-        schedule = {**options, "rho_schedule": kind, "rho_values": radii}
-        arguments["rho"] = _radius(schedule, steps_per_epoch)
-    found = build_rule(name, class_counts, arguments)
-    if isinstance(found, ClassConditional):
-        return found
-    return Tabled(found, _ascent(ascent, options), ascent.get("running_statistics", "first"))
 
 
 def ascent_arguments(options: dict[str, Any]) -> dict[str, Any]:
@@ -355,7 +330,8 @@ def ascent_arguments(options: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _ascent(arguments: dict[str, Any], options: dict[str, Any]) -> Ascent:
+def ascent_of(arguments: dict[str, Any], options: dict[str, Any]) -> Ascent:
+    """How a perturbation is taken, of the options of `ascent_arguments`."""
     adaptive = {
         None: lambda: None,
         "asam": lambda: asam_scale(arguments["asam_eta"]),
@@ -372,7 +348,7 @@ def _ascent(arguments: dict[str, Any], options: dict[str, Any]) -> Ascent:
     )
 
 
-def _radius(options: dict[str, Any], steps_per_epoch: int) -> Any:
+def radius_of(options: dict[str, Any], steps_per_epoch: int) -> Any:
     """--rho, or the schedule that --rho-schedule makes of --rho-values."""
     kind, values = options.get("rho_schedule", "constant"), options.get("rho_values")
     if kind == "constant":

@@ -12,7 +12,7 @@ import pytest
 from experiments.analysis import own
 from experiments.analysis.measure import Measure
 from experiments.analysis.subjects import Own, alike, groups_of, rows_by_class
-from experiments.command import method_flags
+from experiments.command import finished, method_flags
 from made_subjects import COUNTS, ETA, SEEDS, how, mean_loss, subject
 
 OPTIONS = {"rho": 0.1, "eta": ETA, "epochs": 3, "weight_decay": 1e-3, "switch_fraction": 0.5,
@@ -24,7 +24,7 @@ def own_of(rule: str, step: int = 2, counts: Any = COUNTS, **options: Any) -> Ow
     """As a run's config.json says it: built from flags, described, and read again."""
     given = {**OPTIONS, **options}
     _, described = method_flags.build_method(rule, counts, given, steps_per_epoch=1)
-    method = method_flags.finished(described, counts, given, steps_per_epoch=1)
+    method = finished.method_of_run(described, counts, given, steps_per_epoch=1)
     return own.of_method(method, step, described)
 
 
@@ -113,7 +113,7 @@ def test_rules_whose_own_rise_is_not_measured() -> None:
 
 
 def test_what_a_batch_has_more_of_weighs_more() -> None:
-    method = method_flags.finished(
+    method = finished.method_of_run(
         {"rule": "sam", "rule_args": {"rho": 0.1}, "ascent": {}}, COUNTS, OPTIONS, steps_per_epoch=1
     )
     found = own.of_method(method, 0, None, seen=np.array([1.0, 1.0, 2.0, 3.0]))

@@ -1,0 +1,37 @@
+"""The method of a finished run, from what its config.json says of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from experiments.command import method_flags
+from experiments.step.methods import ClassConditional, Method, Tabled
+
+
+def method_of_run(
+    described: dict[str, Any], class_counts: np.ndarray, options: dict[str, Any], *,
+    steps_per_epoch: int,
+) -> Method | None:  # fmt: skip
+    """The method that `build_method` described so; None for a radius it did not write down.
+
+    Args:
+      described: its fields "rule", "rule_args" and "ascent".
+      options: "epochs" and "weight_decay" of the run.
+    """
+    name, arguments = described["rule"], dict(described["rule_args"] or {})
+    ascent = described["ascent"] or {}
+    if isinstance(arguments.get("rho"), str):
+        kind, _, values = arguments["rho"].partition("(")
+        if kind == "step":  # its boundaries are not told
+            return None
+        radii = [float(v) for v in values.rstrip(")").split(",")] if values else None
+        schedule = {**options, "rho_schedule": kind, "rho_values": radii}
+        arguments["rho"] = method_flags.radius_of(schedule, steps_per_epoch)
+    found = method_flags.build_rule(name, class_counts, arguments)
+    if isinstance(found, ClassConditional):
+        return found
+    return Tabled(
+        found, method_flags.ascent_of(ascent, options), ascent.get("running_statistics", "first")
+    )
