@@ -15,6 +15,7 @@ DEFAULTS: dict[str, Any] = {
     "keep-checkpoints": 2, "label-ratio": [0.25], "loader": "grain", "loss": "cross_entropy",
     "margin-alone": True, "max-corrupt": 0.001, "max-margin": 0.5, "method": ["devnet", "deepsad"],
     "momentum": 0.9, "normalise": "weights", "optimizer": "sgd", "p-norm": 2.0, "parallel": "jit",
+    "perturb": "all",
     "precision": "float32", "probes": 12, "protocol": ["adbench"], "reach": 1.0,
     "reference": ["trees", "logistic"], "resize": 256, "rho": 0.05, "rho-schedule": "constant",
     "rule": "imbsam", "running-statistics": "first", "sampling": "natural", "scale": 30.0,
