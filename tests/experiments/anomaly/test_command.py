@@ -208,10 +208,10 @@ def test_help_has_every_flag_with_its_default() -> None:
     assert code == 0
     for flag in (
         "--method", "--rule", "--data-dir", "--datasets", "--label-ratio", "--protocol", "--seeds",
-        "--optimizer", "--lr", "--rho", "--epochs", "--out", "--overwrite",
+        "--optimizer", "--lr", "--rho", "--epochs", "--out", "--save", "--overwrite",
     ):  # fmt: skip
         assert flag in text
-    assert text.count("(default:") == 11  # all but --data-dir and --datasets
+    assert text.count("(default:") == 12  # all but --data-dir and --datasets
 
 
 @pytest.mark.slow  # a process of its own

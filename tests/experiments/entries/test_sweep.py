@@ -15,6 +15,7 @@ from experiments.command import launch
 from experiments.data import save_npz
 from experiments.data.digits import load_digits_lt
 from experiments.host.errors import Diverged, RunError
+from experiments.run import compatible
 from tiny import tiny_dataset
 
 SMALL = ["--num-seeds", "2", "--epochs", "2", "--batch-size", "92"]
@@ -107,7 +108,6 @@ def test_what_is_written(swept):
         (["--grid", "eta", "0"], "leaves no tail class"),
         (["--grid", "rho", "0.1", "nan"], "--grid rho must be finite and at least 0, got nan"),
         (["--grid", "rho", "0.1", "--rho", "0.2"], "--rho beside --grid rho"),
-        (["--epochs", "1000000000"], "are more than steps are counted to, 2**31"),
     ],
 )
 def test_bad_grids_write_nothing(tmp_path, flags, message, capsys):
@@ -115,6 +115,21 @@ def test_bad_grids_write_nothing(tmp_path, flags, message, capsys):
         sweep.main(sweep.parse([*SMALL, *flags, "--out", str(tmp_path / "x")]))
     assert message in str(refused.value) + capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_a_grid_on_the_digits_asks_which_options_go_together(tmp_path, monkeypatch):
+    """No flag of today's digits can be refused there, but the next one may."""
+    asked = []
+
+    def refuse(what):
+        asked.append(what)
+        raise RunError("they do not")
+
+    monkeypatch.setattr(compatible, "check", refuse)
+    with pytest.raises(RunError, match="they do not"):
+        sweep.main(sweep.parse([*SMALL, "--rule", "sam", "--out", str(tmp_path / "x")]))
+    assert [(one.rule, one.settings.epochs) for one in asked] == [("sam", 2)]
+    assert asked[0].steps_per_epoch == 3 and not (tmp_path / "x").exists()
 
 
 @pytest.mark.slow
