@@ -233,7 +233,7 @@ def test_evaluation_at_8142_classes_brings_home_counts_alone(tmp_path):
     shapes = []
     plain = parts.evaluator._hits
     parts.evaluator._hits = lambda *args: shapes.append(jax.eval_shape(
-        lambda *traced: plain(*traced, args[3]), *args[:3]
+        lambda *traced: plain(*traced, *args[3:]), *args[:3]
     )) or plain(*args)  # fmt: skip
     hits = parts.evaluator.hits(parts.initial, "test", StopRequest())
     assert {tuple(leaf.shape for leaf in shape) for shape in shapes} == {((8142,), (8142,), ())}
