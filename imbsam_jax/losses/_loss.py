@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from imbsam_jax import checks
+from imbsam_jax import checks, collectives
 from imbsam_jax.rows import check_whole_batch
 
 __all__ = ["Loss", "cross_entropy"]
@@ -147,6 +147,12 @@ def _mean_over_label(values: jax.Array, labels: jax.Array) -> jax.Array:
 
 def _pick(values: jax.Array, labels: jax.Array) -> jax.Array:
     """values[i, labels[i]], NaN for a label that is no class (also a negative one)."""
+    if collectives.along(values) is None and collectives.along(labels) is None:
+        # XLA has the labels of all devices for it. A process whose peer is gone learns of that
+        # there at once; in a sum over emulated devices it would wait until JAX aborts it.
+        return values.at[jnp.arange(labels.shape[0]), labels].get(
+            mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
+        )
 
     # Row by row: with two indices JAX would not know how the result is spread over explicit axes.
     def of_row(row: jax.Array, label: jax.Array) -> jax.Array:
