@@ -1,6 +1,6 @@
 """The rules under test, one row each, beside the slow transcription of the same update.
 
-A new rule is one more `Row` in `RULES`; every test that takes a row then runs over it: ten steps
+A new rule is one more `Row` in `RULES`; every test that takes a row then runs over it: twelve steps
 against the transcription, both front doors, masks, soft labels, six ways to spread a batch over
 devices, schedules, limits. CC-SAM does not fit the table (one group per class in the batch): its
 rows, `CC_SAM`, have a door of their own and no rule, and every test of `METHODS` or `ROWS` goes

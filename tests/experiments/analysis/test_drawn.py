@@ -4,31 +4,16 @@ import json
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from experiments.analysis import figures
-from experiments.reports import drawing
+from unsaved import figures_of
 
 LEVELS = 13
 
 
 @pytest.fixture(autouse=True)
-def unsaved(monkeypatch):
-    """Each figure that is begun is saved once, where it was asked for."""
-    begun, saved = [], []
-
-    class Begun(Figure):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            begun.append((self, "x"))
-
-    monkeypatch.setattr(figures, "Figure", Begun)
-    monkeypatch.setattr(
-        drawing, "save", lambda figure, path, dpi=0: saved.append((figure, path)) or figure
-    )
-    yield
-    assert saved == begun
-    assert all(figure.get_layout_engine() for figure, _ in begun), "names over one another"
+def _unsaved(monkeypatch):
+    yield from figures_of(figures, monkeypatch)
 
 
 def line(name, epoch, head, tail, error=0.5):

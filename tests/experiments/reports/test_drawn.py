@@ -2,31 +2,17 @@
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
-from experiments.reports import drawing, plots
+from experiments.reports import plots
+from unsaved import figures_of
 
 COUNTS = np.array([5, 500, 30, 200, 10])
 ORDER = [1, 3, 2, 4, 0]
 
 
 @pytest.fixture(autouse=True)
-def unsaved(monkeypatch):
-    """Each figure that is begun is saved once, where it was asked for."""
-    begun, saved = [], []
-
-    class Begun(Figure):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            begun.append((self, "x"))
-
-    monkeypatch.setattr(plots, "Figure", Begun)
-    monkeypatch.setattr(
-        drawing, "save", lambda figure, path: saved.append((figure, path)) or figure
-    )
-    yield
-    assert saved == begun
-    assert all(figure.get_layout_engine() for figure, _ in begun), "names over one another"
+def _unsaved(monkeypatch):
+    yield from figures_of(plots, monkeypatch)
 
 
 def data(line):
