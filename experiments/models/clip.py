@@ -18,9 +18,9 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from experiments.models.adapters import AdaptFormer, LowRank, Prompts, default_size
-from experiments.models.convolution import conv_general_dilated
 from experiments.models.heads import make_head
 from experiments.models.resnet import maybe_remat
+from experiments.models.vit import patches
 
 _NORMAL = nn.initializers.normal(0.02)
 
@@ -192,19 +192,7 @@ class Tokens(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         """Images [B, H, W, C] to tokens [B, 1 + (H / patch) * (W / patch), width]."""
-        sides = (self.patch, self.patch)
-        x = nn.Conv(
-            self.width,
-            sides,
-            sides,
-            padding=((0, 0), (0, 0)),
-            use_bias=self.bias,
-            kernel_init=_NORMAL,
-            dtype=self.dtype,
-            conv_general_dilated=conv_general_dilated,
-            name="projection",
-        )(images)
-        x = x.reshape(x.shape[0], -1, self.width)
+        x = patches(images, self.width, self.patch, self.dtype, bias=self.bias)
         first = self.param("class_token", _NORMAL, (self.width,)).astype(x.dtype)[None, None]
         x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, self.width)), x], axis=1)
         return x + self.param("positions", _NORMAL, x.shape[1:]).astype(x.dtype)[None]

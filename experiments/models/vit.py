@@ -12,6 +12,24 @@ from experiments.models.resnet import maybe_remat
 _NORMAL = nn.initializers.normal(0.02)
 
 
+def patches(
+    images: jax.Array, width: int, side: int, dtype: DTypeLike, *, bias: bool = True
+) -> jax.Array:
+    """Images [B, H, W, C] to [B, (H / side) * (W / side), width]: inside a module's call."""
+    x = nn.Conv(
+        width,
+        (side, side),
+        (side, side),
+        padding=((0, 0), (0, 0)),
+        use_bias=bias,
+        kernel_init=_NORMAL,
+        dtype=dtype,
+        conv_general_dilated=conv_general_dilated,
+        name="projection",
+    )(images)
+    return x.reshape(x.shape[0], -1, width)
+
+
 class Tokens(nn.Module):
     """Each patch a linear map of its pixels, plus a learnt vector for where it lies.
 
@@ -28,18 +46,7 @@ class Tokens(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         """Images [B, H, W, C] to tokens [B, (H / patch) * (W / patch), width]."""
-        sides = (self.patch, self.patch)
-        x = nn.Conv(
-            self.width,
-            sides,
-            sides,
-            padding=((0, 0), (0, 0)),
-            kernel_init=_NORMAL,
-            dtype=self.dtype,
-            conv_general_dilated=conv_general_dilated,
-            name="projection",
-        )(images)
-        x = x.reshape(x.shape[0], -1, self.width)
+        x = patches(images, self.width, self.patch, self.dtype)
         return x + self.param("positions", _NORMAL, x.shape[1:]).astype(x.dtype)[None]
 
 
