@@ -37,6 +37,7 @@ def of_digits(path: Path, config: dict[str, Any]) -> list[Subject]:
     seeds = lines[0]["seeds"]
     factor = config["imbalance_factor"]
     datasets = [load_digits_lt(factor, seed) for seed in seeds]
+    first = datasets[0]
     train, test = (
         Rows(*(np.stack([getattr(d, f"{part}_{f}") for d in datasets]) for f in Rows._fields))
         for part in ("train", "test")
@@ -49,13 +50,12 @@ def of_digits(path: Path, config: dict[str, Any]) -> list[Subject]:
             continue
         params = _arrays(path / "params" / f"{number}.npz")
         description = {name: line.get(name) for name in DESCRIBED} | {"setting": setting}
-        moved = _own(description, config, datasets[0], config["epochs"])
+        moved = _own(description, config, first, config["epochs"])
         found.append(
             Subject(
                 str(path), description, seeds, config["epochs"], {"params": params},
-                _applied("mlp", datasets[0].num_classes, _kind(params), datasets[0]),
-                train, test, datasets[0].class_counts(),
-                (datasets[0].many_above, datasets[0].few_below),
+                _applied("mlp", first.num_classes, _kind(params), *_normalised_by(first)),
+                train, test, first.class_counts(), (first.many_above, first.few_below),
                 own=moved and moved.of_seeds(len(seeds)),
             )
         )  # fmt: skip
@@ -110,7 +110,7 @@ def of_checkpoint(
     description = {name: config.get(name) for name in DESCRIBED} | {"setting": setting}
     kind = config.get("classifier", "linear")
     held = {k: v for k, v in variables.items() if v}
-    of_model = config["model"], dataset.num_classes, kind, dataset
+    of_model = config["model"], dataset.num_classes, kind, *_normalised_by(dataset)
     has_statistics = config["model"] not in WITHOUT_BATCH_NORM
     return Subject(
         str(path), description, [config["seed"]], epoch, _with_axis(held), _applied(*of_model),
@@ -179,12 +179,12 @@ def _with_axis(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: np.asarray(leaf)[None], tree)
 
 
-def _applied(model: str, num_classes: int, classifier: str, dataset: Any) -> Any:
-    return _cached(model, num_classes, classifier, tuple(dataset.mean), tuple(dataset.std))
+def _normalised_by(dataset: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return tuple(dataset.mean), tuple(dataset.std)
 
 
 @functools.cache
-def _cached(model: str, num_classes: int, classifier: str, mean: Any, std: Any) -> Any:
+def _applied(model: str, num_classes: int, classifier: str, mean: Any, std: Any) -> Any:
     """One function for all subjects of one model: what is compiled for it is compiled once."""
     net = create_model(model, num_classes, classifier=classifier)
 
@@ -194,12 +194,8 @@ def _cached(model: str, num_classes: int, classifier: str, mean: Any, std: Any) 
     return apply
 
 
-def _statistics(model: str, num_classes: int, classifier: str, dataset: Any) -> Any:
-    return _of_batch(model, num_classes, classifier, tuple(dataset.mean), tuple(dataset.std))
-
-
 @functools.cache
-def _of_batch(model: str, num_classes: int, classifier: str, mean: Any, std: Any) -> Any:
+def _statistics(model: str, num_classes: int, classifier: str, mean: Any, std: Any) -> Any:
     net = create_model(model, num_classes, classifier=classifier)
 
     def statistics(variables: Any, images: Any) -> Any:
