@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -40,21 +41,43 @@ def _cast(leaf: Any, names: list[str]) -> Any:
     return lax.pcast(leaf, missing, to="varying") if missing else leaf
 
 
-def apart(tree: Any) -> Any:
-    """The tree behind a barrier, across which XLA shares no computation; the same values.
+def apart(pullback: Any, done: Any) -> tuple[Any, Any]:
+    """(pullback, done), the same values; the pullback shares no computation with what made `done`,
+    and begins after it.
 
-    One for all leaves would, before JAX 0.12, make each vary over devices as any of them does, and
-    a pullback then refuses what a `pmean` in the loss (batch normalisation) left alike on all.
+    Up to JAX 0.10 XLA drops a barrier before it decides which arrays become buffers, so that one
+    before the pullback costs nothing. Later versions keep it, and all that the pullback holds
+    becomes a buffer, also what one pass alone would make anew on the fly: 1.76 times SGD's memory
+    in a ResNet-20. There it is multiplied by a 1 that only XLA does not know: 1.07.
     """
-    leaves, structure = jax.tree.flatten(tree)
-    alike: dict[frozenset[str], list[int]] = {}
-    for place, leaf in enumerate(leaves):
-        alike.setdefault(frozenset(_varying_axes(leaf)), []).append(place)
-    for places in alike.values():
-        behind = lax.optimization_barrier([leaves[place] for place in places])
-        for place, leaf in zip(places, behind, strict=True):
-            leaves[place] = leaf
-    return jax.tree.unflatten(structure, leaves)
+    held, structure = jax.tree.flatten(pullback)
+    after, tree = jax.tree.flatten(done)
+    kept = jax.__version_info__ >= (0, 11)
+    # A barrier for all leaves would, before JAX 0.12, make each vary over devices as any of them
+    # does, and a pullback then refuses what a `pmean` in the loss (batch normalisation) left alike.
+    for axes in dict.fromkeys(_varying_axes(leaf) for leaf in held):
+        own = [place for place, leaf in enumerate(held) if _varying_axes(leaf) == axes]
+        fused = [place for place in own if kept and _is_real(held[place])]
+        plain = [place for place in own if place not in fused]
+        same = [place for place, leaf in enumerate(after) if kept and _varying_axes(leaf) == axes]
+        one, behind, ended = lax.optimization_barrier(
+            (jnp.float32(1), [held[place] for place in plain], [after[place] for place in same])
+        )
+        for place in fused:
+            held[place] = _times_one(held[place], one)
+        for place, leaf in zip(plain, behind, strict=True):
+            held[place] = leaf
+        for place, leaf in zip(same, ended, strict=True):
+            after[place] = leaf
+    return jax.tree.unflatten(structure, held), jax.tree.unflatten(tree, after)
+
+
+def _is_real(leaf: Any) -> bool:
+    return leaf.dtype == jnp.bool_ or jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def _times_one(leaf: Any, one: jax.Array) -> Any:
+    return leaf & (one > 0) if leaf.dtype == jnp.bool_ else leaf * one.astype(leaf.dtype)
 
 
 def _varying_axes(leaf: Any) -> frozenset[str]:

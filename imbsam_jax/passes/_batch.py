@@ -117,7 +117,7 @@ def at_once(
     for number, class_weights in enumerate(table):
         # Otherwise XLA keeps what the backward passes have in common from one to the next, which
         # is little to compute and much to store: a third more memory than one of them needs.
-        back = pullback if number == 0 else collectives.apart(pullback)
+        back, grads = (pullback, grads) if number == 0 else collectives.apart(pullback, grads)
         weights = rows.weights(class_weights, losses.dtype)
         grads.append(back(collectives.varying(weights, axis_name))[0])
     return grads, losses, aux

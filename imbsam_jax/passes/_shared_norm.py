@@ -141,7 +141,7 @@ class _SharedNorm(OverRows):
         found: list[list[Any]] = [[] for _ in table]
         for turn in range(max(len(part.weighed_by) for part in parts)):
             # See `at_once`. A part that has had its last turn has it again, and nobody looks.
-            back = pullback if turn == 0 else collectives.apart(pullback)
+            back, found = (pullback, found) if turn == 0 else collectives.apart(pullback, found)
             number = [part.weighed_by[min(turn, len(part.weighed_by) - 1)] for part in parts]
             pairs = zip(parts, losses, number, strict=True)
             (grads,) = back([self._weights(part, table[k], of.dtype) for part, of, k in pairs])
