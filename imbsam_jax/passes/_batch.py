@@ -113,7 +113,7 @@ def at_once(
 
     losses, pullback, aux = jax.vjp(run, point, has_aux=True)
 
-    grads = []
+    grads: list[Any] = []
     for number, class_weights in enumerate(table):
         # Otherwise XLA keeps what the backward passes have in common from one to the next, which
         # is little to compute and much to store: a third more memory than one of them needs.
