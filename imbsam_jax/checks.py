@@ -359,9 +359,10 @@ def as_labels(labels: Any) -> jax.Array:
     if not jnp.issubdtype(dtype, jnp.integer):
         return jnp.asarray(labels)
     xp = jnp if isinstance(labels, jax.Array) else np
+    narrow = labels.astype(np.int32)
     if dtype.itemsize > 4 or dtype == np.uint32:
-        labels = xp.where((labels < 0) | (labels > 2**31 - 1), -1, labels)
-    return jnp.asarray(labels.astype(np.int32))
+        narrow = xp.where((labels < 0) | (labels > 2**31 - 1), np.int32(-1), narrow)
+    return jnp.asarray(narrow)
 
 
 def as_marks(labels: Any) -> jax.Array:

@@ -45,8 +45,10 @@ def gradient(
         d, real = collectives.mean((d, real), axis_name)
 
     points = moved_points(params, d, _of_real_rows(table.radii, real), ascent)
-    points, at_theta = _one_after_the_other(points, at_theta)
-    there = [batch.moved(k, points[k], weights) for k, weights in enumerate(groups)]
+    there: list[Any] = []
+    for k, weights in enumerate(groups):
+        points, (at_theta, there) = _one_after_the_other(points, (at_theta, there))
+        there.append(batch.moved(k, points[k], weights))
 
     parts = at_theta[len(groups) :] + [grads for grads, _ in there]
     if ascent.group_mean:
@@ -117,9 +119,12 @@ def _of_real_rows(radii: Any, real: Any) -> Any:
     return radii if real is None else radii * root(real)
 
 
-def _one_after_the_other(points: list[Any], at_theta: list[Any]) -> tuple[list[Any], list[Any]]:
-    """For memory: what the passes at theta kept is freed before the next ones begin."""
-    return lax.optimization_barrier((points, at_theta)) if points else (points, at_theta)
+def _one_after_the_other(points: list[Any], done: Any) -> tuple[list[Any], Any]:
+    """For memory: what earlier passes kept is freed before the next one begins.
+
+    JAX 0.10 on a CPU drops this between the passes of several groups, and keeps both of SSE-SAM's.
+    """
+    return lax.optimization_barrier((points, done))
 
 
 def _over_own_rows(parts: list[Any], touched: list[Any], batch: Batch, axis_name: Any) -> list[Any]:

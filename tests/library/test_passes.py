@@ -190,6 +190,12 @@ def test_backward_passes_at_theta_keep_little_for_each_other(monkeypatch: Any) -
     assert more < 0.45 * (memory(IMBSAM.rule(RHO), layers=4) - sgd)
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="XLA schedules the groups at once")
+def test_passes_of_groups_keep_nothing_for_each_other() -> None:
+    """On JAX 0.12 SSE-SAM's two took 1.87 times SGD's memory, as it is 1.31 times: ImbSAM's."""
+    assert memory(BY_ID["sse_sam"].rule(RHO), layers=4) < 1.05 * memory(IMBSAM.rule(RHO), layers=4)
+
+
 @pytest.mark.slow
 def test_memory_where_activations_are_most_of_it() -> None:
     """A second pass needs hardly more than the first; a quarter of the rows, a third."""
