@@ -133,7 +133,7 @@ def test_the_losses(tmp_path: Path) -> None:
 
 def fake(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
     """Measures nothing; what is asked for, and what is shown of it."""
-    seen: dict[str, list[Any]] = {"shown": [], "density": [], "surface": []}
+    seen: dict[str, list[Any]] = {"shown": [], "seconds": [], "density": [], "surface": []}
     at = {"train": 10.0, "test": 5.0}
     level = {
         part: {"correct": [[4.0, 3, 2, 1]] * 2, "total": [[x, x, x, x]] * 2,
@@ -170,6 +170,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
 
         def advance(self, units: int, seconds: float) -> None:
             seen["shown"][-1].append(units)
+            seen["seconds"].append(seconds)
 
     monkeypatch.setattr(work, "Counted", Shown)
     monkeypatch.setattr(work.between, "of_lines", lambda last, args: None)
@@ -195,6 +196,7 @@ def test_an_analysis_counts_measures_and_writes(
     # points of two seeds, of which the first alone is shown.
     total, *parts = seen["shown"][0]
     assert total == round(2 * (each + 8 * 3 + 0.2 * 25 / 2)) == sum(parts)
+    assert sum(seen["seconds"]) == pytest.approx(sum(one.spent[0] for one in works)) > 0
     # Spectra from -3 to 17, and a twentieth more on both sides.
     head, tail = [True, True, False, False], [False, False, True, True]
     assert [x[0] for x in seen["density"]] == [head, tail] * 2
@@ -227,11 +229,11 @@ def test_an_analysis_counts_measures_and_writes(
     assert (out / "table.md").read_text().strip() in said
 
     # Again: nothing but densities and surfaces is counted, and nothing measured.
-    for kind in ("density", "surface"):
+    for kind in ("density", "surface", "seconds"):
         seen[kind].clear()
     work.measured(two(tmp_path / "parts"), args(), StopRequest(), out)
     assert seen["shown"][1][0] == round(2 * (24 + 2.5)) == sum(seen["shown"][1][1:])
-    assert not seen["density"] and not seen["surface"]
+    assert not seen["density"] and not seen["surface"] and not any(seen["seconds"])
     assert json.loads((out / "analysis.json").read_text()) == found
 
 

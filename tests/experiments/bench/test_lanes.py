@@ -249,6 +249,11 @@ def test_rows_of_one_id_are_held_together() -> None:
     held = folds(TRAIN, LABELS, 2, np.random.default_rng(0), ids)
     np.testing.assert_array_equal(np.sort(np.concatenate(held)), TRAIN)
     assert not set(ids[held[0]]) & set(ids[held[1]])
+    # By the rarest class among the rows of an id: two of four, one of two and two of four.
+    kinds = [{2, 4, 7, 9}, {1, 6}, {0, 3, 5, 8}]
+    for seed in range(5):
+        for fold in folds(TRAIN, LABELS, 2, np.random.default_rng(seed), ids):
+            assert [len(kind & set(ids[fold].tolist())) for kind in kinds] == [2, 1, 2]
     (one,) = folds(TRAIN, LABELS, 1, np.random.default_rng(0))
     np.testing.assert_array_equal(np.bincount(LABELS[one]), [5, 2, 1])  # a fifth of 24, 12 and 4
 

@@ -94,6 +94,12 @@ def test_the_summary_is_as_the_design_has_it(finished: Path) -> None:
     about = summary["about"]
     assert about["settings"] == 3 and about["folds"] == 2 and about["tuned"] is True
     assert {len(points) for points in about["grid"].values()} == {3}
+    assert list(about["grid"]) == ROWS[:-1] and about["seconds"] > 0 < about["cpu_seconds"]
+    told = {
+        "seed": 0, "splits": 2, "model": {"name": "mlp", "width": 8, "depth": 2}, "steps": 10,
+        "batch_size": 62, "cut": None, "perturb": "all", "confidence": 0.95, "notes": [],
+    }  # fmt: skip
+    assert {name: about[name] for name in told} == told
     for name in ("report.html", "snippet.py", "differences.png"):
         assert (finished / name).stat().st_size > 500, name
 
