@@ -1,4 +1,4 @@
-"""What a finished folder's models become: rows, groups of runs, the rule of each; none is trained."""
+"""What the models of a finished folder become: rows, and the rule of each; none is trained."""
 
 from __future__ import annotations
 
@@ -136,10 +136,8 @@ class _Normed(nn.Module):
 
     @nn.compact
     def __call__(self, x: Any, train: bool) -> Any:
-        norm = nn.BatchNorm(
-            not train, momentum=BATCH_NORM_MOMENTUM, use_scale=False, use_bias=False
-        )
-        return norm(x)
+        still = {"use_scale": False, "use_bias": False, "momentum": BATCH_NORM_MOMENTUM}
+        return nn.BatchNorm(not train, **still)(x)
 
 
 def test_statistics_of_some_rows_are_theirs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
