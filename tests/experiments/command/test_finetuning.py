@@ -1,0 +1,175 @@
+"""What fine-tuning starts from, piece by piece; nothing is trained."""
+
+from __future__ import annotations
+
+import types
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.command import finetuning
+from experiments.data import features
+from experiments.host.errors import DataError, RunError
+from tiny import tiny_dataset
+
+
+def asked(**changes: Any) -> Namespace:
+    given = {
+        "model": "clip_vit_b16", "image_size": None, "resize": None, "adapter": "lora",
+        "classifier_start": "auto", "init": "a.safetensors", "prompt": "a {}.", "vocabulary": None,
+    }  # fmt: skip
+    return Namespace(**{**given, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "sizes", "trained", "start"),
+    [
+        ({}, (224, 256), "adapter", "text"),
+        ({"model": "vit_b16", "adapter": "layernorm"}, (224, 256), "norm", "mean"),
+        ({"image_size": 112}, (112, 128), "adapter", "text"),
+        ({"image_size": 112, "resize": 112, "init": "random"}, (112, 112), "adapter", "random"),
+        ({"init": None, "classifier_start": "mean"}, (224, 256), "adapter", "mean"),
+        ({"init": None}, (224, 256), "adapter", "random"),
+    ],
+)
+def test_what_follows_from_other_flags(changes: Any, sizes: Any, trained: str, start: str) -> None:
+    args = asked(**changes)
+    for _ in range(2):  # a second time it changes nothing
+        finetuning.settle(args)
+        assert (args.image_size, args.resize) == sizes
+        assert (args.trained, args.classifier_start) == (trained, start)
+
+
+def test_class_names(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_text("\n a cat \n\ndog\n")
+    assert finetuning.class_names(str(path), 2) == ("a cat", "dog")
+    with pytest.raises(DataError, match="has 2 class names, one a line, for 3 classes"):
+        finetuning.class_names(str(path), 3)
+    path.write_bytes(b"\xff\n")
+    with pytest.raises(DataError, match="is no UTF-8 text"):
+        finetuning.class_names(str(path), 1)
+
+
+def test_the_texts_of_classes(tmp_path: Path) -> None:
+    """What is no word is refused, an underscore is a space; tokens are bytes here, two are marks."""
+    path = tmp_path / "vocabulary.txt"
+    path.write_text("#\nq q\n")
+    args = asked(prompt="{} or {}", vocabulary=str(path), model="clip_vit_tiny")
+    (row,) = finetuning._texts(args, ["a_b"])
+    byte = {letter: ord(letter) - ord("!") for letter in "abor"}
+    a, b, end = byte["a"] + 256, byte["b"] + 256, 514
+    words = [a, b, byte["o"], byte["r"] + 256, a, b]
+    assert row.tolist() == [513, *words, end, *[0] * (77 - 8)]
+    for names in (None, ["12", "7"], ["n01440764", "n1"], ["/m/01", "3"]):
+        with pytest.raises(RunError, match="needs the names of the classes in words"):
+            finetuning._texts(args, names)
+    for name in ("n", "x12", "a/b"):  # one word is enough
+        assert len(finetuning._texts(args, ["12", name])) == 2
+    small = finetuning.SIZES["clip_vit_tiny"]
+    with pytest.MonkeyPatch.context() as patch:
+        for vocabulary, fits in ((514, False), (515, True)):
+            text = small.text._replace(vocabulary=vocabulary)  # type: ignore[union-attr]
+            patch.setitem(finetuning.SIZES, "clip_vit_tiny", small._replace(text=text))
+            if fits:
+                finetuning._texts(args, ["a"])
+            else:
+                with pytest.raises(RunError, match="vocabulary has 515 tokens, clip_vit_tiny fewe"):
+                    finetuning._texts(args, ["a"])
+
+
+# ---- features in the place of images ------------------------------------------------------------
+
+TINY = tiny_dataset(counts=(3, 1, 2))
+
+
+def found(width: int = 2) -> dict[str, np.ndarray]:
+    draw = np.random.default_rng(0)
+    return {part: draw.normal(size=(len(getattr(TINY, f"{part}_labels")), 1, 2, width)).astype("f")
+            for part in ("train", "test")}  # fmt: skip
+
+
+def test_the_mean_of_each_classes_features() -> None:
+    """Of the images alone, not of their mirrors; one class has none."""
+    given = found()
+    labels = np.array([2, 2, 0, 0, 0, 2], np.int32)
+    seen = types.SimpleNamespace(train_labels=labels, num_classes=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetuning, "_features", lambda *args: {args[-1][0]: given["train"]})
+        kernel = finetuning._class_means("m", seen, None, None)
+    assert kernel.shape == (2, 3) and kernel.dtype == np.float32
+    for c in (0, 2):
+        mean = given["train"][labels == c, 0, 0].mean(axis=0)
+        np.testing.assert_allclose(kernel[:, c], mean / np.linalg.norm(mean), rtol=1e-5)
+    np.testing.assert_array_equal(kernel[:, 1], 0)
+    kept = features.of(TINY, given)
+    first = given["train"][TINY.train_labels == 0, 0, 0].mean(axis=0)
+    made = finetuning._class_means("m", kept, None, None)  # of kept ones no tower is asked
+    np.testing.assert_allclose(made[:, 0], first / np.linalg.norm(first), rtol=1e-5)
+
+
+def test_labels_are_told_apart_by_part() -> None:
+    def sha(**labels: Any) -> str:
+        given = {f"{part}_labels": labels.get(part) for part in ("train", "test", "val")}
+        return finetuning._labels_sha256(types.SimpleNamespace(**given))
+
+    one, two = np.array([0, 1]), np.array([1, 0])
+    assert sha(train=one) == sha(train=one.astype(np.int8)) and len(sha(train=one)) == 16
+    alike = [
+        {"train": one},
+        {"test": one},
+        {"val": one},
+        {"train": two},
+        {"train": one, "val": one},
+    ]
+    assert len({sha(**each) for each in alike}) == 5
+
+
+def test_features_stand_for_the_images_of_their_part() -> None:
+    given = found()
+    kept = features.of(TINY, given)
+    assert (kept.mean, kept.std, kept.name) == ((), (), TINY.name)
+    assert kept.many_above == TINY.many_above and kept.val_images is None
+    for part in ("train", "test"):
+        np.testing.assert_array_equal(getattr(kept, f"{part}_images"), given[part])
+        np.testing.assert_array_equal(
+            getattr(kept, f"{part}_labels"), getattr(TINY, f"{part}_labels")
+        )
+    with pytest.raises(DataError, match="test lacks features or labels"):
+        features.of(TINY, {"train": given["train"]})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x.astype(np.float64), lambda x: x[:-1], lambda x: x[..., 0],
+        lambda x: np.concatenate([x, x], axis=1), lambda x: x[:, :, :1],
+    ],
+)  # fmt: skip
+def test_what_are_no_features_is_refused(change: Any) -> None:
+    given = found() | {"train": change(found()["train"])}
+    with pytest.raises(DataError, match=r"tiny: features of train are .*, not float32\[6, 1, 2, D"):
+        features.of(TINY, given)
+
+
+def test_kept_features_are_those_of_what_made_them(tmp_path: Path) -> None:
+    path, made, given = tmp_path / "a" / "kept.npz", {"model": "x", "size": 3}, found()
+    features.save(path, given, made)
+    again = features.load(path, made)
+    assert again.keys() == given.keys()
+    for part in given:
+        np.testing.assert_array_equal(again[part], given[part])
+    features.load(path, {"model": "x"})
+    for other, said in (({"size": 4}, "size is 3, not 4"), ({"new": "y"}, "new is None, not 'y'")):
+        with pytest.raises(DataError, match=f"holds other features: {said}; name another file"):
+            features.load(path, made | other)
+    for content in ({"train": given["train"]}, {"made": np.array("{")}):
+        np.savez(path, **content)
+        with pytest.raises(DataError, match="holds no features: nothing in it says how they were"):
+            features.load(path, made)
+    with pytest.raises(TypeError):
+        features.save(path, given, {"model": object()})
+    assert [file.name for file in path.parent.iterdir()] == ["kept.npz"]
