@@ -55,7 +55,7 @@ def test_class_names(tmp_path: Path) -> None:
 
 
 def test_the_texts_of_classes(tmp_path: Path) -> None:
-    """What is no word is refused, an underscore is a space; tokens are bytes here, two are marks."""
+    """What is no word is refused, an underscore is a space; tokens are bytes here, and marks."""
     path = tmp_path / "vocabulary.txt"
     path.write_text("#\nq q\n")
     args = asked(prompt="{} or {}", vocabulary=str(path), model="clip_vit_tiny")
