@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,6 +38,20 @@ def bench() -> Iterator[Bench]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "EPOCHS_PER_CALL", 2)
         yield Bench([load_digits_lt(50, seed) for seed in SEEDS], SEEDS)
+
+
+@pytest.mark.parametrize(
+    ("span", "calls"),
+    [
+        ((0, 5), [(0, 0, 2), (1, 2, 3), (2, 3, 5)]), ((0, 1), [(0, 0, 1)]), ((1, 2), [(0, 1, 2)]),
+        ((2, 4), [(1, 2, 3), (2, 3, 4)]), ((3, 4), [(2, 3, 4)]), ((0, 0), [(0, 0, 0)]),
+    ],
+)  # fmt: skip
+def test_epochs_are_cut_where_the_method_changes(span: Any, calls: Any) -> None:
+    """In the third and the fourth epoch; none at all are one call, which only evaluates."""
+    method = types.SimpleNamespace(stages=lambda: [(0, "a"), (12, "b"), (20, "c")])
+    program = types.SimpleNamespace(job=types.SimpleNamespace(method=method), steps_per_epoch=6)
+    assert training._Program._cut(program, *span) == tuple(calls)  # type: ignore[arg-type]
 
 
 TAIL = tuple(n <= 20 for n in (100, 64, 41, 27, 17, 11, 7, 4, 3, 2))

@@ -12,6 +12,7 @@ import pytest
 from experiments import digits_lt, sweep
 from experiments.bench.tables import SPLITS, names
 from experiments.command import launch
+from experiments.command.seeds import seeds_of
 from experiments.data import save_npz
 from experiments.data.digits import load_digits_lt
 from experiments.host.errors import Diverged, RunError
@@ -163,7 +164,8 @@ def image_flags(folder, *more):
     flags = ["--data", str(folder / "tiny.npz"), "--model", "mlp", "--epochs", "2", "--quiet"]
     flags += ["--batch-size", "16", "--lr", "0.1"]
     flags += ["--grid", "eta", "5", "30", "--grid", "rho", "0.1", "--val-per-class", "2"]
-    seeds = [] if "--num-seeds" in more else ["--num-seeds", "2"]
+    asked = {"--num-seeds", "--seeds", "--seed"} & set(more)
+    seeds = [] if asked else ["--num-seeds", "2"]
     return sweep.parse(["cifar_lt", *flags, *seeds, "--out", str(folder / "out"), *more])
 
 
@@ -283,6 +285,20 @@ def test_a_diverged_point_is_told_and_never_chosen(tmp_path, monkeypatch):
     assert "Diverged, and not among the choices: eta 30, rho 0.1 (the loss is nan" in shown
     assert "Chosen by validation: eta 5, rho 0.1" in shown
     assert (tmp_path / "out" / "sweep.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "seeds"),
+    [(["--seed", "3"], [3]), (["--seeds", "4", "2"], [4, 2]), (["--num-seeds", "2"], [0, 1])],
+)
+def test_every_seed_that_was_asked_for_is_trained(tmp_path, monkeypatch, flags, seeds):
+    def seen(args, *_):
+        raise Diverged(f"seeds {seeds_of(args)}")
+
+    monkeypatch.setattr(launch, "train", seen)
+    with pytest.raises(RunError) as ended:
+        sweep.main(image_flags(tmp_path, *flags))
+    assert f"every point is compared: seeds {seeds}" in str(ended.value)
 
 
 def test_a_sweep_of_which_every_point_diverged_chooses_none(tmp_path, monkeypatch):
