@@ -315,3 +315,73 @@ def test_flags_of_a_finished_set_are_kept_beside_it(sets, compare, tmp_path):
     start(sets / "a.npz", "--out", tmp_path / "out", "--no-tune")
     kept = json.loads((tmp_path / "out" / "sets" / "a.json").read_text())
     assert kept == ["--data", str(sets / "a.npz"), "--splits", "10", "--seed", "0", "--no-tune"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("test_share", 0.25, ["--test-share", "0.25"]), ("no_tune", True, ["--no-tune"]),
+        ("rule", ["sgd", "sam"], ["--rule", "sgd", "sam"]), ("seed", 0, ["--seed", "0"]),
+    ],
+)  # fmt: skip
+def test_what_a_list_says_as_a_flag(name, value, words):
+    assert study._flag(name, value) == words
+
+
+def test_what_is_planned_of_each_set(sets, compare, tmp_path):
+    """Rows and a share that any set has; of equal ones by name, whichever stands first."""
+    (tmp_path / "list.txt").write_text(
+        "tables/c.npz --splits 3 --seed 5 --settings 2\ntables/a.npz --name z\ntables/a.npz\n"
+    )
+    given = [str(tmp_path / "list.txt"), "--out", "x", "--seed", "7", "--cut", "9", "--no-tune"]
+    planned, failed = study.plan(study.arguments().parse_args(given), ["--width", "8"])
+    assert not failed and [each.name for each in planned] == [
+        "a", "a_cut9", "z", "z_cut9", "c", "c_cut9"
+    ]  # fmt: skip
+    assert [each.cost for each in planned] == [3030] * 4 + [3040] * 2
+    assert [each.family for each in planned] == ["a", "a", "z", "z", "c", "c"]
+    assert planned[0].about == "30 rows, 2 columns, 2 classes"
+    shared = ["--no-tune", "--width", "8"]
+    of_a, own = ["--data", str(sets / "a.npz")], ["--splits", "3", "--seed", "5", "--settings", "2"]
+    assert list(planned[1].flags) == [
+        *of_a, "--cut", "9", "--splits", "10", "--seed", "7", *shared
+    ]  # fmt: skip
+    assert list(planned[4].flags) == ["--data", str(sets / "c.npz"), *own, *shared]
+
+
+def test_the_time_left_is_told_by_rows(sets, compare, tmp_path, monkeypatch, capsys):
+    """A tenth of a second a row, and of what any set has: 3030, 3040 and 3050 of them."""
+    now, main = [1000.0], compare.main
+
+    def timed(args):
+        now[0] += 303 + len(compare.called)
+        main(args)
+
+    monkeypatch.setattr(study.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(compare, "main", timed)
+    found = start(sets, "--out", tmp_path / "out", "--seed", 7, "--splits", 4, "--no-tune")
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    assert said == [
+        "[1/3] a: 30 rows, 2 columns, 2 classes",
+        "[2/3] c: 40 rows, 2 columns, 2 classes; 0:10:09 left",
+        "[3/3] b: 50 rows, 2 columns, 2 classes; 0:05:05 left",
+    ]
+    about = found["about"]
+    assert (about["splits"], about["seed"], about["tuned"]) == (4, 7, False)
+    assert "versions" in about and about["command"].startswith("python -m")
+
+
+def test_a_finished_set_has_its_flags_and_both_files(tmp_path):
+    data = tmp_path / "a.npz"
+    data.touch()
+    one = study.Planned(name="a", flags=("--data", str(data)), cost=1, about="", family="a")
+    folder = tmp_path / "sets" / "a"
+    folder.mkdir(parents=True)
+    for name in ("a.json", "a/summary.json", "a/runs.csv"):
+        assert not study._finished(tmp_path, one)
+        (tmp_path / "sets" / name).write_text(json.dumps(one.flags))
+    assert study._finished(tmp_path, one)
+    (folder / "config.json").write_text("{}")  # of before there were digests
+    assert study._finished(tmp_path, one)
+    (folder / "summary.json").unlink()
+    assert not study._finished(tmp_path, one)
