@@ -10,6 +10,9 @@ import pytest
 
 from experiments import analyse, digits_lt
 from experiments.analysis.measure import Measure
+from experiments.host.errors import RunError
+from imbsam_jax import tail_threshold
+from made_subjects import COUNTS, subject
 
 QUICK = (
     "--iterations", "2", "--probes", "2", "--directions", "2", "--steps", "1", "--rho", "0.1",
@@ -75,3 +78,81 @@ def test_refusals(digits: Path, tmp_path: Path, refuse: Any) -> None:
     (tmp_path / "half" / "config.json").write_text("{}")
     assert "it names no experiment" in refuse(command, tmp_path / "half", *out, code=1)
     assert "--reach needs --surface" in refuse(command, digits, "--reach", 2, *out, code=2)
+
+
+# ---- what is analysed together ------------------------------------------------------------------
+
+
+def told(eta: Any = None, scale: float = 1.0, **setting: Any) -> Any:
+    """A subject whose rule has that eta, of a setting."""
+    one = subject(scale=scale)
+    args = {} if eta is None else {"eta": eta}
+    described = {**one.description, "rule_args": args, "setting": {"experiment": "x", **setting}}
+    return one._replace(description=described)
+
+
+def test_the_tail_is_that_of_the_runs() -> None:
+    assert analyse._eta([told(), told(20), told(20.0)]) == 20
+    with pytest.raises(RunError, match=r"name it, since the runs have several: \[10.0, 20.0\]"):
+        analyse._eta([told(20), told(10)])
+    tables = [told(experiment="compare"), told(experiment="anomaly")]
+    with pytest.raises(RunError, match="name it, since no run has one"):
+        analyse._eta([*tables, told()])
+    empty = tables[0]._replace(counts=COUNTS * [1, 1, 1, 0])
+    assert analyse._eta([empty, tables[1]]) == tail_threshold([9, 6, 3, 1])
+
+
+def test_what_is_compared_has_the_same_classes() -> None:
+    one = told()
+    other = one._replace(counts=COUNTS + 1, run="there")
+    analyse._check([one, one])
+    with pytest.raises(RunError, match="there was trained with other class counts than run"):
+        analyse._check([one, one, other])
+    for setting, fits in (
+        ({"experiment": "anomaly"}, True), ({"experiment": "compare", "data": "glass"}, True),
+        ({"experiment": "compare"}, False),
+    ):  # fmt: skip
+        both = [told(**setting), told(**setting)._replace(counts=COUNTS + 1)]
+        if fits:  # seeds of a table may differ by a row
+            analyse._check(both)
+        else:
+            with pytest.raises(RunError, match="other class counts"):
+                analyse._check(both)
+    glass, wine = (told(experiment="compare", data=name) for name in ("glass", "wine"))
+    with pytest.raises(RunError, match="other class counts"):
+        analyse._check([glass, wine._replace(counts=COUNTS + 1)])
+
+
+def test_the_same_model_of_two_folders_is_one() -> None:
+    first, again = told(), told()._replace(run="again")
+    others = [told(scale=2.0), told()._replace(epoch=4), told()._replace(seeds=[5, 6]),
+              told(on="x")._replace(description={**told().description, "rule": "sam"})]  # fmt: skip
+    found = analyse._distinct([first, again, *others])
+    assert [id(one) for one in found] == [id(one) for one in (first, *others)]
+
+
+def test_devices_are_emulated_for_convolutions_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(analyse, "cores", lambda: 7)
+    assert analyse._emulated([{"model": "mlp"}, {"model": "resnet32"}]) == 7
+    assert analyse._emulated([{"model": "mlp"}, {}]) == 0
+
+
+@pytest.mark.parametrize(
+    ("summary", "config", "kind"),
+    [
+        ({"rows": [], "verdict": ""}, {}, "compare"), ({"paper_table_4": {}}, {}, "anomaly"),
+        ([{"seeds": [0]}], {"epochs": 1}, "digits_lt"), ([{"seeds": [0]}], {}, None),
+        ([{}], {"epochs": 1}, None), ([{"seeds": [0]}], {"epochs": 1, "grid": []}, None),
+        ({"rows": []}, {}, None),
+    ],
+)  # fmt: skip
+def test_a_folder_is_known_by_its_files(
+    summary: Any, config: Any, kind: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if kind is None:
+        with pytest.raises(RunError, match="is no folder of models"):
+            analyse._config(tmp_path)
+    else:
+        assert analyse._config(tmp_path) == {**config, "experiment": kind}
