@@ -73,7 +73,7 @@ class AdaptFormer(nn.Module):
     """
 
     size: int
-    epsilon: float = 1e-5
+    epsilon: float
     dtype: DTypeLike = jnp.float32
 
     @nn.compact

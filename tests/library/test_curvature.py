@@ -209,6 +209,25 @@ def test_what_is_not_finite_is_not_hidden() -> None:
     assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(matvec(params)))
 
 
+@pytest.mark.parametrize(("other", "hidden"), [(1, False), (2, True), (-1, True)])
+def test_a_label_of_no_class_is_not_hidden_by_a_constant_loss(other: int, hidden: bool) -> None:
+    """The second of two rows has no derivative, and would lose a weight of NaN."""
+    labels, x, ones = jnp.array([0, other]), jnp.array([2.0, -1.0]), jnp.ones(3)
+
+    def own(found: Any, x: Any) -> Any:
+        return jnp.where(x > 0, found, 1.0), None
+
+    products = (
+        # x |w|^2 has 2 x I, and (x sum(w))^2 / 2 has x^2 of ones; the mean is over two rows.
+        (curvature.hvp(lambda w, x: own(x * (w**2).sum(), x), ones, labels, x,
+                       class_weights=np.ones(2)), 2.0),
+        (curvature.gnvp(lambda w, x: (w.sum() * x, None), lambda z, x: own(z**2 / 2, x), ones,
+                        labels, x, class_weights=np.ones(2)), 6.0),
+    )  # fmt: skip
+    for matvec, value in products:
+        np.testing.assert_allclose(matvec(ones), np.full(3, np.nan if hidden else value))
+
+
 def test_over_a_mapped_axis(x64: None) -> None:
     """Four parts of the rows as one; in all modes: on_devices.py."""
     params, x, y = data()

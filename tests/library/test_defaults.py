@@ -8,9 +8,21 @@ from typing import Any
 import pytest
 
 import imbsam_jax as ij
-from imbsam_jax import cc_sam, classifiers, losses, passes, rules, schedules
+from imbsam_jax import (
+    cc_sam,
+    classifiers,
+    curvature,
+    landscape,
+    losses,
+    passes,
+    rules,
+    schedules,
+    sharpness,
+)
 from imbsam_jax.experimental import remembered
 
+# Of what goes over rows: all of them, each alike, at once.
+_ROWS = {"class_weights": None, "mask": None, "batch_size": None, "axis_name": None}
 # eta has no default: it fits one data set.
 DEFAULTS: dict[Any, dict[str, Any]] = {
     ij.Ascent: {
@@ -60,6 +72,16 @@ DEFAULTS: dict[Any, dict[str, Any]] = {
         "sync_ascent": True,
     },
     losses.feature_adversary: {"variant": "paper", "strength": 1.0, "divisor": 2.0},
+    # Of no paper: how much is measured where nobody says.
+    curvature.hvp: _ROWS,
+    curvature.gnvp: _ROWS,
+    curvature.extreme_eigenvalues: {"iterations": 64},
+    curvature.spectral_density: {"iterations": 64, "probes": 4, "variance": None},
+    curvature.trace: {"probes": 100},
+    landscape.losses: _ROWS,
+    sharpness.average: {"directions": 20, **_ROWS},
+    sharpness.of_rule: {"ascent": ij.Ascent(), "step": None, **_ROWS},
+    sharpness.worst: {"steps": 10, **_ROWS},
 }  # fmt: skip
 
 

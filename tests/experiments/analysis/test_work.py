@@ -196,7 +196,8 @@ def test_an_analysis_counts_measures_and_writes(
     # points of two seeds, of which the first alone is shown.
     total, *parts = seen["shown"][0]
     assert total == round(2 * (each + 8 * 3 + 0.2 * 25 / 2)) == sum(parts)
-    assert sum(seen["seconds"]) == pytest.approx(sum(one.spent[0] for one in works)) > 0
+    took = sum(seen["seconds"])
+    assert took > 0 and took == pytest.approx(sum(one.spent[0] for one in works))
     # Spectra from -3 to 17, and a twentieth more on both sides.
     head, tail = [True, True, False, False], [False, False, True, True]
     assert [x[0] for x in seen["density"]] == [head, tail] * 2

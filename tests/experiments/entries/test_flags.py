@@ -254,6 +254,18 @@ UNHEEDED = {
     "experiments.sweep cifar_lt": ["cifar_lt --out x --rule sam --eta 1"],
     "experiments.anomaly": ["--rule sgd --rho 1", "--protocol full --label-ratio 0.5"],
     "experiments.report": ["runs --overwrite"],
+    "experiments.compare": [
+        *(f"--out x --{flag} y" for flag in ("label", "text", "group", "id", "test")),
+        "--out x --settings 3", "--out x --data y --no-tune --folds 2",
+        "--out x --rule sgd --rho 1", "--out x --rule sgd --perturb last-bias",
+        "--out x --rule sam --eta 1",
+        "--out x --rule sam --gsa-scale 1", "--out x --rule sam --strength 1",
+        "--out x --rule sam --gamma 1", "--out x --tail-weight 2",
+        "--out x --loss cross_entropy --tau 1", "--out x --loss focal --beta 0.9",
+        "--out x --loss class_balanced --focal-gamma 1", "--out x --model linear --width 3",
+        "--out x --model linear --depth 3",
+    ],
+    "experiments.analyse": ["run --out x --reach 2", "run --out x --between a b"],
     "benchmarks.accelerator": ["--out x --parts steps --lr 1", "--out x --parts peak --rounds 3"],
     "benchmarks.step_cost": ["--out x --compile-only --steps 3", "--out x --data y --counts 1 2 3"],
     "benchmarks.exact_batch_norm": ["--out x --compile-only --rounds 3"],
@@ -284,6 +296,17 @@ HEEDED = {
     "experiments.sweep": ["--out x --rule focal_sam --gamma 1 --grid rho 0.1"],
     "experiments.anomaly": ["--rule sgd sam --rho 1", "--protocol full clean --label-ratio 0.5"],
     "experiments.report": ["runs --overwrite --out x"],
+    "experiments.compare": [
+        "--out x --data y --label a --text b --group c --id d --test e --settings 3 --folds 2",
+        "--out x --tune --settings 3 --width 3 --depth 1 --rho 1 --perturb last-bias --eta 1",
+        "--out x --gsa-scale 1 --strength 1 --gamma 1 --tau 1 --beta 0.9 --focal-gamma 1",
+        "--out x --rule reweighted_sam --tail-weight 2 --eta 1 --rho 1 --perturb all",
+        "--out x --rule imbsam --rho 1 --eta 1", "--out x --rule gsa --perturb all",
+    ],
+    "experiments.analyse": [
+        "run --out x --surface 3 --reach 2", "run --out x --plane 3 --between a b c",
+        "run --out x --line 3 --between a b",
+    ],
     "benchmarks.step_cost": ["--out x --rule sgd --mode stratified --eta 10"],
 }  # fmt: skip
 

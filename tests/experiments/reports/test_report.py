@@ -51,6 +51,12 @@ def test_show_takes_reports_that_were_never_saved(capsys):
     assert "imbsam rho step(0.1, 0.2)" in shown and "protocol: own" in shown
 
 
+def test_brackets_of_names_are_shown(capsys):
+    """A setting of a report may hold any text."""
+    tables.show([make(0, "imbsam", rule_args={"rho": "[red]x"})])
+    assert "imbsam rho [red]x" in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_files_hold_runs_and_published_rows(runs, tmp_path, capsys):
     out = tmp_path / "out"
     run_command(runs, "--out", out)

@@ -1,0 +1,187 @@
+"""Files that are written whole, and the sentences in which one that cannot be is told."""
+
+import argparse
+import errno
+import os
+import signal
+
+import pytest
+
+from experiments.host import devices, locks, needs, outputs, stopping
+from experiments.host.errors import DataError, RunError, cannot_write, is_full, reason
+
+
+def test_values_in_sentences_are_short():
+    assert outputs.same_text(["a", 1]) == "['a', 1]"
+    assert outputs.same_text("a" * 78) == f"'{'a' * 78}'"
+    assert outputs.same_text("a" * 79) == f"'{'a' * 76}..."
+
+
+@pytest.mark.parametrize(
+    ("value", "is_one"),
+    [(1, True), (-0.5, True), (True, False), ("1", False), (None, False), (float("nan"), False),
+     (float("inf"), False), (10**400, False)],
+)  # fmt: skip
+def test_numbers_of_json(value, is_one):
+    assert outputs.is_number(value) is is_one
+
+
+def test_what_is_written_is_read_and_what_is_not_json_is_named(tmp_path):
+    path = tmp_path / "x.json"
+    (tmp_path / "x.json.partial").write_text("of a kill")
+    outputs.write_json(path, {"a": [1]})
+    assert path.read_text() == '{\n  "a": [\n    1\n  ]\n}\n' and outputs.read_object(path) == {
+        "a": [1]
+    }
+    assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
+    for content, said in (
+        (b"[1]", r"it holds \[1\], where an object belongs"), (b"\xff", "it is not UTF-8 text"),
+        (b"{", "it is not JSON"), (b"[" * 10**5, "it is not JSON"),
+    ):  # fmt: skip
+        path.write_bytes(content)
+        with pytest.raises(RunError, match=rf"^cannot read .*x\.json: {said}"):
+            outputs.read_object(path)
+    for name, said in ((".", "it is no file"), ("none", "No such file or directory")):
+        with pytest.raises(RunError, match=f": {said}$"):
+            outputs.read_json(tmp_path / name)
+    with pytest.raises(RunError, match=r"^cannot write to .*none/y: No such .*another --out$"):
+        outputs.replace_text(tmp_path / "none" / "y", "")
+    with pytest.raises(RunError, match=r"^cannot write to here: "), outputs.writing("here"):
+        (tmp_path / "none" / "z").touch()
+
+
+def caused(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+FULL = OSError(errno.EDQUOT, "Disk quota exceeded")
+
+
+@pytest.mark.parametrize(
+    ("error", "why", "full"),
+    [
+        (FULL, "Disk quota exceeded", True),
+        (caused(ValueError("x"), caused(KeyError("y"), FULL)), "Disk quota exceeded", True),
+        (ValueError("inside: No space left on device (28)"), "No space left on device", True),
+        (PermissionError(errno.EACCES, "Permission denied"), "Permission denied", False),
+        (ValueError("first\nsecond"), "ValueError: first", False),
+        (ValueError("a" * 201), f"ValueError: {'a' * 200}", False),
+        (ValueError(), "ValueError: no message", False),
+        (DataError("ours\nwhole"), "ours\nwhole", False),
+    ],
+)
+def test_why_in_a_line(error, why, full):
+    assert (reason(error), is_full(error)) == (why, full)
+    remedy = "make room there" if full else "choose another --out"
+    assert str(cannot_write("p", error)) == f"cannot write to p: {why}; {remedy}"
+
+
+def test_an_error_that_caused_itself_ends():
+    one, other = ValueError("a"), ValueError("b")
+    one.__cause__, other.__cause__ = other, one
+    assert reason(one) == "ValueError: a" and not is_full(one)
+
+
+# ---- locks, stops, devices, needs ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [("a\0b", "is not UTF-8 text"), ("\udcff", "is not UTF-8 text"), ("gs://x", "is a URL"),
+     ("s3+a.b-c:/x", "is a URL"), ("FILE", "is no folder"), ("FILE/x", "cannot write to"),
+     ("x" * 300, "cannot write to")],
+)  # fmt: skip
+def test_where_no_folder_can_be(tmp_path, path, said):
+    (tmp_path / "FILE").touch()
+    os.chdir(tmp_path)
+    with pytest.raises(RunError, match=said):
+        locks.Lock(type(tmp_path)(path))
+    assert [file.name for file in tmp_path.iterdir()] == ["FILE"]
+
+
+@pytest.fixture(autouse=True)
+def _here():
+    before = os.getcwd()
+    yield
+    os.chdir(before)
+
+
+def test_a_folder_of_which_nothing_came_is_removed(tmp_path):
+    path = tmp_path / "a" / "out"
+    for kept in (False, True):
+        with pytest.raises(ValueError), locks.Lock(path):
+            assert not locks.holds_something(path)
+            if kept:
+                (path / "x").touch()
+            raise ValueError
+        assert path.exists() is kept
+    assert locks.holds_something(path) and not locks.holds_something(tmp_path / "none")
+    (path / "x").unlink()
+    with pytest.raises(ValueError), locks.Lock(path):
+        raise ValueError
+    assert path.exists()  # it was there before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_asks_for_a_stop(number):
+    before = signal.getsignal(number)
+    with stopping.StopRequest() as stop:
+        stop.check()
+        assert (stop.exit_code, stop.signalled) == (None, 0)
+        signal.raise_signal(number)
+        assert stop.exit_code == stop.signalled == 128 + number
+        with pytest.raises(stopping.StopNow):
+            stop.check()
+        assert signal.getsignal(number) == before  # the next one ends the process
+    assert signal.getsignal(number) == before
+
+
+def test_a_deadline_asks_for_a_stop(monkeypatch):
+    now = [10.0]
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
+    stop = stopping.StopRequest(deadline=10.0)
+    assert stop.exit_code is None
+    now[0] = 10.5
+    assert (stop.exit_code, stop.signalled) == (75, 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("h:1", None, 0, 0), "belong together"), ((None, 2, 1, 0), "belong together"),
+        (("h:1", 2, 2, 0), "between 0 and --num-processes - 1 = 1, got 2"),
+        (("h:1", 2, -1, 0), "between 0 and --num-processes - 1 = 1, got -1"),
+        (("h:1", 2, 1, 3), "--devices 3 is the number over all processes"),
+    ],
+)  # fmt: skip
+def test_processes_that_cannot_come_together(given, said):
+    with pytest.raises(RunError, match=said):
+        devices.join_processes(*given)
+
+
+def test_devices_that_there_are_not():
+    with pytest.raises(RunError, match="--devices must be at least 0, got -1"):
+        devices.use_devices(-1)
+    assert len(devices.use_devices(0)) >= 1 == len(devices.use_devices(1))
+
+
+def test_needs_are_met_by_values_and_by_flags():
+    def args(**given):
+        return argparse.Namespace(**{"rule": "sam", "loss": ["a", "b"], "out": None, **given})
+
+    one, other = needs.one_of("rule", ["sgd", "gsa"]), needs.one_of("loss", ["b"])
+    assert (one.words, other.words) == ("--rule sgd or gsa", "--loss b")
+    assert not one.met(args()) and one.met(args(rule="gsa")) and other.met(args())
+    assert not needs.one_of("not-there", ["x"]).met(args())
+    both = needs.either(one, other)
+    assert both.words == "--rule sgd or gsa, or --loss b"
+    assert [both.met(args(**x)) for x in ({}, {"loss": ["a"]}, {"loss": [], "rule": "sgd"})] == [
+        True, False, True
+    ]  # fmt: skip
+    out, without = needs.beside("out", "rule"), needs.without("out")
+    assert (out.words, without.words) == ("--out or --rule", "--out left out")
+    for value, there in ((None, False), (False, False), ([], False), (0, False), ("x", True)):
+        assert out.met(args(out=value, rule=None)) is there
+    assert without.met(args()) and not without.met(args(out="x"))
+    assert needs.always("a", "b_c") == {"a": (), "b_c": ()}
