@@ -730,6 +730,24 @@ def test_less_memory():
         assert shown["GFLOP"].split()[0] == f"{row['flops'] / 1e9:.1f}"
 
 
+def test_memory_under_a_later_jax():
+    shown = table(page("step_cost"), "network", "temporary memory, MiB")
+    names = {"sgd": "SGD", "imbsam": "ImbSAM", "sse_sam": "SSE-SAM", "gsa": "GSA"}
+    rows = [
+        (network, row)
+        for network, folder in (("ResNet-20", "resnet20"), ("ViT-Ti/4", "vit_ti4"))
+        for row in step_rows(f"jax_012_{folder}")
+    ]
+    for line, (network, row) in zip(shown, rows, strict=True):
+        stage = "" if row["stage"] is None else f", stage {row['stage']}"
+        assert line == {
+            "network": network, "rule": names[row["rule"]] + stage,
+            "FLOPs, over SGD's": f"{row['flops_ratio']:.2f}",
+            "temporary memory, MiB": f"{row['temporary_bytes'] / 2**20:.0f}",
+            "over SGD's": f"{row['memory_ratio']:.2f}",
+        }  # fmt: skip
+
+
 def test_resnet50_memory():
     found = defaultdict(dict)
     for row in read("step_cost/resnet50_256/step_cost.json")["rows"]:
