@@ -738,6 +738,9 @@ def test_memory_under_a_later_jax():
         for network, folder in (("ResNet-20", "resnet20"), ("ViT-Ti/4", "vit_ti4"))
         for row in step_rows(f"jax_012_{folder}")
     ]
+    seconds = [row["cpu_seconds_compile"] for _, row in rows if row["rule"] in ("imbsam", "gsa")]
+    says(page("step_cost"), "takes {3:.0f} CPU seconds there, ImbSAM's {2:.0f} (of the ResNet-20 "
+         "{1:.0f} and {0:.0f})".format(*seconds))  # fmt: skip
     for line, (network, row) in zip(shown, rows, strict=True):
         stage = "" if row["stage"] is None else f", stage {row['stage']}"
         assert line == {
