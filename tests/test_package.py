@@ -165,6 +165,7 @@ def test_public_functions_have_an_example(function: str) -> None:
     assert ">>>" in getattr(ij, function).__doc__
 
 
+@pytest.mark.slow
 def test_examples_before_tests_import_no_second_copy(run_python: Any) -> None:
     """isinstance would miss: collected first, a module was run twice under importlib mode."""
     files = ["imbsam_jax/rules.py", "imbsam_jax/transform.py", "tests/library/test_transform.py"]

@@ -208,7 +208,14 @@ def compare(rows: list[Row], kind: str) -> None:
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-    "kind", ["whole", "carry, micro_batches", "own_rows", "split_norm", "shared_norm"]
+    "kind",
+    [
+        "whole",
+        pytest.param("carry, micro_batches", marks=pytest.mark.slow),
+        pytest.param("own_rows", marks=pytest.mark.slow),
+        "split_norm",
+        "shared_norm",
+    ],
 )
 def test_it_is_the_first_door_on_the_same_function(kind: str) -> None:
     compare([BY_ID["imbsam_release"]], kind)
