@@ -2,9 +2,11 @@
 
     python -m benchmarks.adapters --out results/adapters
 
-A step of SGD and one of SAM are lowered, with logit adjustment and momentum, and counted by XLA
-before it optimises; SGD's is compiled, for the memory that it asks for. Nothing is run and no
-weights are needed. Memory is that of this backend; on another the share differs.
+A step of SGD, one of SAM and one of ImbSAM, with logit adjustment and momentum, are counted by XLA
+before it optimises, and once more compiled: what no perturbation reaches is then computed once.
+ImbSAM's passes are over the rows that carry weight, of batches with a quarter of their rows in the
+tail, as stratified sampling draws them. Nothing is run and no weights are needed. Memory, and what
+XLA makes of a step, are those of this backend.
 """
 
 from __future__ import annotations
@@ -25,8 +27,18 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model", default="clip_vit_b16", choices=sorted(PRETRAINED), help="the tower"
     )
-    parser.add_argument("--classes", type=cli.counted(10**5), default=100, help="of the classifier")
-    parser.add_argument("--batch-size", type=cli.counted(), default=16, help="images")
+    parser.add_argument(
+        "--classes",
+        type=cli.number(least=2, most=10**5, whole=True),
+        default=100,
+        help="of the classifier",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=cli.number(least=2, most=10**6, whole=True),
+        default=16,
+        help="images",
+    )
     parser.add_argument("--out", type=cli.text, required=True, help="folder for adapters.json")
     return parser
 
@@ -40,9 +52,14 @@ def main(args: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     found = {
         "command": origin.command_line(), "model": args.model, "classes": args.classes,
-        "batch_size": args.batch_size, "rows": rows,
+        "batch_size": args.batch_size, "tail_rows": tail_rows(args.batch_size), "rows": rows,
     }  # fmt: skip
     outputs.write_json(out / "adapters.json", found | origin.environment())
+
+
+def tail_rows(batch_size: int) -> int:
+    """A quarter of a batch, which ImbSAM's passes see twice; one row at least."""
+    return max(batch_size // 4, 1)
 
 
 def row(name: str, adapter: str, classes: int, batch_size: int) -> dict[str, Any]:
@@ -50,11 +67,13 @@ def row(name: str, adapter: str, classes: int, batch_size: int) -> dict[str, Any
 
     Returns:
       {"adapter", "trained", "frozen": parameters, the classifier's among the trained; "sgd",
-      "sam": FLOPs of a step over those of a forward pass; "state_mb": parameters and momentum;
+      "sam", "imbsam": FLOPs of a step over those of a forward pass; "sam_compiled",
+      "imbsam_compiled": of the compiled step over SGD's; "state_mb": parameters and momentum;
       "peak_mb": what SGD's step needs besides}.
     """
     import jax
     import jax.numpy as jnp
+    import numpy as np
 
     from experiments.models import create_model
     from experiments.models.clip import SIZES
@@ -62,9 +81,10 @@ def row(name: str, adapter: str, classes: int, batch_size: int) -> dict[str, Any
     from experiments.run.one import count
     from experiments.step.objectives import Objective
     from experiments.step.optimizer import optimizer
+    from experiments.step.passing import Passing
     from experiments.step.state import create_state
     from experiments.step.step import Inputs, Rows, make_step
-    from imbsam_jax import rules
+    from imbsam_jax import rules, stratified_buffers, tail_classes
     from imbsam_jax.losses import logit_adjusted
 
     model = create_model(name, classes, classifier="cosine", adapter=adapter)
@@ -78,8 +98,14 @@ def row(name: str, adapter: str, classes: int, batch_size: int) -> dict[str, Any
     labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
     objective = Objective(logit_adjusted([1] * classes), classes)
 
-    def lowered(rule: Any) -> Any:
-        step = make_step(rule, objective, lambda images, *_: images)
+    counts, eta = np.where(np.arange(classes) < classes // 2, 2, 1), 1  # as good as any
+    tail = tail_classes(counts, eta)
+    # Of every batch as many: the program has one buffer of each size, and no branch to count.
+    buffers = stratified_buffers(tail, (batch_size - tail_rows(batch_size), tail_rows(batch_size)))
+    own_rows = Passing("independent", room=lambda _: buffers)
+
+    def lowered(rule: Any, passing: Passing = Passing()) -> Any:
+        step = make_step(rule, objective, lambda images, *_: images, passing=passing)
 
         def whole(state: Any, images: Any, labels: Any) -> Any:
             positions = jnp.arange(batch_size)
@@ -92,17 +118,22 @@ def row(name: str, adapter: str, classes: int, batch_size: int) -> dict[str, Any
         return state.apply_fn(state.variables(), images, train=False)
 
     once = flops(jax.jit(forward).lower(state, images))
-    sgd, sam = lowered(rules.sgd(classes)), lowered(rules.sam(classes, rho=0.05))
-    memory = sgd.compile().memory_analysis()
+    steps = {
+        "sgd": lowered(rules.sgd(classes)),
+        "sam": lowered(rules.sam(classes, rho=0.05)),
+        "imbsam": lowered(rules.imbsam(counts, rho=0.05, eta=eta), own_rows),
+    }
+    sgd = steps["sgd"].compile()
+    compiled = {rule: flops(steps[rule].compile()) / flops(sgd) for rule in ("sam", "imbsam")}
     state_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     return {
         "adapter": adapter,
         "trained": count(state.params),
         "frozen": count(state.frozen),
-        "sgd": round(flops(sgd) / once, 3),
-        "sam": round(flops(sam) / once, 3),
+        **{rule: round(flops(step) / once, 3) for rule, step in steps.items()},
+        **{f"{rule}_compiled": round(ratio, 3) for rule, ratio in compiled.items()},
         "state_mb": round(state_bytes / 2**20, 1),
-        "peak_mb": round(memory.temp_size_in_bytes / 2**20, 1),
+        "peak_mb": round(sgd.memory_analysis().temp_size_in_bytes / 2**20, 1),
     }
 
 
