@@ -16,9 +16,9 @@ from flax import traverse_util
 from numpy.typing import NDArray
 
 from experiments.data import features
-from experiments.host.errors import DataError, RunError
+from experiments.host.errors import DataError, RunError, Stopped
 from experiments.host.inputs import read_bytes
-from experiments.host.stopping import StopRequest
+from experiments.host.stopping import StopNow, StopRequest
 from experiments.models.adapters import ADAPTERS
 from experiments.models.clip import SIZES
 from experiments.models.clip_weights import Weights, classifier_start, load_clip
@@ -174,7 +174,16 @@ def _features(
     start = _variables(model, dataset, plain, weights)
     made = Parts(dataset, model, cross_entropy, plain, start)
     with StopRequest() as stop:
-        return {part: made.evaluator.features(made.initial, part, stop) for part in parts}
+        try:
+            found = {part: made.evaluator.features(made.initial, part, stop) for part in parts}
+            code = stop.signalled_anywhere()  # in the last batch, or where several do not look
+        except StopNow as asked:
+            code = asked.exit_code
+    if code:
+        raise Stopped(
+            "stopped while the frozen tower's features were computed: none of these are kept", code
+        )
+    return found
 
 
 def _class_means(

@@ -227,9 +227,9 @@ def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> 
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)
-    except StopNow:
+    except StopNow as stopped:
         print("stopped; nothing was written", file=sys.stderr)
-        sys.exit(143)
+        sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
         _leave_the_others(130)
         print("interrupted before training began: nothing to save", file=sys.stderr)

@@ -11,7 +11,15 @@ DEADLINE_EXIT_CODE = 75  # "try again": the run was cut short by its own time li
 
 
 class StopNow(Exception):
-    """Raised between calls, where the state is whole and can be saved."""
+    """Raised between calls, where the state is whole and can be saved.
+
+    Attributes:
+      exit_code: of a process that saves nothing and ends.
+    """
+
+    def __init__(self, exit_code: int = 128 + signal.SIGTERM):
+        super().__init__(exit_code)
+        self.exit_code = exit_code
 
 
 class StopRequest:
@@ -52,6 +60,16 @@ class StopRequest:
         """128 + the signal that came, 0 without one."""
         return 0 if self._signal is None else 128 + self._signal
 
+    def signalled_anywhere(self) -> int:
+        """The largest `signalled` of all processes, who ask each other."""
+        import jax
+        import numpy as np
+        from jax.experimental import multihost_utils
+
+        if jax.process_count() == 1:
+            return self.signalled
+        return int(multihost_utils.process_allgather(np.int32(self.signalled)).max())
+
     def check(self) -> None:
         if self.exit_code is not None:
-            raise StopNow
+            raise StopNow(self.exit_code)

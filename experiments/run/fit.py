@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 
 from experiments.data import Dataset
@@ -214,10 +213,8 @@ def _into_folders(
             opened.callback(run.close)
         trainer.train(stop, progress)
         reports = trainer.reports(measure, draw)
-        code = stop.signalled
-        if jax.process_count() > 1:
-            code = int(np.max(multihost_utils.process_allgather(np.int32(code))))
-        if code:  # it came too late to stop these runs, but not what may follow
+        # It came too late to stop these runs, but not what may follow.
+        if code := stop.signalled_anywhere():
             what = f"{outs[0]} is" if len(outs) == 1 else "all seeds are"
             raise Stopped(f"{what} finished; stopped before anything else", code)
         return reports

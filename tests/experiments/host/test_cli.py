@@ -2,11 +2,13 @@
 
 import errno
 import os
+import signal
 
 import pytest
 
 from experiments.host import cli
 from experiments.host.errors import DataError, RunError
+from experiments.host.stopping import StopRequest
 
 
 @pytest.mark.parametrize(
@@ -26,3 +28,16 @@ def test_what_the_user_can_mend_is_one_sentence(error, said, capsys):
         cli.run(main, None)
     assert end.value.code == 1
     assert capsys.readouterr().err == f"error: {said}\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stop_that_leaves_nothing_to_save_has_the_code_of_its_signal(number, code, capsys):
+    def main(args):
+        with StopRequest() as stop:
+            os.kill(os.getpid(), number)
+            stop.check()
+
+    with pytest.raises(SystemExit) as end:
+        cli.run(main, None)
+    assert end.value.code == code
+    assert capsys.readouterr().err == "stopped; nothing was written\n"
