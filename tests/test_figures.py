@@ -826,13 +826,32 @@ def test_convolutions():
 
 
 def test_what_adapters_cost():
-    found = read("adapters/adapters.json")["rows"]
+    run = read("adapters/adapters.json")
+    found, share = run["rows"], run["tail_rows"] / run["batch_size"]
     shown = table(page("adapters"), "adapter", "trained")
+    ratios = ("sgd", "sam", "imbsam", "sam_compiled", "imbsam_compiled")
     for row, cells in zip(found, shown, strict=True):
         assert list(cells.values()) == [
-            row["adapter"], f"{row['trained']:,}", f"{row['frozen']:,}", f"{row['sgd']:.2f}",
-            f"{row['sam']:.2f}", f"{row['state_mb']:.0f}", f"{row['peak_mb']:.0f}",
+            row["adapter"], f"{row['trained']:,}", f"{row['frozen']:,}",
+            *(f"{row[name]:.2f}" for name in ratios), f"{row['state_mb']:.0f}",
+            f"{row['peak_mb']:.0f}",
         ]  # fmt: skip
+        # What the page says of every adapter, the counts kept to three digits.
+        assert row["imbsam"] / row["sgd"] == pytest.approx(1 + share, abs=1e-3)
+        assert row["sam"] / row["sgd"] == pytest.approx(2, abs=1e-3)
+        assert row["imbsam_compiled"] < 1 + share + 2e-3
+    says(page("adapters"), f"{run['tail_rows']} of {run['batch_size']} rows are of the tail",
+         f"1 + f = {1 + share:.2f} of SGD's step for every adapter")  # fmt: skip
+    says(doc("finetune"), f"{1 + share:.2f} of SGD's step with a quarter")
+    by = {row["adapter"]: row for row in found}
+    between = [row for row in found if row["adapter"] not in ("linear", "full")]
+    sam, imbsam = (
+        " to ".join(f"{end(row[name] for row in between):.3f}" for end in (min, max))
+        for name in ratios[3:]
+    )
+    says(page("adapters"), f"SAM {sam}, ImbSAM {imbsam}",
+         *(f"SAM {by[name]['sam_compiled']:.3f}, ImbSAM {by[name]['imbsam_compiled']:.3f}"
+           for name in ("linear", "full")))  # fmt: skip
     full, *rest = sorted((row["peak_mb"] for row in found), reverse=True)
     shares = [x / full for x in rest[:-1]]  # the last is the classifier alone
     says(page("adapters"), f"needs {min(shares):.2f} to {max(shares):.2f} of full fine-tuning's")
