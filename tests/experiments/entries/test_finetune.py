@@ -1,6 +1,9 @@
 """Fine-tuning by its command line: from a file's weights and texts to a report, and without."""
 
+import itertools
 import json
+import os
+import signal
 import zlib
 
 import jax
@@ -13,12 +16,14 @@ from safetensors.numpy import save_file
 from experiments import evaluate, finetune
 from experiments.command import finetuning
 from experiments.data import save_npz
-from experiments.host.errors import DataError, RunError
+from experiments.host.errors import DataError, RunError, Stopped
 from experiments.models import create_model
 from experiments.models.clip import SIZES, ImageTower, Text, TextTower
 from experiments.models.clip_weights import load_clip
 from experiments.models.tokenizer import Tokenizer
 from experiments.run.checkpoints import Checkpoints
+from experiments.run.evaluation import Evaluator
+from experiments.run.one import Run
 from experiments.run.parts import Parts
 from experiments.run.settings import Settings
 from imbsam_jax.losses import cross_entropy
@@ -30,22 +35,30 @@ pytestmark = [
 ]
 
 SHORT = ["--image-size=16", "--batch-size=39", "--epochs=1", "--devices=1", "--quiet"]
+ADAPTED = ["--ensemble", "--epochs=2", "--batch-size=26"]
 NAMES = ["apple", "aquarium_fish", "baby", "bear", "beaver"]
+
+
+def with_one_block(patch):
+    """The tiny towers with a block each: they compile in less."""
+    for name, text in (("clip_vit_tiny", Text(600, 77, 8, 1, 1, 8)), ("vit_tiny", None)):
+        patch.setitem(SIZES, name, SIZES[name]._replace(width=16, depth=1, text=text))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def of_one_block():
-    """The tiny towers with a block each: they compile in less."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, text in (("clip_vit_tiny", Text(600, 77, 8, 1, 1, 8)), ("vit_tiny", None)):
-            patch.setitem(SIZES, name, SIZES[name]._replace(width=16, depth=1, text=text))
+        with_one_block(patch)
         yield
 
 
 @pytest.fixture(scope="module")
 def files(of_one_block, tmp_path_factory):
+    return written(tmp_path_factory.mktemp("finetune"))
+
+
+def written(folder):
     """A data set, weights of clip_vit_tiny under OpenAI's names, a vocabulary, class names."""
-    folder = tmp_path_factory.mktemp("finetune")
     save_npz(tiny_dataset(), folder / "tiny.npz")
     (folder / "names.txt").write_text("\n".join(NAMES))
     (folder / "vocabulary.txt").write_text("#version\na p\nap p\n")
@@ -109,15 +122,30 @@ def _last(out, dataset, settings):
     return found
 
 
+def stopped(files, when, said, *flags):
+    """The run until a SIGTERM as it sees its when-th call, answered after what is under way."""
+    plain, calls = Run.see, itertools.count(1)
+
+    def see(self, *args):
+        if next(calls) == when:
+            os.kill(os.getpid(), signal.SIGTERM)
+        plain(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped) as asked:
+        patch.setattr(Run, "see", see)
+        start(files, *flags)
+    assert asked.value.exit_code == 143 and said in str(asked.value)
+
+
 @pytest.fixture(scope="module")
 def adapted(files, tmp_path_factory):
-    """A run of adaptformer from a file, its classifier from texts."""
+    """A run of adaptformer from a file, its classifier from texts; three steps an epoch."""
     out = tmp_path_factory.mktemp("runs") / "adapted"
     with pytest.MonkeyPatch.context() as patch:
         from experiments.command import launch
 
         patch.setattr(launch, "in_full", dict)
-        start(files, *of_texts(files), "--ensemble", "--out", out)
+        start(files, *of_texts(files), *ADAPTED, "--out", out)
     return out
 
 
@@ -187,6 +215,7 @@ def test_kept_features_are_the_towers_and_are_read_again(files, tmp_path):
     flags = [
         "--init", "random", "--model", "vit_tiny", "--adapter", "linear", "--classifier-start",
         "mean", "--cache-features", tmp_path / "kept.npz", "--rule", "sam", "--seed", "3",
+        "--epochs", "2",
     ]  # fmt: skip
     start(files, *flags, "--out", tmp_path / "first")
     report = _report(tmp_path / "first")
@@ -204,12 +233,98 @@ def test_kept_features_are_the_towers_and_are_read_again(files, tmp_path):
         around = jax.image.resize(seen, (4, 18, 18, 3), "linear")[:, 1:17, 1:17]
         wanted = tower.apply(fresh, around, train=False, method="embed")
         np.testing.assert_allclose(kept["test"][:4, 0, k], wanted, atol=1e-4)
-    start(files, *flags, "--out", tmp_path / "second")
+    # The second is stopped after an epoch, and reads them once more when it is resumed.
+    stopped(files, 2, "stopped at step 2, epoch 1", *flags, "--out", tmp_path / "second")
+    start(files, *flags, "--out", tmp_path / "second", "--resume")
     assert _report(tmp_path / "second")["params_sha256"] == report["params_sha256"]
     with pytest.raises(DataError, match=r"image_size is 16, not 24"):
         start(files, *flags, "--out", tmp_path / "third", "--image-size", "24")
     with pytest.raises(RunError, match="trained on kept features"):
         evaluate.main(evaluate.arguments().parse_args([str(tmp_path / "first")]))
+
+
+def test_a_stop_while_features_are_computed_is_answered(files, tmp_path, monkeypatch):
+    """Also one that comes in the last batch, after which no batch looks for it."""
+
+    def features(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Evaluator, "features", features)
+    with pytest.raises(Stopped, match="none of these are kept") as asked:
+        start(files, "--init", "random", "--model", "vit_tiny", "--rule", "sgd",
+              "--classifier-start", "mean", "--out", tmp_path / "run")  # fmt: skip
+    assert asked.value.exit_code == 130 and not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow  # the linear probe's is quick
+def test_a_stopped_run_ends_bitwise_where_an_unstopped_one_does(files, adapted, tmp_path):
+    flags = [*of_texts(files), *ADAPTED, "--out", tmp_path / "run"]
+    stopped(files, 4, "stopped at step 5, epoch 2", *flags)
+    start(files, *flags, "--resume")
+    found, whole = _report(tmp_path / "run"), _report(adapted)
+    for name in ("params_sha256", "all", "best_epoch", "last_epoch_flip", "last_epoch_ensembled"):
+        assert found[name] == whole[name]
+    assert found["init"] == whole["init"]
+
+
+@pytest.mark.slow
+def test_seeds_end_bitwise_where_lone_runs_do(files, adapted, tmp_path):
+    flags = [*of_texts(files), *ADAPTED]
+    start(files, *flags, "--seeds", "3", "0", "--out", tmp_path / "both")
+    start(files, *flags, "--seed", "3", "--out", tmp_path / "lone")
+    for seed, lone in ((3, tmp_path / "lone"), (0, adapted)):
+        found = _report(tmp_path / "both" / f"seed_{seed}")
+        assert found["seed"] == seed and "together" not in found
+        assert found["params_sha256"] == _report(lone)["params_sha256"]
+
+
+ON_TWO_DEVICES = """
+import sys
+from pathlib import Path
+sys.path[:0] = ["tests", "tests/experiments/entries"]
+import pytest
+import test_finetune as t
+from experiments.command import launch
+
+launch.in_full = dict
+t.with_one_block(pytest.MonkeyPatch())
+out = Path(sys.argv[1])
+files = t.written(out)
+of_texts = [*t.of_texts(files)[:-2], "--rule", "imbsam", "--eta", "10", *t.ADAPTED]
+own = ["--examples", "independent", "--sampling", "stratified"]
+probe = ["--init", "random", "--model", "vit_tiny", "--adapter", "linear", "--classifier-start",
+         "mean", "--rule", "sam", *t.ADAPTED[1:]]
+for number, name, flags in (
+    (1, "one", of_texts), (2, "two", of_texts),
+    (1, "one_own", [*of_texts, *own]), (2, "two_own", [*of_texts, *own, "--parallel", "pmap"]),
+    (1, "one_probe", [*probe, "--cache-features", out / "one.npz"]),
+    (2, "two_probe", [*probe, "--cache-features", out / "two.npz"]),
+    (2, "together", [*of_texts, "--seeds", "3", "0", "--together"]),
+):
+    t.start(files, *flags, "--devices", number, "--out", out / name)
+"""
+
+
+@pytest.mark.slow
+def test_devices_share_a_run_and_change_no_number(tmp_path, run_python):
+    """By jit; by pmap over each device's own rows; of kept features; seeds, a device each."""
+    run_python(["-c", ON_TWO_DEVICES, tmp_path], devices=2)
+
+    def lines(name):
+        text = (tmp_path / name / "metrics.jsonl").read_text()
+        return [json.loads(line) for line in text.splitlines()]
+
+    pairs = [("one", "two"), ("one_own", "two_own"), ("one_probe", "two_probe")]
+    for other, mine in (*pairs, ("one", "together/seed_0")):
+        assert _report(tmp_path / mine)["settings"]["devices"] == 2
+        for one, two in zip(lines(other), lines(mine), strict=True):
+            for name in ("train_loss", "test_loss"):
+                assert two[name] == pytest.approx(one[name], rel=1e-4)
+            assert two["train_accuracy"] == pytest.approx(one["train_accuracy"], abs=1e-3)
+    kept = [np.load(tmp_path / f"{name}.npz") for name in ("one", "two")]
+    for part in ("train", "test"):
+        np.testing.assert_allclose(kept[1][part], kept[0][part], rtol=1e-4, atol=1e-5)
+    assert _report(tmp_path / "together/seed_0")["together"] == [3, 0]
 
 
 def _refused(files, said, *flags, error=RunError):
