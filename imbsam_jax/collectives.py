@@ -20,6 +20,9 @@ from imbsam_jax.checks import at_least_float32
 
 AxisName = Any  # str | tuple[str, ...] | None
 
+# Whether XLA keeps barriers until it has decided which arrays are buffers, and their order.
+_BARRIERS_LAST = jax.__version_info__ >= (0, 11)
+
 
 def varying(tree: Any, axis_name: AxisName) -> Any:
     """The tree typed as device-varying over the axis; the same values, no communication."""
@@ -43,7 +46,7 @@ def _cast(leaf: Any, names: list[str]) -> Any:
 
 def apart(pullback: Any, done: Any) -> tuple[Any, Any]:
     """(pullback, done), the same values; the pullback shares no computation with what made `done`,
-    and begins after it.
+    and, from JAX 0.11 on, begins after it.
 
     Up to JAX 0.10 XLA drops a barrier before it decides which arrays become buffers, so that one
     before the pullback costs nothing. Later versions keep it, and all that the pullback holds
@@ -52,14 +55,17 @@ def apart(pullback: Any, done: Any) -> tuple[Any, Any]:
     """
     held, structure = jax.tree.flatten(pullback)
     after, tree = jax.tree.flatten(done)
-    kept = jax.__version_info__ >= (0, 11)
     # A barrier for all leaves would, before JAX 0.12, make each vary over devices as any of them
     # does, and a pullback then refuses what a `pmean` in the loss (batch normalisation) left alike.
     for axes in dict.fromkeys(_varying_axes(leaf) for leaf in held):
         own = [place for place, leaf in enumerate(held) if _varying_axes(leaf) == axes]
-        fused = [place for place in own if kept and _is_real(held[place])]
+        fused = [place for place in own if _BARRIERS_LAST and _may_be_fused(held[place])]
         plain = [place for place in own if place not in fused]
-        same = [place for place, leaf in enumerate(after) if kept and _varying_axes(leaf) == axes]
+        same = [
+            place
+            for place, leaf in enumerate(after)
+            if _BARRIERS_LAST and _varying_axes(leaf) == axes
+        ]
         one, behind, ended = lax.optimization_barrier(
             (jnp.float32(1), [held[place] for place in plain], [after[place] for place in same])
         )
@@ -72,7 +78,7 @@ def apart(pullback: Any, done: Any) -> tuple[Any, Any]:
     return jax.tree.unflatten(structure, held), jax.tree.unflatten(tree, after)
 
 
-def _is_real(leaf: Any) -> bool:
+def _may_be_fused(leaf: Any) -> bool:
     return leaf.dtype == jnp.bool_ or jnp.issubdtype(leaf.dtype, jnp.floating)
 
 

@@ -227,10 +227,11 @@ WHOLE_TYPES = ["int8", "uint8", "int16", "uint16", "int64", "uint32", "uint64"]
 
 
 @every_way
-def test_labels_of_every_whole_type(way: Way) -> None:
+@pytest.mark.parametrize("types", [["uint8"], pytest.param(["uint32"], marks=pytest.mark.slow)])
+def test_labels_of_every_whole_type(way: Way, types: list[str]) -> None:
     """Of 300 classes: int8 does not hold their number, nor uint8 the class after the last."""
     f = stepped(way, counts=tuple(MANY))
-    for dtype in ["uint8"] if way.id != "whole" else WHOLE_TYPES:
+    for dtype in types if way.id != "whole" else WHOLE_TYPES:
         labels = np.array([3, 100, 60, 127] if dtype == "int8" else [3, 200, 60, 255])
         want = f(PARAMS, labels.astype(np.int32), X, ALL)
         same(f(PARAMS, labels.astype(dtype), X, ALL), want, rtol=1e-6)

@@ -190,6 +190,34 @@ def test_backward_passes_at_theta_keep_little_for_each_other(monkeypatch: Any) -
     assert more < 0.45 * (memory(IMBSAM.rule(RHO), layers=4) - sgd)
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_what_is_kept_apart_is_what_it_was(last: bool, monkeypatch: Any) -> None:
+    """Of every kind that a pullback may hold, under the JAX that is installed and the others."""
+    monkeypatch.setattr(collectives, "_BARRIERS_LAST", last)
+    held = {
+        "float": jnp.array([1.5, -0.0, np.inf, np.nan]), "narrow": jnp.array([3e4], jnp.bfloat16),
+        "bool": jnp.array([True, False]), "whole": jnp.array([2**31 - 1, -1]),
+        "complex": jnp.array([complex(np.inf, 1)]), "key": jax.random.key(3),
+    }  # fmt: skip
+    done = [jnp.arange(3.0)]
+    got, after = jax.jit(collectives.apart)(held, done)
+    got["key"], held["key"] = map(jax.random.key_data, (got["key"], held["key"]))
+    for name, leaf in held.items():
+        assert got[name].dtype == leaf.dtype
+        np.testing.assert_array_equal(got[name], leaf)
+    assert np.signbit(got["float"][1]) and after[0].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_step_is_the_same_however_its_passes_are_kept_apart(last: bool, monkeypatch: Any) -> None:
+    x, y = one_batch(size=SIZE)
+    params = to_library(init_params(), jnp.float32)
+    want = quick_jit(IMBSAM.value_and_grad(losses_fn))(params, y, x, y)
+    monkeypatch.setattr(collectives, "_BARRIERS_LAST", last)
+    got = quick_jit(IMBSAM.value_and_grad(losses_fn))(params, y, x, y)
+    assert_trees(got, want, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="XLA schedules the groups at once")
 def test_passes_of_groups_keep_nothing_for_each_other() -> None:
     """On JAX 0.12 SSE-SAM's two took 1.87 times SGD's memory, as it is 1.31 times: ImbSAM's."""

@@ -371,11 +371,12 @@ def _random_line(draw, entry):
     return [*line, *draw.choice([[], [], [], ["stray"], ["--rhoo"], ["--no-rho"], ["-x"]])]
 
 
+@pytest.mark.parametrize("lines", [20, pytest.param(40, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_random_lines_end_in_one_sentence_or_make_a_plan(entry, capsys):
+def test_random_lines_end_in_one_sentence_or_make_a_plan(entry, lines, capsys):
     draw, dataset = random.Random(entry), tiny_dataset(counts=(200, 80, 40, 5))
     module = importlib.import_module(entry.split()[0])
-    for _ in range(20):
+    for _ in range(lines):
         line = _random_line(draw, entry)
         try:
             if entry.startswith("experiments.sweep"):
