@@ -738,6 +738,14 @@ def test_memory_under_a_later_jax():
         for network, folder in (("ResNet-20", "resnet20"), ("ViT-Ti/4", "vit_ti4"))
         for row in step_rows(f"jax_012_{folder}")
     ]
+    before = [
+        next(row for row in step_rows(f"jax_012_before_{folder}") if row["rule"] == "imbsam")
+        for folder in ("resnet20", "vit_ti4")
+    ]
+    mib = [f"{row['temporary_bytes'] / 2**20:.0f}" for row in before]
+    over = [f"{row['memory_ratio']:.2f}" for row in before]
+    says(page("step_cost"), f"ImbSAM took {mib[0]} MiB", f"({over[0]} times SGD's) and {mib[1]} "
+         f"of the ViT ({over[1]})")  # fmt: skip
     seconds = [row["cpu_seconds_compile"] for _, row in rows if row["rule"] in ("imbsam", "gsa")]
     says(page("step_cost"), "takes {3:.0f} CPU seconds there, ImbSAM's {2:.0f} (of the ResNet-20 "
          "{1:.0f} and {0:.0f})".format(*seconds))  # fmt: skip
