@@ -33,7 +33,7 @@ PUBLISHED = {
 
 
 def test_presets_have_the_published_numbers():
-    assert set(PUBLISHED) == set(presets.PRESETS)
+    assert set(PUBLISHED) == set(presets.TABLES["cifar_lt"])
     for name, line in PUBLISHED.items():
         args = presets.parse(cifar_lt.arguments(), ["--preset", name])
         model, batch, lr, decay, schedule, rule, *more = line.split()
@@ -43,10 +43,10 @@ def test_presets_have_the_published_numbers():
             assert getattr(args, key) == pytest.approx(float(value)), (name, key)
 
 
-@pytest.mark.parametrize("name", presets.PRESETS)
+@pytest.mark.parametrize("name", presets.TABLES["cifar_lt"])
 def test_presets_build_and_take_a_step(one_step, name):
     parser = cifar_lt.arguments()
-    preset = presets.PRESETS[name]
+    preset = presets.TABLES["cifar_lt"][name]
     assert set(preset.flags) <= {action.dest for action in parser._actions}
     args = presets.parse(parser, ["--preset", name])
     options = {**vars(args), "eta": 10.0}
