@@ -19,7 +19,7 @@ import pandas as pd
 
 from experiments.host import outputs
 from experiments.host.errors import RunError
-from experiments.reports import scores
+from experiments.reports import compare_shape, scores
 from experiments.reports.paired import Interval, holm, interval
 from experiments.reports.scores import METRICS, Bins
 from experiments.reports.verdict import verdict
@@ -130,6 +130,11 @@ def read(out: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     lacks += [name for name in ("row", "split", "train", "test", *METRICS) if name not in lines]
     if lacks:
         raise RunError(f"{out} holds no comparison that is whole: it lacks {', '.join(lacks)}")
+    wrong = compare_shape.of_summary(summary)
+    if wrong is not None:
+        raise RunError(
+            f"{out / SUMMARY} is damaged: its {wrong} is not what a comparison writes; run it again"
+        )
     if not _fit(summary["rows"], lines):
         raise RunError(
             f"{out} holds no comparison that is whole: {RUNS} has not one line of numbers for each "
@@ -138,16 +143,14 @@ def read(out: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     return summary, lines
 
 
-def _fit(rows: Any, lines: pd.DataFrame) -> bool:
+def _fit(rows: Sequence[Mapping[str, Any]], lines: pd.DataFrame) -> bool:
     """Whether each row has a line for each split, of numbers where they belong."""
     for name in ("split", "train", "test", *METRICS):
         if lines[name].notna().any() and (
             lines[name].dtype.kind not in "iuf" or np.isinf(lines[name]).any()
         ):
             return False
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        return False
-    wanted = {(row.get("row"), split) for row in rows for split in lines["split"]}
+    wanted = {(row["row"], split) for row in rows for split in lines["split"]}
     found = list(zip(lines["row"], lines["split"], strict=True))
     return bool(found) and len(found) == len(wanted) and set(found) == wanted
 

@@ -8,9 +8,16 @@ import re
 import numpy as np
 import pytest
 
+from damage import damaged_json
 from experiments import redraw
 from experiments.host.errors import RunError
-from experiments.reports import compare_figures, compare_page, compare_table
+from experiments.reports import (
+    compare_figures,
+    compare_page,
+    compare_shape,
+    compare_table,
+    study_folder,
+)
 from experiments.reports.compare_folder import BASELINE, read, summarise
 from experiments.reports.paired import holm, interval
 from experiments.reports.scores import METRICS
@@ -225,3 +232,46 @@ def test_damaged_folders(tmp_path, damage, says):
     damage(tmp_path)
     with pytest.raises(RunError, match=says):
         read(tmp_path)
+
+
+def everything(summary, lines):
+    """All that is made of a finished folder, but for the figures' files."""
+    compare_page.page(summary, len(lines), {})
+    compare_table.show(summary)
+    assert all(row in summary["rows"] for row in compare_figures.shown_rows(summary))
+    study_folder.summarise([study_folder.Set("one", summary, lines, "one")])
+
+
+@pytest.mark.parametrize("every", [29, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_summary_damaged_in_any_field_is_named_or_does_no_harm(tmp_path, every):
+    good = folder_of(tmp_path, (30, 10), splits=2, groups=2, rows=[ROWS[0], ROWS[-2]])
+    _, lines = read(tmp_path)
+    harmless, named = set(), set()
+    for (path, _), data in list(damaged_json(json.dumps(good)))[13::every]:
+        summary = json.loads(data)
+        if not path or (path[0] == "rows" and path[2:] == ("row",)):
+            continue  # no object; a row that runs.csv has no lines of
+        place = compare_shape.of_summary(summary)
+        if place is None:
+            harmless.add(path[0])
+            everything(summary, lines)
+        else:
+            named.add(path[0])
+            # There, within it, or where it no longer goes with another field.
+            pairs = zip(place.split("."), map(str, path), strict=False)
+            together = path[0] in ("data", "splits", "rows")
+            assert all(a == b for a, b in pairs) or together, (path, place)
+    assert {"data", "rows"} <= harmless & named and (every > 1 or named == good.keys())
+
+
+def test_a_damaged_field_is_told_with_its_place(tmp_path):
+    good = folder_of(tmp_path, (30, 10), splits=2)
+    for name, value, place in (
+        ("best", "none of them", "best"),
+        ("splits", {**good["splits"], "own_test": 1}, "splits.own_test"),
+        ("rows", [*good["rows"][:2], {**good["rows"][2], "auroc": "x"}, *good["rows"][3:]],
+         "rows.2.auroc"),
+    ):  # fmt: skip
+        (tmp_path / "summary.json").write_text(json.dumps({**good, name: value}))
+        with pytest.raises(RunError, match=f"summary.json is damaged: its {place} is not"):
+            read(tmp_path)

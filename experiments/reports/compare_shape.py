@@ -1,0 +1,159 @@
+"""What the fields of a comparison's summary.json can be, so that a damaged one is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from experiments.host.outputs import is_number
+from experiments.reports.scores import BINS, METRICS, TWO
+
+Shape = Callable[[Any], bool] | dict[str, Any] | list[Any]
+
+
+def misfit(value: Any, shape: Shape, place: str = "") -> str | None:
+    """Where a value is not as its shape, as "rows.3.recall"; None where it is.
+
+    Args:
+      value: of JSON.
+      shape: a function that says whether a value fits; by name the shape of each entry of an
+        object, which may hold others; or a list of one shape, that of every entry.
+      place: where the value itself stands.
+    """
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return place
+        inside = [(name, value[name], of) for name, of in shape.items() if name in value]
+        lacks = [name for name in shape if name not in value]
+        if lacks:
+            return f"{place}.{lacks[0]}".lstrip(".")
+    elif isinstance(shape, list):
+        if not isinstance(value, list):
+            return place
+        inside = [(str(at), each, shape[0]) for at, each in enumerate(value)]
+    else:
+        return None if shape(value) else place
+    found = (misfit(each, of, f"{place}.{name}".lstrip(".")) for name, each, of in inside)
+    return next((where for where in found if where is not None), None)
+
+
+def of_summary(summary: Mapping[str, Any]) -> str | None:
+    """Where a summary.json is not as `compare_folder` writes it; None where it is."""
+    wrong = misfit(summary, _SUMMARY)
+    if wrong is not None:
+        return wrong
+    data, rows, splits = summary["data"], summary["rows"], summary["splits"]
+    classes, number = data["classes"], splits["count"]
+    for name in ("class_names", "class_counts", "train_counts"):
+        if len(data[name]) != classes:
+            return f"data.{name}"
+    if max(data["train_counts"]) == 0:
+        return "data.train_counts"
+    for name in ("train", "val", "test"):
+        if len(splits[name]) != number:
+            return f"splits.{name}"
+    groups = None if data["group"] is None else len(data["group"]["names"])
+    if groups is not None and len(data["group"]["counts"]) != groups:
+        return "data.group.counts"
+    names = [row["row"] for row in rows]
+    if sum("difference" not in row for row in rows) != 1 or len(set(names)) < len(names):
+        return "rows"
+    if summary["best"] not in (None, *names):
+        return "best"
+    more = [name for name in ("worst_group", *TWO) if any(name in row for row in rows)]
+    for at, row in enumerate(rows):
+        wrong = misfit(row, dict.fromkeys(more, _NUMBER))
+        wrong = wrong or _of_row(row, classes, number, groups)
+        if wrong is not None:
+            return f"rows.{at}.{wrong}"
+    return None
+
+
+def _of_row(row: Mapping[str, Any], classes: int, splits: int, groups: int | None) -> str | None:
+    if len(row["recall"]) != classes:
+        return "recall"
+    bins = [row["calibration"][name] for name in ("count", "confidence", "accuracy")]
+    if any(len(values) != BINS for values in bins):
+        return "calibration"
+    if any((None in share) == (count > 0) for count, *share in zip(*bins, strict=True)):
+        return "calibration"
+    if any(len(values) != splits for values in row["chosen"].values()):
+        return "chosen"
+    if groups is not None:
+        wrong = misfit(row, {"group_accuracy": [_NUMBER]})
+        if wrong is not None or len(row["group_accuracy"]) != groups:
+            return wrong or "group_accuracy"
+    if "difference" in row:
+        return misfit(row, _COMPARED)
+    return None
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and is_number(value) and value >= 0
+
+
+def _is_positive(value: Any) -> bool:
+    return is_number(value) and value > 0
+
+
+def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or fits(value)
+
+
+def _is_interval(value: Any) -> bool:
+    """[mean, low, high]; without ends, or without any."""
+    if not isinstance(value, list) or len(value) != 3:
+        return False
+    there = [each is not None for each in value]
+    return all(each is None or is_number(each) for each in value) and there in (
+        [True, True, True], [True, False, False], [False, False, False]
+    )  # fmt: skip
+
+
+def _are_chosen(value: Any) -> bool:
+    """By name, a setting of each split."""
+    return isinstance(value, dict) and all(
+        isinstance(of_splits, list)
+        and all(each is None or isinstance(each, str) or is_number(each) for each in of_splits)
+        for of_splits in value.values()
+    )
+
+
+_NUMBER = _or_none(is_number)
+_ROW: dict[str, Any] = {
+    "row": _is_text, "rule": _or_none(_is_text), "loss": _or_none(_is_text), "sampling": _is_text,
+    "reference": _is_bool, **dict.fromkeys(METRICS, _NUMBER),
+    "recall": [_NUMBER], "chosen": _are_chosen, "seconds": is_number, "p_holm": _NUMBER,
+    "calibration": {"count": [_is_count], "confidence": [_NUMBER], "accuracy": [_NUMBER]},
+}  # fmt: skip
+# Of every row but the baseline.
+_COMPARED: dict[str, Any] = {
+    "difference": dict.fromkeys(METRICS, _is_interval),
+    "p": dict.fromkeys(METRICS, _NUMBER), "recall_difference": [_is_interval],
+}  # fmt: skip
+_GROUP: dict[str, Any] = {"names": [_is_text], "counts": [_is_count]}
+_SUMMARY: dict[str, Any] = {
+    "data": {
+        **dict.fromkeys(("name", "source"), _is_text),
+        **dict.fromkeys(("rows", "features", "classes"), _is_count),
+        "class_names": [_is_text], "text": [_is_text], "notes": [_is_text],
+        "class_counts": [_is_count], "train_counts": [_is_count],
+        **dict.fromkeys(("imbalance_factor", "train_imbalance_factor"), _is_positive),
+        "group": lambda value: value is None or misfit(value, _GROUP) is None,
+    },
+    "thresholds": {"many_above": _is_count, "few_below": _is_count},
+    "splits": {
+        "count": _is_count, "own_test": _is_bool,
+        "train": [_is_count], "val": [_is_count], "test": [_is_count],
+    },
+    "about": lambda value: isinstance(value, dict),
+    "verdict": _is_text, "best": _or_none(_is_text), "rows": [_ROW],
+}  # fmt: skip
