@@ -24,6 +24,7 @@ from experiments.host.errors import RunError, Stopped
 from experiments.host.progress import Progress
 from experiments.host.stopping import StopNow
 from experiments.models import MODELS
+from experiments.run.calls import Call
 from experiments.run.fit import fit, fit_together
 from experiments.run.parts import Parts
 from experiments.run.settings import Note, Settings
@@ -511,3 +512,33 @@ def test_what_a_call_saw_is_counted_before_an_epoch_or_a_run_ends(platform, stop
     with ending:
         trainer._epoch(iter([(None, None)] * 3), stop, Progress(1, quiet=True))
     assert ", ".join(done) == expected
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("given", [[(0, 0), (0, 143), (75, 75)], [(143, 143), (0, 0), (0, 0)]])
+def test_of_several_processes_all_stop_by_what_a_call_says(platform, given):
+    """A process answers its own stop, too, only by a call that told all of it."""
+    note, seen = Note(), []
+    stop = types.SimpleNamespace(exit_code=130)
+    trainer = Trainer.__new__(Trainer)
+    trainer.runs = [types.SimpleNamespace(note=note, see=lambda *what: seen.append(what))]
+    trainer.calls = types.SimpleNamespace(of_epoch=lambda epoch: [Call(k, 1, 0) for k in range(3)])
+    trainer.order = types.SimpleNamespace(rows=3)
+    devices = [types.SimpleNamespace(platform=platform)]
+    trainer.run_on = types.SimpleNamespace(
+        processes=2, devices=devices, split_seen=lambda said: [said]
+    )
+    trainer._agreed_stop, trainer._began, trainer._seconds_to_first_step = 0, 0.0, None
+
+    def make(call, rows, placed):
+        note.calls += 1
+        return types.SimpleNamespace(stop=np.array(given[call.first_step]))
+
+    trainer._make = make
+    with pytest.raises(StopNow):
+        trainer._epoch(iter([(None, None)] * 3), stop, Progress(1, quiet=True))
+    asked = next(k for k, stops in enumerate(given) if any(stops))
+    # On an accelerator one more call is under way by then, and is counted, too.
+    made = asked + 1 if platform == "cpu" else asked + 2
+    assert note.calls == len(seen) == made and trainer._agreed_stop == 143
+    assert [first for first, _, _ in seen] == list(range(made))
