@@ -1,10 +1,15 @@
-"""What is drawn of a table's files: a panel a loss, lines named by their rules."""
+"""What is written of a table and a sweep, and drawn of their files: by hand."""
 
+import csv
 import json
+import math
 
+import numpy as np
 import pytest
 
-from experiments.bench import folder
+from experiments.bench import folder, grid, tables
+from experiments.bench.jobs import Line
+from experiments.bench.training import Curve
 from experiments.reports import plots
 
 
@@ -26,3 +31,143 @@ def test_one_loss_has_one_panel_without_a_name(losses, tmp_path, monkeypatch):
     assert folder.draw_table(tmp_path) == [tmp_path / "per_class.png", tmp_path / "gains.png"]
     assert list(drawn[0]) == ([""] if len(losses) == 1 else list(losses))
     assert all(list(panel) == ["sgd", "sam"] for panel in drawn[0].values())
+
+
+def rows_of(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+COUNTS = np.array([40, 9, 3])
+TOTAL = np.array([[40, 20, 10], [40, 20, 10]])  # [S, C] test rows
+CORRECT = {"sgd": [[40, 10, 1], [20, 15, 3]], "sam": [[30, 20, 4], [30, 10, 4]]}
+# Of two epochs, [K, S]: few of the rules differ, the others are the same.
+FEW = {"sgd": [[1.0, 3.0], [10.0, 30.0]], "sam": [[2.0, 2.0], [40.0, 40.0]]}
+
+
+def a_table(seeds):
+    def line(rule, lost=None):
+        described = {"rule": rule, "loss": "cross_entropy", "stage2": None}
+        if lost:
+            return Line(described, None, lost)
+        splits = dict.fromkeys(tables.SPLITS, np.array([[50.0, 52.0], [60.0, 64.0]])[:, :seeds])
+        splits["few"] = np.array(FEW[rule])[:, :seeds]
+        correct = np.array(CORRECT[rule])[:seeds]
+        curve = Curve([1, 2], None, splits, correct, TOTAL[:seeds], np.ones(2))
+        params = {"head": {"bias": np.full((seeds, 2), 7.0)}}
+        return Line(described, curve, params=params if rule == "sam" else None)
+
+    return [line("sgd"), line("gsa", "the loss is nan"), line("sam")]
+
+
+# Means of the seeds' percentages, and the difference of two over 2: their standard error.
+CLASSES = {
+    2: {"sgd": [(75, 25), (62.5, 12.5), (20, 10)], "sam": [(75, 0), (75, 25), (40, 0)]},
+    1: {"sgd": [(100, None), (50, None), (10, None)], "sam": [(75, None), (100, None), (40, None)]},
+}
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_table_is_written_and_drawn_by_hand(seeds, tmp_path, monkeypatch):
+    """Curves of what diverged are in no file; one seed has no errors, and none are drawn."""
+
+    def cell(value):
+        return "" if value is None else f"{value:.4f}"
+
+    drawn = {}
+    for name in ("classes_by_rule", "curves_by_rule", "gains_by_rule"):
+        monkeypatch.setattr(plots, name, lambda *args, name=name: drawn.update({name: args}))
+    lines = a_table(seeds)
+    summary = tables.summarise(lines, list(range(seeds)))
+    folder.write_table(tmp_path, lines, summary, COUNTS)
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    expected = CLASSES[seeds]
+    assert rows_of(tmp_path / "per_class.csv") == [
+        ["rule", "class", "train_examples", "accuracy", "accuracy_se"],
+        *(
+            [rule, str(c), str(COUNTS[c]), cell(mean), cell(error)]
+            for rule, of in expected.items() for c, (mean, error) in enumerate(of)
+        ),
+    ]  # fmt: skip
+    if seeds == 2:
+        same = {1: ("51.0000", "1.0000"), 2: ("62.0000", "2.0000")}
+        few = {
+            "sgd": ("2.0000", "1.0000", "20.0000", "10.0000"),
+            "sam": ("2.0000", "0.0000", "40.0000", "0.0000"),
+        }
+    else:
+        same = {1: ("50.0000", ""), 2: ("60.0000", "")}
+        few = {"sgd": ("1.0000", "", "10.0000", ""), "sam": ("2.0000", "", "40.0000", "")}
+    heads, *curves = rows_of(tmp_path / "curves.csv")
+    assert heads == ["rule", "epoch", *(f"{s}{e}" for s in tables.SPLITS for e in ("", "_se"))]
+    assert curves == [
+        [rule, str(k), *same[k] * 3, *few[rule][2 * k - 2 : 2 * k]]
+        for rule in ("sgd", "sam") for k in (1, 2)
+    ]  # fmt: skip
+
+    path, counts, means, shots, of, errors = drawn["classes_by_rule"]
+    assert (path, counts, shots, of) == (tmp_path / "per_class.png", [40, 9, 3], (40, 9), seeds)
+    assert means == {"": {r: [mean for mean, _ in of] for r, of in expected.items()}}
+    in_all = {"": {r: [error for _, error in of] for r, of in expected.items()}}
+    assert errors == (in_all if seeds == 2 else {})
+    path, found, of = drawn["curves_by_rule"]
+    assert (path, of) == (tmp_path / "curves.png", seeds)
+    epochs, values = found[""]["sgd"]
+    last = {"all": 62.0, "all_se": 2.0, "few": 20.0, "few_se": 10.0}
+    if seeds == 1:
+        last = {"all": 60.0, "few": 10.0}
+    assert epochs == [1, 2] and {key: value[-1] for key, value in values.items()} == last
+    path, gains, base, of = drawn["gains_by_rule"]
+    assert (path, base, of) == (tmp_path / "gains.png", "SGD's with cross_entropy", seeds)
+    gained = (20.0, 10.0) if seeds == 2 else (30.0, None)
+    assert gains["few"] == {"gsa": (None, None), "sam": gained}
+    assert gains["all"] == {"gsa": (None, None), "sam": (0.0, 0.0 if seeds == 2 else None)}
+
+
+def test_what_the_lines_ended_with_is_kept_by_number(tmp_path):
+    folder.write_params(tmp_path, a_table(2))
+    (file,) = (tmp_path / "params").iterdir()
+    held = np.load(file)
+    assert file.name == "2.npz" and dict(held).keys() == {"head/bias"}
+    np.testing.assert_array_equal(held["head/bias"], np.full((2, 2), 7.0))
+
+
+def test_a_sweep_is_written_and_drawn_by_hand(tmp_path, monkeypatch):
+    """A curve for each value of the first flags, over the last; what diverged is no number."""
+
+    def at(value):
+        return dict.fromkeys(tables.SPLITS, np.array([value - 1.0, value + 1.0]))
+
+    nothing = dict.fromkeys(tables.SPLITS, np.full(2, np.nan))
+    values = {"eta": [5.0, 30.0], "rho": [0.1, 0.2]}
+    tried = [grid.Tried({}, at(50.0), at(50.0))]
+    for k, point in enumerate(grid.points_of(values)):
+        seen = (nothing, nothing, "the loss is nan") if k == 1 else (at(51.0 + k), at(60.0 - k))
+        tried.append(grid.Tried(point, *seen))
+    summary, drawn = grid.summarise(tried, [0, 1]), []
+    monkeypatch.setattr(plots, "sweep", lambda *args, **more: drawn.append((*args, more)))
+    folder.write_sweep(tmp_path, summary, values, "imbsam")
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    text = (tmp_path / "table.md").read_text()
+    assert text == f"{grid.table(summary, values)}\n\n{grid.verdict(summary)}\n"
+    heads, *rows = rows_of(tmp_path / "sweep.csv")
+    assert heads[:4] == ["rule", "eta", "rho", "diverged"] and not {"point", "seeds"} & set(heads)
+    assert [row[:4] for row in rows] == [
+        ["sgd", "", "", ""],
+        ["imbsam", "5.0", "0.1", ""], ["imbsam", "5.0", "0.2", "the loss is nan"],
+        ["imbsam", "30.0", "0.1", ""], ["imbsam", "30.0", "0.2", ""],
+    ]  # fmt: skip
+    few = heads.index("test_few_sgd")
+    assert [row[few] for row in rows] == ["0.0", "1.0", "", "3.0", "4.0"]
+    ((path, last, curves, levels, more),) = drawn
+    assert (path, last, more) == (tmp_path / "sweep.png", "rho", {"sgd_chosen": False})
+    assert levels == dict.fromkeys(tables.SPLITS, 50.0)
+    assert {name: curve["x"] for name, curve in curves.items()} == {
+        "eta 5": [0.1, 0.2], "eta 30": [0.1, 0.2],
+    }  # fmt: skip
+    assert [curve["chosen"] for curve in curves.values()] == [0, None]
+    for split in tables.SPLITS:
+        five, thirty = curves.values()
+        assert five["mean"][split][0] == 51 and math.isnan(five["mean"][split][1])
+        assert five["se"][split][0] == 0 and math.isnan(five["se"][split][1])
+        assert thirty["mean"][split] == [53, 54] and thirty["se"][split] == [0, 0]
