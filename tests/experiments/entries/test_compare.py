@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
 import os
 import runpy
@@ -65,8 +67,9 @@ def run(data: Any, out: Path, *flags: str, label: str = "kind") -> Any:
 @pytest.fixture(scope="module")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("compare") / "out"
-    with jax.numpy_rank_promotion("raise"):
+    with jax.numpy_rank_promotion("raise"), contextlib.redirect_stdout(io.StringIO()) as said:
         run(data, out, "--save")
+    (out.parent / "said").write_text(said.getvalue())
     return out
 
 
@@ -102,6 +105,10 @@ def test_the_summary_is_as_the_design_has_it(finished: Path) -> None:
     assert {name: about[name] for name in told} == told
     for name in ("report.html", "snippet.py", "differences.png"):
         assert (finished / name).stat().st_size > 500, name
+    said = (finished.parent / "said").read_text()
+    told = "report.html, summary.json, runs.csv, figures, and snippet.py, which trains it"
+    assert said.endswith(f"\nin {finished}: {told}\n")
+    assert summary["verdict"] in " ".join(said.split())
 
 
 def test_runs_have_a_line_for_each_split_and_row(finished: Path) -> None:
@@ -163,11 +170,14 @@ def test_a_comparison_that_is_stopped_goes_on(
     assert (out / "summary.json").read_text() == before
 
 
-def test_what_is_kept_predicts_other_rows(data: Path, finished: Path, tmp_path: Path) -> None:
+def test_what_is_kept_predicts_other_rows(
+    data: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     new = frame(20).drop(columns="kind")
     new.to_csv(tmp_path / "new.csv", index=False)
     flags = ["--out", str(finished), "--predict", str(tmp_path / "new.csv")]
     assert compare.main(compare.arguments().parse_args(flags)) is None
+    assert capsys.readouterr().out == f"20 rows predicted in {finished / 'predictions.csv'}\n"
     found = pd.read_csv(finished / "predictions.csv")
     assert list(found) == ["predicted", "p_usual", "p_rare"] and len(found) == 20
     np.testing.assert_allclose(found["p_usual"] + found["p_rare"], 1, rtol=1e-6)
@@ -432,11 +442,15 @@ def test_equal_classes_are_compared_without_a_tail(
     assert any("nothing is imbalanced" in note for note in summary["about"]["notes"])
 
 
-def test_a_summary_without_a_verdict(data: Path, finished: Path, tmp_path: Path) -> None:
+def test_a_finished_one_is_told_by_its_verdict(
+    data: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     shutil.copytree(finished, out)
-    (out / "summary.json").write_text("{}")
-    assert run(data, out, "--resume") == {}
+    for summary, said in (({"verdict": "Neither."}, "Neither."), ({}, "no verdict")):
+        (out / "summary.json").write_text(json.dumps(summary))
+        assert run(data, out, "--resume") == summary
+        assert capsys.readouterr().out == f"{out} is finished: {said}\n"
 
 
 @pytest.mark.parametrize(("flags", "words"), [

@@ -1,5 +1,7 @@
 """The digits bench: seeds mapped over in one program are the seeds alone; its figures add up."""
 
+import contextlib
+import io
 import json
 
 import numpy as np
@@ -42,7 +44,9 @@ def summaries(tmp_path_factory):
         args = digits_lt.arguments().parse_args(
             ["--epochs", "10", "--out", str(out / name), *flags]
         )
-        digits_lt.main(args)
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            digits_lt.main(args)
+        (out / f"{name}.txt").write_text(said.getvalue())
         return {row["rule"]: row for row in json.loads((out / name / "summary.json").read_text())}
 
     return out, run("together", "--rule", "sgd", "imbsam", "--num-seeds", "2"), run
@@ -82,6 +86,9 @@ def test_what_is_written(summaries):
         assert (out / "together" / plot).stat().st_size > 5000
     rows = (out / "together" / "per_class.csv").read_text().splitlines()
     assert len(rows) == 1 + 2 * 10
+    said, told = (out / "together.txt").read_text(), "summary.json, per_class.png, curves.png"
+    assert "accuracy (%), long-tailed digits, imbalance factor 50" in said and "imbsam" in said
+    assert said.endswith(f"summary, tables and plots are in {out / 'together'}: {told}\n")
 
 
 def planned(*flags):

@@ -89,6 +89,8 @@ def test_a_folder_from_the_smallest_set_to_the_largest(sets, compare, tmp_path, 
     said = capsys.readouterr().out
     assert "[1/3] a: 30 rows, 2 columns, 2 classes\n" in said and "[3/3] b" in said
     assert " left\n" in said
+    told = f"{study.TABLES}, study.json, sets.csv, forest.png"
+    assert said.endswith(f"3 sets: tables and figures are in {out}: {told}\n")
     assert {path.name for path in out.iterdir()} >= {"study.json", "sets.csv", "tables.md"}
 
 
@@ -113,7 +115,7 @@ def test_it_goes_on_where_it_was_stopped(sets, compare, tmp_path, capsys):
         start(sets, "--out", out, "--splits", 3)
 
 
-def test_a_set_that_fails_is_left_out_and_told(sets, compare, tmp_path):
+def test_a_set_that_fails_is_left_out_and_told(sets, compare, tmp_path, capsys):
     compare.fail = ("c",)
     np.savez(sets / "bad.npz", X=np.ones((9, 1)), y=np.ones(9))
     found = start(sets, "--out", tmp_path / "out")
@@ -126,6 +128,9 @@ def test_a_set_that_fails_is_left_out_and_told(sets, compare, tmp_path):
         {"name": "c", "why": "c diverged"},
     ]
     assert "- c: c diverged" in (tmp_path / "out" / "tables.md").read_text()
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"bad is left out: {found['failed'][0]['why']}"
+    assert "c is left out: c diverged" in said
 
 
 def test_only_sum_up(sets, compare, tmp_path):

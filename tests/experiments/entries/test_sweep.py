@@ -271,9 +271,11 @@ def diverging(monkeypatch, *names):
     monkeypatch.setattr(launch, "train", train)
 
 
-def test_a_diverged_point_is_told_and_never_chosen(tmp_path, monkeypatch):
+def test_a_diverged_point_is_told_and_never_chosen(tmp_path, monkeypatch, capsys):
     diverging(monkeypatch, POINTS[1])
-    sweep.main(image_flags(tmp_path))
+    args = image_flags(tmp_path)
+    args.quiet = False
+    sweep.main(args)
     text = (tmp_path / "out" / "summary.json").read_text()
     sgd, good, bad = json.loads(text)
     assert "NaN" not in text and bad["diverged"] == "the loss is nan at step 3"
@@ -284,6 +286,17 @@ def test_a_diverged_point_is_told_and_never_chosen(tmp_path, monkeypatch):
     assert "| 30 | 0.1 | - | - | - | - | - | - | diverged |" in shown
     assert "Diverged, and not among the choices: eta 30, rho 0.1 (the loss is nan" in shown
     assert "Chosen by validation: eta 5, rho 0.1" in shown
+    said = capsys.readouterr().out
+    began, written, last = said.partition("| eta |")
+    points = ("sgd", "eta 5, rho 0.1", "eta 30, rho 0.1")
+    assert began.splitlines()[-4:] == [
+        *(f"{k} of 3: {point}" for k, point in enumerate(points, start=1)),
+        f"{points[-1]} diverged: the loss is nan at step 3",
+    ]
+    *text, last = (written + last).splitlines()
+    assert text == [line for line in shown.splitlines() if line]
+    out = tmp_path / "out"
+    assert last == f"2 seeds; figure and tables are in {out}: sweep.png, sweep.csv, table.md"
     assert (tmp_path / "out" / "sweep.png").exists()
 
 

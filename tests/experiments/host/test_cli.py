@@ -4,10 +4,11 @@ import errno
 import os
 import signal
 
+import jax
 import pytest
 
 from experiments.host import cli
-from experiments.host.errors import DataError, RunError
+from experiments.host.errors import DataError, RunError, Stopped
 from experiments.host.stopping import StopRequest
 
 
@@ -41,3 +42,30 @@ def test_a_stop_that_leaves_nothing_to_save_has_the_code_of_its_signal(number, c
         cli.run(main, None)
     assert end.value.code == code
     assert capsys.readouterr().err == "stopped; nothing was written\n"
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "said"),
+    [
+        (Stopped("stopped at step 3", 75), 75, "stopped at step 3"),
+        (KeyboardInterrupt(), 130, "interrupted before training began: nothing to save"),
+        (ZeroDivisionError("a fault of ours"), 1, "ZeroDivisionError: a fault of ours"),
+    ],
+)
+@pytest.mark.parametrize("several", [False, True])
+def test_other_ends_are_told_and_no_process_waits_for_the_others(
+    ending, code, said, several, capsys, monkeypatch
+):
+    """Of several processes one that fails ends at once; a stop is answered by all of them."""
+    left = []
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: several)
+    monkeypatch.setattr(os, "_exit", left.append)
+
+    def main(args):
+        raise ending
+
+    with pytest.raises(SystemExit) as end:
+        cli.run(main, None)
+    assert end.value.code == code
+    assert capsys.readouterr().err.splitlines()[-1] == said
+    assert left == ([code] if several and not isinstance(ending, Stopped) else [])

@@ -86,7 +86,9 @@ def test_the_files_hold_runs_and_published_rows(runs, tmp_path, capsys):
     marked = {part.split("]")[0] for part in text.split("[^")[1:]}
     assert all(f"[^{key}]: " in text for key in marked)
     assert (out / "gain_per_class.png").stat().st_size > 5000
-    assert "gain_per_class.png" in capsys.readouterr().out
+    *said, plot = capsys.readouterr().out.splitlines()
+    assert plot == "gain_per_class.png too"
+    assert "".join(said).endswith(f"report.md and report.csv are in {out}")
 
 
 def test_the_gain_of_a_class_is_the_mean_over_common_seeds(runs):

@@ -187,11 +187,19 @@ def test_a_note_damaged_in_any_field_is_named(saved, tmp_path):
     changed += [whole | {"config": CONFIG | {name: 7}} for name in CONFIG]
     cases |= {str(other): json.dumps(other).encode() for other in changed}
     held, said = Checkpoints(tmp_path / "checkpoints", config=CONFIG, reading=True), []
+    told = {}
     for what, content in cases.items():
         file.write_bytes(content)
         assert held.read(10, state_of(0), said.append) is None, what
-        assert "checkpoint of step 10 is damaged" in said.pop()
+        damaged, _, rest = said.pop().partition(" (")
+        told[what] = rest.partition("), in ")[0]
+        assert damaged == "checkpoint of step 10 is damaged"
     held.close()
+    for name in whole:
+        without = {key: value for key, value in whole.items() if key != name}
+        assert told[str(without)] == "its note has no digest to verify it by"
+        said = told[str({**whole, name: "x"})]
+        assert said.startswith("its bytes" if name == "sha256" else f"{name} of its note is")
 
 
 def test_all_damaged_is_an_error_and_nothing_is_removed(saved, tmp_path):
