@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from experiments import analyse, digits_lt
 from experiments.analysis.measure import Measure
-from experiments.host.errors import RunError
+from experiments.host.errors import RunError, Stopped
 from imbsam_jax import tail_threshold
 from made_subjects import COUNTS, subject
 
@@ -156,3 +159,70 @@ def test_a_folder_is_known_by_its_files(
             analyse._config(tmp_path)
     else:
         assert analyse._config(tmp_path) == {**config, "experiment": kind}
+
+
+@pytest.fixture
+def analysed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`analysed(subjects by folder, *flags)`: what is handed on to be measured; nothing is."""
+    handed: dict[str, Any] = {"opened": []}
+
+    def start(subjects: dict[str, list[Any]], *flags: Any) -> dict[str, Any]:
+        def opened(run: Path, config: Any, args: Any, stop: Any) -> list[Any]:
+            handed["opened"].append(run.name)
+            return subjects[run.name]
+
+        def measured(work: Any, args: Any, stop: Any, out: Path) -> None:
+            assert (out / "parts").is_dir()
+            handed["work"] = work
+            if handed.get("stopped"):
+                os.kill(os.getpid(), handed["stopped"])
+                stop.check()
+
+        monkeypatch.setattr(analyse, "_config", lambda run: {"model": f"that of {run.name}"})
+        monkeypatch.setattr(analyse, "_emulated", lambda configs: len(configs) + 4)
+        monkeypatch.setattr(analyse, "use_devices", lambda count: handed.update(devices=count))
+        monkeypatch.setattr(analyse, "_subjects", opened)
+        monkeypatch.setattr(analyse, "measured", measured)
+        monkeypatch.setattr(analyse, "Work", lambda *given: given)
+        run(*subjects, *flags, "--out", tmp_path / "out")
+        return handed
+
+    return start, handed
+
+
+def test_what_is_handed_on_to_be_measured(analysed: Any) -> None:
+    """Each folder once and each model once; the tail of the flag, or of the runs."""
+    start, _ = analysed
+    first, other = told(20), told(20, scale=2.0)
+    found = start({"a": [first], "b": [first, other]}, "a")
+    assert found["opened"] == ["a", "b"] and found["devices"] == 2 + 4
+    assert [(one is first, eta) for one, _, eta, *_ in found["work"]] == [(True, 20), (False, 20)]
+    tail = other._replace(tail=np.array([False, True]))
+    found = start({"a": [first, tail]}, "--eta", 7, "--devices", 1)
+    assert found["devices"] == 1 and [eta for _, _, eta, *_ in found["work"]] == [7, 7]
+
+
+@pytest.mark.parametrize(
+    ("fields", "flags", "words"),
+    [
+        ({"counts": COUNTS + 1}, (), "there was trained with other class counts than run"),
+        ({"tail": np.array([False, True])}, ("--eta", 7), "the tail is the labelled anomalies"),
+        ({"epoch": 4}, (), "--eta says which classes are the tail: name it"),
+    ],
+)  # fmt: skip
+def test_what_is_refused_before_anything_is_measured(
+    fields: Any, flags: Any, words: str, analysed: Any
+) -> None:
+    start, handed = analysed
+    first, other = (told(scale=k)._replace(tail=fields.get("tail")) for k in (1.0, 2.0))
+    with pytest.raises(RunError, match=words):
+        start({"a": [first], "b": [other._replace(**fields, run="there")]}, *flags)
+    assert "work" not in handed
+
+
+def test_a_stopped_analysis_is_gone_on_with(analysed: Any) -> None:
+    start, handed = analysed
+    handed["stopped"] = signal.SIGTERM
+    with pytest.raises(Stopped, match="what is measured is kept; the same command") as stopped:
+        start({"a": [told(20)]})
+    assert stopped.value.exit_code == 143
