@@ -166,3 +166,48 @@ def test_another_draw_gives_other_parameters(bench: Bench) -> None:
     for a, b, c in zip(*map(jax.tree.leaves, (first, again, other)), strict=True):
         np.testing.assert_array_equal(a, b)
         assert a.ndim == 2 or ((a[0] != a[1]).any() and (a != c).any())  # biases are 0
+
+
+@pytest.mark.parametrize(("max_norm", "every"), [("none", 0), ("step", 1), ("epoch", 3)])
+def test_the_optimizer_is_that_of_the_setup(
+    bench: Bench, max_norm: str, every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made once of each: a compiled program knows its states by it."""
+    given: list[Any] = []
+    monkeypatch.setattr(training, "learning_rate", lambda *of: of)
+    monkeypatch.setattr(training, "optimizer", lambda *of, **more: given.append((of, more)) or of)
+    monkeypatch.setattr(bench, "_parts", {})
+    setup = SETUP._replace(
+        schedule="cosine", lr=0.3, momentum=0.7, weight_decay=0.02, max_norm=max_norm,
+        classifier="cosine",
+    )  # fmt: skip
+    model, tx = bench.model_and_optimizer(setup)
+    assert given == [((("cosine", 0.3, 3, 3), 0.7, 0.02), {"max_norm_every": every})]
+    again = bench.model_and_optimizer(setup._replace())
+    assert again[0] is model and again[1] is tx and model.classifier == "cosine"
+
+
+def test_seconds_are_of_an_epoch_and_all_its_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 14.0, 20.0, 22.0])
+    monkeypatch.setattr(training.time, "perf_counter", lambda: next(clock))
+    orders, program = [], training._Program.__new__(training._Program)
+    program.bench = types.SimpleNamespace(  # type: ignore[assignment]
+        seeds=SEEDS, train_set=None, test_set=None, keys=None,
+        orders=lambda setup, low, high: orders.append((low, high)),
+    )  # fmt: skip
+    program.job, program.seen, program.states = JOB, [], "at first"
+
+    def call(epochs: int) -> Any:
+        def made(states: Any, numbers: Any, *data: Any) -> Any:
+            return f"{states}, {numbers}", (np.full(2, epochs), "correct", "total")
+
+        return made
+
+    monkeypatch.setattr(program, "_cut", lambda start, end: ((0, 2, 4), (1, 4, 5)))
+    monkeypatch.setattr(program, "_numbers", lambda stage: f"stage {stage}")
+    program._calls = {(0, 2): call(2), (1, 1): call(1)}
+    program.advance(2, 5)
+    ((losses, correct, total, seconds),) = program.seen
+    assert orders == [(2, 4), (4, 5)] and program.states == "at first, stage 0, stage 1"
+    assert losses.tolist() == [1, 1] and (correct, total) == ("correct", "total")
+    assert seconds == (4 + 2) / 3
