@@ -542,3 +542,40 @@ def test_of_several_processes_all_stop_by_what_a_call_says(platform, given):
     made = asked + 1 if platform == "cpu" else asked + 2
     assert note.calls == len(seen) == made and trainer._agreed_stop == 143
     assert [first for first, _, _ in seen] == list(range(made))
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_staged_rules_step_costs_the_mean_of_its_stages(together, monkeypatch):
+    """Over the run's steps, a stage that it never reaches not among them; of one run alone."""
+    flops, asked = {"sgd": 10.0, "sam": 20.0, "never": 1e9}, []
+    trainer = Trainer.__new__(Trainer)
+    trainer.settings = types.SimpleNamespace(epochs=2)
+    trainer.calls = types.SimpleNamespace(steps_per_epoch=5)
+    trainer.stages = [(0, "sgd"), (4, "sam"), (50, "never")]
+    trainer.dataset = tiny_dataset()
+    trainer.runs = [types.SimpleNamespace(order=f"order {k}") for k in range(1 + together)]
+    trainer._state, trainer._inputs = None, "inputs of all"
+    alone = types.SimpleNamespace(put_inputs=lambda inputs: f"{inputs} of one")
+    trainer.run_on = types.SimpleNamespace(
+        alone=lambda: alone if together else trainer.run_on,
+        split=lambda _: [f"state {k}" for k in range(1 + together)],
+    )
+    first = contextlib.nullcontext(iter(["rows"]))
+    trainer.feed = types.SimpleNamespace(
+        inputs=lambda part: part, training=lambda order, calls: asked.append(calls) or first
+    )
+
+    def lone_step(run_on, method, state, inputs, rows, order, seconds):
+        assert (state, rows, order) == ("state 0", "rows", "order 0")
+        assert run_on is trainer.run_on.alone()
+        assert inputs == ("train of one" if together else "inputs of all")
+        asked.append(seconds)
+        of = flops.get(method, 7.0)  # SGD's own is a rule of the library
+        return of, of / 100
+
+    monkeypatch.setattr("experiments.run.cost.lone_step", lone_step)
+    found = trainer._cost()
+    assert found == pytest.approx((0.4 * 10 + 0.6 * 20, 7.0, 0.4 * 0.1 + 0.6 * 0.2))
+    assert asked == [[(0, 1)], 3.0, 3.0, 3.0, 0.0]
+    trainer.settings.epochs = 0
+    assert trainer._cost() == (None, None, None)
