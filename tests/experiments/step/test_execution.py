@@ -12,7 +12,7 @@ from imbsam_jax import rules
 from imbsam_jax.losses import cross_entropy
 from tiny import tiny_dataset
 
-INDEX = np.arange(16, dtype=np.int32).reshape(2, 8)
+INDEX = np.arange(24, dtype=np.int32).reshape(3, 8)
 
 
 @pytest.fixture(scope="module", params=["jit", "pmap"])
@@ -43,7 +43,7 @@ def test_each_process_gives_its_part_of_the_rows_and_its_stop(kind, process, mon
     if kind == "jit":
         (rows, spread), (flags, of_flags) = placed[0].index, placed[1]
         np.testing.assert_array_equal(rows, INDEX[:, mine])
-        np.testing.assert_array_equal(flags, np.full((2, 2), 143))
+        np.testing.assert_array_equal(flags, np.full((3, 2), 143))
         assert spread == of_flags == "shared" and flags.dtype == np.int32
         (rows, spread), (flags, _) = odd[0].index, odd[1]
         np.testing.assert_array_equal(rows, INDEX[:, :7])
@@ -54,7 +54,7 @@ def test_each_process_gives_its_part_of_the_rows_and_its_stop(kind, process, mon
     rows, positions, flags = placed
     np.testing.assert_array_equal(rows.index, [INDEX[:, mine[:2]], INDEX[:, mine[2:]]])
     np.testing.assert_array_equal(positions, [mine[:2], mine[2:]])
-    np.testing.assert_array_equal(flags, np.full((2, 2), 143))
+    np.testing.assert_array_equal(flags, np.full((2, 3), 143))
     rows, positions, flags = odd
     np.testing.assert_array_equal(rows.index, [INDEX[:, :7]] * 2)
     np.testing.assert_array_equal(positions, [np.arange(7)] * 2)
@@ -80,4 +80,4 @@ def test_a_call_says_the_largest_stop_that_was_given_with_it(parts):
     for stop, expected in ((None, 0), (143, 143), (75, 75)):
         state, seen = call(state, inputs, run_on.place(INDEX, stop))
         assert int(np.max(seen.stop)) == expected
-    assert int(np.ravel(jax.device_get(run_on.get_state(state).step))[0]) == 6
+    assert int(np.ravel(jax.device_get(run_on.get_state(state).step))[0]) == 9
