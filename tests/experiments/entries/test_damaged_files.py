@@ -358,12 +358,13 @@ def test_an_export_is_not_shrunk_twice(tmp_path: Path, capsys: Any) -> None:
     args_of_export = args("--data", str(whole), "--shrink", "2", "--val-per-class", "1")
     args_of_export.export, args_of_export.out = str(small), None
     cifar_lt.main(args_of_export)
-    capsys.readouterr()
+    said = capsys.readouterr().out
     again = args("--data", str(small), "--shrink", "2")
     assert "every 2 x 2 pixels averaged already" in _message(cifar_lt.main, again, capsys)
     plain = args("--data", str(small))
     data = cifar_lt.load(plain)
     assert data.train_images.shape[1:] == (4, 4, 3)
+    assert said == f"wrote {small}: 73 training images, {data.source}\n"
     assert cifar_lt.describe(plain, data) == {
         "shrink": 2, "requested_imbalance_factor": 13.0, "subset": "first", "subset_seed": None,
         "val_per_class": 1,

@@ -446,6 +446,7 @@ def test_evaluate_shrinks_as_the_run_did(data, tmp_path, capsys):
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     evaluate.main(evaluate.arguments().parse_args([out, "--data", data]))
     rows = [row.split() for row in capsys.readouterr().out.splitlines()]
+    assert ["test", "set", "many", "medium", "few", "all"] in rows
     for title, of in (("is", report), ("flip-averaged", report["last_epoch_flip"])):
         (found,) = (row for row in rows if title in row[:3])
         assert found[-4:] == [f"{of[name]:.2f}" for name in ("many", "medium", "few", "all")]
