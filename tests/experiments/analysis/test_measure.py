@@ -151,3 +151,13 @@ def test_ends_are_measured_of_the_groups_that_were_asked_for() -> None:
     assert lines["all"]["trace"] is not None and lines["few"]["largest"] is not None
     summary = results.summarise([results.record(one, 0, lines)])
     assert "| all | - | - | - | " in results.table(summary)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_one_seed_of_several_has_its_own_parameters_and_rows(seed: int) -> None:
+    both = subject(2)
+    groups = groups_of(both, ETA, per_class=False)
+    alone = Measure(both, groups, how(), jax.devices()[:1]).alone(seed).subject
+    assert alone.seeds == [both.seeds[seed]]
+    for cut, whole in ((alone.variables, both.variables), (alone.train, both.train)):
+        jax.tree.map(np.testing.assert_array_equal, cut, jax.tree.map(lambda x: x[[seed]], whole))
