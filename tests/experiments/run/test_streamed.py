@@ -89,6 +89,21 @@ def final_params(out, dataset, settings):
     return state.params
 
 
+def test_a_call_of_streamed_images_is_one_step(dataset, tmp_path, monkeypatch):
+    """However many are asked for: the images of more would lie in memory at once."""
+    calls = []
+
+    def train(self, *_):
+        calls.extend(self.calls.of_epoch(0))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.run.trainer.Trainer.train", train)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, dataset, settings=dataclasses.replace(QUICK, steps_per_call=50))
+    assert len(calls) == -(-len(dataset.train_labels) // 16) > 1
+    assert {call.steps for call in calls} == {1}
+
+
 @pytest.mark.slow  # quickly: arrays are trained so in test_train.py; streams are in data/
 @pytest.mark.parametrize("kind", ["dataset", "broken"])
 def test_the_path_is_that_of_a_plain_loop(kind, request, tmp_path):
