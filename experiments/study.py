@@ -174,7 +174,7 @@ def run(planned: Sequence[Planned], out: Path, only_sum_up: bool) -> Iterator[di
     done = {each.name: _finished(out, each) for each in planned}
     left = [each for each in planned if not done[each.name]]
     if len(left) < len(planned):
-        print(f"{cli.noun(len(planned) - len(left), 'set')} finished before are kept", flush=True)
+        print(f"kept as finished before: {cli.noun(len(planned) - len(left), 'set')}", flush=True)
     if only_sum_up:
         yield from ({"name": each.name, "why": "not finished"} for each in left)
         return
@@ -226,7 +226,7 @@ def _finished(out: Path, each: Planned) -> bool:
     config = _folder(out, each) / "config.json"
     held = outputs.read_object(config).get("data_sha256") if config.exists() else None
     paths = (each.flags[each.flags.index(f) + 1] if f in each.flags else None for f in _FILES)
-    if held not in (None, files.digests(*paths)):
+    if held is not None and held != files.digests(*paths):
         raise RunError(
             f"{_folder(out, each)} was begun with other rows than its file holds now: choose "
             "another --out, or delete it"

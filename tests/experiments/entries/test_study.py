@@ -110,7 +110,7 @@ def test_it_goes_on_where_it_was_stopped(sets, compare, tmp_path, capsys):
     compare.stop = ()
     start(sets, "--out", out)
     assert ran(compare) == ["a", "c", "c", "b"]
-    assert "1 set finished before" in capsys.readouterr().out
+    assert "kept as finished before: 1 set\n" in capsys.readouterr().out
     with pytest.raises(RunError, match="begun with other flags"):
         start(sets, "--out", out, "--splits", 3)
 
