@@ -23,7 +23,7 @@ from jax import lax
 
 from imbsam_jax import checks, collectives
 from imbsam_jax.checks import at_least_float32
-from imbsam_jax.rows import marked
+from imbsam_jax.rows import check_like, marked
 
 __all__ = ["Ascent", "asam_scale", "magnitude_scale"]
 
@@ -74,6 +74,20 @@ class Ascent(NamedTuple):
         return self._replace(**getattr(rule, "ascent", {}))
 
 
+def check_ascent(ascent: Any) -> Ascent:
+    """Refuses what is no Ascent, and fields of it that would be called, or taken for true."""
+    if not isinstance(ascent, Ascent):
+        raise TypeError(
+            "ascent must be an imbsam_jax.Ascent(...), left out for a plain ball; got "
+            f"{checks.short(ascent)}"
+        )
+    if ascent.adaptive is not None:
+        checks.function("adaptive", ascent.adaptive, "params -> T, such as asam_scale(), or None")
+    checks.truth("group_mean", ascent.group_mean)
+    checks.truth("bound", ascent.bound)
+    return ascent
+
+
 def moved_points(
     params: PyTree, directions: list[PyTree], radii: Any, ascent: Ascent
 ) -> list[PyTree]:
@@ -93,7 +107,9 @@ def perturbed(params: PyTree, direction: PyTree, radius: Any, ascent: Ascent) ->
     """
     _check(ascent)
     params_wide = jax.tree.map(_widened, params)
-    scale = None if ascent.adaptive is None else ascent.adaptive(params_wide)
+    scale = None
+    if ascent.adaptive is not None:
+        scale = check_like("what adaptive returns", ascent.adaptive(params_wide), params)
     h = _moving(params, jax.tree.map(_widened, direction), ascent)
     if scale is not None:
         h = jax.tree.map(jnp.multiply, scale, h)

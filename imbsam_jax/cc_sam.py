@@ -48,7 +48,7 @@ from imbsam_jax.rows import (
     marked,
     no_distribution,
 )
-from imbsam_jax.table import require_step
+from imbsam_jax.table import check_step, require_step
 
 __all__ = ["value_and_grad"]
 
@@ -136,6 +136,12 @@ def value_and_grad(
     >>> float(loss), round(float(grads["head"][0]), 4)
     (1.0, 5.3536)
     """
+    checks.function("features_fn", features_fn, "(params, *args) -> (features, aux)")
+    checks.function(
+        "head_losses_fn", head_losses_fn, "(params, features, *args) -> (losses float[B], aux)"
+    )
+    if perturbed_losses_fn is not None:
+        checks.function("perturbed_losses_fn", perturbed_losses_fn, "as head_losses_fn, or None")
     counts = _checked_counts(class_counts)
     roots = (counts - 1.0) ** -0.25
     if variant not in ("paper", "release"):
@@ -154,6 +160,7 @@ def value_and_grad(
     there_fn = head_losses_fn if perturbed_losses_fn is None else perturbed_losses_fn
 
     def f(params: Any, labels: Any, *args: Any, step: Any = None, mask: Any = None) -> Any:
+        check_step(step)
         labels = check_labels(labels, mask)
         mask = check_mask(mask, labels.shape[0])
         _check_classes(labels, counts.size, variant)

@@ -156,6 +156,18 @@ def _is_real_scalar(name: str, value: Any, wanted: str) -> bool:
     return is_concrete(value)
 
 
+def function(name: str, value: Any, example: str) -> None:
+    """Refuses what cannot be called, before JAX does it with less to say."""
+    if not callable(value):
+        raise TypeError(f"{name} must be a function, {example}; got {short(value)}")
+
+
+def truth(name: str, value: Any) -> None:
+    """Refuses what is no truth value: "no" would count as True."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got {short(value)}")
+
+
 def _is_finite(value: Any) -> bool:
     try:
         return math.isfinite(value)

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from imbsam_jax import checks, collectives, core
-from imbsam_jax.ascent import Ascent, norm
+from imbsam_jax.ascent import Ascent, check_ascent, norm
 from imbsam_jax.checks import at_least_float32
 from imbsam_jax.passes import Passes, whole
 from imbsam_jax.passes._batch import Rows, Seen
 from imbsam_jax.rows import check_labels, check_mask, check_params, nan_where_no_class, row_weights
-from imbsam_jax.table import ClassWeights, Rule, check_rule, stagewise
+from imbsam_jax.table import ClassWeights, Rule, check_rule, check_step, stagewise
 
 __all__ = ["SharpnessInfo", "value_and_grad"]
 
@@ -110,7 +110,11 @@ def value_and_grad(
     as this does; weight decay, like there, belongs outside, at theta (`Ascent.weight_decay` has
     it inside).
     """
+    checks.function("losses_fn", losses_fn, "(params, *args) -> (losses float[B], aux)")
     check_rule(rule)
+    check_ascent(ascent)
+    checks.truth("sync_ascent", sync_ascent)
+    checks.truth("info", info)
     if isinstance(passes, type) or not hasattr(passes, "over"):
         raise TypeError(
             "passes must be passes.whole(...), own_rows(...), split_norm(...) or "
@@ -129,6 +133,7 @@ def value_and_grad(
           step: number of updates made so far, where the rule depends on it.
           mask: bool[B], False for padding, or None.
         """
+        check_step(step)
         labels = check_labels(labels, mask)
         mask = check_mask(mask, labels.shape[0])
         local = collectives.varying(check_params(params), axis_name)

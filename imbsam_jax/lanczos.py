@@ -15,7 +15,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from imbsam_jax import checks
-from imbsam_jax.rows import check_leaves
+from imbsam_jax.rows import check_leaves, check_like
 
 MatVec = Callable[[Any], Any]
 
@@ -66,7 +66,7 @@ def flat(matvec: MatVec, like: Any) -> tuple[Any, int, Any]:
     dtype = checks.at_least_float32(flat.dtype)
 
     def product(v: jax.Array) -> jax.Array:
-        out = matvec(unravel(v.astype(flat.dtype)))
+        out = check_like("what matvec returns", matvec(unravel(v.astype(flat.dtype))), like)
         with jax.numpy_dtype_promotion("standard"):
             return ravel_pytree(out)[0].astype(dtype)
 

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from imbsam_jax import gradient
-from imbsam_jax.ascent import Ascent
-from imbsam_jax.checks import short
+from imbsam_jax.ascent import Ascent, check_ascent
+from imbsam_jax.checks import function, short
 from imbsam_jax.passes import Passes, own_rows, shared_norm, whole
 from imbsam_jax.passes._batch_norm import normalised
 from imbsam_jax.rows import check_pair
@@ -90,7 +90,9 @@ def value_and_grad(
     1.0986
     """
 
+    function("losses_fn", losses_fn, "(model, *args) -> (losses float[B], aux)")
     check_rule(rule)
+    check_ascent(ascent)
 
     def loss_and_gradient(
         model: Any, labels: Any, *args: Any, step: Any = None, mask: Any = None

@@ -236,11 +236,14 @@ def check_like(name: str, tree: Any, params: Any) -> Any:
     )
     if not same:
         raise ValueError(f"{name} must be a tree with the structure and shapes of the parameters")
-    arrays = jax.tree.map(jnp.asarray, tree)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
+    leaves = [
+        (path, leaf if isinstance(leaf, jax.Array) else np.asarray(leaf))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+    for path, leaf in leaves:
         if not is_real(leaf.dtype):
             raise TypeError(f"{name}{jax.tree_util.keystr(path)} must be real, got {leaf.dtype}")
-    return arrays
+    return jax.tree.map(jnp.asarray, tree)
 
 
 # A module of NNX is a tree, but of running statistics, too, which nobody means to perturb.

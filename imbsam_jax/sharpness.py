@@ -20,10 +20,10 @@ import numpy as np
 from jax import lax
 
 from imbsam_jax import checks
-from imbsam_jax.ascent import Ascent, moved_points, norm
+from imbsam_jax.ascent import Ascent, check_ascent, moved_points, norm
 from imbsam_jax.checks import at_least_float32
 from imbsam_jax.rows import check_leaves
-from imbsam_jax.table import Rule, check_rule, stagewise
+from imbsam_jax.table import Rule, check_rule, check_table, stagewise
 from imbsam_jax.totals import Data, Part, data_of, tables, weighted_sum
 
 __all__ = ["average", "of_rule", "worst"]
@@ -77,7 +77,7 @@ def of_rule(
             raise ValueError("of a staged rule, step must be a number: which stage is meant")
         checks.steps("step", step)
         rule = rule.stages[int(step >= rule.starts[1])]
-    if ascent.group_mean or not (
+    if check_ascent(ascent).group_mean or not (
         checks.is_concrete(ascent.weight_decay) and not ascent.weight_decay
     ):
         raise ValueError(
@@ -86,7 +86,7 @@ def of_rule(
         )
     data = data_of(labels, args, mask, batch_size, axis_name)
     theta, w = data.varying(check_leaves(params)), tables(class_weights)
-    table = rule(step)
+    table = check_table(rule(step))
     if w is not None and w.shape[-1] != table.groups.shape[1]:
         raise ValueError(
             f"class_weights are of {w.shape[-1]} classes, the rule is of {table.groups.shape[1]}"

@@ -111,8 +111,25 @@ def check_rule(rule: Any) -> Rule:
     )
 
 
-def check_table(table: ClassWeights) -> ClassWeights:
-    """Refuses a table made by hand that weighs nothing."""
+def check_step(step: Any) -> None:
+    """Refuses what is no number of updates; None is for rules that do not depend on it."""
+    if step is not None:
+        checks.steps("step", step, wanted="the number of updates made so far, at least 0")
+
+
+def check_table(table: Any) -> ClassWeights:
+    """Refuses a table made by hand that is none, or weighs nothing."""
+    if not isinstance(table, ClassWeights):
+        raise TypeError(
+            "a rule returns ClassWeights(base, groups, radii), as imbsam_jax.rules have it; this "
+            f"one returned a {type(table).__name__}"
+        )
+    base, groups, radii = (None if part is None else np.shape(part) for part in table)
+    if groups is None or len(groups) != 2 or radii != groups[:1] or base not in (None, groups[1:]):
+        raise ValueError(
+            "the rule's table must have base float[C] or None, groups float[G, C] and radii "
+            f"float[G]; its shapes are {base}, {groups} and {radii}"
+        )
     if table.base is None and table.groups.shape[0] == 0:
         raise ValueError("the rule's table has neither a base nor a group: there is no loss in it")
     return table

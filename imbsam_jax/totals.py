@@ -157,6 +157,7 @@ def weights_of(class_weights: Any, part: Part, dtype: Any) -> jax.Array:
 
 def losses_of(losses_fn: Any, params: Any, part: Part) -> jax.Array:
     """float[B], at least float32; 0 in masked rows, whose losses may be anything."""
+    checks.function("losses_fn", losses_fn, "(params, *args) -> (losses float[B], aux)")
     losses = check_losses(check_pair(losses_fn(params, *part.args))[0], part.labels)
     losses = losses.astype(at_least_float32(losses.dtype))
     return losses if part.mask is None else jnp.where(part.mask, losses, 0)

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from imbsam_jax import collectives, core
-from imbsam_jax.ascent import Ascent
+from imbsam_jax import checks, collectives, core
+from imbsam_jax.ascent import Ascent, check_ascent
 from imbsam_jax.rows import (
     check_labels,
     check_leaves,
+    check_like,
     check_losses,
     check_mask,
     check_pair,
@@ -78,6 +79,8 @@ def sharpness_aware(
     -0.34
     """
     check_rule(rule)
+    check_ascent(ascent)
+    checks.truth("sync_ascent", sync_ascent)
 
     def init(params: Any) -> SharpnessAwareState:
         del params
@@ -95,6 +98,7 @@ def sharpness_aware(
         fn = _gradient_function(updates, weighted_grad_fn)
         if params is None:
             raise ValueError("sharpness_aware needs params: call update(fn, state, params)")
+        count = _count_of(state)
         local = collectives.varying(check_params(params), axis_name)
         batch = _Given(fn, local)
 
@@ -104,8 +108,8 @@ def sharpness_aware(
             )
             return core.mean_over_rows(grads, batch, axis_name)
 
-        grads = core.by_stage(rule, state.count, ascent, compute)
-        return grads, SharpnessAwareState(optax.safe_increment(state.count))
+        grads = core.by_stage(rule, count, ascent, compute)
+        return grads, SharpnessAwareState(optax.safe_increment(count))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -117,10 +121,15 @@ class _Given:
         self._fn, self._params = fn, params
 
     def clean(self, table: list[Any]) -> list[Any]:
-        return [self._fn(self._params, class_weights) for class_weights in table]
+        return [self._at(self._params, class_weights) for class_weights in table]
 
     def moved(self, group: int, point: Any, class_weights: Any) -> tuple[Any, None]:
-        return self._fn(point, class_weights), None
+        return self._at(point, class_weights), None
+
+    def _at(self, point: Any, class_weights: Any) -> Any:
+        return check_like(
+            "what the gradient function returns", self._fn(point, class_weights), point
+        )
 
     def share(self, class_weights: Any) -> Any:
         if not hasattr(self._fn, "share"):
@@ -130,6 +139,18 @@ class _Given:
     @property
     def real(self) -> Any:
         return getattr(self._fn, "real", None)
+
+
+def _count_of(state: Any) -> Any:
+    """The updates made so far; a tuple's own `count` is a method."""
+    count = getattr(state, "count", None)
+    if count is None or callable(count):
+        raise TypeError(
+            "sharpness_aware needs its own state, update(fn, state, params) with the state that "
+            "init or the last update returned: of a chain that of the whole chain. Got "
+            f"{_kind(state)}"
+        )
+    return count
 
 
 _FIRST = (
@@ -229,6 +250,7 @@ class class_weighted_grad(_NoGradients):
         *args: Any,
         mask: Any = None,
     ):
+        checks.function("losses_fn", losses_fn, "(params, *args) -> (losses float[B], aux)")
         self._losses_fn, self._args = losses_fn, args
         self._labels = check_labels(labels, mask)
         self._mask = check_mask(mask, self._labels.shape[0])

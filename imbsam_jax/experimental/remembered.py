@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imbsam_jax import checks, collectives, core
-from imbsam_jax.ascent import Ascent
+from imbsam_jax.ascent import Ascent, check_ascent
 from imbsam_jax.checks import at_least_float32, is_concrete
 from imbsam_jax.passes import own_rows, whole
 from imbsam_jax.passes._batch import LossesFn, OverRows, Rows, at_once
@@ -39,7 +39,7 @@ from imbsam_jax.rows import (
     nan_where_no_class,
     row_weights,
 )
-from imbsam_jax.table import ClassWeights, Rule, check_rule, check_table, stagewise
+from imbsam_jax.table import ClassWeights, Rule, check_rule, check_step, check_table, stagewise
 
 __all__ = ["init", "value_and_grad"]
 
@@ -124,9 +124,10 @@ def value_and_grad(
     >>> round(float(grads[0]), 4)  # as the exact gradient: in one dimension there is one direction
     3.4
     """
+    checks.function("losses_fn", losses_fn, "(params, *args) -> (losses float[B], aux)")
     check_rule(rule)
     _refuse_stages(rule)
-    how = ascent.of(rule)
+    how = check_ascent(ascent).of(rule)
     if how.bound or how.direction != "plain":
         raise ValueError(
             "a memory keeps no length of the gradient and no sum of one batch, which rules.gsa "
@@ -143,6 +144,7 @@ def value_and_grad(
     def f(
         params: Any, memory: Any, labels: Any, *args: Any, step: Any = None, mask: Any = None
     ) -> Any:
+        check_step(step)
         labels = check_labels(labels, mask)
         mask = check_mask(mask, labels.shape[0])
         local = collectives.varying(check_params(params), axis_name)

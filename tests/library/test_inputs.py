@@ -17,11 +17,12 @@ import flax.linen as linen
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 import imbsam_jax as ij
-from imbsam_jax import cc_sam, checks, classifiers, passes, rules
+from imbsam_jax import cc_sam, checks, classifiers, passes, rules, sharpness
 from imbsam_jax.experimental import remembered
 from imbsam_jax.rows import class_index, no_distribution
 from rule_table import quick_jit
@@ -546,6 +547,112 @@ def test_a_traced_mark_is_refused(through: Any) -> None:
 def test_max_norm_refuses_a_complex_kernel() -> None:
     with pytest.raises(ValueError, match=r"kernel must be real numbers, got complex64"):
         classifiers.max_norm({"head": True}).init({"head": jnp.ones((2, 2), jnp.complex64)})
+
+
+# ------------------------------------- what functions return, and arguments of another kind
+
+RETURNED: dict[str, Callable[[Any], Any]] = {
+    "nothing": lambda tree: None,
+    "a pair": lambda tree: (tree, None),
+    "of one part": lambda tree: {"head": tree["head"]},
+    "one number": lambda tree: 1.0,
+    "a number for each": lambda tree: jax.tree.map(lambda _: 1.0, tree),
+    "spread": lambda tree: jax.tree.map(lambda x: jnp.ones((1, *x.shape)), tree),
+    "None for a part": lambda tree: {**tree, "body": None},
+    "words": lambda tree: jax.tree.map(lambda x: np.full(x.shape, "a"), tree),
+}
+
+
+def returned_by_fn(change: Any) -> Any:
+    tx = ij.sharpness_aware(_rule(COUNTS))
+    return tx.update(lambda params, class_weights: change(params), tx.init(TWO), TWO)
+
+
+def returned_by_adaptive(change: Any) -> Any:
+    ascent = ij.Ascent(adaptive=change)
+    return _transform(lambda p, x: (x @ p["body"] @ p["head"][:, 0], None), TWO, LABELS, X,
+                      ascent=ascent)  # fmt: skip
+
+
+def returned_by_matvec(change: Any) -> Any:
+    return ij.curvature.trace(change, TWO, key=jax.random.key(0), probes=2)
+
+
+@pytest.mark.parametrize("by", [returned_by_fn, returned_by_adaptive, returned_by_matvec])
+@pytest.mark.parametrize("change", RETURNED.values(), ids=RETURNED)
+def test_what_is_returned_in_another_form_is_refused(by: Any, change: Any) -> None:
+    """`adaptive` without a return would be a plain ball, of other order another matrix."""
+    jax.eval_shape(lambda: by(lambda tree: jax.tree.map(jnp.ones_like, tree)))
+    with pytest.raises((TypeError, ValueError), match=r"^what .* returns(\['body'\])? must be"):
+        jax.eval_shape(lambda: by(change))
+
+
+def _door(name: str, **given: Any) -> Any:
+    """That door, with all of its arguments but those given as they should be."""
+    losses, rule, ascent = lines, _rule(COUNTS), {"ascent": given.pop("ascent", ij.Ascent())}
+    if "of_ascent" in given:
+        ascent = {"ascent": ij.Ascent(**given.pop("of_ascent"))}
+    call = {key: given.pop(key) for key in ("step", "state") if key in given}
+    losses = given.pop("losses_fn", losses)
+    params, x = {"head": jnp.array(1.0)}, X[:, 0]
+    if name == "link":
+        tx = ij.sharpness_aware(given.pop("rule", rule), **ascent, **given)
+        state = call.get("state", tx.init(params))
+        return tx.update(ij.class_weighted_grad(losses, LABELS, x), state, params)
+    if name == "cc_sam":
+        features = (lambda p, x: (x, None)) if losses is lines else losses
+        by_head = lambda p, z, x: lines(p, z)  # noqa: E731
+        f = cc_sam.value_and_grad(features, by_head, COUNTS, noise_ratio=lambda step: RHO)
+    elif name == "remembered":
+        f = remembered.value_and_grad(losses, given.pop("rule", rule), decay=0.5, **ascent)
+        return f(params, remembered.init(params, rule), LABELS, x, **call)
+    elif name == "sharpness":
+        return sharpness.of_rule(losses, given.pop("rule", rule), params, LABELS, x, **ascent)
+    else:
+        door = {"door": ij.value_and_grad, "nnx": ij.nnx.value_and_grad}[name]
+        f = door(losses, given.pop("rule", rule), **ascent, **given)
+        params = nnx.Dict(head=nnx.Param(params["head"])) if name == "nnx" else params
+    return f(params, LABELS, x, **call)
+
+
+def _tables(*shapes: Any) -> Any:
+    return lambda step: rules.ClassWeights(*(None if s is None else np.ones(s) for s in shapes))
+
+
+DOORS = ("door", "link", "nnx", "remembered", "sharpness")
+KINDS: list[tuple[tuple[str, ...], str, tuple[Any, ...], str]] = [
+    (DOORS, "ascent", (None, 2.0, {}, (2.0,), ij.Ascent), r"^ascent must be an imbsam_jax.Ascent"),
+    (DOORS, "of_ascent", ({"adaptive": True}, {"adaptive": "asam"}), r"^adaptive must be a functi"),
+    (DOORS, "of_ascent", ({"group_mean": "no"}, {"group_mean": 1}), r"^group_mean must be True or"),
+    (DOORS, "of_ascent", ({"bound": None}, {"bound": "x"}), r"^bound must be True or False"),
+    (("door", "link"), "sync_ascent", ("no", None, 1), r"^sync_ascent must be True or False"),
+    (("door",), "info", ("no", None, 1), r"^info must be True or False"),
+    ((*DOORS, "cc_sam"), "losses_fn", (None, "f", 1.0), r"(losses|features)_fn must be a function"),
+    (("door", "nnx", "remembered", "cc_sam"), "step", ("1", -1, 1.5, True, jnp.array([1]), {}),
+     r"^step must be the number of updates made so far"),
+    (("link",), "state", (None, (), (1,), {}, optax.EmptyState()), r"needs its own state, update"),
+    (("door", "link", "remembered", "sharpness"), "rule",
+     (lambda step: None, lambda step: (np.ones(2),) * 3), r"^a rule returns ClassWeights"),
+    (("door", "link", "remembered", "sharpness"), "rule",
+     (_tables(2, 2, 1), _tables(3, (1, 2), 1), _tables(2, (1, 2), 2), _tables(2, (1, 2), ())),
+     r"^the rule's table must have base float\[C\] or None"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("door", [*DOORS, "cc_sam"])
+def test_each_door_takes_what_it_should(door: str) -> None:
+    jax.eval_shape(lambda: _door(door, step=0))
+
+
+@pytest.mark.parametrize(("doors", "name", "values", "words"), KINDS)
+def test_an_argument_of_another_kind_is_refused_by_name(
+    doors: Any, name: str, values: Any, words: str
+) -> None:
+    for door in doors:
+        for value in values:
+            with pytest.raises((TypeError, ValueError), match=words) as refusal:
+                jax.eval_shape(lambda: _door(door, **{"step": 0, name: value}))  # noqa: B023
+            assert "\n" not in str(refusal.value)
 
 
 # ------------------------------------------------------- losses that average over the batch
