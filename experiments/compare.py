@@ -202,6 +202,9 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     _check(out, config, args)
     if args.resume and _is_finished(out, args):
         summary = outputs.read_object(out / compare_folder.SUMMARY)
+        if not (out / compare_page.PAGE).exists():  # stopped while it was drawn
+            with locks.Lock(out):
+                compare_page.draw(out)
         print(f"{out} is finished: {summary.get('verdict', 'no verdict')}")
         return summary
     cli.use_compilation_cache()
@@ -279,7 +282,7 @@ def _clear(out: Path, resume: bool) -> None:
         return
     with outputs.writing(out):
         kept = [path for name in ("jobs", "model", "params") for path in out.glob(f"{name}/*")]
-        for path in [out / compare_folder.SUMMARY, *kept]:
+        for path in [out / compare_folder.SUMMARY, out / compare_page.PAGE, *kept]:
             path.unlink(missing_ok=True)
 
 

@@ -38,7 +38,13 @@ from experiments.host import cli, locks, origin, outputs
 from experiments.host.errors import DataError, RunError
 from experiments.host.needs import always
 from experiments.host.progress import clock
-from experiments.reports import compare_folder, study_figures, study_folder, study_tables
+from experiments.reports import (
+    compare_folder,
+    compare_page,
+    study_figures,
+    study_folder,
+    study_tables,
+)
 
 TABLES = "tables.md"
 # Of the flags of `compare`, those that say how its table is read.
@@ -171,7 +177,7 @@ def _flag(name: str, value: Any) -> list[str]:
 
 def run(planned: Sequence[Planned], out: Path, only_sum_up: bool) -> Iterator[dict[str, str]]:
     """Runs what is not finished; yields what could not be run, with why."""
-    done = {each.name: _finished(out, each) for each in planned}
+    done = {each.name: _finished(out, each, whole=not only_sum_up) for each in planned}
     left = [each for each in planned if not done[each.name]]
     if len(left) < len(planned):
         print(f"kept as finished before: {cli.noun(len(planned) - len(left), 'set')}", flush=True)
@@ -213,7 +219,8 @@ def _kept(out: Path, each: Planned) -> Path:
     return out / "sets" / f"{each.name}.json"
 
 
-def _finished(out: Path, each: Planned) -> bool:
+def _finished(out: Path, each: Planned, whole: bool = True) -> bool:
+    """Whether all that is summed up is there; the whole has the page, which is written last."""
     kept = _kept(out, each)
     if not kept.exists():
         return False
@@ -231,10 +238,8 @@ def _finished(out: Path, each: Planned) -> bool:
             f"{_folder(out, each)} was begun with other rows than its file holds now: choose "
             "another --out, or delete it"
         )
-    return all(
-        (_folder(out, each) / name).exists()
-        for name in (compare_folder.SUMMARY, compare_folder.RUNS)
-    )
+    names = [compare_folder.SUMMARY, compare_folder.RUNS, *[compare_page.PAGE] * whole]
+    return all((_folder(out, each) / name).exists() for name in names)
 
 
 def main(args: argparse.Namespace, more: Sequence[str] = ()) -> dict[str, Any]:

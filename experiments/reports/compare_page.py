@@ -46,7 +46,7 @@ def draw(out: Path) -> list[Path]:
     """The figures and the page of a finished folder, of summary.json and runs.csv; which."""
     summary, lines = compare_folder.read(out)
     with outputs.writing(out):
-        for name in compare_figures.FIGURES:
+        for name in (PAGE, *compare_figures.FIGURES):  # the page last: it means a whole folder
             (out / name).unlink(missing_ok=True)  # of another run
     made = compare_figures.draw(out, summary)
     images = {path.name: path.read_bytes() for path in made}

@@ -28,6 +28,7 @@ from experiments.data import columns
 from experiments.data.table import read
 from experiments.host import inputs, outputs
 from experiments.host.errors import DataError, RunError, Stopped
+from experiments.reports import compare_figures, compare_page
 from experiments.reports.scores import METRICS
 
 QUICK = (
@@ -168,6 +169,30 @@ def test_a_comparison_that_is_stopped_goes_on(
     before = (out / "summary.json").read_text()
     assert run(data, out, "--resume")["verdict"] and not calls
     assert (out / "summary.json").read_text() == before
+
+
+def test_a_page_that_a_kill_prevented_is_written_by_going_on(
+    data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page is the last file, and gone while anything else of the folder is not yet new."""
+    out, drawn = tmp_path / "out", []
+    shutil.copytree(finished, out)
+
+    def draw(out: Path, summary: Any) -> list[Path]:
+        drawn.append((out / "report.html").exists())
+        return []
+
+    monkeypatch.setattr(compare_figures, "draw", draw)
+    monkeypatch.setattr(compare, "_compare", lambda *args: pytest.fail("trained again"))
+    run(data, out, "--resume", "--save")
+    assert not drawn
+    (out / "report.html").unlink()
+    run(data, out, "--resume", "--save")
+    assert drawn == [False] and (out / "report.html").exists()
+    compare_page.draw(out)
+    assert drawn == [False, False]
+    compare._clear(out, resume=False)
+    assert not (out / "report.html").exists()
 
 
 def test_what_is_kept_predicts_other_rows(

@@ -36,6 +36,7 @@ class Compare:
         if name in self.stop:
             raise Stopped("stopped", 143)
         shutil.copytree(self.made, args.out)
+        Path(args.out, "report.html").touch()
         if name in self.equal:
             path = Path(args.out, "summary.json")
             summary = json.loads(path.read_text())
@@ -376,14 +377,16 @@ def test_the_time_left_is_told_by_rows(sets, compare, tmp_path, monkeypatch, cap
     assert "versions" in about and about["command"].startswith("python -m")
 
 
-def test_a_finished_set_has_its_flags_and_both_files(tmp_path):
+def test_a_finished_set_has_its_flags_and_all_that_compare_writes(tmp_path):
     data = tmp_path / "a.npz"
     data.touch()
     one = study.Planned(name="a", flags=("--data", str(data)), cost=1, about="", family="a")
     folder = tmp_path / "sets" / "a"
     folder.mkdir(parents=True)
-    for name in ("a.json", "a/summary.json", "a/runs.csv"):
+    for name in ("a.json", "a/summary.json", "a/runs.csv", "a/report.html"):
         assert not study._finished(tmp_path, one)
+        # Nothing but the figures is needed to sum up what a kill cut short while it drew.
+        assert study._finished(tmp_path, one, whole=False) == (name == "a/report.html")
         (tmp_path / "sets" / name).write_text(json.dumps(one.flags))
     assert study._finished(tmp_path, one)
     (folder / "config.json").write_text("{}")  # of before there were digests
