@@ -18,7 +18,6 @@ from experiments.analysis.measure import FORWARD, How, Item, Measure
 from experiments.analysis.subjects import Subject, groups_of
 from experiments.host import origin, outputs
 from experiments.host.errors import RunError
-from experiments.host.outputs import read_object
 from experiments.host.progress import Counted
 from experiments.host.stopping import StopRequest
 from imbsam_jax import losses
@@ -71,7 +70,7 @@ class Work:
         path = self.file(item)
         there = path.exists()
         if there:
-            held = read_object(path)
+            held = _read(path)
         else:
             began, cpu = time.perf_counter(), time.process_time()
             found = item.call()
@@ -80,7 +79,7 @@ class Work:
                 "seconds": time.perf_counter() - began,
                 "cpu_seconds": time.process_time() - cpu,
             }
-            outputs.replace_text(path, json.dumps(held))
+            outputs.write_sealed(path, held)
         self.found[item.name] = held["found"]
         self.spent[0] += held["seconds"]
         self.spent[1] += held["cpu_seconds"]
@@ -88,6 +87,16 @@ class Work:
             self.products += item.products
             self.seconds += held["seconds"]
         return None if there else held["seconds"]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    again = "the same command measures it anew"
+    held = outputs.read_sealed(path, again)
+    if not all(outputs.is_number(held.get(name)) for name in ("seconds", "cpu_seconds")) or not (
+        isinstance(held.get("found"), dict)
+    ):
+        raise RunError(f"{path} is damaged: remove it, and {again}")
+    return held
 
 
 def digest(subject: Subject) -> str:

@@ -25,6 +25,7 @@ from experiments.reports.compare_folder import Record
 from experiments.reports.scores import Bins
 
 FOLDER = "jobs"
+_AGAIN = "--resume makes it anew"
 
 
 class Scale(NamedTuple):
@@ -206,14 +207,13 @@ class Jobs:
         notes: list[str] = []
         for number in range(len(self.parts)):
             for what in (*range(families), "references"):
-                held = outputs.read_object(self._path(number, what))
+                held = outputs.read_sealed(self._path(number, what), _AGAIN)
                 try:
                     records += [_of_json(one) for one in held["records"]]
                     notes += held["notes"]
-                except (KeyError, TypeError, ValueError) as error:
+                except (AttributeError, KeyError, TypeError, ValueError) as error:
                     raise RunError(
-                        f"{self._path(number, what)} is damaged: remove it, and --resume makes it "
-                        "anew"
+                        f"{self._path(number, what)} is damaged: remove it, and {_AGAIN}"
                     ) from error
         names = [row.name for row in self.rows]
         names += [references.REFERENCES[name][0] for name in self.others]
@@ -221,7 +221,7 @@ class Jobs:
 
 
 def _write(path: Path, records: list[Record], notes: list[str]) -> None:
-    outputs.write_json(path, {"records": [_to_json(one) for one in records], "notes": notes})
+    outputs.write_sealed(path, {"records": [_to_json(one) for one in records], "notes": notes})
 
 
 def _to_json(record: Record) -> dict[str, Any]:

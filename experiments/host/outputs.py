@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -38,6 +39,33 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RunError(f"cannot read {path}: it holds {same_text(value)}, where an object belongs")
     return value
+
+
+SEAL = "sha256"
+
+
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """An object with the SHA-256 of what it says: figures that are taken from it later on."""
+    held = json.loads(json.dumps(value))
+    replace_text(path, json.dumps({**held, SEAL: _seal(held)}) + "\n")
+
+
+def read_sealed(path: Path, again: str) -> dict[str, Any]:
+    """What `write_sealed` wrote; RunError for anything else, with how it is made `again`.
+
+    Files of before there were seals have none, and are read as they are.
+    """
+    try:
+        held = read_object(path)
+    except RunError as error:
+        raise RunError(f"{error}: remove it, and {again}") from error
+    if SEAL in held and held.pop(SEAL) != _seal(held):
+        raise RunError(f"{path} is damaged: remove it, and {again}")
+    return held
+
+
+def _seal(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def is_number(value: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from damage import damaged_json
 from experiments.analysis import figures, work
 from experiments.analysis.measure import Item, Measure
 from experiments.analysis.subjects import Rows, Subject
@@ -119,6 +121,19 @@ def test_what_was_measured_is_taken_from_its_file(tmp_path: Path) -> None:
     assert first.products == 7 and first.seconds == seconds < first.spent[0]
     first.take(item._replace(more=[1]))
     assert len(calls) == 3 and first.products == 14
+
+
+def test_a_part_that_is_damaged_is_named(tmp_path: Path) -> None:
+    """Not taken for another figure, either."""
+    one, path = made(tmp_path), made(tmp_path).file(ITEM)
+    one.take(ITEM._replace(call=lambda: {"a": [1.5], "b": {"c": 2.0}}))
+    for what, data in damaged_json(path.read_text()):
+        path.write_bytes(data)
+        try:
+            one.take(ITEM)
+            assert one.found["x"] == {"a": [1.5], "b": {"c": 2.0}}, what
+        except RunError as error:
+            assert re.search(rf"{path}.*: remove it, and the same command", str(error)), what
 
 
 def test_the_losses(tmp_path: Path) -> None:

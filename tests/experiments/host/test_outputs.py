@@ -3,10 +3,12 @@
 import argparse
 import errno
 import os
+import re
 import signal
 
 import pytest
 
+from damage import damaged_json
 from experiments.host import devices, locks, needs, outputs, stopping
 from experiments.host.errors import DataError, RunError, cannot_write, is_full, reason
 
@@ -48,6 +50,22 @@ def test_what_is_written_is_read_and_what_is_not_json_is_named(tmp_path):
         outputs.replace_text(tmp_path / "none" / "y", "")
     with pytest.raises(RunError, match=r"^cannot write to here: "), outputs.writing("here"):
         (tmp_path / "none" / "z").touch()
+
+
+def test_a_sealed_file_says_what_was_written_or_is_named(tmp_path):
+    path, value = tmp_path / "x.json", {"found": {"a": [1.5, None, 2], "b": "x"}, "seconds": 0.25}
+    outputs.write_sealed(path, value)
+    assert outputs.read_sealed(path, "start anew") == value
+    for what, data in damaged_json(path.read_text()):
+        path.write_bytes(data)
+        try:
+            found = outputs.read_sealed(path, "start anew")
+        except RunError as error:
+            assert re.search(
+                r"x\.json( is damaged|: it ).*: remove it, and start anew$", str(error)
+            )
+        else:  # one without a seal may be of before there were any: {}, and what is whole
+            assert found in (value, {}), what
 
 
 def caused(error, cause):
