@@ -34,7 +34,7 @@ from experiments.analysis.tables import of_comparison
 from experiments.analysis.work import Work, digest, measured
 from experiments.host import cli, locks
 from experiments.host.devices import cores, use_devices
-from experiments.host.errors import RunError, Stopped
+from experiments.host.errors import UNFIT, RunError, Stopped
 from experiments.host.needs import always, beside, either
 from experiments.host.outputs import read_json, read_object
 from experiments.host.stopping import StopNow, StopRequest
@@ -175,7 +175,7 @@ def _config(run: Path) -> dict[str, Any]:
             "compare": isinstance(summary, dict) and {"rows", "verdict"} <= summary.keys(),
             "anomaly": isinstance(summary, dict) and "paper_table_4" in summary,
             "digits_lt": isinstance(summary, list)
-            and all("seeds" in line for line in summary)
+            and all(isinstance(line, dict) and "seeds" in line for line in summary)
             and "grid" not in config
             and "epochs" in config,
         }
@@ -199,16 +199,24 @@ def _emulated(configs: list[dict[str, Any]]) -> int:
     return cores() if any(config.get("model") in CONVOLUTIONAL for config in configs) else 0
 
 
-def _subjects(
-    run: Path, config: dict[str, Any], args: argparse.Namespace, stop: StopRequest
-) -> list[Subject]:
+def _of_tables(run: Path, config: dict[str, Any], args: argparse.Namespace) -> list[Subject]:
     if config["experiment"] == "digits_lt":
         return of_digits(run, config)
     if config["experiment"] == "compare":
         return of_comparison(run, config, args.data)
-    if config["experiment"] == "anomaly":
-        where = args.data_dir or os.environ.get("ADBENCH_DIR") or None
-        return of_anomalies(run, config, where if config["data_dir"] else None)
+    where = args.data_dir or os.environ.get("ADBENCH_DIR") or None
+    return of_anomalies(run, config, where if config["data_dir"] else None)
+
+
+def _subjects(
+    run: Path, config: dict[str, Any], args: argparse.Namespace, stop: StopRequest
+) -> list[Subject]:
+    if config["experiment"] in ("digits_lt", "compare", "anomaly"):
+        try:
+            return _of_tables(run, config, args)
+        except UNFIT as error:
+            why = f"{type(error).__name__}: {error}"
+            raise RunError(f"the files in {run} do not fit together ({why})") from error
     opened = evaluate.open_run(run, args)
     rows = rows_of(opened.dataset, opened.parts.feed, args.images_per_class, stop)
     found = []

@@ -13,14 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.host import cli, folders, outputs
-from experiments.host.errors import RunError
-
-# What reading tables that are damaged, or of different runs, comes to.
-_UNFIT = (
-    ArithmeticError, AttributeError, LookupError, RecursionError, StopIteration, TypeError,
-    ValueError, csv.Error,
-)  # fmt: skip
-
+from experiments.host.errors import UNFIT, RunError
 
 # Kinds of folder that need no summary.json.
 _ALONE = ("report", "study", "analysis")
@@ -55,7 +48,7 @@ def _read(folder: Path, draw: Callable[[Path], list[Path]]) -> list[Path]:
         return draw(folder)
     except OSError as error:
         raise RunError(f"cannot read {error.filename}: {error.strerror}") from error
-    except _UNFIT as error:
+    except UNFIT as error:
         why = f"{type(error).__name__}: {error}"
         raise RunError(f"the files in {folder} do not fit together ({why}): no plot") from error
 

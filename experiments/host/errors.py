@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,13 @@ class DataError(Exception):
 
 class RunError(Exception):
     """Something the person who started the run can put right; the message says how."""
+
+
+# What reading files of a folder that are damaged, or of different runs, comes to.
+UNFIT = (
+    ArithmeticError, AttributeError, LookupError, RecursionError, StopIteration, TypeError,
+    ValueError, csv.Error,
+)  # fmt: skip
 
 
 def flag(setting: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from damage import damaged_json
 from experiments import analyse, digits_lt
 from experiments.analysis.measure import Measure
-from experiments.host.errors import RunError, Stopped
+from experiments.host.errors import DataError, RunError, Stopped
+from experiments.host.stopping import StopRequest
 from imbsam_jax import tail_threshold
 from made_subjects import COUNTS, subject
 
@@ -81,6 +85,26 @@ def test_refusals(digits: Path, tmp_path: Path, refuse: Any) -> None:
     (tmp_path / "half" / "config.json").write_text("{}")
     assert "it names no experiment" in refuse(command, tmp_path / "half", *out, code=1)
     assert "--reach needs --surface" in refuse(command, digits, "--reach", 2, *out, code=2)
+
+
+@pytest.mark.parametrize("name", ["config.json", "summary.json"])
+@pytest.mark.parametrize("every", [37, pytest.param(5, marks=pytest.mark.slow)])
+def test_a_folder_of_tables_damaged_in_any_field_is_told_in_a_sentence(
+    digits: Path, tmp_path: Path, name: str, every: int
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(digits, out)
+    args = analyse.arguments().parse_args([str(out), "--out", str(tmp_path / "out")])
+    told = set()
+    for _, data in list(damaged_json((digits / name).read_text()))[::every]:
+        (out / name).write_bytes(data)
+        with contextlib.suppress(RunError, DataError), StopRequest() as stop:
+            analyse._subjects(out, analyse._config(out), args, stop)
+            told.add("read")
+    (out / name).write_text('[{"seeds": 0}]' if name == "summary.json" else '{"epochs": 1}')
+    with pytest.raises(RunError, match=r"do not fit together \(.*Error:"), StopRequest() as stop:
+        analyse._subjects(out, analyse._config(out), args, stop)
+    assert told == {"read"}  # what nothing hangs on does no harm
 
 
 # ---- what is analysed together ------------------------------------------------------------------
