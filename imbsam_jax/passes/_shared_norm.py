@@ -59,8 +59,9 @@ class shared_norm:
     where no buffer is filled up (which is done with rows of the part again). Rows that are masked
     are in no part and no statistic; their loss and aux are 0.
 
-    **Its accuracy has not been measured**, so that it is not recommended; its cost has
-    (results/step_cost).
+    Of its accuracy little is known (results/shared_norm: one loss, one radius and one small
+    network, where it ended where the exact step did, and both below SGD), so that it is not
+    recommended; its cost is in results/step_cost.
 
     Raises, when called:
       ValueError: buffers of several sizes; a losses_fn without a layer of `batch_norm`, or with one
