@@ -1287,7 +1287,12 @@ def test_beside_the_published_curvature():
 
 
 @pytest.mark.parametrize(
-    ("folder", "label"), [("page_blocks", "page_blocks, trained by")], ids=lambda x: x.split(",")[0]
+    ("folder", "label"),
+    [
+        ("page_blocks", "page_blocks, trained by"),
+        ("cifar100_lt", "small CIFAR100-LT, trained by"),
+    ],
+    ids=lambda x: x.split(",")[0],
 )
 def test_tables_of_analyses(folder, label):
     """Head and tail of every line: mean and standard error over seeds, of analysis.json."""
@@ -1310,6 +1315,59 @@ def test_tables_of_analyses(folder, label):
                 error = "" if value["error"] is None else f" ± {value['error']:.1g}"
                 shown = f"{value['mean']:.3g}{error}"
             assert row[head] == shown, (row[label], row["group"], head)
+
+
+def test_what_is_said_of_the_small_network():
+    found = read("sharpness/cifar100_lt/analysis.json")
+    lines = {x["name"].split(",")[0].split(" ")[0]: x for x in found["lines"]}
+    assert all(line["seeds"] == [0, 1, 2] for line in lines.values())
+    sgd = lines["sgd"]
+
+    def of(line, group, name):
+        return line["groups"][group][name]["mean"]
+
+    def ratio(name):
+        it = sgd["tail_to_head"][name]
+        return f"{it['ratio']:.2f} times [{it['low']:.2f}, {it['high']:.2f}]"
+
+    def part(rule, group):
+        return f"{of(lines[rule], group, 'trace') / of(sgd, group, 'trace'):.2f}"
+
+    def less(rule, group, name):
+        it = lines[rule]["groups"][group]["to_sgd"][name]
+        return f"{it['mean']:+.1f} ± {it['error']:.1f}"
+
+    def gap(line, group):
+        return f"{of(line, group, 'train_accuracy') - of(line, group, 'test_accuracy'):.1f}"
+
+    says(
+        page("sharpness"),
+        f"its trace is {ratio('trace')} the head's, its largest eigenvalue {ratio('largest')}.",
+        f"ImbSAM has {part('imbsam', 'tail')} in the tail and {part('imbsam', 'head')} in the "
+        f"head, SAM {part('sam', 'tail')} and {part('sam', 'head')}",
+        "({} times, against {} under SGD and {} under SAM)".format(
+            *(
+                f"{lines[rule]['tail_to_head']['trace']['ratio']:.2f}"
+                for rule in ("imbsam", "sgd", "sam")
+            )
+        ),
+        f"less SGD's is {less('imbsam', 'tail', 'test_accuracy')} for ImbSAM and "
+        f"{less('sam', 'tail', 'test_accuracy')} for SAM",
+        f"{gap(sgd, 'many')} points in Many, {gap(sgd, 'medium')} in Medium and "
+        f"{gap(sgd, 'few')} in Few",
+        f"training images {of(sgd, 'few', 'train_accuracy'):.0f}% are recognised",
+        f"in Few to {gap(lines['imbsam'], 'few')} by fitting less "
+        f"(training {less('imbsam', 'few', 'train_accuracy')}, "
+        f"test {less('imbsam', 'few', 'test_accuracy')})",
+        f"{found['hessian_products']['products']} products with a Hessian, "
+        f"{found['measuring']['cpu_seconds'] / 9:.0f} CPU seconds a run",
+    )
+    shown = table(page("sharpness"), "small CIFAR100-LT, %", "Few, test")
+    for row, line in zip(shown, found["lines"], strict=True):
+        assert [*row.values()] == [line["name"], *(
+            f"{of(line, group, name):.1f}"
+            for group in ("many", "medium", "few") for name in ("train_accuracy", "test_accuracy")
+        )]  # fmt: skip
 
 
 def test_what_is_said_of_the_analysed_table():
