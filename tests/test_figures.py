@@ -282,7 +282,7 @@ def differences(folder, seeds, name, base, split):
         ("cifar100_lt_100", (0, 1), "sgd", ("sgd", "imbsam", "renorm")),
         ("cifar100_lt_gsa", (0, 1, 2), "sgd", ("sgd", "imbsam", "gsa")),
         ("split_norm", (0, 1, 2), "imbsam", ("sgd", "imbsam", "renorm", "own", "held", "memory")),
-        ("shared_norm", range(8), "imbsam", ("sgd", "imbsam", "split_norm", "shared_norm")),
+        ("cheaper_passes", range(8), "imbsam", ("sgd", "imbsam", "split_norm", "shared_norm")),
     ],
 )
 def test_runs_over_seeds(folder, seeds, base, names):
@@ -324,7 +324,7 @@ def test_the_scale_of_gsa():
 
 def test_prose_on_the_cheaper_passes():
     def of(name, base, split):
-        values = differences("shared_norm", range(8), name, base, split)
+        values = differences("cheaper_passes", range(8), name, base, split)
         return f"{np.mean(values):+.1f} ({interval(values)})"
 
     shared, split = (
@@ -333,7 +333,7 @@ def test_prose_on_the_cheaper_passes():
     )
     exact = {s: of("imbsam", "sgd", s) for s in ("all", "few")}
     says(
-        page("shared_norm"),
+        page("cheaper_passes"),
         *(f"All {x['all']}, Few {x['few']}, Medium {x['medium']}" for x in (shared, split)),
         f"exact, All {exact['all']} and Few {exact['few']} against SGD",
         "by `shared_norm`, " + " and ".join(of("shared_norm", "sgd", s) for s in ("all", "few")),
@@ -343,11 +343,13 @@ def test_prose_on_the_cheaper_passes():
     says(doc("cost"), *(f"All {x['all']} and Few {x['few']}" for x in (shared, split)),
          f"exact ImbSAM lost to SGD, All {exact['all']}")  # fmt: skip
     names = ("sgd", "imbsam", "split_norm", "shared_norm")
-    files = [RESULTS / f"shared_norm/{n}/seed_{s}/metrics.jsonl" for n in names for s in range(8)]
+    files = [
+        RESULTS / f"cheaper_passes/{n}/seed_{s}/metrics.jsonl" for n in names for s in range(8)
+    ]
     lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     trained = [line["train_accuracy"] for line in lines if line["epoch"] == 40]
     assert len(trained) == 32 and max(trained) < 44
-    says(page("shared_norm"),
+    says(page("cheaper_passes"),
          f"(training accuracy {min(trained):.0f} to {max(trained):.0f}% in the last)")  # fmt: skip
 
 

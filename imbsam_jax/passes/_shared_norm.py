@@ -59,7 +59,7 @@ class shared_norm:
     where no buffer is filled up (which is done with rows of the part again). Rows that are masked
     are in no part and no statistic; their loss and aux are 0.
 
-    Of its accuracy little is known (results/shared_norm: one loss, one radius and one small
+    Of its accuracy little is known (results/cheaper_passes: one loss, one radius and one small
     network, where it ended where the exact step did, and both below SGD), so that it is not
     recommended; its cost is in results/step_cost.
 
