@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from experiments.host.outputs import is_number
+from experiments.reports.reading import is_count, is_number, is_positive, is_text, or_none
 from experiments.reports.scores import BINS, METRICS, TWO
 
 Shape = Callable[[Any], bool] | dict[str, Any] | list[Any]
@@ -88,24 +88,13 @@ def _of_row(row: Mapping[str, Any], classes: int, splits: int, groups: int | Non
     return None
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+def _is_whole(value: Any) -> bool:
+    """A count that can number entries: 3, but not 3.0."""
+    return isinstance(value, int) and is_count(value)
 
 
 def _is_bool(value: Any) -> bool:
     return isinstance(value, bool)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and is_number(value) and value >= 0
-
-
-def _is_positive(value: Any) -> bool:
-    return is_number(value) and value > 0
-
-
-def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: value is None or fits(value)
 
 
 def _is_interval(value: Any) -> bool:
@@ -127,33 +116,33 @@ def _are_chosen(value: Any) -> bool:
     )
 
 
-_NUMBER = _or_none(is_number)
+_NUMBER = or_none(is_number)
 _ROW: dict[str, Any] = {
-    "row": _is_text, "rule": _or_none(_is_text), "loss": _or_none(_is_text), "sampling": _is_text,
+    "row": is_text, "rule": or_none(is_text), "loss": or_none(is_text), "sampling": is_text,
     "reference": _is_bool, **dict.fromkeys(METRICS, _NUMBER),
     "recall": [_NUMBER], "chosen": _are_chosen, "seconds": is_number, "p_holm": _NUMBER,
-    "calibration": {"count": [_is_count], "confidence": [_NUMBER], "accuracy": [_NUMBER]},
+    "calibration": {"count": [_is_whole], "confidence": [_NUMBER], "accuracy": [_NUMBER]},
 }  # fmt: skip
 # Of every row but the baseline.
 _COMPARED: dict[str, Any] = {
     "difference": dict.fromkeys(METRICS, _is_interval),
     "p": dict.fromkeys(METRICS, _NUMBER), "recall_difference": [_is_interval],
 }  # fmt: skip
-_GROUP: dict[str, Any] = {"names": [_is_text], "counts": [_is_count]}
+_GROUP: dict[str, Any] = {"names": [is_text], "counts": [_is_whole]}
 _SUMMARY: dict[str, Any] = {
     "data": {
-        **dict.fromkeys(("name", "source"), _is_text),
-        **dict.fromkeys(("rows", "features", "classes"), _is_count),
-        "class_names": [_is_text], "text": [_is_text], "notes": [_is_text],
-        "class_counts": [_is_count], "train_counts": [_is_count],
-        **dict.fromkeys(("imbalance_factor", "train_imbalance_factor"), _is_positive),
+        **dict.fromkeys(("name", "source"), is_text),
+        **dict.fromkeys(("rows", "features", "classes"), _is_whole),
+        "class_names": [is_text], "text": [is_text], "notes": [is_text],
+        "class_counts": [_is_whole], "train_counts": [_is_whole],
+        **dict.fromkeys(("imbalance_factor", "train_imbalance_factor"), is_positive),
         "group": lambda value: value is None or misfit(value, _GROUP) is None,
     },
-    "thresholds": {"many_above": _is_count, "few_below": _is_count},
+    "thresholds": {"many_above": _is_whole, "few_below": _is_whole},
     "splits": {
-        "count": _is_count, "own_test": _is_bool,
-        "train": [_is_count], "val": [_is_count], "test": [_is_count],
+        "count": _is_whole, "own_test": _is_bool,
+        "train": [_is_whole], "val": [_is_whole], "test": [_is_whole],
     },
     "about": lambda value: isinstance(value, dict),
-    "verdict": _is_text, "best": _or_none(_is_text), "rows": [_ROW],
+    "verdict": is_text, "best": or_none(is_text), "rows": [_ROW],
 }  # fmt: skip

@@ -121,7 +121,7 @@ def _checked(file: Path) -> dict[str, Any]:
     return report
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
@@ -129,11 +129,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
-def _is_positive(value: Any) -> bool:
+def is_positive(value: Any) -> bool:
     return is_number(value) and value > 0
 
 
-def _is_count(value: Any) -> bool:
+def is_count(value: Any) -> bool:
     return is_number(value) and value >= 0 and value == int(value)
 
 
@@ -156,23 +156,23 @@ def _are_accuracies(value: Any) -> bool:
     return isinstance(value, dict) and all(_is_accuracy(value.get(split)) for split in COLUMNS)
 
 
-def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+def or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or fits(value)
 
 
 # What a field of a report can be.
 _FITS: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("dataset", "model", "rule", "loss"), _is_text),
-    **dict.fromkeys(("imbalance_factor", "batch_size"), _is_positive),
-    **dict.fromkeys(("epochs", "seed"), _is_count),
+    **dict.fromkeys(("dataset", "model", "rule", "loss"), is_text),
+    **dict.fromkeys(("imbalance_factor", "batch_size"), is_positive),
+    **dict.fromkeys(("epochs", "seed"), is_count),
     **dict.fromkeys(COLUMNS, _is_accuracy),
     "best_epoch_flip": _are_accuracies,
     **dict.fromkeys(("rule_args", "settings"), _are_options),
-    **dict.fromkeys(("ascent", "loss_args", "stage2_args", "thresholds"), _or_none(_are_options)),
-    **dict.fromkeys(("stage2", "subset", "source", "classifier"), _or_none(_is_text)),
+    **dict.fromkeys(("ascent", "loss_args", "stage2_args", "thresholds"), or_none(_are_options)),
+    **dict.fromkeys(("stage2", "subset", "source", "classifier"), or_none(is_text)),
     **dict.fromkeys(("step_ms", "flops_ratio_to_sgd", "shrink", "train_examples"),
-                    _or_none(_is_positive)),
-    **dict.fromkeys(("mixup", "memory", "val_per_class", "subset_seed"), _or_none(is_number)),
+                    or_none(is_positive)),
+    **dict.fromkeys(("mixup", "memory", "val_per_class", "subset_seed"), or_none(is_number)),
 }  # fmt: skip
 
 
