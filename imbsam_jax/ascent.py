@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from imbsam_jax import checks, collectives
@@ -75,7 +76,10 @@ class Ascent(NamedTuple):
 
 
 def check_ascent(ascent: Any) -> Ascent:
-    """Refuses what is no Ascent, and fields of it that would be called, or taken for true."""
+    """Refuses what is no Ascent, and fields of it that would be called, or taken for true.
+
+    Returns it with p as a number of Python's.
+    """
     if not isinstance(ascent, Ascent):
         raise TypeError(
             "ascent must be an imbsam_jax.Ascent(...), left out for a plain ball; got "
@@ -85,7 +89,21 @@ def check_ascent(ascent: Any) -> Ascent:
         checks.function("adaptive", ascent.adaptive, "params -> T, such as asam_scale(), or None")
     checks.truth("group_mean", ascent.group_mean)
     checks.truth("bound", ascent.bound)
-    return ascent
+    return ascent._replace(p=_order(ascent.p))
+
+
+def _order(p: Any) -> float:
+    """The p of a norm: it chooses the formula, so it cannot be traced."""
+    if not checks.is_concrete(p):
+        raise ValueError("p must be known when it is given, not traced under jit")
+    if isinstance(p, np.generic | np.ndarray | jax.Array) and p.ndim == 0:
+        p = p.item()
+    if not (isinstance(p, int | float) and p > 1):
+        raise ValueError(
+            f"p must be over 1, got {checks.short(p)}: a number, infinity included (the step of "
+            "p = 1 is one coordinate)"
+        )
+    return p
 
 
 def moved_points(
@@ -142,11 +160,6 @@ def bound_radius(factor: Any, length_w: jax.Array, length_d: jax.Array, size: in
 
 def _check(ascent: Ascent) -> None:
     """What an ascent cannot be, alone or of several fields together."""
-    if not (isinstance(ascent.p, int | float) and ascent.p > 1):
-        raise ValueError(
-            f"p must be over 1, got {ascent.p!r}: a number, infinity included (the step of p = 1 "
-            "is one coordinate)"
-        )
     if ascent.direction not in ("plain", "orthogonal", "projection"):
         raise ValueError(
             f"direction must be 'plain', 'orthogonal' or 'projection', got {ascent.direction!r}"

@@ -92,7 +92,7 @@ def value_and_grad(
 
     function("losses_fn", losses_fn, "(model, *args) -> (losses float[B], aux)")
     check_rule(rule)
-    check_ascent(ascent)
+    ascent = check_ascent(ascent)
 
     def loss_and_gradient(
         model: Any, labels: Any, *args: Any, step: Any = None, mask: Any = None

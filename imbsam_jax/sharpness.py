@@ -77,7 +77,8 @@ def of_rule(
             raise ValueError("of a staged rule, step must be a number: which stage is meant")
         checks.steps("step", step)
         rule = rule.stages[int(step >= rule.starts[1])]
-    if check_ascent(ascent).group_mean or not (
+    ascent = check_ascent(ascent)
+    if ascent.group_mean or not (
         checks.is_concrete(ascent.weight_decay) and not ascent.weight_decay
     ):
         raise ValueError(

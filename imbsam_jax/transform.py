@@ -79,7 +79,7 @@ def sharpness_aware(
     -0.34
     """
     check_rule(rule)
-    check_ascent(ascent)
+    ascent = check_ascent(ascent)
     checks.truth("sync_ascent", sync_ascent)
 
     def init(params: Any) -> SharpnessAwareState:
@@ -127,9 +127,15 @@ class _Given:
         return self._at(point, class_weights), None
 
     def _at(self, point: Any, class_weights: Any) -> Any:
-        return check_like(
-            "what the gradient function returns", self._fn(point, class_weights), point
-        )
+        name = "what the gradient function returns"
+        grads = check_like(name, self._fn(point, class_weights), point)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
+            if not jnp.issubdtype(leaf.dtype, jnp.floating):
+                raise TypeError(
+                    f"{name}{jax.tree_util.keystr(path)} must be a floating-point gradient, got "
+                    f"{leaf.dtype}"
+                )
+        return grads
 
     def share(self, class_weights: Any) -> Any:
         if not hasattr(self._fn, "share"):
@@ -183,9 +189,18 @@ def _gradient_function(updates: Any, keyword: Any) -> Callable[[Any, Any], Any]:
         raise TypeError(
             "sharpness_aware needs the gradient function, update(fn, state, params) or the "
             "keyword argument weighted_grad_fn: make it with class_weighted_grad(losses_fn, "
-            f"labels, *args); got {_kind(fn)}"
+            f"labels, *args); got {_given_instead(updates, keyword)}"
         )
     return fn
+
+
+def _given_instead(updates: Any, keyword: Any) -> str:
+    if keyword is None and updates is not None:  # a leafless tree
+        return (
+            f"an empty {type(updates).__name__}, as nnx.Optimizer makes of a function: there, "
+            "optimizer.update(model, None, weighted_grad_fn=fn)"
+        )
+    return _kind(keyword)
 
 
 def _kind(value: Any) -> str:

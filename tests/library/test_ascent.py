@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from functools import cache
 from typing import Any
 
@@ -14,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import imbsam_jax as ij
-from imbsam_jax.ascent import norm, perturbed
+from imbsam_jax import nnx
+from imbsam_jax.ascent import check_ascent, norm, perturbed
 
 NORMS = [1.25, 1.5, 2, 3, math.inf]
 PARAMS = {"kernel": np.array([[0.5, -1.0], [2.0, 0.0]]), "bias": np.array([3.0, -0.25, 1.0])}
@@ -167,10 +169,42 @@ def test_a_mask_of_another_structure_is_refused() -> None:
         perturbed(params, params, 0.1, ij.Ascent(perturb={"body": False, "heed": True}))
 
 
-@pytest.mark.parametrize("p", [1, 0.5, -2, math.nan])
-def test_p_must_be_over_1(p: float) -> None:
-    with pytest.raises(ValueError, match=f"p must be over 1, got {p}"):
-        perturbed(float32(PARAMS), float32(DIRECTION), 0.1, ij.Ascent(p=p))
+@pytest.mark.parametrize(
+    "p", [1, 0.5, -2, math.nan, True, "2", None, np.float32(1), 2j, np.array([2.0])]
+)
+def test_p_must_be_over_1(p: Any) -> None:
+    with pytest.raises(ValueError, match=f"p must be over 1, got .*{re.escape(str(p))}"):
+        check_ascent(ij.Ascent(p=p))
+
+
+@pytest.mark.parametrize("p", [2, 2.0, 3, math.inf])
+@pytest.mark.parametrize("kind", [np.float32, np.float64, jnp.float32, np.array])
+def test_p_may_be_a_number_of_any_kind(p: float, kind: Any) -> None:
+    taken = check_ascent(ij.Ascent(p=kind(p))).p
+    assert taken == p and isinstance(taken, int | float)
+
+
+def test_p_cannot_be_traced() -> None:
+    with pytest.raises(ValueError, match="p must be known when it is given"):
+        jax.jit(lambda p: check_ascent(ij.Ascent(p=p)).p)(2.0)
+
+
+@pytest.mark.parametrize(
+    "door",
+    [
+        lambda losses_fn, rule, ascent: ij.value_and_grad(losses_fn, rule, ascent=ascent),
+        lambda losses_fn, rule, ascent: nnx.value_and_grad(losses_fn, rule, ascent=ascent),
+        lambda losses_fn, rule, ascent: ij.sharpness_aware(rule, ascent=ascent),
+        lambda losses_fn, rule, ascent: ij.sharpness.of_rule(
+            losses_fn, rule, jnp.ones(2), jnp.array([0, 1]), jnp.ones(2), ascent=ascent
+        ),
+    ],
+    ids=["value_and_grad", "nnx", "sharpness_aware", "sharpness"],
+)
+def test_every_door_looks_at_p_before_the_first_step(door: Any) -> None:
+    rule = ij.rules.sam(2, rho=0.1)
+    with pytest.raises(ValueError, match="p must be over 1"):
+        door(lambda w, x: (w * x, None), rule, ij.Ascent(p=1))
 
 
 def test_asam_scales_weights_and_not_biases() -> None:

@@ -353,6 +353,15 @@ def test_missing_arguments_are_named() -> None:
         tx.update(fn_of(x, y), state)
 
 
+@pytest.mark.parametrize("dtype", [int, np.uint8, np.int8])
+def test_a_gradient_function_that_returns_whole_numbers_is_refused(dtype: Any) -> None:
+    """They would be taken for the gradient, whatever was cut off them."""
+    params = {"w": jnp.ones(2)}
+    tx = IMBSAM.transform()
+    with pytest.raises(TypeError, match=r"returns\['w'\] must be a floating-point gradient, got "):
+        tx.update(lambda theta, w: {"w": np.ones(2, dtype)}, tx.init(params), params)
+
+
 def test_coarse_parameters_warn() -> None:
     tx = ij.sharpness_aware(rules.sam(CLASSES, rho=0.1))
     params = to_library(init_params(), jnp.bfloat16)

@@ -236,6 +236,9 @@ def test_an_optimizer_of_nnx_takes_the_keyword() -> None:
     optimizer.update(model, None, weighted_grad_fn=fn)
     moved = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     assert_close(moved, jax.tree.map(lambda p, g: p - 0.1 * g, pure, nnx.to_pure_dict(grads)))
+    # What becomes of a function in the place of gradients is a state without leaves.
+    with pytest.raises(TypeError, match=r"an empty State, .*\(model, None, weighted_grad_fn=fn\)"):
+        optimizer.update(model, fn)
 
 
 # --------------------------------------------------------------------------------- injected rules
