@@ -40,7 +40,8 @@ def batch_renorm(
       axis_name: the axis over which m and v are taken, too: of devices, or of a vmap; or None.
 
     Returns:
-      Like x, at least float32; without a scale and a bias, which are the layer's.
+      Like x, at least float32; without a scale and a bias, which are the layer's. v is taken as
+      E[x^2] - m^2, as in `batch_norm`, with the same loss of digits far from 0.
 
     Raises:
       ValueError: an epsilon that is negative or not finite.

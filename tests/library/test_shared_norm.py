@@ -269,6 +269,17 @@ def test_batch_norm_is_flaxs() -> None:
     close(bound, jax.tree.map(jnp.zeros_like, bound))
 
 
+@pytest.mark.parametrize("far", [0.0, 100.0, 1e4])
+def test_what_is_left_of_the_variance_far_from_0(far: float) -> None:
+    """1e-7 (M^2 + V), as its docstring says; and never below 0."""
+    x = np.float32(np.random.default_rng(0).normal(far, 1.0, (200, 5)))
+    _, mean, var = ij.batch_norm(x)
+    exact = np.var(np.float64(x), 0)
+    np.testing.assert_array_less(np.abs(var - exact), 2e-7 * (far**2 + exact) + 1e-9)
+    np.testing.assert_allclose(mean, np.mean(np.float64(x), 0), rtol=1e-6, atol=1e-6)
+    assert np.all(np.asarray(var) >= 0)
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, bool])
 def test_batch_norm_of_whole_numbers(dtype: Any) -> None:
     x = np.array([[1], [0], [1], [0]], dtype)
