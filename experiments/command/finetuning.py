@@ -134,7 +134,7 @@ def cached(args: argparse.Namespace, dataset: Any, weights: Weights | None, sett
         "precision": args.precision,
     }
     if path.exists():
-        return features.of(dataset, features.load(path, made))
+        return features.load(path, made, dataset)
     parts = [x for x in ("train", "test", "val") if getattr(dataset, f"{x}_labels") is not None]
     found = _features(args.model, dataset, settings, weights, parts)
     features.save(path, found, made)

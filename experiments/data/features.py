@@ -37,6 +37,14 @@ class Features(Dataset):
                     f"{self.name}: features of {part} are {images.dtype}{list(images.shape)}, not "
                     f"float32[{len(labels)}, 1, 2, D]"
                 )
+            channels = self.train_images.shape[-1]
+            if not images.shape[-1] == channels > 0:
+                raise DataError(
+                    f"{self.name}: an image of {part} has {images.shape[-1]} features, one of "
+                    f"train {channels}"
+                )
+            if not np.isfinite(images).all():
+                raise DataError(f"{self.name}: features of {part} are not finite")
         check_classes(self)
 
 
@@ -66,16 +74,16 @@ def save(path: str | os.PathLike[str], found: dict[str, np.ndarray], made: dict[
         partial.unlink(missing_ok=True)
 
 
-def load(path: str | os.PathLike[str], made: dict[str, Any]) -> dict[str, np.ndarray]:
-    """What `save` wrote.
+def load(path: str | os.PathLike[str], made: dict[str, Any], dataset: Any) -> Features:
+    """What `save` wrote, in the place of the data set's images.
 
     Raises:
-      DataError: it cannot be read, or other things decided its features.
+      DataError: it cannot be read, other things decided its features, or they do not fit.
     """
     arrays = inputs.read_npz(path)
     try:
-        theirs = json.loads(str(arrays.pop("made")))
-    except (KeyError, ValueError) as error:
+        theirs = dict(json.loads(str(arrays.pop("made"))))
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
         raise DataError(
             f"{path} holds no features: nothing in it says how they were made"
         ) from error
@@ -85,4 +93,7 @@ def load(path: str | os.PathLike[str], made: dict[str, Any]) -> dict[str, np.nda
                 f"{path} holds other features: {name} is {theirs.get(name)!r:.80}, not "
                 f"{value!r:.80}; name another file"
             )
-    return arrays
+    try:
+        return of(dataset, arrays)
+    except DataError as error:
+        raise DataError(f"{path} is damaged: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import types
 from argparse import Namespace
 from pathlib import Path
@@ -158,18 +159,30 @@ def test_what_are_no_features_is_refused(change: Any) -> None:
 def test_kept_features_are_those_of_what_made_them(tmp_path: Path) -> None:
     path, made, given = tmp_path / "a" / "kept.npz", {"model": "x", "size": 3}, found()
     features.save(path, given, made)
-    again = features.load(path, made)
-    assert again.keys() == given.keys()
+    again = features.load(path, made, TINY)
+    assert again.val_images is None
     for part in given:
-        np.testing.assert_array_equal(again[part], given[part])
-    features.load(path, {"model": "x"})
+        np.testing.assert_array_equal(getattr(again, f"{part}_images"), given[part])
+    features.load(path, {"model": "x"}, TINY)
     for other, said in (({"size": 4}, "size is 3, not 4"), ({"new": "y"}, "new is None, not 'y'")):
         with pytest.raises(DataError, match=f"holds other features: {said}; name another file"):
-            features.load(path, made | other)
-    for content in ({"train": given["train"]}, {"made": np.array("{")}):
-        np.savez(path, **content)
+            features.load(path, made | other, TINY)
+    whole = np.array(json.dumps(made))
+    for text in (None, "{", "", "3", "null", '"x"', "[1]", "[" * 5000, 3, np.nan, [b"{}"]):
+        np.savez(path, **given, **({} if text is None else {"made": np.array(text)}))
         with pytest.raises(DataError, match="holds no features: nothing in it says how they were"):
-            features.load(path, made)
+            features.load(path, made, TINY)
+    for part in given:
+        good = given[part]
+        for bad in (
+            None, np.float32(np.nan), good * np.nan, np.where(good == good.max(), np.inf, good),
+            good.astype(np.float64), good.astype(complex), good.astype(str), good[1:], good[0],
+            good[..., :1], good[..., :0], good.ravel(), np.zeros((0, 1, 2, 2), np.float32),
+        ):  # fmt: skip
+            arrays = {k: v for k, v in {**given, part: bad}.items() if v is not None}
+            np.savez(path, made=whole, **arrays)
+            with pytest.raises(DataError, match=r"kept\.npz is damaged: tiny: "):
+                features.load(path, made, TINY)
     with pytest.raises(TypeError):
         features.save(path, given, {"model": object()})
     assert [file.name for file in path.parent.iterdir()] == ["kept.npz"]
