@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from damage import damaged_json
 from experiments import study
 from experiments.data import files
 from experiments.host.errors import DataError, RunError, Stopped
@@ -315,6 +316,29 @@ def test_a_finished_set_of_other_rows_is_not_kept(sets, compare, tmp_path):
     config.write_text(json.dumps({"data_sha256": ["0" * 64, None]}))
     with pytest.raises(RunError, match="was begun with other rows than its file holds now"):
         start(sets / "a.npz", "--out", out)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a/config.json"])
+def test_a_damaged_file_of_a_finished_set_is_told_and_left(sets, compare, tmp_path, name):
+    """Or does no harm; and nothing is run over it. (test_compare_folder.py has summary.json.)"""
+    out = tmp_path / "out"
+    words = (sets / "a.npz", "--out", out)
+    start(*words)
+    config = out / "sets" / "a" / "config.json"
+    config.write_text(json.dumps({"data_sha256": files.digests(str(sets / "a.npz"), None)}))
+    path = out / "sets" / name
+    told = 0
+    for what, data in damaged_json(path.read_text()):
+        path.write_bytes(data)
+        try:
+            found = start(*words)
+        except (DataError, RunError) as error:
+            assert "\n" not in str(error) and str(out) in str(error), what
+            told += 1
+        else:
+            assert [one["name"] for one in found["sets"]] == ["a"], what
+        assert path.read_bytes() == data and len(compare.called) == 1, what
+    assert told > 5
 
 
 def test_flags_of_a_finished_set_are_kept_beside_it(sets, compare, tmp_path):
