@@ -528,6 +528,17 @@ def test_images_of_another_kind_are_refused(finished, tmp_path, name):
     assert f"({name} {known} -> {given})" in str(error.value)
 
 
+def test_images_of_another_source_are_noted(finished, data, tmp_path, capsys):
+    """By `evaluate`, which cannot know whether they are the same."""
+    path = str(tmp_path / "other.npz")
+    save_npz(replace(tiny_dataset(), source="a copy"), path)
+    evaluated(path, finished)
+    said = f"note: this data is: a copy\nthe run's was: {tiny_dataset().source}\n"
+    assert said in capsys.readouterr().out
+    evaluated(data, finished)
+    assert "note: this data" not in capsys.readouterr().out
+
+
 def test_a_run_begun_before_its_images_were_recorded_goes_on(run, finished, data, capsys):
     for name in ("config.json", "report.json"):
         whole = json.loads((run / name).read_text())
