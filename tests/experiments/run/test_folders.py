@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import cifar_lt, digits_lt, evaluate, sweep
+from experiments import analyse, cifar_lt, compare, digits_lt, evaluate, study, sweep
 from experiments.anomaly import command as anomaly
 from experiments.command import launch, presets
 from experiments.command.seeds import groups
@@ -330,18 +330,25 @@ def test_what_is_replaced_is_not_written_through_a_link(tmp_path):
     assert outputs.read_json(tmp_path / "config.json") == CONFIG
 
 
+def started(entry, *words):
+    return entry.main(entry.arguments().parse_args(list(words)))
+
+
 WRITERS = {
-    "digits_lt": lambda out: digits_lt.main(
-        digits_lt.arguments().parse_args(["--out", out, "--num-seeds", "1"])
-    ),
-    "sweep": lambda out: sweep.main(sweep.parse(["--out", out, "--num-seeds", "1"])),
-    "anomaly": lambda out: anomaly.main(anomaly.arguments().parse_args(["--out", out])),
+    "digits_lt": lambda out, _: started(digits_lt, "--out", out, "--num-seeds", "1"),
+    "sweep": lambda out, _: sweep.main(sweep.parse(["--out", out, "--num-seeds", "1"])),
+    "anomaly": lambda out, _: started(anomaly, "--out", out),
+    "compare": lambda out, _: started(compare, "--out", out),
+    "study": lambda out, _: study.main(*study.divided(["sklearn:wine", "--out", out])),
+    "analyse": lambda out, run: started(analyse, str(run), "--devices", "1", "--out", out),
 }
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_no_two_processes_write_one_folder(tmp_path, name, monkeypatch):
+def test_no_two_processes_write_one_folder(finished, tmp_path, name, monkeypatch):
     """Whoever holds it, the others are told before they train."""
+    for module, work in ((compare, "_compare"), (study, "run"), (analyse, "measured")):
+        monkeypatch.setattr(module, work, lambda *_, **__: pytest.fail("trained"))
     for module in (digits_lt, sweep, anomaly):
         monkeypatch.setattr(module, "train", lambda *_, **__: pytest.fail("trained"))
     monkeypatch.setattr(anomaly, "load_tables", lambda *_: [])
@@ -350,7 +357,7 @@ def test_no_two_processes_write_one_folder(tmp_path, name, monkeypatch):
         locks.Lock(tmp_path / "out"),
         pytest.raises(RunError, match="in use by another process"),
     ):
-        WRITERS[name](str(tmp_path / "out"))
+        WRITERS[name](str(tmp_path / "out"), finished)
     assert os.listdir(tmp_path / "out") == [".lock"]
     # And what came to nothing leaves nothing.
     with pytest.raises(RunError), locks.Lock(tmp_path / "fresh"):
