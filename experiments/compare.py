@@ -209,7 +209,8 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
         return summary
     cli.use_compilation_cache()
     with StopRequest() as stop, locks.Lock(out):
-        _clear(out, args.resume)
+        if not args.resume:
+            outputs.clear_tables(out)
         outputs.write_json(out / CONFIG, config)
         try:
             summary = _compare(args, out, stop)
@@ -274,16 +275,6 @@ def _check(out: Path, config: dict[str, Any], args: argparse.Namespace) -> None:
     what = folders.different({**before, DIGESTS: None}, {**config, DIGESTS: None})
     if what:
         raise RunError(f"{out} holds another comparison ({what}): choose another --out")
-
-
-def _clear(out: Path, resume: bool) -> None:
-    """Of an earlier comparison, whatever would be taken for a part of this one."""
-    if resume:
-        return
-    with outputs.writing(out):
-        kept = [path for name in ("jobs", "model", "params") for path in out.glob(f"{name}/*")]
-        for path in [out / compare_folder.SUMMARY, out / compare_page.PAGE, *kept]:
-            path.unlink(missing_ok=True)
 
 
 def _compare(args: argparse.Namespace, out: Path, stop: StopRequest) -> dict[str, Any]:

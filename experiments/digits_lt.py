@@ -112,8 +112,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 def checked(args: argparse.Namespace) -> tuple[Path, list[int]]:
     """(where to write, the seeds); refuses what nothing can be done with."""
     out = Path(args.out)
-    if locks.holds_something(out) and not args.overwrite:
-        raise RunError(f"{out} is not empty: pass --overwrite, or choose another --out")
+    locks.refuse_to_fill(out, args.overwrite)
     seeds = args.seeds or list(range(args.num_seeds))
     check_seed(*seeds)
     if len(set(seeds)) < len(seeds):
@@ -206,10 +205,11 @@ def main(args: argparse.Namespace) -> None:
         lines = train(Bench(datasets, seeds), plan)
         summary = tables.summarise(lines, seeds)
         with outputs.writing(out):
+            outputs.clear_tables(out)
             origin.write_flags(out, args)
-            write_table(out, lines, summary, datasets[0].class_counts())
             if args.save:
                 write_params(out, lines)
+            write_table(out, lines, summary, datasets[0].class_counts())
     tables.show(summary, f"long-tailed digits, imbalance factor {args.imbalance_factor:g}")
     print(f"summary, tables and plots are in {out}: summary.json, per_class.png, curves.png")
 

@@ -12,7 +12,6 @@ import contextlib
 from pathlib import Path
 
 from experiments.host import cli, locks
-from experiments.host.errors import RunError
 from experiments.host.needs import beside
 from experiments.reports.grouping import grouped
 from experiments.reports.reading import find, passed_over
@@ -42,8 +41,8 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     out = Path(args.out) if args.out else None
-    if out and locks.holds_something(out) and not args.overwrite:
-        raise RunError(f"{out} is not empty: pass --overwrite, or choose another --out")
+    if out:
+        locks.refuse_to_fill(out, args.overwrite)
     reports = find(args.runs)
     groups = grouped(reports)
     with locks.Lock(out) if out else contextlib.nullcontext():

@@ -207,6 +207,7 @@ def main(args: argparse.Namespace) -> None:
             cli.use_compilation_cache()
             opened.enter_context(locks.Lock(out))
             tried = train(args, seeds, points_of(grid))
+            outputs.clear_tables(out)
             origin.write_flags(out, args)
         else:
             out, grid = image_sweep.checked(args), grid_of(args)

@@ -150,9 +150,7 @@ def main(args: argparse.Namespace) -> None:
     began = time.perf_counter()
     check(args)
     out = Path(args.out)
-    locks.check_out(out)
-    if (out / "runs.csv").exists() and not args.overwrite:
-        raise RunError(f"{out} already holds a runs.csv: pass --overwrite, or choose another --out")
+    locks.refuse_to_fill(out, args.overwrite)
     tables = load_tables(args.data_dir, args.datasets)
     cases = draw_cases(
         tables, seeds=args.seeds, label_ratios=args.label_ratio, protocols=args.protocol
@@ -165,7 +163,7 @@ def main(args: argparse.Namespace) -> None:
         summary, quoted = summarise(results, args.rule), families(results)
         seconds["total"] = time.perf_counter() - began
         with outputs.writing(out):
-            networks.clear(out)
+            outputs.clear_tables(out)
             if kept is not None:
                 networks.save(out, [kept[result[:RUN]] for result in results])
             write_runs(out / "runs.csv", results)

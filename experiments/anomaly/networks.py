@@ -18,12 +18,6 @@ from experiments.host import inputs, outputs
 FOLDER = "params"
 
 
-def clear(out: Path) -> None:
-    """Of earlier runs."""
-    for path in (out / FOLDER).glob("*.npz"):
-        path.unlink()
-
-
 def save(out: Path, networks: Sequence[Any]) -> None:
     """(parameters, state) of each run, in the order of runs.csv."""
     (out / FOLDER).mkdir(exist_ok=True)

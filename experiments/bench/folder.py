@@ -22,7 +22,7 @@ SHOTS = (40, 9)
 def write_table(
     out: Path, lines: list[Line], summary: list[dict[str, Any]], counts: np.ndarray
 ) -> None:
-    """Writes summary.json, per_class.csv and curves.csv, and draws them.
+    """Writes per_class.csv, curves.csv and then summary.json, and draws them.
 
     Args:
       summary: of these lines, as `tables.summarise` makes it.
@@ -151,8 +151,7 @@ def _write_csv(path: Path, heads: list[str], records: list[list[Any]]) -> None:
 def write_sweep(
     out: Path, summary: list[dict[str, Any]], grid: dict[str, list[float]], rule: str
 ) -> None:
-    """Writes summary.json, table.md and sweep.csv, and draws them; `rule` is whose grid it is."""
-    outputs.write_json(out / "summary.json", summary)
+    """Writes table.md, sweep.csv and summary.json, and draws them; `rule` is whose grid it is."""
     shown = f"{grids.table(summary, grid)}\n\n{grids.verdict(summary)}\n"
     outputs.replace_text(out / "table.md", shown)
     figures = [key for key, value in summary[0].items() if not isinstance(value, dict | list)]
@@ -165,6 +164,7 @@ def write_sweep(
         for line in summary
     ]
     _write_csv(out / "sweep.csv", ["rule", *grid, *figures], records)
+    outputs.write_json(out / "summary.json", summary)
     draw_sweep(out, rule)
 
 

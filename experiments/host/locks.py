@@ -85,6 +85,12 @@ def holds_something(path: Path) -> bool:
         raise RunError(f"cannot read {path}: {reason(error)}") from error
 
 
+def refuse_to_fill(path: Path, overwrite: bool) -> None:
+    """RunError for a folder with something in it, unless that may be replaced."""
+    if holds_something(path) and not overwrite:
+        raise RunError(f"{path} is not empty: pass --overwrite, or choose another --out")
+
+
 def _is_utf8(text: str) -> bool:
     try:
         text.encode()

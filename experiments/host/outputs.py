@@ -108,3 +108,26 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+# Whatever would be taken for a part of the next table. The first says that a table is whole.
+_OF_TABLES = (
+    "summary.json", "report.html", "jobs/*", "model/*", "params/*", "runs.csv", "sweep.csv",
+    "per_class.csv", "curves.csv", "table.md", "snippet.py", "predictions.csv",
+)  # fmt: skip
+_PLOTS = (
+    "sweep", "per_class", "curves", "curves_*", "gains", "differences", "recall", "reliability",
+    "chosen",
+)  # fmt: skip
+
+
+def clear_tables(out: Path) -> None:
+    """Removes an earlier table of any kind from a folder, and nothing else.
+
+    Its summary.json goes first and that of the next table comes last, so that a kill in between
+    leaves no parts of two that pass for a whole one.
+    """
+    with writing(out):
+        for pattern in (*_OF_TABLES, *(f"{name}.{x}" for name in _PLOTS for x in ("png", "svg"))):
+            for path in sorted(out.glob(pattern)):
+                path.unlink()

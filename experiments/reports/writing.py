@@ -39,7 +39,8 @@ def write(out: Path, groups: list[Group]) -> list[str]:
     outputs.replace_text(out / "report.md", markdown(groups, bool(panels)))
     outputs.replace_text(out / "report.csv", table.getvalue())
     with outputs.writing(out):
-        (out / "gain_per_class.png").unlink(missing_ok=True)  # of an earlier report
+        for kind in ("png", "svg"):  # of an earlier report
+            (out / f"gain_per_class.{kind}").unlink(missing_ok=True)
     if panels:
         plots.gain_per_class(out / "gain_per_class.png", panels)
     return missing

@@ -88,7 +88,7 @@ def test_command_from_data_to_files(tmp_path: Path) -> None:
     assert summary["groups"][1]["auroc_minus_sgd_se"] is not None
 
     code, _, error = _run(*args)
-    assert code == 1 and "already holds a runs.csv" in error.splitlines()[-1]
+    assert code == 1 and "is not empty: pass --overwrite" in error.splitlines()[-1]
     code, _, _ = _run(*args, "--overwrite")
     assert code == 0
     assert not list((out / "params").iterdir())  # those of the runs before are gone

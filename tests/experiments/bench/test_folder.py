@@ -7,9 +7,11 @@ import math
 import numpy as np
 import pytest
 
+from experiments import digits_lt, sweep
 from experiments.bench import folder, grid, tables
 from experiments.bench.jobs import Line
 from experiments.bench.training import Curve
+from experiments.host import outputs
 from experiments.reports import plots
 
 
@@ -132,19 +134,90 @@ def test_what_the_lines_ended_with_is_kept_by_number(tmp_path):
     np.testing.assert_array_equal(held["head/bias"], np.full((2, 2), 7.0))
 
 
-def test_a_sweep_is_written_and_drawn_by_hand(tmp_path, monkeypatch):
-    """A curve for each value of the first flags, over the last; what diverged is no number."""
+GRID = {"eta": [5.0, 30.0], "rho": [0.1, 0.2]}
 
+
+def a_sweep():
     def at(value):
         return dict.fromkeys(tables.SPLITS, np.array([value - 1.0, value + 1.0]))
 
     nothing = dict.fromkeys(tables.SPLITS, np.full(2, np.nan))
-    values = {"eta": [5.0, 30.0], "rho": [0.1, 0.2]}
     tried = [grid.Tried({}, at(50.0), at(50.0))]
-    for k, point in enumerate(grid.points_of(values)):
+    for k, point in enumerate(grid.points_of(GRID)):
         seen = (nothing, nothing, "the loss is nan") if k == 1 else (at(51.0 + k), at(60.0 - k))
         tried.append(grid.Tried(point, *seen))
-    summary, drawn = grid.summarise(tried, [0, 1]), []
+    return tried
+
+
+class Killed(BaseException):
+    pass
+
+
+def of_digits():
+    """A table of ten classes."""
+    ten = np.ones((2, 10))
+    return [
+        line if line.curve is None else line._replace(
+            curve=line.curve._replace(correct=5 * ten, total=10 * ten)
+        )
+        for line in a_table(2)
+    ]  # fmt: skip
+
+
+ENTRIES = {
+    "digits_lt": (digits_lt, lambda words: digits_lt.arguments().parse_args(words), of_digits()),
+    "sweep": (sweep, sweep.parse, a_sweep()),
+}
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_a_kill_while_another_table_is_replaced_leaves_no_mixture(name, tmp_path, monkeypatch):
+    """At each file that is written: nothing there is taken for a whole table."""
+    entry, parse, found = ENTRIES[name]
+    monkeypatch.setattr(entry, "train", lambda *_: found)
+    monkeypatch.setattr(folder, "draw_table", lambda out: [])
+    monkeypatch.setattr(folder, "draw_sweep", lambda out, rule: [])
+    words = ["--out", str(tmp_path), "--num-seeds", "2", "--overwrite"]
+    grids = ["--grid", "eta", "5", "30", "--grid", "rho", "0.1", "0.2"]
+    words += ["--save"] if name == "digits_lt" else grids
+    stale = ["params/0.npz", "params/2.npz", "sweep.csv", "per_class.csv", "runs.csv", "gains.png"]
+    replace, written, last = outputs.replace_bytes, [], 10**6
+
+    def until(path, content):
+        if len(written) == last:
+            raise Killed
+        written.append(path.name)
+        replace(path, content)
+
+    monkeypatch.setattr(outputs, "replace_bytes", until)
+
+    def start():
+        written.clear()
+        (tmp_path / "params").mkdir(exist_ok=True)
+        for old in (*stale, "summary.json"):
+            (tmp_path / old).write_text("of an earlier table")
+        entry.main(parse(words))
+
+    start()
+    names = list(written)
+    assert names[-1] == "summary.json" and len(names) > 3
+    for last in range(len(names)):
+        with pytest.raises(Killed):
+            start()
+        assert not (tmp_path / "summary.json").exists()
+        left = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"]
+        assert all(path.read_bytes() != b"of an earlier table" for path in left), last
+    if name == "digits_lt":  # parameters of before are not those of a table without any
+        last = 10**6
+        words.remove("--save")
+        start()
+        assert not list((tmp_path / "params").iterdir())
+
+
+def test_a_sweep_is_written_and_drawn_by_hand(tmp_path, monkeypatch):
+    """A curve for each value of the first flags, over the last; what diverged is no number."""
+    values = GRID
+    summary, drawn = grid.summarise(a_sweep(), [0, 1]), []
     monkeypatch.setattr(plots, "sweep", lambda *args, **more: drawn.append((*args, more)))
     folder.write_sweep(tmp_path, summary, values, "imbsam")
     assert json.loads((tmp_path / "summary.json").read_text()) == summary

@@ -68,6 +68,37 @@ def test_a_sealed_file_says_what_was_written_or_is_named(tmp_path):
             assert found in (value, {}), what
 
 
+def test_an_earlier_table_is_cleared_and_nothing_else(tmp_path, monkeypatch):
+    """First what says that it is whole."""
+    mine = ["mine.txt", "report.json", "config.json", "checkpoints/5", "seed_0/per_class.csv"]
+    theirs = ["runs.csv", "params/0.npz", "jobs/a.json", "curves_full.svg", "sweep.csv",
+              "summary.json", "model/model.json", "report.html"]  # fmt: skip
+    for name in (*mine, *theirs):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    gone, unlink = [], type(tmp_path).unlink
+    monkeypatch.setattr(
+        type(tmp_path), "unlink", lambda path, **more: (gone.append(path.name), unlink(path))
+    )
+    outputs.clear_tables(tmp_path)
+    assert gone[0] == "summary.json"
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == set(mine)
+    (tmp_path / "params" / "folder").mkdir()
+    with pytest.raises(RunError, match=r"^cannot write to .*Is a directory"):
+        outputs.clear_tables(tmp_path)
+
+
+def test_a_folder_with_something_in_it_is_not_filled(tmp_path):
+    locks.refuse_to_fill(tmp_path / "none", overwrite=False)
+    (tmp_path / locks.LOCK).touch()
+    locks.refuse_to_fill(tmp_path, overwrite=False)
+    (tmp_path / "mine.txt").touch()
+    locks.refuse_to_fill(tmp_path, overwrite=True)
+    with pytest.raises(RunError, match="is not empty: pass --overwrite, or choose another --out"):
+        locks.refuse_to_fill(tmp_path, overwrite=False)
+
+
 def caused(error, cause):
     error.__cause__ = cause
     return error

@@ -111,9 +111,10 @@ def test_the_gain_of_one_seed_has_no_error(tmp_path):
 def test_without_an_sgd_partner_there_is_no_plot_and_it_is_said(tmp_path, capsys):
     run, out = save(tmp_path / "sam", 0, "sam"), tmp_path / "out"
     out.mkdir()
-    (out / "gain_per_class.png").write_text("of an earlier report")
+    for kind in ("png", "svg"):
+        (out / f"gain_per_class.{kind}").write_text("of an earlier report")
     run_command(run, "--out", out, "--overwrite")
-    assert not (out / "gain_per_class.png").exists()
+    assert not list(out.glob("gain_per_class.*"))
     assert "gain_per_class.png" not in (out / "report.md").read_text()
     assert "no SGD run of the same setting and seed" in " ".join(capsys.readouterr().out.split())
 
