@@ -13,6 +13,7 @@ from experiments.reports import drawing
 
 # What is drawn beside the figures of analysis.json.
 SHOWN = "figures.json"
+PLOTS = ("groups", "densities", "surfaces", "epochs", "plane", "line")
 
 
 def draw(out: Path) -> list[Path]:

@@ -223,6 +223,7 @@ def _write(
     if way is not None:
         shown["between"] = _rounded(way)
     outputs.replace_text(out / figures.SHOWN, json.dumps(shown) + "\n")
+    outputs.clear_plots(out, figures.PLOTS)
     figures.draw(out)
     print((out / "table.md").read_text())
     print(

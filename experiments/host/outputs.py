@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,17 @@ def clear_tables(out: Path) -> None:
     Its summary.json goes first and that of the next table comes last, so that a kill in between
     leaves no parts of two that pass for a whole one.
     """
+    _clear(out, _OF_TABLES)
+    clear_plots(out, _PLOTS)
+
+
+def clear_plots(out: Path, names: Iterable[str]) -> None:
+    """Removes plots of these names: of what is drawn next, not all need be drawn again."""
+    _clear(out, (f"{name}.{kind}" for name in names for kind in ("png", "svg")))
+
+
+def _clear(out: Path, patterns: Iterable[str]) -> None:
     with writing(out):
-        for pattern in (*_OF_TABLES, *(f"{name}.{x}" for name in _PLOTS for x in ("png", "svg"))):
+        for pattern in patterns:
             for path in sorted(out.glob(pattern)):
                 path.unlink()

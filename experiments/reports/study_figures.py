@@ -20,6 +20,8 @@ from experiments.reports.study_tables import added
 
 Study = Mapping[str, Any]
 _RANKED = {"balanced_accuracy": "balanced accuracy", "auroc": "AUROC"}
+_GAINS = (("balanced_accuracy", "points"), ("auroc", "0 to 1"))
+PLOTS = (*(f"ranks_{name}" for name in _RANKED), *(f"gain_{name}" for name, _ in _GAINS), "forest")
 _MOST_PANELS = 6
 
 
@@ -34,7 +36,7 @@ def draw(out: Path) -> list[Path]:
             ranks(made[-1], found, _RANKED[metric])
     shown = panels(study)
     if shown:
-        for metric, unit in (("balanced_accuracy", "points"), ("auroc", "0 to 1")):
+        for metric, unit in _GAINS:
             made.append(out / f"gain_{metric}.png")
             gains(made[-1], study, shown, metric, unit)
         made.append(out / "forest.png")

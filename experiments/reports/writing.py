@@ -38,9 +38,7 @@ def write(out: Path, groups: list[Group]) -> list[str]:
     writer.writerows(records)
     outputs.replace_text(out / "report.md", markdown(groups, bool(panels)))
     outputs.replace_text(out / "report.csv", table.getvalue())
-    with outputs.writing(out):
-        for kind in ("png", "svg"):  # of an earlier report
-            (out / f"gain_per_class.{kind}").unlink(missing_ok=True)
+    outputs.clear_plots(out, ["gain_per_class"])
     if panels:
         plots.gain_per_class(out / "gain_per_class.png", panels)
     return missing

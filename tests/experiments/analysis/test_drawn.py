@@ -156,4 +156,5 @@ def test_each_picture_that_there_are_figures_for(shown, names, epochs, tmp_path,
     order = ["groups", "densities", "surfaces", *["epochs"] * (epochs == 2), "plane", "line"]
     wanted = ["groups", *names, *["epochs"] * (epochs == 2)]
     assert made == list(drawn) == [tmp_path / f"{of}.png" for of in order if of in wanted]
+    assert {path.stem for path in made} <= set(figures.PLOTS)
     assert drawn[tmp_path / "groups.png"] == (lines, ("trace", "largest", "sam", "train_loss"))

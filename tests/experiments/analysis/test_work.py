@@ -259,7 +259,10 @@ def test_without_densities_surfaces_and_ascent(
     seen = fake(monkeypatch)
     changes = {"density": 0, "surface": 0, "steps": 0}
     works = two(tmp_path / "parts", **changes)
+    for stale in ("surfaces.png", "densities.svg"):  # of an earlier analysis, which had them
+        (tmp_path / stale).touch()
     work.measured(works, args(**changes), StopRequest(), tmp_path)
+    assert not [*tmp_path.glob("*.png"), *tmp_path.glob("*.svg")]
     total, *parts = seen["shown"][0]
     assert total == round(2 * sum(item.passes for item in works[0].items)) == sum(parts)
     assert json.loads((tmp_path / figures.SHOWN).read_text()) == {"rise": "sam"}

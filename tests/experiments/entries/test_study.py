@@ -82,7 +82,11 @@ def start(*words):
 
 def test_a_folder_from_the_smallest_set_to_the_largest(sets, compare, tmp_path, capsys):
     out = tmp_path / "out"
+    out.mkdir()
+    for stale in ("forest.png", "ranks_auroc.svg"):  # of an earlier study, of more sets
+        (out / stale).touch()
     found = start(sets, "--out", out, "--splits", 4, "--seed", 7, "--", "--settings", 2)
+    assert not [*out.glob("*.png"), *out.glob("*.svg")]
     assert ran(compare) == ["a", "c", "b"]
     args = compare.called[0][1]
     assert (args.data, args.splits, args.seed) == (str(sets / "a.npz"), "4", "7")

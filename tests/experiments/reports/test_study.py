@@ -280,6 +280,7 @@ def test_figures(study):
         "gain_auroc.png", "forest.png",
     ]  # fmt: skip
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in made)
+    assert [path.stem for path in made] == list(study_figures.PLOTS)
 
 
 def test_the_diagram_of_ranks(tmp_path, monkeypatch):
