@@ -1,9 +1,14 @@
-"""Every damage to a JSON file that we know, for the tests of those who read it."""
+"""Every damage to a JSON file that we know, and kills at any file that is written."""
 
 import functools
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+import pytest
+
+from experiments.host import outputs
 
 
 def _nodes(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -44,3 +49,29 @@ def damaged_json(text: str) -> Iterator[tuple[Any, bytes]]:
                 yield (path, new), json.dumps(_changed(value, path, new)).encode()
         if isinstance(here, dict):
             yield (path, "unknown"), json.dumps(_changed(value, (*path, "unknown"), 1)).encode()
+
+
+class Killed(BaseException):
+    """In the place of a kill: nothing catches it."""
+
+
+class Kills:
+    """Ends a command at a write, as a kill does that comes before it.
+
+    `names` are the files written since `at` was called; at(None) kills nothing.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.names: list[str] = []
+        self._last: int | None = None
+        self._replace = outputs.replace_bytes
+        monkeypatch.setattr(outputs, "replace_bytes", self._written)
+
+    def at(self, write: int | None) -> None:
+        self.names, self._last = [], write
+
+    def _written(self, path: Path, content: bytes) -> None:
+        if len(self.names) == self._last:
+            raise Killed
+        self.names.append(path.name)
+        self._replace(path, content)

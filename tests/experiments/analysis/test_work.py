@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from damage import damaged_json
+from damage import Killed, Kills, damaged_json
 from experiments.analysis import figures, work
 from experiments.analysis.measure import Item, Measure
 from experiments.analysis.subjects import Rows, Subject
@@ -251,6 +251,31 @@ def test_an_analysis_counts_measures_and_writes(
     assert seen["shown"][1][0] == round(2 * (24 + 2.5)) == sum(seen["shown"][1][1:])
     assert not seen["density"] and not seen["surface"] and not any(seen["seconds"])
     assert json.loads((out / "analysis.json").read_text()) == found
+
+
+def test_after_a_kill_at_any_write_it_ends_as_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part and each file of the end is whole or not there."""
+    fake(monkeypatch)
+    kills = Kills(monkeypatch)
+
+    def start(out: Path, killed_at: int | None = None) -> dict[str, Any]:
+        out.mkdir(exist_ok=True)
+        kills.at(killed_at)
+        work.measured(two(out / "parts"), args(), StopRequest(), out)
+        return json.loads((out / "analysis.json").read_text())
+
+    whole = start(tmp_path / "whole")
+    names = kills.names
+    assert len(names) > 10 and {"records.json", "analysis.json", figures.SHOWN} <= set(names)
+    for write in range(len(names)):
+        out = tmp_path / str(write)
+        with pytest.raises(Killed):
+            start(out, write)
+        assert start(out)["lines"] == whole["lines"]
+        for name in ("records.json", figures.SHOWN, "table.md"):
+            assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 def test_without_densities_surfaces_and_ascent(

@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 
+from damage import Killed, Kills
 from experiments import digits_lt, sweep
 from experiments.bench import folder, grid, tables
 from experiments.bench.jobs import Line
 from experiments.bench.training import Curve
-from experiments.host import outputs
 from experiments.reports import plots
 
 
@@ -149,10 +149,6 @@ def a_sweep():
     return tried
 
 
-class Killed(BaseException):
-    pass
-
-
 def of_digits():
     """A table of ten classes."""
     ten = np.ones((2, 10))
@@ -181,34 +177,25 @@ def test_a_kill_while_another_table_is_replaced_leaves_no_mixture(name, tmp_path
     grids = ["--grid", "eta", "5", "30", "--grid", "rho", "0.1", "0.2"]
     words += ["--save"] if name == "digits_lt" else grids
     stale = ["params/0.npz", "params/2.npz", "sweep.csv", "per_class.csv", "runs.csv", "gains.png"]
-    replace, written, last = outputs.replace_bytes, [], 10**6
+    kills = Kills(monkeypatch)
 
-    def until(path, content):
-        if len(written) == last:
-            raise Killed
-        written.append(path.name)
-        replace(path, content)
-
-    monkeypatch.setattr(outputs, "replace_bytes", until)
-
-    def start():
-        written.clear()
+    def start(killed_at=None):
+        kills.at(killed_at)
         (tmp_path / "params").mkdir(exist_ok=True)
         for old in (*stale, "summary.json"):
             (tmp_path / old).write_text("of an earlier table")
         entry.main(parse(words))
 
     start()
-    names = list(written)
+    names = kills.names
     assert names[-1] == "summary.json" and len(names) > 3
-    for last in range(len(names)):
+    for write in range(len(names)):
         with pytest.raises(Killed):
-            start()
+            start(write)
         assert not (tmp_path / "summary.json").exists()
         left = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"]
-        assert all(path.read_bytes() != b"of an earlier table" for path in left), last
+        assert all(path.read_bytes() != b"of an earlier table" for path in left), write
     if name == "digits_lt":  # parameters of before are not those of a table without any
-        last = 10**6
         words.remove("--save")
         start()
         assert not list((tmp_path / "params").iterdir())

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from damage import damaged_json
+from damage import Killed, Kills, damaged_json
 from experiments import study
 from experiments.data import files
 from experiments.host.errors import DataError, RunError, Stopped
@@ -119,6 +119,22 @@ def test_it_goes_on_where_it_was_stopped(sets, compare, tmp_path, capsys):
     assert "kept as finished before: 1 set\n" in capsys.readouterr().out
     with pytest.raises(RunError, match="begun with other flags"):
         start(sets, "--out", out, "--splits", 3)
+
+
+def test_after_a_kill_at_any_write_it_ends_as_without(sets, compare, tmp_path, monkeypatch):
+    """No set is run twice that was finished, and none is left out."""
+    kills = Kills(monkeypatch)
+    whole = start(sets, "--out", tmp_path / "whole")
+    assert len(kills.names) == 6  # the flags of each set, and three files of the end
+    for write in range(6):
+        out, compare.called = tmp_path / str(write), []
+        kills.at(write)
+        with pytest.raises(Killed):
+            start(sets, "--out", out)
+        kills.at(None)
+        found = start(sets, "--out", out)
+        assert ran(compare) == ["a", "c", "b"]
+        assert {**found, "about": None} == {**whole, "about": None}
 
 
 def test_a_set_that_fails_is_left_out_and_told(sets, compare, tmp_path, capsys):
