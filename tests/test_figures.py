@@ -277,16 +277,20 @@ def differences(folder, seeds, name, base, split):
 
 
 @pytest.mark.parametrize(
-    "folder, seeds, base, names",
+    "name_of_page, part, seeds, base, names",
     [
-        ("cifar100_lt_100", (0, 1), "sgd", ("sgd", "imbsam", "renorm")),
-        ("cifar100_lt_gsa", (0, 1, 2), "sgd", ("sgd", "imbsam", "gsa")),
-        ("split_norm", (0, 1, 2), "imbsam", ("sgd", "imbsam", "renorm", "own", "held", "memory")),
-        ("cheaper_passes", range(8), "imbsam", ("sgd", "imbsam", "split_norm", "shared_norm")),
+        ("cifar100_lt_100", "", (0, 1), "sgd", ("sgd", "imbsam", "renorm")),
+        ("cifar100_lt_gsa", "", (0, 1, 2), "sgd", ("sgd", "imbsam", "gsa")),
+        ("split_norm", "", (0, 1, 2), "imbsam",
+         ("sgd", "imbsam", "renorm", "own", "held", "memory")),
+        *[("cheaper_passes", part, range(8), "imbsam",
+           ("sgd", "imbsam", "split_norm", "shared_norm"))
+          for part in ("logit_adjusted",)],
     ],
-)
-def test_runs_over_seeds(folder, seeds, base, names):
-    rows = table(page(folder), "Many", "FLOPs / SGD")
+)  # fmt: skip
+def test_runs_over_seeds(name_of_page, part, seeds, base, names):
+    folder = f"{name_of_page}/{part}".rstrip("/")
+    rows = table(page(name_of_page), *[part.replace("_", "-")] * bool(part), "Many", "FLOPs / SGD")
     for name, row in zip(names, rows, strict=True):
         runs = reports(f"{folder}/{name}", seeds)
         for split in SPLITS:
@@ -324,7 +328,7 @@ def test_the_scale_of_gsa():
 
 def test_prose_on_the_cheaper_passes():
     def of(name, base, split):
-        values = differences("cheaper_passes", range(8), name, base, split)
+        values = differences("cheaper_passes/logit_adjusted", range(8), name, base, split)
         return f"{np.mean(values):+.1f} ({interval(values)})"
 
     shared, split = (
@@ -344,7 +348,9 @@ def test_prose_on_the_cheaper_passes():
          f"exact ImbSAM lost to SGD, All {exact['all']}")  # fmt: skip
     names = ("sgd", "imbsam", "split_norm", "shared_norm")
     files = [
-        RESULTS / f"cheaper_passes/{n}/seed_{s}/metrics.jsonl" for n in names for s in range(8)
+        RESULTS / f"cheaper_passes/logit_adjusted/{n}/seed_{s}/metrics.jsonl"
+        for n in names
+        for s in range(8)
     ]
     lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     trained = [line["train_accuracy"] for line in lines if line["epoch"] == 40]

@@ -85,7 +85,6 @@ def fit(
             ("words", _of_words(max_categories), words),
             *((f"text {name}", _Text(text_dims, seed), name) for name in text),
         ],
-        sparse_threshold=0.0,
         verbose_feature_names_out=False,
     )
     if not varying:

@@ -47,6 +47,19 @@ def test_shares_are_of_the_peak_of_the_same_type():
     assert [row.get("share_of_peak") for row in cells[0]["rows"]] == [0.1, None, None]
 
 
+def test_a_peak_is_measured_once(tmp_path, monkeypatch, capsys):
+    line = {"n": 64, "dtype": "float32", "precision": "default", "flops_per_second_best": 2e12}
+    found = {"matmul": [line], "copy": {"bytes_per_second_best": 3e9}}
+    monkeypatch.setattr(peak, "measure", lambda quick: found)
+    peak.run(tmp_path)
+    assert capsys.readouterr().out == ("matmul 64 float32 default: 2 TFLOP/s\ncopy: 3 GB/s\n")
+    held = json.loads((tmp_path / "peak.json").read_text())
+    assert held["matmul"] == [line] and held["quick"] is False and "device" in held
+    monkeypatch.setattr(peak, "measure", lambda quick: pytest.fail("measured again"))
+    peak.run(tmp_path)
+    assert "peak.json is there: not measured again" in capsys.readouterr().out
+
+
 def test_names_of_cells_differ():
     cells = [*accelerator_steps.CELLS["dependent"], *accelerator_steps.CELLS["independent"]]
     names = [cell.name for cell in cells]

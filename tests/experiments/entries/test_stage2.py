@@ -185,6 +185,12 @@ def test_options_of_a_stage():
     assert make("crt", rule="imbsam").method.rule(0).groups.shape == (0, 5)
     release = make("cc-sam", stage2_variant="release", stage2_limit=0.3, stage2_epochs=10)
     assert [release.adversary.share(step) for step in (0, 5, 49)] == pytest.approx([0.1, 0.2, 0.3])
+    # Where nobody says anything: those of the papers.
+    assert make("cc-sam").description["stage2_args"]["variant"] == "paper"
+    whole = make("cc-sam", stage2_variant="release", stage2_epochs=10)
+    assert float(whole.adversary.share(49)) == pytest.approx(1.0)
+    for name in ("tau-norm", "logit-adjustment"):
+        assert make(name).description["stage2_args"]["tau"] == 1.0
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,7 @@ BASE = row(BASELINE, 60.0)
     [
         ([BASE, row("a", 63, 3, 0.04), row("b", 64, 4, 0.06)], "a", r"^Use a: .*63.0%, \+3.0"),
         ([BASE, row("a", 63, 3, 0.04), row("b", 65, 5, 0.0001)], "b", "p below 0.001"),
+        ([BASE, row("a", 63, 3, 0.001)], "a", "p 0.001"),
         ([BASE, row("a", 63, 3, 0.2)], None, r"^Nothing .*of the others, a, is \+3.0 points"),
         ([BASE, row("a", 57, -3, 0.01)], None, "^Nothing here is better than sgd, cross_entropy"),
         ([BASE, row("t", 90, 30, None, reference=True), row("a", 61, 1, 0.9)], None,
