@@ -60,11 +60,47 @@ def test_a_peak_is_measured_once(tmp_path, monkeypatch, capsys):
     assert "peak.json is there: not measured again" in capsys.readouterr().out
 
 
+def test_the_page_by_hand():
+    row = {
+        "name": "imbsam", "finite": False, "step_ms": 12.345, "images_per_second": 5184.4,
+        "time_ratio": 2.345, "time_ratio_quartiles": [2.25, 2.5], "flops": 2.5e9,
+        "flops_ratio": 2.656, "flops_per_second": 1.2e12, "share_of_peak": 0.4321,
+        "seconds_compile": 30.04, "temporary_bytes": 3 * 2**20,
+    }  # fmt: skip
+    nothing = dict.fromkeys(("flops", "flops_ratio", "flops_per_second", "share_of_peak"))
+    cells = [
+        {"cell": "mlp b8", "rows": [row, {**row, **nothing, "finite": True}], "missing": ["sam"]},
+        {"cell": "mlp b9", "failed": "a | b", "rows": [{"name": "gsa", "failed": "c"}],
+         "missing": []},
+    ]  # fmt: skip
+    found = {"device": "1 x H", "versions": {"jax": "0.11.0"}, "command": "python -m x"}
+    line = {"n": 64, "dtype": "float32", "precision": "default"}
+    line |= {"flops_per_second_best": 2e12, "flops_per_second_median": 1.5e12}
+    ceiling = {"matmul": [line], "copy": {"bytes_per_second_best": 3e9}}
+    lines = accelerator_steps.markdown({**found, "cells": cells}, ceiling).splitlines()
+    assert lines[:4] == [
+        "1 x H, JAX 0.11.0; `python -m x`", "",
+        "- matmul 64, float32, precision default: 2 TFLOP/s best, 1.5 median",
+        "- copy: 3 GB/s, read and written",
+    ]  # fmt: skip
+    assert lines[7:] == [
+        "| mlp b8 | imbsam (loss not finite) | 12.3 | 5184 | 2.35 | 2.25 to 2.50 | 2.66 | 2.5 | "
+        "1.2 | 43.2% | 30.0 | 3 |",
+        "| mlp b8 | imbsam | 12.3 | 5184 | 2.35 | 2.25 to 2.50 | - | - | - | - | 30.0 | 3 |",
+        "| mlp b8 | to do: sam |" + 10 * " |",
+        "| mlp b9 | failed: a / b |" + 10 * " |",
+        "| mlp b9 | gsa failed: c |" + 10 * " |",
+    ]
+    assert "matmul" not in accelerator_steps.markdown({**found, "cells": []}, {})
+
+
 def test_names_of_cells_differ():
     cells = [*accelerator_steps.CELLS["dependent"], *accelerator_steps.CELLS["independent"]]
     names = [cell.name for cell in cells]
     assert len({*names}) == len(names) == 6
     assert "resnet50 b256 224px bfloat16" in names
+    # ResNet-50 sees ImageNet-LT's numbers of classes and images, the others CIFAR100-LT's.
+    assert {cell.counts[:2] for cell in cells} == {(1000, 1280), (100, 500)}
     for cell in cells:
         assert cell.arguments().image_size == cell.image_size
 

@@ -1,6 +1,7 @@
 """The benchmark of steps in the small: what its JSON says, and what stands in its table."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -20,6 +21,17 @@ def run(out, *flags):
     step_cost.main(args)
     found = json.loads((out / "step_cost.json").read_text())
     return {(row["rule"], row["mode"]): row for row in found["rows"]}, found
+
+
+def test_what_compiling_took_is_of_the_step_alone(tmp_path):
+    """Seconds of the clock and of the process, less than all that the process has had."""
+    before = time.process_time()
+    flags = ["--rule", "sgd", "--mode", "dependent", "--compile-only", "--batch-size", "8"]
+    rows, _ = run(tmp_path, *flags, "--image-size", "8", "--counts", "5", "60", "10")
+    (row,) = rows.values()
+    assert row["seconds_compile"] > 0 and row["step_ms"] is None and row["flops_ratio"] == 1
+    assert 0 < row["cpu_seconds_compile"] < time.process_time() - before
+    assert set(FIELDS.split()) <= set(row)
 
 
 @pytest.mark.slow
