@@ -100,6 +100,9 @@ def test_what_stands_is_said_with_the_number_of_tests(capsys: pytest.CaptureFixt
     assert number == 2 and p[0] < 0.01 < 0.1 < p[1]
     ((row, metric, corrected),) = left
     assert (row["rule"], metric) == ("sam", "auroc") and corrected == pytest.approx(2 * p[0])
+    # At its own corrected p a difference stands, below it none does.
+    assert len(anomaly_report.standing(summary, ["auroc"], level=corrected)[0]) == 1
+    assert not anomaly_report.standing(summary, ["auroc"], level=0.999 * corrected)[0]
     # Precisions are all equal here: differences without spread are not tested.
     assert anomaly_report.standing(summary)[1] == 2
     anomaly_report.show(summary, [], "")

@@ -122,6 +122,12 @@ def test_absent_classes_are_left_out_and_broken_lanes_are_nan():
         assert np.isnan(found[name][1])
 
 
+def test_a_class_of_one_row_is_recalled_or_not():
+    p = np.array([[[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.6, 0.1, 0.3], [0.9, 0.1, 0.0]]])
+    found = scores(p, np.array([0, 1, 2, 0]), thresholds=(2, 1), counts=np.array([3, 2, 1]))
+    assert found["balanced_accuracy"][0] == pytest.approx(200 / 3)
+
+
 def test_a_single_class_has_no_ranking():
     p, _ = made(2, lanes=1)
     found = scores(p, np.zeros(60, int), thresholds=(89, 8), counts=[90, 7])
