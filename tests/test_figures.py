@@ -285,7 +285,7 @@ def differences(folder, seeds, name, base, split):
          ("sgd", "imbsam", "renorm", "own", "held", "memory")),
         *[("cheaper_passes", part, range(8), "imbsam",
            ("sgd", "imbsam", "split_norm", "shared_norm"))
-          for part in ("logit_adjusted",)],
+          for part in ("logit_adjusted", "cross_entropy")],
     ],
 )  # fmt: skip
 def test_runs_over_seeds(name_of_page, part, seeds, base, names):
@@ -326,37 +326,68 @@ def test_the_scale_of_gsa():
     assert f"{lost[0]:.1f}" == f"{lost[1]:.1f}" == "0.4" and points[-1]["test_few"] < 0.05
 
 
-def test_prose_on_the_cheaper_passes():
-    def of(name, base, split):
-        values = differences("cheaper_passes/logit_adjusted", range(8), name, base, split)
-        return f"{np.mean(values):+.1f} ({interval(values)})"
+@cache
+def of_passes(loss, name, base, split):
+    values = differences(f"cheaper_passes/{loss}", range(8), name, base, split)
+    return f"{np.mean(values):+.1f} ({interval(values)})"
 
-    shared, split = (
-        {s: of(name, "imbsam", s) for s in ("all", "few", "medium")}
-        for name in ("shared_norm", "split_norm")
+
+def test_prose_on_the_cheaper_passes():
+    losses = {"cross_entropy": "cross-entropy", "logit_adjusted": "logit adjustment"}
+
+    def of(name, split, base="imbsam"):
+        return [of_passes(loss, name, base, split) for loss in losses]
+
+    medium, whole = (
+        [of(name, split) for name in ("split_norm", "shared_norm")] for split in ("medium", "all")
     )
-    exact = {s: of("imbsam", "sgd", s) for s in ("all", "few")}
+    exact = {split: of("imbsam", split, "sgd") for split in ("all", "few")}
+    shared = of("shared_norm", "all", "sgd")
     says(
         page("cheaper_passes"),
-        *(f"All {x['all']}, Few {x['few']}, Medium {x['medium']}" for x in (shared, split)),
-        f"exact, All {exact['all']} and Few {exact['few']} against SGD",
-        "by `shared_norm`, " + " and ".join(of("shared_norm", "sgd", s) for s in ("all", "few")),
+        f"With cross-entropy: `split_norm` {medium[0][0]}, `shared_norm` {medium[1][0]}; with "
+        f"logit adjustment {medium[0][1]} and {medium[1][1]}",
+        f"with cross-entropy, {whole[0][0]} and {whole[1][0]}, with logit adjustment {whole[0][1]} "
+        f"and {whole[1][1]}",
+        f"with logit adjustment All {exact['all'][1]} and Few {exact['few'][1]}, with "
+        f"cross-entropy All {exact['all'][0]} and Few {exact['few'][0]}",
+        f"By `shared_norm`: All {shared[1]} and {shared[0]}",
     )
-    says(doc("choosing"), f"against SGD All {exact['all']}, Few {exact['few']}. Training accuracy "
-         "was below 44%")  # fmt: skip
-    says(doc("cost"), *(f"All {x['all']} and Few {x['few']}" for x in (shared, split)),
-         f"exact ImbSAM lost to SGD, All {exact['all']}")  # fmt: skip
-    names = ("sgd", "imbsam", "split_norm", "shared_norm")
-    files = [
-        RESULTS / f"cheaper_passes/logit_adjusted/{n}/seed_{s}/metrics.jsonl"
-        for n in names
-        for s in range(8)
-    ]
-    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    trained = [line["train_accuracy"] for line in lines if line["epoch"] == 40]
-    assert len(trained) == 32 and max(trained) < 44
-    says(page("cheaper_passes"),
-         f"(training accuracy {min(trained):.0f} to {max(trained):.0f}% in the last)")  # fmt: skip
+    says(
+        doc("cost"),
+        f"Medium {medium[0][0].replace('(', '(95% interval ')} and All {whole[0][0]} with "
+        f"cross-entropy, Medium {medium[0][1]} and All {whole[0][1]} with logit adjustment",
+        f"Medium {medium[1][0]} and All {whole[1][0]} with cross-entropy, Medium {medium[1][1]} "
+        f"and All {whole[1][1]} with logit adjustment",
+        f"All {exact['all'][1]} with logit adjustment and {exact['all'][0]} with cross-entropy",
+    )
+    says(
+        doc("choosing"),
+        f"against SGD with logit adjustment All {exact['all'][1]}, Few {exact['few'][1]}, with "
+        f"cross-entropy All {exact['all'][0]}, Few {exact['few'][0]}. Training accuracy was below "
+        "51%",
+    )
+    lost = [-float(value.split()[0]) for value in exact["all"]]
+    says(page(), f"lost {lost[0]:.1f} and {lost[1]:.1f} points (eight seeds, two losses)")
+    few = [run["few"] for run in reports("cheaper_passes/cross_entropy/sgd", range(8))]
+    says(page("cheaper_passes"), f"Few is {np.mean(few):.1f}% at best")
+    trained = {}
+    for loss in losses:
+        names = ("sgd", "imbsam", "split_norm", "shared_norm")
+        files = [
+            RESULTS / f"cheaper_passes/{loss}/{name}/seed_{seed}/metrics.jsonl"
+            for name in names
+            for seed in range(8)
+        ]
+        lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        trained[loss] = [line["train_accuracy"] for line in lines if line["epoch"] == 40]
+        assert len(trained[loss]) == 32 and max(trained[loss]) < 51
+    spans = [f"{min(x):.0f} to {max(x):.0f}%" for x in map(trained.get, reversed(losses))]
+    says(
+        page("cheaper_passes"),
+        f"(training accuracy in the last {spans[0]} with logit adjustment, {spans[1]} with "
+        "cross-entropy)",
+    )
 
 
 def test_prose_on_few_seeds():
