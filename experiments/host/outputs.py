@@ -112,7 +112,8 @@ def writing(path: Path) -> Iterator[None]:
 
 # Whatever would be taken for a part of the next table. The first says that a table is whole.
 _OF_TABLES = (
-    "summary.json", "report.html", "jobs/*", "model/*", "params/*", "runs.csv", "sweep.csv",
+    "summary.json", "report.html", "jobs/split_*.json", "model/model.json", "model/params.npz",
+    "model/pipeline.joblib", "params/[0-9]*.npz", "params/split_*.npz", "runs.csv", "sweep.csv",
     "per_class.csv", "curves.csv", "table.md", "snippet.py", "predictions.csv",
 )  # fmt: skip
 _PLOTS = (

@@ -70,9 +70,11 @@ def test_a_sealed_file_says_what_was_written_or_is_named(tmp_path):
 
 def test_an_earlier_table_is_cleared_and_nothing_else(tmp_path, monkeypatch):
     """First what says that it is whole."""
-    mine = ["mine.txt", "report.json", "config.json", "checkpoints/5", "seed_0/per_class.csv"]
-    theirs = ["runs.csv", "params/0.npz", "jobs/a.json", "curves_full.svg", "sweep.csv",
-              "summary.json", "model/model.json", "report.html"]  # fmt: skip
+    mine = ["mine.txt", "report.json", "config.json", "checkpoints/5", "seed_0/per_class.csv",
+            "model/mine.bin", "params/mine.npz", "jobs/mine.json"]  # fmt: skip
+    theirs = ["runs.csv", "params/0.npz", "params/split_0_imbsam.npz", "jobs/split_0_sam.json",
+              "curves_full.svg", "sweep.csv", "summary.json", "model/model.json", "report.html",
+              "model/pipeline.joblib", "model/params.npz"]  # fmt: skip
     for name in (*mine, *theirs):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -84,7 +86,7 @@ def test_an_earlier_table_is_cleared_and_nothing_else(tmp_path, monkeypatch):
     assert gone[0] == "summary.json"
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert left == set(mine)
-    (tmp_path / "params" / "folder").mkdir()
+    (tmp_path / "params" / "3.npz").mkdir()
     with pytest.raises(RunError, match=r"^cannot write to .*Is a directory"):
         outputs.clear_tables(tmp_path)
 
