@@ -326,6 +326,50 @@ def test_the_scale_of_gsa():
     assert f"{lost[0]:.1f}" == f"{lost[1]:.1f}" == "0.4" and points[-1]["test_few"] < 0.05
 
 
+PASSES = {"imbsam": "exact", "split_norm": "`split_norm`", "shared_norm": "`shared_norm`"}
+
+
+def test_radii_of_the_cheaper_passes():
+    """Of two seeds, each by itself: an interval of two is of no use."""
+
+    def signed(values):
+        return ", ".join(f"{value:+.1f}" for value in values)
+
+    folder, seeds = "cheaper_passes/cifar10", (0, 1)
+    sgd, *rows = table(page("cheaper_passes"), "CIFAR10-LT", "rho", "less exact")
+    assert sgd["CIFAR10-LT"] == "SGD"
+    plain = reports(f"{folder}/sgd", seeds)
+    assert sgd["All"] == ", ".join(f"{run['all']:.1f}" for run in plain)
+    assert sgd["Few"] == ", ".join(f"{run['few']:.1f}" for run in plain)
+    seen, lost, gained = [], {"all": [], "few": []}, []
+    for row in rows:
+        name = next(key for key, said in PASSES.items() if row["CIFAR10-LT"] == f"ImbSAM, {said}")
+        runs = reports(f"{folder}/{name}/rho_{row['rho']}", seeds)
+        assert all(run["rule_args"]["rho"] == float(row["rho"]) for run in runs)
+        for split in ("all", "few"):
+            expected = ", ".join(f"{run[split]:.1f}" for run in runs)
+            assert row[split.capitalize()] == expected, row
+        at = f"rho_{row['rho']}"
+        less_sgd = [run["all"] - base["all"] for run, base in zip(runs, plain, strict=True)]
+        assert row["less SGD"] == signed(less_sgd), row
+        exact = differences(folder, seeds, f"{name}/{at}", f"imbsam/{at}", "all")
+        assert row["less exact"] == ("" if name == "imbsam" else signed(exact)), row
+        if name == "imbsam":
+            gained += less_sgd
+        else:
+            for split, found in lost.items():
+                base = f"imbsam/{at}"
+                found += differences(folder, seeds, base, f"{name}/{at}", split)
+        assert row["FLOPs / SGD"] == f"{runs[0]['flops_ratio_to_sgd']:.2f}"
+        seen.append((row["rho"], name))
+    assert sorted(seen) == sorted((rho, name) for rho in ("0.02", "0.1") for name in PASSES)
+    spans = [f"{min(found):.1f} to {max(found):.1f}" for found in lost.values()]
+    said = f"lose {spans[0]} points of All to exact ImbSAM here, and {spans[1]} of Few"
+    says(page("cheaper_passes"), said,
+         f"Exact ImbSAM less SGD is {min(gained):+.1f} to {max(gained):+.1f}.")  # fmt: skip
+    says(doc("cost"), said.replace("lose", "lost").replace(" to exact ImbSAM here", ""))
+
+
 @cache
 def of_passes(loss, name, base, split):
     values = differences(f"cheaper_passes/{loss}", range(8), name, base, split)
