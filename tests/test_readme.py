@@ -167,17 +167,23 @@ def documented(module):
 
 
 @pytest.fixture(scope="module")
-def dataset():
-    return tiny_dataset(counts=tuple(ij.long_tail_counts(100, 500, 100)))
+def datasets():
+    """By number of classes: as CIFAR100-LT and CIFAR10-LT."""
+    return {
+        100: tiny_dataset(counts=tuple(ij.long_tail_counts(100, 500, 100))),
+        10: tiny_dataset(counts=tuple(ij.long_tail_counts(10, 5000, 100))),
+    }
 
 
-def parsed(name, flags, dataset):
+def parsed(name, flags, datasets):
     """As the command would; for images made up to where training begins."""
     module = importlib.import_module(name)
     short = name.rpartition(".")[2]
     if short in presets.TABLES:
         args = presets.parse(module.arguments(), flags)
         if getattr(args, "export", None) is None:
+            of_ten = "cifar10_" in (getattr(args, "data", None) or "")
+            dataset = datasets[10 if of_ten else 100]
             plan = make_plan(args, dataset, module.describe(args, dataset))
             assert list(plan.second) == args.stage2
     elif short == "sweep":
@@ -194,13 +200,13 @@ def parsed(name, flags, dataset):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if scripts(page)], ids=named)
-def test_every_command_of_a_page_is_accepted(page, dataset, monkeypatch, capsys):
-    """On CIFAR100-LT's class counts; those of `report` that name committed runs are run."""
+def test_every_command_of_a_page_is_accepted(page, datasets, monkeypatch, capsys):
+    """On CIFAR100-LT's class counts, or CIFAR10-LT's; those of `report` that name committed runs are run."""
     monkeypatch.chdir(ROOT)
     found = [command for script in scripts(page) for command in commands(script)]
     assert found
     for name, flags in found:
-        args = parsed(name, flags, dataset)
+        args = parsed(name, flags, datasets)
         if name.endswith(".report") and not args.out and all(Path(x).exists() for x in args.runs):
             report.main(args)
             assert "accuracy (%)" in capsys.readouterr().out
@@ -234,9 +240,9 @@ def test_results_pages_name_their_reports():
 
 
 @pytest.mark.parametrize("module", SHOWING, ids=lambda module: module.__name__)
-def test_every_documented_command_is_accepted(module, dataset):
+def test_every_documented_command_is_accepted(module, datasets):
     for name, flags in documented(module):
-        parsed(name, flags, dataset)
+        parsed(name, flags, datasets)
 
 
 def test_report_takes_every_folder_of_results(capsys, monkeypatch):
