@@ -201,7 +201,7 @@ def parsed(name, flags, datasets):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if scripts(page)], ids=named)
 def test_every_command_of_a_page_is_accepted(page, datasets, monkeypatch, capsys):
-    """On CIFAR100-LT's class counts, or CIFAR10-LT's; those of `report` that name committed runs are run."""
+    """On class counts of CIFAR100-LT or CIFAR10-LT; those of `report` on committed runs are run."""
     monkeypatch.chdir(ROOT)
     found = [command for script in scripts(page) for command in commands(script)]
     assert found
