@@ -191,7 +191,7 @@ def test_a_page_that_a_kill_prevented_is_written_by_going_on(
     assert drawn == [False] and (out / "report.html").exists()
     compare_page.draw(out)
     assert drawn == [False, False]
-    compare._clear(out, resume=False)
+    outputs.clear_tables(out)
     assert not (out / "report.html").exists()
 
 
