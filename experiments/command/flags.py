@@ -82,7 +82,7 @@ def add_training(
         help="independent: a pass leaves out rows that have no weight in it; the same step for "
         "less, in models without batch statistics; cheapest with --sampling stratified. "
         "split_norm: the same for models with batch normalisation, where it is another step; "
-        "shared_norm: less still, by a third step; both lose accuracy, most where the tail is small",
+        "shared_norm: less still, by a third step; both lose accuracy, most of a small tail",
     )  # fmt: skip
     training.add_argument(
         "--precision", default="float32", choices=PRECISIONS,

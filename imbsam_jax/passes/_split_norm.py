@@ -57,7 +57,7 @@ class split_norm:
 
     The aux reported is that of the pass at theta. Measured (results/split_norm; ResNet-8 on
     CIFAR100-LT of 16 x 16 pixels, against the exact gradient): own statistics lose a point, two of
-    the few-shot classes; `batch_renorm` loses 0.8 to 1.5 points of the medium classes, and up to 7
+    the few-shot classes; `batch_renorm` loses 0.8 to 1.5 points of the medium classes, up to 7
     over all on CIFAR10-LT (results/cheaper_passes): not recommended.
     """
 
