@@ -137,8 +137,9 @@ def cached(args: argparse.Namespace, dataset: Any, weights: Weights | None, sett
         return features.load(path, made, dataset)
     parts = [x for x in ("train", "test", "val") if getattr(dataset, f"{x}_labels") is not None]
     found = _features(args.model, dataset, settings, weights, parts)
+    seen = features.of(dataset, found)  # what it refuses is not kept either
     features.save(path, found, made)
-    return features.of(dataset, found)
+    return seen
 
 
 def _labels_sha256(dataset: Any) -> str:
