@@ -83,6 +83,7 @@ def train(
         mine = argparse.Namespace(**{**vars(args), **changed, "out": str(out / folder)})
         runs.append((name, point, mine, make_plan(mine, dataset)))
     opened.enter_context(locks.Lock(out))
+    outputs.clear_tables(out)
     origin.write_flags(out, args)
     rows: list[Any] = []
     seeds: list[int] = []

@@ -247,6 +247,24 @@ def test_an_image_sweep_that_was_stopped_goes_on_where_it_was(images, tmp_path, 
     assert again == summary and len(trained) == 3
 
 
+def test_while_an_image_sweep_goes_on_its_folder_holds_no_table(tmp_path, monkeypatch):
+    """That of before is of other flags than the config.json that stands beside it by then."""
+
+    def train(args: argparse.Namespace, dataset, plan):
+        raise RunError("stopped here")
+
+    monkeypatch.setattr(launch, "train", train)
+    out = tmp_path / "out"
+    out.mkdir()
+    old = {"experiment": "cifar_lt", "grid": []}
+    (out / "config.json").write_text(json.dumps(old))
+    (out / "summary.json").write_text("of before")
+    with pytest.raises(RunError, match="stopped here"):
+        sweep.main(image_flags(tmp_path, "--resume"))
+    assert not (out / "summary.json").exists()
+    assert json.loads((out / "config.json").read_text())["grid"]
+
+
 def diverging(monkeypatch, *names):
     """The seeds of these points come to a loss that is not finite; the others are made up."""
 
