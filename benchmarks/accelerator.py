@@ -1,34 +1,39 @@
-"""What an accelerator does with this: its measured peak, step times, 200 epochs of the paper.
+"""What an accelerator does with this: its measured peak, step times, the papers' runs.
 
     python -m experiments.cifar_lt --export cache.npz                          # where TFDS is
     python -m benchmarks.accelerator --data cache.npz --out results/accelerator  # on the GPU
 
 Three parts, in turn: `peak`, the machine's FLOP/s and bytes/s (peak.py); `steps`, times of a step
-of every rule and their share of that peak (accelerator_steps.py); `runs`, CIFAR100-LT, imbalance
-factor 100, batch 64, lr 0.01: ResNet-32 and the ResNet-34 that the release trains, under SGD, SAM
-and ImbSAM with tail_scale 1 and 2, each with weight decay 5e-3 and 1e-3. One call stops by itself
-after --minutes; the next one goes on: what stands in OUT/peak.json, OUT/steps.json and
-OUT/runs.json is not done again, a run cut short is resumed from --work.
+of every rule and their share of that peak (accelerator_steps.py); `runs`, 200 epochs of
+CIFAR100-LT, batch 64, lr 0.01: ResNet-32 and the ResNet-34 that the release trains, under SGD, SAM
+and ImbSAM with tail_scale 1 and 2, each with weight decay 5e-3 and 1e-3; other rules, losses and
+recipes by flags. One call stops by itself after --minutes; the next one goes on: what stands in
+OUT/peak.json, OUT/steps.json and OUT/runs.json is not done again, a run cut short is resumed from
+--work.
 
-A GPU for 30 minutes, 10 a command: the first gives the ceiling and the goal, a whole run of ImbSAM
-in under 90 s; the second step times, the third goes on with them, and then with runs.
+Where the accelerator is lent by the minute, spend none of it on what needs none: count FLOPs
+before, on any machine (`--parts flops`, read from OUT/flops.json), and compile in several processes
+side by side, each with cells, rules or methods and an --out of its own, whose times are taken one
+after the other (--time-after FILE):
 
-    export JAX_COMPILATION_CACHE_DIR=runs/xla XLA_PYTHON_CLIENT_MEM_FRACTION=0.9
-    A="python -m benchmarks.accelerator --data cache.npz --out runs/gpu --steps-per-call 169"
-    $A --parts peak runs --models resnet32 --weight-decays 5e-3 --methods imbsam sgd sam
-    $A --parts steps
-    $A --parts steps runs
+    export JAX_COMPILATION_CACHE_DIR=runs/xla XLA_PYTHON_CLIENT_PREALLOCATE=false
+    A="python -m benchmarks.accelerator --parts steps --flops flops.json"
+    $A --cells "resnet32 b128" --rules sgd imbsam --out gpu/1 --time-after go1 &
+    $A --cells "resnet50 b256 224px bfloat16" --out gpu/2 --time-after go2 & ...
 
-(169 whole steps are an epoch: one program fewer to compile than by fifties.) Where a machine keeps
-nothing between calls, put the JSON files back into OUT first. --quick tries all of it in the small,
-on a CPU and without --data, in a minute or two.
+The recipe of Luo et al. (NeurIPS 2024), three seeds in one program:
 
-FLOPs are counted on the host (Jit.lower_on_host): leave JAX_PLATFORMS unset, or "cuda,cpu".
+    A="python -m benchmarks.accelerator --parts runs --data cache.npz --models resnet32 --out gpu"
+    $A --batch-size 128 --lr 0.1 --weight-decays 2e-4 --methods sgd --seeds 0 1 2 --together
+
+--quick tries all of it in the small, on a CPU and without --data, in a minute or two. FLOPs are
+counted on the host (Jit.lower_on_host): leave JAX_PLATFORMS unset, or "cuda,cpu".
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import sys
@@ -37,19 +42,28 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import accelerator_steps, peak
+from benchmarks.step_cost import RULES
+from experiments.command.loss_flags import LOSSES
 from experiments.host import cli, outputs
 from experiments.host.errors import RunError, Stopped
 from experiments.host.needs import Needs, always, either, one_of
 from experiments.models import MODELS
+from experiments.step.optimizer import SCHEDULES
 
-# (rule, its options); the paper's rho and eta.
-METHODS = {
+# (rule, its options beside the flags' defaults); the papers' rho and eta.
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "sgd": ("sgd", {}),
     "sam": ("sam", {"rho": 0.05}),
     "imbsam": ("imbsam", {"rho": 0.05, "eta": 100, "tail_scale": 1.0}),
     "imbsam_x2": ("imbsam", {"rho": 0.05, "eta": 100, "tail_scale": 2.0}),
+    "focal_sam": ("focal_sam", {}),
+    "sse_sam": ("sse_sam", {"eta": 100}),
+    "cc_sam": ("cc_sam", {"noise_ratio": 1e-6}),
+    "gsa": ("gsa", {}),
 }
-PARTS = ("peak", "steps", "runs")
+# Of runs, where --methods does not say.
+USUAL = ("sgd", "sam", "imbsam", "imbsam_x2")
+PARTS = ("flops", "peak", "steps", "runs")
 # With --quick, where a flag is not given.
 QUICK: dict[str, Any] = {
     "models": ["mlp"], "methods": ["imbsam"], "weight_decays": [5e-3], "epochs": 2,
@@ -60,16 +74,18 @@ QUICK: dict[str, Any] = {
 _RUNS, _STEPS = one_of("parts", ["runs"]), one_of("parts", ["steps"])
 _NEEDS: Needs = {
     **always("out", "parts", "quick"),
-    **dict.fromkeys(("modes", "rounds"), (_STEPS,)),
+    **dict.fromkeys(("rounds", "flops", "time_after"), (_STEPS,)),
+    **dict.fromkeys(("modes", "cells", "rules"), (either(_STEPS, one_of("parts", ["flops"])),)),
     **dict.fromkeys(("minutes", "steps_per_call"), (either(_STEPS, _RUNS),)),
     **dict.fromkeys(
         (
-            "data", "work", "done", "models", "methods", "weight_decays", "seeds", "epochs",
-            "batch_size", "lr", "precision", "quiet",
+            "data", "work", "done", "models", "methods", "losses", "weight_decays", "seeds",
+            "together", "epochs", "batch_size", "lr", "schedule", "precision", "eval_every", "cost",
+            "quiet",
         ),
         (_RUNS,),
     ),
-    "eta": (_RUNS, one_of("methods", ["imbsam", "imbsam_x2"])),
+    "eta": (_RUNS, one_of("methods", [name for name, (_, has) in METHODS.items() if "eta" in has])),
 }  # fmt: skip
 
 
@@ -82,11 +98,24 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=cli.text, required=True, help="folder for peak, steps and runs .json"
     )
-    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="in turn")
+    parser.add_argument(
+        "--parts", nargs="+", default=["peak", "steps", "runs"], choices=PARTS,
+        help="in turn; flops counts those of steps, where there is no accelerator",
+    )  # fmt: skip
     parser.add_argument(
         "--modes", nargs="+", default=["dependent"], choices=["dependent", "independent"],
         help="of steps: independent adds models whose passes may leave rows out",
     )  # fmt: skip
+    parser.add_argument("--cells", type=cli.text, nargs="+", help="of steps; default all")
+    parser.add_argument(
+        "--rules", nargs="+", choices=RULES, help="of each cell of steps; default all of its own"
+    )
+    parser.add_argument(
+        "--flops", type=cli.text, help="file of --parts flops; default OUT/flops.json, if there"
+    )
+    parser.add_argument(
+        "--time-after", type=cli.text, help="compile, then wait for this file: see the start"
+    )
     parser.add_argument(
         "--rounds",
         type=cli.number(least=3, most=10**6, whole=True),
@@ -111,15 +140,29 @@ def arguments() -> argparse.ArgumentParser:
         help="of runs",
     )
     parser.add_argument(
-        "--methods", nargs="+", default=list(METHODS), choices=list(METHODS), help="of runs"
+        "--methods", nargs="+", default=list(USUAL), choices=list(METHODS), help="of runs"
+    )
+    parser.add_argument(
+        "--losses", nargs="+", default=["cross_entropy"], choices=sorted(LOSSES), help="of runs"
     )
     parser.add_argument(
         "--weight-decays", type=cli.number(least=0), nargs="+", default=[5e-3, 1e-3], help="of runs"
     )
     parser.add_argument("--seeds", type=cli.seed, nargs="+", default=[0], help="of runs")
+    parser.add_argument(
+        "--together", action="store_true", help="the seeds of a run are trained in one program"
+    )
     parser.add_argument("--epochs", type=cli.counted(), default=200, help="of a run")
     parser.add_argument("--batch-size", type=cli.counted(), default=64, help="images")
     parser.add_argument("--lr", type=cli.number(over=0), default=0.01, help="initial learning rate")
+    parser.add_argument("--schedule", default="cosine-prestep", choices=SCHEDULES, help="of lr")
+    parser.add_argument(
+        "--eval-every", type=cli.counted(), default=1, help="epochs from evaluation to evaluation"
+    )
+    parser.add_argument(
+        "--cost", action=argparse.BooleanOptionalAction, default=True,
+        help="compile a lone step of each run, to time it and to count its FLOPs",
+    )  # fmt: skip
     parser.add_argument(
         "--eta", type=cli.number(least=0), help="largest count of a tail class; default 100"
     )
@@ -146,17 +189,25 @@ def parsed(flags: list[str] | None = None) -> argparse.Namespace:
 
 
 def jobs(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """In the order of use: one seed of every method first, the cheap model before the dear one."""
-    grid = itertools.product(args.seeds, args.models, args.weight_decays, args.methods)
+    """In the order of use: one seed of every method first, the cheap model before the dear one.
+
+    "names" are those of its runs, one for each of its "seeds".
+    """
+    groups = [args.seeds] if args.together else [[seed] for seed in args.seeds]
+    grid = itertools.product(groups, args.models, args.weight_decays, args.losses, args.methods)
     return [
         {
-            "name": f"{model}_wd{decay:g}_{method}_{args.precision}_e{args.epochs}_s{seed}",
+            "names": [
+                f"{model}_wd{decay:g}_{loss}_{method}_{args.precision}_e{args.epochs}_s{seed}"
+                for seed in seeds
+            ],
             "model": model,
             "method": method,
+            "loss": loss,
             "weight_decay": decay,
-            "seed": seed,
+            "seeds": seeds,
         }
-        for seed, model, decay, method in grid
+        for seeds, model, decay, loss, method in grid
     ]
 
 
@@ -182,13 +233,19 @@ def main(args: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if "peak" in args.parts:
         peak.run(out, args.quick)
+    cells = accelerator_steps.QUICK if args.quick else accelerator_steps.CELLS
+    chosen = accelerator_steps.chosen(
+        [cell for mode in args.modes for cell in cells[mode]], args.cells, args.rules
+    )
+    if "flops" in args.parts:
+        accelerator_steps.count(out, chosen)
     if "steps" in args.parts:
-        cells = accelerator_steps.QUICK if args.quick else accelerator_steps.CELLS
-        chosen = [cell for mode in args.modes for cell in cells[mode]]
+        file = Path(args.flops) if args.flops else out / "flops.json"
+        counted = outputs.read_object(file) if args.flops or file.exists() else {}
+        after = Path(args.time_after) if args.time_after else None
+        timing = accelerator_steps.Timing(args.rounds, counted, after)
         try:
-            accelerator_steps.run(
-                out, chosen, args.steps_per_call, args.rounds, args.minutes, began
-            )
+            accelerator_steps.run(out, chosen, args.steps_per_call, timing, args.minutes, began)
         finally:
             if (out / "steps.md").exists():
                 print((out / "steps.md").read_text(), flush=True)
@@ -199,66 +256,123 @@ def main(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace, deadline: float) -> None:
     """The runs that are not done, each into OUT/runs.json as it ends."""
     from benchmarks.step_cost import noise
-    from experiments.command.method_flags import build_rule, rule_arguments
     from experiments.data import load_npz
-    from experiments.reports import plots
-    from experiments.run.fit import fit
-    from experiments.run.settings import Settings
-    from imbsam_jax import imbalance_factor, long_tail_counts
-    from imbsam_jax.losses import cross_entropy
+    from imbsam_jax import long_tail_counts
 
     dataset = load_npz(Path(args.data)) if args.data else noise(long_tail_counts(5, 60, 10))
     file = Path(args.out) / "runs.json"
     reports = finished([*map(Path, args.done), file])
-    todo = [job for job in jobs(args) if job["name"] not in reports]
-    print(f"{len(reports)} runs are done, {len(todo)} to do, {args.minutes:g} minutes")
+    todo = [job for job in jobs(args) if not reports.keys() >= {*job["names"]}]
+    runs = sum(len(job["names"]) for job in todo)
+    print(f"{len(reports)} runs are done, {runs} to do, {args.minutes:g} minutes")
     for job in todo:
-        name, options = METHODS[job["method"]]
-        options = {k: args.eta if k == "eta" and args.eta else v for k, v in options.items()}
-        settings = Settings(
-            epochs=args.epochs, batch_size=args.batch_size, lr=args.lr, schedule="cosine-prestep",
-            weight_decay=job["weight_decay"], seed=job["seed"], precision=args.precision,
-            steps_per_call=args.steps_per_call,
-        )  # fmt: skip
-        description = {
-            "experiment": "accelerator",
-            "job": job["name"],
-            "rule": name,
-            "rule_args": rule_arguments(name, options),
-            "loss": "cross_entropy",
-            "imbalance_factor": imbalance_factor(dataset.class_counts()),
-        }
-        rule = build_rule(name, dataset.class_counts(), options)
-        folder, start = Path(args.work) / job["name"], time.perf_counter()
-        fresh = not (folder / "config.json").exists()
         try:
-            report = fit(
-                dataset, job["model"], rule, cross_entropy, settings,
-                folder, description=description, resume=True,
-                deadline=deadline, quiet=args.quiet, measure=True, draw=plots.run_folder,
-            )  # fmt: skip
-            # Compiling, evaluation, checkpoints and plots included; None for a run cut short.
-            passed = time.perf_counter() - start
-            report = {**report, "seconds_whole": round(passed, 3) if fresh else None}
-        except RunError as error:
-            # A method that diverges is a finding; the others still have their turn.
-            report = {**description, "job": job["name"], "failed": str(error)}
+            found = _trained(args, dataset, job, deadline)
         except Stopped as stopped:
-            print(f"{job['name']}: {stopped}")
+            print(f"{', '.join(job['names'])}: {stopped}")
             raise Stopped(
                 f"{len(reports)} runs are in {file}; the same command goes on from here",
                 stopped.exit_code,
             ) from None
-        reports[job["name"]] = report
+        reports |= {report["job"]: report for report in found}
         outputs.replace_text(file, json.dumps(list(reports.values()), indent=1) + "\n")
-        summary = report.get("failed") or (
-            f"many {_one(report['many'])} medium {_one(report['medium'])} few "
-            f"{_one(report['few'])} all {_one(report['all'])}, {report['seconds_train']:.0f} s "
-            f"and {report['seconds_compile']:.0f} s to compile, {_one(report['seconds_whole'])} s "
-            "in all"
-        )
-        print(f"{job['name']}: {summary}", flush=True)
+        for report in found:
+            print(f"{report['job']}: {_summary(report)}", flush=True)
     print(f"all {len(reports)} runs are in {file}")
+
+
+def _trained(
+    args: argparse.Namespace, dataset: Any, job: dict[str, Any], deadline: float
+) -> list[dict[str, Any]]:
+    """The reports of a job's runs, or of why they failed."""
+    from experiments.command import loss_flags, method_flags
+    from experiments.reports import plots
+    from experiments.run.fit import fit, fit_together
+    from experiments.run.settings import Settings
+    from imbsam_jax import imbalance_factor
+
+    counts, (rule, options) = dataset.class_counts(), METHODS[job["method"]]
+    settings = Settings(
+        epochs=args.epochs, batch_size=args.batch_size, lr=args.lr, schedule=args.schedule,
+        weight_decay=job["weight_decay"], seed=job["seeds"][0], precision=args.precision,
+        steps_per_call=args.steps_per_call, eval_every=args.eval_every,
+    )  # fmt: skip
+    flags = argparse.ArgumentParser()
+    method_flags.add_arguments(flags)
+    loss_flags.add_arguments(flags)
+    options = {**vars(flags.parse_args([])), **options, "epochs": args.epochs}
+    options |= {"weight_decay": job["weight_decay"]} | ({"eta": args.eta} if args.eta else {})
+    per_epoch = -(-int(counts.sum()) // args.batch_size)
+    method, described = method_flags.build_method(rule, counts, options, steps_per_epoch=per_epoch)
+    loss, of_loss = loss_flags.build_loss(job["loss"], counts, options, steps_per_epoch=per_epoch)
+    description = {
+        "experiment": "accelerator",
+        **described,
+        **of_loss,
+        "imbalance_factor": imbalance_factor(counts),
+    }
+    how: Any = {
+        "description": description, "resume": True, "deadline": deadline, "quiet": args.quiet,
+        "measure": args.cost, "draw": plots.run_folder,
+    }  # fmt: skip
+    outs = {s: Path(args.work) / n for s, n in zip(job["seeds"], job["names"], strict=True)}
+    fresh = not any((folder / "config.json").exists() for folder in outs.values())
+    rest, start = (dataset, job["model"], method, loss, settings), time.perf_counter()
+    try:
+        if len(outs) > 1:
+            reports = fit_together(*rest, outs, **how)
+        else:
+            reports = [fit(*rest, *outs.values(), **how)]
+    except RunError as error:
+        # A method that diverges is a finding; the others still have their turn.
+        return [{**description, "job": name, "failed": str(error)} for name in job["names"]]
+    # Compiling, evaluation, checkpoints and plots included; None for runs cut short.
+    passed = round(time.perf_counter() - start, 3) if fresh else None
+    hits = _hits(dataset, job["model"], settings, outs)
+    return [
+        {**report, "job": name, "seconds_whole": passed, **hits[report["seed"]]}
+        for name, report in zip(job["names"], reports, strict=True)
+    ]
+
+
+def _hits(
+    dataset: Any, model: str, settings: Any, outs: dict[int, Path]
+) -> dict[int, dict[str, list[int]]]:
+    """{seed: correct training and test images of each class}, of the last checkpoints.
+
+    Training images as test images are seen, not augmented: what is fitted, beside what is right.
+    Kept in the report, since the folders may not outlast a lease.
+    """
+    from experiments.host.stopping import StopRequest
+    from experiments.run.checkpoints import Checkpoints
+    from experiments.run.parts import Parts
+    from imbsam_jax.losses import cross_entropy
+
+    parts = Parts(dataset, model, cross_entropy, settings)
+    found = {}
+    for seed, folder in outs.items():
+        config = outputs.read_object(folder / "config.json")
+        with contextlib.closing(
+            Checkpoints(folder / "checkpoints", config=config, reading=True)
+        ) as kept:
+            last = kept.restore(parts.initial)
+        if last is None:
+            raise RunError(f"{folder} holds no checkpoint")
+        state = parts.evaluator.put_state(last[0])
+        found[seed] = {
+            f"{part}_correct": parts.evaluator.hits(state, part, StopRequest()).correct.tolist()
+            for part in ("train", "test")
+        }
+    return found
+
+
+def _summary(report: dict[str, Any]) -> str:
+    return report.get("failed") or (
+        f"many {_one(report['many'])} medium {_one(report['medium'])} few "
+        f"{_one(report['few'])} all {_one(report['all'])}, {report['seconds_train']:.0f} s "
+        f"and {report['seconds_compile']:.0f} s to compile, {_one(report['seconds_whole'])} s "
+        "in all"
+    )
 
 
 def _one(value: float | None) -> str:

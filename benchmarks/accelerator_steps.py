@@ -11,16 +11,17 @@ from __future__ import annotations
 import argparse
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from benchmarks import peak, step_cost
 from experiments.host import origin, outputs
-from experiments.host.errors import Stopped
+from experiments.host.errors import RunError, Stopped
 
 
 class Cell(NamedTuple):
@@ -35,30 +36,36 @@ class Cell(NamedTuple):
     rules: tuple[str, ...] = step_cost.RULES
     modes: tuple[str, ...] = ("dependent",)
     most_steps: int = 50  # of a call: enough to hide its start
+    remat: bool = False
 
     @property
     def name(self) -> str:
         at = "" if self.image_size == 32 else f" {self.image_size}px"
         half = "" if self.precision == "float32" else f" {self.precision}"
-        return f"{self.model} b{self.batch_size}{at}{half}"
+        again = " remat" if self.remat else ""
+        return f"{self.model} b{self.batch_size}{at}{half}{again}"
 
     def arguments(self) -> argparse.Namespace:
         """As of step_cost's command line, all else at its defaults."""
         flags = ["--batch-size", self.batch_size, "--precision", self.precision]
         flags += ["--image-size", self.image_size, "--counts", *self.counts, "--eta", self.eta]
         flags += ["--rule", *self.rules, "--mode", *self.modes, "--out", "."]
+        flags += ["--remat"] if self.remat else []
         return step_cost.arguments().parse_known_args([str(flag) for flag in flags])[0]
 
 
 # Without batch statistics, passes may leave rows out: beside the whole batch, what that saves.
 ALONE: Any = {"batch_size": 256, "rules": ("sgd", "imbsam"), "modes": ("dependent", "stratified")}
+# Long steps; and a call's images lie on the device.
+IMAGENET: Any = {"image_size": 224, "counts": (1000, 1280, 256), "most_steps": 1}
 CELLS = {
     "dependent": (
         Cell("resnet32", 64, modes=("dependent", "split_norm")),
-        Cell("resnet32", 128),
+        Cell("resnet32", 128, modes=("dependent", "split_norm")),
+        Cell("resnet32", 128, "bfloat16", rules=("sgd", "imbsam")),
         Cell("resnet34_3x3", 64),
-        # Long steps; and a call's images lie on the device.
-        Cell("resnet50", 256, "bfloat16", 224, (1000, 1280, 256), most_steps=1),
+        Cell("resnet50", 256, "bfloat16", **IMAGENET),
+        Cell("resnet50", 256, "bfloat16", **IMAGENET, remat=True, rules=("sgd", "imbsam")),
     ),
     "independent": (Cell("resnet32_gn", **ALONE), Cell("vit_ti4", **ALONE)),
 }
@@ -73,14 +80,78 @@ QUICK = {
 }
 
 
+def chosen(
+    cells: Sequence[Cell], names: Sequence[str] | None, rules: Sequence[str] | None
+) -> list[Cell]:
+    """The cells of these names, under those of their rules that are named; None is all.
+
+    Raises:
+      RunError: a name that no cell has.
+    """
+    known = {cell.name: cell for cell in cells}
+    if unknown := [name for name in names or () if name not in known]:
+        raise RunError(f"--cells has no {unknown[0]!r}: {', '.join(map(repr, known))}")
+    found = [known[name] for name in names or known]
+    if rules is None:
+        return found
+    return [cell._replace(rules=tuple(r for r in cell.rules if r in rules)) for cell in found]
+
+
+def count(out: Path, cells: Sequence[Cell]) -> None:
+    """Adds to OUT/flops.json, {cell: {row: FLOPs of a step}}; no step is made on any device.
+
+    Elsewhere `run` takes them from there: lowering every step for the host once more takes as long
+    as compiling it does.
+    """
+    file = out / "flops.json"
+    found = outputs.read_object(file) if file.exists() else {}
+    for cell in cells:
+        if cell.name in found:
+            continue
+        bench = _bench(cell, 1)
+        found[cell.name] = {
+            _name(row): _flops(bench, method, row["mode"])
+            for row, method in step_cost.planned(bench)
+        }
+        outputs.write_json(file, found)
+        print(f"{cell.name}: counted", flush=True)
+
+
+def _bench(cell: Cell, steps_per_call: int) -> step_cost.Bench:
+    from imbsam_jax import long_tail_counts
+
+    args = cell.arguments()
+    dataset = step_cost.noise(long_tail_counts(*args.counts), args.image_size)
+    return step_cost.Bench(cell.model, args, dataset, steps_per_call)
+
+
+class Timing(NamedTuple):
+    """How steps are timed.
+
+    Attributes:
+      rounds: every rule is timed once a round; the first round does not count.
+      flops: {cell: {row: FLOPs of a step}} counted elsewhere; what it lacks is counted here.
+      after: a file before which nothing is timed: what several processes compile side by side is
+        timed in turn.
+    """
+
+    rounds: int = 12
+    flops: Mapping[str, Mapping[str, float]] = MappingProxyType({})
+    after: Path | None = None
+
+
 def run(
-    out: Path, cells: Sequence[Cell], steps_per_call: int, rounds: int, minutes: float, began: float
+    out: Path,
+    cells: Sequence[Cell],
+    steps_per_call: int,
+    timing: Timing,
+    minutes: float,
+    began: float,
 ) -> None:
     """Measures the cells that OUT/steps.json lacks into it, and writes OUT/steps.md.
 
     Args:
       steps_per_call: K; 0 is 1 on a CPU, where scanned convolutions are slow, else 50.
-      rounds: every rule is timed once a round; the first round does not count.
       minutes: after `began` (time.monotonic()), when to stop.
 
     Raises:
@@ -100,7 +171,7 @@ def run(
         before = measured.get(cell.name, {"cell": cell.name, "rows": []})
         steps = min(steps_per_call, cell.most_steps)
         try:
-            found = measure(cell, before["rows"], steps, rounds, compile_until, deadline)
+            found = measure(cell, before["rows"], steps, timing, compile_until, deadline)
         except Exception as error:  # out of memory, say: the next cell has its turn
             found = {"failed": _first_line(error), "missing": []}
             print(f"{cell.name}: failed: {found['failed']}", flush=True)
@@ -130,7 +201,7 @@ def measure(
     cell: Cell,
     before: list[dict[str, Any]],
     steps_per_call: int,
-    rounds: int,
+    timing: Timing,
     compile_until: float,
     deadline: float,
 ) -> dict[str, Any]:
@@ -138,11 +209,7 @@ def measure(
 
     Rows that are there are not measured again, but for SGD, against which the others are timed.
     """
-    from imbsam_jax import long_tail_counts
-
-    args = cell.arguments()
-    dataset = step_cost.noise(long_tail_counts(*args.counts), args.image_size)
-    bench = step_cost.Bench(cell.model, args, dataset, steps_per_call)
+    bench, counted = _bench(cell, steps_per_call), timing.flops.get(cell.name, {})
     done = {row["name"] for row in before}
     rows: list[dict[str, Any]] = []
     calls, missing = [], []
@@ -156,7 +223,7 @@ def measure(
             continue
         try:
             mode = row["mode"]
-            row["flops"] = _flops(bench, method, mode)
+            row["flops"] = counted.get(row["name"]) or _flops(bench, method, mode)
             began = time.perf_counter()
             call = bench.compiled(method, bench.room(mode), mode)
             row["seconds_compile"] = time.perf_counter() - began
@@ -171,7 +238,8 @@ def measure(
         print(f"{cell.name} {row['name']}: compiled in {row['seconds_compile']:.1f} s", flush=True)
         rows.append(row)
         calls.append(call)
-    times = step_cost.timed(bench, rows, calls, rounds, deadline)
+    wait_for(timing.after, deadline)
+    times = step_cost.timed(bench, rows, calls, timing.rounds, deadline)
     step_cost.with_ratios(rows, times)
     for row in rows:
         row["images_per_second"] = 1000 * cell.batch_size / row["step_ms"]
@@ -180,6 +248,14 @@ def measure(
             row |= dict.fromkeys(("flops", "flops_ratio", "flops_per_second"))
     new = [row for row in rows if row["name"] not in done]
     return {"rows": new + failed, "missing": missing}
+
+
+def wait_for(file: Path | None, deadline: float = np.inf) -> None:
+    """Returns once the file is there, or at `deadline` (time.monotonic())."""
+    if file is not None and not file.exists():
+        print(f"compiled: waiting for {file}", flush=True)
+    while file is not None and not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
 
 
 def _flops(bench: step_cost.Bench, method: Any, mode: str) -> float:

@@ -21,6 +21,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from benchmarks.accelerator_steps import wait_for
 from experiments.command import method_flags
 from experiments.host import cli, origin, outputs
 from experiments.host.errors import RunError
@@ -30,7 +31,7 @@ _NEEDS: Needs = {
     **method_flags.needs(),
     **always(
         "data", "shrink", "model", "rule", "batch_size", "seeds", "rounds", "devices",
-        "steps_per_call", "precision", "out",
+        "steps_per_call", "precision", "time_after", "out",
     ),
 }  # fmt: skip
 
@@ -77,6 +78,9 @@ def arguments() -> argparse.ArgumentParser:
         default="float32",
         choices=["float32", "bfloat16"],
         help="of what the layers compute",
+    )
+    parser.add_argument(
+        "--time-after", type=cli.text, help="compile, then wait for this file (accelerator.py)"
     )
     parser.add_argument(
         "--out", type=cli.text, required=True, help="folder for seeds_together.json"
@@ -129,6 +133,8 @@ def measure(model: str, args: argparse.Namespace, dataset: Any) -> dict[str, Any
     with trainer.batches(calls) as batches:
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         for number, rows in enumerate(batches):
+            if number == 1:
+                wait_for(Path(args.time_after) if args.time_after else None)
             # In another order each round: none always follows the longest.
             for name in np.random.default_rng(number).permutation(list(ways)):
                 seconds[name].append(ways[name].step(rows))

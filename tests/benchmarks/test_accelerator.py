@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import accelerator, accelerator_steps, peak, step_cost
-from benchmarks.accelerator_steps import Cell
+from benchmarks.accelerator_steps import Cell, Timing
 from experiments.host.errors import RunError, Stopped
 from experiments.run import cost
 
@@ -26,7 +26,7 @@ def small():
 
 
 def run(out, cells, minutes=LATER, **options):
-    options = {"steps_per_call": 1, "rounds": 3} | options
+    options = {"steps_per_call": 1, "timing": Timing(3)} | options
     accelerator_steps.run(out, cells, minutes=minutes, began=time.monotonic(), **options)
 
 
@@ -97,7 +97,7 @@ def test_the_page_by_hand():
 def test_names_of_cells_differ():
     cells = [*accelerator_steps.CELLS["dependent"], *accelerator_steps.CELLS["independent"]]
     names = [cell.name for cell in cells]
-    assert len({*names}) == len(names) == 6
+    assert len({*names}) == len(names) == 8
     assert "resnet50 b256 224px bfloat16" in names
     # ResNet-50 sees ImageNet-LT's numbers of classes and images, the others CIFAR100-LT's.
     assert {cell.counts[:2] for cell in cells} == {(1000, 1280), (100, 500)}
@@ -165,11 +165,11 @@ def test_a_cell_cut_short_is_completed_with_sgd_timed_again(tmp_path, small, mon
         accelerator_steps, "time", type("", (), {"perf_counter": time.perf_counter})()
     )
     accelerator_steps.time.monotonic = lambda: next(times, 1e9)
-    first = accelerator_steps.measure(small, [], 1, 3, 1.0, np.inf)
+    first = accelerator_steps.measure(small, [], 1, Timing(3), 1.0, np.inf)
     assert [row["name"] for row in first["rows"]] == ["sgd", "sam"]
     assert first["missing"] == ["optax.contrib.sam", "imbsam"]
     accelerator_steps.time.monotonic = lambda: 0.0
-    second = accelerator_steps.measure(small, first["rows"], 2, 3, 1.0, np.inf)
+    second = accelerator_steps.measure(small, first["rows"], 2, Timing(3), 1.0, np.inf)
     assert [row["name"] for row in second["rows"]] == ["optax.contrib.sam", "imbsam"]
     assert second["missing"] == [] and second["rows"][1]["time_ratio"] > 0
     assert second["rows"][1]["flops_ratio"] == pytest.approx(2.5, abs=0.4)
