@@ -239,3 +239,68 @@ def test_the_whole_in_the_small(tmp_path, run_python):
     assert all(report["seconds_whole"] > 0 for report in found["runs"])
     again = run_python(flags).stdout
     assert "not measured again" in again and "compiled in" not in again and "0 to do" in again
+
+
+def test_cells_and_rules_by_name(small):
+    bigger = small._replace(batch_size=9)
+    assert accelerator_steps.chosen([small, bigger], None, None) == [small, bigger]
+    (found,) = accelerator_steps.chosen([small, bigger], ["mlp b9"], ["imbsam", "sgd", "gsa"])
+    assert found == bigger._replace(rules=("sgd", "imbsam"))
+    with pytest.raises(RunError, match=r"--cells has no 'mlp': 'mlp b8', 'mlp b9'"):
+        accelerator_steps.chosen([small, bigger], ["mlp"], None)
+
+
+def test_flops_counted_elsewhere_are_taken_and_a_file_is_waited_for(
+    tmp_path, small, capsys, monkeypatch
+):
+    cell = small._replace(rules=("sgd", "sam"))
+    accelerator_steps.count(tmp_path, [cell])
+    counted = json.loads((tmp_path / "flops.json").read_text())
+    assert counted.keys() == {"mlp b8"}
+    assert counted["mlp b8"].keys() == {"sgd", "sam", "optax.contrib.sam"}
+    accelerator_steps.count(tmp_path, [cell])
+    assert capsys.readouterr().out == "mlp b8: counted\n"  # once
+
+    told = {"mlp b8": {**counted["mlp b8"], "sam": 12345.0}}
+    after = tmp_path / "go"
+    monkeypatch.setattr(accelerator_steps.time, "sleep", lambda _: after.touch())
+    run(tmp_path, [cell], timing=Timing(3, told, after))
+    assert f"compiled: waiting for {after}" in capsys.readouterr().out
+    rows = {row["name"]: row for row in cells_of(tmp_path)["mlp b8"]["rows"]}
+    assert {name: row["flops"] for name, row in rows.items()} == told["mlp b8"]
+    # At a deadline nothing is waited for any more.
+    accelerator_steps.wait_for(tmp_path / "never", deadline=time.monotonic())
+
+
+def test_jobs_of_seeds_together_and_alone():
+    flags = ["--out", "x", "--models", "mlp", "--methods", "sgd", "gsa", "--weight-decays", "0.1"]
+    flags += ["--losses", "logit_adjusted", "--epochs", "3", "--seeds", "4", "5"]
+    alone = accelerator.jobs(accelerator.parsed(flags))
+    together = accelerator.jobs(accelerator.parsed([*flags, "--together"]))
+    assert [(job["method"], job["seeds"]) for job in together] == [("sgd", [4, 5]), ("gsa", [4, 5])]
+    assert [job["seeds"] for job in alone] == [[4], [4], [5], [5]]
+    names = [name for job in together for name in job["names"]]
+    assert sorted(names) == sorted(name for job in alone for name in job["names"])
+    assert names[0] == "mlp_wd0.1_logit_adjusted_sgd_float32_e3_s4"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("together", [False, True])
+def test_runs_of_two_seeds_and_what_they_fit(tmp_path, together, monkeypatch):
+    """Of each seed the same numbers by either way; correct images of each class counted anew."""
+    monkeypatch.chdir(tmp_path)
+    flags = ["--quick", "--parts", "runs", "--methods", "sse_sam", "--losses", "logit_adjusted"]
+    flags += ["--seeds", "0", "1", "--no-cost", "--quiet", "--eval-every", "2"]
+    flags += ["--schedule", "cosine", "--out", "out", "--work", "work"]
+    accelerator.main(accelerator.parsed([*flags, *(["--together"] if together else [])]))
+    reports = json.loads((tmp_path / "out" / "runs.json").read_text())
+    assert [report["seed"] for report in reports] == [0, 1]
+    counts = np.array([60, 34, 19, 11, 6])
+    for report in reports:
+        assert report["rule_args"]["eta"] == 20 and report["loss"] == "logit_adjusted"
+        assert report["rule_args"]["switch_step"] == 2 * 7  # of 130 images in batches of 20
+        assert report.get("together") == ([0, 1] if together else None)
+        assert report["settings"]["schedule"] == "cosine" and report["flops_per_step"] is None
+        assert (np.array(report["train_correct"]) <= counts).all()
+        lines = (tmp_path / "work" / report["job"] / "per_class.csv").read_text().splitlines()[1:]
+        assert report["test_correct"] == [int(line.split(",")[4]) for line in lines]
