@@ -1031,6 +1031,140 @@ def test_seeds_together():
     says(doc("devices"), f"On two CPU cores this takes {spread}the time of one after the other")
 
 
+def accelerator_row(cell, name, process=None):
+    for found in read("accelerator/steps.json")["cells"]:
+        if found["cell"] == cell and process in (None, found["process"]):
+            yield from (row for row in found["rows"] if row["name"] == name)
+
+
+def test_the_accelerators_steps():
+    shown = table(page("accelerator"), "network, batch", "ms a step")
+    for line in shown:
+        cell, name = line["network, batch"], line["rule"]
+        # SGD's of the process that was timed when nothing compiled any more.
+        process = "sam_focal" if (cell, name) == ("resnet32 b128", "sgd") else None
+        (row,) = accelerator_row(cell, name, process)
+        assert line["ms a step"] == f"{row['step_ms']:.3g}"
+        low, high = row["time_ratio_quartiles"]
+        alone = name == "sgd"
+        ratio = f"{row['time_ratio']:.2f} ({low:.2f} to {high:.2f})"
+        assert line["time over SGD (quartiles)"] == ("1" if alone else ratio)
+        (sgd, *_) = accelerator_row(cell, "sgd")
+        assert line["FLOPs over SGD"] == ("1" if alone else f"{row['flops'] / sgd['flops']:.2f}")
+        assert line["of the peak"] == f"{row['share_of_peak']:.1%}"
+        assert line["temporary memory, MiB"] == f"{row['temporary_bytes'] / 2**20:.0f}"
+        assert line["compile, s"] == f"{row['seconds_compile']:.1f}" and row["rounds"] == 6
+    measured = {
+        (cell["cell"], row["name"])
+        for cell in read("accelerator/steps.json")["cells"]
+        for row in cell["rows"]
+    }
+    assert {(line["network, batch"], line["rule"]) for line in shown} == measured
+    best = {
+        (line["dtype"], line["precision"]): line["flops_per_second_best"] / 1e12
+        for line in read("accelerator/peak.json")["matmul"]
+    }
+    copied = read("accelerator/peak.json")["copy"]["bytes_per_second_best"] / 1e9
+    says(
+        page("accelerator"),
+        f"{best['bfloat16', 'default']:.0f} TFLOP/s for bfloat16 products, "
+        f"{best['float32', 'default']:.0f} for float32 "
+        f"(TF32; {best['float32', 'highest']:.0f} in full float32), and {copied:,.0f} GB/s",
+    )
+
+
+def test_prose_on_the_accelerator():
+    def of(cell, name, key, process=None):
+        return next(accelerator_row(cell, name, process))[key]
+
+    def over(key, name, cell, below, other=None, process=None):
+        return of(cell, name, key, process) / of(other or cell, below, key, process)
+
+    small, big = "resnet32 b128", "resnet50 b256 224px bfloat16"
+    ms, memory = "step_ms", "temporary_bytes"
+    steps = 200 * -(-10847 // 128), 200 * -(-10847 // 64)
+    half = of("resnet32 b64", "sgd", ms) / of(small, "sgd", ms, "sam_focal")
+    rows = {
+        rule: read(f"accelerator/four_seeds_{rule}.json")["rows"][0] for rule in ("sgd", "imbsam")
+    }
+    four = {rule: row["ratio"]["one_device"] for rule, row in rows.items()}
+    wide = {rule: row["ratio_quartiles"]["one_device"] for rule, row in rows.items()}
+    launches = read("accelerator/launches.json")["launches"]
+    total, convolutions = sum(launches.values()), launches["convolution"]
+    sums = sum(count for kind, count in launches.items() if "reduce" in kind)
+    optax = next(accelerator_row(small, "optax.contrib.sam"))
+    low, high = optax["our_sam_ratio_quartiles"]
+    remat = [over(what, rule, f"{big} remat", rule, big)
+             for rule in ("sgd", "imbsam") for what in (memory, ms)]  # fmt: skip
+    focal = read("accelerator/runs.json")[1]
+    more = [
+        over(memory, "imbsam", cell, "sgd", process=process)
+        for cell, process in ((small, "p1"), (f"{small} bfloat16", None),
+                              ("resnet34_3x3 b64", None), (big, None))
+    ]  # fmt: skip
+    assert {cell["failed"] for cell in read("accelerator/steps.json")["cells"] if not cell["rows"]}
+    says(
+        page("accelerator"),
+        f"there SGD took {of(small, 'sgd', ms, 'p1'):.2f} ms, and ImbSAM's "
+        f"{of(small, 'imbsam', ms):.1f} stand against that; Focal-SAM makes the same passes in "
+        f"{of(small, 'focal_sam', ms):.1f}",
+        f"that is {steps[0]:,} steps, {steps[0] * of(small, 'focal_sam', ms) / 1000:.0f} s at "
+        f"Focal-SAM's {of(small, 'focal_sam', ms):.1f} ms; at batch 64, {steps[1]:,} steps of "
+        f"{of('resnet32 b64', 'imbsam', ms):.2f} ms, "
+        f"{steps[1] * of('resnet32 b64', 'imbsam', ms) / 1000:.0f} s. Focal-SAM's run below took "
+        f"{focal['seconds_train']:.0f} s of training",
+        "{:.2f} and {:.2f} times. Passes over a few rows".format(
+            *(of(cell, "imbsam, split_norm", "time_ratio") for cell in (small, "resnet32 b64"))
+        ),
+        f"no, {of(big, 'sgd', 'share_of_peak'):.1%}, with ImbSAM "
+        f"{of(big, 'imbsam', 'share_of_peak'):.1%}",
+        f"[{4 * four['sgd']:.1f} of SGD and {4 * four['imbsam']:.1f} of ImbSAM]",
+        f"half the batch takes {half:.2f} of the time under SGD. XLA makes {total} launches",
+        f"{convolutions} convolutions and {total - convolutions} fused kernels, {sums} of which "
+        "are sums",
+        f"{1000 * of(small, 'sgd', ms, 'sam_focal') / total:.1f} microseconds each",
+        f"Our SAM takes {optax['our_sam_ratio']:.3f} times the time of `optax.contrib.sam` here "
+        f"({low:.3f} to {high:.3f})",
+        "takes {:.2f} of SGD's memory in {:.2f} times its time, and {:.2f} of ImbSAM's in {:.2f} "
+        "times".format(*remat),
+        "is {:.2f} for ResNet-32 at batch 128, {:.2f} in bfloat16, {:.2f} for ResNet-34, {:.2f} "
+        "for ResNet-50".format(*more),
+    )
+    says(doc("cost"), "0.35 of SGD's memory and 0.44 of ImbSAM's in 1.2 times the time",
+         f"{min(more):.2f} to {max(more):.2f} times that",
+         f"at {of(big, 'sgd', 'share_of_peak'):.1%} and {of(big, 'imbsam', 'share_of_peak'):.1%} "
+         "of the bfloat16 peak")  # fmt: skip
+    says(doc("devices"), f"{four['imbsam']:.1f} to {four['sgd']:.1f} times as long")
+    says(page("seeds_together"),
+         f"took {four['sgd']:.2f} ({wide['sgd'][0]:.2f} to {wide['sgd'][1]:.2f}) times as long",
+         f"and {four['imbsam']:.2f} ({wide['imbsam'][0]:.2f} to {wide['imbsam'][1]:.2f}) times "
+         "under ImbSAM")  # fmt: skip
+
+
+def test_what_is_fitted_at_the_papers_scale():
+    from imbsam_jax import long_tail_counts, shot_splits
+
+    counts = long_tail_counts(100, 500, 100)
+    shots = shot_splits(counts, 100, 20)
+    shown = table(page("accelerator"), "run", "Many", "Few")
+    for line, report in zip(shown, read("accelerator/runs.json"), strict=True):
+        train, test = (np.array(report[f"{part}_correct"]) for part in ("train", "test"))
+        for split in ("many", "medium", "few"):
+            of = shots[split]
+            assert report[split] == pytest.approx(test[of].mean(), abs=1e-4)
+            assert line[split.capitalize()] == f"{report[split]:.1f}"
+        assert line["All"] == f"{report['all']:.1f}" and report["all"] == pytest.approx(
+            test.mean(), abs=1e-4
+        )
+        fitted = [100 * train[of].sum() / counts[of].sum() for of in shots.values()]
+        for split, value in zip(shots, fitted, strict=True):
+            assert line[f"{split.capitalize()}, training"] == f"{value:.1f}"
+        assert report["epochs"] == 200 and report["seed"] == 0 and report["batch_size"] == 128
+    sgd = read("accelerator/runs.json")[0]
+    says(page("accelerator"), "SGD's {all:.1f} ({many:.1f}, {medium:.1f}, {few:.1f})".format(**sgd))
+    says(doc("papers"), f"All {sgd['all']:.1f}, its tail fitted to 100%")
+
+
 def test_the_estimate_for_inaturalist():
     """437,513 images, 200 epochs, 30% of the peak, 350 images decoded a second and core."""
     rows = read("step_cost/resnet50_256/step_cost.json")["rows"]
@@ -1039,6 +1173,14 @@ def test_the_estimate_for_inaturalist():
     says(doc("cost"), f"({flops / 1e9:.1f} GFLOP an image for SGD; ImbSAM 2.66 times that)")
     peaks = {"one H100": 989e12, "eight H100": 8 * 989e12, "TPU v5e-16": 16 * 197e12}
     for shown in table(doc("cost"), "SGD", "images/s ImbSAM needs"):
+        if "as its steps were timed" in shown["0"]:
+            for name in ("SGD", "ImbSAM"):
+                (row,) = accelerator_row("resnet50 b256 224px bfloat16", name.lower())
+                rate = row["images_per_second"]
+                assert shown[name] == f"{437_513 * 200 / rate / 3600:.1f} h"
+            assert shown["images/s ImbSAM needs"] == f"{rate:,.0f}"
+            assert int(shown["CPU cores to decode them"]) == np.ceil(rate / 350)
+            continue
         peak = next(value for name, value in peaks.items() if shown["0"].startswith(name))
         hours = 437_513 * 200 * flops / (0.3 * peak) / 3600
         for name, factor in (("SGD", 1), ("ImbSAM", 2.66)):

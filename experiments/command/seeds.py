@@ -35,7 +35,7 @@ def groups(args: argparse.Namespace, seeds: list[int]) -> list[SeedGroup]:
     """Which seeds are trained together; seeds whose folders hold a run, as they were begun.
 
     Where nobody said, new ones on a CPU are if they then use no fewer devices than a lone run does:
-    on two cores that was faster (results/seeds_together), elsewhere nobody has measured it.
+    on two cores that was faster (results/seeds_together), on a GPU slower (results/accelerator).
     """
     held = {}
     for seed in seeds:

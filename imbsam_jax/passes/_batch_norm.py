@@ -50,8 +50,9 @@ def batch_norm(
     Returns:
       (y, M, V): y like x, at least float32; M and V float[C], for running statistics; no gradient
       flows through these two. V is divided by the number of what is averaged, and taken as
-      E[x^2] - M^2, as Flax does: in float32 to about 1e-7 (M^2 + V), so that of features whose mean
-      is thousands of deviations from 0 little is left of it.
+      E[x^2] - M^2, as Flax does: in float32 to about 1e-7 (M^2 + V) on a CPU, to more where a GPU
+      sums in another order, so that of features whose mean is thousands of deviations from 0 little
+      is left of it.
 
     Raises:
       ValueError: an x without a batch, a scale, bias or epsilon that does not fit.

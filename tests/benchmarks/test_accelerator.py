@@ -47,6 +47,15 @@ def test_shares_are_of_the_peak_of_the_same_type():
     assert [row.get("share_of_peak") for row in cells[0]["rows"]] == [0.1, None, None]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_matrices_without_a_mean(dtype):
+    """A mean of m deviations is an eigenvalue of m sqrt(n): it decides a chain of products."""
+    for matrix in peak.entries(1024, dtype):
+        found = np.asarray(matrix, np.float64) * 1024**0.5
+        assert matrix.dtype == dtype
+        assert abs(found.mean()) < 4 / 1024 and found.std() == pytest.approx(1, abs=0.005)
+
+
 def test_a_peak_is_measured_once(tmp_path, monkeypatch, capsys):
     line = {"n": 64, "dtype": "float32", "precision": "default", "flops_per_second_best": 2e12}
     found = {"matmul": [line], "copy": {"bytes_per_second_best": 3e9}}

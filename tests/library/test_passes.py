@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import cpu_program
 import imbsam_jax as ij
 from imbsam_jax import collectives, passes, rules
 from imbsam_jax.passes._chosen_rows import by_size
@@ -168,7 +169,7 @@ def wide(hidden: int = 128, layers: int = 2, rows: int = 256) -> Any:
 def compiled(rule: Any, size: Any, **options: Any) -> Any:
     losses, weights, x, y = wide(**size)
     f = ij.value_and_grad(losses, rule, **options)
-    return jax.jit(lambda w, y, x: f(w, y, x, y, step=0)).lower(weights, y, x).compile()
+    return cpu_program.compiled(jax.jit(lambda w, y, x: f(w, y, x, y, step=0)), weights, y, x)
 
 
 def flops(rule: Any, **options: Any) -> float:

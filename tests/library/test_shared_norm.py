@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+import cpu_program
 import imbsam_jax as ij
 import reference
 from imbsam_jax import passes
@@ -236,7 +237,7 @@ def test_it_costs_the_rows_of_the_groups() -> None:
 
     def flops(rule: Any, **options: Any) -> float:
         f = jax.jit(lambda p: ij.value_and_grad(losses_fn, rule, **options)(p, y, x, y)[1])
-        return f.lower(jax.tree.map(jnp.float32, w)).compile().cost_analysis()["flops"]
+        return cpu_program.compiled(f, jax.tree.map(jnp.float32, w)).cost_analysis()["flops"]
 
     how = {"passes": shared_norm(lambda classes: (16 * int(classes.sum()),))}
     assert flops(rule, **how) / flops(ij.rules.sgd(8)) == pytest.approx(1.125, abs=0.03)
@@ -271,11 +272,16 @@ def test_batch_norm_is_flaxs() -> None:
 
 @pytest.mark.parametrize("far", [0.0, 100.0, 1e4])
 def test_what_is_left_of_the_variance_far_from_0(far: float) -> None:
-    """1e-7 (M^2 + V), as its docstring says; and never below 0."""
+    """1e-7 (M^2 + V) on a CPU, as its docstring says; and never below 0.
+
+    Elsewhere the sums of a tree of 200 numbers, two rounded to 2^-24 of each at every one of its 8
+    levels and thrice beside: 2 * 11 roundings at worst.
+    """
+    bound = 2e-7 if jax.default_backend() == "cpu" else 22 * 2**-24
     x = np.float32(np.random.default_rng(0).normal(far, 1.0, (200, 5)))
     _, mean, var = ij.batch_norm(x)
     exact = np.var(np.float64(x), 0)
-    np.testing.assert_array_less(np.abs(var - exact), 2e-7 * (far**2 + exact) + 1e-9)
+    np.testing.assert_array_less(np.abs(var - exact), bound * (far**2 + exact) + 1e-9)
     np.testing.assert_allclose(mean, np.mean(np.float64(x), 0), rtol=1e-6, atol=1e-6)
     assert np.all(np.asarray(var) >= 0)
 
