@@ -80,7 +80,7 @@ _NEEDS: Needs = {
     **dict.fromkeys(
         (
             "data", "work", "done", "models", "methods", "losses", "weight_decays", "seeds",
-            "together", "epochs", "batch_size", "lr", "schedule", "precision", "eval_every", "cost",
+            "together", "epochs", "batch_size", "lr", "schedule", "precision", "eval_every", "no_cost",
             "quiet",
         ),
         (_RUNS,),
@@ -160,9 +160,8 @@ def arguments() -> argparse.ArgumentParser:
         "--eval-every", type=cli.counted(), default=1, help="epochs from evaluation to evaluation"
     )
     parser.add_argument(
-        "--cost", action=argparse.BooleanOptionalAction, default=True,
-        help="compile a lone step of each run, to time it and to count its FLOPs",
-    )  # fmt: skip
+        "--no-cost", action="store_true", help="compile no lone step of a run to time and count it"
+    )
     parser.add_argument(
         "--eta", type=cli.number(least=0), help="largest count of a tail class; default 100"
     )
@@ -313,7 +312,7 @@ def _trained(
     }
     how: Any = {
         "description": description, "resume": True, "deadline": deadline, "quiet": args.quiet,
-        "measure": args.cost, "draw": plots.run_folder,
+        "measure": not args.no_cost, "draw": plots.run_folder,
     }  # fmt: skip
     outs = {s: Path(args.work) / n for s, n in zip(job["seeds"], job["names"], strict=True)}
     fresh = not any((folder / "config.json").exists() for folder in outs.values())

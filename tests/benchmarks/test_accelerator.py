@@ -262,15 +262,15 @@ def test_cells_and_rules_by_name(small):
 def test_flops_counted_elsewhere_are_taken_and_a_file_is_waited_for(
     tmp_path, small, capsys, monkeypatch
 ):
-    cell = small._replace(rules=("sgd", "sam"))
+    cell = small._replace(rules=("sgd", "focal_sam"))
     accelerator_steps.count(tmp_path, [cell])
     counted = json.loads((tmp_path / "flops.json").read_text())
     assert counted.keys() == {"mlp b8"}
-    assert counted["mlp b8"].keys() == {"sgd", "sam", "optax.contrib.sam"}
+    assert counted["mlp b8"].keys() == {"sgd", "focal_sam"}
     accelerator_steps.count(tmp_path, [cell])
     assert capsys.readouterr().out == "mlp b8: counted\n"  # once
 
-    told = {"mlp b8": {**counted["mlp b8"], "sam": 12345.0}}
+    told = {"mlp b8": {**counted["mlp b8"], "focal_sam": 12345.0}}
     after = tmp_path / "go"
     monkeypatch.setattr(accelerator_steps.time, "sleep", lambda _: after.touch())
     run(tmp_path, [cell], timing=Timing(3, told, after))
