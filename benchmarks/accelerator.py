@@ -80,8 +80,8 @@ _NEEDS: Needs = {
     **dict.fromkeys(
         (
             "data", "work", "done", "models", "methods", "losses", "weight_decays", "seeds",
-            "together", "epochs", "batch_size", "lr", "schedule", "precision", "eval_every", "no_cost",
-            "quiet",
+            "together", "epochs", "batch_size", "lr", "schedule", "precision", "eval_every",
+            "no_cost", "quiet",
         ),
         (_RUNS,),
     ),
