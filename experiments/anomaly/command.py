@@ -168,10 +168,10 @@ def main(args: argparse.Namespace) -> None:
                 networks.save(out, [kept[result[:RUN]] for result in results])
             write_runs(out / "runs.csv", results)
             origin.write_flags(out, _as_asked(args, names))
-            whole = {"groups": summary, "paper_table_4": quoted, "seconds": seconds}
-            outputs.write_json(out / "summary.json", whole)
             for protocol in args.protocol:
                 curves.draw(out / f"curves_{protocol}.png", summary, protocol)
+            whole = {"groups": summary, "paper_table_4": quoted, "seconds": seconds}
+            outputs.write_json(out / "summary.json", whole)
     what = "" if args.rule == ["sgd"] else f", rho {args.rho:g}"
     title = (
         f"{cli.noun(len(names), 'data set')}, {cli.noun(len(args.seeds), 'seed')}, "

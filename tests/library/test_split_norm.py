@@ -237,7 +237,7 @@ def first_step(**changes: Any) -> Any:
 @pytest.mark.parametrize(
     ("examples", "keep"),
     [
-        ("split_norm", 0.9),
+        pytest.param("split_norm", 0.9, marks=pytest.mark.slow),
         pytest.param("split_norm", 0.6, marks=pytest.mark.slow),
         ("shared_norm", 0.6),
     ],

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from damage import Killed, Kills
 from experiments.analysis.anomalies import of_anomalies
 from experiments.anomaly import command as anomaly
 from experiments.anomaly import report as anomaly_report
 from experiments.anomaly.nets import ANOMALY_NETS
-from experiments.host import cli
+from experiments.host import cli, outputs
 from made_tables import made_table
 
 
@@ -95,6 +96,55 @@ def test_command_from_data_to_files(tmp_path: Path) -> None:
     again = _rows(out)
     for one, other in zip(rows, again, strict=True):  # bitwise the same, but for the clock
         assert {**one, "seconds": ""} == {**other, "seconds": ""}
+
+
+def test_a_kill_while_another_table_is_replaced_leaves_no_mixture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each file that is written: nothing there is taken for a whole table."""
+    from experiments.anomaly import curves
+
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    _save(data, "a_set")
+    networks = {"params": {"w": np.ones(2)}, "state": {"mean": np.ones(2)}}
+
+    def trained(args: Any, names: list[str], cases: Any, kept: Any) -> Any:
+        found = [
+            anomaly.Result("a_set", "devnet", rule, seed, 0.1, "adbench", 90.0, 50.0, 99.0, 1.0)
+            for rule in ("sgd", "imbsam")
+            for seed in (0, 1)
+        ]
+        if kept is not None:
+            kept |= {row[: anomaly.RUN]: tuple(networks.values()) for row in found}
+        return found, {"devnet": {"compiling": 0.0}}
+
+    monkeypatch.setattr(anomaly, "_train", trained)
+    monkeypatch.setattr(curves, "draw", lambda path, *_: outputs.replace_bytes(path, b"drawn"))
+    flags = ["--data-dir", data, "--method", "devnet", "--rule", "sgd", "imbsam", "--seeds", 0, 1]
+    args = [str(word) for word in (*flags, "--out", out, "--overwrite")]
+    stale = ["params/0.npz", "params/9.npz", "runs.csv", "curves_adbench.png", "curves_full.png"]
+    kills = Kills(monkeypatch)
+
+    def start(killed_at: int | None, *more: str) -> None:
+        kills.at(killed_at)
+        (out / "params").mkdir(parents=True, exist_ok=True)
+        for old in (*stale, "summary.json"):
+            (out / old).write_text("of an earlier table")
+        anomaly.main(anomaly.arguments().parse_args([*args, *more]))
+
+    start(None, "--save")
+    names = kills.names
+    assert names == [*(f"{k}.npz" for k in range(4)), "runs.csv", "config.json",
+                     "curves_adbench.png", "summary.json"]  # fmt: skip
+    for write in range(len(names)):
+        with pytest.raises(Killed):
+            start(write, "--save")
+        assert not (out / "summary.json").exists()
+        left = [path for path in out.rglob("*") if path.is_file() and path.name != ".lock"]
+        assert all(path.read_bytes() != b"of an earlier table" for path in left), write
+    start(None)  # networks of before are not those of a table without any
+    assert not list((out / "params").iterdir())
 
 
 def _are_kept(out: Path, data: Path) -> None:
