@@ -10,8 +10,9 @@ import jax
 import numpy as np
 import pytest
 
+from damage import Killed, Kills
 from experiments import cifar_lt, imagenet_lt
-from experiments.command import launch
+from experiments.command import launch, presets
 from experiments.command import seeds as command_seeds
 from experiments.command.method_flags import build_method
 from experiments.command.seeds import groups, seeds_of
@@ -483,6 +484,36 @@ def test_more_seeds_are_added_to_those_that_were_together(tmp_path, run_python):
         0: [0, 1], 1: [0, 1], 5: None,
     }  # fmt: skip
     assert (out / "seed_0" / "report.json").read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["--together", "--no-together"])
+def test_seeds_killed_at_any_write_end_as_without(way, tmp_path, monkeypatch):
+    """Of two seeds, in one program or one after the other; a simulated kill, at the write."""
+    data = tmp_path / "tiny.npz"
+    save_npz(tiny_dataset(), data)
+    flags = ["--data", str(data), "--model", "mlp", "--batch-size", "16", "--eta", "10"]
+    flags += ["--epochs", "2", "--checkpoint-every", "1", "--devices", "1", "--seeds", "0", "3"]
+    kills = Kills(monkeypatch)
+
+    def start(out, killed_at=None):
+        kills.at(killed_at)
+        words = [*flags, way, "--resume", "--quiet", "--out", str(out)]
+        cifar_lt.main(presets.parse(cifar_lt.arguments(), words))
+        return [
+            json.loads((out / f"seed_{seed}" / "report.json").read_text())["params_sha256"]
+            for seed in (0, 3)
+        ]
+
+    want = start(tmp_path / "whole")
+    names = kills.names
+    assert names.count("report.json") == names.count("config.json") == 2
+    for write in range(len(names)):
+        out = tmp_path / str(write)
+        with pytest.raises(Killed):
+            start(out, write)
+        assert not all((out / f"seed_{seed}" / "report.json").exists() for seed in (0, 3))
+        assert start(out) == want, names[write]
 
 
 @pytest.mark.slow
