@@ -1,7 +1,7 @@
 """What an accelerator does with this: its measured peak, step times, the papers' runs.
 
-    python -m experiments.cifar_lt --export cache.npz                          # where TFDS is
-    python -m benchmarks.accelerator --data cache.npz --out results/accelerator  # on the GPU
+    python -m experiments.cifar_lt --export cache.npz                    # where TFDS is
+    python -m benchmarks.accelerator --data cache.npz --out runs/gpu     # on the GPU
 
 Three parts, in turn: `peak`, the machine's FLOP/s and bytes/s (peak.py); `steps`, times of a step
 of every rule and their share of that peak (accelerator_steps.py); `runs`, 200 epochs of
@@ -12,19 +12,20 @@ OUT/peak.json, OUT/steps.json and OUT/runs.json is not done again, a run cut sho
 --work.
 
 Where the accelerator is lent by the minute, spend none of it on what needs none: count FLOPs
-before, on any machine (`--parts flops`, read from OUT/flops.json), and compile in several processes
-side by side, each with cells, rules or methods and an --out of its own, whose times are taken one
-after the other (--time-after FILE):
+before, on any machine (`--parts flops`), and compile in several processes side by side, a cell and
+an --out for each, that are timed one after the other: a process waits for its --time-after FILE.
 
     export JAX_COMPILATION_CACHE_DIR=runs/xla XLA_PYTHON_CLIENT_PREALLOCATE=false
-    A="python -m benchmarks.accelerator --parts steps --flops flops.json"
-    $A --cells "resnet32 b128" --rules sgd imbsam --out gpu/1 --time-after go1 &
-    $A --cells "resnet50 b256 224px bfloat16" --out gpu/2 --time-after go2 & ...
+    A="python -m benchmarks.accelerator --parts steps --flops runs/gpu/flops.json"
+    $A --cells "resnet32 b128" --rules imbsam --out runs/gpu/1 --time-after runs/gpu/go1 &
+    $A --cells "resnet34_3x3 b64" --out runs/gpu/2 --time-after runs/gpu/go2 &
+    # both say "compiled: waiting"
+    touch runs/gpu/go1; wait %1; touch runs/gpu/go2; wait %2
 
-The recipe of Luo et al. (NeurIPS 2024), three seeds in one program:
+The recipe of Luo et al. (NeurIPS 2024), three seeds one after the other:
 
-    A="python -m benchmarks.accelerator --parts runs --data cache.npz --models resnet32 --out gpu"
-    $A --batch-size 128 --lr 0.1 --weight-decays 2e-4 --methods sgd --seeds 0 1 2 --together
+    A="python -m benchmarks.accelerator --parts runs --data cache.npz --models resnet32"
+    $A --batch-size 128 --lr 0.1 --schedule cosine --weight-decays 2e-4 --seeds 0 1 2 --out runs/gpu
 
 --quick tries all of it in the small, on a CPU and without --data, in a minute or two. FLOPs are
 counted on the host (Jit.lower_on_host): leave JAX_PLATFORMS unset, or "cuda,cpu".
@@ -45,12 +46,12 @@ from benchmarks import accelerator_steps, peak
 from benchmarks.step_cost import RULES
 from experiments.command.loss_flags import LOSSES
 from experiments.host import cli, outputs
-from experiments.host.errors import RunError, Stopped
+from experiments.host.errors import Diverged, RunError, Stopped
 from experiments.host.needs import Needs, always, either, one_of
 from experiments.models import MODELS
 from experiments.step.optimizer import SCHEDULES
 
-# (rule, its options beside the flags' defaults); the papers' rho and eta.
+# (rule, its options); the rest is the default of the other commands' flags, the radius too.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "sgd": ("sgd", {}),
     "sam": ("sam", {"rho": 0.05}),
@@ -91,7 +92,7 @@ _NEEDS: Needs = {
 
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(
-        "Measure an accelerator, and train the paper's setting on it, resumably.",
+        "Measure an accelerator, and train the papers' settings on it, resumably.",
         _NEEDS,
     )
     parser.add_argument("--data", type=cli.text, help="file written by cifar_lt --export, for runs")
@@ -100,21 +101,30 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--parts", nargs="+", default=["peak", "steps", "runs"], choices=PARTS,
-        help="in turn; flops counts those of steps, where there is no accelerator",
+        help="peak, steps, runs, in this order; flops counts those of steps, on any machine",
     )  # fmt: skip
     parser.add_argument(
         "--modes", nargs="+", default=["dependent"], choices=["dependent", "independent"],
         help="of steps: independent adds models whose passes may leave rows out",
     )  # fmt: skip
-    parser.add_argument("--cells", type=cli.text, nargs="+", help="of steps; default all")
     parser.add_argument(
-        "--rules", nargs="+", choices=RULES, help="of each cell of steps; default all of its own"
+        "--cells", type=cli.text, nargs="+",
+        help="of steps: a network and its batch, as 'resnet32 b128'; default all",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rules",
+        nargs="+",
+        choices=RULES,
+        help="of each cell, beside sgd; default all of its own",
     )
     parser.add_argument(
         "--flops", type=cli.text, help="file of --parts flops; default OUT/flops.json, if there"
     )
     parser.add_argument(
-        "--time-after", type=cli.text, help="compile, then wait for this file: see the start"
+        "--time-after",
+        type=cli.text,
+        help="compile the one cell of --cells, then run nothing before this file is there: so that "
+        "processes may compile side by side, and be timed in turn",
     )
     parser.add_argument(
         "--rounds",
@@ -163,7 +173,9 @@ def arguments() -> argparse.ArgumentParser:
         "--no-cost", action="store_true", help="compile no lone step of a run to time and count it"
     )
     parser.add_argument(
-        "--eta", type=cli.number(least=0), help="largest count of a tail class; default 100"
+        "--eta",
+        type=cli.number(least=0),
+        help="largest count of a tail class; default 100 (--quick: 20)",
     )
     parser.add_argument(
         "--precision", default="float32", choices=["float32", "bfloat16"], help="of runs"
@@ -190,14 +202,17 @@ def parsed(flags: list[str] | None = None) -> argparse.Namespace:
 def jobs(args: argparse.Namespace) -> list[dict[str, Any]]:
     """In the order of use: one seed of every method first, the cheap model before the dear one.
 
-    "names" are those of its runs, one for each of its "seeds".
+    "names" are those of its runs, one for each of its "seeds": of all that decides their numbers.
     """
     groups = [args.seeds] if args.together else [[seed] for seed in args.seeds]
     grid = itertools.product(groups, args.models, args.weight_decays, args.losses, args.methods)
+    of_all = f"b{args.batch_size}_lr{args.lr:g}_{args.schedule}"
+    eta = "" if args.eta is None else f"_eta{args.eta:g}"
     return [
         {
             "names": [
-                f"{model}_wd{decay:g}_{loss}_{method}_{args.precision}_e{args.epochs}_s{seed}"
+                f"{model}_{of_all}_wd{decay:g}_{loss}_{method}{eta}_{args.precision}"
+                f"_e{args.epochs}_s{seed}"
                 for seed in seeds
             ],
             "model": model,
@@ -225,6 +240,10 @@ def finished(paths: list[Path]) -> dict[str, dict[str, Any]]:
 
 def main(args: argparse.Namespace) -> None:
     began = time.monotonic()
+    for flag in ("seeds", "models", "weight_decays", "losses", "methods"):
+        values = getattr(args, flag)
+        if twice := [value for value in dict.fromkeys(values) if values.count(value) > 1]:
+            raise RunError(f"--{flag.replace('_', '-')} names {twice[0]} twice")
     if "runs" in args.parts and not (args.data or args.quick):
         raise RunError("--data is missing: a file written by cifar_lt --export; or leave out runs")
     cli.use_compilation_cache()
@@ -236,11 +255,13 @@ def main(args: argparse.Namespace) -> None:
     chosen = accelerator_steps.chosen(
         [cell for mode in args.modes for cell in cells[mode]], args.cells, args.rules
     )
+    if args.time_after and len(chosen) != 1:
+        raise RunError("--time-after is for one cell: name it by --cells")
     if "flops" in args.parts:
         accelerator_steps.count(out, chosen)
     if "steps" in args.parts:
         file = Path(args.flops) if args.flops else out / "flops.json"
-        counted = outputs.read_object(file) if args.flops or file.exists() else {}
+        counted = accelerator_steps.counts_of(file) if args.flops or file.exists() else {}
         after = Path(args.time_after) if args.time_after else None
         timing = accelerator_steps.Timing(args.rounds, counted, after)
         try:
@@ -262,11 +283,12 @@ def train(args: argparse.Namespace, deadline: float) -> None:
     file = Path(args.out) / "runs.json"
     reports = finished([*map(Path, args.done), file])
     todo = [job for job in jobs(args) if not reports.keys() >= {*job["names"]}]
+    made = [_method(args, dataset, job) for job in todo]  # what is wrong is said before any trains
     runs = sum(len(job["names"]) for job in todo)
     print(f"{len(reports)} runs are done, {runs} to do, {args.minutes:g} minutes")
-    for job in todo:
+    for job, how in zip(todo, made, strict=True):
         try:
-            found = _trained(args, dataset, job, deadline)
+            found = _trained(args, dataset, job, how, deadline)
         except Stopped as stopped:
             print(f"{', '.join(job['names'])}: {stopped}")
             raise Stopped(
@@ -280,38 +302,44 @@ def train(args: argparse.Namespace, deadline: float) -> None:
     print(f"all {len(reports)} runs are in {file}")
 
 
-def _trained(
-    args: argparse.Namespace, dataset: Any, job: dict[str, Any], deadline: float
-) -> list[dict[str, Any]]:
-    """The reports of a job's runs, or of why they failed."""
+def _method(
+    args: argparse.Namespace, dataset: Any, job: dict[str, Any]
+) -> tuple[Any, Any, dict[str, Any], str]:
+    """(method, loss, the report's fields on them, kind of classifier)."""
     from experiments.command import loss_flags, method_flags
-    from experiments.reports import plots
-    from experiments.run.fit import fit, fit_together
-    from experiments.run.settings import Settings
     from imbsam_jax import imbalance_factor
 
     counts, (rule, options) = dataset.class_counts(), METHODS[job["method"]]
-    settings = Settings(
-        epochs=args.epochs, batch_size=args.batch_size, lr=args.lr, schedule=args.schedule,
-        weight_decay=job["weight_decay"], seed=job["seeds"][0], precision=args.precision,
-        steps_per_call=args.steps_per_call, eval_every=args.eval_every,
-    )  # fmt: skip
     flags = argparse.ArgumentParser()
     method_flags.add_arguments(flags)
     loss_flags.add_arguments(flags)
     options = {**vars(flags.parse_args([])), **options, "epochs": args.epochs}
-    options |= {"weight_decay": job["weight_decay"]} | ({"eta": args.eta} if args.eta else {})
+    options |= {"weight_decay": job["weight_decay"]}
+    options |= {} if args.eta is None else {"eta": args.eta}
     per_epoch = -(-int(counts.sum()) // args.batch_size)
     method, described = method_flags.build_method(rule, counts, options, steps_per_epoch=per_epoch)
     loss, of_loss = loss_flags.build_loss(job["loss"], counts, options, steps_per_epoch=per_epoch)
-    description = {
-        "experiment": "accelerator",
-        **described,
-        **of_loss,
-        "imbalance_factor": imbalance_factor(counts),
-    }
+    factor = imbalance_factor(counts)
+    about = {"experiment": "accelerator", **described, **of_loss, "imbalance_factor": factor}
+    return method, loss, about, loss_flags.classifier_for(job["loss"], options)
+
+
+def _trained(
+    args: argparse.Namespace, dataset: Any, job: dict[str, Any], made: Any, deadline: float
+) -> list[dict[str, Any]]:
+    """The reports of a job's runs, or of why they diverged."""
+    from experiments.reports import plots
+    from experiments.run.fit import fit, fit_together
+    from experiments.run.settings import Settings
+
+    method, loss, about, classifier = made
+    settings = Settings(
+        epochs=args.epochs, batch_size=args.batch_size, lr=args.lr, schedule=args.schedule,
+        weight_decay=job["weight_decay"], seed=job["seeds"][0], precision=args.precision,
+        steps_per_call=args.steps_per_call, eval_every=args.eval_every, classifier=classifier,
+    )  # fmt: skip
     how: Any = {
-        "description": description, "resume": True, "deadline": deadline, "quiet": args.quiet,
+        "description": about, "resume": True, "deadline": deadline, "quiet": args.quiet,
         "measure": not args.no_cost, "draw": plots.run_folder,
     }  # fmt: skip
     outs = {s: Path(args.work) / n for s, n in zip(job["seeds"], job["names"], strict=True)}
@@ -322,9 +350,9 @@ def _trained(
             reports = fit_together(*rest, outs, **how)
         else:
             reports = [fit(*rest, *outs.values(), **how)]
-    except RunError as error:
-        # A method that diverges is a finding; the others still have their turn.
-        return [{**description, "job": name, "failed": str(error)} for name in job["names"]]
+    except Diverged as error:
+        # A finding; the others still have their turn.
+        return [{**about, "job": name, "failed": str(error)} for name in job["names"]]
     # Compiling, evaluation, checkpoints and plots included; None for runs cut short.
     passed = round(time.perf_counter() - start, 3) if fresh else None
     hits = _hits(dataset, job["model"], settings, outs)
@@ -337,7 +365,7 @@ def _trained(
 def _hits(
     dataset: Any, model: str, settings: Any, outs: dict[int, Path]
 ) -> dict[int, dict[str, list[int]]]:
-    """{seed: correct training and test images of each class}, of the last checkpoints.
+    """{seed: correct training and test images of each class}, of the last checkpoints, if there.
 
     Training images as test images are seen, not augmented: what is fitted, beside what is right.
     Kept in the report, since the folders may not outlast a lease.
@@ -348,15 +376,16 @@ def _hits(
     from imbsam_jax.losses import cross_entropy
 
     parts = Parts(dataset, model, cross_entropy, settings)
-    found = {}
+    found: dict[int, dict[str, list[int]]] = {}
     for seed, folder in outs.items():
         config = outputs.read_object(folder / "config.json")
         with contextlib.closing(
             Checkpoints(folder / "checkpoints", config=config, reading=True)
         ) as kept:
             last = kept.restore(parts.initial)
+        found[seed] = {}
         if last is None:
-            raise RunError(f"{folder} holds no checkpoint")
+            continue
         state = parts.evaluator.put_state(last[0])
         found[seed] = {
             f"{part}_correct": parts.evaluator.hits(state, part, StopRequest()).correct.tolist()

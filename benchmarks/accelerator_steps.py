@@ -86,15 +86,19 @@ def chosen(
     """The cells of these names, under those of their rules that are named; None is all.
 
     Raises:
-      RunError: a name that no cell has.
+      RunError: a name that no cell has, or no cell with any of the rules.
     """
     known = {cell.name: cell for cell in cells}
     if unknown := [name for name in names or () if name not in known]:
         raise RunError(f"--cells has no {unknown[0]!r}: {', '.join(map(repr, known))}")
-    found = [known[name] for name in names or known]
+    found = [known[name] for name in dict.fromkeys(names or known)]
     if rules is None:
         return found
-    return [cell._replace(rules=tuple(r for r in cell.rules if r in rules)) for cell in found]
+    # SGD, against which all are held, is of every cell.
+    cut = [cell._replace(rules=tuple(r for r in cell.rules if r in rules)) for cell in found]
+    if not any(cell.rules for cell in cut):
+        raise RunError(f"--rules {' '.join(rules)}: no cell has any of them")
+    return [cell for cell in cut if cell.rules]
 
 
 def count(out: Path, cells: Sequence[Cell]) -> None:
@@ -104,17 +108,32 @@ def count(out: Path, cells: Sequence[Cell]) -> None:
     as compiling it does.
     """
     file = out / "flops.json"
-    found = outputs.read_object(file) if file.exists() else {}
+    found = counts_of(file) if file.exists() else {}
     for cell in cells:
-        if cell.name in found:
-            continue
-        bench = _bench(cell, 1)
-        found[cell.name] = {
-            _name(row): _flops(bench, method, row["mode"])
-            for row, method in step_cost.planned(bench)
-        }
-        outputs.write_json(file, found)
-        print(f"{cell.name}: counted", flush=True)
+        bench, rows = _bench(cell, 1), found.setdefault(cell.name, {})
+        for row, method in step_cost.planned(bench):
+            if _name(row) in rows:
+                continue
+            flops = _flops(bench, method, row["mode"])
+            if np.isfinite(flops):
+                rows[_name(row)] = flops
+                print(f"{cell.name} {_name(row)}: {flops / 1e9:.4g} GFLOP", flush=True)
+            outputs.write_json(file, found)
+
+
+def counts_of(file: Path) -> dict[str, dict[str, float]]:
+    """What `count` wrote.
+
+    Raises:
+      RunError: it is not that.
+    """
+    found = outputs.read_object(file)
+    for cell, rows in found.items():
+        if not isinstance(rows, dict) or not all(
+            outputs.is_number(flops) and flops > 0 for flops in rows.values()
+        ):
+            raise RunError(f"{file} is damaged: {cell} has something else than FLOPs of rows")
+    return found
 
 
 def _bench(cell: Cell, steps_per_call: int) -> step_cost.Bench:
@@ -131,8 +150,8 @@ class Timing(NamedTuple):
     Attributes:
       rounds: every rule is timed once a round; the first round does not count.
       flops: {cell: {row: FLOPs of a step}} counted elsewhere; what it lacks is counted here.
-      after: a file before which nothing is timed: what several processes compile side by side is
-        timed in turn.
+      after: a file before which nothing runs: what several processes compile side by side is
+        timed in turn. At the deadline it is waited for no longer, and nothing is timed.
     """
 
     rounds: int = 12
@@ -168,15 +187,20 @@ def run(
     for cell in todo(cells, measured):
         if time.monotonic() >= compile_until:
             _stop(file, cells, measured)
-        before = measured.get(cell.name, {"cell": cell.name, "rows": []})
+        before = measured.get(cell.name, {"cell": cell.name, "rules": [], "rows": []})
         steps = min(steps_per_call, cell.most_steps)
         try:
             found = measure(cell, before["rows"], steps, timing, compile_until, deadline)
+        except Stopped:
+            raise
         except Exception as error:  # out of memory, say: the next cell has its turn
             found = {"failed": _first_line(error), "missing": []}
             print(f"{cell.name}: failed: {found['failed']}", flush=True)
         rows = before["rows"] + found.pop("rows", [])
-        measured[cell.name] = {**before, "steps_per_call": steps, **found, "rows": rows}
+        rules = list(dict.fromkeys([*before["rules"], *cell.rules]))
+        measured[cell.name] = {
+            **before, "rules": rules, "steps_per_call": steps, **found, "rows": rows,
+        }  # fmt: skip
         _write(out, measured)
         gc.collect()
     _write(out, measured)  # with shares of a peak that was measured meanwhile
@@ -187,7 +211,12 @@ def run(
 
 def todo(cells: Sequence[Cell], measured: dict[str, Any]) -> list[Cell]:
     """Cells not measured, and those of which rules are missing; one that failed is done."""
-    return [cell for cell in cells if measured.get(cell.name, {"missing": True})["missing"]]
+
+    def done(cell: Cell) -> bool:
+        found = measured.get(cell.name)
+        return found is not None and not found["missing"] and {*cell.rules} <= {*found["rules"]}
+
+    return [cell for cell in cells if not done(cell)]
 
 
 def _stop(file: Path, cells: Sequence[Cell], measured: dict[str, Any]) -> None:
@@ -211,14 +240,22 @@ def measure(
     """
     bench, counted = _bench(cell, steps_per_call), timing.flops.get(cell.name, {})
     done = {row["name"] for row in before}
+    ready: list[tuple[dict[str, Any], Any]] = []
     rows: list[dict[str, Any]] = []
     calls, missing = [], []
     failed: list[dict[str, Any]] = []
+
+    def note(row: dict[str, Any], error: Exception, first: bool) -> None:
+        if first:
+            raise error  # without SGD nothing can be compared
+        failed.append({**row, "failed": _first_line(error)})
+        print(f"{cell.name} {row['name']}: failed: {failed[-1]['failed']}", flush=True)
+
     for row, method in step_cost.planned(bench):
         row = {"name": _name(row), **row}
-        if row["name"] in done and rows:
+        if row["name"] in done and ready:
             continue
-        if time.monotonic() >= compile_until and len(rows) > 1:
+        if time.monotonic() >= compile_until and len(ready) > 1:
             missing.append(row["name"])
             continue
         try:
@@ -228,17 +265,20 @@ def measure(
             call = bench.compiled(method, bench.room(mode), mode)
             row["seconds_compile"] = time.perf_counter() - began
             row["temporary_bytes"] = step_cost.temporary_bytes(call)
-            step_cost.timed(bench, [dict(row)], [call], 2)  # it fails here, or not at all
         except Exception as error:
-            if not rows:
-                raise  # without SGD nothing can be compared
-            failed.append({**row, "failed": _first_line(error)})
-            print(f"{cell.name} {row['name']}: failed: {failed[-1]['failed']}", flush=True)
+            note(row, error, first=not ready)
             continue
         print(f"{cell.name} {row['name']}: compiled in {row['seconds_compile']:.1f} s", flush=True)
+        ready.append((row, call))
+    wait_for(timing.after, deadline)
+    for row, call in ready:
+        try:
+            step_cost.timed(bench, [dict(row)], [call], 2)  # it fails here, or not at all
+        except Exception as error:
+            note(row, error, first=not rows)
+            continue
         rows.append(row)
         calls.append(call)
-    wait_for(timing.after, deadline)
     times = step_cost.timed(bench, rows, calls, timing.rounds, deadline)
     step_cost.with_ratios(rows, times)
     for row in rows:
@@ -251,10 +291,16 @@ def measure(
 
 
 def wait_for(file: Path | None, deadline: float = np.inf) -> None:
-    """Returns once the file is there, or at `deadline` (time.monotonic())."""
+    """Returns once the file is there.
+
+    Raises:
+      Stopped: it is not there at `deadline`, of time.monotonic().
+    """
     if file is not None and not file.exists():
         print(f"compiled: waiting for {file}", flush=True)
-    while file is not None and not file.exists() and time.monotonic() < deadline:
+    while file is not None and not file.exists():
+        if time.monotonic() >= deadline:
+            raise Stopped(f"{file} did not appear in time: nothing was timed", 75)
         time.sleep(0.2)
 
 

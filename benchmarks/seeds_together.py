@@ -80,7 +80,7 @@ def arguments() -> argparse.ArgumentParser:
         help="of what the layers compute",
     )
     parser.add_argument(
-        "--time-after", type=cli.text, help="compile, then wait for this file (accelerator.py)"
+        "--time-after", type=cli.text, help="compile, then time nothing before this file is there"
     )
     parser.add_argument(
         "--out", type=cli.text, required=True, help="folder for seeds_together.json"

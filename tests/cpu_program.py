@@ -6,6 +6,6 @@ import jax
 
 
 def compiled(jitted: Any, *args: Any) -> Any:
-    """Whatever device the tests run on; `cost_analysis` and `memory_analysis` are of it."""
+    """Whatever device the tests run on, if JAX_PLATFORMS has the CPU beside it ("cuda,cpu")."""
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         return jitted.lower(*args).compile()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from importlib import metadata
@@ -47,7 +48,7 @@ def command_line() -> str:
     if script.name == "__main__.py":  # a package of its own
         script = script.parent.with_suffix(".py")
     parts = script.with_suffix("").parts[-2:] if script.suffix == ".py" else script.parts[-1:]
-    return " ".join(["python -m", ".".join(parts), *sys.argv[1:]])
+    return f"python -m {shlex.join(['.'.join(parts), *sys.argv[1:]])}"
 
 
 def _processor() -> str:

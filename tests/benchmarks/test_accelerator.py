@@ -6,13 +6,17 @@ import time
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from benchmarks import accelerator, accelerator_steps, peak, step_cost
 from benchmarks.accelerator_steps import Cell, Timing
 from experiments.host.errors import RunError, Stopped
+from experiments.models import create_model
 from experiments.run import cost
+from experiments.run.parts import last_variables
+from experiments.run.settings import Settings
 
 pytestmark = pytest.mark.allow_rank_promotion  # Flax adds a bias[C] to a batch[B, C]
 
@@ -153,7 +157,17 @@ def test_no_cell_is_begun_late_and_no_two_machines_are_mixed(tmp_path, small, mo
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"), [([], "--data is missing"), (["--quick", "--rounds", "2"], "at least 3")]
+    ("flags", "message"),
+    [
+        ([], "--data is missing"),
+        (["--quick", "--rounds", "2"], "at least 3"),
+        (["--quick", "--seeds", "1", "0", "1", "--together"], "--seeds names 1 twice"),
+        (["--quick", "--parts", "runs", "--methods", "sgd", "sgd"], "--methods names sgd twice"),
+        (["--quick", "--parts", "steps", "--time-after", "go"], "--time-after is for one cell"),
+        (["--quick", "--parts", "steps", "--rules", "cc_sam"], "no cell has any of them"),
+        # Before anything is trained, also of the methods after it.
+        (["--quick", "--parts", "runs", "--methods", "sgd", "imbsam", "--eta", "0"], "eta=0"),
+    ],
 )
 def test_what_is_refused(tmp_path, flags, message, capsys):
     with pytest.raises((RunError, SystemExit)) as refused:
@@ -253,8 +267,14 @@ def test_the_whole_in_the_small(tmp_path, run_python):
 def test_cells_and_rules_by_name(small):
     bigger = small._replace(batch_size=9)
     assert accelerator_steps.chosen([small, bigger], None, None) == [small, bigger]
-    (found,) = accelerator_steps.chosen([small, bigger], ["mlp b9"], ["imbsam", "sgd", "gsa"])
+    (found,) = accelerator_steps.chosen([small, bigger], ["mlp b9"] * 2, ["imbsam", "sgd", "gsa"])
     assert found == bigger._replace(rules=("sgd", "imbsam"))
+    plain = bigger._replace(rules=("sgd",))  # a cell without the rule is left out
+    assert accelerator_steps.chosen([small, plain], None, ["sam"]) == [
+        small._replace(rules=("sam",))
+    ]
+    with pytest.raises(RunError, match=r"--rules gsa: no cell has any"):
+        accelerator_steps.chosen([small, plain], None, ["gsa"])
     with pytest.raises(RunError, match=r"--cells has no 'mlp': 'mlp b8', 'mlp b9'"):
         accelerator_steps.chosen([small, bigger], ["mlp"], None)
 
@@ -267,8 +287,13 @@ def test_flops_counted_elsewhere_are_taken_and_a_file_is_waited_for(
     counted = json.loads((tmp_path / "flops.json").read_text())
     assert counted.keys() == {"mlp b8"}
     assert counted["mlp b8"].keys() == {"sgd", "focal_sam"}
+    assert len(capsys.readouterr().out.splitlines()) == 2
     accelerator_steps.count(tmp_path, [cell])
-    assert capsys.readouterr().out == "mlp b8: counted\n"  # once
+    assert not capsys.readouterr().out  # counted once
+    accelerator_steps.count(tmp_path, [cell._replace(rules=("sam",))])
+    more = json.loads((tmp_path / "flops.json").read_text())["mlp b8"]
+    assert more.keys() == {"sgd", "focal_sam", "sam", "optax.contrib.sam"}
+    assert counted["mlp b8"].items() <= more.items()
 
     told = {"mlp b8": {**counted["mlp b8"], "focal_sam": 12345.0}}
     after = tmp_path / "go"
@@ -277,39 +302,113 @@ def test_flops_counted_elsewhere_are_taken_and_a_file_is_waited_for(
     assert f"compiled: waiting for {after}" in capsys.readouterr().out
     rows = {row["name"]: row for row in cells_of(tmp_path)["mlp b8"]["rows"]}
     assert {name: row["flops"] for name, row in rows.items()} == told["mlp b8"]
-    # At a deadline nothing is waited for any more.
-    accelerator_steps.wait_for(tmp_path / "never", deadline=time.monotonic())
+    # What did not get its turn is not timed beside others, and has it the next time.
+    monkeypatch.setattr(accelerator_steps.time, "sleep", None)
+    waiting = Timing(3, told, tmp_path / "never")
+    with pytest.raises(Stopped, match="never did not appear in time") as stopped:
+        accelerator_steps.measure(cell, [], 1, waiting, np.inf, time.monotonic())
+    assert stopped.value.exit_code == 75
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"a": 3}', '{"a": {"sgd": "12"}}',
+                                     '{"a": {"sgd": NaN}}', '{"a": {"sgd": 0}}'])  # fmt: skip
+def test_a_damaged_count_is_refused(content, tmp_path):
+    (tmp_path / "flops.json").write_text(content)
+    with pytest.raises(RunError, match=r"flops\.json"):
+        accelerator_steps.counts_of(tmp_path / "flops.json")
+
+
+def test_rules_asked_for_later_are_measured_then(tmp_path, small, monkeypatch):
+    def measure(cell, before, *_):
+        done = {row["name"] for row in before}
+        rows = [{"name": rule, "failed": "x"} for rule in cell.rules if rule not in done]
+        return {"rows": rows, "missing": []}
+
+    monkeypatch.setattr(accelerator_steps, "measure", measure)
+    for rules in (("sgd",), ("sgd", "imbsam"), ("sam",), ("sam",)):
+        run(tmp_path, [small._replace(rules=rules)])
+    found = cells_of(tmp_path)["mlp b8"]
+    assert [row["name"] for row in found["rows"]] == found["rules"] == ["sgd", "imbsam", "sam"]
 
 
 def test_jobs_of_seeds_together_and_alone():
-    flags = ["--out", "x", "--models", "mlp", "--methods", "sgd", "gsa", "--weight-decays", "0.1"]
+    flags = [
+        "--out",
+        "x",
+        "--models",
+        "mlp",
+        "--methods",
+        "sgd",
+        "imbsam",
+        "--weight-decays",
+        "0.1",
+    ]
     flags += ["--losses", "logit_adjusted", "--epochs", "3", "--seeds", "4", "5"]
     alone = accelerator.jobs(accelerator.parsed(flags))
     together = accelerator.jobs(accelerator.parsed([*flags, "--together"]))
-    assert [(job["method"], job["seeds"]) for job in together] == [("sgd", [4, 5]), ("gsa", [4, 5])]
+    assert [(job["method"], job["seeds"]) for job in together] == [
+        ("sgd", [4, 5]),
+        ("imbsam", [4, 5]),
+    ]
     assert [job["seeds"] for job in alone] == [[4], [4], [5], [5]]
     names = [name for job in together for name in job["names"]]
     assert sorted(names) == sorted(name for job in alone for name in job["names"])
-    assert names[0] == "mlp_wd0.1_logit_adjusted_sgd_float32_e3_s4"
+    assert names[0] == ("mlp_b64_lr0.01_cosine-prestep_wd0.1_logit_adjusted_sgd_float32_e3_s4")
+    others = [["--lr", "0.1"], ["--batch-size", "8"], ["--schedule", "cosine"], ["--eta", "7"],
+              ["--precision", "bfloat16"]]  # fmt: skip
+    for other in others:  # another recipe is another run
+        (first, *_) = accelerator.jobs(accelerator.parsed([*flags, *other]))
+        assert first["names"][0] not in names
+
+
+def runs(out, *flags):
+    words = ["--quick", "--parts", "runs", "--no-cost", "--quiet", "--eval-every", "2", *flags]
+    words += ["--out", str(out / "out"), "--work", str(out / "work")]
+    accelerator.main(accelerator.parsed(words))
+    return json.loads((out / "out" / "runs.json").read_text())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("together", [False, True])
-def test_runs_of_two_seeds_and_what_they_fit(tmp_path, together, monkeypatch):
-    """Of each seed the same numbers by either way; correct images of each class counted anew."""
-    monkeypatch.chdir(tmp_path)
-    flags = ["--quick", "--parts", "runs", "--methods", "sse_sam", "--losses", "logit_adjusted"]
-    flags += ["--seeds", "0", "1", "--no-cost", "--quiet", "--eval-every", "2"]
-    flags += ["--schedule", "cosine", "--out", "out", "--work", "work"]
-    accelerator.main(accelerator.parsed([*flags, *(["--together"] if together else [])]))
-    reports = json.loads((tmp_path / "out" / "runs.json").read_text())
-    assert [report["seed"] for report in reports] == [0, 1]
-    counts = np.array([60, 34, 19, 11, 6])
-    for report in reports:
-        assert report["rule_args"]["eta"] == 20 and report["loss"] == "logit_adjusted"
-        assert report["rule_args"]["switch_step"] == 2 * 7  # of 130 images in batches of 20
-        assert report.get("together") == ([0, 1] if together else None)
-        assert report["settings"]["schedule"] == "cosine" and report["flops_per_step"] is None
-        assert (np.array(report["train_correct"]) <= counts).all()
-        lines = (tmp_path / "work" / report["job"] / "per_class.csv").read_text().splitlines()[1:]
-        assert report["test_correct"] == [int(line.split(",")[4]) for line in lines]
+def test_runs_of_two_seeds_and_what_they_fit(tmp_path):
+    """Together or not the same; correct images of each class, counted here one by one."""
+    flags = ["--methods", "sse_sam", "--losses", "logit_adjusted", "--seeds", "0", "1"]
+    flags += ["--schedule", "cosine", "--epochs", "6", "--lr", "0.05"]
+    alone, both = runs(tmp_path / "a", *flags), runs(tmp_path / "b", *flags, "--together")
+    data = noise(Cell("mlp", 20, counts=(5, 60, 10)))
+    for one, other in zip(alone, both, strict=True):
+        assert one["job"] == other["job"] and one["seed"] == other["seed"]
+        assert "together" not in one and other["together"] == [0, 1]
+        assert one["rule_args"]["eta"] == 20 and one["loss"] == "logit_adjusted"
+        assert one["rule_args"]["switch_step"] == 5 * 7  # of 130 images in batches of 20
+        assert one["settings"]["schedule"] == "cosine" and one["flops_per_step"] is None
+        assert one["train_correct"] == other["train_correct"]
+        hits = counted_by_hand(tmp_path / "a" / "work" / one["job"], data, one)
+        assert one["train_correct"] == hits and len({*hits}) > 2
+        table = (tmp_path / "a" / "work" / one["job"] / "per_class.csv").read_text()
+        assert one["test_correct"] == [int(x.split(",")[4]) for x in table.splitlines()[1:]]
+
+
+def counted_by_hand(folder, data, report):
+    known = Settings.__annotations__
+    settings = Settings(**{k: v for k, v in report["settings"].items() if k in known})
+    variables, _ = last_variables(folder, data, "mlp", settings)
+    model = create_model("mlp", 5)
+    images = (data.train_images / 255.0 - np.array(data.mean)) / np.array(data.std)
+    guesses = np.asarray(model.apply(variables, jnp.float32(images), train=False)).argmax(axis=1)
+    return [int(((guesses == c) & (data.train_labels == c)).sum()) for c in range(5)]
+
+
+def test_a_loss_brings_its_classifier_and_another_recipe_in_a_folder_is_refused(tmp_path):
+    """Nor does what a run folder refuses take the place of a report."""
+    (report,) = runs(tmp_path, "--methods", "sgd", "--losses", "ldam")
+    assert report["classifier"] == report["settings"]["classifier"] == "normalised"
+    flags = ["--methods", "sgd", "--losses", "ldam", "--seeds", "0", "1", "--together"]
+    with pytest.raises(RunError, match="holds a run with other settings"):
+        runs(tmp_path, *flags)
+    assert json.loads((tmp_path / "out" / "runs.json").read_text()) == [report]
+
+
+def test_a_run_that_diverges_is_a_finding(tmp_path):
+    flags = ["--methods", "sgd", "--losses", "cross_entropy", "--epochs", "3", "--lr", "1e30"]
+    (report,) = runs(tmp_path, *flags)
+    assert "the loss is nan" in report["failed"] and report["job"].endswith("_s0")

@@ -32,6 +32,7 @@ CPUINFO = "processor\t: 0\nmodel name\t: Chip X: 2 GHz\nmodel name\t: another\n"
         (["/a/b/experiments/cifar_lt.py", "--seed", "1"], "experiments.cifar_lt --seed 1"),
         (["/a/experiments/anomaly/__main__.py"], "experiments.anomaly"),
         (["/a/bin/a.tool", "x"], "a.tool x"),
+        (["/a/b/c.py", "--cells", "resnet32 b64", "*"], "b.c --cells 'resnet32 b64' '*'"),
     ],
 )
 def test_a_command_is_said_by_its_module(typed, said, monkeypatch):
