@@ -1181,6 +1181,14 @@ def test_what_is_fitted_at_the_papers_scale():
         f"rules have {min(adjusted)} to {max(adjusted)} where Focal-SAM's run has "
         f"{focal['all']:.1f}",
     )
+    (same,) = (
+        row
+        for row in published.RESULTS
+        if row.source == "OFBD" and row.rule == "sgd" and row.loss == "cross_entropy"
+        and row.recipe is None
+        and (row.dataset, row.imbalance_factor) == ("cifar100", 100)
+    )  # fmt: skip
+    says(page("accelerator"), f"{same.all} ({same.many}, {same.medium}, {same.few}) in a preprint")
     says(doc("papers"), f"All {sgd['all']:.1f} ({plain} in the rerun), its tail fitted to 100%")
 
 
