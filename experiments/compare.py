@@ -20,12 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from experiments.bench import compare_kept, compare_read, snippet
+from experiments.bench import choosing, compare_kept, compare_read, snippet
 from experiments.bench.compare_jobs import Jobs
 from experiments.bench.comparison import Engine, Recipe, steps_for
 from experiments.bench.references import REFERENCES
 from experiments.command import candidates as offered
 from experiments.data import files
+from experiments.data import splits as data_splits
 from experiments.host import cli, folders, locks, origin, outputs
 from experiments.host.errors import RunError, Stopped, flag
 from experiments.host.needs import Need, Needs, always, beside, one_of
@@ -281,7 +282,8 @@ def _compare(args: argparse.Namespace, out: Path, stop: StopRequest) -> dict[str
     began, began_cpu = time.perf_counter(), time.process_time()
     table, splits, cut = compare_read.read(vars(args))
     notes = list(table.notes)
-    rows = _rows(args, table, splits, notes)
+    rows = _rows(args, table, splits, cut, notes)
+    _tell_of_absent(table, splits, args.folds if args.tune else 0, notes)
     for note in notes:
         print(f"note: {note}")
     train = len(splits[0].train)
@@ -304,19 +306,27 @@ def _compare(args: argparse.Namespace, out: Path, stop: StopRequest) -> dict[str
         out, records, table, train_counts=jobs.scale.counts.tolist(),
         thresholds=jobs.scale.thresholds, about=about,
     )  # fmt: skip
-    _hand_on(args, out, table, recipe, rows, summary["best"] or compare_folder.BASELINE)
-    compare_page.draw(out)
+    try:
+        _hand_on(args, out, table, recipe, rows, summary["best"] or compare_folder.BASELINE, cut)
+    finally:  # what is measured is shown, also where no network can be handed on
+        compare_page.draw(out)
     compare_table.show(summary)
     print(f"in {out}: report.html, summary.json, runs.csv, figures, and {SNIPPET}, which trains it")
     return summary
 
 
 def _hand_on(
-    args: argparse.Namespace, out: Path, table: Any, recipe: Recipe, rows: list[Any], best: str
+    args: argparse.Namespace,
+    out: Path,
+    table: Any,
+    recipe: Recipe,
+    rows: list[Any],
+    best: str,
+    cut: float | None,
 ) -> None:
     """The row that is to be used, with settings chosen by all rows: as Python, and kept."""
     (row,) = (row for row in rows if row.name == best)
-    part, fitted = compare_kept.all_rows(table, args.splits, args.seed)
+    part, fitted = compare_kept.all_rows(table, args.splits, args.seed, cut)
     point = row.points[0]
     if recipe.folds:
         engine = Engine(table.labels, table.weighed, recipe, [row], ids=table.ids)
@@ -329,6 +339,7 @@ def _hand_on(
     text = snippet.program(
         row, row.described(counts, point), recipe, source=table.name, read=", ".join(read),
         groups=offered.gsa_groups(counts),
+        cut="" if cut is None else f", cut={cut!r}, seed={args.seed}",
     )  # fmt: skip
     outputs.replace_text(out / SNIPPET, text)
     if args.save:
@@ -340,7 +351,42 @@ def _weighed_counts(table: Any, rows: Any) -> Any:
     return np.maximum(np.bincount(table.weighed[rows], minlength=len(table.weighed_names)), 1)
 
 
-def _rows(args: argparse.Namespace, table: Any, splits: list[Any], notes: list[str]) -> list[Any]:
+def _tell_of_absent(table: Any, splits: list[Any], folds: int, notes: list[str]) -> None:
+    """Notes of classes that no split tests, or that choose no setting.
+
+    Raises:
+      RunError: there is nothing that settings could be chosen by.
+    """
+
+    def tell(absent: Any, what: str) -> None:
+        names = [repr(table.class_names[c]) for c in sorted(absent)]
+        if names:
+            shown = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
+            notes.append(f"{what}: {'class' if len(names) == 1 else 'classes'} {shown}")
+
+    every = set(range(table.num_classes))
+    tested = set(np.concatenate([table.labels[split.test] for split in splits]).tolist())
+    tell(every - tested, "never tested, for it is in no test part")
+    if not folds:
+        return
+    unheld: set[int] = set()
+    for split in splits:
+        rows = np.r_[split.train, split.val]
+        held = choosing.folds(rows, table.labels, folds, np.random.default_rng(0), table.ids)
+        seen = set(table.labels[np.concatenate(held)].tolist())
+        if not seen:
+            raise RunError(
+                "no row can be held out to choose settings by: of each class one row alone (with "
+                "--id one id) is trained on; give --no-tune"
+            )
+        unheld |= set(table.labels[rows].tolist()) - seen
+    of = "ids" if table.ids is not None else "rows"
+    tell(unheld, f"in some split too few {of} to be held out, so that settings are chosen without")
+
+
+def _rows(
+    args: argparse.Namespace, table: Any, splits: list[Any], cut: float | None, notes: list[str]
+) -> list[Any]:
     """The rows that can be trained on these counts; of the others a note."""
     fixed = {name: getattr(args, name) for name in _HELP if getattr(args, name) is not None}
     asked = list(dict.fromkeys(["sgd", *args.rule]))
@@ -349,12 +395,15 @@ def _rows(args: argparse.Namespace, table: Any, splits: list[Any], notes: list[s
         asked, losses, settings=args.settings if args.tune else 1, fixed=fixed,
         samplings=args.sampling, perturb=args.perturb,
     )  # fmt: skip
+    # And all of them together, on which the row to be used is trained at last.
+    parts = [np.r_[split.train, split.val] for split in splits]
+    parts.append(data_splits.training_rows(table, cut=cut, seed=args.seed))
     rows = []
     refused: dict[str, str] = {}
     for row in found:
         try:
-            for split in splits:
-                counts = _weighed_counts(table, np.r_[split.train, split.val])
+            for trained in parts:
+                counts = _weighed_counts(table, trained)
                 for point in row.points:
                     row.method(counts, point)
         except (RunError, ValueError) as error:

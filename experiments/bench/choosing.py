@@ -46,12 +46,12 @@ def folds(
 def criterion(probabilities: NDArray[np.float64], labels: NDArray[Any]) -> tuple[float, float]:
     """(balanced accuracy in percent, minus the log-loss with each class counting alike).
 
-    What is not finite is worse than anything.
+    What is not finite is worse than anything, and so is no row at all.
 
     >>> criterion(np.array([[0.5, 0.5], [0.2, 0.8], [0.9, 0.1]]), np.array([0, 1, 1]))
     (75.0, -0.978...)
     """
-    if not np.isfinite(probabilities).all():
+    if not len(labels) or not np.isfinite(probabilities).all():
         return -np.inf, -np.inf
     right = probabilities.argmax(axis=1) == labels
     of_label = probabilities[np.arange(len(labels)), labels]

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from experiments.bench.comparison import Engine, Found, Part, Recipe, Row, softmax
 from experiments.bench.lanes import Net
 from experiments.data import columns
+from experiments.data.splits import training_rows
 from experiments.data.table import Table, read_rows
 from experiments.host import inputs, outputs
 from experiments.host.errors import DataError, RunError
@@ -36,9 +37,11 @@ PIPELINE, PARAMS, ABOUT = "pipeline.joblib", "params.npz", "model.json"
 EACH = "params"
 
 
-def all_rows(table: Table, number: int, seed: int) -> tuple[Part, columns.Fitted]:
-    """Every row that is not of a test file as one part without test rows, and its pipeline."""
-    train = np.arange(len(table.labels) if table.first_test_row is None else table.first_test_row)
+def all_rows(
+    table: Table, number: int, seed: int, cut: float | None
+) -> tuple[Part, columns.Fitted]:
+    """Every row that is not of a test file, cut, as one part without test rows; its pipeline."""
+    train = training_rows(table, cut=cut, seed=seed)
     fitted = columns.fit(table, train, seed=seed)
     return Part(number, fitted(table.columns), train, train[:0]), fitted
 

@@ -66,12 +66,15 @@ def probabilities(
       classes: C.
       seed: of what the model draws.
     """
+    found = np.zeros((len(test), classes))
+    if len(alone := np.unique(labels[train])) == 1:  # with ids: no model learns of one class
+        found[:, alone[0]] = 1
+        return found
     model = REFERENCES[name][1](classes, seed)
     # On a small table, and more so beside other work, threads wait for each other far longer than
     # they work.
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a solver that has not converged: it is a reference
         model.fit(features[train], labels[train])
-    found = np.zeros((len(test), classes))
     found[:, model.classes_] = model.predict_proba(features[test])
     return found

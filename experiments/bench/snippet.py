@@ -57,6 +57,7 @@ def batches(weighed, seed=0):
     return np.asarray(rows).reshape(STEPS, size)
 """
 
+_IN_QUOTES = str.maketrans({"\\": r"\\", '"': r"\""})
 _PROGRAM = '''\
 """{row} with the settings that `experiments.compare` chose on {source}.
 
@@ -124,15 +125,17 @@ def train(x, y, weighed, params, rows):
 
 if __name__ == "__main__":
     from experiments.data import columns
+    from experiments.data.splits import training_rows
     from experiments.data.table import read
 
     table = read({read})
-    rows = np.arange(len(table.labels))
-    x = columns.fit(table, rows)(table.columns)
+    rows = training_rows(table{cut})
+    x = columns.fit(table, rows)(table.columns)[rows]
+    y, weighed = table.labels[rows], table.weighed[rows]
     params = initial(jax.random.key(0), x.shape[1], table.num_classes)
-    params = train(x, table.labels, table.weighed, params, batches(table.weighed))
+    params = train(x, y, weighed, params, batches(weighed))
     guess = np.asarray(logits_of(params, x)).argmax(axis=1)
-    recall = [(guess[table.labels == c] == c).mean() for c in range(table.num_classes)]
+    recall = [(guess[y == c] == c).mean() for c in range(table.num_classes)]
     print(f"balanced accuracy on the rows trained on: {{100 * np.mean(recall):.1f}}%")
 '''
 
@@ -145,6 +148,7 @@ def program(
     source: str,
     read: str,
     groups: list[int] | None,
+    cut: str = "",
 ) -> str:
     """Python that trains this row with these settings.
 
@@ -155,12 +159,14 @@ def program(
       source: of the data, in words.
       read: the arguments of `data.table.read`, as Python.
       groups: of GSA, which group each class is in.
+      cut: further arguments of `data.splits.training_rows`, as Python.
     """
     values = {**described, "groups": groups}
     weights = _WEIGHTS.format(**values) if row.loss == "class_balanced" else ""
     ascent = "" if row.rule == "sgd" else _MOVES[row.perturb]
     return _PROGRAM.format(
-        row=row.name, source=source, read=read, widths=(recipe.net.width,) * recipe.net.depth,
+        row=row.name, source=source.translate(_IN_QUOTES), read=read, cut=cut,
+        widths=(recipe.net.width,) * recipe.net.depth,
         steps=recipe.steps, batch_size=recipe.batch_size, lr=described["lr"],
         momentum=MOMENTUM, weight_decay=described["weight_decay"], weights=weights,
         batches=_BALANCED if row.sampling == "balanced" else _SHUFFLED,

@@ -45,8 +45,11 @@ def plain(values: pd.Series) -> pd.Series:
                 f"column {values.name!r} holds numbers of 2**53 and more, which are read rounded "
                 "and would fall together: put a letter in front of each"
             )
-        whole = (held == np.round(held)).all()
-        return values.astype(np.int64) if whole else values
+        if (held == np.round(held)).all():
+            return values.astype(np.int64)
+        narrow = values.dtype in (np.float32, np.float16)  # 0.2 is not to become 0.2000000029
+        digits = [float(str(x)) for x in values.to_numpy()]
+        return pd.Series(digits, values.index, name=values.name) if narrow else values
     if kind.is_integer_dtype(values.dtype):
         return values.astype(np.int64) if values.dtype != np.uint64 else values
     try:

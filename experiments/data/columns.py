@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ class Fitted:
 
     def __init__(self, pipeline: ColumnTransformer, schema: pd.DataFrame, notes: tuple[str, ...]):
         self.pipeline, self.schema, self.notes = pipeline, schema, notes
-        self.names: tuple[str, ...] = tuple(map(str, pipeline.get_feature_names_out()))
+        self.names: tuple[str, ...] = _names(pipeline)
 
     def __call__(self, columns: pd.DataFrame) -> NDArray[np.float32]:
         found = np.asarray(self.pipeline.transform(columns[list(self.schema.columns)]))
@@ -85,7 +86,7 @@ def fit(
             ("words", _of_words(max_categories), words),
             *((f"text {name}", _Text(text_dims, seed), name) for name in text),
         ],
-        verbose_feature_names_out=False,
+        verbose_feature_names_out=True,  # a number "a_b" beside the category b of "a"
     )
     if not varying:
         raise DataError(f"{table.name}: every column is the same in all training rows")
@@ -93,6 +94,20 @@ def fit(
     if not len(pipeline.get_feature_names_out()):
         raise DataError(f"{table.name}: no text has a word in it")
     return Fitted(pipeline, table.columns[varying].iloc[:0], notes)
+
+
+def _names(pipeline: ColumnTransformer) -> tuple[str, ...]:
+    """Of the features, without that of their kind where it is not needed to tell them apart."""
+    whole = [str(name) for name in pipeline.get_feature_names_out()]
+    plain = [name.split("__", 1)[1] for name in whole]
+    times = Counter(plain)
+    told = [full if times[short] > 1 else short for full, short in zip(whole, plain, strict=True)]
+    seen: Counter[str] = Counter()
+    found = []
+    for name in told:  # two categories may still make one name: "b_c" of "a", "c" of "a_b"
+        seen[name] += 1
+        found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return tuple(found)
 
 
 def _of_numbers() -> Any:

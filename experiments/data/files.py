@@ -32,13 +32,16 @@ LABELS = "y"
 _SETS = ("digits", "wine", "breast_cancer")
 
 
-def frame(path: str | os.PathLike[str], words: Collection[str] = ()) -> pd.DataFrame:
+def frame(
+    path: str | os.PathLike[str], words: Collection[str] = (), labelled: bool = True
+) -> pd.DataFrame:
     """The columns of a file; labels of an .npz file and of a bundled set are its column "y".
 
     Args:
       path: a .csv, .tsv, .parquet or .npz file, or sklearn:digits, sklearn:wine,
         sklearn:breast_cancer.
       words: columns of text files whose cells are words, also where all of these look like numbers.
+      labelled: whether an .npz file needs labels.
 
     Raises:
       DataError: no such file, no rows, too many or equally named columns, or damage.
@@ -52,7 +55,7 @@ def frame(path: str | os.PathLike[str], words: Collection[str] = ()) -> pd.DataF
     elif kind == ".parquet":
         found = _parquet(name)
     elif kind == ".npz":
-        found = _npz(name)
+        found = _npz(name, labelled)
     else:
         raise DataError(
             f"{inputs.ascii_safe(name)} is named neither {', '.join(KINDS[:-1])} nor {KINDS[-1]}: "
@@ -116,7 +119,12 @@ def _delimited(name: str, delimiter: str, words: Collection[str]) -> pd.DataFram
         table = pyarrow.csv.read_csv(
             io.BytesIO(data),
             read_options=pyarrow.csv.ReadOptions(block_size=len(data) + 1),
-            parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            parse_options=pyarrow.csv.ParseOptions(
+                delimiter=delimiter,
+                newlines_in_values=True,
+                # Of a lone column an empty line is a row whose cell is missing.
+                ignore_empty_lines=delimiter.encode() in data.split(b"\n", 1)[0],
+            ),
             convert_options=pyarrow.csv.ConvertOptions(
                 strings_can_be_null=True, column_types=dict.fromkeys(words, pa.string())
             ),
@@ -127,6 +135,20 @@ def _delimited(name: str, delimiter: str, words: Collection[str]) -> pd.DataFram
         ) from error
     _check_closed(name, data, table)
     return _pandas(name, table)
+
+
+def with_leading_zeros(
+    path: str | os.PathLike[str], frame: pd.DataFrame, names: Collection[str]
+) -> pd.DataFrame:
+    """The frame, these columns as words where a text file has a cell like 007: it is not 7."""
+    name = os.fspath(path)
+    kind = Path(name).suffix.lower()
+    numbers = [n for n in names if n in frame and pd.api.types.is_integer_dtype(frame[n].dtype)]
+    if not numbers or name.startswith(BUNDLED) or kind not in (".csv", ".tsv"):
+        return frame
+    typed = _delimited(name, "," if kind == ".csv" else "\t", numbers)
+    coded = [n for n in numbers if typed[n].str.fullmatch(r"[-+]?0[0-9]+").any()]
+    return frame.assign(**{n: typed[n] for n in coded})
 
 
 def _check_closed(name: str, data: bytes, table: pa.Table) -> None:
@@ -150,7 +172,19 @@ def _parquet(name: str) -> pd.DataFrame:
             table = file.read()
         except (pa.ArrowException, OSError, ValueError) as error:
             raise DataError(f"{name} is not a whole .parquet file: {_said(error)}") from error
-    return _pandas(name, table)
+    found = _pandas(name, table)
+    for column in found:  # words of no letter are missing, as in a text file
+        if isinstance(found[column].dtype, pd.CategoricalDtype):
+            if "" in found[column].cat.categories:
+                found[column] = found[column].cat.remove_categories([""])
+        elif pd.api.types.is_object_dtype(found[column]) or pd.api.types.is_string_dtype(
+            found[column]
+        ):
+            cells = found[column].to_numpy(object)
+            empty = np.array([isinstance(cell, str) and cell == "" for cell in cells], bool)
+            if empty.any():
+                found[column] = np.where(empty, None, cells)
+    return found
 
 
 def _pandas(name: str, table: pa.Table) -> pd.DataFrame:
@@ -184,7 +218,7 @@ def _check_names(name: str, names: list[str]) -> None:
 # ---- .npz -----------------------------------------------------------------------------------
 
 
-def _npz(name: str) -> pd.DataFrame:
+def _npz(name: str, labelled: bool) -> pd.DataFrame:
     try:
         found = inputs.read_npz(name, ("X", "y", "feature_names"))
     except DataError as error:
@@ -194,21 +228,24 @@ def _npz(name: str) -> pd.DataFrame:
                 "numbers, y as numbers or text"
             ) from error
         raise
-    missing = [key for key in ("X", "y") if key not in found]
+    missing = [key for key in ("X", "y") if key not in found and (key == "X" or labelled)]
     if missing:
-        raise DataError(f"{name} has no array {' and '.join(missing)}: it needs X[n, d] and y[n]")
-    X, y = found["X"], found["y"]
+        needs = "X[n, d]" + " and y[n]" * labelled
+        raise DataError(f"{name} has no array {' and '.join(missing)}: it needs {needs}")
+    X = found["X"]
     if X.ndim != 2 or X.dtype.kind not in "biuf":
         raise DataError(f"{name}: X must be numbers [n, d], not {X.dtype}{list(X.shape)}")
     _check_width(name, X.shape[1])
+    columns = _feature_names(name, found.get("feature_names"), X)
+    if "y" not in found:
+        return pd.DataFrame(X, columns=columns)
+    y = found["y"]
     if y.ndim != 1 or y.dtype.kind not in "biufU":
         raise DataError(f"{name}: y must be numbers or text [n], not {y.dtype}{list(y.shape)}")
     if len(y) != len(X):
         raise DataError(f"{name}: X has {len(X)} rows and y {len(y)}: one label a row")
     labels = _words(name, y) if y.dtype.kind == "U" else y
-    return pd.DataFrame(X, columns=_feature_names(name, found.get("feature_names"), X)).assign(
-        **{LABELS: labels}
-    )
+    return pd.DataFrame(X, columns=columns).assign(**{LABELS: labels})
 
 
 def _words(name: str, y: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ import imbsam_jax
 from experiments.data.table import Table
 from experiments.host.errors import DataError, check_seed
 
-__all__ = ["Split", "splits"]
+__all__ = ["Split", "splits", "training_rows"]
 
 _TRIES = 20
 
@@ -76,6 +76,12 @@ def splits(
         train, val = _divided(table, strata, rest, val_share, 3, draw)
         found.append(Split(np.sort(train), np.sort(val), np.sort(test)))
     return found
+
+
+def training_rows(table: Table, *, cut: float | None = None, seed: int = 0) -> NDArray[np.int64]:
+    """All rows that are not of a test file, cut as those of a split are; rising."""
+    rows = np.arange(len(table.labels))[: table.first_test_row]
+    return rows if cut is None else _cut(table, rows, cut, np.random.default_rng(seed))
 
 
 def _strata(table: Table) -> NDArray[np.int64]:

@@ -107,6 +107,8 @@ def read(
       DataError: nothing can be learned of it; one sentence that says why.
     """
     frame, label = _labelled(path, label)
+    roles = [name for name in (label, group, id) if name is not None]
+    frame = files.with_leading_zeros(path, frame, roles)
     notes: list[str] = []
     first_test = None
     if test is not None:
@@ -115,6 +117,7 @@ def read(
             raise DataError(f"{test} is the file that is trained on: --test is for other rows")
         words = [name for name in frame if kind_of(frame[name]) == "words"]
         other, _ = _labelled(test, None if files.has_labels(test) else label, words)
+        other = files.with_leading_zeros(test, other, roles)
         frame = _joined(frame, other, str(path), str(test))
     _check_roles(frame, str(path), label, text, group, id)
     frame, first_test = _with_labels(frame, label, first_test, notes)
@@ -128,8 +131,9 @@ def read(
     groups, group_names = (None, None) if group is None else _groups(frame, group, first_test)
     ids = None if id is None else _ids(frame, id, first_test)
     features = usable(
-        frame.drop(columns=[x for x in (label, group, id) if x is not None]), tuple(text), notes
-    )
+        frame.drop(columns=[x for x in (label, group, id) if x is not None]), tuple(text), notes,
+        judged=first_test,
+    )  # fmt: skip
     return Table(
         name=_stem(path), columns=features, labels=codes, class_names=names, text=tuple(text),
         groups=groups, group_names=group_names, ids=ids, first_test_row=first_test,
@@ -143,7 +147,8 @@ def read_rows(path: str | os.PathLike[str], like: pd.DataFrame) -> pd.DataFrame:
     Raises:
       DataError: a column is not there, or holds words where there were numbers.
     """
-    frame = files.frame(path, [name for name in like if like[name].dtype == object])
+    words = [name for name in like if like[name].dtype == object]
+    frame = files.frame(path, words, labelled=False)
     _check_same(frame, like, str(path), "the rows trained on")
     return usable(frame[list(like.columns)], (), [], like)
 
@@ -172,7 +177,12 @@ def _labelled(path: Any, label: str | None, words: Sequence[str] = ()) -> tuple[
 
 def _joined(frame: pd.DataFrame, test: pd.DataFrame, path: str, other: str) -> pd.DataFrame:
     _check_same(test, frame, other, path)
-    return pd.concat([frame, test[list(frame.columns)]], ignore_index=True)
+    parts = [frame.copy(), test[list(frame.columns)].copy()]
+    for name in frame.columns:
+        for mine, its in (parts, parts[::-1]):  # a column without a value is of any kind
+            if is_number(mine[name]) and not is_number(its[name]) and its[name].isna().all():
+                its[name] = np.full(len(its), np.nan)
+    return pd.concat(parts, ignore_index=True)
 
 
 def _check_same(frame: pd.DataFrame, like: pd.DataFrame, path: str, whose: str) -> None:

@@ -28,7 +28,11 @@ def holds_numbers(column: pd.Series) -> bool:
 
 
 def usable(
-    frame: pd.DataFrame, text: tuple[str, ...], notes: list[str], like: pd.DataFrame | None = None
+    frame: pd.DataFrame,
+    text: tuple[str, ...],
+    notes: list[str],
+    like: pd.DataFrame | None = None,
+    judged: int | None = None,
 ) -> pd.DataFrame:
     """The columns that features can be made of; of the others a note.
 
@@ -37,6 +41,7 @@ def usable(
       text: columns of sentences, which may all differ.
       notes: to which a sentence is added for each kind of column that is left out.
       like: a frame that was made so, whose columns these are to be: nothing is left out then.
+      judged: by how many of the first rows columns of words are judged; None is all.
 
     Returns:
       Numbers as floats, NaN where one is missing, words as objects, None where one is missing.
@@ -54,10 +59,11 @@ def usable(
         elif like is not None and kind != "words" and not column.isna().all():
             raise DataError(f"column {name!r} is one {kind}, where there were words")
         elif kind == "words" or like is not None:
-            distinct = column.nunique()
+            seen = column.iloc[:judged]
+            distinct = seen.nunique()
             if like is None and name not in text and distinct > _MANY_VALUES:
                 _tell_of_words(column, notes)
-            if like is None and name not in text and distinct > max(_MANY_VALUES, len(frame) / 2):
+            if like is None and name not in text and distinct > max(_MANY_VALUES, len(seen) / 2):
                 dropped.setdefault(
                     "whose values nearly all differ (--text, were it sentences)", []
                 ).append(str(name))

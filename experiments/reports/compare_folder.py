@@ -218,9 +218,10 @@ def summarise(
 def of_intervals(summary: Mapping[str, Any]) -> str:
     """What the intervals of differences are of, in a sentence."""
     if summary["splits"]["own_test"]:
+        cut = ", which rows the cut leaves" * bool(summary["about"].get("cut"))
         return (
             "Every training is tested on the same rows: intervals are of training noise alone "
-            "(initial weights, batches, settings chosen), not of which rows were drawn."
+            f"(initial weights, batches, settings chosen{cut}), not of which rows were drawn."
         )
     return "Intervals are Nadeau and Bengio's, for splits that overlap."
 

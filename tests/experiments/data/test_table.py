@@ -438,3 +438,100 @@ def test_the_file_that_is_trained_on_is_no_test(tmp_path):
 def test_bundled_sets(name, rows, classes):
     table = read(f"sklearn:{name}")
     assert (len(table.labels), table.num_classes, table.name) == (rows, classes, name)
+
+
+# ---- what a review with tables of its own found ---------------------------------------------
+
+
+def test_a_column_that_one_file_leaves_empty_is_of_the_others_kind(tmp_path):
+    """Numbers stay numbers, whichever of the two files has them, and words words."""
+    whole = pd.DataFrame({"a": np.arange(8.0), "b": np.arange(8.0), "c": list("xyxyxyxy"),
+                          "kind": list("uvuvuvuv")})  # fmt: skip
+    for name in ("b", "c"):
+        for which in ("train", "test"):
+            empty = whole.assign(**{name: None})
+            files = {"train": whole, "test": whole, which: empty}
+            for key, frame in files.items():
+                frame.to_csv(tmp_path / f"{key}.csv", index=False)
+            table = read(tmp_path / "train.csv", "kind", test=tmp_path / "test.csv")
+            there = table.columns[name].notna().to_numpy()
+            assert there.tolist() == [which == "test"] * 8 + [which == "train"] * 8
+            assert (table.columns[name].dtype == np.float64) == (name == "b")
+            assert table.notes == ()
+
+
+def test_columns_of_words_are_judged_by_the_rows_trained_on(tmp_path):
+    """30 names in 40 rows are no categories, however large the file of test rows is."""
+    frame = pd.DataFrame({"name": [f"n{k % 30}" for k in range(40)], "x": np.arange(40.0),
+                          "kind": ["u", "v"] * 20})  # fmt: skip
+    frame.to_csv(tmp_path / "train.csv", index=False)
+    pd.concat([frame] * 4).to_csv(tmp_path / "test.csv", index=False)
+    alone, beside = (
+        read(tmp_path / "train.csv", "kind", test=test) for test in (None, tmp_path / "test.csv")
+    )
+    assert list(alone.columns) == list(beside.columns) == ["x"]
+    assert alone.notes == beside.notes and "nearly all differ" in alone.notes[-1]
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+@pytest.mark.parametrize("role", ["label", "group", "id"])
+def test_a_leading_zero_is_a_part_of_a_name(tmp_path, kind, role):
+    """007 is not 7; without any such cell numbers are numbers, as before."""
+    cells = {"label": ["u", "v"] * 8, "group": ["p", "q"] * 8, "id": list(map(str, range(16)))}
+    path = tmp_path / f"x.{kind}"
+    values = ["007", "7", "08", "9"] * 4
+
+    def found(values):
+        frame = pd.DataFrame({**cells, role: values, "x": np.arange(16.0)})
+        frame.to_csv(path, index=False, sep="," if kind == "csv" else "\t")
+        return read(path, "label", group="group", id="id")
+
+    def told(table):
+        names = {"label": table.class_names, "group": table.group_names}
+        return sorted(names[role]) if role in names else len(np.unique(table.ids))
+
+    assert told(found(values)) == (sorted(set(values)) if role != "id" else 4)
+    plain = ["10", "7", "8", "9"] * 4
+    assert told(found(plain)) == (sorted(set(plain)) if role != "id" else 4)
+    zero = ["0", "-1", "-2", "10"] * 4
+    assert told(found(zero)) == (sorted(set(zero)) if role != "id" else 4)
+
+
+def test_an_empty_line_of_a_lone_column_is_a_row(tmp_path):
+    like = pd.DataFrame({"x": [0.5]})
+    for text, want in (("x\n0.1\n\n2.5\n", [0.1, np.nan, 2.5]), ("x\n1\n2", [1, 2])):
+        (tmp_path / "p.csv").write_text(text)
+        np.testing.assert_array_equal(read_rows(tmp_path / "p.csv", like)["x"], want)
+    (tmp_path / "p.csv").write_text("x,z\n0.1,1\n\n2.5,2\n")  # of several columns it is none
+    np.testing.assert_array_equal(read_rows(tmp_path / "p.csv", like)["x"], [0.1, 2.5])
+
+
+def test_arrays_to_be_predicted_need_no_labels(tmp_path):
+    path, like = tmp_path / "p.npz", pd.DataFrame({"x0": [0.5], "x1": [0.5]})
+    np.savez(path, X=np.arange(6.0).reshape(3, 2))
+    np.testing.assert_array_equal(read_rows(path, like), np.arange(6.0).reshape(3, 2))
+    with pytest.raises(DataError, match=r"no array y: it needs X\[n, d\] and y\[n\]"):
+        read(path)
+    np.savez(path, y=np.arange(3))
+    with pytest.raises(DataError, match=r"no array X: it needs X\[n, d\]$"):
+        read_rows(path, like)
+
+
+def test_words_without_a_letter_are_missing_in_every_kind_of_file(tmp_path):
+    words = ["a", "", "b", None] * 4
+    frame = pd.DataFrame({"w": words, "x": np.arange(16.0), "kind": ["u", "v"] * 8})
+    found = []
+    for kind, dtype in (("csv", object), ("parquet", object), ("parquet", "category")):
+        path = tmp_path / f"x.{kind}"
+        held = frame.astype({"w": dtype})
+        held.to_csv(path, index=False) if kind == "csv" else held.to_parquet(path)
+        found.append(read(path, "kind").columns["w"].tolist())
+    assert found == [["a", None, "b", None] * 4] * 3
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_fractions_as_labels_have_their_own_digits(tmp_path, dtype):
+    kinds = np.array([0.2, 0.1, 0.2, 0.1, 0.2, 0.3, 0.3], dtype)
+    pd.DataFrame({"x": np.arange(7.0), "kind": kinds}).to_parquet(tmp_path / "x.parquet")
+    table = read(tmp_path / "x.parquet", "kind")
+    assert table.class_names == ("0.2", "0.1", "0.3")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import html
 import io
 import json
 import os
@@ -25,6 +26,7 @@ from experiments.bench import compare_kept
 from experiments.bench.comparison import Engine
 from experiments.bench.lanes import Net
 from experiments.data import columns
+from experiments.data.splits import training_rows
 from experiments.data.table import read
 from experiments.host import inputs, outputs
 from experiments.host.errors import DataError, RunError, Stopped
@@ -363,7 +365,7 @@ def test_the_snippet_trains_what_was_kept(data: Path, finished: Path) -> None:
     key = jax.random.fold_in(jax.random.key(0), 2)
     fresh = net.module().init(key, features[:1], train=False)["params"]
     layers = ("hidden_0", "hidden_1", "head")
-    part, _ = compare_kept.all_rows(table, 2, 0)
+    part, _ = compare_kept.all_rows(table, 2, 0, None)
     np.testing.assert_array_equal(part.features, features)
     order = made["batches"](table.weighed)
     recipe = compare.Recipe(net, *order.shape, 0, 0)
@@ -391,8 +393,8 @@ def test_every_snippet_runs(
     """Of the last row, whichever is best."""
     hand_on = compare._hand_on
 
-    def last(args: Any, out: Any, table: Any, recipe: Any, rows: Any, best: str) -> None:
-        hand_on(args, out, table, recipe, rows, rows[-1].name)
+    def last(args: Any, out: Any, table: Any, recipe: Any, rows: Any, best: str, cut: Any) -> None:
+        hand_on(args, out, table, recipe, rows, rows[-1].name, cut)
 
     monkeypatch.setattr(compare, "_hand_on", last)
     base = [x for x in QUICK if x not in ("--width", "8")] if "linear" in flags else [*QUICK]
@@ -400,6 +402,116 @@ def test_every_snippet_runs(
     compare.main(compare.arguments().parse_args(args))
     runpy.run_path(str(tmp_path / "out" / "snippet.py"), run_name="__main__")
     assert "balanced accuracy on the rows trained on" in capsys.readouterr().out
+
+
+# Flags, and the numbers of the rows that are trained on at last.
+TRAINED: dict[str, tuple[tuple[str, ...], Any]] = {
+    "beside a file of test rows": (("--test", "other.csv"), lambda table: np.arange(90)),
+    "cut": (("--cut", "20", "--seed", "3"), lambda table: training_rows(table, cut=20.0, seed=3)),
+}
+
+
+@pytest.mark.parametrize("way", TRAINED)
+def test_what_is_handed_on_is_of_the_rows_that_are_trained_on(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of rows that are never tested, and cut as they were compared; also of equal classes."""
+    monkeypatch.chdir(tmp_path)
+    halves = frame().assign(kind=["rare", "usual"] * 45)  # nothing is imbalanced before the cut
+    written(Path("x.csv"), halves if way == "cut" else frame())
+    written(Path("other.csv"), frame()[30:].assign(a=7.0))
+    flags, rows_of = TRAINED[way]
+    args = ["--data", "x.csv", "--label", "kind", "--out", "out", *QUICK, *flags]
+    seen: list[Any] = []
+    kept = compare_kept.save
+    monkeypatch.setattr(compare_kept, "save", lambda *a: (seen.append(a), kept(*a)))
+    hand_on = compare._hand_on
+
+    def imbsam(*given: Any) -> None:
+        *before, _, cut = given
+        hand_on(*before, "imbsam, logit_adjusted", cut)
+
+    monkeypatch.setattr(compare, "_hand_on", imbsam)
+    compare.main(compare.arguments().parse_args([*args, "--save"]))
+    ((_, table, part, *_),) = seen
+    np.testing.assert_array_equal(part.train, rows_of(table))
+    if way == "cut":  # as the splits are: the largest whole, the other a twentieth
+        assert np.bincount(table.labels[part.train]).tolist() == [45, 2]
+    made = runpy.run_path("out/snippet.py", run_name="__main__")
+    assert "balanced accuracy on the rows trained on" in capsys.readouterr().out
+    np.testing.assert_array_equal(made["rows"], part.train)
+    np.testing.assert_allclose(made["x"], part.features[part.train])
+
+
+def test_a_rule_that_all_rows_refuse_is_not_compared(tmp_path: Path) -> None:
+    """15 rare rows, 10 of them trained on in a split: an eta of 12 leaves no tail of all rows."""
+    data = written(tmp_path / "x.csv", frame())
+    untuned(data, tmp_path / "out", "--eta", "12")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert "without imbsam: --rule imbsam: eta=12.0 leaves no tail class" in str(
+        summary["about"]["notes"]
+    )
+    assert [row["row"] for row in summary["rows"]] == [ROWS[0], ROWS[1], ROWS[4]]
+
+
+def test_a_network_that_cannot_be_handed_on_costs_no_page(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: Any) -> None:
+        raise RunError("diverged on all rows together")
+
+    monkeypatch.setattr(compare_kept, "save", refuses)
+    with pytest.raises(RunError, match="on all rows"):
+        run(data, tmp_path / "out", "--save")
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_classes_that_choose_nothing_or_are_never_tested_are_told(tmp_path: Path) -> None:
+    """Of ids, the one of the rarest class can be on one side alone."""
+    rows = 120
+    kinds = np.array(["a"] * 80 + ["b"] * 30 + ["c"] * 10)
+    whole = pd.DataFrame({"x": np.arange(rows) % 7, "kind": kinds, "who": np.arange(rows) // 10})
+    run(written(tmp_path / "x.csv", whole), tmp_path / "out", "--id", "who")
+    notes = json.loads((tmp_path / "out" / "summary.json").read_text())["about"]["notes"]
+    assert "never tested, for it is in no test part: class 'c'" in notes
+    (chosen,) = (note for note in notes if "chosen without" in note)
+    assert chosen.startswith("in some split too few ids to be held out") and "'c'" in chosen
+    few = whole[whole["who"] >= 10].assign(kind=["b", "c"] * 10, who=np.arange(20) // 5)
+    few["kind"] = np.where(few["who"] < 2, "b", "c")
+    with pytest.raises(RunError, match="no row can be held out to choose settings by"):
+        run(written(tmp_path / "y.csv", few), tmp_path / "few", "--id", "who")
+
+
+def test_columns_whose_features_have_one_name_are_told_apart(tmp_path: Path) -> None:
+    """A column beside its own dummies, two categories that make one name, an indicator's name."""
+    made = frame().assign(c_x=1.0 * (frame()["c"] == "x"), missingindicator_b=np.arange(90) % 5)
+    made["p"], made["p_q"] = ["q_r", "s"] * 45, ["r", "t", "u"] * 30
+    table = read(written(tmp_path / "x.csv", made), "kind")
+    names = columns.fit(table, np.arange(90)).names
+    assert (
+        len(set(names)) == len(names) == columns.fit(table, np.arange(90))(table.columns).shape[1]
+    )
+    assert {"a", "words__c_x", "numbers__c_x", "words__p_q_r", "words__p_q_r (2)", "c_y"} <= set(
+        names
+    )
+
+
+@pytest.mark.parametrize("name", ["$1 # $2", "$5_ to $10", "$", "a\\x"])
+def test_a_name_with_a_dollar_is_drawn_as_it_is(name: str, tmp_path: Path) -> None:
+    """A class, and the file itself; the snippet is Python, whatever the file is called."""
+    made = frame()
+    made["kind"] = made["kind"].where(made["kind"] == "rare", name)
+    file = written(tmp_path / f"{name.replace('/', '')}.csv", made)
+    untuned(file, tmp_path / "out")
+    drawn = (tmp_path / "out" / "recall.svg").read_text()
+    assert f">{html.escape(name)} (" in drawn
+    compile((tmp_path / "out" / "snippet.py").read_text(), "snippet.py", "exec")
+
+
+def untuned(data: Path, out: Path, *flags: str) -> None:
+    base = ["--splits", "2", "--no-tune", *QUICK[QUICK.index("--epochs") :]]
+    args = ["--data", str(data), "--label", "kind", "--out", str(out), *base, *flags]
+    compare.main(compare.arguments().parse_args(args))
 
 
 def written(path: Path, found: pd.DataFrame) -> Path:
