@@ -145,7 +145,7 @@ def perturbed(params: PyTree, direction: PyTree, radius: Any, ascent: Ascent) ->
         total = _total(lambda x: _power(x, q), h)
         length = _power(total, 1 / ascent.p)
         h = jax.tree.map(lambda x: jnp.sign(x) * _power(x, q - 1), h)
-    factor = radius / jnp.where(total == 0, 1, length)
+    factor = jnp.asarray(radius, length.dtype) / jnp.where(total == 0, 1, length)
     e = jax.tree.map(lambda x: x * factor.astype(x.dtype), h)
     if scale is not None:
         e = jax.tree.map(jnp.multiply, scale, e)
@@ -154,7 +154,8 @@ def perturbed(params: PyTree, direction: PyTree, radius: Any, ascent: Ascent) ->
 
 def bound_radius(factor: Any, length_w: jax.Array, length_d: jax.Array, size: int) -> jax.Array:
     """`factor * size^(1/4) sqrt(||w|| / (2 ||d||))`: of CC-SAM and GSA; 0 where ||d|| is 0."""
-    radius = factor * size**0.25 * root(length_w / (2 * _or_one(length_d)))
+    ratio = length_w / (2 * _or_one(length_d))
+    radius = jnp.asarray(factor, length_d.dtype) * size**0.25 * root(ratio)
     return checks.nan_with(factor, jnp.where(length_d == 0, 0, radius))
 
 
@@ -242,7 +243,9 @@ def decayed(grads: PyTree, points: list[PyTree], ascent: Ascent, part: Any) -> P
         return grads
 
     def leaf(g: jax.Array, *at: jax.Array) -> jax.Array:
-        return (_widened(g) + part * rate * sum(_widened(p) for p in at)).astype(g.dtype)
+        wide = _widened(g)
+        share = jnp.asarray(part * rate, wide.dtype)
+        return (wide + share * sum(_widened(p) for p in at)).astype(g.dtype)
 
     return jax.tree.map(leaf, grads, *points)
 

@@ -54,9 +54,15 @@ def number(
         for kept in _bounds(value, least, above, most, below):
             good &= kept
         return nan_unless(good, value)
+    value = plain(value)
     if not (_is_finite(value) and all(_bounds(value, least, above, most, below))):
         raise ValueError(f"{name} must be {wanted}, got {short(value, str)}{hint}")
-    return value.item() if hasattr(value, "item") else value
+    return value
+
+
+def plain(value: Any) -> Any:
+    """A concrete number as Python's: inside of jit a comparison of JAX's would be traced."""
+    return value.item() if is_concrete(value) and hasattr(value, "item") else value
 
 
 def _bounds(
@@ -103,9 +109,16 @@ def steps(name: str, value: Any, least: int = 0, wanted: str = "a step number, a
         if jnp.issubdtype(value.dtype, jnp.floating):
             good &= jnp.isfinite(value) & (value == jnp.floor(value))
         return good
+    value = plain(value)
     if not (_is_finite(value) and value >= least and value == math.floor(value)):
         raise ValueError(f"{name} must be {wanted}, got {short(value, str)}")
     return None
+
+
+def switch_step(value: Any) -> Any:
+    """What `steps` let pass, to compare steps with: "never" may be any number, they are int32."""
+    value = plain(value)
+    return min(value, 2**31 - 1) if is_concrete(value) else value
 
 
 def nan_with(value: Any, tree: Any) -> Any:

@@ -228,6 +228,12 @@ def max_norm(
     def chosen(params: PyTree) -> list[bool]:
         pairs = zip(marked(mask, params, "max_norm's mask"), jax.tree.leaves(params), strict=True)
         picks = [keep and jnp.ndim(leaf) > 1 for keep, leaf in pairs]
+        for pick, leaf in zip(picks, jax.tree.leaves(params), strict=True):
+            if pick and jnp.ndim(leaf) > 2:
+                raise ValueError(
+                    f"max_norm projects kernels float[F, C], and one is float{list(leaf.shape)}: "
+                    "leave it out of the mask, or reshape it"
+                )
         if not any(picks):
             raise ValueError("the mask of max_norm marks no kernel (no matrix): mark the head's")
         return picks
@@ -314,7 +320,7 @@ def normalised_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.flo
       float[F, C].
 
     Raises:
-      ValueError: a shape that is not (F, C), a key that is none.
+      ValueError: a shape that is not (F, C), a dtype that is not floating, a key that is none.
 
     Source: the initialisation of the normalised head in the release of Cao et al., NeurIPS 2019.
 
@@ -323,6 +329,8 @@ def normalised_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.flo
     [1.0, 1.0]
     """
     checks.one_key("key", key)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype must be a floating one, got {jnp.dtype(dtype)}")
     kernel = jax.random.uniform(key, shape, checks.at_least_float32(jnp.dtype(dtype)), -1.0, 1.0)
     return tau_normalise(kernel, 1.0).astype(dtype)
 

@@ -34,7 +34,7 @@ def gradient(
     Where rows are padding, g is over all rows of the device: `mean_over_rows` averages it over
     the devices and divides the padding out.
     """
-    check_table(table)
+    table = check_table(table)
     groups = [table.groups[k] for k in range(table.groups.shape[0])]
     base = [] if table.base is None else [table.base]
 

@@ -74,8 +74,8 @@ def hvp(
       ValueError: averaged losses, rows that differ in number, labels or weights of another shape.
       TypeError: losses or parameters that are not real and floating.
 
-    A label that is no class makes the product NaN. Only derivatives are taken, so a loss with a
-    kink (ReLU) has the curvature of its smooth pieces.
+    With class_weights a label that is no class makes the product NaN. Only derivatives are taken,
+    so a loss with a kink (ReLU) has the curvature of its smooth pieces.
 
     >>> def losses_fn(w, x):
     ...     return (x * w) ** 2, None
@@ -295,11 +295,13 @@ def spectral_density(
         raise ValueError(
             f"grid must be float[M] with M at least 2, got {grid.dtype}{list(grid.shape)}"
         )
+    if checks.is_concrete(grid):
+        points = np.asarray(grid).astype(dtype)  # on the host: inside of jit JAX's are traced
+        if not np.isfinite(points).all():
+            raise ValueError("grid must be finite: end it some way beyond the eigenvalues")
+        if not (points[1:] > points[:-1]).all():
+            raise ValueError("grid must rise: sort it, and leave out points that are there twice")
     grid = jnp.asarray(grid, dtype)
-    if checks.is_concrete(grid) and not bool(jnp.all(jnp.isfinite(grid))):
-        raise ValueError("grid must be finite: end it some way beyond the eigenvalues")
-    if checks.is_concrete(grid) and not bool(jnp.all(grid[1:] > grid[:-1])):
-        raise ValueError("grid must rise: sort it, and leave out points that are there twice")
     iterations = min(lanczos.count("iterations", iterations, 1), size)
 
     def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:

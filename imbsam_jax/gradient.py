@@ -180,10 +180,12 @@ def _info(
     for weights, (direction, there) in zip(table.groups, groups, strict=True):
         w = row_weights(weights, labels, mask, wide)
         here, there = (jnp.where(w == 0, 0, x.astype(wide)) for x in (losses, there))
-        length, touched = (norm(direction) / share).astype(wide), jnp.mean(w != 0, dtype=wide)
+        length = norm(direction)
+        length = (length / share.astype(length.dtype)).astype(wide)
+        touched = jnp.mean(w != 0, dtype=wide)
         sums = (w.mean(), (w * here).mean(), (w * there).mean(), touched, length)
         total, at, moved_to, touched, length = collectives.mean(sums, axis_name)
-        count = touched * (losses.shape[0] * devices)
+        count = jnp.round(touched * (losses.shape[0] * devices))  # a mean, back to a whole number
         some = jnp.where(total == 0, 1, total)
         means = (jnp.where(total == 0, np.array(absent, wide), x / some) for x in (at, moved_to))
         columns.append((length, count, *means))

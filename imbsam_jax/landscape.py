@@ -182,7 +182,8 @@ def grid(*axes: Any) -> jax.Array:
     >>> grid(jnp.array([0.0, 1.0]), jnp.array([5.0, 6.0])).tolist()
     [[0.0, 5.0], [0.0, 6.0], [1.0, 5.0], [1.0, 6.0]]
     """
-    arrays = [jnp.asarray(axis) for axis in axes]
+    given = [jnp.asarray(axis) for axis in axes]
+    arrays = [x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float) for x in given]
     if not arrays or any(axis.ndim != 1 for axis in arrays):
         raise ValueError("grid takes one or more axes, float[M] each")
     return jnp.stack([x.ravel() for x in jnp.meshgrid(*arrays, indexing="ij")], axis=-1)

@@ -97,7 +97,7 @@ def tail_classes(class_counts: ArrayLike, eta: float, *, strict: bool = False) -
     [False, True, True]
     """
     counts = checks.counts(class_counts)
-    checks.number("eta", eta, wanted="a finite number of examples", concrete=True)
+    eta = checks.number("eta", eta, wanted="a finite number of examples", concrete=True)
     return np.asarray(counts < eta if strict else counts <= eta)
 
 
@@ -172,7 +172,9 @@ def long_tail_counts(
     checks.whole("num_classes", num_classes, 2, "over 1: a long tail needs at least 2 classes")
     checks.whole("max_count", max_count, 1, most=2**53)
     hint = ": for a published imb_factor of 0.01 pass 100"
-    checks.number("imbalance_factor", imbalance_factor, least=1, hint=hint, concrete=True)
+    imbalance_factor = checks.number(
+        "imbalance_factor", imbalance_factor, least=1, hint=hint, concrete=True
+    )
     # Python doubles and truncation, as every public construction does: the lists then agree.
     mu = 1.0 / imbalance_factor
     if kind == "exp":

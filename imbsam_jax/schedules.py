@@ -183,6 +183,8 @@ def ramp(*, epochs: int, steps_per_epoch: int, limit: float = 1.0) -> Schedule:
 def _by_epoch(at: Callable[[Any, Any], Any], steps_per_epoch: int) -> Schedule:
     """Of a concrete step a Python float, so that rules can check it; of a traced one a scalar."""
 
+    steps_per_epoch = int(steps_per_epoch)  # of no narrow type
+
     def schedule(step: Any) -> Any:
         is_step = checks.steps("step", step)
         if checks.is_concrete(step):

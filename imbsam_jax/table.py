@@ -78,7 +78,7 @@ class stagewise:
         check_rule(second)
         checks.steps("switch_step", switch_step)
         self.stages = (first, second)
-        self.starts = (0, switch_step)
+        self.starts = (0, checks.switch_step(switch_step))
 
     def __call__(self, step: Any) -> ClassWeights:
         require_step(step)
@@ -87,7 +87,7 @@ class stagewise:
                 "a staged rule has no table at a traced step: give it to value_and_grad or "
                 "sharpness_aware, which branch over the whole gradient, or pass a Python int"
             )
-        return self.stages[int(step >= self.starts[1])](step)
+        return self.stages[int(checks.plain(step) >= self.starts[1])](step)
 
 
 def require_step(step: Any) -> None:
@@ -130,9 +130,13 @@ def check_table(table: Any) -> ClassWeights:
             "the rule's table must have base float[C] or None, groups float[G, C] and radii "
             f"float[G]; its shapes are {base}, {groups} and {radii}"
         )
-    if table.base is None and table.groups.shape[0] == 0:
+    if base is None and groups[0] == 0:
         raise ValueError("the rule's table has neither a base nor a group: there is no loss in it")
-    return table
+    arrays: Any = (
+        part if part is None or hasattr(part, "shape") else np.asarray(part, np.float64)
+        for part in table
+    )
+    return ClassWeights(*arrays)
 
 
 def checked_radius(name: str, value: ScalarOrSchedule) -> ScalarOrSchedule:

@@ -135,6 +135,7 @@ def feature_adversary(
                     out_sharding=collectives.along(labels),
                 )
             )  # fmt: skip
+            u = jnp.where(real == 0, 1, u)  # of padding, whatever its label
             noise = length * u[:, None] * _over_norm(flat, labels, table.size)
         noise = lax.stop_gradient(noise).reshape(features.shape)
         there, _ = run(params, (_widened(features) + noise).astype(features.dtype))

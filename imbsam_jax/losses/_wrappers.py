@@ -132,6 +132,7 @@ def deferred(
     [15.0, 27.0]
     """
     is_step = checks.steps("switch_step", switch_step)
+    start = checks.switch_step(switch_step)
     before, after = as_loss(first), as_loss(second)
 
     def is_later(step: Any) -> Any:
@@ -140,7 +141,8 @@ def deferred(
                 "this loss depends on the step: call loss(logits, labels, step), with the number "
                 "of updates made so far"
             )
-        return step >= switch_step
+        checks.steps("step", step)
+        return checks.plain(step) >= start
 
     def per_class(logits: jax.Array, step: Any) -> jax.Array:
         later = is_later(step)

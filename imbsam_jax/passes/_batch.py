@@ -127,6 +127,8 @@ def check_batched(
     batched: tuple[bool, ...] | None, args: tuple[Any, ...], size: int
 ) -> tuple[bool, ...]:
     """Which args have the batch axis, after a look at all of their leaves."""
+    if not (batched is None or isinstance(batched, tuple | list)):
+        raise ValueError(f"batched must be a tuple of truths, one for each arg, got {batched!r}")
     which = (True,) * len(args) if batched is None else tuple(batched)
     if len(which) != len(args):
         raise ValueError(f"batched has {len(which)} entries for {len(args)} args of losses_fn")

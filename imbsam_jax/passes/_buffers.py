@@ -58,6 +58,7 @@ def binomial_buffers(
     drawn = drawn / drawn.sum()
 
     def buffers(classes: NDArray[np.bool_]) -> tuple[int, ...]:
+        _check_classes(classes, len(drawn), name)
         share = float(drawn[classes].sum())
         mean, spread = batch_size * share, math.sqrt(batch_size * share * max(1 - share, 0))
         # Sums of shares are rounded: a mean of 51 that came out as 51 + 1e-14 needs no 52nd row.
@@ -99,4 +100,14 @@ def stratified_buffers(class_strata: ArrayLike, rows: Sequence[int]) -> Buffers:
         )
     for size in rows:
         checks.whole("rows", size, 0)
-    return lambda classes: (sum(rows[int(k)] for k in set(strata[classes].tolist())),)
+
+    def buffers(classes: NDArray[np.bool_]) -> tuple[int, ...]:
+        _check_classes(classes, len(strata), "class_strata")
+        return (sum(rows[int(k)] for k in set(strata[classes].tolist())),)
+
+    return buffers
+
+
+def _check_classes(classes: NDArray[np.bool_], mine: int, name: str) -> None:
+    if len(classes) != mine:
+        raise ValueError(f"the rule has {len(classes)} classes, and {name} of the buffers {mine}")

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from imbsam_jax import checks
 from imbsam_jax.checks import at_least_float32
 from imbsam_jax.passes._batch import (
     Carry,
@@ -69,9 +70,7 @@ class whole:
     carry: Carry | None = None
 
     def __post_init__(self) -> None:
-        number = self.micro_batches
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ValueError(f"micro_batches must be a whole number from 1 on, got {number!r}")
+        checks.whole("micro_batches", self.micro_batches, 1)
 
     def over(
         self, losses_fn: LossesFn, params: Any, rows: Rows, table: ClassWeights, axis_name: Any

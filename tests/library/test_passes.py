@@ -282,7 +282,7 @@ def test_bad_micro_batches_are_refused() -> None:
         return f(params, y, *(args or (x, y)))
 
     for bad in (0, -1, 2.0, True, None):
-        with pytest.raises(ValueError, match=f"whole number from 1 on, got {bad}"):
+        with pytest.raises(ValueError, match=f"a whole number, at least 1, got {bad}"):
             by(bad)
     with pytest.raises(ValueError, match=r"8 rows is not divisible into micro_batches=3 .*pad"):
         by(3)

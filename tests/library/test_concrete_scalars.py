@@ -1,0 +1,212 @@
+"""Numbers of JAX that are known while a program is traced, of any width; and what goes with them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import imbsam_jax as ij
+from imbsam_jax import classifiers, rules, sharpness
+
+COUNTS = [60, 30, 9, 2]
+PARAMS = {"a": jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), jnp.float32)}
+X = jnp.asarray(np.random.default_rng(1).normal(size=(6, 3)), jnp.float32)
+Y = jnp.array([0, 1, 2, 3, 0, 1])
+KEY = jax.random.key(0)
+
+
+def losses_fn(params: Any, x: Any, y: Any) -> Any:
+    return ij.losses.cross_entropy(x @ params["a"], y), None
+
+
+def grads(rule: Any, step: Any = None, **options: Any) -> Any:
+    f = ij.value_and_grad(losses_fn, rule, **options)
+    return lambda p: f(p, Y, X, Y, step=step)[1]
+
+
+def deviation(number: Any) -> Any:
+    def f(p: Any) -> Any:
+        scores = (X @ p["a"])[:, 0]
+        return ij.losses.deviation_loss(
+            scores, Y % 2, reference_mean=number(0.1), reference_std=number(1.2)
+        )
+
+    return f
+
+
+def density(number: Any) -> Any:
+    grid = np.linspace(-1, 9, 5) if number is float else jnp.linspace(-1, 9, 5)
+
+    def f(p: Any) -> Any:
+        like = p["a"][0]
+        return ij.curvature.spectral_density(
+            lambda v: 2 * v, like, grid, key=KEY, iterations=2, probes=2
+        )
+
+    return f
+
+
+def staged(number: Any, step: Any) -> Any:
+    rule = rules.sse_sam(COUNTS, head_rho=0.1, tail_rho=0.2, eta=10, switch_step=number(3))
+    return grads(rule, step=number(step))
+
+
+# By name, of what makes a number: a function of the parameters.
+USES: dict[str, Any] = {
+    "rho": lambda n: grads(rules.imbsam(COUNTS, rho=n(0.1), eta=n(10))),
+    "rho of a schedule": lambda n: grads(rules.sam(4, rho=lambda step: n(0.1)), step=2),
+    "strength": lambda n: grads(rules.focal_sam(COUNTS, rho=0.1, gamma=n(2.0), strength=n(0.5))),
+    "weight_decay": lambda n: grads(rules.sam(4, rho=0.1), ascent=ij.Ascent(weight_decay=n(0.01))),
+    "step before": lambda n: staged(n, 1),
+    "step after": lambda n: staged(n, 5),
+    "reference": deviation,
+    "grid": density,
+    "sharpness": lambda n: lambda p: sharpness.average(
+        losses_fn, p, Y, X, Y, key=KEY, radius=n(0.3), directions=2
+    ),
+    "max_norm_project": lambda n: lambda p: classifiers.max_norm_project(p["a"], n(0.5)),
+    "step of a schedule": lambda n: lambda p: ij.schedules.linear_radius(
+        0.1, 0.2, epochs=5, steps_per_epoch=2
+    )(n(3)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_number_of_jax_inside_of_jit_is_a_number(use: str) -> None:
+    """Closed over, inside of jit; as Python's outside of it."""
+    held: dict[float, jax.Array] = {}
+
+    def number(value: float) -> jax.Array:
+        return held.setdefault(value, jnp.asarray(value))
+
+    want = USES[use](float)(PARAMS)
+    eager = USES[use](number)
+    made = {"eager": eager(PARAMS), "jit": jax.jit(eager)(PARAMS)}
+    made["made inside"] = jax.jit(lambda p: USES[use](number)(p))(PARAMS)
+    for name, found in made.items():
+        for got, leaf in zip(*map(jax.tree.leaves, (found, want)), strict=True):
+            np.testing.assert_allclose(got, leaf, rtol=5e-5, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.parametrize("counts, eta", [([2**33, 2**32 + 5, 5], 10.0), ([2**24 + 1, 5], 2.0**24)])
+def test_an_eta_of_jax_cuts_no_count_to_its_width(counts: list[int], eta: float) -> None:
+    want = [False] * (len(counts) - 1) + [True]
+    for given in (eta, np.float64(eta), np.float32(eta), jnp.asarray(eta, jnp.float32)):
+        assert ij.tail_classes(counts, given).tolist() == want
+    known = jnp.asarray(eta)
+    assert jax.jit(lambda x: x + ij.tail_classes(counts, known))(0).tolist() == want
+
+
+@pytest.mark.parametrize("of", [np.float16, np.float32, np.float64, jnp.float32, np.int8])
+def test_a_factor_of_any_type_gives_the_list_of_its_value(of: Any) -> None:
+    for classes, most, factor in ((10, 5000, 100), (365, 5872, 7)):
+        want = ij.long_tail_counts(classes, most, float(factor))
+        np.testing.assert_array_equal(ij.long_tail_counts(classes, most, of(factor)), want)
+
+
+@pytest.mark.parametrize("rows", [7, 13, 26, 100])
+def test_rows_of_a_group_are_counted_whole(rows: int) -> None:
+    for tail in range(1, rows, max(1, rows // 13)):
+        y = jnp.asarray(np.arange(rows) < tail, jnp.int32)
+        f = ij.value_and_grad(
+            lambda w, x: (w * x, None), rules.imbsam([100, 1], rho=0.1, eta=1), info=True
+        )
+        ((_, _, info), _) = f(jnp.float32(1), y, jnp.ones(rows))
+        assert float(info.rows[0]) == tail
+
+
+def test_a_row_without_a_class_that_is_masked_perturbs_no_feature() -> None:
+    """Of the released variant, which looks the class up: whatever stands there."""
+    head = {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)), jnp.float32)}
+    adversary = ij.losses.feature_adversary(
+        lambda params, z: (jax.nn.logsumexp(z @ params["kernel"], axis=1), None),
+        [10, 2],
+        variant="release",
+    )
+    z = jnp.asarray(np.random.default_rng(1).normal(size=(3, 3)), jnp.float32)
+    mask = jnp.array([True, True, False])
+
+    def found(last: int) -> Any:
+        labels = jnp.array([0, 1, last])
+        f = ij.value_and_grad(
+            lambda p, z, y, m: adversary(p, y, z, share=0.5, mask=m), rules.sgd(2)
+        )
+        return f(head, labels, z, labels, mask, mask=mask)
+
+    want = found(0)
+    for last in (-1, 99):
+        for got, leaf in zip(*map(jax.tree.leaves, (found(last), want)), strict=True):
+            np.testing.assert_allclose(got, leaf, rtol=1e-6)
+
+
+def test_strict_types_with_numbers_of_64_bits(x64: None) -> None:
+    """float32 parameters where JAX's default is float64: in every rule, masked, with info."""
+    made = {
+        "sam": rules.sam(4, rho=0.1), "imbsam": rules.imbsam(COUNTS, rho=0.1, eta=10),
+        "gsa": rules.gsa(COUNTS, groups=[0, 0, 1, 1]),
+    }  # fmt: skip
+    mask = jnp.array([True] * 5 + [False])
+    for name, rule in made.items():
+        ascent = ij.Ascent(weight_decay=0.01)
+        f = ij.value_and_grad(losses_fn, rule, ascent=ascent, info=True)
+        want = f(PARAMS, Y, X, Y, mask=mask)
+        with jax.numpy_dtype_promotion("strict"):
+            got = f(PARAMS, Y, X, Y, mask=mask)
+        assert got[1]["a"].dtype == jnp.float32, name
+        for mine, leaf in zip(*map(jax.tree.leaves, (got, want)), strict=True):
+            np.testing.assert_allclose(mine, leaf, rtol=1e-6, err_msg=name)
+
+
+BUFFERS = {
+    "binomial": lambda: ij.binomial_buffers([5, 3, 1], 6),
+    "stratified": lambda: ij.stratified_buffers([False, True, True], (4, 2)),
+}
+
+
+@pytest.mark.parametrize("kind", BUFFERS)
+def test_buffers_of_other_classes_are_refused(kind: str) -> None:
+    passes = ij.passes.own_rows(BUFFERS[kind]())
+    with pytest.raises(ValueError, match=r"the rule has 4 classes, and class_\w+ of the buffers 3"):
+        grads(rules.imbsam(COUNTS, rho=0.1, eta=10), passes=passes)(PARAMS)
+
+
+def test_never_is_any_number_of_steps() -> None:
+    """Also where the step is traced, an int32."""
+    rule = rules.sse_sam(COUNTS, head_rho=0.1, tail_rho=0.2, eta=10, switch_step=10**10)
+    f = ij.value_and_grad(losses_fn, rule)
+    want = f(PARAMS, Y, X, Y, step=0)[1]
+    got = jax.jit(lambda step: f(PARAMS, Y, X, Y, step=step)[1])(7)
+    np.testing.assert_allclose(got["a"], want["a"], rtol=1e-6)
+    plain = ij.losses.cross_entropy
+    late = ij.losses.deferred(plain, ij.losses.weighted(plain, [2.0] * 4), switch_step=10**10)
+    logits = X @ PARAMS["a"]
+    np.testing.assert_allclose(
+        jax.jit(lambda step: late(logits, Y, step))(7), plain(logits, Y), rtol=1e-6
+    )
+    with pytest.raises(ValueError, match="step must be a step number"):
+        late(logits, Y, "5")
+
+
+def test_more_of_what_is_refused_or_taken() -> None:
+    with pytest.raises(ValueError, match="batched must be a tuple of truths"):
+        grads(rules.sgd(4), passes=ij.passes.whole(2, True))(PARAMS)  # type: ignore[arg-type]
+    two = grads(rules.sam(4, rho=0.1), passes=ij.passes.whole(np.int64(2)))(PARAMS)
+    np.testing.assert_allclose(two["a"], grads(rules.sam(4, rho=0.1))(PARAMS)["a"], rtol=1e-5)
+    lists: Any = lambda step: ij.ClassWeights(None, [[1.0] * 4], [0.1])  # noqa: E731
+    np.testing.assert_allclose(
+        grads(lists)(PARAMS)["a"], grads(rules.sam(4, rho=0.1))(PARAMS)["a"], rtol=1e-6
+    )
+    assert ij.schedules.linear_radius(0.1, 0.2, epochs=5, steps_per_epoch=np.int8(100))(450) == 0.2
+    with pytest.raises(ValueError, match="dtype must be a floating one, got int32"):
+        classifiers.normalised_init(KEY, (3, 2), jnp.int32)
+    assert ij.landscape.grid(jnp.arange(2), jnp.arange(3)).dtype == jnp.float32
+    tx = classifiers.max_norm(True, 2.0)
+    with pytest.raises(ValueError, match=r"one is float\[1, 1, 16, 2\]"):
+        tx.init({"head": jnp.ones((1, 1, 16, 2))})
+    params = {"head": 3 * jnp.ones((16, 2))}
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    norms = jnp.linalg.norm(optax.apply_updates(params, updates)["head"], axis=0)
+    np.testing.assert_allclose(norms, 2.0, rtol=1e-6)
