@@ -1,4 +1,4 @@
-"""Numbers of JAX that are known while a program is traced, of any width; and what goes with them."""
+"""Numbers of JAX that are known while a program is traced, of any width."""
 
 from typing import Any
 
