@@ -280,6 +280,7 @@ def differences(folder, seeds, name, base, split):
     "name_of_page, part, seeds, base, names",
     [
         ("cifar100_lt_100", "", (0, 1), "sgd", ("sgd", "imbsam", "renorm")),
+        ("cifar100_lt_100", "logit_adjusted", (0, 1, 2), "sgd", ("sgd", "sam", "imbsam")),
         ("cifar100_lt_gsa", "", (0, 1, 2), "sgd", ("sgd", "imbsam", "gsa")),
         ("split_norm", "", (0, 1, 2), "imbsam",
          ("sgd", "imbsam", "renorm", "own", "held", "memory")),
