@@ -11,6 +11,7 @@ from scipy import stats
 
 from experiments.analysis.measure import RISES, firsts
 from experiments.analysis.subjects import Subject
+from experiments.host.errors import RunError
 
 # The columns of the table, and of which a smaller one is flatter.
 CURVATURE = ("largest", "smallest", "ratio", "trace")
@@ -94,12 +95,15 @@ def summarise(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     sgd = {_pair(one): one["groups"] for one in records if one["rule"] == "sgd"}
     of_line: dict[str, list[dict[str, Any]]] = {}
     for one in records:
-        key = f"{one['name']} epoch {one['epoch']} {_setting(one)}"
-        of_line.setdefault(key, []).append(one)
-    for key, ones in of_line.items():
-        first = ones[0]
+        of_line.setdefault(_line(one), []).append(one)
+    names = _told_apart([ones[0] for ones in of_line.values()])
+    for (key, ones), name in zip(of_line.items(), names, strict=True):
+        first = {**ones[0], "name": name}
+        seeds = [one["seed"] for one in ones]
+        if twice := [seed for seed in dict.fromkeys(seeds) if seeds.count(seed) > 1]:
+            raise RunError(f"{name}: seed {twice[0]} is there twice: leave one of the runs out")
         line = {k: first[k] for k in ("name", "rule", "rule_args", "loss", "epoch")}
-        line["seeds"] = [one["seed"] for one in ones]
+        line["seeds"] = seeds
         line["groups"] = {}
         pairs = [
             (one["groups"], sgd[_pair(one)])
@@ -148,9 +152,7 @@ def explained(records: list[dict[str, Any]]) -> dict[str, Any]:
             gain = _minus(tail["test_accuracy"], base["test_accuracy"])
             if None in values or min(values) <= 0 or gain is None:
                 continue
-            of_line.setdefault(f"{one['name']} {one['epoch']}", []).append(
-                (math.log(values[0] / values[1]), gain)
-            )
+            of_line.setdefault(_line(one), []).append((math.log(values[0] / values[1]), gain))
         if not of_line:
             continue
         means = np.array([np.mean(pairs, axis=0) for pairs in of_line.values()])
@@ -172,6 +174,44 @@ def _setting(one: dict[str, Any]) -> str:
     """What must agree for a difference to SGD."""
     same = {k: one[k] for k in ("setting", "loss", "loss_args", "stage2", "stage2_args")}
     return json.dumps(same, sort_keys=True)
+
+
+def _line(one: dict[str, Any]) -> str:
+    """What models of one line share: all but the seed."""
+    same = {k: one.get(k) for k in ("name", "epoch", "rule_args", "ascent", "passes")}
+    return json.dumps(same, sort_keys=True) + _setting(one)
+
+
+def _told_apart(firsts: list[dict[str, Any]]) -> list[str]:
+    """The names of lines; two of one epoch that would have the same say what differs."""
+    about = ("rule_args", "ascent", "passes", "loss_args", "setting", "stage2_args")
+    facts = [_flat({k: one.get(k) for k in about}) for one in firsts]
+    names = []
+    for one, mine in zip(firsts, facts, strict=True):
+        same = [
+            theirs for other, theirs in zip(firsts, facts, strict=True)
+            if (other["name"], other["epoch"]) == (one["name"], one["epoch"])
+        ]  # fmt: skip
+        odd = sorted(
+            key for key in {k for x in same for k in x} if len({str(x.get(key)) for x in same}) > 1
+        )
+        more = ", ".join(f"{key.split('.')[-1]}={mine.get(key)}" for key in odd)
+        names.append(f"{one['name']} ({more})" if odd else one["name"])
+    return names
+
+
+def _flat(tree: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {path: tree}
+    return {k: v for key, value in tree.items() for k, v in _flat(value, f"{path}.{key}").items()}
+
+
+def without_sgd(records: list[dict[str, Any]]) -> list[str]:
+    """The names of lines of which no model has its SGD, where there is any SGD."""
+    sgd = {_pair(one) for one in records if one["rule"] == "sgd"}
+    alone = [one["name"] for one in records if one["rule"] != "sgd" and _pair(one) not in sgd]
+    paired = {one["name"] for one in records if _pair(one) in sgd}
+    return [name for name in dict.fromkeys(alone) if name not in paired] if sgd else []
 
 
 def _pair(one: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from experiments.host.outputs import read_json
 from experiments.host.stopping import StopRequest
 from experiments.models import WITHOUT_BATCH_NORM, create_model
 from experiments.models.resnet import BATCH_NORM_MOMENTUM
+from experiments.reports import grouping
 
 
 def of_digits(path: Path, config: dict[str, Any]) -> list[Subject]:
@@ -44,6 +45,8 @@ def of_digits(path: Path, config: dict[str, Any]) -> list[Subject]:
     )
     settings = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "imbalance_factor")
     setting = {"experiment": "digits_lt", **{name: config[name] for name in settings}}
+    more = ("mixup", "weight_decay_inside", "classifier")  # where they ask for something
+    setting |= {name: config[name] for name in more if config.get(name) not in (None, 0, "auto")}
     found = []
     for number, line in enumerate(lines):
         if line["stage2"] is not None or line["diverged"] is not None:
@@ -102,12 +105,14 @@ def of_checkpoint(
     path: Path, config: dict[str, Any], dataset: Any, variables: Any, epoch: int, rows: Any
 ) -> Subject:
     """A run folder's model after an epoch; `rows` are (train, test) as `rows_of` has them."""
-    setting = {
-        name: value
-        for name, value in config.items()
-        if name not in (*DESCRIBED, "seed", "devices", "parallel", "steps_per_call", "preset")
-    }
+    # SGD is the same whatever the others perturb, and however their passes see the rows.
+    free = [*DESCRIBED, *grouping.FREE, *grouping.METHOD]
+    free += ["preset", "together", "eval_every", "loader"]
+    free += [] if config.get("sampling") == "stratified" else ["eta", "strict"]
+    setting = {name: value for name, value in config.items() if name not in free}
     description = {name: config.get(name) for name in DESCRIBED} | {"setting": setting}
+    passes = set(grouping.METHOD) - set(DESCRIBED)
+    description["passes"] = {name: config[name] for name in sorted(passes) if config.get(name)}
     kind = config.get("classifier", "linear")
     held = {k: v for k, v in variables.items() if v}
     of_model = config["model"], dataset.num_classes, kind, *_normalised_by(dataset)

@@ -226,6 +226,8 @@ def _write(
     outputs.clear_plots(out, figures.PLOTS)
     figures.draw(out)
     print((out / "table.md").read_text())
+    if alone := results.without_sgd(records):
+        print(f"not compared with SGD, of which there is none of their setting: {'; '.join(alone)}")
     print(
         f"{products} products with a Hessian (of all seeds at once where they are in one folder), "
         f"{cost['seconds_each']:.2g} s each, with compilation"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,7 @@ def families(results: Sequence[Result]) -> list[dict[str, Any]]:
             at = [r for r in at if r.label_ratio == PAPER_RATIO or protocol == "full"]
             row: dict[str, Any] = {"method": method, "rule": rule, "protocol": protocol}
             for family, figure in zip(_FAMILIES, quoted, strict=False):
-                here = [r for r in at if r.dataset.startswith(family)]
+                here = [r for r in at if re.match(f"{re.escape(family)}(?![0-9])", r.dataset)]
                 row[family] = {
                     "paper": figure,
                     "here": _mean(np.array([r.auroc for r in here])) if here else None,

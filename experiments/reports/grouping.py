@@ -31,7 +31,7 @@ _DEFAULTS: dict[str, Any] = {
     "tail_statistics": "renorm",  # there were others
 }  # fmt: skip
 # Of the settings: what does not decide a result, or only its rounding.
-_FREE = (
+FREE = (
     "seed", "eval_batch", "checkpoint_every", "keep_checkpoints", "steps_per_call", "parallel",
     "devices", "workers", "max_corrupt", "ensemble",
 )  # fmt: skip
@@ -69,7 +69,7 @@ class Group:
     @property
     def kinds(self) -> dict[str, str]:
         """What its figures are, by kind, in words."""
-        cropped = all("last_epoch_ensembled" in report for report in self.reports)
+        cropped = all(report.get("last_epoch_ensembled") for report in self.reports)
         return {**KINDS, **_CROPS} if cropped else KINDS
 
     def figure(self, kind: str, split: str) -> Figure | None:
@@ -122,11 +122,24 @@ def grouped(reports: Iterable[dict[str, Any]]) -> list[Group]:
                 )
         runs.append(report)
         runs.sort(key=lambda run: run["seed"])
-    of_sgd = {_key(_setting(g.identity)): g for g in groups.values() if rules_of(g) == {"sgd"}}
+    of_sgd: dict[str, list[Group]] = {}
     for group in groups.values():
-        sgd = of_sgd.get(_key(_setting(group.identity)))
-        group.sgd = None if sgd is group else sgd
+        if rules_of(group) == {"sgd"}:
+            of_sgd.setdefault(_key(_setting(group.identity)), []).append(group)
+    for group in groups.values():
+        found = of_sgd.get(_key(_setting(group.identity)), [])
+        group.sgd = None if group in found else _nearest(group, found)
     return list(groups.values())
+
+
+def _nearest(group: Group, found: list[Group]) -> Group | None:
+    """Of SGD's groups of one setting that with most seeds in common, then of the same passes."""
+
+    def rank(sgd: Group) -> tuple[int, bool]:
+        same = sgd.identity.get("examples") == group.identity.get("examples")
+        return len({*sgd.seeds} & {*group.seeds}), same
+
+    return max(found, key=rank, default=None)
 
 
 def _with_first(reports: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -149,7 +162,7 @@ def _identity(report: dict[str, Any]) -> dict[str, Any]:
     unused = [] if report["settings"].get("sampling") == "stratified" else ["eta", "strict"]
     if report["settings"].get("examples") != "split_norm":
         unused.append("tail_statistics")
-    settings = {k: v for k, v in report["settings"].items() if k not in (*_FREE, *unused)}
+    settings = {k: v for k, v in report["settings"].items() if k not in (*FREE, *unused)}
     found = settings | {k: report[k] for k in _DECIDES if report.get(k) is not None}
     found |= _of_source(report)
     if found.get("subset", "first") != "first":

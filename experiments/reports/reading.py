@@ -167,6 +167,7 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("epochs", "seed"), is_count),
     **dict.fromkeys(COLUMNS, _is_accuracy),
     "best_epoch_flip": _are_accuracies,
+    "last_epoch_ensembled": lambda value: value is None or _are_accuracies(value),
     **dict.fromkeys(("rule_args", "settings"), _are_options),
     **dict.fromkeys(("ascent", "loss_args", "stage2_args", "thresholds"), or_none(_are_options)),
     **dict.fromkeys(("stage2", "subset", "source", "classifier"), or_none(is_text)),

@@ -9,11 +9,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiments.host import cli, outputs
 from experiments.host.errors import RunError
 from experiments.reports import matching, published
 from experiments.reports.figures import COLUMNS, Figure, number, plus_minus
-from experiments.reports.grouping import KINDS, Group, rules_of
+from experiments.reports.grouping import Group, rules_of
 from experiments.reports.naming import (
     data,
     differs,
@@ -99,7 +101,7 @@ def csv_records(groups: list[Group]) -> Iterator[dict[str, Any]]:
         found: dict[str, Any] = {"kind": "run", **shared, "protocol": protocol(group)}
         found |= {"method": method(group), "setting": setting(group), "n": len(group.seeds),
                   "seeds": " ".join(map(str, group.seeds))}  # fmt: skip
-        for kind in KINDS:
+        for kind in group.kinds:
             for split in COLUMNS:
                 name = f"{kind}_{split}"
                 mean, gain = group.figure(kind, split), group.gain(kind, split)
@@ -151,10 +153,8 @@ def gains(groups: list[Group]) -> tuple[list[dict[str, Any]], list[str]]:
             panel: dict[str, Any] = {"title": title, "counts": counts, "gain": mean}
             panel["eta"] = eta if is_number(eta) else None
             if len(pairs) > 1:
-                panel["se"] = [
-                    statistics.stdev(values) / len(values) ** 0.5
-                    for values in zip(*seeds, strict=True)
-                ]
+                # Of a class without a test image NaN, at which statistics.stdev would raise.
+                panel["se"] = (np.std(seeds, axis=0, ddof=1) / len(seeds) ** 0.5).tolist()
             named = [(shots or {}).get(name) for name in ("many_above", "few_below")]
             if all(map(is_number, named)):
                 panel["thresholds"] = tuple(named)

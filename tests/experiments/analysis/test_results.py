@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from experiments.analysis import results
+from experiments.host.errors import RunError
 from made_subjects import COUNTS, subject
 
 GROUPS = {name: np.array(of, bool) for name, of in (
@@ -142,6 +143,27 @@ def test_differences_are_to_the_same_setting() -> None:
         other = {**record("sam", 0), name: value}
         assert results.summarise([base, other])[1]["groups"]["tail"]["to_sgd"] is None, name
     assert results.summarise([base, record("sam", 0)])[1]["groups"]["tail"]["to_sgd"]
+
+
+def test_lines_are_of_models_that_differ_in_the_seed_alone() -> None:
+    """Two etas, two ascents, two kinds of passes: two lines, told apart by what differs."""
+    for name, values in (("rule_args", ({"rho": 0.1, "eta": 20}, {"rho": 0.1, "eta": 8})),
+                         ("ascent", ({}, {"p": 1.0})), ("passes", ({}, {"examples": "x"})),
+                         ("setting", ({"lr": 1}, {"lr": 2}))):  # fmt: skip
+        records = [{**record("imbsam", s), name: value} for value in values for s in (0, 1)]
+        lines = results.summarise(records)
+        assert [line["seeds"] for line in lines] == [[0, 1], [0, 1]], name
+        assert len({line["name"] for line in lines}) == 2, name
+        assert all(line["name"].startswith(records[0]["name"]) for line in lines)
+    assert lines[1]["name"].endswith("(lr=2)")
+    with pytest.raises(RunError, match="seed 1 is there twice"):
+        results.summarise([record("sgd", 0), record("sgd", 1), record("sgd", 1)])
+
+
+def test_lines_without_their_sgd_are_named() -> None:
+    sgd, other = record("sgd", 0), {**record("sam", 0), "setting": {"lr": 9}}
+    assert results.without_sgd([sgd, record("imbsam", 0), other]) == [other["name"]]
+    assert results.without_sgd([other]) == []  # nothing to be compared with
 
 
 # ---- what flattening explains -------------------------------------------------------------------

@@ -134,7 +134,10 @@ def test_summary_never_hides_a_diverged_run() -> None:
 def test_table_4_is_quoted_beside_the_families_trained_here() -> None:
     results = [_result("MVTec-AD_x", "sam", s, x) for s, x in ((0, 80.0), (1, 82.0))]
     results += [_result("SVHN_0", "sam", 0, 60.0, label_ratio=0.5)]
+    # Of no family that the paper has: another number, another name.
+    results += [_result(name, "sam", 0, 1.0) for name in ("CIFAR100_3", "CIFAR10", "CIFAR10_0")]
     rows = {(r["method"], r["rule"]): r for r in anomaly.families(results)}
+    assert rows["deepsad", "sam"]["CIFAR10"]["subsets"] == 2
     cell = rows["deepsad", "sam"]["MVTec-AD"]
     assert cell == {"paper": 91.3, "here": 81.0, "subsets": 1}
     assert rows["deepsad", "sam"]["SVHN"]["here"] is None  # not at 25% labels

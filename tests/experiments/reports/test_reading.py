@@ -153,7 +153,8 @@ BAD = (
 
 
 @pytest.mark.parametrize(
-    "field", sorted({*make(), "step_ms", "stage2_args", "shrink", "thresholds"})
+    "field",
+    sorted({*make(), "step_ms", "stage2_args", "shrink", "thresholds", "last_epoch_ensembled"}),
 )
 def test_a_report_damaged_in_any_field_is_told_in_a_sentence(field, tmp_path, capsys):
     """Or does no harm: never a traceback, and never another exit than 1."""
@@ -178,6 +179,7 @@ KINDS = {
     ("epochs", "seed"): ([0, 3, 3.0], [-1, 0.5, False, None]),
     ("all", "many", "medium", "few"): ([None, 0, 100, 100.001], [-0.1, 100.1, True, "50"]),
     ("best_epoch_flip",): ([{"epoch": 9}, {"all": 1.0}], [None, {"few": 101}, {"many": "x"}]),
+    ("last_epoch_ensembled",): ([None, {"all": 1.0}], [{"few": 101}, {"many": "x"}, "x"]),
     ("rule_args", "settings"): ([{}, DEEP], [None, {"a": [1e300]}, {"a": {"b": [{1e301}]}}]),
     ("ascent", "loss_args", "stage2_args", "thresholds"): ([None, {}, DEEP], [[], 1, "x"]),
     ("stage2", "subset", "source", "classifier"): ([None, "x"], [1, {}]),

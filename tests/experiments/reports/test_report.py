@@ -3,6 +3,7 @@
 import csv
 import math
 
+import numpy as np
 import pytest
 
 from experiments import report
@@ -195,3 +196,39 @@ def test_no_published_figure_is_said(tmp_path, capsys):
     run_command(save(tmp_path / "run", 0, dataset="digits"), "--out", tmp_path / "out")
     assert "No published figure of these settings" in capsys.readouterr().out
     assert "no published figure of this setting" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_gains_of_two_seeds_where_a_class_is_not_tested(tmp_path):
+    """NaN there, in the mean and in its error; the others as they are."""
+    for seed in (0, 1):
+        for rule, accuracies in (("sgd", ("", 50.0, 10.0)), ("imbsam", ("", 60.0, 20.0 + seed))):
+            save(tmp_path / rule / str(seed), seed, rule, accuracies=accuracies,
+                 rule_args={} if rule == "sgd" else IMBSAM)  # fmt: skip
+    run_command(tmp_path / "sgd", tmp_path / "imbsam", "--out", tmp_path / "out")
+    groups = grouping.grouped(reading.find([str(tmp_path / "sgd"), str(tmp_path / "imbsam")]))
+    ((panel,), _) = writing.gains(groups)
+    np.testing.assert_allclose(panel["gain"], [np.nan, 10, 10.5])
+    np.testing.assert_allclose(panel["se"], [np.nan, 0, 0.5])
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_sgd_is_the_one_with_the_most_seeds_in_common(order):
+    """Whichever comes first: of one setting, by passes that change nothing for SGD."""
+    lone = [make(0, settings={"examples": "independent"})]
+    three = [make(s, settings={"examples": "dependent"}) for s in range(3)]
+    mine = [make(s, "imbsam", rule_args=IMBSAM, settings={"examples": "dependent"})
+            for s in range(3)]  # fmt: skip
+    first, second = [lone, three][::order]
+    *_, last = grouping.grouped([*first, *second, *mine])
+    assert len(last.pairs()) == 3
+    (same,) = [g for g in grouping.grouped([*lone, *three, mine[0]]) if g.identity["rule"] != "sgd"]
+    assert same.sgd.identity.get("examples", "dependent") == "dependent"  # of one seed each
+
+
+def test_the_columns_of_crops_are_there_where_all_runs_have_them():
+    crops = {"many": 9.0, "medium": 8.0, "few": 7.0, "all": 8.5}
+    groups = grouping.grouped([make(s, last_epoch_ensembled=crops) for s in (0, 1)])
+    record = next(writing.csv_records(groups))
+    assert record["crops_all"] == 8.5
+    (plain,) = grouping.grouped([make(0, last_epoch_ensembled=None)])
+    assert "crops" not in plain.kinds and plain.figure("last", "all").mean == 50
