@@ -99,7 +99,9 @@ def _bundled(name: str) -> pd.DataFrame:
 # ---- text and parquet -----------------------------------------------------------------------
 
 
-def _delimited(name: str, delimiter: str, words: Collection[str]) -> pd.DataFrame:
+def _delimited(
+    name: str, delimiter: str, words: Collection[str], only: list[str] | None = None
+) -> pd.DataFrame:
     data = inputs.read_bytes(name)
     try:
         data.decode()
@@ -126,7 +128,9 @@ def _delimited(name: str, delimiter: str, words: Collection[str]) -> pd.DataFram
                 ignore_empty_lines=delimiter.encode() in data.split(b"\n", 1)[0],
             ),
             convert_options=pyarrow.csv.ConvertOptions(
-                strings_can_be_null=True, column_types=dict.fromkeys(words, pa.string())
+                strings_can_be_null=True,
+                column_types=dict.fromkeys(words, pa.string()),
+                include_columns=only or [],
             ),
         )
     except (pa.ArrowException, ValueError) as error:
@@ -146,7 +150,7 @@ def with_leading_zeros(
     numbers = [n for n in names if n in frame and pd.api.types.is_integer_dtype(frame[n].dtype)]
     if not numbers or name.startswith(BUNDLED) or kind not in (".csv", ".tsv"):
         return frame
-    typed = _delimited(name, "," if kind == ".csv" else "\t", numbers)
+    typed = _delimited(name, "," if kind == ".csv" else "\t", numbers, only=numbers)
     coded = [n for n in numbers if typed[n].str.fullmatch(r"[-+]?0[0-9]+").any()]
     return frame.assign(**{n: typed[n] for n in coded})
 
