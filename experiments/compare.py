@@ -20,13 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from experiments.bench import choosing, compare_kept, compare_read, snippet
+from experiments.bench import compare_kept, compare_read, snippet
 from experiments.bench.compare_jobs import Jobs
-from experiments.bench.comparison import Engine, Recipe, steps_for
+from experiments.bench.comparison import Engine, Part, Recipe, steps_for
 from experiments.bench.references import REFERENCES
 from experiments.command import candidates as offered
 from experiments.data import files
-from experiments.data import splits as data_splits
 from experiments.host import cli, folders, locks, origin, outputs
 from experiments.host.errors import RunError, Stopped, flag
 from experiments.host.needs import Need, Needs, always, beside, one_of
@@ -282,14 +281,14 @@ def _compare(args: argparse.Namespace, out: Path, stop: StopRequest) -> dict[str
     began, began_cpu = time.perf_counter(), time.process_time()
     table, splits, cut = compare_read.read(vars(args))
     notes = list(table.notes)
-    rows = _rows(args, table, splits, cut, notes)
-    _tell_of_absent(table, splits, args.folds if args.tune else 0, notes)
-    for note in notes:
-        print(f"note: {note}")
+    rows = _rows(args, table, splits, notes)
     train = len(splits[0].train)
     net = compare_read.net(vars(args), table)
     steps = steps_for(train, args.batch_size, args.epochs)
     recipe = Recipe(net, steps, args.batch_size, args.folds if args.tune else 0, args.seed)
+    _tell_of_absent(table, splits, recipe, notes)
+    for note in notes:
+        print(f"note: {note}")
     jobs = Jobs(table, splits, recipe, rows, args.reference, out, keep=args.save)
     records, diverged = jobs.run(stop.check)
     about = {
@@ -325,8 +324,8 @@ def _hand_on(
     cut: float | None,
 ) -> None:
     """The row that is to be used, with settings chosen by all rows: as Python, and kept."""
-    (row,) = (row for row in rows if row.name == best)
     part, fitted = compare_kept.all_rows(table, args.splits, args.seed, cut)
+    row = _allowed(rows, best, _weighed_counts(table, part.train))
     point = row.points[0]
     if recipe.folds:
         engine = Engine(table.labels, table.weighed, recipe, [row], ids=table.ids)
@@ -346,12 +345,26 @@ def _hand_on(
         compare_kept.save(out, table, part, fitted, recipe, row)
 
 
+def _allowed(rows: list[Any], best: str, counts: Any) -> Any:
+    """The row of that name; the baseline where the rule is none of the counts of all rows."""
+    (row,) = (row for row in rows if row.name == best)
+    try:
+        for point in row.points:
+            row.method(counts, point)
+    except (RunError, ValueError) as error:
+        print(
+            f"note: {compare_folder.BASELINE} is handed on, for {best} was of other counts: {error}"
+        )
+        (row,) = (row for row in rows if row.name == compare_folder.BASELINE)
+    return row
+
+
 def _weighed_counts(table: Any, rows: Any) -> Any:
     """int[G], at least 1: with ids a split may lack a class."""
     return np.maximum(np.bincount(table.weighed[rows], minlength=len(table.weighed_names)), 1)
 
 
-def _tell_of_absent(table: Any, splits: list[Any], folds: int, notes: list[str]) -> None:
+def _tell_of_absent(table: Any, splits: list[Any], recipe: Recipe, notes: list[str]) -> None:
     """Notes of classes that no split tests, or that choose no setting.
 
     Raises:
@@ -367,12 +380,13 @@ def _tell_of_absent(table: Any, splits: list[Any], folds: int, notes: list[str])
     every = set(range(table.num_classes))
     tested = set(np.concatenate([table.labels[split.test] for split in splits]).tolist())
     tell(every - tested, "never tested, for it is in no test part")
-    if not folds:
+    if not recipe.folds:
         return
     unheld: set[int] = set()
-    for split in splits:
+    engine = Engine(table.labels, table.weighed, recipe, [], ids=table.ids)
+    for number, split in enumerate(splits):
         rows = np.r_[split.train, split.val]
-        held = choosing.folds(rows, table.labels, folds, np.random.default_rng(0), table.ids)
+        held = engine.folds(Part(number, np.zeros((0, 0), np.float32), rows, split.test))
         seen = set(table.labels[np.concatenate(held)].tolist())
         if not seen:
             raise RunError(
@@ -384,9 +398,7 @@ def _tell_of_absent(table: Any, splits: list[Any], folds: int, notes: list[str])
     tell(unheld, f"in some split too few {of} to be held out, so that settings are chosen without")
 
 
-def _rows(
-    args: argparse.Namespace, table: Any, splits: list[Any], cut: float | None, notes: list[str]
-) -> list[Any]:
+def _rows(args: argparse.Namespace, table: Any, splits: list[Any], notes: list[str]) -> list[Any]:
     """The rows that can be trained on these counts; of the others a note."""
     fixed = {name: getattr(args, name) for name in _HELP if getattr(args, name) is not None}
     asked = list(dict.fromkeys(["sgd", *args.rule]))
@@ -395,15 +407,12 @@ def _rows(
         asked, losses, settings=args.settings if args.tune else 1, fixed=fixed,
         samplings=args.sampling, perturb=args.perturb,
     )  # fmt: skip
-    # And all of them together, on which the row to be used is trained at last.
-    parts = [np.r_[split.train, split.val] for split in splits]
-    parts.append(data_splits.training_rows(table, cut=cut, seed=args.seed))
     rows = []
     refused: dict[str, str] = {}
     for row in found:
         try:
-            for trained in parts:
-                counts = _weighed_counts(table, trained)
+            for split in splits:
+                counts = _weighed_counts(table, np.r_[split.train, split.val])
                 for point in row.points:
                     row.method(counts, point)
         except (RunError, ValueError) as error:

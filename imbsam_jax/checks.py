@@ -121,6 +121,12 @@ def switch_step(value: Any) -> Any:
     return min(value, 2**31 - 1) if is_concrete(value) else value
 
 
+def wide(step: Any) -> Any:
+    """A traced whole number of a narrow type as int32: what it is compared with may not fit."""
+    narrow = not is_concrete(step) and jnp.issubdtype(step.dtype, jnp.integer)
+    return step.astype(jnp.int32) if narrow and step.dtype.itemsize < 4 else step
+
+
 def nan_with(value: Any, tree: Any) -> Any:
     """The tree, NaN where what `number` returned is: arithmetic may lose that, as 1 ** NaN is 1."""
     return nan_unless(None if is_concrete(value) else ~jnp.isnan(value), tree)

@@ -207,8 +207,8 @@ def max_norm(
       the projected kernels up to rounding.
 
     Raises:
-      ValueError: a number out of its range; when called, a mask without a kernel or of another
-        structure, params missing.
+      ValueError: a number out of its range; when called, a mask without a kernel, with one that is
+        no matrix, or of another structure, params missing.
       TypeError: when called, a mask of anything but bools.
 
     Source: Alshammari et al., CVPR 2022. Their kernels are [classes, features]; here a class is a

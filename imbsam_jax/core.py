@@ -34,7 +34,6 @@ def gradient(
     Where rows are padding, g is over all rows of the device: `mean_over_rows` averages it over
     the devices and divides the padding out.
     """
-    table = check_table(table)
     groups = [table.groups[k] for k in range(table.groups.shape[0])]
     base = [] if table.base is None else [table.base]
 
@@ -80,10 +79,13 @@ def by_stage(
     A staged rule branches over the computation, not over the table.
     """
     if not isinstance(rule, stagewise):
-        return compute(rule(step), ascent.of(rule))
+        return compute(check_table(rule(step)), ascent.of(rule))
     require_step(step)
     first, second = (partial(by_stage, stage, step, ascent, compute) for stage in rule.stages)
-    later, is_step = step >= rule.starts[1], checks.steps("switch_step", rule.starts[1])
+    later, is_step = (
+        checks.wide(step) >= rule.starts[1],
+        checks.steps("switch_step", rule.starts[1]),
+    )
     if isinstance(later, bool | np.bool_):
         return second() if later else first()
     return checks.nan_unless(is_step, lax.cond(later, second, first))

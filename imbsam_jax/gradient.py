@@ -198,4 +198,4 @@ def _info(
 def _most_groups(rule: Rule, step: Any) -> int:
     if isinstance(rule, stagewise):
         return max(_most_groups(stage, step) for stage in rule.stages)
-    return int(rule(step).groups.shape[0])
+    return len(rule(step).groups)

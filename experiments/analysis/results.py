@@ -100,8 +100,6 @@ def summarise(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for (key, ones), name in zip(of_line.items(), names, strict=True):
         first = {**ones[0], "name": name}
         seeds = [one["seed"] for one in ones]
-        if twice := [seed for seed in dict.fromkeys(seeds) if seeds.count(seed) > 1]:
-            raise RunError(f"{name}: seed {twice[0]} is there twice: leave one of the runs out")
         line = {k: first[k] for k in ("name", "rule", "rule_args", "loss", "epoch")}
         line["seeds"] = seeds
         line["groups"] = {}
@@ -183,14 +181,14 @@ def _line(one: dict[str, Any]) -> str:
 
 
 def _told_apart(firsts: list[dict[str, Any]]) -> list[str]:
-    """The names of lines; two of one epoch that would have the same say what differs."""
+    """The names of lines; those that would have the same say what differs."""
     about = ("rule_args", "ascent", "passes", "loss_args", "setting", "stage2_args")
     facts = [_flat({k: one.get(k) for k in about}) for one in firsts]
     names = []
     for one, mine in zip(firsts, facts, strict=True):
         same = [
             theirs for other, theirs in zip(firsts, facts, strict=True)
-            if (other["name"], other["epoch"]) == (one["name"], one["epoch"])
+            if other["name"] == one["name"]
         ]  # fmt: skip
         odd = sorted(
             key for key in {k for x in same for k in x} if len({str(x.get(key)) for x in same}) > 1
@@ -206,12 +204,32 @@ def _flat(tree: Any, path: str = "") -> dict[str, Any]:
     return {k: v for key, value in tree.items() for k, v in _flat(value, f"{path}.{key}").items()}
 
 
-def without_sgd(records: list[dict[str, Any]]) -> list[str]:
-    """The names of lines of which no model has its SGD, where there is any SGD."""
-    sgd = {_pair(one) for one in records if one["rule"] == "sgd"}
-    alone = [one["name"] for one in records if one["rule"] != "sgd" and _pair(one) not in sgd]
-    paired = {one["name"] for one in records if _pair(one) in sgd}
-    return [name for name in dict.fromkeys(alone) if name not in paired] if sgd else []
+def without_sgd(summary: list[dict[str, Any]]) -> list[str]:
+    """The names of lines that have no SGD of their setting, where there is any SGD."""
+    if not any(line["rule"] == "sgd" for line in summary):
+        return []
+    alone = [
+        line["name"] for line in summary
+        if line["rule"] != "sgd" and all(x["to_sgd"] is None for x in line["groups"].values())
+    ]  # fmt: skip
+    return list(dict.fromkeys(alone))
+
+
+def refuse_twice(subjects: list[Subject]) -> None:
+    """Refuses a seed that is in a line twice, before anything is measured.
+
+    Raises:
+      RunError: two models differ in nothing but the folder they lie in.
+    """
+    seen: dict[str, str] = {}
+    for one in subjects:
+        about = {"name": name_of(one.description), "epoch": one.epoch, **one.description}
+        for seed in one.seeds:
+            key = f"{_line(about)} seed {seed}"
+            if seen.setdefault(key, one.run) != one.run:
+                raise RunError(
+                    f"{seen[key]} and {one.run} are of one setting and seed {seed}: leave one out"
+                )
 
 
 def _pair(one: dict[str, Any]) -> str:

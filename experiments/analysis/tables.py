@@ -46,7 +46,8 @@ def of_comparison(path: Path, config: dict[str, Any], data: str | None) -> list[
     compared = read_json(path / "summary.json")["about"]
     setting = {
         "experiment": "compare", "data": table.name, "tuned": compared["tuned"],
-        "perturb": config.get("perturb", "all"),
+        "perturb": config.get("perturb", "all"), "cut": config.get("cut"), "seed": config["seed"],
+        **{name: config[name] for name in ("model", "width", "depth", "epochs", "batch_size")},
     }  # fmt: skip
     found: dict[str, list[Subject]] = {}
     for file in files:

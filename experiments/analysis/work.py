@@ -120,6 +120,7 @@ def _adjusted(counts: tuple[int, ...]) -> Any:
 
 def measured(work: list[Work], args: argparse.Namespace, stop: StopRequest, out: Path) -> None:
     """Every item, those that others need the figures of last; then what is written."""
+    results.refuse_twice([one.subject for one in work])
     last = _last(work)
     ways = between.of_lines(last, args)
     axis = np.linspace(-args.reach, args.reach, args.surface) if args.surface else None
@@ -226,7 +227,7 @@ def _write(
     outputs.clear_plots(out, figures.PLOTS)
     figures.draw(out)
     print((out / "table.md").read_text())
-    if alone := results.without_sgd(records):
+    if alone := results.without_sgd(summary):
         print(f"not compared with SGD, of which there is none of their setting: {'; '.join(alone)}")
     print(
         f"{products} products with a Hessian (of all seeds at once where they are in one folder), "

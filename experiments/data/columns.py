@@ -84,7 +84,7 @@ def fit(
         [
             ("numbers", _of_numbers(), numbers),
             ("words", _of_words(max_categories), words),
-            *((f"text {name}", _Text(text_dims, seed), name) for name in text),
+            *((f"text {k}", _Text(text_dims, seed), name) for k, name in enumerate(text)),
         ],
         verbose_feature_names_out=True,  # a number "a_b" beside the category b of "a"
     )

@@ -10,7 +10,7 @@ import hashlib
 import io
 import os
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,8 @@ def _bundled(name: str) -> pd.DataFrame:
 def _delimited(
     name: str, delimiter: str, words: Collection[str], only: list[str] | None = None
 ) -> pd.DataFrame:
-    data = inputs.read_bytes(name)
+    # Empty lines around a table are no rows.
+    data = inputs.read_bytes(name).strip(b"\r\n") + b"\n"
     try:
         data.decode()
     except UnicodeDecodeError as error:
@@ -142,17 +143,33 @@ def _delimited(
 
 
 def with_leading_zeros(
+    paths: Sequence[str | os.PathLike[str]], frames: Sequence[pd.DataFrame], names: Collection[str]
+) -> list[pd.DataFrame]:
+    """The frames, these columns as words where a text file has a cell like 007: it is not 7."""
+    typed = [_typed(path, frame, names) for path, frame in zip(paths, frames, strict=True)]
+    coded = {
+        name
+        for cells in typed
+        for name in cells
+        if cells[name].str.fullmatch(r"[-+]?0[0-9]+").any()
+    }
+    return [
+        frame.assign(**{name: cells[name] for name in coded if name in cells})
+        for frame, cells in zip(frames, typed, strict=True)
+    ]
+
+
+def _typed(
     path: str | os.PathLike[str], frame: pd.DataFrame, names: Collection[str]
 ) -> pd.DataFrame:
-    """The frame, these columns as words where a text file has a cell like 007: it is not 7."""
+    """Those of the columns that hold numbers, as a text file has them."""
     name = os.fspath(path)
     kind = Path(name).suffix.lower()
-    numbers = [n for n in names if n in frame and pd.api.types.is_integer_dtype(frame[n].dtype)]
+    numbers = [n for n in names if n in frame and pd.api.types.is_numeric_dtype(frame[n].dtype)]
     if not numbers or name.startswith(BUNDLED) or kind not in (".csv", ".tsv"):
-        return frame
-    typed = _delimited(name, "," if kind == ".csv" else "\t", numbers, only=numbers)
-    coded = [n for n in numbers if typed[n].str.fullmatch(r"[-+]?0[0-9]+").any()]
-    return frame.assign(**{n: typed[n] for n in coded})
+        return pd.DataFrame(index=frame.index)
+    found = _delimited(name, "," if kind == ".csv" else "\t", numbers, only=numbers)
+    return found.apply(lambda cells: cells.str.strip())
 
 
 def _check_closed(name: str, data: bytes, table: pa.Table) -> None:

@@ -107,8 +107,7 @@ def read(
       DataError: nothing can be learned of it; one sentence that says why.
     """
     frame, label = _labelled(path, label)
-    roles = [name for name in (label, group, id) if name is not None]
-    frame = files.with_leading_zeros(path, frame, roles)
+    roles = list(dict.fromkeys(name for name in (label, group, id) if name is not None))
     notes: list[str] = []
     first_test = None
     if test is not None:
@@ -117,8 +116,10 @@ def read(
             raise DataError(f"{test} is the file that is trained on: --test is for other rows")
         words = [name for name in frame if kind_of(frame[name]) == "words"]
         other, _ = _labelled(test, None if files.has_labels(test) else label, words)
-        other = files.with_leading_zeros(test, other, roles)
+        frame, other = files.with_leading_zeros((path, test), (frame, other), roles)
         frame = _joined(frame, other, str(path), str(test))
+    else:
+        (frame,) = files.with_leading_zeros((path,), (frame,), roles)
     _check_roles(frame, str(path), label, text, group, id)
     frame, first_test = _with_labels(frame, label, first_test, notes)
     codes, names = classes(frame[label], first_test)

@@ -142,7 +142,7 @@ def deferred(
                 "of updates made so far"
             )
         checks.steps("step", step)
-        return checks.plain(step) >= start
+        return checks.wide(checks.plain(step)) >= start
 
     def per_class(logits: jax.Array, step: Any) -> jax.Array:
         later = is_later(step)

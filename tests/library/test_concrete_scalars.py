@@ -186,6 +186,19 @@ def test_never_is_any_number_of_steps() -> None:
     np.testing.assert_allclose(
         jax.jit(lambda step: late(logits, Y, step))(7), plain(logits, Y), rtol=1e-6
     )
+    for dtype in (
+        jnp.int8,
+        jnp.int16,
+        jnp.uint8,
+    ):  # a narrow step wraps no number it is held against
+        step = jnp.asarray(5, dtype)
+        found = jax.jit(lambda step: late(logits, Y, step))(step)
+        np.testing.assert_allclose(found, plain(logits, Y), rtol=1e-6)
+        np.testing.assert_allclose(
+            jax.jit(lambda step: f(PARAMS, Y, X, Y, step=step)[1])(step)["a"], want["a"], rtol=1e-6
+        )
+        ramp = ij.schedules.ramp(epochs=4, steps_per_epoch=50000)
+        np.testing.assert_allclose(jax.jit(ramp)(step), ramp(5))
     with pytest.raises(ValueError, match="step must be a step number"):
         late(logits, Y, "5")
 
@@ -196,6 +209,8 @@ def test_more_of_what_is_refused_or_taken() -> None:
     two = grads(rules.sam(4, rho=0.1), passes=ij.passes.whole(np.int64(2)))(PARAMS)
     np.testing.assert_allclose(two["a"], grads(rules.sam(4, rho=0.1))(PARAMS)["a"], rtol=1e-5)
     lists: Any = lambda step: ij.ClassWeights(None, [[1.0] * 4], [0.1])  # noqa: E731
+    _, told = ij.value_and_grad(losses_fn, lists, info=True)(PARAMS, Y, X, Y)[0][1:]
+    assert told.rows.tolist() == [6]
     np.testing.assert_allclose(
         grads(lists)(PARAMS)["a"], grads(rules.sam(4, rho=0.1))(PARAMS)["a"], rtol=1e-6
     )

@@ -156,14 +156,27 @@ def test_lines_are_of_models_that_differ_in_the_seed_alone() -> None:
         assert len({line["name"] for line in lines}) == 2, name
         assert all(line["name"].startswith(records[0]["name"]) for line in lines)
     assert lines[1]["name"].endswith("(lr=2)")
-    with pytest.raises(RunError, match="seed 1 is there twice"):
-        results.summarise([record("sgd", 0), record("sgd", 1), record("sgd", 1)])
+    # Of one rule at one epoch alone its name is the same as at the others.
+    at = [
+        {**record("imbsam", 0, epoch=e), "setting": {"lr": lr}}
+        for lr, e in ((1, 3), (1, 9), (2, 9))
+    ]
+    assert [x["name"][-6:] for x in results.summarise(at)] == ["(lr=1)", "(lr=1)", "(lr=2)"]
+
+
+def test_a_seed_that_is_there_twice_is_refused_before_anything_is_measured() -> None:
+    one, other = subject(2, "sam"), subject(2, "imbsam")
+    results.refuse_twice([one, other, one._replace(epoch=9)])
+    with pytest.raises(RunError, match="run and again are of one setting and seed"):
+        results.refuse_twice([one, other, one._replace(run="again")])
 
 
 def test_lines_without_their_sgd_are_named() -> None:
     sgd, other = record("sgd", 0), {**record("sam", 0), "setting": {"lr": 9}}
-    assert results.without_sgd([sgd, record("imbsam", 0), other]) == [other["name"]]
-    assert results.without_sgd([other]) == []  # nothing to be compared with
+    lines = results.summarise([sgd, record("imbsam", 0), other, record("sam", 1)])
+    names = results.without_sgd(lines)
+    assert names == [lines[2]["name"], lines[3]["name"]] and len(set(names)) == 2
+    assert results.without_sgd(results.summarise([other])) == []  # nothing to be compared with
 
 
 # ---- what flattening explains -------------------------------------------------------------------

@@ -493,6 +493,9 @@ def test_a_leading_zero_is_a_part_of_a_name(tmp_path, kind, role):
     assert told(found(values)) == (sorted(set(values)) if role != "id" else 4)
     plain = ["10", "7", "8", "9"] * 4
     assert told(found(plain)) == (sorted(set(plain)) if role != "id" else 4)
+    missing = ["007", "7", " 08", None] * 4  # an empty cell makes floats of whole numbers
+    if role == "label":
+        assert told(found(missing)) == ["007", "08", "7"]
     zero = ["0", "-1", "-2", "10"] * 4
     assert told(found(zero)) == (sorted(set(zero)) if role != "id" else 4)
 
@@ -535,3 +538,31 @@ def test_fractions_as_labels_have_their_own_digits(tmp_path, dtype):
     pd.DataFrame({"x": np.arange(7.0), "kind": kinds}).to_parquet(tmp_path / "x.parquet")
     table = read(tmp_path / "x.parquet", "kind")
     assert table.class_names == ("0.2", "0.1", "0.3")
+
+
+def test_zeros_in_front_in_one_of_two_files(tmp_path):
+    """Ids 100 to 107 and 000 to 003 are all words; labels 0 and 00 are two classes."""
+    frame = pd.DataFrame({"id": np.arange(100, 108), "x": np.arange(8.0), "y": [0, 1] * 4})
+    frame.to_csv(tmp_path / "train.csv", index=False)
+    test = frame[:4].assign(id=["000", "001", "002", "003"])
+    test.to_csv(tmp_path / "test.csv", index=False)
+    table = read(tmp_path / "train.csv", "y", id="id", test=tmp_path / "test.csv")
+    assert len(np.unique(table.ids)) == 12
+    frame[:4].assign(id=range(4), y=["0", "01", "0", "01"]).to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(DataError, match="class '01', which no training row has"):
+        read(tmp_path / "train.csv", "y", id="id", test=tmp_path / "t.csv")
+
+
+def test_empty_lines_around_a_table_are_no_rows(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("\n\ny,a\nu,1\nv,2\nu,3\nv,4\n\n")
+    assert read(path, "y").columns["a"].tolist() == [1, 2, 3, 4]
+    path.write_text("\nx\n1\n\n2\n\n\n")
+    rows = read_rows(path, pd.DataFrame({"x": [0.5]}))["x"]
+    np.testing.assert_array_equal(rows, [1, np.nan, 2])
+
+
+def test_a_role_given_twice_is_told_as_that(tmp_path):
+    path = write(tmp_path, good().assign(kind=np.arange(12) % 3), "csv")
+    with pytest.raises(DataError, match="is given as --label and --id"):
+        read(path, "kind", id="kind")

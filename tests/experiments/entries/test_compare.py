@@ -443,15 +443,24 @@ def test_what_is_handed_on_is_of_the_rows_that_are_trained_on(
     np.testing.assert_allclose(made["x"], part.features[part.train])
 
 
-def test_a_rule_that_all_rows_refuse_is_not_compared(tmp_path: Path) -> None:
+def test_a_row_that_all_rows_refuse_is_compared_and_not_handed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """15 rare rows, 10 of them trained on in a split: an eta of 12 leaves no tail of all rows."""
-    data = written(tmp_path / "x.csv", frame())
-    untuned(data, tmp_path / "out", "--eta", "12")
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert "without imbsam: --rule imbsam: eta=12.0 leaves no tail class" in str(
-        summary["about"]["notes"]
-    )
-    assert [row["row"] for row in summary["rows"]] == [ROWS[0], ROWS[1], ROWS[4]]
+    hand_on = compare._hand_on
+
+    def imbsam(*given: Any) -> None:
+        *before, _, cut = given
+        hand_on(*before, "imbsam, logit_adjusted", cut)
+
+    monkeypatch.setattr(compare, "_hand_on", imbsam)
+    out = tmp_path / "out"
+    untuned(written(tmp_path / "x.csv", frame()), out, "--eta", "12", "--save")
+    assert [row["row"] for row in json.loads((out / "summary.json").read_text())["rows"]] == ROWS
+    said = " ".join(capsys.readouterr().out.split())
+    assert "note: sgd, cross_entropy is handed on, for imbsam, logit_adjusted was of other" in said
+    assert json.loads((out / "model" / "model.json").read_text())["row"] == ROWS[0]
+    runpy.run_path(str(out / "snippet.py"), run_name="__main__")
 
 
 def test_a_network_that_cannot_be_handed_on_costs_no_page(
