@@ -1649,6 +1649,25 @@ def test_what_is_said_of_the_small_network():
         )]  # fmt: skip
 
 
+def test_what_is_said_of_the_epochs():
+    found = read("sharpness/cifar100_lt_epochs/analysis.json")
+    trace = {
+        (line["rule"], line["epoch"], group): line["groups"][group]["trace"]["mean"]
+        for line in found["lines"]
+        for group in ("head", "tail")
+    }
+    assert sorted({epoch for _, epoch, _ in trace}) == list(range(10, 101, 10))
+    grown = [trace["sgd", 100, g] / trace["sgd", 10, g] for g in ("head", "tail")]
+    less = [trace[r, 100, "tail"] / trace["sgd", 100, "tail"] for r in ("imbsam", "sam")]
+    says(
+        page("sharpness"),
+        "from epoch 10 to 100 by {:.1f} and {:.1f} times under SGD".format(*grown),
+        "the tail has {:.2f} of SGD's trace under ImbSAM and {:.2f} under SAM".format(*less),
+        f"{found['hessian_products']['products']} products with a Hessian, "
+        f"{found['measuring']['cpu_seconds']:.0f} CPU seconds for 30 models",
+    )
+
+
 def test_what_is_said_of_the_analysed_table():
     lines = {x["name"]: x for x in read("sharpness/page_blocks/analysis.json")["lines"]}
     sgd, adjusted = lines["sgd, cross_entropy"], lines["sgd, logit_adjusted"]
