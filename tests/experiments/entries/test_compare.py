@@ -411,7 +411,9 @@ TRAINED: dict[str, tuple[tuple[str, ...], Any]] = {
 }
 
 
-@pytest.mark.parametrize("way", TRAINED)
+@pytest.mark.parametrize(
+    "way", ["cut", pytest.param("beside a file of test rows", marks=pytest.mark.slow)]
+)
 def test_what_is_handed_on_is_of_the_rows_that_are_trained_on(
     way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -505,7 +507,9 @@ def test_columns_whose_features_have_one_name_are_told_apart(tmp_path: Path) -> 
     )
 
 
-@pytest.mark.parametrize("name", ["$1 # $2", "$5_ to $10", "$", "a\\x"])
+@pytest.mark.parametrize("name", [
+    "$1 # $2", *(pytest.param(x, marks=pytest.mark.slow) for x in ("$5_ to $10", "$", "a\\\\x")),
+])  # fmt: skip
 def test_a_name_with_a_dollar_is_drawn_as_it_is(name: str, tmp_path: Path) -> None:
     """A class, and the file itself; the snippet is Python, whatever the file is called."""
     made = frame()
