@@ -1641,6 +1641,11 @@ def test_what_is_said_of_the_small_network():
         f"{found['hessian_products']['products']} products with a Hessian, "
         f"{found['measuring']['cpu_seconds'] / 11:.0f} CPU seconds a run",
     )
+    usual = read("sharpness/cifar100_lt/default_settings.json")
+    products = usual["hessian_products"]
+    says(page("sharpness"),
+         f"one run takes {usual['seconds_whole']:.0f} s on both cores of a quiet machine, "
+         f"{products['products']} products of {products['seconds_each']:.1f} s each")  # fmt: skip
     shown = table(page("sharpness"), "small CIFAR100-LT, %", "Few, test")
     for row, line in zip(shown, found["lines"], strict=True):
         assert [*row.values()] == [line["name"], *(
