@@ -188,6 +188,7 @@ def run(
         if time.monotonic() >= compile_until:
             _stop(file, cells, measured)
         before = measured.get(cell.name, {"cell": cell.name, "rules": [], "rows": []})
+        before.pop("failed", None)  # under other rules
         steps = min(steps_per_call, cell.most_steps)
         try:
             found = measure(cell, before["rows"], steps, timing, compile_until, deadline)

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.bench import compare_kept, compare_read, snippet
+from experiments.bench import compare_kept, compare_read, snippet, unseen
 from experiments.bench.compare_jobs import Jobs
-from experiments.bench.comparison import Engine, Part, Recipe, steps_for
+from experiments.bench.comparison import Engine, Recipe, steps_for
 from experiments.bench.references import REFERENCES
 from experiments.command import candidates as offered
 from experiments.data import files
@@ -286,7 +286,7 @@ def _compare(args: argparse.Namespace, out: Path, stop: StopRequest) -> dict[str
     net = compare_read.net(vars(args), table)
     steps = steps_for(train, args.batch_size, args.epochs)
     recipe = Recipe(net, steps, args.batch_size, args.folds if args.tune else 0, args.seed)
-    _tell_of_absent(table, splits, recipe, notes)
+    notes += unseen.notes(table, splits, recipe)
     for note in notes:
         print(f"note: {note}")
     jobs = Jobs(table, splits, recipe, rows, args.reference, out, keep=args.save)
@@ -362,40 +362,6 @@ def _allowed(rows: list[Any], best: str, counts: Any) -> Any:
 def _weighed_counts(table: Any, rows: Any) -> Any:
     """int[G], at least 1: with ids a split may lack a class."""
     return np.maximum(np.bincount(table.weighed[rows], minlength=len(table.weighed_names)), 1)
-
-
-def _tell_of_absent(table: Any, splits: list[Any], recipe: Recipe, notes: list[str]) -> None:
-    """Notes of classes that no split tests, or that choose no setting.
-
-    Raises:
-      RunError: there is nothing that settings could be chosen by.
-    """
-
-    def tell(absent: Any, what: str) -> None:
-        names = [repr(table.class_names[c]) for c in sorted(absent)]
-        if names:
-            shown = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
-            notes.append(f"{what}: {'class' if len(names) == 1 else 'classes'} {shown}")
-
-    every = set(range(table.num_classes))
-    tested = set(np.concatenate([table.labels[split.test] for split in splits]).tolist())
-    tell(every - tested, "never tested, for it is in no test part")
-    if not recipe.folds:
-        return
-    unheld: set[int] = set()
-    engine = Engine(table.labels, table.weighed, recipe, [], ids=table.ids)
-    for number, split in enumerate(splits):
-        rows = np.r_[split.train, split.val]
-        held = engine.folds(Part(number, np.zeros((0, 0), np.float32), rows, split.test))
-        seen = set(table.labels[np.concatenate(held)].tolist())
-        if not seen:
-            raise RunError(
-                "no row can be held out to choose settings by: of each class one row alone (with "
-                "--id one id) is trained on; give --no-tune"
-            )
-        unheld |= set(table.labels[rows].tolist()) - seen
-    of = "ids" if table.ids is not None else "rows"
-    tell(unheld, f"in some split too few {of} to be held out, so that settings are chosen without")
 
 
 def _rows(args: argparse.Namespace, table: Any, splits: list[Any], notes: list[str]) -> list[Any]:

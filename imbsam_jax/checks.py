@@ -115,16 +115,19 @@ def steps(name: str, value: Any, least: int = 0, wanted: str = "a step number, a
     return None
 
 
-def switch_step(value: Any) -> Any:
-    """What `steps` let pass, to compare steps with: "never" may be any number, they are int32."""
-    value = plain(value)
-    return min(value, 2**31 - 1) if is_concrete(value) else value
+def as_step(value: Any) -> Any:
+    """What `steps` let pass, to compute with: traced at least an int32, known no more than it."""
+    if is_concrete(value):
+        return min(plain(value), 2**31 - 1)
+    narrow = jnp.issubdtype(value.dtype, jnp.integer) and value.dtype.itemsize < 4
+    return value.astype(jnp.int32) if narrow else value
 
 
-def wide(step: Any) -> Any:
-    """A traced whole number of a narrow type as int32: what it is compared with may not fit."""
-    narrow = not is_concrete(step) and jnp.issubdtype(step.dtype, jnp.integer)
-    return step.astype(jnp.int32) if narrow and step.dtype.itemsize < 4 else step
+def reached(step: Any, start: Any) -> Any:
+    """step >= start: Python's truth of two known numbers, else traced. "Never" is any start."""
+    if is_concrete(step) and is_concrete(start):
+        return plain(step) >= plain(start)
+    return as_step(step) >= as_step(start)
 
 
 def nan_with(value: Any, tree: Any) -> Any:

@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from imbsam_jax import checks, collectives
@@ -82,12 +81,11 @@ def by_stage(
         return compute(check_table(rule(step)), ascent.of(rule))
     require_step(step)
     first, second = (partial(by_stage, stage, step, ascent, compute) for stage in rule.stages)
-    later, is_step = (
-        checks.wide(step) >= rule.starts[1],
-        checks.steps("switch_step", rule.starts[1]),
-    )
-    if isinstance(later, bool | np.bool_):
+    start = rule.starts[1]
+    later = checks.reached(step, start)
+    if isinstance(later, bool):
         return second() if later else first()
+    is_step = checks.steps("switch_step", start)
     return checks.nan_unless(is_step, lax.cond(later, second, first))
 
 

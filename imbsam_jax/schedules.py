@@ -189,7 +189,7 @@ def _by_epoch(at: Callable[[Any, Any], Any], steps_per_epoch: int) -> Schedule:
         is_step = checks.steps("step", step)
         if checks.is_concrete(step):
             return float(at(int(step) // steps_per_epoch, np))
-        epoch = checks.wide(step) // steps_per_epoch
+        epoch = checks.as_step(step) // steps_per_epoch
         if jnp.issubdtype(epoch.dtype, jnp.floating):
             epoch = epoch.astype(int)
         return checks.nan_unless(is_step, at(epoch, jnp))

@@ -76,7 +76,7 @@ def of_rule(
         if step is None or not checks.is_concrete(step):
             raise ValueError("of a staged rule, step must be a number: which stage is meant")
         checks.steps("step", step)
-        rule = rule.stages[int(checks.plain(step) >= rule.starts[1])]
+        rule = rule.stages[int(checks.reached(step, rule.starts[1]))]
     ascent = check_ascent(ascent)
     if ascent.group_mean or not (
         checks.is_concrete(ascent.weight_decay) and not ascent.weight_decay

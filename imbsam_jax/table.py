@@ -78,7 +78,7 @@ class stagewise:
         check_rule(second)
         checks.steps("switch_step", switch_step)
         self.stages = (first, second)
-        self.starts = (0, checks.switch_step(switch_step))
+        self.starts = (0, switch_step)
 
     def __call__(self, step: Any) -> ClassWeights:
         require_step(step)
@@ -87,7 +87,7 @@ class stagewise:
                 "a staged rule has no table at a traced step: give it to value_and_grad or "
                 "sharpness_aware, which branch over the whole gradient, or pass a Python int"
             )
-        return self.stages[int(checks.plain(step) >= self.starts[1])](step)
+        return self.stages[int(checks.reached(step, self.starts[1]))](step)
 
 
 def require_step(step: Any) -> None:

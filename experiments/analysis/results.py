@@ -85,7 +85,7 @@ def name_of(description: dict[str, Any]) -> str:
 
 
 def summarise(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A line for each name and epoch: of each group mean and standard error over seeds.
+    """A line of models that differ in the seed alone: each group's mean and standard error.
 
     "to_sgd" has the mean difference to SGD of the same setting, loss, seed and epoch and its
     standard error, "n" the number of pairs; "tail_to_head" the ratio of tail to head, as a mean

@@ -47,9 +47,10 @@ def plain(values: pd.Series) -> pd.Series:
             )
         if (held == np.round(held)).all():
             return values.astype(np.int64)
-        narrow = values.dtype in (np.float32, np.float16)  # 0.2 is not to become 0.2000000029
-        digits = [float(str(x)) for x in values.to_numpy()]
-        return pd.Series(digits, values.index, name=values.name) if narrow else values
+        if values.dtype not in (np.float32, np.float16):
+            return values
+        digits = [float(str(x)) for x in values.to_numpy()]  # 0.2, not 0.20000000298
+        return pd.Series(digits, values.index, name=values.name)
     if kind.is_integer_dtype(values.dtype):
         return values.astype(np.int64) if values.dtype != np.uint64 else values
     try:

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from imbsam_jax import checks
@@ -132,7 +131,6 @@ def deferred(
     [15.0, 27.0]
     """
     is_step = checks.steps("switch_step", switch_step)
-    start = checks.switch_step(switch_step)
     before, after = as_loss(first), as_loss(second)
 
     def is_later(step: Any) -> Any:
@@ -142,11 +140,11 @@ def deferred(
                 "of updates made so far"
             )
         checks.steps("step", step)
-        return checks.wide(checks.plain(step)) >= start
+        return checks.reached(step, switch_step)
 
     def per_class(logits: jax.Array, step: Any) -> jax.Array:
         later = is_later(step)
-        if isinstance(later, bool | np.bool_):
+        if isinstance(later, bool):
             return (after if later else before).per_class(logits, step)
         losses = lax.cond(
             later,

@@ -146,3 +146,17 @@ def test_a_mean_over_a_groups_rows_is_over_all_that_have_weight(door: str, name:
         for case, (_, grads) in found.items():
             want = by_hand(MEANS[case], mask, True)
             np.testing.assert_allclose(grads, want, atol=1e-12, err_msg=case)
+
+
+def test_a_table_of_lists_is_one_of_arrays() -> None:
+    """Made by hand; with info, too, which counts its groups."""
+
+    def found(table: Any) -> Any:
+        f = ij.value_and_grad(lambda w, x: ((w * x) ** 2, None), lambda step: table, info=True)
+        ((_, _, info), grad) = f(jnp.float32(2), jnp.arange(4), jnp.arange(4.0))
+        return grad, info.rows
+
+    lists = found(ij.ClassWeights(None, [[1.0] * 4], [0.1]))  # type: ignore[arg-type]
+    arrays = found(ij.ClassWeights(None, np.ones((1, 4)), np.array([0.1])))
+    np.testing.assert_allclose(lists[0], arrays[0], rtol=1e-6)
+    assert lists[1].tolist() == arrays[1].tolist() == [4]

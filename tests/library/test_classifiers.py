@@ -193,3 +193,19 @@ def test_max_norm_takes_masks_as_trees_prefixes_and_functions() -> None:
 def test_bad_inputs_are_refused(call: Callable[[Any], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(jnp.asarray(KERNEL, jnp.float32))
+
+
+def test_a_kernel_of_more_axes_is_no_matrix() -> None:
+    """Of a 1x1 convolution, say: with a radius of one's own, too."""
+    tx = classifiers.max_norm(True, 2.0)
+    with pytest.raises(ValueError, match=r"one is float\[1, 1, 16, 2\]"):
+        tx.init({"head": jnp.ones((1, 1, 16, 2))})
+    params = {"head": 3 * jnp.ones((16, 2))}
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    norms = jnp.linalg.norm(optax.apply_updates(params, updates)["head"], axis=0)
+    np.testing.assert_allclose(norms, 2.0, rtol=1e-6)
+
+
+def test_an_initialiser_of_whole_numbers_is_refused() -> None:
+    with pytest.raises(ValueError, match="dtype must be a floating one, got int32"):
+        classifiers.normalised_init(jax.random.key(0), (3, 2), jnp.int32)

@@ -151,3 +151,27 @@ def test_feature_adversary_refuses_bad_options() -> None:
     adversarial = ij.losses.feature_adversary(head_only)
     with pytest.raises(ValueError, match="share must be between 0 and 1"):
         adversarial({}, np.array([0]), jnp.ones((1, 2)), share=1.1)
+
+
+def test_a_row_without_a_class_that_is_masked_perturbs_no_feature() -> None:
+    """Of the released variant, which looks the class up: whatever stands there."""
+    head = {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)), jnp.float32)}
+    adversary = ij.losses.feature_adversary(
+        lambda params, z: (jax.nn.logsumexp(z @ params["kernel"], axis=1), None),
+        [10, 2],
+        variant="release",
+    )
+    z = jnp.asarray(np.random.default_rng(1).normal(size=(3, 3)), jnp.float32)
+    mask = jnp.array([True, True, False])
+
+    def found(last: int) -> Any:
+        labels = jnp.array([0, 1, last])
+        f = ij.value_and_grad(
+            lambda p, z, y, m: adversary(p, y, z, share=0.5, mask=m), ij.rules.sgd(2)
+        )
+        return f(head, labels, z, labels, mask, mask=mask)
+
+    want = found(0)
+    for last in (-1, 99):
+        for got, leaf in zip(*map(jax.tree.leaves, (found(last), want)), strict=True):
+            np.testing.assert_allclose(got, leaf, rtol=1e-6)

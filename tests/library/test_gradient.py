@@ -963,3 +963,14 @@ def test_the_scale_of_the_loss_scales_the_gradient(labels: Any, seed: int, scale
     pairs = zip(by_each_method(x, y, scale=scale), by_each_method(x, y), strict=True)
     for (_, _, got), (_, _, want) in pairs:
         assert_trees(reference.scale(1 / scale, got), want, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [7, 13, 26, 100])
+def test_rows_of_a_group_are_counted_whole(rows: int) -> None:
+    for tail in range(1, rows, max(1, rows // 13)):
+        y = jnp.asarray(np.arange(rows) < tail, jnp.int32)
+        f = ij.value_and_grad(
+            lambda w, x: (w * x, None), rules.imbsam([100, 1], rho=0.1, eta=1), info=True
+        )
+        ((_, _, info), _) = f(jnp.float32(1), y, jnp.ones(rows))
+        assert float(info.rows[0]) == tail

@@ -143,3 +143,9 @@ def test_axes_that_are_none_are_refused(axes: Any) -> None:
     with pytest.raises(ValueError, match="one or more axes"):
         landscape.grid(*axes)
     assert landscape.grid([0, 1], [5.0]).tolist() == [[0, 5], [1, 5]]
+
+
+def test_a_grid_of_whole_numbers_is_one_of_floats() -> None:
+    found = landscape.grid(jnp.arange(2), jnp.arange(2) + 5)
+    assert found.dtype == jnp.float32
+    assert found.tolist() == [[0, 5], [0, 6], [1, 5], [1, 6]]

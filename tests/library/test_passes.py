@@ -587,3 +587,27 @@ def test_what_the_passes_cannot_be_over_is_refused() -> None:
     f = chosen("imbsam", lambda classes: (3, 7), with_mean)
     with pytest.raises(ValueError, match=r"aux\['mean'\] has shape \[5\] for 3 rows"):
         f(params, y, x, y)
+
+
+BUFFERS = {
+    "binomial": lambda: ij.binomial_buffers([5, 3, 1], 6),
+    "stratified": lambda: ij.stratified_buffers([False, True, True], (4, 2)),
+}
+
+
+@pytest.mark.parametrize("kind", BUFFERS)
+def test_buffers_of_other_classes_are_refused(kind: str) -> None:
+    rule = rules.imbsam([60, 30, 9, 2], rho=0.1, eta=10)
+    f = ij.value_and_grad(lambda w, x: (w * x, None), rule, passes=passes.own_rows(BUFFERS[kind]()))
+    with pytest.raises(ValueError, match=r"the rule has 4 classes, and class_\w+ of the buffers 3"):
+        f(jnp.float32(1), jnp.arange(4), jnp.ones(4))
+
+
+def test_how_a_batch_is_cut_is_given_in_any_whole_number_and_by_a_tuple() -> None:
+    def found(how: Any) -> Any:
+        f = ij.value_and_grad(lambda w, x: (w * x, None), rules.sam(4, rho=0.1), passes=how)
+        return f(jnp.float32(1), jnp.arange(4), jnp.arange(4.0))[1]
+
+    np.testing.assert_allclose(found(passes.whole(np.int64(2))), found(passes.whole()), rtol=1e-6)
+    with pytest.raises(ValueError, match="batched must be a tuple of truths"):
+        found(passes.whole(2, True))  # type: ignore[arg-type]
