@@ -306,6 +306,7 @@ def _method(
     args: argparse.Namespace, dataset: Any, job: dict[str, Any]
 ) -> tuple[Any, Any, dict[str, Any], str]:
     """(method, loss, the report's fields on them, kind of classifier)."""
+    from experiments import cifar_lt
     from experiments.command import loss_flags, method_flags
     from imbsam_jax import imbalance_factor
 
@@ -320,7 +321,11 @@ def _method(
     method, described = method_flags.build_method(rule, counts, options, steps_per_epoch=per_epoch)
     loss, of_loss = loss_flags.build_loss(job["loss"], counts, options, steps_per_epoch=per_epoch)
     factor = imbalance_factor(counts)
-    about = {"experiment": "accelerator", **described, **of_loss, "imbalance_factor": factor}
+    # A run on CIFAR is one of cifar_lt's, to be evaluated and analysed as those are.
+    of = {"experiment": "accelerator"}
+    if args.data:
+        of = {"experiment": "cifar_lt", **cifar_lt.describe(args, dataset)}
+    about = {**of, **described, **of_loss, "imbalance_factor": factor}
     return method, loss, about, loss_flags.classifier_for(job["loss"], options)
 
 
