@@ -110,7 +110,7 @@ def count(out: Path, cells: Sequence[Cell]) -> None:
     file = out / "flops.json"
     found = counts_of(file) if file.exists() else {}
     for cell in cells:
-        bench, rows = _bench(cell, 1), found.setdefault(cell.name, {})
+        bench, rows = bench_of(cell, 1), found.setdefault(cell.name, {})
         for row, method in step_cost.planned(bench):
             if _name(row) in rows:
                 continue
@@ -136,7 +136,7 @@ def counts_of(file: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def _bench(cell: Cell, steps_per_call: int) -> step_cost.Bench:
+def bench_of(cell: Cell, steps_per_call: int) -> step_cost.Bench:
     from imbsam_jax import long_tail_counts
 
     args = cell.arguments()
@@ -239,7 +239,7 @@ def measure(
 
     Rows that are there are not measured again, but for SGD, against which the others are timed.
     """
-    bench, counted = _bench(cell, steps_per_call), timing.flops.get(cell.name, {})
+    bench, counted = bench_of(cell, steps_per_call), timing.flops.get(cell.name, {})
     done = {row["name"] for row in before}
     ready: list[tuple[dict[str, Any], Any]] = []
     rows: list[dict[str, Any]] = []

@@ -12,11 +12,14 @@ import pytest
 
 from benchmarks import accelerator, accelerator_steps, peak, step_cost
 from benchmarks.accelerator_steps import Cell, Timing
+from experiments import evaluate
+from experiments.data import save_npz
 from experiments.host.errors import RunError, Stopped
 from experiments.models import create_model
 from experiments.run import cost
 from experiments.run.parts import last_variables
 from experiments.run.settings import Settings
+from tiny import tiny_dataset
 
 pytestmark = pytest.mark.allow_rank_promotion  # Flax adds a bias[C] to a batch[B, C]
 
@@ -412,3 +415,16 @@ def test_a_run_that_diverges_is_a_finding(tmp_path):
     flags = ["--methods", "sgd", "--losses", "cross_entropy", "--epochs", "3", "--lr", "1e30"]
     (report,) = runs(tmp_path, *flags)
     assert "the loss is nan" in report["failed"] and report["job"].endswith("_s0")
+
+
+def test_a_run_on_a_data_file_is_evaluated_as_one_of_cifar_lt(tmp_path, capsys):
+    """A folder of the benchmark's, by the same figures as its report; the file is given again."""
+    file = tmp_path / "cache.npz"
+    save_npz(tiny_dataset(32), file)
+    flags = ["--data", str(file), "--models", "mlp", "--methods", "sgd", "--weight-decays", "0"]
+    (report,) = runs(tmp_path, *flags, "--losses", "cross_entropy")
+    folder = str(tmp_path / "work" / report["job"])
+    evaluate.main(evaluate.arguments().parse_args([folder, "--data", str(file)]))
+    shown = capsys.readouterr().out
+    (line,) = [each for each in shown.splitlines() if "as it is" in each]
+    assert line.split()[-1] == f"{report['all']:.2f}"

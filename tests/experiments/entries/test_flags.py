@@ -34,7 +34,7 @@ ENTRIES = {
         f"benchmarks.{name}": importlib.import_module(f"benchmarks.{name}").arguments
         for name in (
             "accelerator", "adapters", "conv_profile", "cpu_cores", "exact_batch_norm",
-            "input_pipeline", "seeds_together", "step_cost",
+            "input_pipeline", "kernels", "seeds_together", "step_cost",
         )
     },
 }  # fmt: skip
