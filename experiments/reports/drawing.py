@@ -118,11 +118,15 @@ def legend(figure: Figure, axes: Iterable[Axes], place: Place = "outside right u
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    if found:
-        figure.legend(
+    most = 1 if "right" in place else 4
+    for columns in range(min(most, len(found)), 0, -1):
+        made = figure.legend(
             list(found.values()), list(found), loc=place, fontsize="small", handlelength=3.5,
-            ncols=1 if "right" in place else min(4, len(found)),
+            ncols=columns,
         )  # fmt: skip
+        if columns == 1 or made.get_window_extent().width <= figure.bbox.width:
+            return
+        made.remove()  # its ends would be cut off
 
 
 def whole_epochs(axis: Axes) -> None:

@@ -72,18 +72,24 @@ def test_names_that_do_not_fit(axis, values):
 
 
 @pytest.mark.parametrize(
-    ("place", "names", "columns"),
-    [("outside right upper", 5, 1), ("outside lower center", 5, 4), ("outside lower center", 2, 2)],
+    ("place", "names", "name", "columns"),
+    [
+        ("outside right upper", 5, "line", 1),
+        ("outside lower center", 5, "line", 4),
+        ("outside lower center", 2, "line", 2),
+        ("outside lower center", 5, "a line of many words", 3),
+        ("outside lower center", 2, "word " * 40, 1),
+    ],
 )
-def test_a_legend_has_each_name_once(place, names, columns):
+def test_a_legend_has_each_name_once_and_fits(place, names, name, columns):
     figure = Figure()
     axes = figure.subplots(1, 2)
     for axis in axes:
         for k in range(names):
-            axis.plot([0], [0], label=f"line {k}")
+            axis.plot([0], [0], label=f"{name} {k}")
     drawing.legend(figure, axes, place)
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == [f"line {k}" for k in range(names)]
+    assert [text.get_text() for text in legend.get_texts()] == [f"{name} {k}" for k in range(names)]
     assert legend._ncols == columns
     empty = Figure()
     drawing.legend(empty, [empty.subplots()])
