@@ -29,7 +29,8 @@ class Between:
       args: `--plane`, `--line`, `--between`.
 
     Raises:
-      RunError: a name that is not there, too few models, none of one seed, or of other shapes.
+      RunError: a name that is not there, too few models, none of one seed, of other shapes, or
+        trained on other rows.
     """
 
     def __init__(self, measures: dict[str, Measure], args: argparse.Namespace):
@@ -58,6 +59,9 @@ class Between:
         shapes = [jax.tree.map(jnp.shape, params) for params in self._params]
         if any(shape != shapes[0] for shape in shapes):
             raise RunError("--plane and --line are of models of one shape")
+        rows = [jax.tree.leaves(one.subject.train) for one in self._alone]
+        if not all(all(map(np.array_equal, rows[0], other)) for other in rows):
+            raise RunError("--plane and --line are of models of the same training rows")
 
     def passes(self) -> float:
         """What it costs, in passes over the rows."""

@@ -96,8 +96,7 @@ def summarise(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     of_line: dict[str, list[dict[str, Any]]] = {}
     for one in records:
         of_line.setdefault(_line(one), []).append(one)
-    names = _told_apart([ones[0] for ones in of_line.values()])
-    for (key, ones), name in zip(of_line.items(), names, strict=True):
+    for (key, ones), name in zip(of_line.items(), _told_apart(of_line), strict=True):
         first = {**ones[0], "name": name}
         seeds = [one["seed"] for one in ones]
         line = {k: first[k] for k in ("name", "rule", "rule_args", "loss", "epoch")}
@@ -180,8 +179,24 @@ def _line(one: dict[str, Any]) -> str:
     return json.dumps(same, sort_keys=True) + _setting(one)
 
 
-def _told_apart(firsts: list[dict[str, Any]]) -> list[str]:
+def line_names(subjects: list[Subject]) -> list[str]:
+    """The name of each one's line, as the table has it."""
+    of_line: dict[str, list[dict[str, Any]]] = {}
+    keys = []
+    for one in map(_about, subjects):
+        keys.append(_line(one))
+        of_line.setdefault(keys[-1], []).append(one)
+    names = dict(zip(of_line, _told_apart(of_line), strict=True))
+    return [names[key] for key in keys]
+
+
+def _about(one: Subject) -> dict[str, Any]:
+    return {"name": name_of(one.description), "epoch": one.epoch, **one.description}
+
+
+def _told_apart(of_line: dict[str, list[dict[str, Any]]]) -> list[str]:
     """The names of lines; those that would have the same say what differs."""
+    firsts = [ones[0] for ones in of_line.values()]
     about = ("rule_args", "ascent", "passes", "loss_args", "setting", "stage2_args")
     facts = [_flat({k: one.get(k) for k in about}) for one in firsts]
     names = []
@@ -223,9 +238,8 @@ def refuse_twice(subjects: list[Subject]) -> None:
     """
     seen: dict[str, str] = {}
     for one in subjects:
-        about = {"name": name_of(one.description), "epoch": one.epoch, **one.description}
         for seed in one.seeds:
-            key = f"{_line(about)} seed {seed}"
+            key = f"{_line(_about(one))} seed {seed}"
             if seen.setdefault(key, one.run) != one.run:
                 raise RunError(
                     f"{seen[key]} and {one.run} are of one setting and seed {seed}: leave one out"

@@ -252,8 +252,10 @@ def _rounded(value: Any) -> Any:
 
 def _last(work: list[Work]) -> dict[str, Work]:
     """The last epoch of each line, and its first run."""
+    names = results.line_names([one.subject for one in work])
     found: dict[str, Work] = {}
-    for one in sorted(work, key=lambda one: -one.subject.epoch):
-        found.setdefault(results.name_of(one.subject.description), one)
-    order = [results.name_of(one.subject.description) for one in work]
-    return {name: found[name] for name in dict.fromkeys(order)}
+    for name, one in sorted(
+        zip(names, work, strict=True), key=lambda named: -named[1].subject.epoch
+    ):
+        found.setdefault(name, one)
+    return {name: found[name] for name in dict.fromkeys(names)}

@@ -68,16 +68,21 @@ def test_lines_and_planes_between_models(statistics: Any) -> None:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"between": ["a", "x"]}, "'x' is none of the lines: a; b; other seed"),
+        ({"between": ["a", "x"]}, "'x' is none of the lines: a; b; other seed; other rows"),
         ({"between": ["a", "b"], "plane": 3}, "three models, and there are 2"),
         ({"between": ["a"], "plane": 0}, "there is only one"),
         ({"between": ["a", "other seed"], "plane": 0}, "have none"),
+        ({"between": ["a", "other rows"], "plane": 0}, "of models of the same training rows"),
     ],
 )
 def test_what_nothing_can_be_drawn_between(asked: Any, said: str) -> None:
     one = subject(1)
     groups = groups_of(one, ETA, per_class=False)
-    subjects = {"a": one, "b": one, "other seed": one._replace(seeds=[7])}
+    rows = one.train._replace(images=one.train.images + 1)
+    subjects = {
+        "a": one, "b": one, "other seed": one._replace(seeds=[7]),
+        "other rows": one._replace(train=rows),
+    }  # fmt: skip
     measures = {name: Measure(x, groups, how(), jax.devices()[:1]) for name, x in subjects.items()}
     with pytest.raises(RunError, match=said):
         Between(measures, Namespace(**{"plane": 0, "line": 3, **asked}))

@@ -156,6 +156,12 @@ def test_lines_are_of_models_that_differ_in_the_seed_alone() -> None:
         assert len({line["name"] for line in lines}) == 2, name
         assert all(line["name"].startswith(records[0]["name"]) for line in lines)
     assert lines[1]["name"].endswith("(lr=2)")
+    subjects = [
+        subject(2, "sam")._replace(description={**subject(2, "sam").description, "ascent": ascent})
+        for ascent in ({}, {"p": 1.0}, {})
+    ]
+    names = results.line_names(subjects)
+    assert names[0] == names[2] != names[1] and names[1].endswith("(p=1.0)")
     # Of one rule at one epoch alone its name is the same as at the others.
     at = [
         {**record("imbsam", 0, epoch=e), "setting": {"lr": lr}}

@@ -310,3 +310,10 @@ def test_of_a_line_its_last_epoch_is_drawn(tmp_path: Path) -> None:
         "sgd, cross_entropy": several[2], "sam, cross_entropy": several[1]
     }  # fmt: skip
     assert list(work._last(several)) == ["sgd, cross_entropy", "sam, cross_entropy"]
+
+
+def test_lines_of_one_rule_are_drawn_apart(tmp_path: Path) -> None:
+    sam = subject("sam", 5)
+    near = sam._replace(description={**sam.description, "passes": {"examples": "split_norm"}})
+    two = [made(tmp_path, one) for one in (sam, near)]
+    assert list(work._last(two).values()) == two
