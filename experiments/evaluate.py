@@ -229,7 +229,10 @@ def main(args: argparse.Namespace) -> None:
     assert found is not None  # check_config found one
     checkpoints.close()
     state, note = parts.evaluator.put_state(found[0]), Note.read(found[1])
-    heading = Text(f"{run} after epoch {note.epoch}: accuracy (%)")
+    at = f"after epoch {note.epoch}"
+    if note.calls:  # stopped inside the next one
+        at = f"in epoch {note.epoch + 1}, at step {int(found[0].step)}"
+    heading = Text(f"{run} {at}: accuracy (%)")
     table = Table(title=heading, box=box.SIMPLE_HEAD)
     table.add_column("test set")
     for name in COLUMNS:

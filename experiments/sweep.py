@@ -132,6 +132,8 @@ def grid_of(args: argparse.Namespace) -> dict[str, list[float]]:
     }
     of_rule = method_flags.options_of(args.rule)
     known = {name for name in types if name in of_rule}
+    if args.experiment != "digits":  # there every point has a method of its own
+        known |= {name for name in types if args.rule in method_flags.taken_by(name)}
     defaults = [
         [name, *map(str, values)]
         for name, values in GRIDS[args.experiment].items()
@@ -149,6 +151,11 @@ def grid_of(args: argparse.Namespace) -> dict[str, list[float]]:
             raise RunError(f"--grid {name} {error}") from error
         if not values:
             raise RunError(f"--grid {name} has no values: write --grid {name} 0.1 0.2")
+    if "eta" in grid and getattr(args, "sampling", None) == "stratified":
+        raise RunError(
+            "--grid eta with --sampling stratified would change how batches are drawn as well, "
+            "and SGD's have no one eta: use --sampling natural, or one --eta a sweep"
+        )
     if not grid:
         usual = " nor ".join(GRIDS[args.experiment])
         raise RunError(

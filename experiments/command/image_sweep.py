@@ -23,8 +23,9 @@ def checked(args: argparse.Namespace) -> Path:
     if not args.out:
         raise RunError("--out is missing: name the folder this sweep is to be written to")
     if args.stage2:
+        whose = f", of --preset {args.preset}: write --stage2 alone" if args.preset else ""
         raise RunError("a sweep has no second stage: leave --stage2 out, and give it to the run "
-                       "with the chosen point")  # fmt: skip
+                       f"with the chosen point{whose}")  # fmt: skip
     if args.export:
         raise RunError("--export trains nothing: use it with experiments.cifar_lt")
     hosts = (args.coordinator, args.num_processes, args.process_id)
@@ -82,6 +83,8 @@ def train(
         folder = name.replace(", ", "_").replace(" ", "_")
         mine = argparse.Namespace(**{**vars(args), **changed, "out": str(out / folder)})
         runs.append((name, point, mine, make_plan(mine, dataset)))
+    for _, _, mine, plan in runs:
+        launch.refuse_others(mine, dataset, plan)
     opened.enter_context(locks.Lock(out))
     outputs.clear_tables(out)
     origin.write_flags(out, args)

@@ -15,7 +15,7 @@ from typing import Any
 from experiments.command import presets
 from experiments.command.plan import Plan, make_plan
 from experiments.command.seeds import SeedGroup, devices_of, groups, seeds_of, settle_devices
-from experiments.host import cli, folders
+from experiments.host import cli, folders, outputs
 from experiments.host.devices import join_processes
 from experiments.host.errors import RunError
 
@@ -83,6 +83,7 @@ def train(args: argparse.Namespace, dataset: Any, plan: Plan) -> list[dict[str, 
     the other.
     """
     seeds = seeds_of(args)
+    refuse_others(args, dataset, plan)
     reports: dict[int, list[dict[str, Any]]] = {}
     for group in groups(args, seeds):
         for seed, report in zip(
@@ -134,9 +135,46 @@ def _second_stages(
         yield fit(
             dataset, args.model, stage.method, stage.loss,
             dataclasses.replace(stage.settings, seed=seed),
-            out / "_".join(filter(None, ["stage2", name, args.stage2_tag])),
+            out / _of_stage(args, name),
             start=start, adversary=stage.adversary, description=description, **_manner(args),
         )  # fmt: skip
+
+
+def refuse_others(args: argparse.Namespace, dataset: Any, plan: Plan) -> None:
+    """RunError for a folder of a seed that holds another run, before anything is written.
+
+    What a run is started from, and on how many devices, is left to the run itself.
+    """
+    from experiments.run.parts import run_config
+
+    if not args.resume:
+        return
+    seeds = seeds_of(args)
+    groups(argparse.Namespace(**{**vars(args), "quiet": True}), seeds)
+    for seed in seeds:
+        settings = dataclasses.replace(plan.settings, seed=seed)
+        config, _ = run_config(dataset, args.model, settings, plan.description)
+        wanted = {k: v for k, v in config.items() if k not in ("init", "devices", "steps_per_call")}
+        out = _folder(args, seed)
+        _refuse_other(out, wanted, "a run with other settings", "choose another --out")
+        for name, stage in plan.second.items():
+            _refuse_other(
+                out / _of_stage(args, name), {"stage2": name, **stage.description["stage2_args"]},
+                "a second stage of other settings", "--stage2-tag NAME gives them their own folder",
+            )  # fmt: skip
+
+
+def _refuse_other(folder: Path, wanted: dict[str, Any], holds: str, so: str) -> None:
+    path = folder / "config.json"
+    if path.exists():
+        old = outputs.read_object(path)
+        old |= old["stage2_args"] if isinstance(old.get("stage2_args"), dict) else {}
+        if what := folders.different({key: old.get(key) for key in wanted}, wanted):
+            raise RunError(f"{folder} holds {holds} ({what}): {so}")
+
+
+def _of_stage(args: argparse.Namespace, name: str) -> str:
+    return "_".join(filter(None, ["stage2", name, args.stage2_tag]))
 
 
 def _folder(args: argparse.Namespace, seed: int) -> Path:

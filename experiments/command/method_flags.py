@@ -129,7 +129,7 @@ def add_arguments(group: Any, **defaults: Any) -> None:
     for name, flag in {**PARAMETERS, **_RADII, **_PASSES}.items():
         text = flag.help
         if name in PARAMETERS:  # whose it is
-            text = f"{', '.join(_taken_by(name))}: {text}"
+            text = f"{', '.join(taken_by(name))}: {text}"
         group.add_argument(
             f"--{name.replace('_', '-')}", default=defaults.get(name, flag.default), help=text,
             **flag.options,
@@ -138,7 +138,7 @@ def add_arguments(group: Any, **defaults: Any) -> None:
 
 def needs() -> Needs:
     """When each of these flags is heeded."""
-    of_rules = {name: one_of("rule", _taken_by(name)) for name in PARAMETERS}
+    of_rules = {name: one_of("rule", taken_by(name)) for name in PARAMETERS}
     radius, constant = of_rules["rho"], Need(_has_constant_rho, "--rho-schedule constant")
     moving = {name: rule for name in rule_names() if _perturbs(rule := _example(name))}
     any_ball = one_of("rule", (k for k, rule in moving.items() if not _perturbs_by_itself(rule)))
@@ -222,7 +222,7 @@ def options_of(name: str) -> dict[str, str]:
     return {option: parameter for parameter, option in options.items() if option is not None}
 
 
-def _taken_by(flag: str) -> list[str]:
+def taken_by(flag: str) -> list[str]:
     """The rules that a flag concerns."""
     options = {flag, *(option for option, made_of in _MADE_OF.items() if made_of == flag)}
     return [name for name in rule_names() if not options.isdisjoint(options_of(name))]

@@ -54,7 +54,7 @@ def make_plan(args: argparse.Namespace, dataset: Any, about_data: dict[str, Any]
     method, of_method = method_flags.build_method(
         args.rule, counts, options, steps_per_epoch=steps_per_epoch
     )
-    asked = Asked(settings, method, args.rule, steps_per_epoch=steps_per_epoch)
+    asked = Asked(settings, method, args.rule, args.loss, steps_per_epoch=steps_per_epoch)
     compatible.check(asked)
     loss, of_loss = loss_flags.build_loss(
         args.loss, counts, options, steps_per_epoch=steps_per_epoch,

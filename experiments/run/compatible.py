@@ -30,6 +30,7 @@ class Asked:
       settings: with the number of devices that there are, where it is known.
       method: how the gradient is taken.
       rule: its name.
+      loss: its name; of a second stage that of the first.
       adversary: of a second stage.
       stage2, first: of a second stage that starts from a trained classifier, its name and the
         first stage's settings.
@@ -44,6 +45,7 @@ class Asked:
     settings: Settings
     method: Method
     rule: str = ""
+    loss: str = ""
     adversary: Adversary | None = None
     stage2: str | None = None
     first: Settings | None = None
@@ -86,6 +88,14 @@ def check(asked: Asked) -> None:
 
 def _examples(asked: Asked) -> str:
     return f"{flag('examples')} {asked.settings.examples}"
+
+
+def _knows_priors(asked: Asked) -> str:
+    """What of a first stage takes class sizes off its logits, if anything."""
+    if asked.loss in ("logit_adjusted", "vs"):
+        return f"{flag('loss')} {asked.loss}"
+    balanced = asked.first is not None and asked.first.sampling == "balanced"
+    return f"{flag('sampling')} balanced" if balanced else ""
 
 
 # Of passes over some rows, those for models that normalise by the batch.
@@ -243,6 +253,13 @@ ROWS = (
         lambda a: (
             f"{flag('stage2')} {a.stage2} starts from a linear classifier, this run has a "
             f"{a.first and a.first.classifier} one: use crt, or {flag('classifier')} linear"
+        ),
+    ),
+    Row(
+        lambda a: a.stage2 == "logit-adjustment" and _knows_priors(a),
+        lambda a: (
+            f"{flag('stage2')} logit-adjustment takes the log priors off what plain training has "
+            f"learnt, and with {_knows_priors(a)} they are off already: leave one of them out"
         ),
     ),
     Row(

@@ -190,7 +190,8 @@ def last_variables(
     # Not the note's epoch: a stop in the last evaluation is saved before that epoch is closed.
     if found is None or int(found[0].step) != settings.epochs * parts.steps_per_epoch:
         raise RunError(
-            f"{run} holds no whole checkpoint of its last epoch to start a second stage from"
+            f"{run} holds no whole checkpoint of its last epoch to start a second stage from: "
+            f"remove its report.json, and {flag('resume')} trains what is missing again"
         )
     again = dataclasses.replace(settings, seed=(settings.seed + 2**31) % 2**32, classifier="linear")
     fresh = Parts(dataset, model_name, cross_entropy, again).initial

@@ -35,7 +35,7 @@ FLAGS = [
     "--eta",
     "10",
 ]
-FLAGS += ["--lr", "0.02", "--quiet", "--loss", "logit_adjusted", "--mixup", "1"]
+FLAGS += ["--lr", "0.02", "--quiet", "--loss", "focal", "--mixup", "1"]
 FLAGS += ["--stage2-epochs", "2", "--stage2-tau", "0.7", "--val-per-class", "1", "--seeds", "3"]
 COUNTS = [n - 1 for n in tiny.COUNTS]  # one image of each class is held out
 TRAINED = ["crt", "lws", "weight-balancing", "cc-sam"]
@@ -74,11 +74,11 @@ def run(tmp_path_factory):
 def test_reports_say_what_was_done(run):
     _, _, found = run
     first, _ = found[None]
-    assert (first["stage2"], first["loss"], first["mixup"]) == (None, "logit_adjusted", 1.0)
+    assert (first["stage2"], first["loss"], first["mixup"]) == (None, "focal", 1.0)
     for name in stage2.RECIPES:
         report, _ = found[name]
         assert report["stage2"] == name and report["rule"] == "imbsam"
-        assert report["loss"] == "logit_adjusted" and report["mixup"] == 0
+        assert report["loss"] == "focal" and report["mixup"] == 0
         assert report["epochs"] == (2 if name in TRAINED else 0)
         assert 0 <= report["all"] <= 100
         assert (report["flops_ratio_to_sgd"] is None) == (name not in TRAINED)
@@ -155,6 +155,19 @@ def test_evaluate_reads_a_second_stage(run, name, capsys):
     flags = [str(out / f"stage2_{name}"), "--data", str(data)]
     evaluate.main(evaluate.arguments().parse_args(flags))
     assert f"{found[name][0]['all']:.2f}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_stage_of_other_settings_is_refused_before_anything_is_trained(run, monkeypatch):
+    """Not after those that are named before it; a folder of its own is what helps."""
+    out, data, _ = run
+    monkeypatch.setattr("experiments.run.trainer.Trainer.train", lambda *_: pytest.fail("trained"))
+    flags = [*FLAGS, "--data", str(data), "--out", str(out.parent), "--resume", "--stage2-tau", "3"]
+    flags += ["--stage2-sampling", "natural", "--stage2", "weight-balancing", "tau-norm"]
+    with pytest.raises(RunError, match=r"tau 0.7 -> 3.0\): --stage2-tag"):
+        cifar_lt.main(cifar_lt.arguments().parse_args(flags))
+    with pytest.raises(RunError, match=r"lr 0.02 -> 0.5\): choose another"):
+        cifar_lt.main(cifar_lt.arguments().parse_args([*flags, "--lr", "0.5"]))
 
 
 def make(name, first=None, **options):

@@ -228,6 +228,19 @@ def test_a_resumed_image_sweep_trains_nothing_again(images, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "more", [["--weight-decay", "0.1"], ["--rule", "reweighted_sam"], ["--lr", "0.2"]]
+)
+def test_a_sweep_that_is_refused_leaves_the_tables_of_the_one_that_is_there(images, more):
+    out = images[0] / "out"
+    before = {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    with pytest.raises(RunError, match="holds a run with other settings"):
+        sweep.main(image_flags(images[0], "--resume", *more))
+    after = {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    assert after == before
+
+
+@pytest.mark.slow
 def test_an_image_sweep_that_was_stopped_goes_on_where_it_was(images, tmp_path, monkeypatch):
     """One whole run is missing, as after a stop between runs: it alone is trained."""
     folder, summary = images
@@ -368,6 +381,8 @@ def test_a_radius_that_ruins_training_leaves_the_others(tmp_path, monkeypatch):
     [
         (["--val-per-class", "0"], "never on the test set, and none are held out: give --val-per"),
         (["--stage2", "crt"], "leave --stage2 out"),
+        (["--preset", "weight-balancing", "--rule", "imbsam"], "write --stage2 alone"),
+        (["--sampling", "stratified"], "--grid eta with --sampling stratified would change"),
         (["--rule", "sgd"], "--rule sgd has no grid"),
         (["--rule", "cc_sam"], "--rule cc_sam has no grid"),
         (["--rho-schedule", "late"], "leave --rho-schedule out"),
@@ -394,6 +409,14 @@ def test_only_a_sweep_is_gone_on_with(tmp_path):
     (tmp_path / "out" / "config.json").write_text(json.dumps({"experiment": "cifar_lt"}))
     with pytest.raises(RunError, match="holds no sweep of cifar_lt"):
         sweep.main(image_flags(tmp_path, "--resume"))
+
+
+def test_what_a_rules_parameter_is_made_of_can_be_swept_over_runs():
+    """A run's method is its own; on the digits all points are one program."""
+    flags = ["--rule", "sse_sam", "--grid", "switch-fraction", "0.5", "0.9", "--out", "x"]
+    assert sweep.grid_of(sweep.parse(["cifar_lt", *flags])) == {"switch_fraction": [0.5, 0.9]}
+    with pytest.raises(SystemExit):
+        sweep.parse(flags)
 
 
 def test_the_first_word_names_what_is_trained(capsys):

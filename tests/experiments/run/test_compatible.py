@@ -25,6 +25,7 @@ SHARED = {"examples": "shared_norm", "sampling": "stratified"}
 STAGE = {"adversary": Adversary(lambda fn: fn, lambda step: 0.5), "stage2": "cc-sam"}
 RELEASE = {**STAGE, "adversary": STAGE["adversary"]._replace(over_the_batch=True)}
 TOGETHER = {"together": [0, 1]}
+ADJUST = {"stage2": "logit-adjustment", "first": Settings(), "loss": "cross_entropy"}
 # One for each row, in the order of the table: changed settings, what else is changed, the message.
 REFUSED = [
     ({"schedule": "cosine-prestep", "epochs": 1}, {}, "use more, or --schedule cosine"),
@@ -48,6 +49,7 @@ REFUSED = [
     ({**SHARED, "sampling": "natural"}, {}, "use --sampling stratified, not natural"),
     ({**SHARED, "remat": True}, {}, "leave --remat out, or use --examples dependent"),
     ({}, {"first": Settings(classifier="normalised"), "stage2": "lws"}, "--stage2 lws starts from"),
+    ({}, {**ADJUST, "loss": "vs"}, "and with --loss vs they are off already"),
     ({"accumulate": 2}, STAGE, "--stage2 cc-sam takes a batch whole: use --accumulate 1"),
     ({"parallel": "pmap", "devices": 2}, RELEASE, "--stage2-variant release takes norms over"),
     ({"batch_size": 18}, {}, "--batch-size 18 cannot be divided among 1 device and --accumulate 1"),
@@ -85,6 +87,9 @@ def test_every_row_refuses_something(row, settings, changes, message):
         ({"parallel": "pmap", "devices": 2}, STAGE),
         ({"parallel": "pmap"}, RELEASE),
         (OWN, {"batch_norm": None}),  # not known yet
+        ({}, ADJUST),
+        ({}, {"stage2": "tau-norm", "first": Settings(), "loss": "logit_adjusted"}),
+        ({}, {"loss": "logit_adjusted"}),
     ],
 )
 def test_what_goes_together(settings, changes):
@@ -102,3 +107,17 @@ def test_only_one_function_spells_flags(room):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 assert not re.search(r"(?<!-)--[a-z]", node.value), f"{path}: {node.value}"
+
+
+@pytest.mark.parametrize(
+    ("loss", "sampling", "known"),
+    [
+        ("logit_adjusted", "natural", "--loss logit_adjusted"),
+        ("vs", "balanced", "--loss vs"),
+        ("ldam", "balanced", "--sampling balanced"),
+    ],
+)
+def test_priors_are_taken_off_once(loss, sampling, known):
+    asked = dataclasses.replace(ASKED, **ADJUST | {"first": Settings(sampling=sampling)})
+    with pytest.raises(RunError, match=f"with {known} they are off already"):
+        check(dataclasses.replace(asked, loss=loss))
