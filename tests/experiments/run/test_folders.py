@@ -21,7 +21,7 @@ from experiments.command import launch, presets
 from experiments.command.seeds import groups
 from experiments.data import save_npz
 from experiments.host import folders, locks, outputs
-from experiments.host.errors import RunError
+from experiments.host.errors import RunError, Stopped
 from experiments.host.progress import Progress
 from experiments.run.checkpoints import Checkpoints
 from experiments.run.parts import Parts
@@ -441,6 +441,16 @@ def run(finished, tmp_path):
 
 def evaluated(data, path):
     evaluate.main(evaluate.arguments().parse_args([str(path), "--data", data]))
+
+
+@pytest.mark.allow_rank_promotion
+def test_evaluate_says_where_a_stopped_run_stands(data, finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(launch, "in_full", lambda: {"deadline": 0.0})
+    with pytest.raises(Stopped, match="at step 1, epoch 1"):
+        train(data, tmp_path / "run")
+    for path, at in ((tmp_path / "run", "in epoch 1, at step 1:"), (finished, "after epoch 2:")):
+        evaluated(data, path)
+        assert at in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("entry", ["resume", "evaluate", "stage2"])
