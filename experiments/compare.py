@@ -212,16 +212,39 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
         if not args.resume:
             outputs.clear_tables(out)
         outputs.write_json(out / CONFIG, config)
+        spent = Spent(out / SPENT)
         try:
-            summary = _compare(args, out, stop)
+            summary = _compare(args, out, stop, spent)
         except StopNow:
             raise Stopped(
                 f"stopped; finished jobs are kept in {out}: the same command with --resume goes on",
                 stop.exit_code or 130,
             ) from None
+        finally:
+            outputs.write_json(out / SPENT, spent.now())
     if args.predict:
         _predict(args, out)
     return summary
+
+
+class Spent:
+    """Seconds and CPU seconds since it was made, and before a stop that left them in its file."""
+
+    def __init__(self, file: Path):
+        self._before = outputs.read_object(file) if file.exists() else {}
+        for name in ("seconds", "cpu_seconds"):
+            if not outputs.is_number(self._before.setdefault(name, 0.0)):
+                raise RunError(
+                    f"{file} is damaged: remove it, and only its seconds are not counted"
+                )
+        self._began = time.perf_counter(), time.process_time()
+
+    def now(self) -> dict[str, float]:
+        passed = time.perf_counter() - self._began[0], time.process_time() - self._began[1]
+        return {
+            name: self._before[name] + more
+            for name, more in zip(("seconds", "cpu_seconds"), passed, strict=True)
+        }
 
 
 def _is_tuned(args: argparse.Namespace) -> bool:
@@ -256,7 +279,7 @@ def _predict(args: argparse.Namespace, out: Path) -> None:
     print(f"{cli.noun(len(found), 'row')} predicted in {out / PREDICTIONS}")
 
 
-SNIPPET, PREDICTIONS = "snippet.py", "predictions.csv"
+SNIPPET, PREDICTIONS, SPENT = "snippet.py", "predictions.csv", "spent.json"
 
 
 def _check(out: Path, config: dict[str, Any], args: argparse.Namespace) -> None:
@@ -277,8 +300,9 @@ def _check(out: Path, config: dict[str, Any], args: argparse.Namespace) -> None:
         raise RunError(f"{out} holds another comparison ({what}): choose another --out")
 
 
-def _compare(args: argparse.Namespace, out: Path, stop: StopRequest) -> dict[str, Any]:
-    began, began_cpu = time.perf_counter(), time.process_time()
+def _compare(
+    args: argparse.Namespace, out: Path, stop: StopRequest, spent: Spent
+) -> dict[str, Any]:
     table, splits, cut = compare_read.read(vars(args))
     notes = list(table.notes)
     rows = _rows(args, table, splits, notes)
@@ -298,8 +322,7 @@ def _compare(args: argparse.Namespace, out: Path, stop: StopRequest) -> dict[str
         "steps": steps, "batch_size": min(args.batch_size, train), "cut": cut,
         "perturb": args.perturb, "grid": {row.name: row.points for row in rows},
         "confidence": compare_folder.CONFIDENCE, "notes": notes + diverged,
-        "seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - began_cpu,
-        "command": origin.command_line(), **origin.environment(),
+        **spent.now(), "command": origin.command_line(), **origin.environment(),
     }  # fmt: skip
     summary = compare_folder.write(
         out, records, table, train_counts=jobs.scale.counts.tolist(),

@@ -112,9 +112,10 @@ def writing(path: Path) -> Iterator[None]:
 
 # Whatever would be taken for a part of the next table. The first says that a table is whole.
 _OF_TABLES = (
-    "summary.json", "report.html", "jobs/split_*.json", "model/model.json", "model/params.npz",
-    "model/pipeline.joblib", "params/[0-9]*.npz", "params/split_*.npz", "runs.csv", "sweep.csv",
-    "per_class.csv", "curves.csv", "table.md", "snippet.py", "predictions.csv",
+    "summary.json", "report.html", "jobs/split_*.json", "spent.json", "model/model.json",
+    "model/params.npz", "model/pipeline.joblib", "params/[0-9]*.npz", "params/split_*.npz",
+    "runs.csv", "sweep.csv", "per_class.csv", "curves.csv", "table.md", "snippet.py",
+    "predictions.csv",
 )  # fmt: skip
 _PLOTS = (
     "sweep", "per_class", "curves", "curves_*", "gains", "differences", "recall", "reliability",

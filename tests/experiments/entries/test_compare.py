@@ -163,7 +163,10 @@ def test_a_comparison_that_is_stopped_goes_on(
         run(data, out, "--resume", "--seed", "1")
     calls.clear()
     number = None  # type: ignore[assignment]
-    run(data, out, "--resume")
+    (out / "spent.json").write_text('{"seconds": 1000.0, "cpu_seconds": 2000.0}')
+    about = run(data, out, "--resume")["about"]
+    assert json.loads((out / "spent.json").read_text())["seconds"] > about["seconds"]
+    assert 1000 < about["seconds"] < 1900 and 2000 < about["cpu_seconds"] < 2900
     # Two families on two splits, two rows of two folds and a last call each, one job was finished.
     assert len(calls) == 3 * 5 + 2
     assert lines(out) == lines(finished)
@@ -295,7 +298,7 @@ def test_other_rows_are_not_gone_on_with(
     mine, other = tmp_path / "mine.csv", tmp_path / "other.csv"
     shutil.copy(data, mine)
     frame(30).to_csv(other, index=False)
-    monkeypatch.setattr(compare, "_compare", lambda args, out, stop: {})
+    monkeypatch.setattr(compare, "_compare", lambda *_: {})
     flags = ["--test", str(other)]
     run(mine, tmp_path / "out", *flags)
     run(mine, tmp_path / "out", "--resume", *flags)
