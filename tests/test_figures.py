@@ -1603,14 +1603,20 @@ def test_sharpness_of_the_digits():
         for cell, values in (
             ("trace, head", head["trace"]), ("trace, tail", tail["trace"]),
             ("λ max, head", head["largest"]), ("λ max, tail", tail["largest"]),
-            ("worst rise, tail", tail["worst"]),
+            ("worst rise, tail", tail["worst"]), ("rise under its own e, tail", tail["own"]),
         ):  # fmt: skip
+            if values is None:
+                assert row[cell] == "-" and row["trained by"].startswith("sgd")
+                continue
             mean, _, error = row[cell].partition(" ± ")
             assert float(mean) == float(f"{values['mean']:.3g}")
             assert float(error) == float(f"{values['error']:.1g}")
         assert float(row["train loss, tail"]) == float(f"{tail['train_loss']['mean']:.2g}")
         accuracy = tail["test_accuracy"]
         assert row["test %, tail"] == f"{accuracy['mean']:.1f} ± {accuracy['error']:.1f}"
+    own = groups["imbsam rho=0.2, cross_entropy"]["tail"]["own"]["mean"]
+    of_sgd = groups["sgd, cross_entropy"]["tail"]["imbsam"]["mean"]
+    says(page("sharpness"), f"rises by {own:.3g} where SGD's tail rises by {of_sgd:.3g} under")
 
 
 def test_beside_the_published_curvature():
