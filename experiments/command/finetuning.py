@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,8 @@ def settle(args: argparse.Namespace) -> None:
             f"{patch} pixels a side: use a multiple of {patch}"
         )
     args.trained = ADAPTERS[args.adapter].trained
+    if args.cache_features:
+        args.ensemble = False  # a preset's: features have no crops
     args.classifier_start = start_kind(args)
 
 
@@ -129,12 +132,14 @@ def cached(args: argparse.Namespace, dataset: Any, weights: Weights | None, sett
         "weights": f"random, seed {settings.seed}" if weights is None else weights.note,
         "source": dataset.source,
         "labels": _labels_sha256(dataset),
+        "images": features.images_sha256(dataset),
         "image_size": args.image_size,
         "resize": args.resize,
         "precision": args.precision,
     }
-    if path.exists():
+    if os.path.exists(path):  # Path's raises where a name is too long
         return features.load(path, made, dataset)
+    features.check_writable(path)
     parts = [x for x in ("train", "test", "val") if getattr(dataset, f"{x}_labels") is not None]
     found = _features(args.model, dataset, settings, weights, parts)
     seen = features.of(dataset, found)  # what it refuses is not kept either

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import types
 from argparse import Namespace
@@ -11,8 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.command import finetuning
+from experiments import finetune
+from experiments.command import finetuning, presets
 from experiments.data import features
+from experiments.data.encoded import Subset
+from experiments.data.lists import FolderSplit
+from experiments.data.records import TfdsSplit
 from experiments.host.errors import DataError, RunError
 from tiny import tiny_dataset
 
@@ -21,6 +26,7 @@ def asked(**changes: Any) -> Namespace:
     given = {
         "model": "clip_vit_b16", "image_size": None, "resize": None, "adapter": "lora",
         "classifier_start": "auto", "init": "a.safetensors", "prompt": "a {}.", "vocabulary": None,
+        "cache_features": None, "ensemble": False,
     }  # fmt: skip
     return Namespace(**{**given, **changes})
 
@@ -42,6 +48,15 @@ def test_what_follows_from_other_flags(changes: Any, sizes: Any, trained: str, s
         finetuning.settle(args)
         assert (args.image_size, args.resize) == sizes
         assert (args.trained, args.classifier_start) == (trained, start)
+
+
+def test_five_crops_of_a_preset_are_not_of_kept_features() -> None:
+    line = ["--preset", "lift-cifar100", "--adapter", "linear"]
+    for more, ensemble in (([], True), (["--cache-features", "kept.npz"], False)):
+        args = finetune.parse(finetune.arguments(), [*line, *more])
+        finetuning.settle(args)
+        assert args.ensemble == ensemble
+        assert ("--no-ensemble  (preset: True)" in presets.explain(args)) == (not ensemble)
 
 
 def test_class_names(tmp_path: Path) -> None:
@@ -127,6 +142,67 @@ def test_labels_are_told_apart_by_part() -> None:
         {"train": one, "val": one},
     ]
     assert len({sha(**each) for each in alike}) == 5
+
+
+def _of_files(*names: bytes) -> FolderSplit:
+    return FolderSplit("images", np.array(names), np.zeros(len(names), np.int32))
+
+
+def _of_records(split: str, *names: bytes) -> TfdsSplit:
+    made = TfdsSplit.__new__(TfdsSplit)
+    made.split, made.names = split, np.array(names) if names else None
+    return made
+
+
+def test_images_are_told_apart() -> None:
+    """In memory by their pixels, in files by which are chosen, in what order and for what part."""
+    files, rows = _of_files(b"a", b"bc"), np.array([0, 1])
+    labels = np.zeros(2, np.int32)
+    one = tiny_dataset()
+    changed = one.test_images.copy()
+    changed[-1, -1, -1, -1] ^= 1
+    told = [
+        one,
+        tiny_dataset(seed=1),
+        dataclasses.replace(one, test_images=changed),
+        *(
+            types.SimpleNamespace(**parts)
+            for parts in (
+                {"train": files, "test": files}, {"train": files, "val": files}, {"train": files},
+                {"train": _of_files(b"bc", b"a")}, {"train": _of_files(b"ab", b"c")},
+                {"train": Subset(files, rows, labels)},
+                {"train": Subset(files, rows[::-1], labels)},
+                {"train": Subset(_of_files(b"a", b"d"), rows, labels)},
+                {"train": _of_records("train")}, {"train": _of_records("test")},
+                {"train": _of_records("train", b"a", b"b")},
+                {"train": _of_records("train", b"b", b"a")},
+            )
+        ),
+    ]  # fmt: skip
+    assert len({features.images_sha256(each) for each in told}) == len(told)
+    again = (tiny_dataset(), types.SimpleNamespace(train=_of_files(b"a", b"bc")))
+    assert [features.images_sha256(x) for x in again] == [
+        features.images_sha256(x) for x in (one, told[5])
+    ]
+
+
+def test_features_are_kept_of_these_images(tmp_path: Path, monkeypatch: Any) -> None:
+    """Not of others with the same labels; a path that takes none is refused before them."""
+    monkeypatch.setattr(finetuning, "_features", lambda *_: found())
+    path = tmp_path / "kept.npz"
+    args = asked(cache_features=str(path), precision="float32")
+    settings = types.SimpleNamespace(seed=0)
+    for _ in range(2):
+        finetuning.cached(args, TINY, None, settings)
+    others = dataclasses.replace(TINY, train_images=TINY.train_images ^ 1)
+    with pytest.raises(DataError, match="holds other features: images is "):
+        finetuning.cached(args, others, None, settings)
+    monkeypatch.setattr(finetuning, "_features", lambda *_: pytest.fail("it computed them"))
+    for place in (path / "a.npz", tmp_path / ("n" * 300)):
+        args.cache_features = str(place)
+        with pytest.raises(RunError, match=r"cannot keep features in .*: "):
+            finetuning.cached(args, TINY, None, settings)
+    assert [file.name for file in tmp_path.iterdir()] == ["kept.npz"]
 
 
 def test_features_stand_for_the_images_of_their_part() -> None:
