@@ -113,10 +113,12 @@ def _needs() -> Needs:
         **{
             name: (large, *streaming.get(name, ()))
             for name in (
-                "image_dir", *imagenet_lt.LISTS, "jitter", "loader", "workers", "max_corrupt",
+                "image_dir", "train_list", "test_list", "loader", "workers", "max_corrupt",
                 "allow_empty_classes",
             )
         },
+        "val_list": (one_of("dataset", ["imagenet_lt", "places_lt"]),),
+        "jitter": (large, without("cache-features")),
         "steps_per_call": (
             Need(
                 lambda args: args.steps_per_call < 2 or args.dataset in CIFAR,
@@ -167,7 +169,6 @@ def as_seen(model: str, dataset: Any) -> Any:
 def describe(args: argparse.Namespace, dataset: Any) -> dict[str, Any]:
     """How the data was made, and what its run starts from."""
     of_data = cifar_lt.describe(args, dataset) if args.dataset in CIFAR else {}
-    text = {"prompt": args.prompt} if args.classifier_start == "text" else {}
     return {
         **of_data,
         "data_of": args.dataset,
@@ -175,7 +176,7 @@ def describe(args: argparse.Namespace, dataset: Any) -> dict[str, Any]:
         "resize": args.resize,
         "classifier_start": args.classifier_start,
         "features": bool(args.cache_features),
-        **text,
+        **finetuning.describe_texts(args, dataset),
     }
 
 

@@ -66,16 +66,22 @@ def start_kind(args: argparse.Namespace) -> str:
 
 
 def class_names(path: str, num_classes: int) -> tuple[str, ...]:
-    """A name a line, in the order of the labels.
+    """A name a line, in the order of the labels; UTF-8, with or without a byte-order mark.
 
     Raises:
-      DataError: it cannot be read, or has another number of names.
+      DataError: it cannot be read, has a blank line before the last name, or another number of
+        names.
     """
     try:
-        lines = read_bytes(path).decode().splitlines()
+        text = read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is no UTF-8 text") from error
-    names = tuple(line.strip() for line in lines if line.strip())
+    names = tuple(line.strip() for line in text.rstrip().splitlines())
+    if "" in names:
+        raise DataError(
+            f"{path}, line {names.index('') + 1}: is blank, and the names after it would be those "
+            "of other classes: remove it, or give the class a name"
+        )
     if len(names) != num_classes:
         raise DataError(
             f"{path} has {len(names)} class names, one a line, for {num_classes} classes"
@@ -220,10 +226,25 @@ def _texts(args: argparse.Namespace, names: Any) -> NDArray[np.int32]:
     if "{}" not in args.prompt:
         raise RunError(f"--prompt {args.prompt!r} has no {{}} for the name of the class")
     tokenizer = Tokenizer(Path(args.vocabulary) if args.vocabulary else find_vocabulary())
-    if tokenizer.end >= size.text.vocabulary:
-        raise RunError(f"the vocabulary has {tokenizer.end + 1} tokens, {args.model} fewer")
+    if tokenizer.end != size.text.vocabulary - 1:
+        raise RunError(
+            f"the vocabulary has {tokenizer.end + 1} tokens, {args.model} {size.text.vocabulary}: "
+            "it is cut short, or of another model"
+        )
     texts = [args.prompt.replace("{}", name.replace("_", " ")) for name in names]
     return tokenizer(texts, size.text.length)
+
+
+def describe_texts(args: argparse.Namespace, dataset: Any) -> dict[str, Any]:
+    """What a report says of the texts that the classifier starts from; nothing without.
+
+    The hash is of their tokens, which names, prompt and vocabulary decide.
+    """
+    if start_kind(args) != "text":
+        return {}
+    tokens = np.ascontiguousarray(_texts(args, dataset.class_names), "<i4")
+    sha256 = hashlib.sha256(tokens.tobytes()).hexdigest()[:16]
+    return {"prompt": args.prompt, "texts_sha256": sha256}
 
 
 def _of_texts(

@@ -18,6 +18,7 @@ from experiments.data import features
 from experiments.data.encoded import Subset
 from experiments.data.lists import FolderSplit
 from experiments.data.records import TfdsSplit
+from experiments.host import folders
 from experiments.host.errors import DataError, RunError
 from tiny import tiny_dataset
 
@@ -61,19 +62,31 @@ def test_five_crops_of_a_preset_are_not_of_kept_features() -> None:
 
 def test_class_names(tmp_path: Path) -> None:
     path = tmp_path / "names.txt"
-    path.write_text("\n a cat \n\ndog\n")
-    assert finetuning.class_names(str(path), 2) == ("a cat", "dog")
+    for mark in (b"", b"\xef\xbb\xbf"):
+        path.write_bytes(mark + b"a cat \r\n dog\n\n \n")
+        assert finetuning.class_names(str(path), 2) == ("a cat", "dog")
     with pytest.raises(DataError, match="has 2 class names, one a line, for 3 classes"):
         finetuning.class_names(str(path), 3)
+    for text, line in ((b"a\n \nb\n", 2), (b"\na\nb\n", 1), (b"\xef\xbb\xbf\na\nb", 1)):
+        path.write_bytes(text)
+        with pytest.raises(DataError, match=f"line {line}: is blank, and the names after it"):
+            finetuning.class_names(str(path), 2)
     path.write_bytes(b"\xff\n")
     with pytest.raises(DataError, match="is no UTF-8 text"):
         finetuning.class_names(str(path), 1)
 
 
-def test_the_texts_of_classes(tmp_path: Path) -> None:
+def _with_vocabulary(patch: pytest.MonkeyPatch, tokens: int) -> None:
+    small = finetuning.SIZES["clip_vit_tiny"]
+    text = small.text._replace(vocabulary=tokens)  # type: ignore[union-attr]
+    patch.setitem(finetuning.SIZES, "clip_vit_tiny", small._replace(text=text))
+
+
+def test_the_texts_of_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is no word is refused, an underscore is a space; tokens are bytes here, and marks."""
     path = tmp_path / "vocabulary.txt"
     path.write_text("#\nq q\n")
+    _with_vocabulary(monkeypatch, 515)
     args = asked(prompt="{} or {}", vocabulary=str(path), model="clip_vit_tiny")
     (row,) = finetuning._texts(args, ["a_b"])
     byte = {letter: ord(letter) - ord("!") for letter in "abor"}
@@ -85,16 +98,33 @@ def test_the_texts_of_classes(tmp_path: Path) -> None:
             finetuning._texts(args, names)
     for name in ("n", "x12", "a/b"):  # one word is enough
         assert len(finetuning._texts(args, ["12", name])) == 2
-    small = finetuning.SIZES["clip_vit_tiny"]
-    with pytest.MonkeyPatch.context() as patch:
-        for vocabulary, fits in ((514, False), (515, True)):
-            text = small.text._replace(vocabulary=vocabulary)  # type: ignore[union-attr]
-            patch.setitem(finetuning.SIZES, "clip_vit_tiny", small._replace(text=text))
-            if fits:
-                finetuning._texts(args, ["a"])
-            else:
-                with pytest.raises(RunError, match="vocabulary has 515 tokens, clip_vit_tiny fewe"):
-                    finetuning._texts(args, ["a"])
+    for vocabulary in (514, 516, 49408):
+        _with_vocabulary(monkeypatch, vocabulary)
+        with pytest.raises(RunError, match=f"has 515 tokens, clip_vit_tiny {vocabulary}: it is cu"):
+            finetuning._texts(args, ["a"])
+
+
+def test_texts_decide_what_a_run_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names, prompt and vocabulary; a run begun before they were written down may be resumed."""
+    _with_vocabulary(monkeypatch, 515)
+    for name, merge in (("one", "a t"), ("other", "c a")):
+        (tmp_path / name).write_text(f"#\n{merge}\n")
+
+    def described(
+        names: Any = ("cat", "dog"), vocabulary: str = "one", **changes: Any
+    ) -> dict[str, Any]:
+        args = asked(vocabulary=str(tmp_path / vocabulary), model="clip_vit_tiny", **changes)
+        return finetuning.describe_texts(args, types.SimpleNamespace(class_names=names))
+
+    one = described()
+    assert described() == one and one["prompt"] == "a {}." and len(one["texts_sha256"]) == 16
+    for other in (
+        described(("dog", "cat")), described(("cats", "dog")), described(vocabulary="other"),
+        described(prompt="{}."),
+    ):  # fmt: skip
+        assert "texts_sha256" in folders.different(one, other)
+    assert folders.different({"prompt": "a {}."}, one) == ""
+    assert described(classifier_start="mean") == {}
 
 
 # ---- features in the place of images ------------------------------------------------------------

@@ -41,7 +41,7 @@ NAMES = ["apple", "aquarium_fish", "baby", "bear", "beaver"]
 
 def with_one_block(patch):
     """The tiny towers with a block each: they compile in less."""
-    for name, text in (("clip_vit_tiny", Text(600, 77, 8, 1, 1, 8)), ("vit_tiny", None)):
+    for name, text in (("clip_vit_tiny", Text(516, 77, 8, 1, 1, 8)), ("vit_tiny", None)):
         patch.setitem(SIZES, name, SIZES[name]._replace(width=16, depth=1, text=text))
 
 
@@ -161,6 +161,7 @@ def test_from_a_file_to_a_report(files, adapted):
     assert report["parameters"] == {"trained": trained, "frozen": sum(sizes.values()) - trained}
     assert (report["settings"]["adapter"], report["classifier"]) == ("adaptformer", "cosine")
     assert (report["loss"], report["prompt"]) == ("logit_adjusted", "a photo of a {}.")
+    assert len(report["texts_sha256"]) == 16
     assert 0 <= report["last_epoch_ensembled"]["all"] <= 100
     assert "last_epoch_ensembled" not in report["settings"] and report["settings"]["ensemble"]
 
