@@ -200,8 +200,7 @@ def main(args: argparse.Namespace) -> None:
             enlarged=args.image_size if args.dataset in CIFAR else 0, enlarged_eval=args.resize,
         )  # fmt: skip
         dataset = finetuning.cached(args, dataset, weights, settings)
-    asked = asked._replace(start=finetuning.starting(args, dataset, weights))
-    launch.show(launch.train(args, dataset, asked))
+    launch.show(launch.train(args, dataset, finetuning.started(args, dataset, weights, asked)))
 
 
 if __name__ == "__main__":

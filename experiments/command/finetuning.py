@@ -16,6 +16,7 @@ import numpy as np
 from flax import traverse_util
 from numpy.typing import NDArray
 
+from experiments.command.plan import Plan
 from experiments.data import features
 from experiments.host.errors import DataError, RunError, Stopped
 from experiments.host.inputs import read_bytes
@@ -101,26 +102,46 @@ def read_weights(args: argparse.Namespace) -> Weights | None:
     return load_clip(args.init, SIZES[args.model], args.image_size)
 
 
+def started(args: argparse.Namespace, dataset: Any, weights: Weights | None, plan: Plan) -> Plan:
+    """The plan with what its seeds start from, and what reports say of it."""
+    note = "random weights, no pretrained ones" if weights is None else weights.note
+    of = {
+        "random": "at random",
+        "text": f"from {args.prompt!r}",
+        "mean": "from the means of each class",
+    }
+    init = f"{note}; the classifier {of[start_kind(args)]}"
+    anew = {"init": f"{init}, in this stage afresh"}
+    second = {
+        name: stage
+        if stage.keeps_head
+        else stage._replace(description={**stage.description, **anew})
+        for name, stage in plan.second.items()
+    }
+    return plan._replace(start=starting(args, dataset, weights), init=init, second=second)
+
+
 def starting(
     args: argparse.Namespace, dataset: Any, weights: Weights | None
-) -> Callable[[Any], tuple[Any, str]]:
-    """Plan.start: settings of a seed -> (the variables it starts from, what they are)."""
+) -> Callable[[Any], Any]:
+    """Plan.start: settings of a seed -> the variables it starts from."""
     kind = start_kind(args)
     texts = _texts(args, dataset.class_names) if kind == "text" else None
+    kernels: dict[int | None, NDArray[Any]] = {}
 
-    def start(settings: Any) -> tuple[Any, str]:
+    def start(settings: Any) -> Any:
         variables = _variables(args.model, dataset, settings, weights)
-        note = "random weights, no pretrained ones" if weights is None else weights.note
         if kind == "random":
-            return variables, f"{note}; the classifier at random"
-        if texts is not None:
-            kernel = _of_texts(args, texts, weights, settings.seed)
-            note += f"; the classifier from {args.prompt!r}"
-        else:
-            kernel = _class_means(args.model, dataset, settings, weights)
-            note += "; the classifier from the means of each class"
-        head = {**variables["params"]["head"], "kernel": kernel}
-        return {**variables, "params": {**variables["params"], "head": head}}, note
+            return variables
+        seed = settings.seed if weights is None else None  # a file's weights are those of all
+        if seed not in kernels:
+            kernels[seed] = (
+                _class_means(args.model, dataset, settings, weights)
+                if texts is None
+                else _of_texts(args, texts, weights, settings.seed)
+            )
+        head = {**variables["params"]["head"], "kernel": kernels[seed]}
+        return {**variables, "params": {**variables["params"], "head": head}}
 
     return start
 

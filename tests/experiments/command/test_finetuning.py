@@ -14,12 +14,15 @@ import pytest
 
 from experiments import finetune
 from experiments.command import finetuning, presets
+from experiments.command.plan import Plan
+from experiments.command.stage2 import Stage
 from experiments.data import features
 from experiments.data.encoded import Subset
 from experiments.data.lists import FolderSplit
 from experiments.data.records import TfdsSplit
 from experiments.host import folders
 from experiments.host.errors import DataError, RunError
+from experiments.models.clip_weights import Weights
 from tiny import tiny_dataset
 
 
@@ -155,6 +158,41 @@ def test_the_mean_of_each_classes_features() -> None:
     first = given["train"][TINY.train_labels == 0, 0, 0].mean(axis=0)
     made = finetuning._class_means("m", kept, None, None)  # of kept ones no tower is asked
     np.testing.assert_allclose(made[:, 0], first / np.linalg.norm(first), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("weights", "passes"),
+    [(None, [0, 1]), (Weights({}, None, None, "a.safetensors (SHA-256 01234567)"), [0])],
+)
+def test_a_files_means_are_those_of_every_seed(
+    weights: Any, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a second stage whose classifier is fresh says so."""
+    seen, head = [], {"kernel": None, "bias": 0}
+
+    def means(model: str, dataset: Any, settings: Any, weights: Any) -> int:
+        seen.append(settings.seed)
+        return 10 + settings.seed
+
+    monkeypatch.setattr(finetuning, "_variables", lambda *_: {"params": {"head": head, "x": 1}})
+    monkeypatch.setattr(finetuning, "_class_means", means)
+    stages: Any = {
+        name: Stage(None, None, None, None, None, keeps, {"stage2": name})  # type: ignore[arg-type]
+        for name, keeps in (("lws", True), ("crt", False))
+    }
+    plan = Plan(None, None, None, {}, stages)  # type: ignore[arg-type]
+    plan = finetuning.started(asked(classifier_start="mean"), TINY, weights, plan)
+    assert plan.start is not None
+    for seed in (0, 1, 0):
+        kernel = plan.start(types.SimpleNamespace(seed=seed))["params"]["head"]["kernel"]
+        assert kernel == 10 + (seed if weights is None else 0)
+    assert seen == passes
+    note = weights.note if weights else "random weights, no pretrained ones"
+    assert plan.init == f"{note}; the classifier from the means of each class"
+    assert plan.second["lws"].description == {"stage2": "lws"}
+    assert plan.second["crt"].description == {
+        "stage2": "crt", "init": f"{plan.init}, in this stage afresh",
+    }  # fmt: skip
 
 
 def test_labels_are_told_apart_by_part() -> None:
