@@ -169,6 +169,7 @@ def as_seen(model: str, dataset: Any) -> Any:
 def describe(args: argparse.Namespace, dataset: Any) -> dict[str, Any]:
     """How the data was made, and what its run starts from."""
     of_data = cifar_lt.describe(args, dataset) if args.dataset in CIFAR else {}
+    text = {"prompt": args.prompt} if args.classifier_start == "text" else {}
     return {
         **of_data,
         "data_of": args.dataset,
@@ -176,7 +177,7 @@ def describe(args: argparse.Namespace, dataset: Any) -> dict[str, Any]:
         "resize": args.resize,
         "classifier_start": args.classifier_start,
         "features": bool(args.cache_features),
-        **finetuning.describe_texts(args, dataset),
+        **text,
     }
 
 

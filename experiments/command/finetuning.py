@@ -113,25 +113,26 @@ def started(args: argparse.Namespace, dataset: Any, weights: Weights | None, pla
     init = f"{note}; the classifier {of[start_kind(args)]}"
     anew = {"init": f"{init}, in this stage afresh"}
     second = {
-        name: stage
-        if stage.keeps_head
-        else stage._replace(description={**stage.description, **anew})
+        name: stage if stage.keeps_head else stage._replace(description=stage.description | anew)
         for name, stage in plan.second.items()
     }
-    return plan._replace(start=starting(args, dataset, weights), init=init, second=second)
+    texts = _texts(args, dataset.class_names) if start_kind(args) == "text" else None
+    if texts is not None:  # names, prompt and vocabulary decide these tokens
+        sha256 = hashlib.sha256(np.ascontiguousarray(texts, "<i4").tobytes()).hexdigest()[:16]
+        plan = plan._replace(description={**plan.description, "texts_sha256": sha256})
+    start = _starting(args, dataset, weights, texts)
+    return plan._replace(start=start, init=init, second=second)
 
 
-def starting(
-    args: argparse.Namespace, dataset: Any, weights: Weights | None
+def _starting(
+    args: argparse.Namespace, dataset: Any, weights: Weights | None, texts: Any
 ) -> Callable[[Any], Any]:
     """Plan.start: settings of a seed -> the variables it starts from."""
-    kind = start_kind(args)
-    texts = _texts(args, dataset.class_names) if kind == "text" else None
     kernels: dict[int | None, NDArray[Any]] = {}
 
     def start(settings: Any) -> Any:
         variables = _variables(args.model, dataset, settings, weights)
-        if kind == "random":
+        if start_kind(args) == "random":
             return variables
         seed = settings.seed if weights is None else None  # a file's weights are those of all
         if seed not in kernels:
@@ -254,18 +255,6 @@ def _texts(args: argparse.Namespace, names: Any) -> NDArray[np.int32]:
         )
     texts = [args.prompt.replace("{}", name.replace("_", " ")) for name in names]
     return tokenizer(texts, size.text.length)
-
-
-def describe_texts(args: argparse.Namespace, dataset: Any) -> dict[str, Any]:
-    """What a report says of the texts that the classifier starts from; nothing without.
-
-    The hash is of their tokens, which names, prompt and vocabulary decide.
-    """
-    if start_kind(args) != "text":
-        return {}
-    tokens = np.ascontiguousarray(_texts(args, dataset.class_names), "<i4")
-    sha256 = hashlib.sha256(tokens.tobytes()).hexdigest()[:16]
-    return {"prompt": args.prompt, "texts_sha256": sha256}
 
 
 def _of_texts(

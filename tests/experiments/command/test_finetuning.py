@@ -35,6 +35,9 @@ def asked(**changes: Any) -> Namespace:
     return Namespace(**{**given, **changes})
 
 
+PLAN = Plan(None, None, None, {"rule": "sgd"}, {})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("changes", "sizes", "trained", "start"),
     [
@@ -117,17 +120,19 @@ def test_texts_decide_what_a_run_is(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         names: Any = ("cat", "dog"), vocabulary: str = "one", **changes: Any
     ) -> dict[str, Any]:
         args = asked(vocabulary=str(tmp_path / vocabulary), model="clip_vit_tiny", **changes)
-        return finetuning.describe_texts(args, types.SimpleNamespace(class_names=names))
+        dataset = types.SimpleNamespace(class_names=names)
+        return finetuning.started(args, dataset, None, PLAN).description
 
-    one = described()
-    assert described() == one and one["prompt"] == "a {}." and len(one["texts_sha256"]) == 16
+    text: Any = {"classifier_start": "text"}
+    one = described(**text)
+    assert described(**text) == one and len(one["texts_sha256"]) == 16
     for other in (
-        described(("dog", "cat")), described(("cats", "dog")), described(vocabulary="other"),
-        described(prompt="{}."),
+        described(("dog", "cat"), **text), described(("cats", "dog"), **text),
+        described(vocabulary="other", **text), described(prompt="{}.", **text),
     ):  # fmt: skip
         assert "texts_sha256" in folders.different(one, other)
-    assert folders.different({"prompt": "a {}."}, one) == ""
-    assert described(classifier_start="mean") == {}
+    assert folders.different({"rule": "sgd"}, one) == ""
+    assert described(classifier_start="mean") == PLAN.description
 
 
 # ---- features in the place of images ------------------------------------------------------------
@@ -180,7 +185,7 @@ def test_a_files_means_are_those_of_every_seed(
         name: Stage(None, None, None, None, None, keeps, {"stage2": name})  # type: ignore[arg-type]
         for name, keeps in (("lws", True), ("crt", False))
     }
-    plan = Plan(None, None, None, {}, stages)  # type: ignore[arg-type]
+    plan = PLAN._replace(second=stages)
     plan = finetuning.started(asked(classifier_start="mean"), TINY, weights, plan)
     assert plan.start is not None
     for seed in (0, 1, 0):

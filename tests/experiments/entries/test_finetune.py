@@ -197,9 +197,8 @@ def test_the_classifier_starts_from_its_texts(files):
     weights = finetuning.read_weights(args)
     assert dataset.class_names == tuple(NAMES)
     assert dataset.mean == finetuning.CLIP_PIXELS[0]
-    variables = finetuning.starting(args, dataset, weights)(
-        finetune.make_plan(args, dataset).settings
-    )
+    plan = finetuning.started(args, dataset, weights, finetune.make_plan(args, dataset))
+    variables = plan.start(plan.settings)
     text = "a photo of a aquarium fish."
     tokens = Tokenizer(files / "vocabulary.txt")([text])
     size = SIZES["clip_vit_tiny"]
