@@ -160,7 +160,7 @@ def cached(args: argparse.Namespace, dataset: Any, weights: Weights | None, sett
         "weights": f"random, seed {settings.seed}" if weights is None else weights.note,
         "source": dataset.source,
         "labels": _labels_sha256(dataset),
-        "images": features.images_sha256(dataset),
+        "images": features.images_sha256(dataset)[:16],
         "image_size": args.image_size,
         "resize": args.resize,
         "precision": args.precision,
