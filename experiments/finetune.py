@@ -113,10 +113,12 @@ def _needs() -> Needs:
         **{
             name: (large, *streaming.get(name, ()))
             for name in (
-                "image_dir", *imagenet_lt.LISTS, "jitter", "loader", "workers", "max_corrupt",
+                "image_dir", "train_list", "test_list", "loader", "workers", "max_corrupt",
                 "allow_empty_classes",
             )
         },
+        "val_list": (one_of("dataset", ["imagenet_lt", "places_lt"]),),
+        "jitter": (large, without("cache-features")),
         "steps_per_call": (
             Need(
                 lambda args: args.steps_per_call < 2 or args.dataset in CIFAR,
@@ -199,8 +201,7 @@ def main(args: argparse.Namespace) -> None:
             enlarged=args.image_size if args.dataset in CIFAR else 0, enlarged_eval=args.resize,
         )  # fmt: skip
         dataset = finetuning.cached(args, dataset, weights, settings)
-    asked = asked._replace(start=finetuning.starting(args, dataset, weights))
-    launch.show(launch.train(args, dataset, asked))
+    launch.show(launch.train(args, dataset, finetuning.started(args, dataset, weights, asked)))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from flax import traverse_util
 from numpy.typing import NDArray
 
+from experiments.command.plan import Plan
 from experiments.data import features
 from experiments.host.errors import DataError, RunError, Stopped
 from experiments.host.inputs import read_bytes
@@ -50,6 +52,8 @@ def settle(args: argparse.Namespace) -> None:
             f"{patch} pixels a side: use a multiple of {patch}"
         )
     args.trained = ADAPTERS[args.adapter].trained
+    if args.cache_features:
+        args.ensemble = False  # a preset's: features have no crops
     args.classifier_start = start_kind(args)
 
 
@@ -63,16 +67,22 @@ def start_kind(args: argparse.Namespace) -> str:
 
 
 def class_names(path: str, num_classes: int) -> tuple[str, ...]:
-    """A name a line, in the order of the labels.
+    """A name a line, in the order of the labels; UTF-8, with or without a byte-order mark.
 
     Raises:
-      DataError: it cannot be read, or has another number of names.
+      DataError: it cannot be read, has a blank line before the last name, or another number of
+        names.
     """
     try:
-        lines = read_bytes(path).decode().splitlines()
+        text = read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is no UTF-8 text") from error
-    names = tuple(line.strip() for line in lines if line.strip())
+    names = tuple(line.strip() for line in text.rstrip().splitlines())
+    if "" in names:
+        raise DataError(
+            f"{path}, line {names.index('') + 1}: is blank, and the names after it would be those "
+            "of other classes: remove it, or give the class a name"
+        )
     if len(names) != num_classes:
         raise DataError(
             f"{path} has {len(names)} class names, one a line, for {num_classes} classes"
@@ -92,26 +102,47 @@ def read_weights(args: argparse.Namespace) -> Weights | None:
     return load_clip(args.init, SIZES[args.model], args.image_size)
 
 
-def starting(
-    args: argparse.Namespace, dataset: Any, weights: Weights | None
-) -> Callable[[Any], tuple[Any, str]]:
-    """Plan.start: settings of a seed -> (the variables it starts from, what they are)."""
-    kind = start_kind(args)
-    texts = _texts(args, dataset.class_names) if kind == "text" else None
+def started(args: argparse.Namespace, dataset: Any, weights: Weights | None, plan: Plan) -> Plan:
+    """The plan with what its seeds start from, and what reports say of it."""
+    note = "random weights, no pretrained ones" if weights is None else weights.note
+    of = {
+        "random": "at random",
+        "text": f"from {args.prompt!r}",
+        "mean": "from the means of each class",
+    }
+    init = f"{note}; the classifier {of[start_kind(args)]}"
+    anew = {"init": f"{init}, in this stage afresh"}
+    second = {
+        name: stage if stage.keeps_head else stage._replace(description=stage.description | anew)
+        for name, stage in plan.second.items()
+    }
+    texts = _texts(args, dataset.class_names) if start_kind(args) == "text" else None
+    if texts is not None:  # names, prompt and vocabulary decide these tokens
+        sha256 = hashlib.sha256(np.ascontiguousarray(texts, "<i4").tobytes()).hexdigest()[:16]
+        plan = plan._replace(description={**plan.description, "texts_sha256": sha256})
+    start = _starting(args, dataset, weights, texts)
+    return plan._replace(start=start, init=init, second=second)
 
-    def start(settings: Any) -> tuple[Any, str]:
+
+def _starting(
+    args: argparse.Namespace, dataset: Any, weights: Weights | None, texts: Any
+) -> Callable[[Any], Any]:
+    """Plan.start: settings of a seed -> the variables it starts from."""
+    kernels: dict[int | None, NDArray[Any]] = {}
+
+    def start(settings: Any) -> Any:
         variables = _variables(args.model, dataset, settings, weights)
-        note = "random weights, no pretrained ones" if weights is None else weights.note
-        if kind == "random":
-            return variables, f"{note}; the classifier at random"
-        if texts is not None:
-            kernel = _of_texts(args, texts, weights, settings.seed)
-            note += f"; the classifier from {args.prompt!r}"
-        else:
-            kernel = _class_means(args.model, dataset, settings, weights)
-            note += "; the classifier from the means of each class"
-        head = {**variables["params"]["head"], "kernel": kernel}
-        return {**variables, "params": {**variables["params"], "head": head}}, note
+        if start_kind(args) == "random":
+            return variables
+        seed = settings.seed if weights is None else None  # a file's weights are those of all
+        if seed not in kernels:
+            kernels[seed] = (
+                _class_means(args.model, dataset, settings, weights)
+                if texts is None
+                else _of_texts(args, texts, weights, settings.seed)
+            )
+        head = {**variables["params"]["head"], "kernel": kernels[seed]}
+        return {**variables, "params": {**variables["params"], "head": head}}
 
     return start
 
@@ -129,12 +160,14 @@ def cached(args: argparse.Namespace, dataset: Any, weights: Weights | None, sett
         "weights": f"random, seed {settings.seed}" if weights is None else weights.note,
         "source": dataset.source,
         "labels": _labels_sha256(dataset),
+        "images": features.images_sha256(dataset)[:16],
         "image_size": args.image_size,
         "resize": args.resize,
         "precision": args.precision,
     }
-    if path.exists():
+    if os.path.exists(path):  # Path's raises where a name is too long
         return features.load(path, made, dataset)
+    features.check_writable(path)
     parts = [x for x in ("train", "test", "val") if getattr(dataset, f"{x}_labels") is not None]
     found = _features(args.model, dataset, settings, weights, parts)
     seen = features.of(dataset, found)  # what it refuses is not kept either
@@ -215,8 +248,11 @@ def _texts(args: argparse.Namespace, names: Any) -> NDArray[np.int32]:
     if "{}" not in args.prompt:
         raise RunError(f"--prompt {args.prompt!r} has no {{}} for the name of the class")
     tokenizer = Tokenizer(Path(args.vocabulary) if args.vocabulary else find_vocabulary())
-    if tokenizer.end >= size.text.vocabulary:
-        raise RunError(f"the vocabulary has {tokenizer.end + 1} tokens, {args.model} fewer")
+    if tokenizer.end != size.text.vocabulary - 1:
+        raise RunError(
+            f"the vocabulary has {tokenizer.end + 1} tokens, {args.model} {size.text.vocabulary}: "
+            "it is cut short, or of another model"
+        )
     texts = [args.prompt.replace("{}", name.replace("_", " ")) for name in names]
     return tokenizer(texts, size.text.length)
 

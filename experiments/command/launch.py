@@ -101,10 +101,11 @@ def _first_stages(
     from experiments.run.fit import fit, fit_together
 
     settings = {seed: dataclasses.replace(plan.settings, seed=seed) for seed in group.seeds}
+    outs = {seed: _folder(args, seed) for seed in group.seeds}
+    finished = args.resume and all((out / "report.json").exists() for out in outs.values())
     starts, described = {}, {}
     for seed in group.seeds:
-        starts[seed], described[seed] = _start(args, dataset, plan, settings[seed])
-    outs = {seed: _folder(args, seed) for seed in group.seeds}
+        starts[seed], described[seed] = _start(args, dataset, plan, settings[seed], not finished)
     if group.together:
         shared = dataclasses.replace(plan.settings, devices=group.devices)
         description = described[group.seeds[0]]
@@ -131,7 +132,7 @@ def _second_stages(
     for name, stage in plan.second.items():
         trained, fresh = last_variables(out, dataset, args.model, first)
         start = {**trained, "params": stage.start(trained["params"], fresh["params"])}
-        description = _start(args, dataset, plan, first)[1] | stage.description
+        description = _start(args, dataset, plan, first, False)[1] | stage.description
         yield fit(
             dataset, args.model, stage.method, stage.loss,
             dataclasses.replace(stage.settings, seed=seed),
@@ -183,14 +184,17 @@ def _folder(args: argparse.Namespace, seed: int) -> Path:
 
 
 def _start(
-    args: argparse.Namespace, dataset: Any, plan: Plan, settings: Any
+    args: argparse.Namespace, dataset: Any, plan: Plan, settings: Any, needed: bool
 ) -> tuple[Any, dict[str, Any]]:
-    """(what a seed starts from, None for fresh parameters; its description)."""
+    """(what a seed starts from, None for fresh parameters; its description).
+
+    Where it is not needed, as of a finished run, a plan's own start is None, too: it may be long.
+    """
     from experiments.run.parts import initial_variables
 
     start, init = None, None
     if plan.start is not None:
-        start, init = plan.start(settings)
+        start, init = plan.start(settings) if needed else None, plan.init
     elif args.init:
         start, init = initial_variables(args.init, dataset, args.model, settings)
     return start, {**plan.description, "init": init}

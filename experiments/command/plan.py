@@ -15,8 +15,8 @@ class Plan(NamedTuple):
     """What the flags ask for, made for one data set; nothing trained or written yet.
 
     Attributes:
-      start: settings of a seed -> (variables it starts from, None for fresh ones; a line that says
-        what they are); None where --init alone says it.
+      start: settings of a seed -> the variables it starts from; None where --init alone says it.
+      init: a line that says what those are, for every seed.
     """
 
     settings: Any
@@ -24,7 +24,8 @@ class Plan(NamedTuple):
     loss: objectives.LossFn
     description: dict[str, Any]
     second: dict[str, stage2.Stage]
-    start: Callable[[Any], tuple[Any, str | None]] | None = None
+    start: Callable[[Any], Any] | None = None
+    init: str | None = None
 
 
 def make_plan(args: argparse.Namespace, dataset: Any, about_data: dict[str, Any]) -> Plan:

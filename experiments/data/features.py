@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.data import DataError, Dataset, check_classes
+from experiments.data.encoded import Split, Subset
+from experiments.data.lists import FolderSplit
+from experiments.data.records import TfdsSplit
 from experiments.host import inputs
+from experiments.host.errors import RunError, reason
 
 _PARTS = ("train", "test", "val")
 
@@ -60,18 +67,69 @@ def of(dataset: Any, found: dict[str, np.ndarray]) -> Features:
     return Features(**{**fields, **images, **labels, "mean": (), "std": ()})
 
 
+def images_sha256(dataset: Any) -> str:
+    """Of the images by part: of their pixels, or of the paths, names and rows that choose files.
+
+    What files hold is not read: of one `source` they are told apart by what they are called.
+    """
+    whole = hashlib.sha256()
+    for part in _PARTS:
+        split, images = getattr(dataset, part, None), getattr(dataset, f"{part}_images", None)
+        told: list[bytes | memoryview] = [part.encode()]
+        if images is not None:
+            told += [f"{images.dtype} {images.shape}".encode(), np.ascontiguousarray(images).data]
+        elif split is not None:
+            told += _chosen(split)
+        for each in told:
+            whole.update(hashlib.sha256(each).digest())
+    return whole.hexdigest()
+
+
+def _chosen(split: Split) -> Iterator[bytes]:
+    """What tells the files of a split from others of its source."""
+    if isinstance(split, Subset):
+        yield from _chosen(split.split)
+        yield np.ascontiguousarray(split.rows, "<i8").tobytes()
+    elif isinstance(split, FolderSplit):
+        yield b"\0".join(split.files.tolist())
+    elif isinstance(split, TfdsSplit):
+        yield split.split.encode()
+        yield b"" if split.names is None else b"\0".join(split.names.tolist())
+    else:
+        raise TypeError(f"what are the images of a {type(split).__name__}?")
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Refuses a path that `save` could not write, before what it is to hold is computed."""
+    with _beside(Path(path)) as partial:
+        partial.touch()
+
+
 def save(path: str | os.PathLike[str], found: dict[str, np.ndarray], made: dict[str, Any]) -> None:
-    """Writes features by part as .npz, with what decided them."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
+    """Writes features by part as .npz, with what decided them.
+
+    Raises:
+      RunError: the system does not let us.
+    """
+    arrays: dict[str, Any] = {"made": np.asarray(json.dumps(made)), **found}
+    with _beside(Path(path)) as partial:
         with partial.open("wb") as file:
-            arrays: dict[str, Any] = {"made": np.asarray(json.dumps(made)), **found}
             np.savez(file, **arrays)
         partial.replace(path)
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """Where to write what is to become that file; nothing of it stays there."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+    except OSError as error:
+        raise RunError(f"cannot keep features in {path}: {reason(error)}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def load(path: str | os.PathLike[str], made: dict[str, Any], dataset: Any) -> Features:

@@ -66,6 +66,9 @@ def _kaiming(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.floa
 class AdaptFormer(nn.Module):
     """`s up(relu(down(LN(x))))`: 0 at first, as up is; one learnt factor s, 1 at first.
 
+    By LIFT's code, and its count of parameters: down is drawn normally and s is learnt. Where the
+    method is told, down is drawn uniformly and s is fixed.
+
     Attributes:
       size: channels in the middle.
       epsilon: of the LayerNorm.

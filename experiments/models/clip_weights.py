@@ -301,13 +301,14 @@ def _positions(
 ) -> NDArray[Any]:
     """float32[1 + grid^2, width], of the file's own grid."""
     x = found.get(name)
-    if x is None or x.shape[-1] != shape[-1]:
+    if x is None or x.shape[-1:] != shape[-1:]:
         return _take(found, name, shape, problems)
     del found[name]
     x = x.reshape(-1, shape[-1])
-    side = round((len(x) - 1) ** 0.5)
-    if side * side != len(x) - 1:
-        problems.append(f"{name} is of {len(x) - 1} patches, which are no square")
+    patches = max(len(x) - 1, 0)
+    side = round(patches**0.5)
+    if not patches or side * side != patches:
+        problems.append(f"{name} is of {patches} patches, which are no square")
         return x
     if side == grid:
         return x

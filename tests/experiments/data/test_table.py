@@ -48,6 +48,13 @@ COLUMNS_OF = {kind: "kind" for kind in ("csv", "tsv", "parquet")} | {"npz": None
 TEXTS = ("csv", "tsv", "parquet")
 
 
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_a_byte_order_mark_is_no_part_of_a_column(tmp_path, kind):
+    path = write(tmp_path, good()[["kind", "size"]], kind)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert list(read(path, "kind").columns) == ["size"]
+
+
 @pytest.mark.parametrize("kind", COLUMNS_OF)
 def test_every_kind_of_file_gives_the_same_table(tmp_path, kind):
     table = read(write(tmp_path, good(), kind), COLUMNS_OF[kind])

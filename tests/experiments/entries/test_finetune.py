@@ -14,7 +14,7 @@ from flax import traverse_util
 from safetensors.numpy import save_file
 
 from experiments import evaluate, finetune
-from experiments.command import finetuning
+from experiments.command import finetuning, launch
 from experiments.data import save_npz
 from experiments.host.errors import DataError, RunError, Stopped
 from experiments.models import create_model
@@ -41,7 +41,7 @@ NAMES = ["apple", "aquarium_fish", "baby", "bear", "beaver"]
 
 def with_one_block(patch):
     """The tiny towers with a block each: they compile in less."""
-    for name, text in (("clip_vit_tiny", Text(600, 77, 8, 1, 1, 8)), ("vit_tiny", None)):
+    for name, text in (("clip_vit_tiny", Text(516, 77, 8, 1, 1, 8)), ("vit_tiny", None)):
         patch.setitem(SIZES, name, SIZES[name]._replace(width=16, depth=1, text=text))
 
 
@@ -142,8 +142,6 @@ def adapted(files, tmp_path_factory):
     """A run of adaptformer from a file, its classifier from texts; three steps an epoch."""
     out = tmp_path_factory.mktemp("runs") / "adapted"
     with pytest.MonkeyPatch.context() as patch:
-        from experiments.command import launch
-
         patch.setattr(launch, "in_full", dict)
         start(files, *of_texts(files), *ADAPTED, "--out", out)
     return out
@@ -161,6 +159,7 @@ def test_from_a_file_to_a_report(files, adapted):
     assert report["parameters"] == {"trained": trained, "frozen": sum(sizes.values()) - trained}
     assert (report["settings"]["adapter"], report["classifier"]) == ("adaptformer", "cosine")
     assert (report["loss"], report["prompt"]) == ("logit_adjusted", "a photo of a {}.")
+    assert len(report["texts_sha256"]) == 16
     assert 0 <= report["last_epoch_ensembled"]["all"] <= 100
     assert "last_epoch_ensembled" not in report["settings"] and report["settings"]["ensemble"]
 
@@ -198,9 +197,8 @@ def test_the_classifier_starts_from_its_texts(files):
     weights = finetuning.read_weights(args)
     assert dataset.class_names == tuple(NAMES)
     assert dataset.mean == finetuning.CLIP_PIXELS[0]
-    variables, _ = finetuning.starting(args, dataset, weights)(
-        finetune.make_plan(args, dataset).settings
-    )
+    plan = finetuning.started(args, dataset, weights, finetune.make_plan(args, dataset))
+    variables = plan.start(plan.settings)
     text = "a photo of a aquarium fish."
     tokens = Tokenizer(files / "vocabulary.txt")([text])
     size = SIZES["clip_vit_tiny"]
@@ -241,6 +239,29 @@ def test_kept_features_are_the_towers_and_are_read_again(files, tmp_path):
         start(files, *flags, "--out", tmp_path / "third", "--image-size", "24")
     with pytest.raises(RunError, match="trained on kept features"):
         evaluate.main(evaluate.arguments().parse_args([str(tmp_path / "first")]))
+
+
+def test_no_tower_is_asked_where_its_means_are_not_needed(files, tmp_path, monkeypatch):
+    """Neither for a second stage, nor where the run is finished."""
+    passes, plain = [], finetuning._features
+
+    def features(*args):
+        passes.append(args[-1])
+        return plain(*args)
+
+    monkeypatch.setattr(finetuning, "_features", features)
+    monkeypatch.setattr(launch, "in_full", dict)
+    flags = [
+        *of_texts(files)[:4], "--rule", "sgd", "--adapter", "linear", "--classifier-start", "mean",
+        "--stage2", "crt", "--stage2-epochs", "2", "--out", tmp_path / "run",
+    ]  # fmt: skip
+    start(files, *flags)
+    assert passes == [["train"]]
+    report = _report(tmp_path / "run")
+    afresh = f"{report['init']}, in this stage afresh"
+    assert _report(tmp_path / "run" / "stage2_crt")["init"] == afresh
+    start(files, *flags, "--resume")
+    assert passes == [["train"]] and _report(tmp_path / "run") == report
 
 
 def test_a_stop_while_features_are_computed_is_answered(files, tmp_path, monkeypatch):

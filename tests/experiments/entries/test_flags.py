@@ -243,7 +243,8 @@ UNHEEDED = {
         "--adapter bias --adapter-size 2",
         "--init random --prompt {}", "--init random --vocabulary x", "--cache-features x",
         "--model vit_b16 --init x --prompt {}", "--adapter linear --cache-features x --ensemble",
-        "--running-statistics every",
+        "--running-statistics every", "--dataset inaturalist --val-list x", "--val-list x",
+        "--dataset places_lt --adapter linear --cache-features x --jitter 0.4",
     ],
     "experiments.digits_lt": [
         "--out x --running-statistics every", "--out x --stage2 crt --stage2-statistics updated",
@@ -288,7 +289,7 @@ HEEDED = {
     "experiments.imagenet_lt": ["--workers 2", "--steps-per-call 1"],
     "experiments.finetune": [
         "--init x --prompt {} --vocabulary x --class-names x --ensemble --adapter-size 3",
-        "--dataset places_lt --train-list x --workers 2 --jitter 0.1 --adapter linear",
+        "--dataset places_lt --train-list x --val-list x --workers 2 --jitter 0.1 --adapter linear",
         "--init random --adapter linear --cache-features x --steps-per-call 5 --shrink 2",
         "--preset focal-sam-cifar100 --gamma 1 --no-ensemble --resize 256 --classifier auto",
     ],

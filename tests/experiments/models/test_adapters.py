@@ -10,7 +10,7 @@ import pytest
 from flax import traverse_util
 
 from experiments.models import ADAPTERS, create_model
-from experiments.models.adapters import default_size
+from experiments.models.adapters import AdaptFormer, default_size
 from experiments.models.clip import ImageTower, Size, Text
 from experiments.step.methods import Tabled
 from experiments.step.objectives import Objective
@@ -56,6 +56,20 @@ def test_trained_parameters_are_as_many_as_published(adapter):
     assert _count(trained) - 100 * 768 == COUNTS[adapter]
     added = COUNTS[adapter] if ADAPTERS[adapter].sized else 0
     assert _count(trained) + _count(frozen) == 100 * 768 + COUNTS["full"] + added
+
+
+def test_adaptformer_starts_as_lifts_code_draws_it():
+    """down normal, of PyTorch's kaiming_normal_(a=sqrt(5)); the factor is 1, up is 0."""
+    module = AdaptFormer(64, 1e-5)
+    flat = traverse_util.flatten_dict(
+        module.init(jax.random.key(0), jnp.zeros((1, 2, 300)))["params"], sep="/"
+    )
+    down = np.asarray(flat.pop("down/kernel"), np.float64) * np.sqrt(3 * 300)
+    assert np.mean(down) == pytest.approx(0, abs=0.02)
+    assert np.mean(down**2) == pytest.approx(1, abs=0.03)
+    assert np.mean(down**4) == pytest.approx(3, abs=0.2)  # a uniform draw's is 9 / 5
+    assert {name for name, x in flat.items() if (x == 1).all()} == {"norm/scale", "scale"}
+    assert all((x == x.ravel()[0]).all() for x in flat.values()) and flat["scale"].shape == (1,)
 
 
 def test_widths_are_lifts():

@@ -259,6 +259,14 @@ def _wide(*shape):
         (_changed(ln_final__bias=_wide(17)), r"ln_final.bias is \[17\], in the model \[16\]"),
         (_changed(visual__proj=_wide(12, 24)), r"proj is \[12, 24\], in the model \[24, 12\]"),
         (_changed(ln_final__bias=_wide(2, 16)), r"ln_final.bias is \[2, 16\], in the model \[16\]"),
+        *(
+            (_changed(visual__positional_embedding=_wide(*shape)), said)
+            for shape, said in (
+                ((1, 24), "is of 0 patches, which are no square"),
+                ((0, 24), "is of 0 patches, which are no square"),
+                ((), r"embedding is \[\], in the model \[5, 24\]"),
+            )
+        ),
         (_changed(ln_final__bias=np.full(16, np.nan, np.float32)), "ln_final.bias holds numbers"),
         (_vit("timm"), "another kind"),
         (

@@ -75,6 +75,19 @@ def test_gzipped_and_refused(small, tmp_path):
         Tokenizer(tmp_path / "none")
 
 
+def test_as_many_merges_as_clips_are_clips(tmp_path):
+    """Of another model's, as GPT-2's, CLIP's would be the tokens of other words."""
+    path = tmp_path / "merges.txt"
+    rest = [f"a{k} b" for k in range(49408 - 512 - 2)]
+    for first, theirs in (("i n", False), ("Ġ t", True)):
+        path.write_text("\n".join(["#version", first, *rest]), encoding="utf-8")
+        if theirs:
+            with pytest.raises(RunError, match="of another model: it merges Ġ and t first, CLIP's"):
+                Tokenizer(path)
+        else:
+            assert Tokenizer(path).end == 49407
+
+
 def test_texts_are_as_long_as_clip_reads_them(small):
     assert small(["apple"] * 2).shape == (2, 77)
 

@@ -62,6 +62,7 @@ def test_no_common_seed_is_no_difference():
         {"settings": {"sampling": "balanced"}}, {"thresholds": {"many_above": 1000}},
         {"memory": 0.5}, {"shrink": 2}, {"settings": {"accumulate": 2}},
         {"settings": {"examples": "split_norm", "tail_statistics": "own"}},
+        {"features": True}, {"classifier_start": "mean"}, {"texts_sha256": "other"},
     ],
     ids=str,
 )  # fmt: skip
@@ -83,6 +84,7 @@ def test_what_decides_a_result_separates(change):
         {"settings": {"sampling": "natural", "mixup": 0.0, "trained": "all"}, "preset": "paper"},
         {"device": "TPU", "git": "abc", "versions": {"jax": "9"}},
         {"settings": {"tail_statistics": "own"}, "memory": None},
+        {"settings": {"ensemble": True}, "features": False},
         {"settings": {"eta": 7.0, "strict": True}},  # of a sampling that has no tail
     ],
     ids=str,

@@ -56,7 +56,12 @@ def test_reweighted_sam_stands_beside_its_weight():
 LIFT = {
     "experiment": "finetune", "model": "clip_vit_b16", "epochs": 10, "batch_size": 128, "lr": 0.01,
     "schedule": "cosine", "weight_decay": 5e-4, "loss": "logit_adjusted", "subset": "shuffled",
-    "settings": {"adapter": "adaptformer", "trained": "adapter", "classifier": "cosine"},
+    "init": "clip.safetensors (SHA-256 0123abcd); the classifier from 'a photo of a {}.'",
+    "image_size": 224, "resize": 256, "classifier_start": "text", "features": False,
+    "settings": {
+        "adapter": "adaptformer", "adapter_size": 0, "trained": "adapter", "classifier": "cosine",
+        "ensemble": True,
+    },
 }  # fmt: skip
 
 
@@ -73,6 +78,42 @@ def test_fine_tuned_clip_stands_beside_its_adapter():
     assert matching.beside(facts(**changed)) == []
     changed = {**LIFT, "experiment": "cifar_lt", "settings": {}}
     assert 81.3 not in [row.all for row in matching.beside(facts(**changed))]
+
+
+IMAGENET = {"dataset": "imagenet_lt", "imbalance_factor": 256.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "both", "plain", "crops"),
+    [
+        ({}, [], [], []),
+        ({"settings": {"adapter_size": 4}}, [], [], []),
+        ({"settings": {"adapter_size": 32}}, ["adapter_size 32, not 0 or 4"], [], []),
+        (IMAGENET | {"settings": {"adapter_size": 32}}, [], [], []),
+        ({"init": "random weights, no pretrained ones"}, ["pretrained False, not True"], [], []),
+        ({"init": None}, ["pretrained False, not True"], [], []),
+        ({"settings": {"adapter": "lora"}}, ["adapter lora, not adaptformer"], [], []),
+        ({"image_size": 112}, ["image_size 112, not 224"], [], []),
+        ({"classifier_start": "mean"}, ["classifier_start mean, not text"], [], []),
+        ({"features": True}, ["features True, not False"], [], []),
+        ({"resize": 224}, [], ["resize 224, not 256"], []),  # crops are cut from others
+        ({"settings": {"ensemble": False}}, [], [], ["ensemble False, not True"]),
+    ],
+    ids=str,
+)
+def test_in_what_a_run_differs_from_lift(change, both, plain, crops):
+    found = facts(**{**LIFT, **change, "settings": LIFT["settings"] | change.get("settings", {})})
+    assert matching.differences(found, "lift") == both + plain
+    assert matching.differences(found, "lift-ensembled") == both + crops
+
+
+def test_in_what_a_vit_differs_from_lifts():
+    vit = {**LIFT, "model": "vit_b16", "classifier_start": "mean"}
+    assert matching.differences(facts(**vit), "lift-vit") == []
+    vit |= {"classifier_start": "random", "settings": LIFT["settings"] | {"adapter_size": 2}}
+    assert matching.differences(facts(**vit), "lift-vit") == [
+        "classifier_start random, not mean", "adapter_size 2, not 0 or 4",
+    ]  # fmt: skip
 
 
 def test_crops_have_a_line_of_their_own():
