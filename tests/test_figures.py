@@ -282,7 +282,8 @@ def differences(folder, seeds, name, base, split):
     "name_of_page, part, seeds, base, names",
     [
         ("cifar100_lt_100", "", (0, 1), "sgd", ("sgd", "imbsam", "renorm")),
-        ("cifar100_lt_100", "logit_adjusted", (0, 1, 2), "sgd", ("sgd", "sam", "imbsam")),
+        *[("cifar100_lt_100", part, (0, 1, 2), "sgd", ("sgd", "sam", "imbsam"))
+          for part in ("logit_adjusted", "cross_entropy")],
         ("cifar100_lt_gsa", "", (0, 1, 2), "sgd", ("sgd", "imbsam", "gsa")),
         ("accelerator", "cross_entropy", (0, 1, 2), "sgd", ("sgd", "imbsam")),
         ("split_norm", "", (0, 1, 2), "imbsam",
@@ -1259,11 +1260,6 @@ def test_what_is_fitted_at_the_papers_scale():
         f"{theirs.few}). Our levels are {below[0]:.1f} and {below[1]:.1f} lower",
         f"{same.all} ({same.many}, {same.medium}, {same.few}) in a preprint",
     )
-    lone = [
-        read(f"cifar100_lt_100/cross_entropy/{rule}/seed_0/report.json")["all"]
-        for rule in ("sgd", "imbsam")
-    ]
-    says(page("cifar100_lt_100"), "SGD All {:.1f}, ImbSAM {:.1f}".format(*lone))
     levels = [np.mean([run["all"] for run in runs]) for runs in of_rule.values()]
     says(
         doc("papers"),
