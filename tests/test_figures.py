@@ -456,6 +456,19 @@ def test_prose_on_few_seeds():
         for split, values in two.items()
     ))  # fmt: skip
     gained = of("cifar100_lt_100", (0, 1), "imbsam", "sgd")
+    said = []
+    for loss in ("logit_adjusted", "cross_entropy"):
+        runs = {
+            rule: [run["all"] for run in reports(f"cifar100_lt_100/{loss}/{rule}", (0, 1, 2))]
+            for rule in ("sgd", "sam", "imbsam")
+        }
+        means = [f"{np.mean(values):.1f}" for values in runs.values()]
+        said.append((*means, interval(np.subtract(runs["imbsam"], runs["sgd"]))))
+    says(
+        doc("choosing"),
+        "logit adjustment {}, SAM {} and ImbSAM {} ({}), with".format(*said[0]),
+        "the same settings {}, {} and {} ({})".format(*said[1]),
+    )
     low, high = ends(gained["all"])
     says(page("cifar100_lt_100"), f"anything from {low:+.1f} to {high:+.1f}",
          f"SGD's ({interval(gained['few'])})")  # fmt: skip
