@@ -152,7 +152,8 @@ def _regressions(study: Study) -> str:
     ]  # fmt: skip
     note = (
         "Least squares over sets, predictors centred: coefficient ± standard error (HC3); * p at "
-        "most 0.05, uncorrected. Balanced accuracy in points, the others from 0 to 1."
+        "most 0.05, uncorrected. What hangs on one set alone has neither. Balanced accuracy in "
+        "points, the others from 0 to 1."
     )
     return note + "\n\n" + _table(["gain", "metric", *names, "R²", "sets"], body)
 
@@ -161,7 +162,8 @@ def _term(term: Mapping[str, Any] | None) -> str:
     if term is None:
         return "-"
     star = "*" if term["p"] is not None and term["p"] <= 0.05 else ""
-    return f"{term['coefficient']:+.3g} ± {term['se']:.2g}{star}"
+    error = "" if term["se"] is None else f" ± {term['se']:.2g}"
+    return f"{term['coefficient']:+.3g}{error}{star}"
 
 
 def _gain(found: Mapping[str, Any] | None, metric: str) -> str:

@@ -1,5 +1,6 @@
 """What many comparisons add up to, against closed forms, scipy and scikit-posthocs."""
 
+import itertools
 import json
 import math
 
@@ -45,11 +46,33 @@ def test_ranks_of_what_cannot_be_tested():
     assert ranks([[1, 2, 3], [1, 2, 3]])["p"] == pytest.approx(math.exp(-2))
 
 
-def test_signed_ranks_by_hand():
-    # All of five differences positive: 2 of the 2**5 signs are as extreme.
-    assert signed_rank([1, 2, 3, 4, 5]) == pytest.approx(2 / 32)
-    assert signed_rank([0, 0]) == 1 and signed_rank([]) is None
-    assert signed_rank([1, -1, 2, -2]) > 0.9
+@pytest.mark.parametrize("zeros", [0, 5, 20])
+@pytest.mark.parametrize("gains", [[1, 2, 3, 4], [5, 4, 3, 2, 1], [1, 1, 1, 1], [-2.5, -1, -1]])
+def test_signed_ranks_by_hand(gains, zeros):
+    """All of n differences on one side: 2 of the 2**n signs are as extreme, however many are 0."""
+    assert signed_rank([0] * zeros + gains) == pytest.approx(2 / 2 ** len(gains))
+    assert signed_rank([0] * zeros + [3, -3, 1, -1]) == 1
+    assert signed_rank([0] * zeros) == (1 if zeros else None)
+
+
+@pytest.mark.parametrize("gains", [[0] * 9 + [1, -1, 2, 2, 5, 0.5, 3], [3, -1, 2, -0.5, 4, 4, 4]])
+def test_signed_ranks_are_over_every_sign(gains):
+    gains = np.array(gains)
+    held = (stats.rankdata(np.abs(gains)) * np.sign(gains))[gains != 0]
+    sums = [abs(np.dot(held, signs)) for signs in itertools.product((-1, 1), repeat=len(held))]
+    assert signed_rank(gains) == pytest.approx(np.mean(np.array(sums) >= abs(held.sum()) - 1e-9))
+
+
+def test_signed_ranks_of_many_gains_are_scipy_s():
+    gains = np.random.default_rng(0).normal(0.2, size=300)
+    expected = stats.wilcoxon(gains, method="exact").pvalue
+    assert signed_rank(gains) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_last_places_break_no_ties():
+    assert ranks([[0.1 + 0.2, 0.3, 0.1]])["rank"] == [1.5, 1.5, 3]
+    gains = [0.1 + 0.2 - 0.3, 0.1 + 0.2, -0.3, 1]
+    assert signed_rank(gains) == signed_rank([0, 3, -3, 10])
 
 
 def test_regression_of_one_predictor():
@@ -69,6 +92,22 @@ def test_regression_of_one_predictor():
     assert found["terms"]["x"]["se"] == pytest.approx(math.sqrt(variance))
     t = abs(line.slope) / math.sqrt(variance)
     assert found["terms"]["x"]["p"] == pytest.approx(2 * stats.t.sf(t, 3))
+
+
+def test_a_term_of_one_set_alone_has_no_error():
+    """The others are as they are without that set: it is fitted whatever its outcome is."""
+    draw = np.random.default_rng(0)
+    y, x, z = draw.normal(size=(3, 12))
+    both = y, {"x": x, "z": z, "classes": np.where(np.arange(12) == 3, 1.0, 0.3)}
+    found, rest = regression(*both), np.arange(12) != 3
+    expected = regression(y[rest], {"x": x[rest], "z": z[rest]})
+    for name in ("x", "z"):
+        assert found["terms"][name] == pytest.approx(expected["terms"][name])
+    for name in ("mean", "classes"):
+        assert found["terms"][name]["se"] is None and found["terms"][name]["p"] is None
+    assert found["terms"]["mean"]["coefficient"] == pytest.approx(y.mean())
+    term = study_tables._term(found["terms"]["classes"])
+    assert term == f"{found['terms']['classes']['coefficient']:+.3g}"
 
 
 def test_regression_that_has_no_answer():
