@@ -273,6 +273,8 @@ def main(args: argparse.Namespace, more: Sequence[str] = ()) -> dict[str, Any]:
         found = study_folder.write(out, sets, failed=failed, about=about)
         with outputs.writing(out):
             outputs.replace_text(out / TABLES, study_tables.markdown(found))
+        for sentence in study_tables.left_out(found):
+            print(f"left out: {sentence}", flush=True)
         outputs.clear_plots(out, study_figures.PLOTS)
         study_figures.draw(out)
     print(f"{cli.noun(len(sets), 'set')}: tables and figures are in {out}: {TABLES}, study.json, "

@@ -67,15 +67,20 @@ def summarise(sets: Sequence[Set]) -> dict[str, Any]:
       "metric", "terms", "r2", "sets"}]}. A gain is positive where the row is better, of
       log-loss, too. "families" has the same of one figure a family, the mean over its sets; its p
       is not corrected.
+      "dropped": [{"row", "lacks": names of the sets without it}].
+      "lost": [{"row", "set", "splits"}], where a row, as one that diverged, lacks a figure that
+      another has: ranks are of the splits in which all have it, gains of those in which both do.
     """
     if not sets:
         raise RunError("no set is finished: there is nothing to sum up")
-    rows = [
-        row
-        for row in sets[0].summary["rows"]
-        if all(row["row"] in {x["row"] for x in one.summary["rows"]} for one in sets)
-    ]
-    facts = [_facts(one, [row["row"] for row in rows]) for one in sets]
+    held = [{row["row"]: row for row in one.summary["rows"]} for one in sets]
+    lacks = {
+        name: [one.name for one, its in zip(sets, held, strict=True) if name not in its]
+        for name in dict.fromkeys(name for its in held for name in its)
+    }
+    rows = [row for name, row in held[0].items() if not lacks[name]]
+    names = [row["row"] for row in rows]
+    facts = [_facts(one, names) for one in sets]
     lines = [dict(iter(one.lines.sort_values("split").groupby("row"))) for one in sets]
     own_test = [one.summary["splits"]["own_test"] for one in sets]
     contrasts: list[dict[str, Any]] = []
@@ -92,9 +97,11 @@ def summarise(sets: Sequence[Set]) -> dict[str, Any]:
     return {
         "sets": facts,
         "rows": [{k: r[k] for k in ("row", "rule", "loss", "sampling", "reference")} for r in rows],
-        "ranks": {metric: _ranks(facts, rows, metric) for metric in METRICS},
+        "ranks": {metric: _ranks(sets, names, metric) for metric in METRICS},
         "contrasts": contrasts,
         "regressions": _regressions(facts, contrasts),
+        "dropped": [{"row": name, "lacks": of} for name, of in lacks.items() if of],
+        "lost": [each for one in sets for each in _lost(one, names)],
     }
 
 
@@ -126,14 +133,29 @@ def _facts(one: Set, names: Sequence[str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _ranks(facts: Sequence[Mapping[str, Any]], rows: Sequence[Any], metric: str) -> Any:
-    """Of the sets in which every row has this figure."""
-    names = [row["row"] for row in rows]
-    held = [[one["values"][name][metric] for name in names] for one in facts]
-    held = [values for values in held if None not in values]
-    if not held or len(names) < 2:
+def _by_split(one: Set, names: Sequence[str], metric: str) -> pd.DataFrame:
+    return one.lines.pivot(index="split", columns="row", values=metric)[list(names)]
+
+
+def _lost(one: Set, names: Sequence[str]) -> list[dict[str, Any]]:
+    lost = np.zeros((one.summary["splits"]["count"], len(names)), bool)
+    for metric in METRICS:
+        lacks = _by_split(one, names, metric).isna().to_numpy()
+        lost |= lacks & ~lacks.all(axis=1, keepdims=True)
+    return [
+        {"row": name, "set": one.name, "splits": np.flatnonzero(of_row).tolist()}
+        for name, of_row in zip(names, lost.T, strict=True)
+        if of_row.any()
+    ]
+
+
+def _ranks(sets: Sequence[Set], names: Sequence[str], metric: str) -> Any:
+    """Of the sets with a split in which every row has this figure; of such splits alone."""
+    held = [_by_split(one, names, metric).dropna().to_numpy(float) for one in sets]
+    means = [values.mean(axis=0) for values in held if len(values)]
+    if not means or len(names) < 2:
         return None
-    found = study_statistics.ranks(held, falling=metric in FALLING)
+    found = study_statistics.ranks(means, falling=metric in FALLING)
     return {**found, "rank": dict(zip(names, found["rank"], strict=True))}
 
 

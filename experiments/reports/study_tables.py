@@ -27,9 +27,23 @@ def markdown(study: Study) -> str:
         "## By set", _sets(study),
         "## What the gain goes with", _regressions(study),
     ]  # fmt: skip
-    if study["failed"]:
-        parts += ["## Left out", *(f"- {one['name']}: {one['why']}" for one in study["failed"])]
+    without = [f"{one['name']}: {one['why']}" for one in study["failed"]] + left_out(study)
+    if without:
+        parts += ["## Left out", *(f"- {one}" for one in without)]
     return "\n\n".join(parts) + "\n"
+
+
+def left_out(study: Study) -> list[str]:
+    """Of the sets that are summed up, what is not: rows that one lacks, splits without a figure."""
+    return [
+        f"{one['row']}: {', '.join(one['lacks'])} {'lacks' if len(one['lacks']) == 1 else 'lack'} "
+        "the row"
+        for one in study["dropped"]
+    ] + [
+        f"{one['row']} on {one['set']}: it lacks a figure of {noun(len(one['splits']), 'split')} "
+        f"({', '.join(map(str, one['splits']))}), of which no row is ranked by that figure"
+        for one in study["lost"]
+    ]
 
 
 _NOTE = (

@@ -12,7 +12,7 @@ from damage import Killed, Kills, damaged_json
 from experiments import study
 from experiments.data import files
 from experiments.host.errors import DataError, RunError, Stopped
-from made_comparisons import folder_of
+from made_comparisons import ROWS, folder_of
 
 
 class Compare:
@@ -153,6 +153,18 @@ def test_a_set_that_fails_is_left_out_and_told(sets, compare, tmp_path, capsys):
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"bad is left out: {found['failed'][0]['why']}"
     assert "c is left out: c diverged" in said
+
+
+def test_a_row_that_one_set_lacks_is_told(sets, compare, tmp_path, capsys):
+    out = tmp_path / "out"
+    start(sets, "--out", out)
+    path = out / "sets" / "b"
+    shutil.rmtree(path)
+    folder_of(path, (60, 20), splits=2, rows=ROWS[:-1])
+    (path / "report.html").touch()
+    found = start(sets, "--out", out)
+    assert found["dropped"] == [{"row": ROWS[-1][0], "lacks": ["b"]}]
+    assert f"\nleft out: {ROWS[-1][0]}: b lacks the row\n" in capsys.readouterr().out
 
 
 def test_only_sum_up(sets, compare, tmp_path):

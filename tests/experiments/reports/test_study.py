@@ -218,12 +218,50 @@ def test_sets_of_a_family_count_as_one(study):
     assert "No two sets are of one family." in study_tables.markdown({**alone, "failed": []})
 
 
-def test_rows_that_a_set_lacks_are_left_out(study):
-    _, sets, _ = study
-    first = sets[0]
-    fewer = {**first.summary, "rows": first.summary["rows"][:3]}
-    found = study_folder.summarise([first._replace(summary=fewer), *sets[1:]])
+@pytest.mark.parametrize("places", [(0,), (1,), (2, 5)])
+def test_rows_that_a_set_lacks_are_left_out_and_told(study, places):
+    """Whichever set it is: the first, whose rows give the order, or others."""
+    _, sets, whole = study
+    fewer = [
+        one._replace(summary={**one.summary, "rows": one.summary["rows"][:3]})
+        if k in places else one
+        for k, one in enumerate(sets)
+    ]  # fmt: skip
+    found = study_folder.summarise(fewer)
     assert [row["row"] for row in found["rows"]] == [name for name, *_ in ROWS[:3]]
+    lacks = [list(MADE)[k] for k in places]
+    assert found["dropped"] == [{"row": name, "lacks": lacks} for name, *_ in ROWS[3:]]
+    verb = "lacks" if len(lacks) == 1 else "lack"
+    text = study_tables.markdown({**found, "failed": []})
+    assert f"\n- gradient boosting: {', '.join(lacks)} {verb} the row\n" in text
+    assert whole["dropped"] == whole["lost"] == []
+
+
+def test_a_split_that_a_row_lost_ranks_no_row(study):
+    """Its gain is of the splits that both rows have, and their ranks of those that all have."""
+    _, sets, _ = study
+    (one, other, *_), sam = sets, "sam, cross_entropy"
+    metrics = [name for name in study_folder.METRICS if name != "auroc"]
+    lines = one.lines.copy()
+    # By its own mean SAM would be the best in the first set; in the split that it has, the worst.
+    lines["balanced_accuracy"] = 50.0 + 40.0 * (lines["split"] == 1)
+    lines.loc[lines["row"] == sam, "balanced_accuracy"] = 85.0
+    lines.loc[(lines["row"] == sam) & (lines["split"] != 1), metrics] = np.nan
+    lines.loc[lines["split"] == 2, "auroc"] = np.nan  # of no row: none has lost it
+    found = study_folder.summarise([one._replace(lines=lines), one._replace(lines=lines)])
+    assert found["lost"] == [{"row": sam, "set": "small", "splits": [0, 2]}] * 2
+    assert found["ranks"]["balanced_accuracy"]["rank"][sam] == len(ROWS)
+    gain = found["contrasts"][1]["metrics"]["balanced_accuracy"]
+    assert found["contrasts"][1]["row"] == sam and gain["gain"] == -5
+    text = study_tables.markdown({**found, "failed": []})
+    assert f"\n- {sam} on small: it lacks a figure of 2 splits (0, 2), of which no" in text
+    lines.loc[lines["row"] == sam, "log_loss"] = np.nan
+    found = study_folder.summarise([one._replace(lines=lines), other])
+    assert found["ranks"]["log_loss"]["sets"] == 1 and found["ranks"]["auroc"]["sets"] == 2
+    assert study_folder.summarise([one._replace(lines=lines)])["ranks"]["log_loss"] is None
+
+
+def test_without_sets_there_is_nothing_to_sum_up():
     with pytest.raises(RunError, match="no set is finished"):
         study_folder.summarise([])
 
