@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from experiments.reports.reading import is_count, is_number, is_positive, is_text, or_none
+from experiments.reports.reading import is_count, is_number, is_text, or_none
 from experiments.reports.scores import BINS, METRICS, TWO
 
 Shape = Callable[[Any], bool] | dict[str, Any] | list[Any]
@@ -52,6 +52,8 @@ def of_summary(summary: Mapping[str, Any]) -> str | None:
     for name in ("train", "val", "test"):
         if len(splits[name]) != number:
             return f"splits.{name}"
+    if 0 in map(sum, zip(splits["train"], splits["val"], strict=True)):
+        return "splits.train"
     groups = None if data["group"] is None else len(data["group"]["names"])
     if groups is not None and len(data["group"]["counts"]) != groups:
         return "data.group.counts"
@@ -93,6 +95,15 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and is_count(value)
 
 
+def _is_some(value: Any) -> bool:
+    return _is_whole(value) and value > 0
+
+
+def _is_factor(value: Any) -> bool:
+    """Of imbalance: the largest class over the smallest."""
+    return is_number(value) and value >= 1
+
+
 def _is_bool(value: Any) -> bool:
     return isinstance(value, bool)
 
@@ -132,16 +143,16 @@ _GROUP: dict[str, Any] = {"names": [is_text], "counts": [_is_whole]}
 _SUMMARY: dict[str, Any] = {
     "data": {
         **dict.fromkeys(("name", "source"), is_text),
-        **dict.fromkeys(("rows", "features", "classes"), _is_whole),
+        **dict.fromkeys(("rows", "features", "classes"), _is_some),
         "class_names": [is_text], "text": [is_text], "notes": [is_text],
         "class_counts": [_is_whole], "train_counts": [_is_whole],
-        **dict.fromkeys(("imbalance_factor", "train_imbalance_factor"), is_positive),
+        **dict.fromkeys(("imbalance_factor", "train_imbalance_factor"), _is_factor),
         "group": lambda value: value is None or misfit(value, _GROUP) is None,
     },
     "thresholds": {"many_above": _is_whole, "few_below": _is_whole},
     "splits": {
-        "count": _is_whole, "own_test": _is_bool,
-        "train": [_is_whole], "val": [_is_whole], "test": [_is_whole],
+        "count": _is_some, "own_test": _is_bool,
+        "train": [_is_whole], "val": [_is_whole], "test": [_is_some],
     },
     "about": lambda value: isinstance(value, dict),
     "verdict": is_text, "best": or_none(is_text), "rows": [_ROW],
