@@ -12,10 +12,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from experiments.host import outputs
-from experiments.reports import drawing
+from experiments.reports import drawing, study_folder
 from experiments.reports.compare_folder import BASELINE
-from experiments.reports.study_folder import STUDY
 from experiments.reports.study_tables import added
 
 Study = Mapping[str, Any]
@@ -27,7 +25,7 @@ _MOST_PANELS = 6
 
 def draw(out: Path) -> list[Path]:
     """Every figure of the study in a folder; which were drawn."""
-    study = outputs.read_object(out / STUDY)
+    study = study_folder.read(out)
     made = []
     for metric in _RANKED:
         found = study["ranks"][metric]

@@ -10,6 +10,7 @@ import pytest
 import scikit_posthocs
 from scipy import stats
 
+from damage import damaged_json
 from experiments import redraw
 from experiments.host.errors import RunError
 from experiments.reports import drawing, study_figures, study_folder, study_tables
@@ -358,6 +359,57 @@ def test_figures(study):
     ]  # fmt: skip
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in made)
     assert [path.stem for path in made] == list(study_figures.PLOTS)
+
+
+def picture(figure):
+    """All that stands in a figure: titles, labels, lines and points."""
+    return [
+        (
+            [axis.get_title(), axis.get_xlim(), axis.get_ylim()],
+            [text.get_text() for text in (*axis.texts, *axis.get_yticklabels())],
+            [line.get_xydata().tolist() for line in axis.lines],
+            [points.get_offsets().tolist() for points in axis.collections],
+        )
+        for axis in figure.axes
+    ]
+
+
+@pytest.mark.parametrize("every", [199, pytest.param(11, marks=pytest.mark.slow)])
+def test_a_study_damaged_in_any_field_is_told_or_drawn_as_before(tmp_path, monkeypatch, every):
+    """But for another value that the field may have: a name, or a metric that is not ranked."""
+    drawn = []
+    monkeypatch.setattr(drawing, "save", lambda figure, path: drawn.append(picture(figure)))
+    sets = []
+    for seed, name in enumerate("abc"):
+        counts = (60 + 10 * seed, 20)
+        folder_of(tmp_path / name, counts, name=name, splits=3, seed=seed, rows=ROWS[:4])
+        sets.append(study_folder.read_set(name, tmp_path / name))
+    study_folder.write(tmp_path, sets, failed=[], about={"seed": 0})
+    study_figures.draw(tmp_path)
+    expected, path, told, harmed = drawn.copy(), tmp_path / "study.json", 0, []
+    good = path.read_text()
+    for what, data in list(damaged_json(good))[7::every]:
+        path.write_bytes(data)
+        drawn.clear()
+        try:
+            redraw.redraw(tmp_path)
+        except RunError as error:
+            assert "\n" not in str(error) and "study.json" in str(error), what
+            told += 1
+        else:
+            where, new = what
+            named = isinstance(new, str) and where[-1] in ("name", "rule", "loss", "sampling")
+            unranked = new is None and where[:-1] == ("ranks",)
+            if drawn != expected and not named and not unranked:
+                harmed.append(what)
+    assert not harmed
+    assert told > 5
+    for k, value in enumerate((float("nan"), 1e308, "3", True, None)):
+        study = json.loads(good)
+        study["contrasts"][k % 3]["metrics"]["auroc"]["by_set"][k % 3][0] = value
+        path.write_text(json.dumps(study))
+        with pytest.raises(RunError, match=r"study.json is damaged: its contrasts.*is not what a"):
+            redraw.redraw(tmp_path)
 
 
 def test_the_diagram_of_ranks(tmp_path, monkeypatch):
