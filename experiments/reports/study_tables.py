@@ -50,8 +50,9 @@ _NOTE = (
     "Gains are means over sets ± their standard error (in brackets the median over sets), positive "
     "where the row is better. W/T/L: "
     "sets in which it is better, not told apart (the corrected resampled t interval holds 0), or "
-    "worse. p: Wilcoxon's signed ranks over sets, Holm-corrected over the comparisons of a metric. "
-    "Rank 1 is the best."
+    "worse; a set without an interval, as of a single split, or where a gain is the same in every "
+    "split, is in none of them. p: Wilcoxon's signed ranks over sets, Holm-corrected over the "
+    "comparisons of a metric. Rank 1 is the best."
 )
 
 
@@ -77,7 +78,7 @@ def _rows(study: Study) -> str:
         for m in metrics
         if (found := study["ranks"][m]) is not None
     ]
-    return _table(heads, body) + "\n\n" + "; ".join(tests) + "."
+    return "\n\n".join([_table(heads, body), *["; ".join(tests) + "."] * bool(tests)])
 
 
 def _added(study: Study) -> str:

@@ -350,6 +350,23 @@ def test_the_cells_of_the_tables(study):
     assert said == "No rule beside SGD was compared."
 
 
+def test_tables_without_ranks_or_an_interval(study):
+    """Of one row there are no ranks; of one split no set is better, not told apart or worse."""
+    _, sets, _ = study
+    alone = [
+        one._replace(
+            summary={**one.summary, "rows": one.summary["rows"][:2],
+                     "splits": {**one.summary["splits"], "count": 1}},
+            lines=one.lines[one.lines["split"] == 0],
+        )
+        for one in sets
+    ]  # fmt: skip
+    found = study_folder.summarise(alone)
+    text = study_tables.markdown({**found, "ranks": dict.fromkeys(found["ranks"]), "failed": []})
+    assert "\n.\n" not in text and "; 0/0/0; " in text
+    assert "a set without an interval, as of a single split" in text
+
+
 def test_figures(study):
     out, _, _ = study
     made = redraw.redraw(out)
