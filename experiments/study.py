@@ -5,7 +5,7 @@ r"""Runs `compare` over many data sets and sums up what helps, where, and how su
     python -m experiments.study sets.toml --out results/study -- --settings 4 --rule sgd imbsam
 
 What follows `--` is handed on to compare. A list in TOML names sets with the flags that compare
-takes for them:
+takes for them, which hold in place of those of the command line:
 
     [[set]]
     data = "$TEXT_DIR/banking77/train.csv"
@@ -28,7 +28,7 @@ import dataclasses
 import importlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ TABLES = "tables.md"
 # Of the flags of `compare`, those that say how its table is read.
 _READ = ("label", "text", "test", "group", "id")
 _FILES = ("--data", "--test")
+_SUMMED = (compare_folder.SUMMARY, compare_folder.RUNS)
 # Of the flags of `compare`, those that are not handed on to it, and where they belong.
 _OF_A_SET = "a list says it of each set"
 _MINE = {
@@ -125,21 +126,36 @@ def plan(
         if (flag := word.partition("=")[0]) in _MINE:
             raise RunError(f"{flag} behind -- would be heeded of no set, or of all: {_MINE[flag]}")
     more = ["--no-tune"] * args.no_tune + list(more)
+    names: list[str] = []
+    families: dict[str, str | None] = {}
     for each in entries(args.sets):
         name = name_of(each)
+        families[name] = each.get("family")
+        cuts = cuts_of(each.get("cut", 0))
+        rows, about = 0, ""
         try:
             found = table.read(
                 each["data"], **{k: column_of(k, each[k]) for k in _READ if k in each}
             )
+            counts = found.class_counts()
+            rows = len(found.labels)
+            about = (
+                f"{cli.noun(rows, 'row')}, {cli.noun(len(found.columns.columns), 'column')}, "
+                f"{found.num_classes} classes"
+            )
+            factor, most = counts.max() / counts.min(), 0.7 * counts.max()
+            cuts += [cut for cut in args.cut if factor < cut <= most]
         except DataError as error:
-            failed.append({"name": name, "why": str(error)})
-            continue
-        counts = found.class_counts()
-        cuts = cuts_of(each.get("cut", [0]))
-        cuts += [
-            cut for cut in args.cut
-            if cut not in cuts and counts.max() / counts.min() < cut <= 0.7 * counts.max()
-        ]  # fmt: skip
+            # To sum up what is finished, no rows are needed.
+            done = [
+                cut for cut in (*cuts, *args.cut)
+                if args.only_sum_up and _has(Path(args.out, "sets", _full(name, cut)), _SUMMED)
+            ]  # fmt: skip
+            if not done:
+                failed.append({"name": name, "why": str(error)})
+                names.append(name)
+                continue
+            cuts += done
         flags = [word for k, v in each.items() if k not in _OURS for word in _flag(k, v)]
         # A list may give a set a number of its own.
         shared = [
@@ -147,24 +163,39 @@ def plan(
             for flag, value in (("splits", args.splits), ("seed", args.seed))
             if flag not in each
             for word in _flag(flag, value)
-        ] + more
-        rows = len(found.labels)
-        about = (
-            f"{cli.noun(rows, 'row')}, {cli.noun(len(found.columns.columns), 'column')}, "
-            f"{found.num_classes} classes"
-        )
-        for cut in cuts:
+        ] + _but(more, each)
+        for cut in dict.fromkeys(cuts):
             own = ["--cut", f"{cut:g}"] if cut else []
-            full = f"{name}_cut{cut:g}" if cut else name
             planned.append(
-                Planned(name=full, flags=(*flags, *own, *shared), cost=rows + _ANY, about=about,
-                        family=each.get("family", name))
+                Planned(name=_full(name, cut), flags=(*flags, *own, *shared), cost=rows + _ANY,
+                        about=about, family=each.get("family", name))
             )  # fmt: skip
-    names = [each.name for each in planned]
+    names += [each.name for each in planned]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise RunError(f"two sets are named {twice}: give one another name in a list (name = ...)")
+    for name, family in families.items():
+        if family in families and families[family] != family:
+            raise RunError(
+                f"{name} is of the family {family}, and the set {family} is not: give the family "
+                "another name"
+            )
     return sorted(planned, key=lambda each: (each.cost, each.name)), failed
+
+
+def _full(name: str, cut: float) -> str:
+    return f"{name}_cut{cut:g}" if cut else name
+
+
+def _but(words: Sequence[str], each: Mapping[str, Any]) -> list[str]:
+    """The flags with their values, but for those that a list says of the set."""
+    own, found, kept = {name.removeprefix("no_") for name in each}, [], True
+    for word in words:
+        if word.startswith("--"):
+            name = word.partition("=")[0].removeprefix("--").removeprefix("no-")
+            kept = name.replace("-", "_") not in own
+        found += [word] * kept
+    return found
 
 
 def _flag(name: str, value: Any) -> list[str]:
@@ -220,26 +251,32 @@ def _kept(out: Path, each: Planned) -> Path:
 
 
 def _finished(out: Path, each: Planned, whole: bool = True) -> bool:
-    """Whether all that is summed up is there; the whole has the page, which is written last."""
-    kept = _kept(out, each)
-    if not kept.exists():
+    """Whether all that is summed up is there; the whole has the page, which is written last.
+
+    And whether it is of these flags; of the whole, of these rows, too.
+    """
+    kept, folder = _kept(out, each), _folder(out, each)
+    if not kept.exists() or not locks.holds_something(folder):
         return False
     before = outputs.read_json(kept)
     if before != list(each.flags):
         raise RunError(
-            f"{_folder(out, each)} was begun with other flags, {outputs.same_text(before)}: choose "
+            f"{folder} was begun with other flags, {outputs.same_text(before)}: choose "
             "another --out, or delete it"
         )
-    config = _folder(out, each) / "config.json"
-    held = outputs.read_object(config).get("data_sha256") if config.exists() else None
+    config = folder / "config.json"
+    held = outputs.read_object(config).get("data_sha256") if whole and config.exists() else None
     paths = (each.flags[each.flags.index(f) + 1] if f in each.flags else None for f in _FILES)
     if held is not None and held != files.digests(*paths):
         raise RunError(
-            f"{_folder(out, each)} was begun with other rows than its file holds now: choose "
-            "another --out, or delete it"
+            f"{folder} was begun with other rows than its file holds now: choose another --out, or "
+            "delete it"
         )
-    names = [compare_folder.SUMMARY, compare_folder.RUNS, *[compare_page.PAGE] * whole]
-    return all((_folder(out, each) / name).exists() for name in names)
+    return _has(folder, [*_SUMMED, *[compare_page.PAGE] * whole])
+
+
+def _has(folder: Path, names: Iterable[str]) -> bool:
+    return all((folder / name).exists() for name in names)
 
 
 def main(args: argparse.Namespace, more: Sequence[str] = ()) -> dict[str, Any]:
@@ -249,8 +286,12 @@ def main(args: argparse.Namespace, more: Sequence[str] = ()) -> dict[str, Any]:
         print(f"{each['name']} is left out: {each['why']}", flush=True)
     if not planned:
         raise DataError("no set is left to compare on")
-    for one in [] if args.only_sum_up else planned:
-        _arguments(out, one)  # before anything is run
+    for one in [] if args.only_sum_up else planned:  # before anything is run
+        try:
+            _arguments(out, one)
+        except SystemExit:
+            print(f"so compare refuses the flags of {one.name}", file=sys.stderr, flush=True)
+            raise
     with locks.Lock(out):
         with outputs.writing(out):
             (out / "sets").mkdir(exist_ok=True)
@@ -273,10 +314,12 @@ def main(args: argparse.Namespace, more: Sequence[str] = ()) -> dict[str, Any]:
         found = study_folder.write(out, sets, failed=failed, about=about)
         with outputs.writing(out):
             outputs.replace_text(out / TABLES, study_tables.markdown(found))
+        for sentence in study_tables.left_out(found):
+            print(f"left out: {sentence}", flush=True)
         outputs.clear_plots(out, study_figures.PLOTS)
-        study_figures.draw(out)
-    print(f"{cli.noun(len(sets), 'set')}: tables and figures are in {out}: {TABLES}, study.json, "
-          "sets.csv, forest.png")  # fmt: skip
+        drawn = [path.name for path in study_figures.draw(out)]
+    made = ", ".join([TABLES, study_folder.STUDY, study_folder.SETS, *drawn])
+    print(f"{cli.noun(len(sets), 'set')} summed up in {out}: {made}")
     return found
 
 

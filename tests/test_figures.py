@@ -1396,8 +1396,8 @@ def contrast(row, against):
 
 
 def test_the_study_adds_up_its_sets():
-    """study.json again, of each set's summary.json and runs.csv."""
-    from experiments.reports import study_folder
+    """study.json and tables.md again, of each set's summary.json and runs.csv."""
+    from experiments.reports import study_folder, study_tables
 
     kept = read("study/study.json")
     sets = [
@@ -1408,6 +1408,8 @@ def test_the_study_adds_up_its_sets():
     again = json.loads(json.dumps(study_folder.summarise(sets)))
     for part in ("sets", "rows", "contrasts"):
         assert again[part] == kept[part]
+    tables = (RESULTS / "study" / "tables.md").read_text(encoding="utf-8")
+    assert study_tables.markdown({**kept, **again}) == tables
 
 
 def test_the_study():
@@ -1426,7 +1428,7 @@ def test_the_study():
         assert list(row.values())[1:] == [
             f"{points['gain']:+.1f} ± {points['se']:.1f}",
             f"{points['win']} / {points['tie']} / {points['loss']}",
-            f"{p:.2f}" if p >= 0.01 else f"{p:.3f}",
+            f"{p:.2f}" if p >= 0.01 else f"{p:.3f}" if p >= 0.001 else "<0.001",
             f"{area['gain']:+.3f} ± {area['se']:.3f}",
         ]
 

@@ -16,18 +16,19 @@ from experiments.host.errors import DataError
 __all__ = ["column_of", "cuts_of", "entries", "name_of"]
 
 _LISTS = (".toml", ".txt")
+_PARTS = ("set", "families")
 _NOT_OF_A_SET = ("out", "resume", "overwrite", "predict", "help")
 
 
 def entries(given: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """{"data", other flags by name} of each set that is named on the command line."""
+    """{"data", other flags by name} of each set that is named on the command line.
+
+    Of a list, "name", "cut" and "family" are as `name_of`, `cuts_of` and the study take them.
+    """
     for name in given:
         path = Path(name)
         if path.is_dir():
-            found = sorted(path.glob("*.npz"))
-            if not found:
-                raise DataError(f"{name} holds no .npz file: name sets of other kinds in a list")
-            yield from ({"data": str(file)} for file in found)
+            yield from ({"data": file} for file in _inside(path))
         elif path.suffix in _LISTS:
             yield from _listed(path)
         else:
@@ -40,28 +41,71 @@ def _listed(path: Path) -> Iterator[dict[str, Any]]:
         held = tomllib.loads(text) if path.suffix == ".toml" else {"set": _lines(path, text)}
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise DataError(f"{path} is no list of sets: {inputs.said_by(error)}") from error
+    unknown = next((name for name in held if name not in _PARTS), None)
+    if unknown is not None:
+        raise DataError(f"{path}: {unknown} is no part of a list: it has [[set]] and [families]")
     found, families = held.get("set"), _families(path, held.get("families", {}))
     if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
         raise DataError(f"{path} is no list of sets: it needs a [[set]] for each")
     if not found:
         raise DataError(f"{path} names no set")
+    names = []
     for each in found:
         data = each.get("data")
         if not isinstance(data, str) or not data:
             raise DataError(f'{path}: a set has no data = "PATH": {outputs.same_text(each)}')
         _check(path, each)
+        each = {name.replace("-", "_"): value for name, value in each.items() if value is not False}
         for name in ("data", "test"):
             if name in each:
                 each = {**each, name: _place(path, str(each[name]))}
         folder = Path(each["data"])
+        inside = [each]
         if folder.is_dir():
-            rest = {name: value for name, value in each.items() if name not in ("data", "name")}
-            inside = [{**rest, "data": str(file)} for file in sorted(folder.glob("*.npz"))]
-        else:
-            inside = [each]
+            if "name" in each:
+                raise DataError(f"{path}: name is said of a set, and {folder} is a folder of them")
+            rest = {name: value for name, value in each.items() if name != "data"}
+            inside = [{**rest, "data": file} for file in _inside(folder)]
         for one in inside:
-            family = families.get(name_of(one))
-            yield one if family is None else {**one, "family": family}
+            one = _settled(path, one, families)
+            names.append(one["name"])
+            yield one
+    for name, family in families.items():
+        if name not in names:
+            raise DataError(
+                f"{path}: {name} of the family {family} is no set of this list (cuts are of their "
+                "set's family)"
+            )
+
+
+def _inside(folder: Path) -> list[str]:
+    found = sorted(map(str, folder.glob("*.npz")))
+    if not found:
+        raise DataError(f"{folder} holds no .npz file: name sets of other kinds in a list")
+    return found
+
+
+def _settled(path: Path, one: dict[str, Any], families: dict[str, str]) -> dict[str, Any]:
+    """With its name and cuts, and its family where one is said; DataError that names them."""
+    where = f"{path}"
+    try:
+        name = name_of(one)
+        where = f"{path}: {name}"
+        found = {**one, "name": name, "cut": cuts_of(one.get("cut", 0))}
+        both = ((one, "family"), (families, name))
+        said = [_family(of[key]) for of, key in both if key in of]
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+    if len(set(said)) > 1:
+        raise DataError(f"{where}: it is of the family {said[0]}, and in [families] of {said[1]}")
+    return {**found, "family": said[0]} if said else found
+
+
+def _family(value: Any) -> str:
+    value = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if not isinstance(value, str) or not value:
+        raise DataError(f"family = {outputs.same_text(value)} must be one word")
+    return value
 
 
 def _families(path: Path, found: Any) -> dict[str, str]:
@@ -82,6 +126,8 @@ def _check(path: Path, each: dict[str, Any]) -> None:
     for name, value in each.items():
         if name in _NOT_OF_A_SET:
             raise DataError(f"{path}: {name} is said of the whole study, not of a set")
+        if name == "tune" and value is False:
+            raise DataError(f"{path}: tune = false is said as no_tune = true")
         values = value if isinstance(value, list) else [value]
         if not all(isinstance(one, str | int | float) for one in values):
             raise DataError(
@@ -136,6 +182,11 @@ def name_of(each: dict[str, Any]) -> str:
     stem = Path(each["data"].partition(":")[2] or each["data"]).stem
     name = each.get("name", re.sub(r"[^\w.+=,-]", "_", stem))
     name = name[0] if isinstance(name, list) and len(name) == 1 else name
+    if isinstance(name, str) and name.endswith(".json"):  # as files beside the sets' folders are
+        raise DataError(
+            f"name = {outputs.same_text(name)} of a set must not end in .json: give it another one "
+            "in a list"
+        )
     if not (isinstance(name, str) and re.fullmatch(r"[\w.+=,-]{1,100}", name) and name.strip(".")):
         raise DataError(
             f"name = {outputs.same_text(name)} of a set must be up to 100 letters, digits and "
@@ -145,15 +196,17 @@ def name_of(each: dict[str, Any]) -> str:
 
 
 def cuts_of(value: Any) -> list[float]:
+    """The imbalance factors that a set is cut to, 0 for as it is."""
     values = value if isinstance(value, list) else [value]
+    said = f"cut = {outputs.same_text(value)}"
     try:
-        if any(isinstance(each, bool) for each in values):
-            raise TypeError("a truth")
+        if not values or any(isinstance(each, bool) for each in values):
+            raise TypeError("no number")
         found = [float(each) for each in values]
     except (TypeError, ValueError) as error:
-        raise DataError(
-            f"cut = {value!r} is no list of numbers: 0 for none, or a factor"
-        ) from error
+        raise DataError(f"{said} is no list of numbers: 0 for none, or a factor") from error
     if any(not (each == 0 or 1 <= each <= 1000) for each in found):
-        raise DataError(f"cut = {value!r} must be 0 for none, or from 1 to 1000")
+        raise DataError(f"{said} must be 0 for none, or from 1 to 1000")
+    if len(set(found)) < len(found):
+        raise DataError(f"{said} has one of them twice")
     return found

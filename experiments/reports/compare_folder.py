@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from experiments.host import outputs
+from experiments.host import inputs, outputs
 from experiments.host.errors import RunError
 from experiments.reports import compare_shape, scores
 from experiments.reports.paired import Interval, holm, interval
@@ -27,6 +27,7 @@ from experiments.reports.verdict import verdict
 BASELINE = "sgd, cross_entropy"
 CONFIDENCE = 0.95
 RUNS, SUMMARY = "runs.csv", "summary.json"
+_SIZES = ("train", "val", "test")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -125,9 +126,9 @@ def read(out: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     try:
         lines = pd.read_csv(out / RUNS, keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:
-        raise RunError(f"cannot read {out / RUNS}: {error}") from error
+        raise RunError(f"cannot read {out / RUNS}: {inputs.said_by(error)}") from error
     lacks = [name for name in ("data", "rows", "splits", "about", "verdict") if name not in summary]
-    lacks += [name for name in ("row", "split", "train", "test", *METRICS) if name not in lines]
+    lacks += [name for name in ("row", "split", *_SIZES, *METRICS) if name not in lines]
     if lacks:
         raise RunError(f"{out} holds no comparison that is whole: it lacks {', '.join(lacks)}")
     wrong = compare_shape.of_summary(summary)
@@ -135,24 +136,34 @@ def read(out: Path) -> tuple[dict[str, Any], pd.DataFrame]:
         raise RunError(
             f"{out / SUMMARY} is damaged: its {wrong} is not what a comparison writes; run it again"
         )
-    if not _fit(summary["rows"], lines):
-        raise RunError(
-            f"{out} holds no comparison that is whole: {RUNS} has not one line of numbers for each "
-            f"row of {SUMMARY} and each split"
-        )
+    wrong = _misfit(summary, lines)
+    if wrong is not None:
+        raise RunError(f"{out} holds no comparison that is whole: {RUNS} {wrong}")
     return summary, lines
 
 
-def _fit(rows: Sequence[Mapping[str, Any]], lines: pd.DataFrame) -> bool:
-    """Whether each row has a line for each split, of numbers where they belong."""
-    for name in ("split", "train", "test", *METRICS):
-        if lines[name].notna().any() and (
-            lines[name].dtype.kind not in "iuf" or np.isinf(lines[name]).any()
-        ):
-            return False
-    wanted = {(row["row"], split) for row in rows for split in lines["split"]}
+def _misfit(summary: Mapping[str, Any], lines: pd.DataFrame) -> str | None:
+    """What runs.csv has that does not go with summary.json."""
+    splits, rows = summary["splits"], {row["row"]: row for row in summary["rows"]}
+    if BASELINE not in rows:
+        return f"has no lines of {BASELINE!r} to compare with"
+    for name in ("split", *_SIZES, *METRICS):
+        held = lines[name]
+        if held.notna().any() and (held.dtype.kind not in "iuf" or np.isinf(held).any()):
+            return f"has other than numbers in its {name}"
+    wanted = {(name, split) for name in rows for split in range(splits["count"])}
     found = list(zip(lines["row"], lines["split"], strict=True))
-    return bool(found) and len(found) == len(wanted) and set(found) == wanted
+    if len(found) != len(wanted) or set(found) != wanted:
+        return f"has not one line for each row of {SUMMARY} and each split"
+    for name in _SIZES:
+        if [splits[name][int(split)] for split in lines["split"]] != lines[name].tolist():
+            return f"has another {name} than {SUMMARY}"
+    for name, of_row in lines.groupby("row")[[*METRICS]].mean().iterrows():
+        for metric, mean in of_row.items():
+            told = rows[name][metric]
+            if not np.isclose(mean, np.nan if told is None else told, 1e-9, 1e-9, equal_nan=True):
+                return f"has another {metric} of {name} than {SUMMARY}"
+    return None
 
 
 def runs(records: Iterable[Record]) -> pd.DataFrame:
@@ -205,7 +216,7 @@ def summarise(
         "group": _groups(table), "notes": list(table.notes),
     }  # fmt: skip
     sizes = [record.sizes for record in base]
-    splits = {name: [size[k] for size in sizes] for k, name in enumerate(("train", "val", "test"))}
+    splits = {name: [size[k] for size in sizes] for k, name in enumerate(_SIZES)}
     said, best = verdict(rows, len(base))
     return {
         "data": data,

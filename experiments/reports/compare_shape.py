@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from experiments.reports.reading import is_count, is_number, is_positive, is_text, or_none
+from experiments.reports.reading import is_count, is_number, is_text, or_none
 from experiments.reports.scores import BINS, METRICS, TWO
 
 Shape = Callable[[Any], bool] | dict[str, Any] | list[Any]
@@ -52,6 +52,8 @@ def of_summary(summary: Mapping[str, Any]) -> str | None:
     for name in ("train", "val", "test"):
         if len(splits[name]) != number:
             return f"splits.{name}"
+    if 0 in map(sum, zip(splits["train"], splits["val"], strict=True)):
+        return "splits.train"
     groups = None if data["group"] is None else len(data["group"]["names"])
     if groups is not None and len(data["group"]["counts"]) != groups:
         return "data.group.counts"
@@ -88,23 +90,35 @@ def _of_row(row: Mapping[str, Any], classes: int, splits: int, groups: int | Non
     return None
 
 
-def _is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> bool:
     """A count that can number entries: 3, but not 3.0."""
     return isinstance(value, int) and is_count(value)
 
 
-def _is_bool(value: Any) -> bool:
+def is_some(value: Any) -> bool:
+    return is_whole(value) and value > 0
+
+
+def is_factor(value: Any) -> bool:
+    """Of imbalance: the largest class over the smallest."""
+    return is_number(value) and value >= 1
+
+
+def is_bool(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-def _is_interval(value: Any) -> bool:
-    """[mean, low, high]; without ends, or without any."""
+def is_interval(value: Any) -> bool:
+    """[mean, low, high], the mean in the middle; without ends, or without any."""
     if not isinstance(value, list) or len(value) != 3:
         return False
-    there = [each is not None for each in value]
-    return all(each is None or is_number(each) for each in value) and there in (
-        [True, True, True], [True, False, False], [False, False, False]
-    )  # fmt: skip
+    if not all(each is None or is_number(each) for each in value):
+        return False
+    mean, low, high = value
+    if None in value:
+        return low is None and high is None
+    near = 1e-9 * max(1.0, abs(low), abs(high))
+    return low <= high and abs((mean - low) - (high - mean)) <= near
 
 
 def _are_chosen(value: Any) -> bool:
@@ -119,29 +133,29 @@ def _are_chosen(value: Any) -> bool:
 _NUMBER = or_none(is_number)
 _ROW: dict[str, Any] = {
     "row": is_text, "rule": or_none(is_text), "loss": or_none(is_text), "sampling": is_text,
-    "reference": _is_bool, **dict.fromkeys(METRICS, _NUMBER),
+    "reference": is_bool, **dict.fromkeys(METRICS, _NUMBER),
     "recall": [_NUMBER], "chosen": _are_chosen, "seconds": is_number, "p_holm": _NUMBER,
-    "calibration": {"count": [_is_whole], "confidence": [_NUMBER], "accuracy": [_NUMBER]},
+    "calibration": {"count": [is_whole], "confidence": [_NUMBER], "accuracy": [_NUMBER]},
 }  # fmt: skip
 # Of every row but the baseline.
 _COMPARED: dict[str, Any] = {
-    "difference": dict.fromkeys(METRICS, _is_interval),
-    "p": dict.fromkeys(METRICS, _NUMBER), "recall_difference": [_is_interval],
+    "difference": dict.fromkeys(METRICS, is_interval),
+    "p": dict.fromkeys(METRICS, _NUMBER), "recall_difference": [is_interval],
 }  # fmt: skip
-_GROUP: dict[str, Any] = {"names": [is_text], "counts": [_is_whole]}
+_GROUP: dict[str, Any] = {"names": [is_text], "counts": [is_whole]}
 _SUMMARY: dict[str, Any] = {
     "data": {
         **dict.fromkeys(("name", "source"), is_text),
-        **dict.fromkeys(("rows", "features", "classes"), _is_whole),
+        **dict.fromkeys(("rows", "features", "classes"), is_some),
         "class_names": [is_text], "text": [is_text], "notes": [is_text],
-        "class_counts": [_is_whole], "train_counts": [_is_whole],
-        **dict.fromkeys(("imbalance_factor", "train_imbalance_factor"), is_positive),
+        "class_counts": [is_whole], "train_counts": [is_whole],
+        **dict.fromkeys(("imbalance_factor", "train_imbalance_factor"), is_factor),
         "group": lambda value: value is None or misfit(value, _GROUP) is None,
     },
-    "thresholds": {"many_above": _is_whole, "few_below": _is_whole},
+    "thresholds": {"many_above": is_whole, "few_below": is_whole},
     "splits": {
-        "count": _is_whole, "own_test": _is_bool,
-        "train": [_is_whole], "val": [_is_whole], "test": [_is_whole],
+        "count": is_some, "own_test": is_bool,
+        "train": [is_whole], "val": [is_whole], "test": [is_some],
     },
     "about": lambda value: isinstance(value, dict),
     "verdict": is_text, "best": or_none(is_text), "rows": [_ROW],

@@ -12,10 +12,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from experiments.host import outputs
-from experiments.reports import drawing
+from experiments.reports import drawing, study_folder
 from experiments.reports.compare_folder import BASELINE
-from experiments.reports.study_folder import STUDY
 from experiments.reports.study_tables import added
 
 Study = Mapping[str, Any]
@@ -27,20 +25,20 @@ _MOST_PANELS = 6
 
 def draw(out: Path) -> list[Path]:
     """Every figure of the study in a folder; which were drawn."""
-    study = outputs.read_object(out / STUDY)
+    study = study_folder.read(out)
     made = []
     for metric in _RANKED:
         found = study["ranks"][metric]
         if found is not None and len(found["rank"]) > 2:
             made.append(out / f"ranks_{metric}.png")
             ranks(made[-1], found, _RANKED[metric])
-    shown = panels(study)
-    if shown:
+    found = panels(study)
+    if found:
         for metric, unit in _GAINS:
             made.append(out / f"gain_{metric}.png")
-            gains(made[-1], study, shown, metric, unit)
+            gains(made[-1], study, found, metric, unit)
         made.append(out / "forest.png")
-        forest(made[-1], study, shown)
+        forest(made[-1], study, found)
     return made
 
 
@@ -57,7 +55,14 @@ def panels(study: Study) -> list[Mapping[str, Any]]:
     ]
     order = {"imbsam": 0, "sam": 1}
     rest = sorted(added(study), key=lambda each: order.get(rules[each["row"]]["rule"], 2))
-    return [*first, *rest][:_MOST_PANELS]
+    return [*first, *rest]
+
+
+def _of_all(found: Sequence[Any]) -> str:
+    """How many comparisons are drawn, where not all are."""
+    if len(found) <= _MOST_PANELS:
+        return ""
+    return f"; {_MOST_PANELS} of {len(found)} comparisons, the others are in tables.md"
 
 
 def ranks(path: Path, found: Mapping[str, Any], name: str) -> None:
@@ -87,17 +92,17 @@ def ranks(path: Path, found: Mapping[str, Any], name: str) -> None:
 
 
 def gains(
-    path: Path, study: Study, shown: Sequence[Mapping[str, Any]], metric: str, unit: str
+    path: Path, study: Study, found: Sequence[Mapping[str, Any]], metric: str, unit: str
 ) -> None:
-    """The gain of each set by its imbalance factor, a panel for each comparison."""
+    """The gain of each set by its imbalance factor, a panel for each of the first comparisons."""
+    shown = found[:_MOST_PANELS]
     columns = len(shown) if len(shown) < 4 else -(-len(shown) // 2)
     lines = -(-len(shown) // columns)
     figure = Figure(figsize=(4.4 * columns, 3.6 * lines), layout="constrained")
     axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
     factor = np.array([one["imbalance_factor"] for one in study["sets"]])
     for axis, each in zip(axes, shown, strict=False):
-        found = [values for values in each["metrics"][metric]["by_set"]]
-        for k, (mean, low, high) in enumerate(found):
+        for k, (mean, low, high) in enumerate(each["metrics"][metric]["by_set"]):
             if mean is None:
                 continue
             two = study["sets"][k]["classes"] == 2
@@ -118,22 +123,23 @@ def gains(
     for axis in axes[len(shown) :]:
         axis.set_axis_off()
     figure.supxlabel("imbalance factor of the training rows, largest over smallest class "
-                     "(filled: several classes, open: two; named: 0 outside the interval)",
-                     fontsize="small")  # fmt: skip
+                     "(filled: several classes, open: two; named: 0 outside the interval)"
+                     + _of_all(found), fontsize="small")  # fmt: skip
     figure.supylabel(f"gain in {_RANKED[metric]} ({unit})", fontsize="small")
     drawing.save(figure, path)
 
 
-def forest(path: Path, study: Study, shown: Sequence[Mapping[str, Any]]) -> None:
-    """A line for each set, a column for each comparison, and their mean below."""
+def forest(path: Path, study: Study, found: Sequence[Mapping[str, Any]]) -> None:
+    """A line for each set, a column for each of the first comparisons, and their mean below."""
+    shown = found[:_MOST_PANELS]
     order = sorted(range(len(study["sets"])), key=lambda k: -study["sets"][k]["imbalance_factor"])
     size = (3.2 + 2.6 * len(shown), 1.6 + 0.21 * len(order))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for axis, each in zip(axes, shown, strict=True):
-        found = each["metrics"]["balanced_accuracy"]
+        gain = each["metrics"]["balanced_accuracy"]
         for at, k in enumerate(order, start=1):
-            mean, low, high = found["by_set"][k]
+            mean, low, high = gain["by_set"][k]
             if mean is None:
                 continue
             if low is not None:
@@ -141,15 +147,15 @@ def forest(path: Path, study: Study, shown: Sequence[Mapping[str, Any]]) -> None
             sure = low is not None and (low > 0 or high < 0)
             axis.plot(mean, at, "o", color="black", markersize=4,
                       markerfacecolor="black" if sure else "white")  # fmt: skip
-        if found["gain"] is not None:
-            se = found["se"] or 0.0
-            axis.plot([found["gain"] - 2 * se, found["gain"] + 2 * se], [0, 0], color="black",
+        if gain["gain"] is not None:
+            se = gain["se"] or 0.0
+            axis.plot([gain["gain"] - 2 * se, gain["gain"] + 2 * se], [0, 0], color="black",
                       linewidth=3, solid_capstyle="butt")  # fmt: skip
-            axis.plot(found["gain"], 0, "D", color="white", markeredgecolor="black", markersize=6)
+            axis.plot(gain["gain"], 0, "D", color="white", markeredgecolor="black", markersize=6)
         axis.axvline(0, color="black", linewidth=0.7)
         axis.set_title(f"{each['row']}\n− {each['against']}", fontsize="x-small")
         axis.grid(axis="x", linewidth=0.3)
-        _robust_limits(axis, found["by_set"])
+        _robust_limits(axis, gain["by_set"])
     names = [
         f"{study['sets'][k]['name']} ({study['sets'][k]['classes']} classes, "
         f"{study['sets'][k]['imbalance_factor']:.3g})"
@@ -160,7 +166,8 @@ def forest(path: Path, study: Study, shown: Sequence[Mapping[str, Any]]) -> None
     )
     axes[0].set_ylim(-0.8, len(order) + 0.8)
     figure.supxlabel("gain in balanced accuracy (points), 95% intervals (filled: 0 outside); sets "
-                     "with their classes and imbalance factor", fontsize="small")  # fmt: skip
+                     "with their classes and imbalance factor" + _of_all(found),
+                     fontsize="small")  # fmt: skip
     drawing.save(figure, path)
 
 

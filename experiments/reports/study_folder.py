@@ -15,7 +15,16 @@ from experiments.host import outputs
 from experiments.host.errors import RunError
 from experiments.reports import compare_folder, study_statistics
 from experiments.reports.compare_folder import BASELINE
+from experiments.reports.compare_shape import (
+    is_bool,
+    is_factor,
+    is_interval,
+    is_some,
+    is_whole,
+    misfit,
+)
 from experiments.reports.paired import holm, interval
+from experiments.reports.reading import is_number, is_positive, is_text, or_none
 from experiments.reports.scores import FALLING
 
 STUDY, SETS = "study.json", "sets.csv"
@@ -56,6 +65,82 @@ def write(
     return found
 
 
+def read(out: Path) -> dict[str, Any]:
+    """study.json of a folder; RunError where what is drawn of it is not as `write` writes it."""
+    study = outputs.read_object(out / STUDY)
+    wrong = _misfit(study)
+    if wrong is not None:
+        raise RunError(
+            f"{out / STUDY} is damaged: its {wrong} is not what a study writes; sum it up again"
+        )
+    return study
+
+
+def _misfit(study: Mapping[str, Any]) -> str | None:
+    wrong = misfit(study, _STUDY)
+    if wrong is not None:
+        return wrong
+    rows, sets = study["rows"], len(study["sets"])
+    names = [row["row"] for row in rows]
+    if BASELINE not in names or len(set(names)) < len(names):
+        return "rows"
+    for at, row in enumerate(rows):
+        if not row["reference"] == (row["rule"] is None) == (row["loss"] is None):
+            return f"rows.{at}"
+    for metric in METRICS:
+        found = study["ranks"][metric]
+        if found is not None and found["rank"].keys() != set(names):
+            return f"ranks.{metric}.rank"
+    if [(each["row"], each["against"]) for each in study["contrasts"]] != pairs(rows):
+        return "contrasts"
+    for at, each in enumerate(study["contrasts"]):
+        for metric in METRICS:
+            found, place = each["metrics"][metric], f"contrasts.{at}.metrics.{metric}"
+            if len(found["by_set"]) != sets:
+                return f"{place}.by_set"
+            for name, value in _over_sets(found["by_set"]).items():
+                there = found[name]
+                if (there is None) != (value is None) or (
+                    there is not None and not math.isclose(there, value, abs_tol=1e-9)
+                ):
+                    return f"{place}.{name}"
+    return None
+
+
+def _is_share(value: Any) -> bool:
+    return is_number(value) and 0 <= value <= 1
+
+
+def _are_ranks(value: Any) -> bool:
+    return isinstance(value, dict) and all(is_number(x) and x >= 1 for x in value.values())
+
+
+def _is_ranked(value: Any) -> bool:
+    return misfit(value, _RANKED) is None and (value["p"] is None) == (value["statistic"] is None)
+
+
+_RANKED: dict[str, Any] = {
+    "rank": _are_ranks, "sets": is_some, "cd": is_positive, "p": or_none(_is_share),
+    "statistic": or_none(is_number),
+}  # fmt: skip
+_GAINS: dict[str, Any] = {
+    "by_set": [is_interval], "p": or_none(_is_share),
+    **dict.fromkeys(("gain", "median", "se"), or_none(is_number)),
+    **dict.fromkeys(("win", "tie", "loss"), is_whole),
+}  # fmt: skip
+_STUDY: dict[str, Any] = {
+    "sets": [{"name": is_text, "classes": is_some, "imbalance_factor": is_factor}],
+    "rows": [{
+        "row": is_text, "rule": or_none(is_text), "loss": or_none(is_text), "sampling": is_text,
+        "reference": is_bool,
+    }],
+    "ranks": dict.fromkeys(METRICS, or_none(_is_ranked)),
+    "contrasts": [{
+        "row": is_text, "against": is_text, "metrics": dict.fromkeys(METRICS, _GAINS),
+    }],
+}  # fmt: skip
+
+
 def summarise(sets: Sequence[Set]) -> dict[str, Any]:
     """Ranks of the rows that every set has, each row against others, and what gains go with.
 
@@ -67,15 +152,20 @@ def summarise(sets: Sequence[Set]) -> dict[str, Any]:
       "metric", "terms", "r2", "sets"}]}. A gain is positive where the row is better, of
       log-loss, too. "families" has the same of one figure a family, the mean over its sets; its p
       is not corrected.
+      "dropped": [{"row", "lacks": names of the sets without it}].
+      "lost": [{"row", "set", "splits"}], where a row, as one that diverged, lacks a figure that
+      another has: ranks are of the splits in which all have it, gains of those in which both do.
     """
     if not sets:
         raise RunError("no set is finished: there is nothing to sum up")
-    rows = [
-        row
-        for row in sets[0].summary["rows"]
-        if all(row["row"] in {x["row"] for x in one.summary["rows"]} for one in sets)
-    ]
-    facts = [_facts(one, [row["row"] for row in rows]) for one in sets]
+    held = [{row["row"]: row for row in one.summary["rows"]} for one in sets]
+    lacks = {
+        name: [one.name for one, its in zip(sets, held, strict=True) if name not in its]
+        for name in dict.fromkeys(name for its in held for name in its)
+    }
+    rows = [row for name, row in held[0].items() if not lacks[name]]
+    names = [row["row"] for row in rows]
+    facts = [_facts(one, names) for one in sets]
     lines = [dict(iter(one.lines.sort_values("split").groupby("row"))) for one in sets]
     own_test = [one.summary["splits"]["own_test"] for one in sets]
     contrasts: list[dict[str, Any]] = []
@@ -92,9 +182,11 @@ def summarise(sets: Sequence[Set]) -> dict[str, Any]:
     return {
         "sets": facts,
         "rows": [{k: r[k] for k in ("row", "rule", "loss", "sampling", "reference")} for r in rows],
-        "ranks": {metric: _ranks(facts, rows, metric) for metric in METRICS},
+        "ranks": {metric: _ranks(sets, names, metric) for metric in METRICS},
         "contrasts": contrasts,
         "regressions": _regressions(facts, contrasts),
+        "dropped": [{"row": name, "lacks": of} for name, of in lacks.items() if of],
+        "lost": [each for one in sets for each in _lost(one, names)],
     }
 
 
@@ -126,14 +218,29 @@ def _facts(one: Set, names: Sequence[str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _ranks(facts: Sequence[Mapping[str, Any]], rows: Sequence[Any], metric: str) -> Any:
-    """Of the sets in which every row has this figure."""
-    names = [row["row"] for row in rows]
-    held = [[one["values"][name][metric] for name in names] for one in facts]
-    held = [values for values in held if None not in values]
-    if not held or len(names) < 2:
+def _by_split(one: Set, names: Sequence[str], metric: str) -> pd.DataFrame:
+    return one.lines.pivot(index="split", columns="row", values=metric)[list(names)]
+
+
+def _lost(one: Set, names: Sequence[str]) -> list[dict[str, Any]]:
+    lost = np.zeros((one.summary["splits"]["count"], len(names)), bool)
+    for metric in METRICS:
+        lacks = _by_split(one, names, metric).isna().to_numpy()
+        lost |= lacks & ~lacks.all(axis=1, keepdims=True)
+    return [
+        {"row": name, "set": one.name, "splits": np.flatnonzero(of_row).tolist()}
+        for name, of_row in zip(names, lost.T, strict=True)
+        if of_row.any()
+    ]
+
+
+def _ranks(sets: Sequence[Set], names: Sequence[str], metric: str) -> Any:
+    """Of the sets with a split in which every row has this figure; of such splits alone."""
+    held = [_by_split(one, names, metric).dropna().to_numpy(float) for one in sets]
+    means = [values.mean(axis=0) for values in held if len(values)]
+    if not means or len(names) < 2:
         return None
-    found = study_statistics.ranks(held, falling=metric in FALLING)
+    found = study_statistics.ranks(means, falling=metric in FALLING)
     return {**found, "rank": dict(zip(names, found["rank"], strict=True))}
 
 
@@ -147,6 +254,10 @@ def _gain(
         gains = sign * (mine[metric].to_numpy(float) - theirs[metric].to_numpy(float))
         seen = (mine["train"] + mine["val"]).to_numpy()
         by_set.append(list(interval(gains, seen, 0 if own else mine["test"].to_numpy())[:3]))
+    return {**_over_sets(by_set), "by_set": by_set}
+
+
+def _over_sets(by_set: Sequence[Sequence[float | None]]) -> dict[str, Any]:
     means = [mean for mean, _, _ in by_set if mean is not None]
     sure = [(low, high) for _, low, high in by_set if low is not None and high is not None]
     win, loss = sum(low > 0 for low, _ in sure), sum(high < 0 for _, high in sure)
@@ -155,7 +266,7 @@ def _gain(
         "median": float(np.median(means)) if means else None,
         "se": float(np.std(means, ddof=1) / math.sqrt(len(means))) if len(means) > 1 else None,
         "p": study_statistics.signed_rank(means),
-        "win": win, "tie": len(sure) - win - loss, "loss": loss, "by_set": by_set,
+        "win": win, "tie": len(sure) - win - loss, "loss": loss,
     }  # fmt: skip
 
 

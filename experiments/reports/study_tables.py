@@ -27,17 +27,32 @@ def markdown(study: Study) -> str:
         "## By set", _sets(study),
         "## What the gain goes with", _regressions(study),
     ]  # fmt: skip
-    if study["failed"]:
-        parts += ["## Left out", *(f"- {one['name']}: {one['why']}" for one in study["failed"])]
+    without = [f"{one['name']}: {one['why']}" for one in study["failed"]] + left_out(study)
+    if without:
+        parts += ["## Left out", *(f"- {one}" for one in without)]
     return "\n\n".join(parts) + "\n"
+
+
+def left_out(study: Study) -> list[str]:
+    """Of the sets that are summed up, what is not: rows that one lacks, splits without a figure."""
+    return [
+        f"{one['row']}: {', '.join(one['lacks'])} {'lacks' if len(one['lacks']) == 1 else 'lack'} "
+        "the row"
+        for one in study["dropped"]
+    ] + [
+        f"{one['row']} on {one['set']}: it lacks a figure of {noun(len(one['splits']), 'split')} "
+        f"({', '.join(map(str, one['splits']))}), of which no row is ranked by that figure"
+        for one in study["lost"]
+    ]
 
 
 _NOTE = (
     "Gains are means over sets ± their standard error (in brackets the median over sets), positive "
     "where the row is better. W/T/L: "
     "sets in which it is better, not told apart (the corrected resampled t interval holds 0), or "
-    "worse. p: Wilcoxon's signed ranks over sets, Holm-corrected over the comparisons of a metric. "
-    "Rank 1 is the best."
+    "worse; a set without an interval, as of a single split, or where a gain is the same in every "
+    "split, is in none of them. p: Wilcoxon's signed ranks over sets, Holm-corrected over the "
+    "comparisons of a metric. Rank 1 is the best."
 )
 
 
@@ -63,7 +78,7 @@ def _rows(study: Study) -> str:
         for m in metrics
         if (found := study["ranks"][m]) is not None
     ]
-    return _table(heads, body) + "\n\n" + "; ".join(tests) + "."
+    return "\n\n".join([_table(heads, body), *["; ".join(tests) + "."] * bool(tests)])
 
 
 def _added(study: Study) -> str:
@@ -152,7 +167,8 @@ def _regressions(study: Study) -> str:
     ]  # fmt: skip
     note = (
         "Least squares over sets, predictors centred: coefficient ± standard error (HC3); * p at "
-        "most 0.05, uncorrected. Balanced accuracy in points, the others from 0 to 1."
+        "most 0.05, uncorrected. What hangs on one set alone has neither. Balanced accuracy in "
+        "points, the others from 0 to 1."
     )
     return note + "\n\n" + _table(["gain", "metric", *names, "R²", "sets"], body)
 
@@ -161,7 +177,8 @@ def _term(term: Mapping[str, Any] | None) -> str:
     if term is None:
         return "-"
     star = "*" if term["p"] is not None and term["p"] <= 0.05 else ""
-    return f"{term['coefficient']:+.3g} ± {term['se']:.2g}{star}"
+    error = "" if term["se"] is None else f" ± {term['se']:.2g}"
+    return f"{term['coefficient']:+.3g}{error}{star}"
 
 
 def _gain(found: Mapping[str, Any] | None, metric: str) -> str:

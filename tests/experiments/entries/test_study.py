@@ -12,7 +12,7 @@ from damage import Killed, Kills, damaged_json
 from experiments import study
 from experiments.data import files
 from experiments.host.errors import DataError, RunError, Stopped
-from made_comparisons import folder_of
+from made_comparisons import ROWS, folder_of
 
 
 class Compare:
@@ -56,7 +56,7 @@ def made(tmp_path_factory):
 def compare(monkeypatch, made):
     double = Compare(made)
     monkeypatch.setattr(study, "_compare", lambda: double)
-    monkeypatch.setattr(study.study_figures, "draw", lambda out: [])
+    monkeypatch.setattr(study.study_figures, "draw", lambda out: [out / "gain_auroc.png"])
     return double
 
 
@@ -95,8 +95,8 @@ def test_a_folder_from_the_smallest_set_to_the_largest(sets, compare, tmp_path, 
     said = capsys.readouterr().out
     assert "[1/3] a: 30 rows, 2 columns, 2 classes\n" in said and "[3/3] b" in said
     assert " left\n" in said
-    told = f"{study.TABLES}, study.json, sets.csv, forest.png"
-    assert said.endswith(f"3 sets: tables and figures are in {out}: {told}\n")
+    told = f"{study.TABLES}, study.json, sets.csv, gain_auroc.png"
+    assert said.endswith(f"3 sets summed up in {out}: {told}\n")
     assert {path.name for path in out.iterdir()} >= {"study.json", "sets.csv", "tables.md"}
 
 
@@ -153,6 +153,18 @@ def test_a_set_that_fails_is_left_out_and_told(sets, compare, tmp_path, capsys):
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"bad is left out: {found['failed'][0]['why']}"
     assert "c is left out: c diverged" in said
+
+
+def test_a_row_that_one_set_lacks_is_told(sets, compare, tmp_path, capsys):
+    out = tmp_path / "out"
+    start(sets, "--out", out)
+    path = out / "sets" / "b"
+    shutil.rmtree(path)
+    folder_of(path, (60, 20), splits=2, rows=ROWS[:-1])
+    (path / "report.html").touch()
+    found = start(sets, "--out", out)
+    assert found["dropped"] == [{"row": ROWS[-1][0], "lacks": ["b"]}]
+    assert f"\nleft out: {ROWS[-1][0]}: b lacks the row\n" in capsys.readouterr().out
 
 
 def test_only_sum_up(sets, compare, tmp_path):
@@ -260,8 +272,24 @@ def test_a_list_of_lines(sets, compare, tmp_path):
                 "label = 2020-01-01": "is no word, number or list",
                 "text = [['a']]": "is no word, number or list",
                 "a.b = 3": "is no word, number or list",
+                "name = 'a.json'": r"name = 'a.json' of a set must not end in \.json",
+                "cut = []": r"list.toml: a: cut = \[\] is no list of numbers",
+                "cut = [0, 20, 20]": r"list.toml: a: cut = \[0, 20, 20\] has one of them twice",
+                "tune = false": "list.toml: tune = false is said as no_tune = true",
+                "family = 3": "list.toml: a: family = 3 must be one word",
+                "family = ''": "a: family = '' must be one word",
+                "family = ['x', 'y']": "must be one word",
+                "family = 'x'\n[families]\ny = ['a']": "of the family x, and in .families. of y",
+                "[families]\nx = ['a', 'A']": "A of the family x is no set of this list",
+                "cut = [0, 5]\n[families]\nx = ['a_cut5']": "a_cut5 of the family x is no set of",
+                "[families]\n'' = ['a']": "a: family = '' must be one word",
+                "[family]\nx = ['a']": "list.toml: family is no part of a list",
+                "[[set]]\ndata = 'empty'": r"empty holds no \.npz file",
+                "[[set]]\ndata = 'tables'\nname = 'x'": "name is said of a set, and .*tables is a",
             }.items()
         ],
+        ("list.toml", "splits = 3\n[[set]]\ndata = 'tables/a.npz'\n", "splits is no part of a"),
+        ("list.txt", "tables/a.npz --family\n", "a: family = True must be one word"),
         (
             "list.toml",
             "[[set]]\ndata = 'tables/a.npz'\n[families]\nx = ['a']\ny = ['a']\n",
@@ -273,10 +301,35 @@ def test_a_list_of_lines(sets, compare, tmp_path):
     ],
 )
 def test_lists_that_are_none(sets, compare, tmp_path, name, text, says):
+    (tmp_path / "empty").mkdir()
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=says):
         start(tmp_path / name, "--out", tmp_path / "out")
     assert not compare.called
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("l.toml", "[[set]]\ndata = 'tables/a.npz'\nfamily = ['x']\n"),
+        ("l.txt", "tables/a.npz --family x\n"),
+        ("l.toml", "[[set]]\ndata = 'tables/a.npz'\nno_tune = false\n[families]\nx = ['a']\n"),
+    ],
+)
+def test_a_family_of_one_word(sets, compare, tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    found = start(tmp_path / name, "--out", tmp_path / "out")
+    assert found["sets"][0]["family"] == "x" and not compare.called[0][1].no_tune
+
+
+def test_a_family_is_not_named_as_another_set(sets, compare, tmp_path):
+    (tmp_path / "l.toml").write_text("[[set]]\ndata = 'tables'\n[families]\na = ['b', 'c']\n")
+    with pytest.raises(RunError, match=r"^b is of the family a, and the set a is not"):
+        start(tmp_path / "l.toml", "--out", tmp_path / "out")
+    assert not compare.called
+    (tmp_path / "l.toml").write_text("[[set]]\ndata = 'tables'\n[families]\na = ['b', 'a']\n")
+    found = start(tmp_path / "l.toml", "--out", tmp_path / "out")
+    assert [one["family"] for one in found["sets"]] == ["a", "c", "a"]
 
 
 @pytest.mark.parametrize(
@@ -312,18 +365,72 @@ def test_what_is_not_handed_on_is_refused(sets, compare, tmp_path, flags):
     assert not compare.called and not (tmp_path / "out").exists()
 
 
-def test_a_flag_that_compare_refuses_is_refused_before_anything_runs(sets, compare, tmp_path):
+def test_a_flag_that_compare_refuses_is_refused_before_anything_runs(
+    sets, compare, tmp_path, capsys
+):
     with pytest.raises(SystemExit):
         start(sets, "--out", tmp_path / "out", "--", "--nothing")
     assert not compare.called and not (tmp_path / "out").exists()
+    assert capsys.readouterr().err.endswith("\nso compare refuses the flags of a\n")
 
 
 def test_two_sets_of_one_name_and_an_empty_folder(sets, compare, tmp_path):
-    with pytest.raises(RunError, match="two sets are named a"):
-        start(sets, sets / "a.npz", "--out", tmp_path / "out")
+    """Also where one of them cannot be read."""
+    for other in (sets / "a.npz", tmp_path / "nowhere" / "a.npz"):
+        with pytest.raises(RunError, match="two sets are named a"):
+            start(sets, other, "--out", tmp_path / "out")
+    start(sets / "a.npz", "--cut", 9, 9, "--out", tmp_path / "out")
+    assert ran(compare) == ["a", "a_cut9"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"holds no \.npz file"):
         start(tmp_path / "empty", "--out", tmp_path / "out")
+
+
+def test_what_a_list_says_of_a_set_holds_in_place_of_what_is_behind_the_dashes(
+    sets, compare, tmp_path
+):
+    (tmp_path / "l.toml").write_text(
+        "[[set]]\ndata = 'tables/a.npz'\nsettings = 3\ntune = true\n"
+        "[[set]]\ndata = 'tables/b.npz'\n"
+    )
+    given = [str(tmp_path / "l.toml"), "--out", "x", "--no-tune"]
+    planned, _ = study.plan(
+        study.arguments().parse_args(given), ["--settings", "5", "--width=8", "--loss", "a", "b"]
+    )
+    rest = ["--width=8", "--loss", "a", "b"]
+    shared = ["--splits", "10", "--seed", "0"]
+    assert list(planned[0].flags[2:]) == ["--settings", "3", "--tune", *shared, *rest]
+    assert list(planned[1].flags[2:]) == [*shared, "--no-tune", "--settings", "5", *rest]
+
+
+def test_flags_may_change_while_the_folder_of_a_set_holds_nothing(sets, compare, tmp_path):
+    out, words = tmp_path / "out", (sets / "a.npz", "--out", tmp_path / "out", "--splits")
+    compare.fail = ("a",)
+    with pytest.raises(RunError, match="nothing to sum up"):
+        start(*words, 3)
+    compare.fail = ()
+    start(*words, 4)
+    with pytest.raises(RunError, match=r"sets/a was begun with other flags.*, or delete it$"):
+        start(*words, 5)
+    shutil.rmtree(out / "sets" / "a")
+    start(*words, 5)
+    assert [args.splits for _, args in compare.called] == ["3", "4", "5"]
+    assert json.loads((out / "sets" / "a.json").read_text())[3] == "5"
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_finished_sets_are_summed_up_without_their_rows(sets, compare, tmp_path, gone):
+    out, words = tmp_path / "out", [sets / f"{name}.npz" for name in "abc"]
+    start(*words[:2], "--out", out, "--cut", 20)
+    for name in "bc":
+        (sets / f"{name}.npz").unlink()
+        if not gone:
+            np.savez(sets / f"{name}.npz", X=np.ones((9, 1)), y=np.ones(9))
+    found = start(*words, "--out", out, "--cut", 20, "--only-sum-up")
+    assert {one["name"] for one in found["sets"]} == {"a", "b", "b_cut20"}
+    assert [one["name"] for one in found["failed"]] == ["c"]
+    assert found["failed"][0]["why"] != "not finished"
+    assert len(compare.called) == 3
 
 
 def test_a_finished_set_of_other_rows_is_not_kept(sets, compare, tmp_path):

@@ -4,8 +4,10 @@ import csv
 import dataclasses
 import json
 import re
+import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from damage import damaged_json
@@ -214,25 +216,67 @@ def edited(change):
         (lambda out: (out / "runs.csv").write_text("a,b\n1,2\n"), "lacks row, split"),
         (lambda out: (out / "summary.json").write_text("{}"), "lacks data, rows"),
         (lambda out: (out / "summary.json").write_text("[]"), "where an object belongs"),
+        (lambda out: (out / "runs.csv").write_text("a\n1\n1,2,3\n"), "cannot read .*runs.csv"),
         *[
-            (edited(change), "has not one line of numbers for each row")
+            (edited(change), "has not one line for each row of summary.json and each split")
             for change in (
                 lambda lines: lines[:1],
                 lambda lines: lines[:-1],
                 lambda lines: [lines[0], *lines[2:]],
                 lambda lines: [*lines, lines[1]],
                 lambda lines: [lines[0], lines[1].replace("sgd", "gone", 1), *lines[2:]],
-                lambda lines: [lines[0], re.sub(r",\d+\.\d+", ",x", lines[1]), *lines[2:]],
-                lambda lines: [lines[0], re.sub(r",\d+\.\d+", ",inf", lines[1]), *lines[2:]],
+                lambda lines: lines[: 1 + len(ROWS)],  # the second split is missing
             )
         ],
     ],
 )
 def test_damaged_folders(tmp_path, damage, says):
-    folder_of(tmp_path, (30, 10), splits=1)
+    folder_of(tmp_path, (30, 10), splits=2)
     damage(tmp_path)
-    with pytest.raises(RunError, match=says):
+    with pytest.raises(RunError, match=says) as raised:
         read(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.fixture(scope="module")
+def two_splits(tmp_path_factory):
+    out = tmp_path_factory.mktemp("two_splits")
+    summary = folder_of(out, splits=2)
+    assert not [name for name in METRICS if summary["rows"][0][name] is None]
+    return out
+
+
+NEEDED = ("row", "split", "train", "val", "test", *METRICS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        *[(name, None, f"lacks {name}$") for name in NEEDED],
+        *[(name, [np.nan] * 12, "runs.csv has ") for name in NEEDED],
+        *[(name, [np.nan] + [1] * 11, "runs.csv has ") for name in NEEDED],
+        *[(name, ["word"] * 12, f"other than numbers in its {name}$") for name in NEEDED[1:]],
+        *[(name, ["word"] + [1] * 11, f"other than numbers in its {name}$") for name in NEEDED[1:]],
+        *[(name, [True] * 12, f"other than numbers in its {name}$") for name in NEEDED[1:]],
+        *[(name, [np.inf] * 12, f"other than numbers in its {name}$") for name in NEEDED[1:]],
+        *[
+            (name, [value] * 12, f"another {name} than summary.json$")
+            for name in ("train", "val", "test")
+            for value in (0, -1, 1000, 2.5)
+        ],
+        *[(name, [0.123] * 12, f"another {name} of .* than summary.json$") for name in METRICS],
+        ("split", [1, 2] * 6, "has not one line for each row"),
+        ("split", [0.5, 1] * 6, "has not one line for each row"),
+    ],
+)
+def test_a_damaged_column_of_runs_is_told(two_splits, tmp_path, name, value, says):
+    shutil.copy(two_splits / "summary.json", tmp_path)
+    lines = pd.read_csv(two_splits / "runs.csv")
+    lines = lines.drop(columns=name) if value is None else lines.assign(**{name: value})
+    lines.to_csv(tmp_path / "runs.csv", index=False)
+    with pytest.raises(RunError, match=says) as raised:
+        read(tmp_path)
+    assert "\n" not in str(raised.value)
 
 
 def everything(summary, lines):
@@ -270,6 +314,10 @@ def test_a_damaged_field_is_told_with_its_place(tmp_path):
     for name, value, place in (
         ("best", "none of them", "best"),
         ("splits", {**good["splits"], "own_test": 1}, "splits.own_test"),
+        ("splits", {**good["splits"], "train": [0, 28], "val": [0, 3]}, "splits.train"),
+        ("splits", {**good["splits"], "test": [12, 0]}, "splits.test.1"),
+        ("data", {**good["data"], "train_imbalance_factor": 0.5}, "data.train_imbalance_factor"),
+        ("data", {**good["data"], "features": 0}, "data.features"),
         ("rows", [*good["rows"][:2], {**good["rows"][2], "auroc": "x"}, *good["rows"][3:]],
          "rows.2.auroc"),
     ):  # fmt: skip

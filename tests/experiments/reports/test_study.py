@@ -1,5 +1,6 @@
 """What many comparisons add up to, against closed forms, scipy and scikit-posthocs."""
 
+import itertools
 import json
 import math
 
@@ -9,6 +10,7 @@ import pytest
 import scikit_posthocs
 from scipy import stats
 
+from damage import damaged_json
 from experiments import redraw
 from experiments.host.errors import RunError
 from experiments.reports import drawing, study_figures, study_folder, study_tables
@@ -45,11 +47,33 @@ def test_ranks_of_what_cannot_be_tested():
     assert ranks([[1, 2, 3], [1, 2, 3]])["p"] == pytest.approx(math.exp(-2))
 
 
-def test_signed_ranks_by_hand():
-    # All of five differences positive: 2 of the 2**5 signs are as extreme.
-    assert signed_rank([1, 2, 3, 4, 5]) == pytest.approx(2 / 32)
-    assert signed_rank([0, 0]) == 1 and signed_rank([]) is None
-    assert signed_rank([1, -1, 2, -2]) > 0.9
+@pytest.mark.parametrize("zeros", [0, 5, 20])
+@pytest.mark.parametrize("gains", [[1, 2, 3, 4], [5, 4, 3, 2, 1], [1, 1, 1, 1], [-2.5, -1, -1]])
+def test_signed_ranks_by_hand(gains, zeros):
+    """All of n differences on one side: 2 of the 2**n signs are as extreme, however many are 0."""
+    assert signed_rank([0] * zeros + gains) == pytest.approx(2 / 2 ** len(gains))
+    assert signed_rank([0] * zeros + [3, -3, 1, -1]) == 1
+    assert signed_rank([0] * zeros) == (1 if zeros else None)
+
+
+@pytest.mark.parametrize("gains", [[0] * 9 + [1, -1, 2, 2, 5, 0.5, 3], [3, -1, 2, -0.5, 4, 4, 4]])
+def test_signed_ranks_are_over_every_sign(gains):
+    gains = np.array(gains)
+    held = (stats.rankdata(np.abs(gains)) * np.sign(gains))[gains != 0]
+    sums = [abs(np.dot(held, signs)) for signs in itertools.product((-1, 1), repeat=len(held))]
+    assert signed_rank(gains) == pytest.approx(np.mean(np.array(sums) >= abs(held.sum()) - 1e-9))
+
+
+def test_signed_ranks_of_many_gains_are_scipy_s():
+    gains = np.random.default_rng(0).normal(0.2, size=300)
+    expected = stats.wilcoxon(gains, method="exact").pvalue
+    assert signed_rank(gains) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_last_places_break_no_ties():
+    assert ranks([[0.1 + 0.2, 0.3, 0.1]])["rank"] == [1.5, 1.5, 3]
+    gains = [0.1 + 0.2 - 0.3, 0.1 + 0.2, -0.3, 1]
+    assert signed_rank(gains) == signed_rank([0, 3, -3, 10])
 
 
 def test_regression_of_one_predictor():
@@ -69,6 +93,22 @@ def test_regression_of_one_predictor():
     assert found["terms"]["x"]["se"] == pytest.approx(math.sqrt(variance))
     t = abs(line.slope) / math.sqrt(variance)
     assert found["terms"]["x"]["p"] == pytest.approx(2 * stats.t.sf(t, 3))
+
+
+def test_a_term_of_one_set_alone_has_no_error():
+    """The others are as they are without that set: it is fitted whatever its outcome is."""
+    draw = np.random.default_rng(0)
+    y, x, z = draw.normal(size=(3, 12))
+    both = y, {"x": x, "z": z, "classes": np.where(np.arange(12) == 3, 1.0, 0.3)}
+    found, rest = regression(*both), np.arange(12) != 3
+    expected = regression(y[rest], {"x": x[rest], "z": z[rest]})
+    for name in ("x", "z"):
+        assert found["terms"][name] == pytest.approx(expected["terms"][name])
+    for name in ("mean", "classes"):
+        assert found["terms"][name]["se"] is None and found["terms"][name]["p"] is None
+    assert found["terms"]["mean"]["coefficient"] == pytest.approx(y.mean())
+    term = study_tables._term(found["terms"]["classes"])
+    assert term == f"{found['terms']['classes']['coefficient']:+.3g}"
 
 
 def test_regression_that_has_no_answer():
@@ -179,12 +219,50 @@ def test_sets_of_a_family_count_as_one(study):
     assert "No two sets are of one family." in study_tables.markdown({**alone, "failed": []})
 
 
-def test_rows_that_a_set_lacks_are_left_out(study):
-    _, sets, _ = study
-    first = sets[0]
-    fewer = {**first.summary, "rows": first.summary["rows"][:3]}
-    found = study_folder.summarise([first._replace(summary=fewer), *sets[1:]])
+@pytest.mark.parametrize("places", [(0,), (1,), (2, 5)])
+def test_rows_that_a_set_lacks_are_left_out_and_told(study, places):
+    """Whichever set it is: the first, whose rows give the order, or others."""
+    _, sets, whole = study
+    fewer = [
+        one._replace(summary={**one.summary, "rows": one.summary["rows"][:3]})
+        if k in places else one
+        for k, one in enumerate(sets)
+    ]  # fmt: skip
+    found = study_folder.summarise(fewer)
     assert [row["row"] for row in found["rows"]] == [name for name, *_ in ROWS[:3]]
+    lacks = [list(MADE)[k] for k in places]
+    assert found["dropped"] == [{"row": name, "lacks": lacks} for name, *_ in ROWS[3:]]
+    verb = "lacks" if len(lacks) == 1 else "lack"
+    text = study_tables.markdown({**found, "failed": []})
+    assert f"\n- gradient boosting: {', '.join(lacks)} {verb} the row\n" in text
+    assert whole["dropped"] == whole["lost"] == []
+
+
+def test_a_split_that_a_row_lost_ranks_no_row(study):
+    """Its gain is of the splits that both rows have, and their ranks of those that all have."""
+    _, sets, _ = study
+    (one, other, *_), sam = sets, "sam, cross_entropy"
+    metrics = [name for name in study_folder.METRICS if name != "auroc"]
+    lines = one.lines.copy()
+    # By its own mean SAM would be the best in the first set; in the split that it has, the worst.
+    lines["balanced_accuracy"] = 50.0 + 40.0 * (lines["split"] == 1)
+    lines.loc[lines["row"] == sam, "balanced_accuracy"] = 85.0
+    lines.loc[(lines["row"] == sam) & (lines["split"] != 1), metrics] = np.nan
+    lines.loc[lines["split"] == 2, "auroc"] = np.nan  # of no row: none has lost it
+    found = study_folder.summarise([one._replace(lines=lines), one._replace(lines=lines)])
+    assert found["lost"] == [{"row": sam, "set": "small", "splits": [0, 2]}] * 2
+    assert found["ranks"]["balanced_accuracy"]["rank"][sam] == len(ROWS)
+    gain = found["contrasts"][1]["metrics"]["balanced_accuracy"]
+    assert found["contrasts"][1]["row"] == sam and gain["gain"] == -5
+    text = study_tables.markdown({**found, "failed": []})
+    assert f"\n- {sam} on small: it lacks a figure of 2 splits (0, 2), of which no" in text
+    lines.loc[lines["row"] == sam, "log_loss"] = np.nan
+    found = study_folder.summarise([one._replace(lines=lines), other])
+    assert found["ranks"]["log_loss"]["sets"] == 1 and found["ranks"]["auroc"]["sets"] == 2
+    assert study_folder.summarise([one._replace(lines=lines)])["ranks"]["log_loss"] is None
+
+
+def test_without_sets_there_is_nothing_to_sum_up():
     with pytest.raises(RunError, match="no set is finished"):
         study_folder.summarise([])
 
@@ -272,6 +350,23 @@ def test_the_cells_of_the_tables(study):
     assert said == "No rule beside SGD was compared."
 
 
+def test_tables_without_ranks_or_an_interval(study):
+    """Of one row there are no ranks; of one split no set is better, not told apart or worse."""
+    _, sets, _ = study
+    alone = [
+        one._replace(
+            summary={**one.summary, "rows": one.summary["rows"][:2],
+                     "splits": {**one.summary["splits"], "count": 1}},
+            lines=one.lines[one.lines["split"] == 0],
+        )
+        for one in sets
+    ]  # fmt: skip
+    found = study_folder.summarise(alone)
+    text = study_tables.markdown({**found, "ranks": dict.fromkeys(found["ranks"]), "failed": []})
+    assert "\n.\n" not in text and "; 0/0/0; " in text
+    assert "a set without an interval, as of a single split" in text
+
+
 def test_figures(study):
     out, _, _ = study
     made = redraw.redraw(out)
@@ -281,6 +376,57 @@ def test_figures(study):
     ]  # fmt: skip
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in made)
     assert [path.stem for path in made] == list(study_figures.PLOTS)
+
+
+def picture(figure):
+    """All that stands in a figure: titles, labels, lines and points."""
+    return [
+        (
+            [axis.get_title(), axis.get_xlim(), axis.get_ylim()],
+            [text.get_text() for text in (*axis.texts, *axis.get_yticklabels())],
+            [line.get_xydata().tolist() for line in axis.lines],
+            [points.get_offsets().tolist() for points in axis.collections],
+        )
+        for axis in figure.axes
+    ]
+
+
+@pytest.mark.parametrize("every", [199, pytest.param(11, marks=pytest.mark.slow)])
+def test_a_study_damaged_in_any_field_is_told_or_drawn_as_before(tmp_path, monkeypatch, every):
+    """But for another value that the field may have: a name, or a metric that is not ranked."""
+    drawn = []
+    monkeypatch.setattr(drawing, "save", lambda figure, path: drawn.append(picture(figure)))
+    sets = []
+    for seed, name in enumerate("abc"):
+        counts = (60 + 10 * seed, 20)
+        folder_of(tmp_path / name, counts, name=name, splits=3, seed=seed, rows=ROWS[:4])
+        sets.append(study_folder.read_set(name, tmp_path / name))
+    study_folder.write(tmp_path, sets, failed=[], about={"seed": 0})
+    study_figures.draw(tmp_path)
+    expected, path, told, harmed = drawn.copy(), tmp_path / "study.json", 0, []
+    good = path.read_text()
+    for what, data in list(damaged_json(good))[7::every]:
+        path.write_bytes(data)
+        drawn.clear()
+        try:
+            redraw.redraw(tmp_path)
+        except RunError as error:
+            assert "\n" not in str(error) and "study.json" in str(error), what
+            told += 1
+        else:
+            where, new = what
+            named = isinstance(new, str) and where[-1] in ("name", "rule", "loss", "sampling")
+            unranked = new is None and where[:-1] == ("ranks",)
+            if drawn != expected and not named and not unranked:
+                harmed.append(what)
+    assert not harmed
+    assert told > 5
+    for k, value in enumerate((float("nan"), 1e308, "3", True, None)):
+        study = json.loads(good)
+        study["contrasts"][k % 3]["metrics"]["auroc"]["by_set"][k % 3][0] = value
+        path.write_text(json.dumps(study))
+        with pytest.raises(RunError, match=r"study.json is damaged: its contrasts.*is not what a"):
+            redraw.redraw(tmp_path)
 
 
 def test_the_diagram_of_ranks(tmp_path, monkeypatch):

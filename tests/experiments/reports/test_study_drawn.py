@@ -71,12 +71,19 @@ def test_gains_by_imbalance_factor(metric, unit, scale, said, drawn):
     assert first.get_xscale() == "log"
 
 
-@pytest.mark.parametrize(("shown", "panels"), [(1, 1), (3, 3), (4, 4), (5, 6), (6, 6)])
+@pytest.mark.parametrize(("shown", "panels"), [(1, 1), (3, 3), (4, 4), (5, 6), (6, 6), (9, 6)])
 def test_panels_stand_in_one_line_or_two(shown, panels, drawn):
+    """And six of them: how many there are is said."""
     study_figures.gains("x", {"sets": SETS}, SHOWN[:1] * shown, "auroc", "0 to 1")
-    axes = drawn[0][0].axes
-    assert len(axes) == panels and sum(axis.axison for axis in axes) == shown
+    study_figures.forest("x", {"sets": SETS}, SHOWN[:1] * shown)
+    (figure, _), (forest, _) = drawn
+    axes = figure.axes
+    assert len(axes) == panels and sum(axis.axison for axis in axes) == min(shown, 6)
     assert axes[0].get_gridspec().nrows == (1 if shown < 4 else 2)
+    assert len(forest.axes) == min(shown, 6)
+    told = "; 6 of 9 comparisons, the others are in tables.md"
+    for one in (figure, forest):
+        assert one.get_supxlabel().endswith(told) == (shown == 9)
 
 
 def test_a_forest_of_sets_by_their_imbalance(drawn):
