@@ -3,8 +3,9 @@
     import imbsam_jax as ij
 
     rule = ij.rules.imbsam(class_counts, rho=0.05, eta=100)
-    (loss, aux), grads = ij.value_and_grad(losses_fn, rule)(params, labels, images)
+    (loss, aux), grads = ij.value_and_grad(losses_fn, rule)(params, labels, images, labels)
 
+The first labels are for the rule, what follows them is for `losses_fn(params, images, labels)`.
 `rules` holds the methods as tables, `value_and_grad` and `sharpness_aware` are the two front
 doors, core.py is the file to read first. `imbsam_jax.nnx` is the first door for Flax NNX; it is
 imported when it is asked for, since Flax is no requirement.
@@ -51,6 +52,9 @@ else:
         if name == "nnx":
             return _importlib.import_module("imbsam_jax.nnx")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*__all__, "nnx", *(name for name in globals() if name.startswith("__"))})
 
 
 __version__ = "0.1.0"

@@ -72,11 +72,18 @@ class Ascent(NamedTuple):
 
     def of(self, rule: Any) -> Ascent:
         """This ascent, with the fields that the rule brings as its own (`rules.gsa`)."""
-        return self._replace(**getattr(rule, "ascent", {}))
+        brought: dict[str, Any] = getattr(rule, "ascent", {})
+        for name, value in brought.items():
+            own = getattr(self, name)
+            if own != value and own != Ascent._field_defaults[name]:
+                raise ValueError(
+                    f"{name}={own!r} beside a rule that brings {value!r} (rules.gsa): leave it out"
+                )
+        return self._replace(**brought)
 
 
-def check_ascent(ascent: Any) -> Ascent:
-    """Refuses what is no Ascent, and fields of it that would be called, or taken for true.
+def check_ascent(ascent: Any, rule: Any = None) -> Ascent:
+    """Refuses what is no Ascent, fields of it that do not go together, or not with the rule.
 
     Returns it with p as a number of Python's.
     """
@@ -89,7 +96,9 @@ def check_ascent(ascent: Any) -> Ascent:
         checks.function("adaptive", ascent.adaptive, "params -> T, such as asam_scale(), or None")
     checks.truth("group_mean", ascent.group_mean)
     checks.truth("bound", ascent.bound)
-    return ascent._replace(p=_order(ascent.p))
+    ascent = ascent._replace(p=_order(ascent.p))
+    _check(ascent.of(rule))
+    return ascent
 
 
 def _order(p: Any) -> float:

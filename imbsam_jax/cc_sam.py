@@ -142,6 +142,7 @@ def value_and_grad(
     )
     if perturbed_losses_fn is not None:
         checks.function("perturbed_losses_fn", perturbed_losses_fn, "as head_losses_fn, or None")
+    checks.truth("sync_ascent", sync_ascent)
     counts = _checked_counts(class_counts)
     roots = (counts - 1.0) ** -0.25
     if variant not in ("paper", "release"):

@@ -88,7 +88,7 @@ def hvp(
     Source: Pearlmutter, Neural Computation 1994. PyHessian, which the ImbSAM and SSE-SAM papers
     use, averages the products of batches weighted by their sizes, in evaluation mode, as here.
     """
-    data = data_of(labels, args, mask, batch_size, axis_name)
+    data = data_of(losses_fn, labels, args, mask, batch_size, axis_name)
     local = data.varying(check_leaves(params))
     table = _one_table(class_weights)
 
@@ -146,7 +146,11 @@ def gnvp(
 
     Source: Schraudolph, Neural Computation 2002.
     """
-    data = data_of(labels, args, mask, batch_size, axis_name)
+    checks.function("outputs_fn", outputs_fn, "(params, *args) -> (outputs, aux)")
+    checks.function(
+        "output_losses_fn", output_losses_fn, "(outputs, *args) -> (losses float[B], aux)"
+    )
+    data = data_of(outputs_fn, labels, args, mask, batch_size, axis_name)
     local = data.varying(check_leaves(params))
     table = _one_table(class_weights)
 

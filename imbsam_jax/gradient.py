@@ -112,7 +112,7 @@ def value_and_grad(
     """
     checks.function("losses_fn", losses_fn, "(params, *args) -> (losses float[B], aux)")
     check_rule(rule)
-    ascent = check_ascent(ascent)
+    ascent = check_ascent(ascent, rule)
     checks.truth("sync_ascent", sync_ascent)
     checks.truth("info", info)
     if isinstance(passes, type) or not hasattr(passes, "over"):

@@ -233,7 +233,8 @@ def losses(
     ... ).tolist()
     [[0.0, 0.0], [1.0, 4.0], [4.0, 16.0]]
     """
-    origin, data = check_leaves(origin), data_of(labels, args, mask, batch_size, axis_name)
+    origin = check_leaves(origin)
+    data = data_of(losses_fn, labels, args, mask, batch_size, axis_name)
     directions = [
         check_like(f"directions[{d}]", direction, origin) for d, direction in enumerate(directions)
     ]

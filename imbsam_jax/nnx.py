@@ -1,11 +1,12 @@
 """The door for Flax NNX: `value_and_grad` of a function of a module, as `nnx.value_and_grad` is.
 
-    (loss, aux), grads = ij.nnx.value_and_grad(losses_fn, rule)(model, labels, images)
+    (loss, aux), grads = ij.nnx.value_and_grad(losses_fn, rule)(model, labels, images, labels)
     optimizer.update(model, grads)
 
-A module is split into what is differentiated and the rest of its state; each pass merges a copy of
-its own. What the pass at theta left in the rest (running statistics, counts of random numbers
-drawn) is put back into the module, once.
+The first labels are for the rule, what follows them is for losses_fn. A module is split into what
+is differentiated and the rest of its state; each pass merges a copy of its own. What the pass at
+theta left in the rest (running statistics, counts of random numbers drawn) is put back into the
+module, once.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ import jax
 import jax.numpy as jnp
 
 from imbsam_jax import gradient
-from imbsam_jax.ascent import Ascent, check_ascent
+from imbsam_jax.ascent import Ascent
 from imbsam_jax.checks import function, short
 from imbsam_jax.passes import Passes, own_rows, shared_norm, whole
 from imbsam_jax.passes._batch_norm import normalised
 from imbsam_jax.rows import check_pair
-from imbsam_jax.table import Rule, check_rule
+from imbsam_jax.table import Rule
 
 try:
     from flax import nnx
@@ -91,8 +92,8 @@ def value_and_grad(
     """
 
     function("losses_fn", losses_fn, "(model, *args) -> (losses float[B], aux)")
-    check_rule(rule)
-    ascent = check_ascent(ascent)
+    how: Any = {"axis_name": axis_name, "sync_ascent": sync_ascent, "info": info}
+    gradient.value_and_grad(losses_fn, rule, passes=passes, ascent=ascent, **how)  # what it refuses
 
     def loss_and_gradient(
         model: Any, labels: Any, *args: Any, step: Any = None, mask: Any = None
@@ -121,9 +122,8 @@ def value_and_grad(
             return losses, (aux, changed)
 
         f = gradient.value_and_grad(
-            losses_of, rule, passes=_beside_the_state(passes, len(args)), ascent=ascent,
-            axis_name=axis_name, sync_ascent=sync_ascent, info=info,
-        )  # fmt: skip
+            losses_of, rule, passes=_beside_the_state(passes, len(args)), ascent=ascent, **how
+        )
         step = step[...] if isinstance(step, nnx.Variable) else step
         (loss, (aux, changed), *details), grads = f(
             params, labels, *args, rest, step=step, mask=mask

@@ -97,6 +97,7 @@ def tail_classes(class_counts: ArrayLike, eta: float, *, strict: bool = False) -
     [False, True, True]
     """
     counts = checks.counts(class_counts)
+    checks.truth("strict", strict)
     eta = checks.number("eta", eta, wanted="a finite number of examples", concrete=True)
     return np.asarray(counts < eta if strict else counts <= eta)
 

@@ -141,6 +141,7 @@ def linear_radius(
     """
     checks.whole("epochs", epochs, 2)
     checks.whole("steps_per_epoch", steps_per_epoch, 1)
+    checks.truth("float16", float16)
     low, high = _radius(low), _radius(high)
     values = low + (high - low) * (np.arange(epochs) / (epochs - 1))
     if float16:

@@ -77,7 +77,7 @@ def of_rule(
             raise ValueError("of a staged rule, step must be a number: which stage is meant")
         checks.steps("step", step)
         rule = rule.stages[int(checks.reached(step, rule.starts[1]))]
-    ascent = check_ascent(ascent)
+    ascent = check_ascent(ascent, rule)
     if ascent.group_mean or not (
         checks.is_concrete(ascent.weight_decay) and not ascent.weight_decay
     ):
@@ -85,7 +85,7 @@ def of_rule(
             "sharpness is that of the perturbation alone: leave group_mean and weight_decay out of "
             "the ascent"
         )
-    data = data_of(labels, args, mask, batch_size, axis_name)
+    data = data_of(losses_fn, labels, args, mask, batch_size, axis_name)
     theta, w = data.varying(check_leaves(params)), tables(class_weights)
     table = check_table(rule(step))
     if w is not None and w.shape[-1] != table.groups.shape[1]:
@@ -145,7 +145,7 @@ def average(
     """
     radius, key = checks.number("radius", radius, least=0), checks.one_key("key", key)
     checks.whole("directions", directions, 2)
-    data = data_of(labels, args, mask, batch_size, axis_name)
+    data = data_of(losses_fn, labels, args, mask, batch_size, axis_name)
     theta, w = check_leaves(params), tables(class_weights)
     here = _loss(data, losses_fn, data.varying(theta), w)
 
@@ -207,7 +207,7 @@ def worst(
     """
     radius, key = checks.number("radius", radius, least=0), checks.one_key("key", key)
     checks.whole("steps", steps, 1)
-    data = data_of(labels, args, mask, batch_size, axis_name)
+    data = data_of(losses_fn, labels, args, mask, batch_size, axis_name)
     theta, w = check_leaves(params), tables(class_weights)
     several = w is not None and w.ndim == 2
     found = []

@@ -104,9 +104,15 @@ class Data(NamedTuple):
 
 
 def data_of(
-    labels: Any, args: tuple[Any, ...], mask: Any, batch_size: int | None, axis_name: Any
+    losses_fn: Any,
+    labels: Any,
+    args: tuple[Any, ...],
+    mask: Any,
+    batch_size: int | None,
+    axis_name: Any,
 ) -> Data:
-    """The data set, after a look at its rows."""
+    """The data set, after a look at its rows, and at what is to be computed of them."""
+    checks.function("losses_fn", losses_fn, "(params, *args) -> (losses float[B], aux)")
     labels = check_labels(labels, mask)
     size = labels.shape[0]
     if size == 0:

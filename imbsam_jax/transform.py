@@ -79,7 +79,7 @@ def sharpness_aware(
     -0.34
     """
     check_rule(rule)
-    ascent = check_ascent(ascent)
+    ascent = check_ascent(ascent, rule)
     checks.truth("sync_ascent", sync_ascent)
 
     def init(params: Any) -> SharpnessAwareState:

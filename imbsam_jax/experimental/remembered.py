@@ -127,7 +127,7 @@ def value_and_grad(
     checks.function("losses_fn", losses_fn, "(params, *args) -> (losses float[B], aux)")
     check_rule(rule)
     _refuse_stages(rule)
-    how = check_ascent(ascent).of(rule)
+    how = check_ascent(ascent, rule).of(rule)
     if how.bound or how.direction != "plain":
         raise ValueError(
             "a memory keeps no length of the gradient and no sum of one batch, which rules.gsa "

@@ -83,6 +83,9 @@ def feature_adversary(
     """
     if variant not in ("paper", "release"):
         raise ValueError(f"variant must be 'paper' or 'release', got {variant!r}")
+    checks.function(
+        "head_losses_fn", head_losses_fn, "(params, features, *args) -> (losses float[B], aux)"
+    )
     strength = checks.number("strength", strength, least=0)
     divisor = checks.number("divisor", divisor, above=0, concrete=True)
     table: NDArray[np.float64] | None = None

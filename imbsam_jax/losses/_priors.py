@@ -49,6 +49,7 @@ def ldam(
     [0.974, 1.313]
     """
     counts = checks.counts(class_counts)
+    checks.truth("scale_logits", scale_logits)
     max_margin = checks.number("max_margin", max_margin, least=0)
     scale = checks.number("scale", scale, above=0, wanted="positive and finite")
     margins = scale * (max_margin * (counts / counts.min()) ** -0.25)

@@ -141,6 +141,7 @@ def bad_scale(params: Any, x: Any) -> Any:
 PARAMS = {"head": jnp.array([1.0, -0.5])}
 X = np.array([[1.0, 0.0], [0.5, 2.0], [0.0, 1.0], [1.0, 1.0]], np.float32)
 LABELS = np.array([0, 1, 0, 1])
+W, KEY = np.ones(2, np.float32), jax.random.key(0)
 
 
 ALL = np.ones(4, bool)
@@ -625,8 +626,11 @@ KINDS: list[tuple[tuple[str, ...], str, tuple[Any, ...], str]] = [
     (DOORS, "of_ascent", ({"adaptive": True}, {"adaptive": "asam"}), r"^adaptive must be a functi"),
     (DOORS, "of_ascent", ({"group_mean": "no"}, {"group_mean": 1}), r"^group_mean must be True or"),
     (DOORS, "of_ascent", ({"bound": None}, {"bound": "x"}), r"^bound must be True or False"),
-    (("door", "link"), "sync_ascent", ("no", None, 1), r"^sync_ascent must be True or False"),
-    (("door",), "info", ("no", None, 1), r"^info must be True or False"),
+    (DOORS, "of_ascent", ({"direction": "up"},), r"^direction must be 'plain', 'orthogonal' or"),
+    (DOORS, "of_ascent", ({"bound": True, "p": 3.0}, {"bound": True, "adaptive": lambda p: p}),
+     r"^the radius of a bound \(rules.gsa\) is that of a plain ball: leave p and adaptive out"),
+    (("door", "link", "nnx"), "sync_ascent", ("no", None, 1), r"^sync_ascent must be True or Fal"),
+    (("door", "nnx"), "info", ("no", None, 1), r"^info must be True or False"),
     ((*DOORS, "cc_sam"), "losses_fn", (None, "f", 1.0), r"(losses|features)_fn must be a function"),
     (("door", "nnx", "remembered", "cc_sam"), "step", ("1", -1, 1.5, True, jnp.array([1]), {}),
      r"^step must be the number of updates made so far"),
@@ -653,6 +657,70 @@ def test_an_argument_of_another_kind_is_refused_by_name(
             with pytest.raises((TypeError, ValueError), match=words) as refusal:
                 jax.eval_shape(lambda: _door(door, **{"step": 0, name: value}))  # noqa: B023
             assert "\n" not in str(refusal.value)
+
+
+MADE: dict[str, Callable[[ij.Ascent, Any], Any]] = {
+    "door": lambda ascent, rule: ij.value_and_grad(lines, rule, ascent=ascent),
+    "nnx": lambda ascent, rule: ij.nnx.value_and_grad(lines, rule, ascent=ascent),
+    "link": lambda ascent, rule: ij.sharpness_aware(rule, ascent=ascent),
+}
+
+
+@pytest.mark.parametrize("door", MADE)
+def test_what_does_not_go_together_is_refused_as_the_door_is_made(door: str) -> None:
+    """Not at its first step; nor does a rule's own direction take the place of another one."""
+    gsa, plain = rules.gsa([60, 30, 3]), rules.sgd(3)
+    with pytest.raises(ValueError, match=r"^direction must be"):
+        MADE[door](ij.Ascent(direction="up"), plain)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^direction='projection' beside a rule that brings 'ort"):
+        MADE[door](ij.Ascent(direction="projection"), gsa)
+    with pytest.raises(ValueError, match=r"leave group_mean out"):
+        MADE[door](ij.Ascent(group_mean=True), gsa)
+    MADE[door](ij.Ascent(direction="orthogonal", bound=True), gsa)
+
+
+@pytest.mark.parametrize("value", ["no", None, 1])
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("strict", lambda x: ij.tail_classes(COUNTS, 50, strict=x)),
+        ("strict", lambda x: rules.imbsam(COUNTS, rho=RHO, eta=50, strict=x)),
+        ("strict", lambda x: rules.reweighted_sam(COUNTS, rho=RHO, eta=50, tail_weight=2.0,
+                                                  strict=x)),
+        ("strict", lambda x: rules.sse_sam(COUNTS, head_rho=RHO, tail_rho=RHO, eta=50,
+                                           switch_step=5, strict=x)),
+        ("scale_logits", lambda x: ij.losses.ldam(COUNTS, scale_logits=x)),
+        ("float16", lambda x: ij.schedules.linear_radius(epochs=2, steps_per_epoch=1, float16=x)),
+        ("sync_ascent", lambda x: cc_sam.value_and_grad(lines, lines, COUNTS, noise_ratio=RHO,
+                                                        sync_ascent=x)),
+    ],
+)  # fmt: skip
+def test_a_word_is_no_truth_value(name: str, call: Any, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"^{name} must be True or False"):
+        call(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("losses_fn", lambda f: ij.curvature.hvp(f, W, LABELS, X)),
+        ("outputs_fn", lambda f: ij.curvature.gnvp(f, lines, W, LABELS, X)),
+        ("output_losses_fn", lambda f: ij.curvature.gnvp(lines, f, W, LABELS, X)),
+        ("losses_fn", lambda f: sharpness.average(f, W, LABELS, X, radius=RHO, directions=2,
+                                                  key=KEY)),
+        ("losses_fn", lambda f: sharpness.worst(f, W, LABELS, X, radius=RHO, steps=1, key=KEY)),
+        ("losses_fn", lambda f: ij.landscape.losses(f, W, [W], [[0.0]], LABELS, X)),
+        ("head_losses_fn", ij.losses.feature_adversary),
+    ],
+)  # fmt: skip
+def test_what_is_no_function_is_refused_where_it_is_given(name: str, call: Any) -> None:
+    with pytest.raises(TypeError, match=f"^{name} must be a function"):
+        call(None)
+
+
+def test_the_door_for_nnx_is_found_by_name() -> None:
+    """Without importing Flax: it is a requirement of this door alone."""
+    assert {*ij.__all__, "nnx"} <= {*dir(ij)} and "checks" not in dir(ij)
 
 
 # ------------------------------------------------------- losses that average over the batch
