@@ -54,9 +54,9 @@ __all__ = ["value_and_grad"]
 
 
 _NO_RATIO = (
-    "noise_ratio must be chosen: 1 is printed and 1e-6 released; on long-tailed digits 1e-2 "
-    "diverged and 1e-3 lost 62.6 +- 5.0 points to SGD (results/digits_lt), so start from 1e-6 and "
-    "go up on held-out data"
+    "noise_ratio must be chosen: the printed formula has 1, the release 1e-6; on long-tailed "
+    "digits 1e-2 diverged and 1e-3 lost 62.6 +- 5.0 points to SGD (results/digits_lt), so start "
+    "from 1e-6 and go up on held-out data"
 )
 
 
@@ -90,8 +90,9 @@ def value_and_grad(
       classifier: which parameters are the classifier: the name of an entry of their paths, a
         tree of bools like the parameters (or a prefix of it), or a function that makes one.
       noise_ratio: factor on every radius, finite and at least 0; a number, a scalar array or a
-        schedule of the step. It has no default: the printed 1 and what is near it break training,
-        the released 1e-6 moves next to nothing (figures in the error that its absence raises).
+        schedule of the step. It has no default: 1, the printed formula, and what is near it break
+        training, the released 1e-6 moves next to nothing (figures in the error that its absence
+        raises).
       flat_ratio: weight of the perturbed part, between 0 and 1; None is 1 ("paper") or 0.5
         ("release").
       perturbed_losses_fn: the losses at theta + e, where they differ from head_losses_fn; the

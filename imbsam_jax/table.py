@@ -21,6 +21,7 @@ __all__ = ["ClassWeights", "Rule", "stagewise"]
 
 Scalar = Any  # float, scalar array, tracer
 Rule = Callable[[Any], "ClassWeights"]
+"""`rule(step) -> ClassWeights`: what the functions of this module return, and the doors take."""
 ScalarOrSchedule = Any  # Scalar | Callable[[step], Scalar]
 
 

@@ -13,6 +13,7 @@ import tables
 
 import imbsam_jax as ij
 from experiments.command import loss_flags, method_flags, presets
+from imbsam_jax import ascent
 from places import ROOT
 
 hooks = pytest.importorskip("hooks", reason="the extra [docs] is not installed")
@@ -67,9 +68,11 @@ def test_the_site_builds_and_fetches_nothing(tmp_path):
     reference = pages[tmp_path / "api.html"]
     for module in (ij, *public_modules()):
         for name in module.__all__:
-            thing = getattr(module, name)
-            if inspect.isfunction(thing) or inspect.isclass(thing):
+            if not inspect.ismodule(getattr(module, name)):
                 assert re.search(rf'id="imbsam_jax\.[\w.]*\b{name}"', reference), (module, name)
+    shown = {*re.findall(r'id="imbsam_jax\.([\w.]+)"', reference)}
+    assert "experimental.remembered.value_and_grad" in shown
+    assert not shown & {f"ascent.{name}" for name in vars(ascent) if name not in ascent.__all__}
     assert "<math" in pages[tmp_path / "how-it-works.html"]
     assert "ImbSAM - SGD over all classes, paired:" in pages[tmp_path / "first-steps.html"]
 

@@ -66,7 +66,7 @@ PARAMETERS: dict[str, Flag] = {
     ),
     "cc_perturb": Flag("classifier", "what is perturbed", {"choices": ["classifier", "all"]}),
     "noise_ratio": Flag(
-        None, "factor on the radius, to be chosen: 1 is printed and breaks training, 1e-6 is "
+        None, "factor on the radius, to be chosen: 1, as printed, breaks training, 1e-6 is "
         "released", _number(least=0),
     ),
     "flat_ratio": Flag(

@@ -10,8 +10,9 @@
 Costs are ImbSAM's with a share f of tail rows, in units of SGD's forward and backward pass over the
 batch, without the padding of buffers. A new one is a new file here, named in this table and in
 `__all__`: a frozen dataclass whose `over(losses_fn, params, rows, table, axis_name)` returns a
-`Seen` (_batch.py), which is what core.py asks for with the losses and aux of the pass at theta.
-gradient.py names it in a refusal; runs take it by experiments/step/{passing,step}.py.
+`Seen`, which is what core.py asks for with the losses and aux of the pass at theta (rows.py and
+_batch.py have both; they are not public, as passes are made inside of the library). gradient.py
+names it in a refusal; runs take it by experiments/step/{passing,step}.py.
 """
 
 from imbsam_jax.passes._batch import Batch, Passes

@@ -19,6 +19,7 @@ from imbsam_jax import checks
 __all__ = ["Buffers", "binomial_buffers", "stratified_buffers"]
 
 Buffers = Callable[[NDArray[np.bool_]], Sequence[int]]
+"""`buffers(classes bool[C]) -> sizes`: the rows that a pass over those classes has room for."""
 
 
 def binomial_buffers(
