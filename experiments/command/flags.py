@@ -180,7 +180,8 @@ def add_streaming(parser: argparse.ArgumentParser, *, jitter: float) -> None:
     )  # fmt: skip
     images.add_argument(
         "--max-corrupt", type=cli.number(least=0, most=1), default=0.001,
-        help="share of images that may be unreadable; they are left out and counted",
+        help="share of images (of balanced batches: of draws) that may be unreadable; they are "
+        "left out and counted",
     )  # fmt: skip
     images.add_argument(
         "--allow-empty-classes", action="store_true",

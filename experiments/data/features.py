@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from experiments.data import DataError, Dataset, check_classes
-from experiments.data.encoded import Split, Subset
+from experiments.data.encoded import EncodedDataset, Split, Subset
 from experiments.data.lists import FolderSplit
 from experiments.data.records import TfdsSplit
 from experiments.host import inputs
@@ -97,6 +97,19 @@ def _chosen(split: Split) -> Iterator[bytes]:
         yield b"" if split.names is None else b"\0".join(split.names.tolist())
     else:
         raise TypeError(f"what are the images of a {type(split).__name__}?")
+
+
+def rows_sha256(dataset: EncodedDataset) -> dict[str, str]:
+    """Of each part which images it has, in which order and of which class, as `images_sha256`."""
+    found = {}
+    for part in _PARTS:
+        split = getattr(dataset, part)
+        if split is not None:
+            whole = hashlib.sha256(np.ascontiguousarray(split.labels, "<i4").data)
+            for each in _chosen(split):
+                whole.update(hashlib.sha256(each).digest())
+            found[part] = whole.hexdigest()[:16]
+    return found
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:

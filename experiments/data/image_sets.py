@@ -1,6 +1,7 @@
 """ImageNet-LT, Places-LT, iNaturalist 2018, still encoded, from TFDS or folders of images."""
 
 import dataclasses
+import itertools
 import os
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from experiments.data.encoded import EncodedDataset, Split, Subset
 from experiments.data.lists import FolderSplit, folder_split, select
 from experiments.data.prepared import prepared_builder
 from experiments.data.records import TfdsSplit
+from experiments.host.cli import noun
 
 __all__ = ["load_imagenet_lt", "load_inaturalist"]
 
@@ -188,6 +190,21 @@ def _classes(train: Split | None) -> int | None:
     return None if train is None else 1 + int(train.labels.max())
 
 
+def _refuse_shared(splits: dict[str, Any]) -> None:
+    """DataError for an image that two lists name: what is learnt from says nothing as a test."""
+    for (one, a), (other, b) in itertools.combinations(splits.items(), 2):
+        if isinstance(a, FolderSplit):
+            both = np.intersect1d(a.files, b.files)
+        else:
+            both = np.intersect1d(a.rows, b.rows) if a.split is b.split else np.array([])
+        if len(both):
+            first = both[0].decode() if isinstance(a, FolderSplit) else f"row {both[0]}"
+            raise DataError(
+                f"the {one} and the {other} list share {noun(len(both), 'image')} ({first}): "
+                "nothing may be in two of them"
+            )
+
+
 def _of_lists(
     name: str,
     splits: dict[str, Any],
@@ -199,6 +216,7 @@ def _of_lists(
 ) -> EncodedDataset:
     """A data set whose classes are those that its training list numbers."""
     parts: dict[str, Split] = splits
+    _refuse_shared(splits)
     return EncodedDataset(
         name=name,
         train=parts["train"],

@@ -17,7 +17,7 @@ from experiments.data.decode import crop_box, decode_eval, decode_train
 from experiments.data.encoded import Split
 from experiments.data.stream import HostBatch, StepRows, fill_gaps, real_rows
 
-__all__ = ["stream_tf"]
+__all__ = ["check_installed", "stream_tf"]
 
 
 def stream_tf(
@@ -43,11 +43,7 @@ def stream_tf(
       DataError: TensorFlow is not installed.
       ValueError: an argument is out of its range.
     """
-    if find_spec("tensorflow") is None:
-        raise DataError(
-            "tf.data needs TensorFlow, which is not installed: install the `prepare` extra, or use "
-            "the grain stream"
-        )
+    check_installed()
     if not 0 <= first_step <= last_step:
         raise ValueError(f"steps {first_step} to {last_step}: 0 <= first_step <= last_step")
     if not 1 <= size <= resize:
@@ -58,6 +54,15 @@ def stream_tf(
         split, rows_of_step, range(first_step, last_step), size, resize, train, seed, threads,
         prefetch,
     )  # fmt: skip
+
+
+def check_installed() -> None:
+    """DataError where TensorFlow is not."""
+    if find_spec("tensorflow") is None:
+        raise DataError(
+            "tf.data needs TensorFlow, which is not installed: install the `prepare` extra, or use "
+            "the grain stream"
+        )
 
 
 def _batches(

@@ -157,7 +157,7 @@ EVERY = ("epoch", "step", "lr", "train_loss", "train_accuracy")
 
 
 # Of a config: what runs begun before it was written down do not say, and may be resumed without.
-SINCE = {"image_shape", "image_mean", "image_std", "texts_sha256"}
+SINCE = {"image_shape", "image_mean", "image_std", "texts_sha256", "rows_sha256"}
 
 
 def different(old: dict[str, Any], new: dict[str, Any]) -> str:

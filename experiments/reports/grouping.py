@@ -39,7 +39,7 @@ _DECIDES = (
     "dataset", "imbalance_factor", "source", "class_counts_sha256", "thresholds", "subset",
     "val_per_class", "model", "classifier", "epochs", "batch_size", "rule", "rule_args", "ascent",
     "loss", "loss_args", "mixup", "stage2", "stage2_args", "init", "image_size", "resize", "memory",
-    "shrink", "classifier_start", "texts_sha256", "features",
+    "shrink", "classifier_start", "texts_sha256", "features", "rows_sha256",
 )  # fmt: skip
 # SGD is the same whichever rows the passes of other rules see.
 METHOD = ("rule", "rule_args", "ascent", "memory", "examples", "tail_statistics")

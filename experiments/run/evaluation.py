@@ -12,6 +12,7 @@ import numpy as np
 
 from experiments.data import Dataset, filled
 from experiments.data.encoded import EncodedDataset
+from experiments.host.cli import noun
 from experiments.host.errors import RunError, flag
 from experiments.host.stopping import StopRequest
 from experiments.run.feeds import Feed
@@ -102,6 +103,15 @@ class Evaluator:
             raise RunError(
                 f"{count - seen} of {count} images of the {part} set could not be read, more than "
                 f"the share {flag('max_corrupt')} {self._max_corrupt:g} allows"
+            )
+        had = np.bincount(
+            getattr(self._dataset, f"{part}_labels"), minlength=self._dataset.num_classes
+        )
+        gone = np.flatnonzero((had > 0) & (total == 0))
+        if len(gone):
+            raise RunError(
+                f"no {part} image of {noun(len(gone), 'class', 'classes')} (the first is "
+                f"{gone[0]}) could be read, and a mean over classes would leave it out"
             )
         return Hits(correct, total, loss / max(seen, 1))
 

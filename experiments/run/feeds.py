@@ -221,6 +221,7 @@ class Streamed(_Images):
 
     def __init__(self, dataset: EncodedDataset, settings: Settings, place: Place):
         super().__init__(dataset, settings)
+        _LOADERS[settings.loader]()  # refuses what is not installed, before anything is written
         self._place = place
         self.multiple = place.devices * settings.accumulate
 
@@ -301,8 +302,9 @@ def _with_masks(batches: Iterator[HostBatch], mine: Mine, step: int) -> Iterator
 
 
 def _tf_stream() -> Any:
-    from experiments.data.stream_tf import stream_tf
+    from experiments.data.stream_tf import check_installed, stream_tf
 
+    check_installed()
     return stream_tf
 
 

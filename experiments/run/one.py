@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -141,10 +141,11 @@ class Run:
         note.rows += int(rows.sum())
         note.skipped += int(meant * steps - rows.sum())
         if note.skipped > self.settings.max_corrupt * self.order.rows:
+            of = "draws" if self.settings.sampling == "balanced" else "training images"
             raise RunError(
-                f"{note.skipped} training images of epoch {note.epoch + 1} could not be read, more "
-                f"than the share {flag('max_corrupt')} {self.settings.max_corrupt:g} of "
-                f"{self.order.rows} allows"
+                f"{note.skipped} {of} of epoch {note.epoch + 1} could not be read, more than the "
+                f"share {flag('max_corrupt')} {self.settings.max_corrupt:g} of {self.order.rows} "
+                "allows"
             )
 
     def close_epoch(self, state: TrainState, stop: StopRequest, progress: Progress) -> None:
@@ -167,13 +168,13 @@ class Run:
             hits = self.hits = self._evaluator.hits(state, "test", stop)
             test = accuracies(hits)
             line |= {"test_loss": hits.loss, **{f"test_{k}": v for k, v in test.items()}}
-            if best is None or test["all"] > best["all"]:
+            if best is None or _over(test, best):
                 flipped = accuracies(self._evaluator.hits(state, "test", stop, flip=True))
                 best = {**test, "epoch": epoch, "flip": flipped}
             if self.dataset.val_labels is not None:
                 val = accuracies(self._evaluator.hits(state, "val", stop))
                 line |= {f"val_{k}": v for k, v in val.items()}
-                if best_val is None or val["all"] > best_val["val"]["all"]:
+                if best_val is None or _over(val, best_val["val"]):
                     best_val = {**test, "epoch": epoch, "val": val}
         note.best, note.best_val = best, best_val
         note.epoch, note.calls = epoch, 0
@@ -282,3 +283,8 @@ def count(params: Any) -> int:
 @jax.jit
 def all_finite(tree: Any) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def _over(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether its accuracy is higher; None, where no class counts, is under every other."""
+    return one["all"] is not None and (other["all"] is None or one["all"] > other["all"])

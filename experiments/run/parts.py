@@ -15,6 +15,7 @@ import numpy as np
 
 from experiments.data import Dataset, filled
 from experiments.data.encoded import EncodedDataset
+from experiments.data.features import rows_sha256
 from experiments.data.sampling import Order
 from experiments.host import outputs
 from experiments.host.devices import use_devices
@@ -230,8 +231,14 @@ def run_config(
         **settings.decisive(),
         "class_counts_sha256": class_counts_sha256(dataset.class_counts()),
         **about_images(dataset),
+        **about_rows(dataset),
     }
     return config, config.pop("preset", None)
+
+
+def about_rows(dataset: Dataset | EncodedDataset) -> dict[str, Any]:
+    """Of images in files, which they are: lists choose them, and nothing else tells."""
+    return {"rows_sha256": rows_sha256(dataset)} if isinstance(dataset, EncodedDataset) else {}
 
 
 def about_images(dataset: Dataset | EncodedDataset) -> dict[str, list[Any]]:

@@ -282,6 +282,7 @@ def test_cells_and_rules_by_name(small):
         accelerator_steps.chosen([small, bigger], ["mlp"], None)
 
 
+@pytest.mark.slow
 def test_flops_counted_elsewhere_are_taken_and_a_file_is_waited_for(
     tmp_path, small, capsys, monkeypatch
 ):
@@ -401,6 +402,7 @@ def counted_by_hand(folder, data, report):
     return [int(((guesses == c) & (data.train_labels == c)).sum()) for c in range(5)]
 
 
+@pytest.mark.slow
 def test_a_loss_brings_its_classifier_and_another_recipe_in_a_folder_is_refused(tmp_path):
     """Nor does what a run folder refuses take the place of a report."""
     (report,) = runs(tmp_path, "--methods", "sgd", "--losses", "ldam")
@@ -417,6 +419,7 @@ def test_a_run_that_diverges_is_a_finding(tmp_path):
     assert "the loss is nan" in report["failed"] and report["job"].endswith("_s0")
 
 
+@pytest.mark.slow
 def test_a_run_on_a_data_file_is_evaluated_as_one_of_cifar_lt(tmp_path, capsys):
     """A folder of the benchmark's, by the same figures as its report; the file is given again."""
     file = tmp_path / "cache.npz"

@@ -185,7 +185,7 @@ def test_radius_schedules_by_epoch(options, at):
             "cc_sam has a perturbation of its own, without --p-norm",
         ),
         ("cc_sam", {"flat_ratio": 2.0, "noise_ratio": 1e-6}, "flat_ratio must be between 0 and 1"),
-        ("cc_sam", {}, "noise_ratio must be chosen: 1 is printed"),
+        ("cc_sam", {}, "noise_ratio must be chosen: the printed formula"),
         ("focal_sam", {"gamma": -1.0}, "gamma must be finite and at least 0"),
         ("reweighted_sam", {"tail_weight": 0.0}, "tail_weight must be finite and positive"),
     ],

@@ -448,6 +448,7 @@ def test_what_is_handed_on_is_of_the_rows_that_are_trained_on(
     np.testing.assert_allclose(made["x"], part.features[part.train])
 
 
+@pytest.mark.slow
 def test_a_row_that_all_rows_refuse_is_compared_and_not_handed_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -480,6 +481,7 @@ def test_a_network_that_cannot_be_handed_on_costs_no_page(
     assert (tmp_path / "out" / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_classes_that_choose_nothing_or_are_never_tested_are_told(tmp_path: Path) -> None:
     """Of ids, the one of the rarest class can be on one side alone."""
     rows = 120

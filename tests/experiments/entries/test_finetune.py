@@ -241,6 +241,7 @@ def test_kept_features_are_the_towers_and_are_read_again(files, tmp_path):
         evaluate.main(evaluate.arguments().parse_args([str(tmp_path / "first")]))
 
 
+@pytest.mark.slow
 def test_no_tower_is_asked_where_its_means_are_not_needed(files, tmp_path, monkeypatch):
     """Neither for a second stage, nor where the run is finished."""
     passes, plain = [], finetuning._features

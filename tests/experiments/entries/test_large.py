@@ -2,21 +2,23 @@
 
 import csv
 import json
+from importlib.util import find_spec
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import tiny_records
 from experiments import analyse, evaluate, imagenet_lt, inaturalist, redraw
 from experiments.command import presets
 from experiments.command.plan import make_plan
-from experiments.data import filled
+from experiments.data import DataError, filled
 from experiments.data.image_sets import load_inaturalist
 from experiments.host.errors import RunError
 from experiments.host.stopping import StopRequest
 from experiments.models.pretrained import save_weights
-from experiments.reports import matching, plots
+from experiments.reports import grouping, matching, plots
 from experiments.run.parts import Parts
 from experiments.run.settings import Settings
 from imbsam_jax.losses import cross_entropy
@@ -284,3 +286,107 @@ def test_per_class_csv_has_a_line_a_class(tmp_path):
 
 def test_an_empty_class_is_given_the_size_of_the_smallest():
     np.testing.assert_array_equal(filled(np.array([9, 0, 4, 0])), [9, 4, 4, 4])
+
+
+# ---- lists of images in a folder ----------------------------------------------------------------
+
+COUNTS = (12, 6, 3)
+
+
+@pytest.fixture
+def listed(tmp_path):
+    """Flags of a run on images in a folder, 12, 6 and 3 of a class and 2 to test on."""
+    draw, lines = np.random.default_rng(0), {"train": [], "test": []}
+    for part, counts in (("train", COUNTS), ("test", (2, 2, 2))):
+        for label, count in enumerate(counts):
+            for k in range(count):
+                name = f"{part}_{label}_{k}.png"
+                Image.fromarray(draw.integers(0, 256, (20, 20, 3), np.uint8)).save(tmp_path / name)
+                lines[part].append(f"{name} {label}")
+    for part, of_part in lines.items():
+        (tmp_path / f"{part}.txt").write_text("\n".join(of_part))
+        (tmp_path / f"{part}_turned.txt").write_text("\n".join(of_part[::-1]))
+    (tmp_path / "one.txt").write_text("\n".join(lines["test"][:2]))
+    (tmp_path / "leak.txt").write_text("\n".join([*lines["test"], lines["train"][0]]))
+    flags = ["--image-dir", str(tmp_path), *SMALL, "--epochs", "2", "--batch-size", "8", "--rule"]
+    flags += ["sgd", "--schedule", "cosine", "--out", str(tmp_path / "out")]
+
+    def run(*more, train="train.txt", test="test.txt", out="out"):
+        lists = ["--train-list", str(tmp_path / train), "--test-list", str(tmp_path / test)]
+        start("imagenet_lt", *flags[:-1], str(tmp_path / out), *lists, *more)
+        return json.loads((tmp_path / out / "report.json").read_text())
+
+    return run, tmp_path
+
+
+@pytest.mark.parametrize(
+    "lists",
+    [
+        {"test": "test_turned.txt"},
+        pytest.param({"train": "train_turned.txt"}, marks=pytest.mark.slow),
+    ],
+)
+def test_other_lists_are_another_run(listed, lists, capsys):
+    """Of the same counts and folder: nothing else of a run says which images it saw."""
+    run, folder = listed
+    report = run()
+    with pytest.raises(RunError, match=r"other settings \(rows_sha256"):
+        run("--resume", **lists)
+    other = run(out="other", **lists) | {"seed": 1}
+    assert report["source"] == other["source"] and report["rows_sha256"] != other["rows_sha256"]
+    assert len(grouping.grouped([report, other])) == 2
+    (part,) = lists
+    flags = [
+        "--image-dir",
+        str(folder),
+        "--train-list",
+        str(folder / lists.get("train", "train.txt")),
+    ]
+    flags += ["--test-list", str(folder / lists.get("test", "test.txt"))]
+    capsys.readouterr()
+    for out, note in (("out", True), ("other", False)):
+        evaluate.main(evaluate.arguments().parse_args([str(folder / out), *flags]))
+        assert (f"note: the {part} images are others" in capsys.readouterr().out) is note
+
+
+@pytest.mark.parametrize(
+    ("lists", "more", "said"),
+    [
+        ({"test": "leak.txt"}, [], r"the train and the test list share 1 image \(train_0_0"),
+        ({"test": "train.txt"}, [], "the train and the test list share 21 images"),
+        ({}, ["--val-list", "test.txt"], "the val and the test list share 6 images"),
+    ],
+)
+def test_nothing_is_in_two_lists(listed, lists, more, said):
+    run, folder = listed
+    more = [str(folder / word) if word.endswith(".txt") else word for word in more]
+    with pytest.raises(DataError, match=said):
+        run(*more, **lists)
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_class_that_cannot_be_read_is_not_left_out_of_the_mean(listed):
+    run, folder = listed
+    for k in range(2):
+        (folder / f"test_2_{k}.png").write_bytes(b"none")
+    with pytest.raises(RunError, match=r"no test image of 1 class \(the first is 2\) could be"):
+        run("--max-corrupt", "0.5")
+
+
+@pytest.mark.slow
+def test_a_class_that_nobody_learns_may_be_all_that_is_tested(listed):
+    """No accuracy is no number to compare epochs by, and no traceback."""
+    run, folder = listed
+    lines = (folder / "train.txt").read_text().splitlines()
+    (folder / "two.txt").write_text("\n".join(x for x in lines if not x.endswith(" 0")))
+    report = run("--allow-empty-classes", train="two.txt", test="one.txt")
+    assert report["all"] is None and report["best_epoch"]["epoch"] == 1
+
+
+@pytest.mark.skipif(find_spec("tensorflow") is not None, reason="it is installed")
+def test_a_loader_that_is_not_installed_leaves_nothing(listed):
+    run, folder = listed
+    with pytest.raises(DataError, match=r"tf\.data needs TensorFlow"):
+        run("--loader", "tf.data")
+    assert not (folder / "out").exists()

@@ -299,6 +299,7 @@ def test_the_backward_pass_stops_at_the_first_adapter():
     assert 1 <= ratios["linear"] < 1.05, ratios
 
 
+@pytest.mark.slow
 def test_own_rows_are_the_whole_in_float64(x64):
     """LayerNorm alone: rows do not see each other, and a tail's pass costs its rows."""
     rule = Tabled(rules.imbsam([40, 20, 10, 5, 3], rho=0.1, eta=10))

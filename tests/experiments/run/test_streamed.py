@@ -346,6 +346,7 @@ def test_what_a_masked_row_holds_changes_nothing(dataset):
 # ---- a full disk ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 # Of several writers that fail, orbax waits for the first and leaves the others to the collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

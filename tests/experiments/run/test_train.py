@@ -318,6 +318,7 @@ class Averaging:
         return Gradient(mean, logits, after, average, average)
 
 
+@pytest.mark.slow
 def test_a_method_keeps_a_state_of_its_own(tmp_path):
     """Saved and gone on from; trained alone and together with another seed."""
     once = dataclasses.replace(QUICK, epochs=1)

@@ -33,6 +33,7 @@ def logits_of(state, params, images):
     return state.apply_fn(variables, images, train=True, mutable=["batch_stats"])
 
 
+@pytest.mark.slow
 def test_a_rule_in_two_halves_is_the_rule(one_step):
     state, images, labels, run = one_step
     rule = rules.imbsam(COUNTS, rho=0.5, eta=10)
