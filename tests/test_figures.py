@@ -1661,6 +1661,9 @@ def test_beside_the_published_curvature():
 def test_tables_of_analyses(folder, label):
     """Head and tail of every line: mean and standard error over seeds, of analysis.json."""
     lines = read(f"sharpness/{folder}/analysis.json")["lines"]
+    if folder == "cifar100_lt":
+        lines = [line for line in lines if line["loss"] == "logit_adjusted"]
+        lines += read(f"sharpness/{folder}_cross_entropy/analysis.json")["lines"]
     rows = table(page("sharpness"), label, "rise, own e")
     assert [(row[label], row["group"]) for row in rows] == [
         (line["name"], group) for line in lines for group in ("head", "tail")
@@ -1683,47 +1686,60 @@ def test_tables_of_analyses(folder, label):
 
 def test_what_is_said_of_the_small_network():
     found = read("sharpness/cifar100_lt/analysis.json")
-    lines = {(x["rule"], x["loss"]): x for x in found["lines"]}
-    adjusted = {rule: lines[rule, "logit_adjusted"] for rule in ("sgd", "sam", "imbsam")}
-    assert all(line["seeds"] == [0, 1, 2] for line in adjusted.values())
-    sgd, one = adjusted["sgd"], lines["sgd", "cross_entropy"]
-    assert one["seeds"] == lines["imbsam", "cross_entropy"]["seeds"] == [0]
+    entropy = read("sharpness/cifar100_lt_cross_entropy/analysis.json")
+    of_both = [line for line in found["lines"] if line["loss"] == "logit_adjusted"]
+    of_both += entropy["lines"]
+    lines = {(x["rule"], x["loss"]): x for x in of_both}
+    adjusted, plain = (
+        {rule: lines[rule, loss] for rule in ("sgd", "sam", "imbsam")}
+        for loss in ("logit_adjusted", "cross_entropy")
+    )
+    assert len(lines) == 6 and all(line["seeds"] == [0, 1, 2] for line in lines.values())
+    sgd = adjusted["sgd"]
 
     def of(line, group, name):
         return line["groups"][group][name]["mean"]
 
-    def ratio(name):
-        it = sgd["tail_to_head"][name]
-        return f"{it['ratio']:.2f} times [{it['low']:.2f}, {it['high']:.2f}]"
+    def ratio(name, line=sgd, times=" times"):
+        it = line["tail_to_head"][name]
+        return f"{it['ratio']:.2f}{times} [{it['low']:.2f}, {it['high']:.2f}]"
 
     def part(rule, group, loss="logit_adjusted"):
         trace = of(lines[rule, loss], group, "trace") / of(lines["sgd", loss], group, "trace")
         return f"{trace:.2f}"
 
-    def less(rule, group, name):
-        it = adjusted[rule]["groups"][group]["to_sgd"][name]
+    def less(rule, group, name, of=adjusted):
+        it = of[rule]["groups"][group]["to_sgd"][name]
         return f"{it['mean']:+.1f} ± {it['error']:.1f}"
 
     def gap(line, group):
         return f"{of(line, group, 'train_accuracy') - of(line, group, 'test_accuracy'):.1f}"
 
-    plain = {name: one["tail_to_head"][name]["ratio"] for name in one["tail_to_head"]
-             if one["tail_to_head"][name]}  # fmt: skip
+    def of_tail(of, rule):
+        return f"{of[rule]['tail_to_head']['trace']['ratio']:.2f}"
+
+    entropy_cpu, cpu = (x["measuring"]["cpu_seconds"] for x in (entropy, found))
     says(
         page("sharpness"),
         f"its trace is {ratio('trace')} the head's, its largest eigenvalue {ratio('largest')}.",
-        f"it is sharper: {plain['trace']:.2f} and {plain['largest']:.2f} times",
-        f"per unit of its loss it has {plain['trace_per_loss']:.2f} times the head's trace",
+        f"it is sharper: {ratio('trace', plain['sgd'])} and {ratio('largest', plain['sgd'], '')}.",
+        f"per unit of its loss it has "
+        f"{plain['sgd']['tail_to_head']['trace_per_loss']['ratio']:.2f} times the head's trace",
         f"ImbSAM has {part('imbsam', 'tail')} in the tail and {part('imbsam', 'head')} in the "
         f"head, SAM {part('sam', 'tail')} and {part('sam', 'head')}",
-        f"ImbSAM has {part('imbsam', 'tail', 'cross_entropy')} and "
-        f"{part('imbsam', 'head', 'cross_entropy')}. SAM",
-        "({} times, against {} under SGD and {} under SAM)".format(
+        "ImbSAM has {} and {}, SAM {} and {}. SAM".format(
             *(
-                f"{adjusted[rule]['tail_to_head']['trace']['ratio']:.2f}"
-                for rule in ("imbsam", "sgd", "sam")
+                part(rule, group, "cross_entropy")
+                for rule in ("imbsam", "sam")
+                for group in ("tail", "head")
             )
         ),
+        "({} times, against {} under SGD and {} under SAM; with cross-entropy {} against {} "
+        "and {})".format(
+            *(of_tail(of, rule) for of in (adjusted, plain) for rule in ("imbsam", "sgd", "sam"))
+        ),
+        f"with cross-entropy {less('imbsam', 'tail', 'test_accuracy', plain)} and "
+        f"{less('sam', 'tail', 'test_accuracy', plain)}, over all classes",
         f"less SGD's is {less('imbsam', 'tail', 'test_accuracy')} for ImbSAM and "
         f"{less('sam', 'tail', 'test_accuracy')} for SAM",
         f"{gap(sgd, 'many')} points in Many, {gap(sgd, 'medium')} in Medium and "
@@ -1732,9 +1748,9 @@ def test_what_is_said_of_the_small_network():
         f"in Few to {gap(adjusted['imbsam'], 'few')} by fitting less "
         f"(training {less('imbsam', 'few', 'train_accuracy')}, "
         f"test {less('imbsam', 'few', 'test_accuracy')})",
-        f"(Few {of(one, 'few', 'train_accuracy'):.1f}%)",
-        f"{found['hessian_products']['products']} products with a Hessian, "
-        f"{found['measuring']['cpu_seconds'] / 11:.0f} CPU seconds a run",
+        f"({of(plain['sgd'], 'few', 'train_accuracy'):.1f}% of their training images)",
+        f"{found['hessian_products']['products']} and {entropy['hessian_products']['products']} "
+        f"products with a Hessian, {cpu / 11:.0f} and {entropy_cpu / 9:.0f} CPU seconds a run",
     )
     usual = read("sharpness/cifar100_lt/default_settings.json")
     products = usual["hessian_products"]
@@ -1742,7 +1758,7 @@ def test_what_is_said_of_the_small_network():
          f"one run takes {usual['seconds_whole']:.0f} s on both cores of a quiet machine, "
          f"{products['products']} products of {products['seconds_each']:.1f} s each")  # fmt: skip
     shown = table(page("sharpness"), "small CIFAR100-LT, %", "Few, test")
-    for row, line in zip(shown, found["lines"], strict=True):
+    for row, line in zip(shown, of_both, strict=True):
         assert [*row.values()] == [line["name"], *(
             f"{of(line, group, name):.1f}"
             for group in ("many", "medium", "few") for name in ("train_accuracy", "test_accuracy")
