@@ -1,5 +1,6 @@
 """What every test shares: JAX on the CPU, a compilation cache, strict broadcasting, subprocesses"""
 
+import gc
 import os
 import runpy
 import subprocess
@@ -58,6 +59,16 @@ _PATIENT = " ".join(
 
 # A script that test_devices.py runs on emulated devices, not a module to import here.
 collect_ignore = ["on_devices.py"]
+
+# Tracing makes objects by the million, and looking through all that is imported for garbage after
+# every few hundred of them took a tenth of the time of the tests.
+gc.set_threshold(20_000, 10, 10)
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()
+
 
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
 
