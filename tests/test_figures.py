@@ -1655,6 +1655,7 @@ def test_beside_the_published_curvature():
     [
         ("page_blocks", "page_blocks, trained by"),
         ("cifar100_lt", "small CIFAR100-LT, trained by"),
+        ("resnet32", "ResNet-32, trained by"),
     ],
     ids=lambda x: x.split(",")[0],
 )
@@ -1763,6 +1764,48 @@ def test_what_is_said_of_the_small_network():
             f"{of(line, group, name):.1f}"
             for group in ("many", "medium", "few") for name in ("train_accuracy", "test_accuracy")
         )]  # fmt: skip
+
+
+def test_what_is_said_of_the_papers_network():
+    found = read("sharpness/resnet32/analysis.json")
+    sgd, imbsam = found["lines"]
+    assert (sgd["rule"], imbsam["rule"]) == ("sgd", "imbsam")
+    assert sgd["seeds"] == imbsam["seeds"] == [0, 1, 2]
+
+    def part(group, name):
+        of = [line["groups"][group][name]["mean"] for line in (imbsam, sgd)]
+        return f"{of[0] / of[1]:.2f}"
+
+    def ratio(line, name):
+        it = line["tail_to_head"][name]
+        return f"{it['ratio']:.2f} times [{it['low']:.2f}, {it['high']:.2f}]"
+
+    def less(group):
+        it = imbsam["groups"][group]["to_sgd"]["test_accuracy"]
+        return f"{it['mean']:+.1f} ± {it['error']:.1f}"
+
+    per_loss = [line["tail_to_head"]["trace_per_loss"]["ratio"] for line in (sgd, imbsam)]
+    says(
+        page("sharpness"),
+        f"the tail's trace is {ratio(sgd, 'trace')} the head's, its largest eigenvalue "
+        f"{ratio(sgd, 'largest')}; under ImbSAM {ratio(imbsam, 'trace')} and "
+        f"{ratio(imbsam, 'largest')}.",
+        f"leaves {part('tail', 'trace')} of SGD's trace in the tail and {part('tail', 'largest')} "
+        f"of its largest eigenvalue; in the head it has {part('head', 'trace')} and "
+        f"{part('head', 'largest')} times",
+        f"is {less('tail')} points in the tail and {less('head')} in the head",
+        f"falls with the trace ({part('tail', 'train_loss')} of SGD's)",
+        "({:.2f} times, {:.2f} under ImbSAM)".format(*per_loss),
+        f"{found['hessian_products']['products']} products with a Hessian, "
+        f"{found['measuring']['cpu_seconds'] / 6:.0f} CPU seconds a run",
+    )
+    times = sgd["tail_to_head"]["trace"]["ratio"]
+    says(doc("sharpness"), f"tail has {times:.1f} times the head's trace, and ImbSAM leaves "
+         f"{part('tail', 'trace')} of it")  # fmt: skip
+    says(page("accelerator"), f"tail is {times:.1f} times as sharp as its head in trace, ImbSAM "
+         f"leaves {part('tail', 'trace')} of it")  # fmt: skip
+    both = [line["groups"]["few"]["train_accuracy"]["mean"] for line in (sgd, imbsam)]
+    assert min(both) > 99.8
 
 
 def test_what_is_said_of_the_epochs():
