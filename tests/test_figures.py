@@ -1804,6 +1804,9 @@ def test_what_is_said_of_the_papers_network():
          f"{part('tail', 'trace')} of it")  # fmt: skip
     says(page("accelerator"), f"tail is {times:.1f} times as sharp as its head in trace, ImbSAM "
          f"leaves {part('tail', 'trace')} of it")  # fmt: skip
+    (barrier,) = read("sharpness/resnet32_between/analysis.json")["between"]["barriers"].values()
+    says(page("sharpness"), f"the head's loss is {barrier['head']:.1f} over the straight line "
+         f"between its ends, the tail's {barrier['tail']:.1f}")  # fmt: skip
     both = [line["groups"]["few"]["train_accuracy"]["mean"] for line in (sgd, imbsam)]
     assert min(both) > 99.8
 
