@@ -1,7 +1,7 @@
 """Draws the plots of finished folders again, from their files: `python -m experiments.redraw DIR`.
 
-Folders at any depth of training runs, of `digits_lt`, `sweep`, `anomaly`, `compare`, `study` and
-`analyse`. Nothing is trained and no other file is changed.
+Folders at any depth of training runs, of `digits_lt`, `sweep`, `anomaly`, `compare`, `study`,
+`analyse` and `report --out`. Nothing is trained and no other file is changed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from experiments.host import cli, folders, outputs
 from experiments.host.errors import UNFIT, RunError
 
 # Kinds of folder that need no summary.json.
-_ALONE = ("report", "study", "analysis")
+_ALONE = ("report", "study", "analysis", "gains")
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -34,6 +34,7 @@ def redraw(folder: Path) -> list[Path]:
         ("report", folder / "report.json", _run),
         ("study", folder / "study.json", _study),
         ("analysis", folder / "analysis.json", _analysis),
+        ("gains", folder / "gains.json", _gains),
         ("runs", folder / "runs.csv", _runs),
         ("sweep", folder / "sweep.csv", _sweep),
         ("digits", folder / "per_class.csv", _digits),
@@ -99,6 +100,12 @@ def _analysis(folder: Path) -> list[Path]:
     from experiments.analysis import figures
 
     return figures.draw(folder)
+
+
+def _gains(folder: Path) -> list[Path]:
+    from experiments.reports import writing
+
+    return writing.draw_gains(folder)
 
 
 def _anomaly(folder: Path, groups: list[dict[str, Any]]) -> list[Path]:

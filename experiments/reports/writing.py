@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import math
 import statistics
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -29,9 +31,7 @@ from experiments.reports.tables import NOTE, costs, few_seeds, seeds_of
 
 
 def write(out: Path, groups: list[Group]) -> list[str]:
-    """Writes report.md, report.csv and gain_per_class.png; returns why a gain is not plotted."""
-    from experiments.reports import plots
-
+    """Writes report.md, report.csv, gains.json and what draws it; returns why a gain is missing."""
     panels, missing = gains(groups)
     records = list(csv_records(groups))
     table = io.StringIO(newline="")
@@ -41,9 +41,35 @@ def write(out: Path, groups: list[Group]) -> list[str]:
     outputs.replace_text(out / "report.md", markdown(groups, bool(panels)))
     outputs.replace_text(out / "report.csv", table.getvalue())
     outputs.clear_plots(out, ["gain_per_class"])
+    with outputs.writing(out):
+        (out / GAINS).unlink(missing_ok=True)
     if panels:
-        plots.gain_per_class(out / "gain_per_class.png", panels)
+        held = [
+            {**panel, **{k: _known(panel[k]) for k in ("gain", "se") if k in panel}}
+            for panel in panels
+        ]
+        outputs.replace_text(out / GAINS, json.dumps(held) + "\n")
+        draw_gains(out)
     return missing
+
+
+GAINS = "gains.json"
+
+
+def draw_gains(out: Path) -> list[Path]:
+    """The plot of a folder's gains.json."""
+    from experiments.reports import plots
+
+    panels = outputs.read_json(out / GAINS)
+    for panel in panels:
+        for name in {"gain", "se"} & panel.keys():
+            panel[name] = [math.nan if value is None else value for value in panel[name]]
+    plots.gain_per_class(out / "gain_per_class.png", panels)
+    return [out / "gain_per_class.png"]
+
+
+def _known(values: list[float]) -> list[float | None]:
+    return [None if math.isnan(value) else value for value in values]
 
 
 def markdown(groups: list[Group], plot: bool) -> str:

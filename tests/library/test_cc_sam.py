@@ -181,7 +181,10 @@ def test_the_classifier_by_name_by_mask_or_by_function() -> None:
         ({"perturb": "some"}, "'classifier' or 'all'"),
         ({"noise_ratio": -1.0}, "noise_ratio must be finite and at least 0"),
         ({"noise_ratio": np.nan}, "noise_ratio"),
-        ({"noise_ratio": None}, "noise_ratio must be chosen: the printed formula has 1, the release 1e-6"),
+        (
+            {"noise_ratio": None},
+            "noise_ratio must be chosen: the printed formula has 1, the release 1e-6",
+        ),
         ({"flat_ratio": 1.5}, "flat_ratio must be between 0 and 1"),
         ({"classes_at_once": 0}, "classes_at_once"),
     ],

@@ -1,12 +1,13 @@
 """What a report of finished runs shows and writes."""
 
 import csv
+import json
 import math
 
 import numpy as np
 import pytest
 
-from experiments import report
+from experiments import redraw, report
 from experiments.host import cli, locks
 from experiments.host.errors import RunError
 from experiments.reports import grouping, reading, tables, writing
@@ -86,7 +87,10 @@ def test_the_files_hold_runs_and_published_rows(runs, tmp_path, capsys):
     assert len(columns) == 1
     marked = {part.split("]")[0] for part in text.split("[^")[1:]}
     assert all(f"[^{key}]: " in text for key in marked)
-    assert (out / "gain_per_class.png").stat().st_size > 5000
+    plot, before = out / "gain_per_class.png", (out / "gain_per_class.png").read_bytes()
+    assert len(before) > 5000
+    plot.unlink()
+    assert redraw.redraw(out) == [plot] and plot.read_bytes() == before
     *said, plot = capsys.readouterr().out.splitlines()
     assert plot == "gain_per_class.png too"
     assert "".join(said).endswith(f"report.md and report.csv are in {out}")
@@ -101,6 +105,19 @@ def test_the_gain_of_a_class_is_the_mean_over_common_seeds(runs):
     assert panel["se"] == pytest.approx([0, 0, math.sqrt(3)])  # of 0, 3 and 6
 
 
+def test_a_class_that_was_not_tested_has_a_gap_in_the_kept_gains(runs, tmp_path):
+    for name in ("imbsam_0", "sgd_0", "imbsam_1", "sgd_1", "imbsam_2", "sgd_2"):
+        file = runs / name / "per_class.csv"
+        lines = file.read_text().splitlines()
+        file.write_text(
+            "\n".join([*lines[:-1], ",".join([*lines[-1].split(",")[:3], "0", "0", ""])])
+        )
+    run_command(runs, "--out", tmp_path / "out")
+    (panel,) = json.loads((tmp_path / "out" / "gains.json").read_text())
+    assert panel["gain"][-1] is None and None not in panel["gain"][:-1]
+    assert redraw.redraw(tmp_path / "out") == [tmp_path / "out" / "gain_per_class.png"]
+
+
 def test_the_gain_of_one_seed_has_no_error(tmp_path):
     for rule, accuracies in (("sgd", (90, 60, 30)), ("sam", (89, 60, 40))):
         save(tmp_path / rule, 0, rule, accuracies=accuracies)
@@ -112,10 +129,10 @@ def test_the_gain_of_one_seed_has_no_error(tmp_path):
 def test_without_an_sgd_partner_there_is_no_plot_and_it_is_said(tmp_path, capsys):
     run, out = save(tmp_path / "sam", 0, "sam"), tmp_path / "out"
     out.mkdir()
-    for kind in ("png", "svg"):
-        (out / f"gain_per_class.{kind}").write_text("of an earlier report")
+    for name in ("gain_per_class.png", "gain_per_class.svg", "gains.json"):
+        (out / name).write_text("of an earlier report")
     run_command(run, "--out", out, "--overwrite")
-    assert not list(out.glob("gain_per_class.*"))
+    assert not list(out.glob("gain*"))
     assert "gain_per_class.png" not in (out / "report.md").read_text()
     assert "no SGD run of the same setting and seed" in " ".join(capsys.readouterr().out.split())
 

@@ -466,7 +466,8 @@ def test_the_accelerator_script_goes_on_where_it_was_cut_short(data, tmp_path, r
     run_python(flags)
     reports = json.loads((out / "runs.json").read_text())
     assert [report["rule"] for report in reports] == ["sgd", "imbsam"]
-    assert reports[1]["rule_args"] == {"rho": 0.05, "eta": 10, "tail_scale": 2.0}
+    told = {"rho": 0.05, "eta": 10, "tail_scale": 2.0, "strict": False}
+    assert reports[1]["rule_args"] == told
     assert reports[0]["seconds_whole"] is None  # cut short, and resumed
     assert reports[1]["seconds_whole"] >= reports[1]["seconds_train"]
     again = run_python(flags).stdout
