@@ -15,6 +15,7 @@ import argparse
 import re
 import tempfile
 import time
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def main(args: argparse.Namespace) -> None:
     print(markdown(found))
 
 
-def events(folder: Path) -> Iterable[tuple[str, float]]:
+def events(folder: Path) -> list[tuple[str, float]]:
     """(name, nanoseconds) of what a trace in the folder saw of the program's own operations.
 
     A GPU has a line for each of its streams, and others that repeat them; a CPU's operations are on
@@ -96,15 +97,22 @@ def events(folder: Path) -> Iterable[tuple[str, float]]:
     """
     from jax.profiler import ProfileData
 
-    for file in folder.glob("**/*.xplane.pb"):
-        planes = list(ProfileData.from_file(str(file)).planes)
-        of_gpu = any(plane.name.startswith("/device:GPU") for plane in planes)
-        at = ("/device:GPU", "Stream") if of_gpu else ("", "")
-        for plane in (each for each in planes if each.name.startswith(at[0])):
-            for line in (each for each in plane.lines if each.name.startswith(at[1])):
-                for event in line.events:
-                    if any(name == "hlo_op" for name, _ in event.stats):
-                        yield event.name, event.duration_ns
+    found = []
+    with warnings.catch_warnings():
+        # Of how JAX binds these types: where warnings are errors, this one ends the process.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        for file in folder.glob("**/*.xplane.pb"):
+            planes = list(ProfileData.from_file(str(file)).planes)
+            of_gpu = any(plane.name.startswith("/device:GPU") for plane in planes)
+            at = ("/device:GPU", "Stream") if of_gpu else ("", "")
+            for plane in (each for each in planes if each.name.startswith(at[0])):
+                for line in (each for each in plane.lines if each.name.startswith(at[1])):
+                    found += [
+                        (event.name, event.duration_ns)
+                        for event in line.events
+                        if any(name == "hlo_op" for name, _ in event.stats)
+                    ]
+    return found
 
 
 def summed(found: Iterable[tuple[str, float]], steps: int) -> list[dict[str, Any]]:
