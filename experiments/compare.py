@@ -14,7 +14,6 @@ overlapping training sets.
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from experiments.data import files
 from experiments.host import cli, folders, locks, origin, outputs
 from experiments.host.errors import RunError, Stopped, flag
 from experiments.host.needs import Need, Needs, always, beside, one_of
+from experiments.host.spent import Spent
 from experiments.host.stopping import StopNow, StopRequest
 from experiments.reports import compare_folder, compare_page, compare_table
 
@@ -225,26 +225,6 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     if args.predict:
         _predict(args, out)
     return summary
-
-
-class Spent:
-    """Seconds and CPU seconds since it was made, and before a stop that left them in its file."""
-
-    def __init__(self, file: Path):
-        self._before = outputs.read_object(file) if file.exists() else {}
-        for name in ("seconds", "cpu_seconds"):
-            if not outputs.is_number(self._before.setdefault(name, 0.0)):
-                raise RunError(
-                    f"{file} is damaged: remove it, and only its seconds are not counted"
-                )
-        self._began = time.perf_counter(), time.process_time()
-
-    def now(self) -> dict[str, float]:
-        passed = time.perf_counter() - self._began[0], time.process_time() - self._began[1]
-        return {
-            name: self._before[name] + more
-            for name, more in zip(("seconds", "cpu_seconds"), passed, strict=True)
-        }
 
 
 def _is_tuned(args: argparse.Namespace) -> bool:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from experiments.command.plan import Plan
 from experiments.data import features
+from experiments.data.identity import images_sha256
 from experiments.host.errors import DataError, RunError, Stopped
 from experiments.host.inputs import read_bytes
 from experiments.host.stopping import StopNow, StopRequest
@@ -160,7 +161,7 @@ def cached(args: argparse.Namespace, dataset: Any, weights: Weights | None, sett
         "weights": f"random, seed {settings.seed}" if weights is None else weights.note,
         "source": dataset.source,
         "labels": _labels_sha256(dataset),
-        "images": features.images_sha256(dataset)[:16],
+        "images": images_sha256(dataset)[:16],
         "image_size": args.image_size,
         "resize": args.resize,
         "precision": args.precision,

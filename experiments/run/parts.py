@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.data import Dataset, filled
 from experiments.data.encoded import EncodedDataset
-from experiments.data.features import rows_sha256
+from experiments.data.identity import rows_sha256
 from experiments.data.sampling import Order
 from experiments.host import outputs
 from experiments.host.devices import use_devices

@@ -16,7 +16,7 @@ from experiments import finetune
 from experiments.command import finetuning, presets
 from experiments.command.plan import Plan
 from experiments.command.stage2 import Stage
-from experiments.data import features
+from experiments.data import features, identity
 from experiments.data.encoded import Subset
 from experiments.data.lists import FolderSplit
 from experiments.data.records import TfdsSplit
@@ -252,10 +252,10 @@ def test_images_are_told_apart() -> None:
             )
         ),
     ]  # fmt: skip
-    assert len({features.images_sha256(each) for each in told}) == len(told)
+    assert len({identity.images_sha256(each) for each in told}) == len(told)
     again = (tiny_dataset(), types.SimpleNamespace(train=_of_files(b"a", b"bc")))
-    assert [features.images_sha256(x) for x in again] == [
-        features.images_sha256(x) for x in (one, told[5])
+    assert [identity.images_sha256(x) for x in again] == [
+        identity.images_sha256(x) for x in (one, told[5])
     ]
 
 

@@ -1,0 +1,29 @@
+"""How long something took that was stopped and gone on with."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from experiments.host import outputs
+from experiments.host.errors import RunError
+
+
+class Spent:
+    """Seconds and CPU seconds since it was made, and before a stop that left them in its file."""
+
+    def __init__(self, file: Path):
+        self._before = outputs.read_object(file) if file.exists() else {}
+        for name in ("seconds", "cpu_seconds"):
+            if not outputs.is_number(self._before.setdefault(name, 0.0)):
+                raise RunError(
+                    f"{file} is damaged: remove it, and only its seconds are not counted"
+                )
+        self._began = time.perf_counter(), time.process_time()
+
+    def now(self) -> dict[str, float]:
+        passed = time.perf_counter() - self._began[0], time.process_time() - self._began[1]
+        return {
+            name: self._before[name] + more
+            for name, more in zip(("seconds", "cpu_seconds"), passed, strict=True)
+        }
