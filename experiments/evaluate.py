@@ -55,8 +55,8 @@ def add_data_arguments(parser: Any) -> None:
         "--image-dir", type=cli.text, help="folder of image files, for a run trained from one"
     )
     parser.add_argument(
-        "--max-corrupt", type=cli.number(least=0, most=1), default=0.001,
-        help="share of images that may be unreadable",
+        "--max-corrupt", type=cli.number(least=0, most=1),
+        help="share of images that may be unreadable, of files and records; 0.001",
     )  # fmt: skip
     for name in LISTS:
         flag = f"--{name.replace('_', '-')}"
@@ -72,12 +72,13 @@ def _load(args: argparse.Namespace, config: dict[str, Any], run: Path) -> Any:
     if config.get("features"):
         raise RunError(f"{run} was trained on kept features: its figures are in its report.json")
     of_cifar = module is cifar_lt or config.get("data_of") in finetune.CIFAR
-    known = {"data", "data_dir"} if of_cifar else {"data_dir", "image_dir", *LISTS}
-    given = [name for name in ("data", "data_dir", "image_dir", *LISTS) if getattr(args, name)]
+    known = {"data", "data_dir"} if of_cifar else {"data_dir", "image_dir", "max_corrupt", *LISTS}
+    flags = ("data", "data_dir", "image_dir", "max_corrupt", *LISTS)
+    given = [name for name in flags if getattr(args, name) is not None]
     unheeded = [f"--{name.replace('_', '-')}" for name in given if name not in known]
     if unheeded:
-        flags = ", ".join(unheeded)
-        raise RunError(f"{run} is a run of {config['experiment']}: {flags} would go unheeded")
+        names = ", ".join(unheeded)
+        raise RunError(f"{run} is a run of {config['experiment']}: {names} would go unheeded")
     wanted = {"val_per_class": config["val_per_class"]}
     given = []
     if module is not cifar_lt:
@@ -209,7 +210,7 @@ def open_run(run: Path, args: argparse.Namespace, devices: int = 1) -> Opened:
     # On whatever machine this is, not on as many devices as it was trained.
     settings = dataclasses.replace(
         trained, devices=devices, parallel="jit", accumulate=1, examples="dependent",
-        max_corrupt=args.max_corrupt,
+        max_corrupt=0.001 if args.max_corrupt is None else args.max_corrupt,
     )  # fmt: skip
     parts = Parts(dataset, config["model"], cross_entropy, settings)
 

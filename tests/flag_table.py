@@ -51,6 +51,8 @@ OWN: dict[str, dict[str, Any]] = {
         "loss": "logit_adjusted", "lr": 0.01, "model": "clip_vit_b16",
         "prompt": "a photo of a {}.", "resize": None, "schedule": "cosine", "weight-decay": 5e-4,
     },
+    # None is 0.001 here too; a run that has no files of images refuses it.
+    "experiments.evaluate": {"max-corrupt": None},
     "experiments.digits_lt": {
         **_DIGITS, "loss": ["cross_entropy"], "rule": ["sgd", "sam", "imbsam"],
     },
@@ -59,7 +61,7 @@ OWN: dict[str, dict[str, Any]] = {
         "epochs": 50, "lr": 1e-3, "out": "runs/anomaly", "rule": ["sgd", "sam", "imbsam"],
         "seeds": [0, 1, 2],
     },
-    "experiments.analyse": {"batch-size": 100, "eta": None, "steps": 3},
+    "experiments.analyse": {"batch-size": 100, "eta": None, "max-corrupt": None, "steps": 3},
     # What is not given is chosen by validation rows.
     "experiments.compare": {
         **dict.fromkeys((

@@ -145,6 +145,8 @@ def make(
     inside = first.weight_decay_inside and rule != "sgd"
     settings = dataclasses.replace(settings, weight_decay_inside=inside)
     own = {"epochs": max(epochs, 1), "weight_decay": settings.weight_decay}
+    if boundaries := options.get("rho_boundaries"):  # of the first stage's epochs: as large a part
+        own["rho_boundaries"] = [round(each * own["epochs"] / first.epochs) for each in boundaries]
     method, _ = build_method(
         rule,
         class_counts,

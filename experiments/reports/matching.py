@@ -63,7 +63,7 @@ _USUAL: dict[str, tuple[Any, ...]] = {
     "val_per_class": (0,), "mixup": (0.0,), "augment": (True,), "sampling": ("natural",),
     # Independent examples change no number, split_norm and shared_norm do.
     "examples": ("dependent", "independent"), "memory": (None,), "shrink": (1,),
-    "features": (False,),
+    "features": (False,), "pretrained": (False,),
 }  # fmt: skip
 
 

@@ -425,6 +425,7 @@ def test_evaluate_does_not_guess_what_a_file_held() -> None:
     ("experiment", "flags", "unheeded"),
     [
         ("cifar_lt", ["--image-dir", "a", "--train-list", "b"], "--image-dir, --train-list"),
+        ("cifar_lt", ["--max-corrupt", "0"], "--max-corrupt"),
         ("inaturalist", ["--data", "a"], "--data"),
     ],
 )

@@ -206,6 +206,15 @@ def test_options_of_a_stage():
         assert make(name).description["stage2_args"]["tau"] == 1.0
 
 
+def test_boundaries_of_a_radius_are_as_large_a_part_of_the_second_stage():
+    radii = {"rho_schedule": "step", "rho_values": [0.1, 0.2, 0.4], "rho_boundaries": [50, 150]}
+    first = Settings(epochs=200)
+    stage = make("crt", first, rule="sam", stage2_rule="same", stage2_epochs=8, **radii)
+    # Five steps an epoch: from epochs 2 and 6 of 8.
+    found = [float(stage.method.rule(step).radii[0]) for step in (0, 9, 10, 29, 30, 39)]
+    assert found == pytest.approx([0.1, 0.1, 0.2, 0.2, 0.4, 0.4])
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [

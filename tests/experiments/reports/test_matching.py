@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 
 from experiments.reports import grouping, matching, naming, tables, writing
+from experiments.reports.published import PROTOCOLS
 from made_reports import AS_PAPER, IMBSAM, RATIO, facts, make
 
 
@@ -105,6 +106,15 @@ def test_in_what_a_run_differs_from_lift(change, both, plain, crops):
     found = facts(**{**LIFT, **change, "settings": LIFT["settings"] | change.get("settings", {})})
     assert matching.differences(found, "lift") == both + plain
     assert matching.differences(found, "lift-ensembled") == both + crops
+
+
+@pytest.mark.parametrize("protocol", sorted({*PROTOCOLS} - {"lift", "lift-ensembled", "lift-vit"}))
+def test_figures_from_scratch_are_not_of_weights_that_were_trained_before(protocol):
+    datasets = [name for each in PROTOCOLS[protocol].settings for name in each.datasets]
+    for dataset in datasets:
+        for init, differs in ((None, False), ("clip.safetensors", True)):
+            found = matching.differences(facts(dataset=dataset, init=init), protocol)
+            assert ("pretrained True, not False" in found) == differs, (dataset, init)
 
 
 def test_in_what_a_vit_differs_from_lifts():
