@@ -22,6 +22,7 @@ from typing import Any
 from experiments.command import flags, launch, plan, presets
 from experiments.data import Dataset, hold_out, load_npz, save_npz, shrunk
 from experiments.data.encoded import check_no_empty_class, empty_classes
+from experiments.data.identity import repeated
 from experiments.host import cli
 from experiments.host.errors import DataError, RunError
 from experiments.host.inputs import said_by
@@ -134,6 +135,15 @@ def read(path: str) -> Dataset:
             f"and do not count in validation accuracies: {empty[1]}",
             file=sys.stderr,
         )
+    for part in ("test", "val"):
+        if (labels := getattr(dataset, f"{part}_labels")) is None:
+            continue
+        if again := repeated(dataset, part):
+            print(
+                f"note: {path}: {again} of {len(labels)} {part} images are among the training "
+                "images, pixel by pixel",
+                file=sys.stderr,
+            )
     return dataset
 
 

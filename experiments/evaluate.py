@@ -182,7 +182,7 @@ class Opened(NamedTuple):
 def open_run(run: Path, args: argparse.Namespace, devices: int = 1) -> Opened:
     """The run folder, with its data; RunError for what is none, or was changed since."""
     from experiments.run.checkpoints import Checkpoints
-    from experiments.run.parts import Parts, about_images, about_rows, class_counts_sha256
+    from experiments.run.parts import Parts, about_images, class_counts_sha256, rows_of
     from experiments.run.settings import Note, Settings
     from imbsam_jax.losses import cross_entropy
 
@@ -199,7 +199,7 @@ def open_run(run: Path, args: argparse.Namespace, devices: int = 1) -> Opened:
     if class_counts_sha256(dataset.class_counts()) != config["class_counts_sha256"]:
         raise RunError("this data has other class counts than the run was trained with")
     _refuse_other_images(about_images(dataset), config, run)
-    now, then = about_rows(dataset).get("rows_sha256", {}), config.get("rows_sha256")
+    now, then = rows_of(dataset), config.get("rows_sha256")
     others = [part for part in now if then is not None and now[part] != then.get(part)]
     if others:
         print(f"note: the {' and '.join(others)} images are others than the run's")

@@ -13,18 +13,25 @@ from typing import Any
 import numpy as np
 
 from experiments.data import DataError, Dataset, check_classes
+from experiments.data.identity import rows_sha256
 from experiments.host import inputs
 from experiments.host.errors import RunError, reason
 
 _PARTS = ("train", "test", "val")
 
 
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Features(Dataset):
     """A `Dataset` whose images are float32[N, 1, 2, D]: an image's features, and its mirror's.
 
     Mirroring such an image changes one for the other. It has no mean and std: nothing is
     normalised.
+
+    Attributes:
+      rows_sha256: of the images that they were made of.
     """
+
+    rows_sha256: dict[str, str]
 
     def __post_init__(self) -> None:
         for part in _PARTS:
@@ -60,7 +67,8 @@ def of(dataset: Any, found: dict[str, np.ndarray]) -> Features:
     }
     images = {f"{part}_images": found.get(part) for part in _PARTS}
     labels = {f"{part}_labels": getattr(dataset, f"{part}_labels") for part in _PARTS}
-    return Features(**{**fields, **images, **labels, "mean": (), "std": ()})
+    made = {"mean": (), "std": (), "rows_sha256": rows_sha256(dataset)}
+    return Features(**{**fields, **images, **labels, **made})
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:

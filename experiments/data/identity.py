@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data.encoded import EncodedDataset, Split, Subset
+from experiments.data.encoded import Split, Subset
 from experiments.data.lists import FolderSplit
 from experiments.data.records import TfdsSplit
 
-__all__ = ["images_sha256", "rows_sha256"]
+__all__ = ["images_sha256", "repeated", "rows_sha256"]
 
 _PARTS = ("train", "test", "val")
 
@@ -24,15 +24,38 @@ def images_sha256(dataset: Any) -> str:
     """
     whole = hashlib.sha256()
     for part in _PARTS:
-        split, images = getattr(dataset, part, None), getattr(dataset, f"{part}_images", None)
-        told: list[bytes | memoryview] = [part.encode()]
-        if images is not None:
-            told += [f"{images.dtype} {images.shape}".encode(), np.ascontiguousarray(images).data]
-        elif split is not None:
-            told += _chosen(split)
-        for each in told:
+        for each in (part.encode(), *_told(dataset, part)):
             whole.update(hashlib.sha256(each).digest())
     return whole.hexdigest()
+
+
+def rows_sha256(dataset: Any) -> dict[str, str]:
+    """Of each part which images it has, in which order and of which class."""
+    found = {}
+    for part in _PARTS:
+        labels = getattr(dataset, f"{part}_labels")
+        if labels is not None:
+            whole = hashlib.sha256(np.ascontiguousarray(labels, "<i4").data)
+            for each in _told(dataset, part):
+                whole.update(hashlib.sha256(each).digest())
+            found[part] = whole.hexdigest()[:16]
+    return found
+
+
+def repeated(dataset: Any, part: str) -> int:
+    """How many images of a part in memory are, pixel by pixel, among those that are trained on."""
+    seen = {image.tobytes() for image in dataset.train_images}
+    return sum(image.tobytes() in seen for image in getattr(dataset, f"{part}_images"))
+
+
+def _told(dataset: Any, part: str) -> Iterator[Any]:
+    """What tells the images of a part from others, of a data set in memory or in files."""
+    images, split = getattr(dataset, f"{part}_images", None), getattr(dataset, part, None)
+    if images is not None:
+        yield f"{images.dtype} {images.shape}".encode()
+        yield np.ascontiguousarray(images).data
+    elif split is not None:
+        yield from _chosen(split)
 
 
 def _chosen(split: Split) -> Iterator[bytes]:
@@ -47,16 +70,3 @@ def _chosen(split: Split) -> Iterator[bytes]:
         yield b"" if split.names is None else b"\0".join(split.names.tolist())
     else:
         raise TypeError(f"what are the images of a {type(split).__name__}?")
-
-
-def rows_sha256(dataset: EncodedDataset) -> dict[str, str]:
-    """Of each part which images it has, in which order and of which class."""
-    found = {}
-    for part in _PARTS:
-        split = getattr(dataset, part)
-        if split is not None:
-            whole = hashlib.sha256(np.ascontiguousarray(split.labels, "<i4").data)
-            for each in _chosen(split):
-                whole.update(hashlib.sha256(each).digest())
-            found[part] = whole.hexdigest()[:16]
-    return found

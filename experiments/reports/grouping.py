@@ -41,6 +41,8 @@ _DECIDES = (
     "loss", "loss_args", "mixup", "stage2", "stage2_args", "init", "image_size", "resize", "memory",
     "shrink", "classifier_start", "texts_sha256", "features", "rows_sha256",
 )  # fmt: skip
+# What tells the data of one run from another's, where neither says which images it saw.
+_OF_DATA = ("dataset", "source", "class_counts_sha256", "val_per_class", "shrink")
 # SGD is the same whichever rows the passes of other rules see.
 METHOD = ("rule", "rule_args", "ascent", "memory", "examples", "tail_statistics")
 
@@ -110,7 +112,7 @@ def _figure(values: list[Any]) -> Figure | None:
 def grouped(reports: Iterable[dict[str, Any]]) -> list[Group]:
     """Groups in the order of their first run; two runs of one seed in a group are an error."""
     groups: dict[str, Group] = {}
-    for report in _with_first(reports):
+    for report in _with_rows(list(_with_first(reports))):
         identity = _identity(report)
         new = Group(len(groups) + 1, identity, [], _facts(report))
         runs = groups.setdefault(_key(identity), new).reports
@@ -151,6 +153,27 @@ def _with_first(reports: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         same = all(report.get(k) == last.get(k) for k in ("seed", "rule", "rule_args", "loss"))
         alone = report.get("stage2") and not {"first", "path"} & report.keys()
         yield {**report, "first": last} if alone and same else report
+
+
+def _with_rows(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Runs that do not say which images they saw (once none did), with those of their data."""
+
+    def data(report: dict[str, Any]) -> str:
+        return _key({name: report.get(name) for name in _OF_DATA})
+
+    known: dict[str, dict[str, Any]] = {}
+    for report in reports:
+        if rows := report.get("rows_sha256"):
+            known.setdefault(data(report), {})[_key(rows)] = rows
+
+    def told(report: dict[str, Any]) -> dict[str, Any]:
+        if "first" in report:
+            report = {**report, "first": told(report["first"])}
+        rows = list(known.get(data(report), {}).values())
+        alone = report.get("rows_sha256") is None and len(rows) == 1
+        return {**report, "rows_sha256": rows[0]} if alone else report
+
+    return [told(report) for report in reports]
 
 
 def _folder(report: dict[str, Any]) -> Path | str:

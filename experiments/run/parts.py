@@ -231,14 +231,15 @@ def run_config(
         **settings.decisive(),
         "class_counts_sha256": class_counts_sha256(dataset.class_counts()),
         **about_images(dataset),
-        **about_rows(dataset),
+        "rows_sha256": rows_of(dataset),
     }
     return config, config.pop("preset", None)
 
 
-def about_rows(dataset: Dataset | EncodedDataset) -> dict[str, Any]:
-    """Of images in files, which they are: lists choose them, and nothing else tells."""
-    return {"rows_sha256": rows_sha256(dataset)} if isinstance(dataset, EncodedDataset) else {}
+def rows_of(dataset: Dataset | EncodedDataset) -> dict[str, str]:
+    """Which images it has; of features, which they were made of: their rounding tells nothing."""
+    kept: dict[str, str] | None = getattr(dataset, "rows_sha256", None)
+    return rows_sha256(dataset) if kept is None else kept
 
 
 def about_images(dataset: Dataset | EncodedDataset) -> dict[str, list[Any]]:

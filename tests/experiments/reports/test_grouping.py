@@ -42,6 +42,19 @@ def test_one_seed_has_no_deviation_and_an_empty_split_no_mean():
     assert plus_minus(groups[1].gain("last", "all"), "+") == "+1.0"
 
 
+def test_runs_of_before_images_were_recorded_are_of_those_of_their_data():
+    """Unless two of them are known: then it cannot be told whose they are."""
+    old, new = make(0), make(1, rows_sha256={"train": "a", "test": "b"})
+    sam = make(0, "sam", rule_args={"rho": 0.05}, rows_sha256={"train": "a", "test": "b"})
+    groups = grouping.grouped([old, new, sam])
+    assert [group.seeds for group in groups] == [[0, 1], [0]] and groups[1].sgd is groups[0]
+    other = make(2, rows_sha256={"train": "a", "test": "c"})
+    found = grouping.grouped([old, new, sam, other])
+    assert [group.seeds for group in found] == [[0], [1], [0], [2]] and found[2].sgd is found[1]
+    elsewhere = make(0, source="another")
+    assert len(grouping.grouped([elsewhere, new])) == 2
+
+
 def test_no_common_seed_is_no_difference():
     groups = grouping.grouped([make(0), make(1, "sam")])
     assert groups[1].sgd is groups[0] and groups[1].gain("last", "all") is None

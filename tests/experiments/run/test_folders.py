@@ -542,7 +542,39 @@ def test_images_of_another_kind_are_refused(finished, tmp_path, name):
     assert f" {known}, and this data has {given}: give the data that" in str(error.value)
     with pytest.raises(RunError, match="holds a run with other settings") as error:
         train(path, finished, "--resume")
-    assert f"({name} {known} -> {given})" in str(error.value)
+    assert f"({name} {known} -> {given}" in str(error.value)
+
+
+def others():
+    """Data sets of the same counts, shapes and pixel statistics, with other images."""
+    ours, rng = tiny_dataset(), np.random.default_rng(3)
+    train, labels = ours.train_images, ours.train_labels
+    noise = rng.integers(0, 256, train.shape, dtype=np.uint8)
+    return {
+        "another order": ("train", replace(ours, train_images=train[::-1].copy(),
+                                           train_labels=labels[::-1].copy())),
+        "other pixels": ("train", replace(ours, train_images=noise)),
+        "other test labels": (
+            "test", replace(ours, test_labels=(ours.test_labels + 1) % ours.num_classes),
+        ),
+        "tested on what it learns": ("test", replace(ours, test_images=train, test_labels=labels)),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("what", others())
+def test_other_images_of_the_same_counts_are_noticed(finished, data, tmp_path, capsys, what):
+    """Told by `evaluate`; a run that is to be resumed, finished or not, is another one."""
+    part, dataset = others()[what]
+    path = str(tmp_path / "other.npz")
+    save_npz(dataset, path)
+    evaluated(path, finished)
+    assert f"note: the {part} images are others than the run's" in capsys.readouterr().out
+    with pytest.raises(RunError, match=r"holds a run with other settings \(rows_sha256 "):
+        train(path, finished, "--resume")
+    again = "images are among the training images, pixel by pixel"
+    assert (again in capsys.readouterr().err) == (what == "tested on what it learns")
+    evaluated(data, finished)
+    assert "images are others" not in capsys.readouterr().out
 
 
 def test_images_of_another_source_are_noted(finished, data, tmp_path, capsys):
@@ -559,10 +591,8 @@ def test_images_of_another_source_are_noted(finished, data, tmp_path, capsys):
 def test_a_run_begun_before_its_images_were_recorded_goes_on(run, finished, data, capsys):
     for name in ("config.json", "report.json"):
         whole = json.loads((run / name).read_text())
-        # Rows of files and texts are of other runs.
-        assert {*IMAGES} == folders.SINCE & whole.keys() == folders.SINCE - {
-            "rows_sha256", "texts_sha256"
-        }  # fmt: skip
+        known = {*IMAGES, "rows_sha256"}  # texts are of other runs
+        assert known == folders.SINCE & whole.keys() == folders.SINCE - {"texts_sha256"}
         less = {key: value for key, value in whole.items() if key not in folders.SINCE}
         (run / name).write_text(json.dumps(less))
     saved_again(run, {5: {}, 10: {}})
