@@ -162,7 +162,8 @@ def first_stage(
     counts, steps = dataset.class_counts(), _steps_per_epoch(args, dataset)
     loss, of_loss = loss_flags.build_loss(loss_name, counts, vars(args), steps_per_epoch=steps)
     method, of_method = method_flags.build_method(rule, counts, vars(args), steps_per_epoch=steps)
-    compatible.check(Asked(settings, method, rule, loss_name, steps_per_epoch=steps))
+    priors = loss_flags.priors_of(loss_name)
+    compatible.check(Asked(settings, method, rule, priors, steps_per_epoch=steps))
     objective = Objective(loss, len(counts), args.mixup)
     job = Job(f"{rule}, {loss_name}", method, objective, setup_of(settings, dataset))
     return Planned(job, {**of_method, **of_loss, "stage2": None, "stage2_args": {}})
@@ -178,7 +179,8 @@ def second_stage(
         first=settings, steps_per_epoch=_steps_per_epoch(args, dataset),
     )  # fmt: skip
     after = Asked(
-        settings, first.job.method, first.description["rule"], first.description["loss"],
+        settings, first.job.method, first.description["rule"],
+        loss_flags.priors_of(first.description["loss"]),
         steps_per_epoch=_steps_per_epoch(args, dataset),
     )  # fmt: skip
     compatible.check(stage2.asked(name, stage, after))

@@ -82,7 +82,7 @@ def _load(args: argparse.Namespace, config: dict[str, Any], run: Path) -> Any:
     wanted = {"val_per_class": config["val_per_class"]}
     given = []
     if module is not cifar_lt:
-        wanted |= {key: config[key] for key in ("image_size", "resize")}
+        wanted |= {key: config.get(key) for key in ("image_size", "resize")}
         wanted["dataset"] = config.get("data_of")
     if module is finetune:
         wanted["model"] = config["model"]

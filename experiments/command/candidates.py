@@ -73,7 +73,7 @@ SETTINGS: dict[str, Range] = {
     "head_share": Range(0.8, None, 0.5, 0.95),
     "strength": Range(0.8, None, 0.5, 1.0),
     "gamma": Range(3.0, None, 1.0, 4.0),
-    "tail_weight": Range(2.0, None, 1.0, 10.0, log=True),
+    "tail_weight": Range(2.0, 1.0, 1.0, 10.0, log=True),
     "tau": Range(1.0, 0.0, 0.5, 1.5),
     "beta": Range(0.999, 0.0, 0.9, 0.9999),
     "focal_gamma": Range(1.0, 0.0, 0.5, 3.0),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,30 +13,58 @@ from experiments.host.needs import Need, Needs, always, either, one_of
 from experiments.step.objectives import LossFn
 from imbsam_jax import losses
 
-# Which flags each loss takes, and how it is made of class counts and them.
-LOSSES: dict[str, tuple[tuple[str, ...], Callable[..., LossFn]]] = {
-    "cross_entropy": ((), lambda counts, axis: losses.cross_entropy),
-    "class_balanced": (
+
+class Offered(NamedTuple):
+    """A loss that may be chosen.
+
+    Attributes:
+      taken: the flags that it takes.
+      make: it, of class counts, the pmap axis (or None) and what these flags say.
+      weighted: whether it weighs classes, as --drw-epoch would once more.
+      takes_priors: whether it takes class sizes off the logits, as --stage2 logit-adjustment would.
+    """
+
+    taken: tuple[str, ...]
+    make: Callable[..., LossFn]
+    weighted: bool = False
+    takes_priors: bool = False
+
+
+LOSSES: dict[str, Offered] = {
+    "cross_entropy": Offered((), lambda counts, axis: losses.cross_entropy),
+    "class_balanced": Offered(
         ("beta", "normalise"),
         lambda counts, axis, beta, normalise: losses.class_balanced(
             counts, beta, normalise=normalise, axis_name=axis
         ),
+        weighted=True,
     ),
-    "focal": (("focal_gamma",), lambda counts, axis, focal_gamma: losses.focal(focal_gamma)),
-    "ldam": (
+    "focal": Offered(("focal_gamma",), lambda counts, axis, focal_gamma: losses.focal(focal_gamma)),
+    "ldam": Offered(
         ("max_margin", "scale", "scale_logits"),
         lambda counts, axis, **options: losses.ldam(counts, **options),
     ),
-    "logit_adjusted": (("tau",), lambda counts, axis, tau: losses.logit_adjusted(counts, tau=tau)),
-    "vs": (
+    "logit_adjusted": Offered(
+        ("tau",),
+        lambda counts, axis, tau: losses.logit_adjusted(counts, tau=tau),
+        takes_priors=True,
+    ),
+    "vs": Offered(
         ("vs_gamma", "tau"),
         lambda counts, axis, vs_gamma, tau: losses.vs(counts, gamma=vs_gamma, tau=tau),
+        takes_priors=True,
     ),
-    "softmax_binary": (
+    "softmax_binary": Offered(
         ("beta",),
         lambda counts, axis, beta: losses.softmax_binary(counts, beta=beta),
+        weighted=True,
     ),
 }
+
+
+def priors_of(name: str) -> str:
+    """The loss's name where it takes class sizes off the logits, else ""."""
+    return name if LOSSES[name].takes_priors else ""
 
 
 def build_loss(
@@ -58,11 +86,11 @@ def build_loss(
     """
     if name not in LOSSES:
         raise RunError(f"unknown loss {name!r}; choose from {', '.join(LOSSES)}")
-    taken, make = LOSSES[name]
-    arguments = {key: options[key] for key in taken}
+    offered = LOSSES[name]
+    arguments = {key: options[key] for key in offered.taken}
     described = dict(arguments)
     try:
-        loss = make(class_counts, axis_name, **arguments)
+        loss = offered.make(class_counts, axis_name, **arguments)
         if options.get("drw_epoch") is not None:
             epoch = options["drw_epoch"]
             if epoch < 0:
@@ -72,7 +100,7 @@ def build_loss(
                     f"--drw-epoch {epoch} is past the last of {options['epochs']} epochs (from 0): "
                     "nothing would be re-weighted"
                 )
-            if name in ("class_balanced", "softmax_binary"):
+            if offered.weighted:
                 raise RunError(
                     f"--drw-epoch re-weights a loss, and {name} is weighted from the start: use "
                     "--loss cross_entropy"
@@ -173,11 +201,11 @@ def needs() -> Needs:
     """When each of these flags is heeded."""
 
     def of_losses(option: str) -> Need:
-        taken = (name for name, (options, _) in sorted(LOSSES.items()) if option in options)
+        taken = (name for name, loss in sorted(LOSSES.items()) if option in loss.taken)
         return one_of("loss", taken)
 
     deferred = Need(lambda args: args.drw_epoch is not None, "--drw-epoch")
-    options = {name for options, _ in LOSSES.values() for name in options} - {"scale_logits"}
+    options = {name for loss in LOSSES.values() for name in loss.taken} - {"scale_logits"}
     return {
         **always("loss", "drw_epoch", "mixup", "smoothing", "classifier"),
         **{name: (of_losses(name),) for name in options},

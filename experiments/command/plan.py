@@ -1,4 +1,4 @@
-"""From flags and a data set to a plan: everything that can be refused is refused here."""
+"""From flags and a data set to a plan: what can be refused before parts are made, is, here."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from experiments.command import loss_flags, method_flags, stage2
 from experiments.command.seeds import devices_of
+from experiments.host.errors import RunError
 from experiments.step import methods, objectives
 
 
@@ -29,7 +30,7 @@ class Plan(NamedTuple):
 
 
 def make_plan(args: argparse.Namespace, dataset: Any, about_data: dict[str, Any]) -> Plan:
-    """Everything that can be refused is refused here.
+    """The plan; RunError for what can be refused without a model and its batches.
 
     Args:
       about_data: the description's fields that say how the data was made.
@@ -51,11 +52,16 @@ def make_plan(args: argparse.Namespace, dataset: Any, about_data: dict[str, Any]
         }
     )
     settings.check()
+    if args.val_per_class and dataset.val_labels is None:
+        raise RunError("--val-per-class holds images out, and this data set was read without any")
     steps_per_epoch = -(-len(dataset.train_labels) // args.batch_size)
     method, of_method = method_flags.build_method(
         args.rule, counts, options, steps_per_epoch=steps_per_epoch
     )
-    asked = Asked(settings, method, args.rule, args.loss, steps_per_epoch=steps_per_epoch)
+    asked = Asked(
+        settings, method, args.rule, loss_flags.priors_of(args.loss),
+        steps_per_epoch=steps_per_epoch,
+    )  # fmt: skip
     compatible.check(asked)
     loss, of_loss = loss_flags.build_loss(
         args.loss, counts, options, steps_per_epoch=steps_per_epoch,

@@ -58,8 +58,8 @@ from experiments.models.vit import ViT, vit_ti4
 
 __all__ = [
     "ADAPTERS", "BATCH_NORM_MOMENTUM", "CLASSIFIERS", "CONVOLUTIONAL", "MLP", "MODELS",
-    "PRETRAINED", "WITHOUT_BATCH_NORM", "BottleneckResNet", "ImageTower", "ResNet", "ViT",
-    "create_model",
+    "PRETRAINED", "WITHOUT_BATCH_NORM", "WITHOUT_CONVOLUTIONS", "BottleneckResNet", "ImageTower",
+    "ResNet", "ViT", "create_model",
 ]  # fmt: skip
 
 # Each value is called as factory(num_classes, dtype=..., axis_name=..., classifier=...).
@@ -80,8 +80,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 PRETRAINED: dict[str, Callable[..., nn.Module]] = {name: image_tower(name) for name in SIZES}
 # Models that normalise by no statistics of a batch.
 WITHOUT_BATCH_NORM = ("mlp", "resnet32_gn", "vit_ti4")
-# Which XLA:CPU runs on one core, however many there are.
-CONVOLUTIONAL = frozenset(MODELS) - {"mlp", "vit_ti4"}
+# Models of matrix products; of convolutions XLA:CPU runs each on one core, however many there are.
+WITHOUT_CONVOLUTIONS = ("mlp", "vit_ti4")
+CONVOLUTIONAL = frozenset(MODELS) - {*WITHOUT_CONVOLUTIONS}
 
 
 def create_model(

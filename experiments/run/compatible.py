@@ -30,7 +30,8 @@ class Asked:
       settings: with the number of devices that there are, where it is known.
       method: how the gradient is taken.
       rule: its name.
-      loss: its name; of a second stage that of the first.
+      priors: the name of a loss that takes class sizes off the logits, of a second stage that of
+        the first; "" where it takes none.
       adversary: of a second stage.
       stage2, first: of a second stage that starts from a trained classifier, its name and the
         first stage's settings.
@@ -45,7 +46,7 @@ class Asked:
     settings: Settings
     method: Method
     rule: str = ""
-    loss: str = ""
+    priors: str = ""
     adversary: Adversary | None = None
     stage2: str | None = None
     first: Settings | None = None
@@ -92,8 +93,8 @@ def _examples(asked: Asked) -> str:
 
 def _knows_priors(asked: Asked) -> str:
     """What of a first stage takes class sizes off its logits, if anything."""
-    if asked.loss in ("logit_adjusted", "vs"):
-        return f"{flag('loss')} {asked.loss}"
+    if asked.priors:
+        return f"{flag('loss')} {asked.priors}"
     balanced = asked.first is not None and asked.first.sampling == "balanced"
     return f"{flag('sampling')} balanced" if balanced else ""
 

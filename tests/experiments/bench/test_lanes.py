@@ -16,7 +16,7 @@ from experiments.bench.choosing import criterion, folds
 from experiments.bench.comparison import Engine, Part, Recipe
 from experiments.bench.lanes import Net, in_blocks, order_of
 from experiments.bench.references import REFERENCES, probabilities
-from experiments.command.candidates import Candidate, candidates
+from experiments.command.candidates import RULES, Candidate, candidates
 
 DRAW = np.random.default_rng(0)
 # 60 rows of three classes, 36, 18 and 6; the first 40 are trained on.
@@ -27,10 +27,9 @@ PART = Part(3, FEATURES, TRAIN, TEST)
 RECIPE = Recipe(Net(5, 1, 3), steps=6, batch_size=16, folds=2, seed=7)
 POINT = {
     "lr": 0.1, "weight_decay": 0.01, "rho": 0.3, "head_share": 0.8, "strength": 0.7, "gamma": 2.0,
-    "gsa_scale": 0.05, "tau": 1.2, "beta": 0.9, "focal_gamma": 1.5,
+    "gsa_scale": 0.05, "tau": 1.2, "beta": 0.9, "focal_gamma": 1.5, "tail_weight": 3.0,
 }  # fmt: skip
 OTHER = {name: value / 2 for name, value in POINT.items()} | {"head_share": 0.6}
-RULES = ("sgd", "sam", "imbsam", "focal_sam", "gsa")
 
 
 def row(rule: str, loss: str, *points: dict[str, float], sampling: str = "shuffled") -> Candidate:
@@ -103,6 +102,8 @@ def gradient(one: Candidate, params: Any, x: Any, y: Any) -> Any:
         return part(np.ones(3))(params)
     if rule == "sam":
         return moved(np.ones(3))
+    if rule == "reweighted_sam":  # its tail the third class, by the head's share below
+        return moved(np.array([1.0, 1.0, 3.0]))
     if rule == "gsa":
         return grouped(part, params)
     # 24, 12 and 4 rows: two classes hold 80%, the third is the tail.
@@ -202,7 +203,7 @@ def test_the_second_point_is_sgd_with_cross_entropy(engine: Engine, one: Candida
 
 def test_every_row_has_equally_many_settings_and_the_same_learning_rates() -> None:
     made = candidates(RULES, ("cross_entropy", "logit_adjusted"), settings=5, fixed={"rho": 0.07})
-    assert len(made) == 10
+    assert len(made) == 12
     for one in made:
         assert [p["lr"] for p in one.points] == [p["lr"] for p in made[0].points]
         assert len({tuple(p.values()) for p in one.points}) == 5

@@ -218,3 +218,9 @@ def test_a_step_refuses_statistics_that_nobody_checked_for():
             lambda state, rows: step(state, None, rows, np.arange(16), 16, jax.random.key(0)),
             state, rows,
         )  # fmt: skip
+
+
+def test_images_that_a_loader_did_not_hold_out_are_not_reported():
+    args = cifar_lt.arguments().parse_args(["--eta", "10", "--val-per-class", "3"])
+    with pytest.raises(RunError, match="--val-per-class holds images out, and this data set was"):
+        make_plan(args, tiny_dataset(), {})

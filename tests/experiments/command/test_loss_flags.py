@@ -42,6 +42,19 @@ def test_every_loss_has_a_row_above():
     assert {name for name, _ in mark.args[1]} == set(loss_flags.LOSSES)
 
 
+@pytest.mark.parametrize("name", sorted(set(loss_flags.LOSSES) - {"ldam"}))
+def test_a_loss_of_class_counts_weighs_classes_or_takes_priors(name):
+    """So that neither is done twice. LDAM does none of it: margins part a class from the others."""
+    of_counts = [
+        loss_flags.build_loss(name, np.array(counts), OPTIONS, steps_per_epoch=5)[0]
+        for counts in (COUNTS, COUNTS[::-1])
+    ]
+    one, other = (np.asarray(loss(LOGITS, LABELS, 0)) for loss in of_counts)
+    offered = loss_flags.LOSSES[name]
+    assert (one != other).any() == (offered.weighted or offered.takes_priors)
+    assert loss_flags.priors_of(name) == (name if name in ("logit_adjusted", "vs") else "")
+
+
 def test_deferred_reweighting_smoothing_and_the_head_of_ldam():
     options = {**OPTIONS, "drw_epoch": 2, "smoothing": 0.1, "beta": 0.99}
     loss, found = loss_flags.build_loss("ldam", np.array(COUNTS), options, steps_per_epoch=5)

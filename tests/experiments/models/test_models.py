@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from experiments.models import BATCH_NORM_MOMENTUM, MODELS, WITHOUT_BATCH_NORM, create_model
+from experiments.models import (
+    BATCH_NORM_MOMENTUM,
+    MODELS,
+    WITHOUT_BATCH_NORM,
+    WITHOUT_CONVOLUTIONS,
+    create_model,
+)
 from experiments.models.bottleneck import BottleneckBlock, max_pool
 from experiments.models.resnet import BasicBlock, pad_shortcut
 
@@ -64,6 +70,9 @@ def test_contract(name: str, dtype: Any) -> None:
     model = create_model(name, 7, dtype=dtype)
     variables = _variable_shapes(name, 7, dtype)
     assert ("batch_stats" in variables) == (name not in WITHOUT_BATCH_NORM)
+    kernels = [leaf for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim == 4]
+    # Patches of a vision transformer are cut out by one.
+    assert (len(kernels) > 1) == (name not in WITHOUT_CONVOLUTIONS)
 
     def train(variables: Any, images: jax.Array) -> Any:
         return model.apply(variables, images, train=True, mutable=["batch_stats"])

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from experiments.command.loss_flags import priors_of
 from experiments.host.errors import RunError
 from experiments.run.compatible import ROWS, Asked, check
 from experiments.run.settings import Settings
@@ -25,7 +26,7 @@ SHARED = {"examples": "shared_norm", "sampling": "stratified"}
 STAGE = {"adversary": Adversary(lambda fn: fn, lambda step: 0.5), "stage2": "cc-sam"}
 RELEASE = {**STAGE, "adversary": STAGE["adversary"]._replace(over_the_batch=True)}
 TOGETHER = {"together": [0, 1]}
-ADJUST = {"stage2": "logit-adjustment", "first": Settings(), "loss": "cross_entropy"}
+ADJUST = {"stage2": "logit-adjustment", "first": Settings()}
 # One for each row, in the order of the table: changed settings, what else is changed, the message.
 REFUSED = [
     ({"schedule": "cosine-prestep", "epochs": 1}, {}, "use more, or --schedule cosine"),
@@ -49,7 +50,7 @@ REFUSED = [
     ({**SHARED, "sampling": "natural"}, {}, "use --sampling stratified, not natural"),
     ({**SHARED, "remat": True}, {}, "leave --remat out, or use --examples dependent"),
     ({}, {"first": Settings(classifier="normalised"), "stage2": "lws"}, "--stage2 lws starts from"),
-    ({}, {**ADJUST, "loss": "vs"}, "and with --loss vs they are off already"),
+    ({}, {**ADJUST, "priors": "vs"}, "and with --loss vs they are off already"),
     ({"accumulate": 2}, STAGE, "--stage2 cc-sam takes a batch whole: use --accumulate 1"),
     ({"parallel": "pmap", "devices": 2}, RELEASE, "--stage2-variant release takes norms over"),
     ({"batch_size": 18}, {}, "--batch-size 18 cannot be divided among 1 device and --accumulate 1"),
@@ -88,8 +89,8 @@ def test_every_row_refuses_something(row, settings, changes, message):
         ({"parallel": "pmap"}, RELEASE),
         (OWN, {"batch_norm": None}),  # not known yet
         ({}, ADJUST),
-        ({}, {"stage2": "tau-norm", "first": Settings(), "loss": "logit_adjusted"}),
-        ({}, {"loss": "logit_adjusted"}),
+        ({}, {"stage2": "tau-norm", "first": Settings(), "priors": "logit_adjusted"}),
+        ({}, {"priors": "logit_adjusted"}),
     ],
 )
 def test_what_goes_together(settings, changes):
@@ -120,4 +121,4 @@ def test_only_one_function_spells_flags(room):
 def test_priors_are_taken_off_once(loss, sampling, known):
     asked = dataclasses.replace(ASKED, **ADJUST | {"first": Settings(sampling=sampling)})
     with pytest.raises(RunError, match=f"with {known} they are off already"):
-        check(dataclasses.replace(asked, loss=loss))
+        check(dataclasses.replace(asked, priors=priors_of(loss)))
