@@ -182,7 +182,7 @@ def describe(args: argparse.Namespace, dataset: Any) -> dict[str, Any]:
 
 
 def make_plan(args: argparse.Namespace, dataset: Any) -> plan.Plan:
-    """What the flags ask for, made for this data set; everything that can be refused is."""
+    """What the flags ask for, made for this data set."""
     finetuning.settle(args)
     in_memory = args.dataset in CIFAR and not args.cache_features
     args.enlarged, args.enlarged_eval = (args.image_size, args.resize) if in_memory else (0, 0)

@@ -32,7 +32,7 @@ from experiments.step.methods import Tabled
 from imbsam_jax import losses
 
 Point = dict[str, float]
-_NATURAL, _BALANCED = "shuffled", "balanced"
+_BALANCED = "balanced"
 
 
 class Row(Protocol):
@@ -208,7 +208,7 @@ class Engine:
         return chosen, [[of[0] for of in of_row] for of_row in scores]
 
     def lane(self, row: Row, point: Point, part: Part) -> Lane:
-        """The numbers of a row at a point: of the class sizes among all rows it is trained on."""
+        """The numbers of a row at a point: of the class sizes in the split, of its folds too."""
         counts = self.weighed_counts(part)
         labels = np.bincount(self.labels[part.train], minlength=self.recipe.net.classes)
         priors = np.maximum(labels, 1) / max(labels.sum(), 1)

@@ -12,7 +12,8 @@ files are read while a run trains. Of either a run knows
     many_above, few_below                   a class is many-shot above, few-shot below so many
 
 and takes nothing else, but for the images: uint8[N, H, W, C] as `train_images` and the like, or
-`train`, `test` and `val` that read encoded files by row. Images stay unaugmented: which rows a step
+`train`, `test` and `val` that read encoded files by row, with `size` and `resize`, what they are
+cut and scaled to. Images stay unaugmented: which rows a step
 has is decided here (sampling.py), what happens to them too (augment.py), and both are called by
 the run, on the device where they can be.
 
