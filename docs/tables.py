@@ -130,8 +130,8 @@ def losses() -> str:
     loss_flags.add_arguments(parser)
     spelled = {action.dest: action.option_strings[0] for action in parser._actions}
     rows = []
-    for name, (flags, _) in sorted(loss_flags.LOSSES.items()):
-        taken = ", ".join(f"`{spelled[flag]}`" for flag in flags)
+    for name, loss in sorted(loss_flags.LOSSES.items()):
+        taken = ", ".join(f"`{spelled[flag]}`" for flag in loss.taken)
         rows.append([f"`{name}`", first_line(getattr(ij.losses, name)), taken])
     return markdown(("`--loss`", "in words", "its flags"), rows)
 
