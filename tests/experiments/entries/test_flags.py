@@ -265,6 +265,11 @@ UNHEEDED = {
         "--out x --loss cross_entropy --tau 1", "--out x --loss focal --beta 0.9",
         "--out x --loss class_balanced --focal-gamma 1", "--out x --model linear --width 3",
         "--out x --model linear --depth 3",
+        *(
+            f"--out x --predict y --{flag}"
+            for flag in ("splits 10", "seed 0", "no-tune", "rule sgd", "rho 0.1", "data z",
+                         "resume", "overwrite", "batch-size 64", "model mlp")
+        ),
     ],
     "experiments.analyse": ["run --out x --reach 2", "run --out x --between a b"],
     "benchmarks.accelerator": ["--out x --parts steps --lr 1", "--out x --parts peak --rounds 3"],
@@ -303,6 +308,7 @@ HEEDED = {
         "--out x --gsa-scale 1 --strength 1 --gamma 1 --tau 1 --beta 0.9 --focal-gamma 1",
         "--out x --rule reweighted_sam --tail-weight 2 --eta 1 --rho 1 --perturb all",
         "--out x --rule imbsam --rho 1 --eta 1", "--out x --rule gsa --perturb all",
+        "--out x --predict y", "--out x --predict y --save --splits 10 --seed 0",
     ],
     "experiments.analyse": [
         "run --out x --surface 3 --reach 2", "run --out x --plane 3 --between a b c",
