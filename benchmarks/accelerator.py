@@ -43,6 +43,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import accelerator_steps, peak
+from benchmarks.owned import owning_out
 from benchmarks.step_cost import RULES
 from experiments.command.loss_flags import LOSSES
 from experiments.host import cli, outputs
@@ -238,17 +239,17 @@ def finished(paths: list[Path]) -> dict[str, dict[str, Any]]:
     return found
 
 
+@owning_out
 def main(args: argparse.Namespace) -> None:
     began = time.monotonic()
-    for flag in ("seeds", "models", "weight_decays", "losses", "methods"):
-        values = getattr(args, flag)
-        if twice := [value for value in dict.fromkeys(values) if values.count(value) > 1]:
-            raise RunError(f"--{flag.replace('_', '-')} names {twice[0]} twice")
+    cli.refuse_twice(
+        args, "seeds", "models", "weight_decays", "losses", "methods", "parts", "modes", "cells",
+        "rules",
+    )  # fmt: skip
     if "runs" in args.parts and not (args.data or args.quick):
         raise RunError("--data is missing: a file written by cifar_lt --export; or leave out runs")
     cli.use_compilation_cache()
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
     if "peak" in args.parts:
         peak.run(out, args.quick)
     cells = accelerator_steps.QUICK if args.quick else accelerator_steps.CELLS

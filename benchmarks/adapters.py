@@ -15,6 +15,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from benchmarks.owned import owning_out
 from experiments.host import cli, origin, outputs
 from experiments.host.needs import Needs, always
 from experiments.models import ADAPTERS, PRETRAINED
@@ -43,13 +44,13 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
+@owning_out
 def main(args: argparse.Namespace) -> None:
     rows = []
     for adapter in ADAPTERS:
         rows.append(row(args.model, adapter, args.classes, args.batch_size))
         print(", ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
     found = {
         "command": origin.command_line(), "model": args.model, "classes": args.classes,
         "batch_size": args.batch_size, "tail_rows": tail_rows(args.batch_size), "rows": rows,

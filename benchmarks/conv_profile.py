@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.owned import owning_out
 from experiments.host import cli, origin, outputs
 from experiments.host.needs import Needs, always
 
@@ -36,6 +37,7 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
+@owning_out
 def main(args: argparse.Namespace) -> None:
     import jax
     import jax.numpy as jnp
@@ -108,7 +110,6 @@ def main(args: argparse.Namespace) -> None:
             print(f"{channels} channels, {side} pixels: {name:14} {ms:6.2f} ms"
                   + ("" if rate is None else f"  {rate:5.1f} GFLOP/s"))  # fmt: skip
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
     found = {"command": origin.command_line(), "batch_size": args.batch_size, "rows": rows}
     outputs.write_json(out / "conv_profile.json", found | origin.environment())
 

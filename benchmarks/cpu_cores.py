@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.owned import owning_out
 from experiments.host import cli, origin, outputs
 from experiments.host.needs import Needs, always
 
@@ -185,9 +186,11 @@ def measure(model: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+@owning_out
 def main(args: argparse.Namespace) -> None:
     from experiments.host.devices import cores, use_devices
 
+    cli.refuse_twice(args, "model", "devices", "parallel")
     use_devices(max(args.devices))
     cli.use_compilation_cache()
     rows = [row for model in args.model for row in measure(model, args)]
@@ -198,7 +201,6 @@ def main(args: argparse.Namespace) -> None:
         versions["torch"] = torch.__version__
     found = {"command": origin.command_line(), "cores": cores(), "rows": rows, **versions}
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
     outputs.write_json(out / "cpu_cores.json", found | origin.environment())
     for row in rows:
         low, high = row["quartiles"]

@@ -25,7 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.host import cli, origin
+from benchmarks.owned import owning_out
+from experiments.host import cli, origin, outputs
+from experiments.host.errors import RunError
 from experiments.host.needs import Needs, always, without
 
 _NEEDS: Needs = {
@@ -35,12 +37,13 @@ _NEEDS: Needs = {
 
 
 def arguments() -> argparse.ArgumentParser:
-    from experiments.models import MODELS
+    from experiments.models import MODELS, WITHOUT_BATCH_NORM
 
+    models = sorted({*MODELS} - {*WITHOUT_BATCH_NORM})
     parser = cli.parser(
         "Count and time ways to take ImbSAM's step with batch normalisation.", _NEEDS
     )
-    parser.add_argument("--model", default="resnet20", choices=sorted(MODELS), help="the network")
+    parser.add_argument("--model", default="resnet20", choices=models, help="the network")
     parser.add_argument("--batch-size", type=cli.counted(), default=64, help="images of noise")
     parser.add_argument(
         "--tail-rows", type=cli.counted(), default=12, help="of a batch: 0.19 of CIFAR100-LT"
@@ -127,6 +130,7 @@ def ways(model: Any, tail_rows: int, rho: float = 0.05) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@owning_out
 def main(args: argparse.Namespace) -> None:
     import jax
     import jax.numpy as jnp
@@ -134,6 +138,10 @@ def main(args: argparse.Namespace) -> None:
     from experiments.models import create_model
     from experiments.run import cost
 
+    if args.tail_rows > args.batch_size:
+        raise RunError(
+            f"--tail-rows {args.tail_rows} are more than the --batch-size {args.batch_size}"
+        )
     cli.use_compilation_cache()
     model = create_model(args.model, 100)
     draw = np.random.default_rng(0)
@@ -182,18 +190,18 @@ def main(args: argparse.Namespace) -> None:
                 [float(low), float(high)],
             )
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
     about = {
         "model": args.model, "batch_size": args.batch_size, "tail_rows": args.tail_rows,
         "image_size": args.image_size, "rounds": args.rounds, "command": origin.command_line(),
         **origin.environment(),
     }  # fmt: skip
     found = {**about, "rows": rows}
-    (out / "exact_batch_norm.json").write_text(json.dumps(found, indent=1) + "\n")
+    outputs.replace_text(out / "exact_batch_norm.json", json.dumps(found, indent=1) + "\n")
     for row in rows:
         times_of = row.get("time_ratio", float("nan")), row.get("time_ratio_quartiles", "")
+        memory = row.get("memory_ratio", float("nan"))
         print(
-            f"{row['way']:8} FLOPs {row['flops_ratio']:.2f}  memory {row['memory_ratio']:.2f}  "
+            f"{row['way']:8} FLOPs {row['flops_ratio']:.2f}  memory {memory:.2f}  "
             "time {:.2f} {}".format(*times_of)
         )
 

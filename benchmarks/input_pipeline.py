@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.owned import owning_out
 from experiments.data.decode import decode_train
 from experiments.data.stream import StepRows, Stream, stream
 from experiments.host import cli, origin, outputs
@@ -235,6 +236,7 @@ def markdown(row: dict[str, Any]) -> str:
     )
 
 
+@owning_out
 def main(args: argparse.Namespace) -> None:
     if args.data_dir:
         from experiments.data.image_sets import load_inaturalist
@@ -247,7 +249,6 @@ def main(args: argparse.Namespace) -> None:
     batch_seconds = args.batch_size / row["stream_images_per_second"]
     row["waiting"] = waiting(split, args, batch_seconds)
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
     found = {"command": origin.command_line(), "data": source, **row}
     outputs.write_json(out / "input_pipeline.json", {**found, **origin.environment()})
     outputs.replace_text(out / "input_pipeline.md", markdown(row))

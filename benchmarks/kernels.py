@@ -22,6 +22,7 @@ from typing import Any
 
 from benchmarks import step_cost
 from benchmarks.accelerator_steps import Cell, bench_of
+from benchmarks.owned import owning_out
 from experiments.host import cli, origin, outputs
 from experiments.host.errors import RunError
 from experiments.host.needs import Needs, always
@@ -58,6 +59,7 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
+@owning_out
 def main(args: argparse.Namespace) -> None:
     import jax
 
@@ -83,7 +85,6 @@ def main(args: argparse.Namespace) -> None:
         "step_ms": step_ms, "kernels": kernels, **origin.environment(),
     }  # fmt: skip
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
     outputs.write_json(out / "kernels.json", found)
     outputs.replace_text(out / "kernels.md", markdown(found))
     print(markdown(found))

@@ -22,6 +22,7 @@ from typing import Any, cast
 import numpy as np
 
 from benchmarks.accelerator_steps import wait_for
+from benchmarks.owned import owning_out
 from experiments.command import method_flags
 from experiments.host import cli, origin, outputs
 from experiments.host.errors import RunError
@@ -29,6 +30,7 @@ from experiments.host.needs import Needs, always
 
 _NEEDS: Needs = {
     **method_flags.needs(),
+    "switch_fraction": (method_flags.NO_EPOCHS,),
     **always(
         "data", "shrink", "model", "rule", "batch_size", "seeds", "rounds", "devices",
         "steps_per_call", "precision", "time_after", "out",
@@ -97,7 +99,7 @@ def measure(model: str, args: argparse.Namespace, dataset: Any) -> dict[str, Any
     from imbsam_jax.losses import cross_entropy
 
     per_epoch = -(-len(dataset.train_labels) // args.batch_size)
-    options = {**vars(args), "epochs": 2, "switch_fraction": 0.5, "weight_decay": 5e-3}
+    options = {**vars(args), "epochs": 200, "switch_fraction": 0.5, "weight_decay": 5e-3}
     method, described = method_flags.build_method(
         args.rule, dataset.class_counts(), options, steps_per_epoch=per_epoch
     )
@@ -236,12 +238,14 @@ def markdown(rows: list[dict[str, Any]], device: str) -> str:
     return "\n".join(lines)
 
 
+@owning_out
 def main(args: argparse.Namespace) -> None:
     from benchmarks.step_cost import noise
     from experiments.data import load_npz, shrunk
     from experiments.host.devices import emulate
     from imbsam_jax import long_tail_counts
 
+    cli.refuse_twice(args, "model")
     emulate(args.devices)  # before anything starts the backend
     dataset = load_npz(Path(args.data)) if args.data else noise(long_tail_counts(100, 500, 100))
     dataset = shrunk(dataset, args.shrink)
@@ -251,7 +255,6 @@ def main(args: argparse.Namespace) -> None:
         command = command.replace(path, Path(path).name)
     environment = origin.environment()
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
     found = {"command": command, "data": dataset.source, "rows": rows, **environment}
     outputs.write_json(out / "seeds_together.json", found)
     print(markdown(rows, environment["device"]))

@@ -32,10 +32,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.owned import owning_out
 from experiments.command import method_flags
 from experiments.host import cli, origin, outputs
 from experiments.host.errors import RunError
-from experiments.host.needs import Needs, always, without
+from experiments.host.needs import Need, Needs, always, either, one_of, without
+from experiments.models import WITHOUT_BATCH_NORM
 from experiments.step import methods
 
 RULES = ("sgd", "sam", "imbsam", "focal_sam", "sse_sam", "gsa", "cc_sam")
@@ -44,17 +46,43 @@ MODES = {
     "dependent": "natural", "uniform": "natural", "stratified": "stratified",
     "split_norm": "stratified", "shared_norm": "stratified",
 }  # fmt: skip
+# Of models with batch statistics; the other modes but "dependent" are of those without.
+OF_BATCH_NORM = ("split_norm", "shared_norm")
 OPTAX = "optax.contrib.sam"
 # Of the released code, in SGD's passes, a backward one as two forward: METHODS.md, 1.1 and 6.5.
 RELEASED = {"sgd": 1, "sam": 2, "imbsam": 2.67, "focal_sam": 2.67, "sse_sam": 4, "cc_sam": 1}
 
 
+# Of --counts: what is made of as many labels fits into any memory.
+MOST_IMAGES = 10**7
+
+
+def _of_models(args: argparse.Namespace) -> bool:
+    """Whether each mode is one of some --model."""
+    of_batch = {model not in WITHOUT_BATCH_NORM for model in args.model}
+    return all((mode in OF_BATCH_NORM) in of_batch for mode in args.mode if mode != "dependent")
+
+
+_WHOLE = Need(lambda args: {*args.mode} == {"dependent"}, "--mode dependent alone")
 _NEEDS: Needs = {
     **method_flags.needs(),
     **always(
-        "rule", "model", "mode", "batch_size", "data", "precision", "accumulate", "remat",
-        "compile_only", "image_size", "out",
+        "rule", "model", "batch_size", "data", "precision", "remat", "compile_only", "image_size",
+        "out",
     ),
+    "mode": (
+        either(_WHOLE, one_of("rule", method_flags.leaving_rows_out())),
+        Need(
+            _of_models,
+            f"a --model with batch normalisation for {' and '.join(OF_BATCH_NORM)}, and one "
+            "without for uniform and stratified",
+        ),
+    ),
+    "accumulate": (
+        Need(lambda args: args.accumulate == 1 or args.mode == list(MODES) or _WHOLE.met(args),
+             _WHOLE.words),
+    ),
+    "switch_fraction": (method_flags.NO_EPOCHS,),
     "steps": (without("compile-only"),),
     "counts": (without("data"),),
 }  # fmt: skip
@@ -206,7 +234,7 @@ class Bench:
 
         if isinstance(method, OptaxSAM | methods.ClassConditional) or self.args.accumulate > 1:
             return False
-        if self.couples != (mode in ("split_norm", "shared_norm")):
+        if self.couples != (mode in OF_BATCH_NORM):
             return False
         room, least = self.room(mode), [self.args.batch_size]
 
@@ -382,7 +410,7 @@ def with_ratios(rows: list[dict[str, Any]], times: np.ndarray | None) -> None:
 def _methods(args: argparse.Namespace, counts: np.ndarray) -> Any:
     """(name, method, its description) of each; SGD first, optax.contrib.sam after SAM."""
     for name in ["sgd", *(rule for rule in args.rule if rule != "sgd")]:
-        options = {**vars(args), "epochs": 2, "switch_fraction": 0.5, "weight_decay": 5e-4}
+        options = {**vars(args), "epochs": 200, "switch_fraction": 0.5, "weight_decay": 5e-4}
         method, described = method_flags.build_method(name, counts, options, steps_per_epoch=1)
         if name == "cc_sam" and args.accumulate > 1:
             continue
@@ -463,11 +491,31 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def main(args: argparse.Namespace) -> None:
-    from experiments.data import load_npz
+def _counts(args: argparse.Namespace) -> np.ndarray:
+    """Class counts of noise; those that cannot be, or of more images than fit, are refused."""
     from imbsam_jax import long_tail_counts
 
-    counts = long_tail_counts(*args.counts)
+    words = f"--counts {' '.join(map(str, args.counts))}"
+    try:
+        counts = long_tail_counts(*args.counts)
+    except ValueError as error:
+        raise RunError(f"{words}: {error}") from error
+    if counts.sum() > MOST_IMAGES:
+        raise RunError(f"{words}: {counts.sum()} images, where {MOST_IMAGES} are the most")
+    return counts
+
+
+@owning_out
+def main(args: argparse.Namespace) -> None:
+    from experiments.data import load_npz
+
+    cli.refuse_twice(args, "rule", "model", "mode")
+    counts = _counts(args)
+    if args.batch_size % args.accumulate:
+        raise RunError(
+            f"--batch-size {args.batch_size} cannot be divided into --accumulate {args.accumulate} "
+            "micro-batches of one size"
+        )
     if args.data and args.image_size != 32:
         raise RunError("--data has images of 32 pixels: give --image-size without it")
     dataset = load_npz(Path(args.data)) if args.data else noise(counts, args.image_size)
@@ -477,7 +525,6 @@ def main(args: argparse.Namespace) -> None:
         )
     rows = [row for model in args.model for row in measure(model, args, dataset)]
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
     found = {
         "command": origin.command_line(), "data": dataset.source, "rows": rows,
     }  # fmt: skip

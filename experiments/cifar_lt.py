@@ -15,6 +15,7 @@ what the release trains under the name ResNet-32.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from experiments.data.identity import repeated
 from experiments.host import cli
 from experiments.host.errors import DataError, RunError
 from experiments.host.inputs import said_by
-from experiments.host.needs import Need, Needs, always, one_of
+from experiments.host.needs import Need, Needs, always, beside, one_of
 
 _OF_AN_EXPORT = {f"--{name.replace('_', '-')}" for name in presets.OF_AN_EXPORT}
 
@@ -44,6 +45,9 @@ def arguments() -> cli.Parser:
         "--export", metavar="FILE.npz", type=cli.text,
         help="write the decoded long-tailed set there and stop",
     )  # fmt: skip
+    data.add_argument(
+        "--overwrite", action="store_true", help="replace the file that --export names"
+    )
     data.add_argument(
         "--val-per-class", type=cli.number(least=0, most=10**6, whole=True), default=0,
         help="training images held out per class (each class keeps one), to tune rho and eta on",
@@ -89,6 +93,7 @@ def _needs() -> Needs:
             "dataset", "imbalance_factor", "subset", "data_dir", "data", "export", "shrink",
             "val_per_class",
         ),
+        "overwrite": (beside("export"),),
         "subset_seed": (one_of("subset", ["shuffled"]),),
     }  # fmt: skip
 
@@ -175,10 +180,27 @@ def make_plan(args: argparse.Namespace, dataset: Any) -> plan.Plan:
     return plan.make_plan(args, dataset, describe(args, dataset))
 
 
+def check_export(path: Path, data: str | None, overwrite: bool) -> None:
+    """RunError for a file that is not to be replaced; nothing is read yet."""
+    try:
+        if data and os.path.exists(data) and path.exists() and path.samefile(data):
+            raise RunError(f"--export {path} is the file of --data: choose another one")
+        if path.is_dir():
+            raise RunError(f"cannot write {path}: it is a folder")
+        path.lstat()  # of a link itself, which would be replaced, too
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {said_by(error)}") from error
+    if not overwrite:
+        raise RunError(f"{path} is there already: pass --overwrite, or choose another --export")
+
+
 def main(args: argparse.Namespace) -> None:
     if not args.export and not args.out:
         raise RunError("--out is missing: name the folder this run is to be written to")
     if args.export:
+        check_export(Path(args.export), args.data, args.overwrite)
         dataset = load(args)
         try:
             save_npz(dataset, Path(args.export))

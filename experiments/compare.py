@@ -159,14 +159,17 @@ _HELP = {
 
 def needs() -> Needs:
     """When each flag is heeded."""
+    compared = Need(
+        lambda args: args.save or not args.predict,
+        "--save beside --predict, which alone compares nothing",
+    )
     tuned = Need(_is_tuned, "--tune")
     hidden = one_of("model", ["mlp"])
     data = beside("data")
-    return {
+    of_a_comparison = {
         **always(
             "data", "splits", "test_share", "cut", "rule", "loss", "sampling", "reference", "tune",
-            "lr", "weight_decay", "model", "epochs", "batch_size", "seed", "out", "overwrite",
-            "resume", "save", "predict",
+            "lr", "weight_decay", "model", "epochs", "batch_size", "seed", "overwrite", "resume",
         ),
         "label": (data,), "text": (data,), "group": (data,), "id": (data,), "test": (data,),
         "settings": (tuned,), "folds": (tuned,),
@@ -181,6 +184,10 @@ def needs() -> Needs:
         "focal_gamma": (one_of("loss", ["focal"]),),
         "width": (hidden,), "depth": (hidden,),
     }  # fmt: skip
+    return {
+        **{name: (compared, *its) for name, its in of_a_comparison.items()},
+        **always("out", "save", "predict"),
+    }
 
 
 # What decides no figure.
@@ -192,20 +199,23 @@ CONFIG, DIGESTS = "config.json", "data_sha256"
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
     """What stands in summary.json; None where rows are only predicted."""
     out = Path(args.out)
+    locks.check_out(out)
+    _check_inputs(out, args)
     if args.predict and not args.save:
-        _check_alone(args)
-        _predict(args, out)
+        compare_kept.check_there(out)
+        with locks.Lock(out):
+            _predict(args, out)
         return None
     args.tune = _is_tuned(args)
     config = {key: value for key, value in vars(args).items() if key not in _NOT_COMPARED}
     config[DIGESTS] = files.digests(args.data, args.test)
     _check(out, config, args)
-    if args.resume and _is_finished(out, args):
-        summary = outputs.read_object(out / compare_folder.SUMMARY)
+    summary = _finished(out, args) if args.resume else None
+    if summary is not None:
         if not (out / compare_page.PAGE).exists():  # stopped while it was drawn
             with locks.Lock(out):
                 compare_page.draw(out)
-        print(f"{out} is finished: {summary.get('verdict', 'no verdict')}")
+        print(f"{out} is finished: {summary['verdict']}")
         return summary
     cli.use_compilation_cache()
     with StopRequest() as stop, locks.Lock(out):
@@ -222,8 +232,8 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
             ) from None
         finally:
             outputs.write_json(out / SPENT, spent.now())
-    if args.predict:
-        _predict(args, out)
+        if args.predict:
+            _predict(args, out)
     return summary
 
 
@@ -232,25 +242,24 @@ def _is_tuned(args: argparse.Namespace) -> bool:
     return bool(args.data) if args.tune is None else bool(args.tune)
 
 
-def _is_finished(out: Path, args: argparse.Namespace) -> bool:
-    wanted = [compare_folder.SUMMARY, compare_folder.RUNS, SNIPPET]
-    wanted += ["model/model.json"] * args.save
-    there = all((out / name).exists() for name in wanted)
-    return there and (not args.save or compare_kept.has_params(out)) and not args.predict
+def _finished(out: Path, args: argparse.Namespace) -> dict[str, Any] | None:
+    """summary.json where nothing is left to make; what is there and damaged is refused."""
+    wanted = (compare_folder.SUMMARY, compare_folder.RUNS, SNIPPET)
+    if args.predict or not all((out / name).exists() for name in wanted):
+        return None
+    summary, _ = compare_folder.read(out)
+    return summary if not args.save or compare_kept.is_whole(out) else None
 
 
-def _check_alone(args: argparse.Namespace) -> None:
-    """Refuses, beside --predict alone, what only a comparison would heed."""
-    parser = arguments()
-    others = [
-        name for name, value in vars(args).items()
-        if name not in ("predict", "out") and value != parser.get_default(name)
-    ]  # fmt: skip
-    if others:
-        raise RunError(
-            f"--predict beside {flag(others[0])} needs --save: alone it compares nothing, and "
-            "takes the network that is kept in --out"
-        )
+def _check_inputs(out: Path, args: argparse.Namespace) -> None:
+    """Refuses to read what is written, or cleared, before or after it is read."""
+    for name in ("data", "test", "predict"):
+        path = getattr(args, name)
+        if path and outputs.is_of_table(out, Path(path)):
+            raise RunError(
+                f"{flag(name)} {path} is what a comparison in {out} writes: name another file, or "
+                "choose another --out"
+            )
 
 
 def _predict(args: argparse.Namespace, out: Path) -> None:
@@ -269,7 +278,12 @@ def _check(out: Path, config: dict[str, Any], args: argparse.Namespace) -> None:
         raise RunError(
             f"{out} is not empty: pass --resume to go on, --overwrite, or choose another --out"
         )
-    before = outputs.read_object(out / CONFIG)
+    if not (out / CONFIG).exists():
+        raise RunError(f"{out} holds no comparison to go on with: choose another --out")
+    try:
+        before = outputs.read_object(out / CONFIG)
+    except RunError as error:
+        raise RunError(f"{error}: pass --overwrite, or choose another --out") from error
     if before.get(DIGESTS) not in (None, config[DIGESTS]):
         raise RunError(
             f"{out} was begun with other rows than are in {args.data or args.test} now: choose "

@@ -1,7 +1,8 @@
 """Draws the plots of finished folders again, from their files: `python -m experiments.redraw DIR`.
 
 Folders at any depth of training runs, of `digits_lt`, `sweep`, `anomaly`, `compare`, `study`,
-`analyse` and `report --out`. Nothing is trained and no other file is changed.
+`analyse` and `report --out`. Nothing is trained and no other file is changed, and nothing is drawn
+in a folder that another process writes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments.host import cli, folders, outputs
+from experiments.host import cli, folders, locks, outputs
 from experiments.host.errors import UNFIT, RunError
 
 # Kinds of folder that need no summary.json.
@@ -40,7 +41,8 @@ def redraw(folder: Path) -> list[Path]:
         ("digits", folder / "per_class.csv", _digits),
     ):
         if named.is_file() and (kind in _ALONE or summary.is_file()):
-            return _read(folder, draw)
+            with locks.Lock(folder, so="wait for it"):
+                return _read(folder, draw)
     return []
 
 

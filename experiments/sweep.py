@@ -65,6 +65,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         grid = grid_of(args)
     except RunError as error:
         parser.error(str(error))
+    for name in grid if args.grid else ():
+        for need in parser.needs[name]:
+            if not need.met(args):
+                parser.error(f"--grid {name} needs {need.words}: nothing would heed it")
     for flag in cli.given(parser, argv):
         name = flag.removeprefix("--").replace("-", "_")
         if name in grid:
@@ -81,7 +85,7 @@ def image_arguments() -> cli.Parser:
     return parser
 
 
-def arguments() -> argparse.ArgumentParser:
+def arguments() -> cli.Parser:
     """Those of the digits."""
     parser = cli.parser(
         "Train an MLP on long-tailed 8x8 digits at each point of a grid.", {**needs(), "grid": ()}

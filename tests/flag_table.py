@@ -77,9 +77,8 @@ _MANY = 10**6
 # Flags by the range of their number, COMMAND/FLAG where that command has another.
 RANGES: dict[str, str] = {
     f"whole, at least 1 and at most {_MANY}": "accumulate batch-size checkpoint-every epochs "
-    "eval-batch eval-every heartbeat-seconds images-per-class stage2-epochs",
-    f"whole, at least 0 and at most {_MANY}": "drw-epoch rho-boundaries steps-per-call "
-    "val-per-class",
+    "eval-batch eval-every heartbeat-seconds images-per-class rho-boundaries stage2-epochs",
+    f"whole, at least 0 and at most {_MANY}": "drw-epoch steps-per-call val-per-class",
     f"whole, at least 2 and at most {_MANY}": "keep-checkpoints",
     "whole, at least 1 and at most 10000": "num-processes num-seeds",
     "whole, at least 0 and at most 10000": "adapter-size process-id",

@@ -36,7 +36,6 @@ from experiments.anomaly.training import (
     train,
 )
 from experiments.host import cli, locks, origin, outputs
-from experiments.host.errors import RunError
 from experiments.host.needs import always, one_of
 from experiments.host.progress import Counted
 
@@ -135,20 +134,11 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def check(args: argparse.Namespace) -> None:
-    """Refuses what is named twice, before anything is read."""
-    for flag in ("method", "rule", "protocol", "seeds", "label_ratio", "datasets"):
-        values = getattr(args, flag) or []
-        twice = [value for value in dict.fromkeys(values) if values.count(value) > 1]
-        if twice:
-            raise RunError(f"--{flag.replace('_', '-')} names {twice[0]} twice")
-
-
 def main(args: argparse.Namespace) -> None:
     from experiments.anomaly import curves  # with matplotlib, which --help need not wait for
 
     began = time.perf_counter()
-    check(args)
+    cli.refuse_twice(args, "method", "rule", "protocol", "seeds", "label_ratio", "datasets")
     out = Path(args.out)
     locks.refuse_to_fill(out, args.overwrite)
     tables = load_tables(args.data_dir, args.datasets)

@@ -33,6 +33,7 @@ from experiments.host.errors import DataError, RunError
 
 FOLDER = "model"
 PIPELINE, PARAMS, ABOUT = "pipeline.joblib", "params.npz", "model.json"
+_AGAIN = "compare --save --resume makes it anew"
 # Of every split and row.
 EACH = "params"
 
@@ -82,17 +83,17 @@ def _as_bytes(about: dict[str, Any]) -> bytes:
     return json.dumps(about, sort_keys=True).encode()
 
 
-def _read(kept: Path) -> tuple[dict[str, Any], columns.Fitted, dict[str, NDArray[Any]]]:
-    """(model.json, pipeline, parameters), each as it was written."""
-    about = outputs.read_object(kept / ABOUT)
+def _read(kept: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """(model.json, the bytes of pipeline and parameters), each as it was written."""
+    try:
+        about = outputs.read_object(kept / ABOUT)
+        data = {name: inputs.read_bytes(kept / name) for name in (PIPELINE, PARAMS)}
+    except (RunError, DataError) as error:
+        raise type(error)(f"{error}: remove it, and {_AGAIN}") from error
     sums = about.pop("sha256", None)
-    data = {name: inputs.read_bytes(kept / name) for name in (PIPELINE, PARAMS)}
-    data[ABOUT] = _as_bytes(about)
-    for name, held in data.items():
+    for name, held in {ABOUT: _as_bytes(about), **data}.items():
         if not isinstance(sums, dict) or sums.get(name) != _sum(held):
-            raise DataError(
-                f"{kept / name} is not what --save wrote: run the comparison with --save again"
-            )
+            raise DataError(f"{kept / name} is not what --save wrote: remove it, and {_AGAIN}")
     if about["versions"] != _versions():
         told, now = (
             ", ".join(f"{name} {version}" for name, version in of.items())
@@ -100,9 +101,19 @@ def _read(kept: Path) -> tuple[dict[str, Any], columns.Fitted, dict[str, NDArray
         )
         raise DataError(
             f"{kept} was written by {told}, and this is {now}, which may read it as something "
-            "else: install those, or run the comparison with --save again"
+            f"else: install those, or remove it, and {_AGAIN}"
         )
-    return about, joblib.load(io.BytesIO(data[PIPELINE])), inputs.read_npz(kept / PARAMS)
+    return about, data
+
+
+def _is_there(out: Path) -> bool:
+    return all((out / FOLDER / name).exists() for name in (PIPELINE, PARAMS, ABOUT))
+
+
+def check_there(out: Path) -> None:
+    """RunError for a folder without a whole network in it."""
+    if not _is_there(out):
+        raise RunError(f"{out} holds no network to predict with, or a part of one: {_AGAIN}")
 
 
 def predict(out: Path, path: str) -> pd.DataFrame:
@@ -113,10 +124,10 @@ def predict(out: Path, path: str) -> pd.DataFrame:
       DataError: the file lacks a column, or cannot be read; the network is damaged, or of other
         versions.
     """
-    kept = out / FOLDER
-    if not (kept / ABOUT).exists():
-        raise RunError(f"{out} holds no network to predict with: run the comparison with --save")
-    about, fitted, params = _read(kept)
+    check_there(out)
+    about, data = _read(out / FOLDER)
+    fitted = joblib.load(io.BytesIO(data[PIPELINE]))
+    params = inputs.read_npz(out / FOLDER / PARAMS)
     frame = read_rows(path, fitted.schema)
     probabilities = apply(Net(**about["net"]), params, fitted(frame))
     names = about["class_names"]
@@ -138,11 +149,20 @@ def params_path(out: Path, split: int, family: int) -> Path:
     return out / EACH / f"split_{split}_{family}.npz"
 
 
-def has_params(out: Path) -> bool:
-    """Whether every finished job has kept its networks."""
-    jobs = [path.stem for path in out.glob("jobs/split_*.json")]
-    named = [stem for stem in jobs if not stem.endswith("_references")]
-    return all((out / EACH / f"{stem}.npz").exists() for stem in named)
+def is_whole(out: Path) -> bool:
+    """Whether all that --save keeps is there, the networks of every finished job among it.
+
+    Raises:
+      RunError, DataError: what is there is damaged, or the network is of other versions.
+    """
+    jobs = [path.stem for path in sorted(out.glob("jobs/split_*.json"))]
+    each = [out / EACH / f"{name}.npz" for name in jobs if not name.endswith("_references")]
+    if not (_is_there(out) and all(path.exists() for path in each)):
+        return False
+    _read(out / FOLDER)
+    for path in each:
+        read_params(path)
+    return True
 
 
 def save_params(

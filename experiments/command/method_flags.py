@@ -92,7 +92,7 @@ _RADII: dict[str, Flag] = {
     ),
     "rho_boundaries": Flag(
         None, "--rho-schedule step: first epochs of its later values",
-        {**_number(least=0, most=10**6, whole=True), "nargs": "+"},
+        {**_number(least=1, most=10**6, whole=True), "nargs": "+"},
     ),
     "rho_values": Flag(
         None, "radii of --rho-schedule; default as published", {**_number(least=0), "nargs": "+"}
@@ -145,6 +145,7 @@ def needs() -> Needs:
     return {
         **{name: (need,) for name, need in of_rules.items()},
         "rho": (radius, constant),
+        "head_rho": (of_rules["head_rho"], _FIRST_STAGE),
         "eta": (either(of_rules["eta"], _STRATIFIED),),
         "strict": (either(of_rules["strict"], _STRATIFIED),),
         "rho_schedule": (radius,),
@@ -173,6 +174,11 @@ _STRATIFIED = Need(
     ),
     "stratified sampling",
 )
+_FIRST_STAGE = Need(
+    lambda args: args.switch_fraction > 0, "a --switch-fraction over 0, which leaves a first stage"
+)
+# Of a benchmark of lone steps: a staged rule's stages are measured by themselves.
+NO_EPOCHS = Need(lambda args: False, "epochs to be a share of, and a lone step has none")
 # Running statistics that a pass could touch.
 STATISTICAL = Need(
     lambda args: not set(values_of(args, "model")) <= {*WITHOUT_BATCH_NORM, *PRETRAINED},
@@ -243,6 +249,12 @@ def _perturbs_by_itself(rule: Any) -> bool:
 
 def _perturbs(rule: Any) -> bool:
     return isinstance(rule, ClassConditional) or len(rule(0).groups) > 0
+
+
+def leaving_rows_out() -> list[str]:
+    """The rules that have a pass in which some class has no weight."""
+    tables = {name: rule(0) for name in rule_names() if callable(rule := _example(name))}
+    return [name for name, table in tables.items() if (table.groups == 0).any()]
 
 
 def rule_arguments(name: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -358,17 +370,31 @@ def radius_of(options: dict[str, Any], steps_per_epoch: int) -> Any:
     try:
         if kind == "step":
             given = {} if values is None else {"values": values}
-            last = options["epochs"] / 200  # published for 200 epochs
-            published = [round(e * last) for e in (5, 160, 180)]
-            boundaries = options.get("rho_boundaries") or published
             return schedules.step_radius(
-                **given, boundaries=boundaries, steps_per_epoch=steps_per_epoch
+                **given, boundaries=_boundaries(options), steps_per_epoch=steps_per_epoch
             )
         low, high = _pair(kind, values)
         make: Any = {"linear": schedules.linear_radius, "late": schedules.late_radius}[kind]
         return make(low, high, epochs=options["epochs"], steps_per_epoch=steps_per_epoch)
     except ValueError as error:
         raise RunError(f"--rho-schedule {kind}: {error}") from error
+
+
+def _boundaries(options: dict[str, Any]) -> list[int]:
+    """First epochs of the later radii: --rho-boundaries, or the published ones of 200 epochs.
+
+    Of a second stage they are as large a part of its epochs as of the first one's, for which they
+    were given.
+    """
+    epochs, given = options["epochs"], options.get("rho_boundaries")
+    whole = options.get("first_epochs", epochs) if given else 200
+    for boundary in given or ():
+        if boundary >= whole:
+            raise RunError(
+                f"--rho-boundaries {boundary} is past the last of {whole} epochs (from 0): a "
+                "radius would never be used"
+            )
+    return [round(each * epochs / whole) for each in given or (5, 160, 180)]
 
 
 def _pair(kind: str, values: Sequence[float] | None) -> Sequence[float]:

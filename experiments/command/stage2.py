@@ -144,9 +144,10 @@ def make(
         described["stage2_args"] |= {"epochs": epochs, "rule": rule, "loss": recipe.loss}
     inside = first.weight_decay_inside and rule != "sgd"
     settings = dataclasses.replace(settings, weight_decay_inside=inside)
-    own = {"epochs": max(epochs, 1), "weight_decay": settings.weight_decay}
-    if boundaries := options.get("rho_boundaries"):  # of the first stage's epochs: as large a part
-        own["rho_boundaries"] = [round(each * own["epochs"] / first.epochs) for each in boundaries]
+    own = {
+        "epochs": max(epochs, 1), "first_epochs": first.epochs,
+        "weight_decay": settings.weight_decay,
+    }  # fmt: skip
     method, _ = build_method(
         rule,
         class_counts,

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from experiments.host import errors
 from experiments.host.errors import SEEDS, DataError, RunError, Stopped, reason
 from experiments.host.needs import Needs
 
@@ -211,6 +212,14 @@ def given(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
     return [
         flags[name][0] for name, value in found.items() if value is not left_out and flags.get(name)
     ]
+
+
+def refuse_twice(args: argparse.Namespace, *names: str) -> None:
+    """RunError for a list that names a value twice: it would be done twice."""
+    for name in names:
+        values = getattr(args, name) or []
+        if twice := [value for value in dict.fromkeys(values) if values.count(value) > 1]:
+            raise RunError(f"{errors.flag(name)} names {twice[0]} twice")
 
 
 def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:

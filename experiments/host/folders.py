@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from experiments.host.errors import RunError, cannot_write, reason
-from experiments.host.locks import LOCK, Lock, check_out, holds_something
+from experiments.host.locks import Lock, check_out, holds_something
 from experiments.host.outputs import is_number, read_object, replace_text, same_text, write_json
 
 
@@ -86,7 +86,7 @@ class RunFolder:
                 raise RunError(
                     f"{path} holds a run with other settings ({what}): choose another --out"
                 )
-        elif set(os.listdir(path) if something else []) - {LOCK, "config.json.partial"}:
+        elif something:
             raise RunError(f"{path} is not empty and holds no run: choose another --out")
 
     @property

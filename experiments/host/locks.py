@@ -13,16 +13,22 @@ from typing import Any
 from experiments.host.errors import RunError, cannot_write, reason
 
 LOCK = ".lock"
+# What a kill within the first write leaves: of a run, a comparison or a sweep its config.json.
+_NOTHING = {LOCK, "config.json.partial"}
 
 
 class Lock:
     """Owns a folder until closed, so that no two processes write the same one; makes it.
 
+    Args:
+      path: the folder.
+      so: what to do where another process owns it.
+
     Raises:
       RunError: it cannot be made or written, or another process owns it.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, so: str = "wait for it, or choose another --out"):
         check_out(path)
         self._path, self._fresh = path, not path.exists()
         try:
@@ -42,9 +48,7 @@ class Lock:
             self.close()
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise RunError(f"cannot lock {path}: {reason(error)}") from error
-            raise RunError(
-                f"{path} is in use by another process: wait for it, or choose another --out"
-            ) from error
+            raise RunError(f"{path} is in use by another process: {so}") from error
         except RunError:
             self.close()
             raise
@@ -77,10 +81,10 @@ def check_out(path: Path) -> None:
 
 
 def holds_something(path: Path) -> bool:
-    """Whether there is a folder, with more in it than its lock."""
+    """Whether there is a folder, with more in it than its lock and half a first file."""
     check_out(path)
     try:
-        return path.exists() and any(name != LOCK for name in os.listdir(path))
+        return path.exists() and not _NOTHING.issuperset(os.listdir(path))
     except OSError as error:
         raise RunError(f"cannot read {path}: {reason(error)}") from error
 

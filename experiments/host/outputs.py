@@ -133,6 +133,14 @@ def clear_tables(out: Path) -> None:
     clear_plots(out, _PLOTS)
 
 
+def is_of_table(out: Path, path: Path) -> bool:
+    """Whether a file is, by whatever name, one that `clear_tables` would remove."""
+    there = (found for pattern in _OF_TABLES for found in out.glob(pattern))
+    return os.path.exists(path) and any(
+        os.path.exists(found) and os.path.samefile(found, path) for found in there
+    )
+
+
 def clear_plots(out: Path, names: Iterable[str]) -> None:
     """Removes plots of these names: of what is drawn next, not all need be drawn again."""
     _clear(out, (f"{name}.{kind}" for name in names for kind in ("png", "svg")))

@@ -28,6 +28,7 @@ BASELINE = "sgd, cross_entropy"
 CONFIDENCE = 0.95
 RUNS, SUMMARY = "runs.csv", "summary.json"
 _SIZES = ("train", "val", "test")
+_AGAIN = "remove it, and compare --resume makes it anew"
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -122,23 +123,29 @@ def write(
 
 def read(out: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     """(summary.json, runs.csv) of a finished folder; RunError where they are no such files."""
-    summary = outputs.read_object(out / SUMMARY)
+    try:
+        summary = outputs.read_object(out / SUMMARY)
+    except RunError as error:
+        raise RunError(f"{error}: {_AGAIN}") from error
     try:
         lines = pd.read_csv(out / RUNS, keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:
-        raise RunError(f"cannot read {out / RUNS}: {inputs.said_by(error)}") from error
-    lacks = [name for name in ("data", "rows", "splits", "about", "verdict") if name not in summary]
-    lacks += [name for name in ("row", "split", *_SIZES, *METRICS) if name not in lines]
-    if lacks:
-        raise RunError(f"{out} holds no comparison that is whole: it lacks {', '.join(lacks)}")
+        raise RunError(f"cannot read {out / RUNS}: {inputs.said_by(error)}: {_AGAIN}") from error
+    wanted = {
+        SUMMARY: (summary, ("data", "rows", "splits", "about", "verdict")),
+        RUNS: (lines, ("row", "split", *_SIZES, *METRICS)),
+    }
+    for name, (found, keys) in wanted.items():
+        if lacks := [key for key in keys if key not in found]:
+            raise RunError(f"{out / name} is not whole, it lacks {', '.join(lacks)}: {_AGAIN}")
     wrong = compare_shape.of_summary(summary)
     if wrong is not None:
         raise RunError(
-            f"{out / SUMMARY} is damaged: its {wrong} is not what a comparison writes; run it again"
+            f"{out / SUMMARY} is damaged: its {wrong} is not what a comparison writes; {_AGAIN}"
         )
     wrong = _misfit(summary, lines)
     if wrong is not None:
-        raise RunError(f"{out} holds no comparison that is whole: {RUNS} {wrong}")
+        raise RunError(f"{out / RUNS} {wrong}: {_AGAIN}")
     return summary, lines
 
 

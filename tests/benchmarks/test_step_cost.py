@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import step_cost
 from experiments.host.errors import RunError
+from imbsam_jax import long_tail_counts
 
 pytestmark = pytest.mark.allow_rank_promotion  # Flax adds a bias[C] to a batch[B, C]
 
@@ -105,8 +106,37 @@ def test_groups_over_their_own_rows(tmp_path):
     [
         (["--image-size", "8", "--data", "cache.npz"], "give --image-size without it"),
         (["--batch-size", "900", "--counts", "5", "60", "10"], "900 is more than the 127 images"),
+        (["--mode", "dependent", "--accumulate", "7"], "64 cannot be divided into --accumulate 7"),
+        (["--counts", "100", "1", "100"], "--counts 100 1 100: .* without an example"),
+        (["--counts", "1", "1", "1"], "--counts 1 1 1: .* at least 2 classes"),
+        (["--counts", "1000000", "1000000", "1"], "1000000000000 images, where 10000000 are the"),
+        (["--model", "mlp", "mlp"], "--model names mlp twice"),
+        (["--rule", "sam", "sam"], "--rule names sam twice"),
+        (["--mode", "uniform", "uniform"], "--mode names uniform twice"),
     ],
 )
-def test_what_is_refused(tmp_path, flags, message):
+def test_what_is_refused(tmp_path, flags, message, monkeypatch):
+    """Before anything is made."""
+    monkeypatch.setattr(step_cost, "Bench", None)
     with pytest.raises(RunError, match=message):
-        run(tmp_path, *flags)
+        run(tmp_path / "out", *flags)
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_mode_that_is_taken_is_measured():
+    """What the needs of --mode say beforehand is what the steps themselves come to."""
+    flags = ["--counts", "5", "60", "10", "--eta", "20", "--batch-size", "20", "--compile-only"]
+    flags += ["--image-size", "8", "--noise-ratio", "1e-6", "--out", "x"]
+    names = step_cost.method_flags.rule_names()
+    args = step_cost.arguments().parse_known_args([*flags, "--rule", *names])[0]
+    data = step_cost.noise(long_tail_counts(*args.counts), args.image_size)
+    for model in ("mlp", "resnet8"):
+        of_norm = model == "resnet8"
+        found = [row for row, _ in step_cost.planned(step_cost.Bench(model, args, data))]
+        apart = {(row["rule"], row["mode"]) for row in found if row["mode"] != "dependent"}
+        assert apart == {
+            (rule, mode)
+            for rule in step_cost.method_flags.leaving_rows_out()
+            for mode in step_cost.MODES
+            if mode != "dependent" and (mode in step_cost.OF_BATCH_NORM) == of_norm
+        }

@@ -224,13 +224,3 @@ def test_networks_come_back_with_what_they_are(tmp_path: Path) -> None:
         )
     ]  # fmt: skip
     assert about["sha256"] == digests[0] and len(set(digests)) == 5
-
-
-def test_jobs_without_their_networks_are_missed(tmp_path: Path) -> None:
-    (tmp_path / "jobs").mkdir()
-    for name in ("split_0_0", "split_0_references"):
-        (tmp_path / "jobs" / f"{name}.json").touch()
-    assert not compare_kept.has_params(tmp_path)
-    (tmp_path / "params").mkdir()
-    (tmp_path / "params" / "split_0_0.npz").touch()
-    assert compare_kept.has_params(tmp_path)

@@ -158,6 +158,10 @@ def test_sse_sam_switches_after_a_share_of_the_epochs():
         ({"rho_schedule": "constant", "rho": 0.2}, {0: 0.2, 49: 0.2}),
         ({"rho_schedule": "linear", "rho_values": [0.0, 0.9]}, {4: 0.0, 5: 0.1, 49: 0.9}),
         ({"rho_schedule": "late", "rho_values": [0.1, 0.2]}, {34: 0.1, 35: 0.2}),
+        (
+            {"rho_schedule": "step", "rho_values": [0.1, 0.2], "rho_boundaries": [9]},
+            {44: 0.1, 45: 0.2},
+        ),
         # 5, 160 and 180 of 200 epochs.
         ({"rho_schedule": "step", "epochs": 40}, {4: 0.05, 5: 0.1, 159: 0.1, 160: 0.5, 180: 0.6}),
     ],
@@ -178,6 +182,11 @@ def test_radius_schedules_by_epoch(options, at):
         ("sse_sam", {"rho_schedule": "linear"}, "sse_sam has no --rho that --rho-schedule could"),
         ("sam", {"rho_values": [0.1]}, "--rho-values belong to a --rho-schedule"),
         ("sam", {"rho_schedule": "late", "rho_values": [0.1]}, "takes two --rho-values, got 1"),
+        (
+            "sam",
+            {"rho_schedule": "step", "rho_values": [0.1, 0.2], "rho_boundaries": [10]},
+            r"--rho-boundaries 10 is past the last of 10 epochs \(from 0\)",
+        ),
         ("sam", {"rho_schedule": "linear", "rho_values": [0.1, -1]}, "radius must be finite"),
         (
             "cc_sam",

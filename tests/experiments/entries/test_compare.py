@@ -28,7 +28,7 @@ from experiments.bench.lanes import Net
 from experiments.data import columns
 from experiments.data.splits import training_rows
 from experiments.data.table import read
-from experiments.host import inputs, outputs
+from experiments.host import inputs, locks, outputs
 from experiments.host.errors import DataError, RunError, Stopped
 from experiments.reports import compare_figures, compare_page
 from experiments.reports.scores import METRICS
@@ -597,27 +597,124 @@ def test_equal_classes_are_compared_without_a_tail(
     assert any("nothing is imbalanced" in note for note in summary["about"]["notes"])
 
 
+@pytest.fixture
+def again(
+    data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, Any]:
+    """A finished folder, and a call that goes on with it; anything made anew is a RunError."""
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+
+    def makes(*_: Any) -> None:
+        raise RunError("made anew")
+
+    monkeypatch.setattr(compare, "_compare", makes)
+    return out, lambda: run(data, out, "--save", "--resume")
+
+
 def test_a_finished_one_is_told_by_its_verdict(
-    data: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    again: tuple[Path, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, resume = again
+    summary = json.loads((out / "summary.json").read_text())
+    assert resume() == summary
+    assert capsys.readouterr().out == f"{out} is finished: {summary['verdict']}\n"
+
+
+MADE = (
+    "summary.json", "runs.csv", "model/model.json", "model/params.npz", "model/pipeline.joblib",
+    "params/split_1_0.npz",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*MADE, "snippet.py"])
+def test_what_is_missing_of_a_finished_one_is_made_anew(again: tuple[Path, Any], name: str) -> None:
+    out, resume = again
+    (out / name).unlink()
+    with pytest.raises(RunError, match="made anew"):
+        resume()
+
+
+@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize(
+    "damage", [b"junk", b'{"rows": 3}', None], ids=["junk", "other JSON", "cut short"]
+)
+def test_what_is_damaged_of_a_finished_one_is_named_and_made_anew_once_removed(
+    again: tuple[Path, Any], name: str, damage: bytes | None
+) -> None:
+    out, resume = again
+    whole = (out / name).read_bytes()
+    (out / name).write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+    with pytest.raises((RunError, DataError), match=f"{name}.*remove it, and .*makes it anew"):
+        resume()
+    (out / name).unlink()
+    with pytest.raises(RunError, match="made anew"):
+        resume()
+
+
+def test_a_model_that_is_missing_a_file_is_made_as_it_was(
+    data: Path, finished: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     shutil.copytree(finished, out)
-    for summary, said in (({"verdict": "Neither."}, "Neither."), ({}, "no verdict")):
-        (out / "summary.json").write_text(json.dumps(summary))
-        assert run(data, out, "--resume") == summary
-        assert capsys.readouterr().out == f"{out} is finished: {said}\n"
+    (out / "model" / "params.npz").unlink()
+    run(data, out, "--save", "--resume")
+    before, after = (inputs.read_npz(at / "model" / "params.npz") for at in (finished, out))
+    assert before.keys() == after.keys()
+    for name, leaf in before.items():
+        np.testing.assert_array_equal(leaf, after[name])
 
 
-@pytest.mark.parametrize(("flags", "words"), [
-    (["--predict", "x.csv"], "holds no network"),
-    *[
-        (["--predict", "x.csv", *more], f"beside {more[0]} needs --save")
-        for more in (["--data", "y.csv"], ["--rho", "0.1"], ["--resume"], ["--overwrite"],
-                     ["--seed", "3"], ["--rule", "sgd"], ["--tune"])
-    ],
-])  # fmt: skip
-def test_nothing_is_predicted_without_a_network(
-    tmp_path: Path, flags: list[str], words: str
+@pytest.mark.parametrize("flags", [["--resume"], []])
+def test_a_kill_within_the_first_write_leaves_nothing_to_go_on_with(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]
 ) -> None:
-    with pytest.raises(RunError, match=words):
-        compare.main(compare.arguments().parse_args(["--out", str(tmp_path / "o"), *flags]))
+    for name in (".lock", "config.json.partial"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(compare, "_compare", lambda *_: {"verdict": "begun"})
+    assert run(data, tmp_path, *flags) == {"verdict": "begun"}
+
+
+def test_only_a_comparison_is_gone_on_with(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(RunError, match="holds no comparison to go on with: choose another --out"):
+        run(data, tmp_path, "--resume")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(RunError, match=r"is not JSON .*: pass --overwrite, or choose another"):
+        run(data, tmp_path, "--resume")
+
+
+def test_a_folder_is_locked_while_rows_are_predicted(finished: Path, tmp_path: Path) -> None:
+    frame(20).to_csv(tmp_path / "new.csv", index=False)
+    flags = ["--out", str(finished), "--predict", str(tmp_path / "new.csv")]
+    before = (finished / "predictions.csv").exists()
+    with locks.Lock(finished), pytest.raises(RunError, match="is in use by another process"):
+        compare.main(compare.arguments().parse_args(flags))
+    assert (finished / "predictions.csv").exists() == before
+
+
+@pytest.mark.parametrize("flags", [
+    ["--predict", "out/predictions.csv"], ["--predict", "link.csv"],
+    ["--predict", "out/predictions.csv", "--save", "--data", "x.csv", "--overwrite"],
+    ["--data", "out/runs.csv", "--overwrite"],
+    ["--data", "x.csv", "--test", "out/runs.csv", "--overwrite"],
+], ids=" ".join)  # fmt: skip
+def test_no_file_is_read_that_is_to_be_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("out").mkdir()
+    for name in ("x.csv", "out/runs.csv", "out/predictions.csv"):
+        written(Path(name), frame())
+    Path("link.csv").symlink_to("out/predictions.csv")
+    before = {path: path.read_bytes() for path in sorted(Path("out").iterdir())}
+    with pytest.raises(RunError, match="is what a comparison in out writes: name another file"):
+        compare.main(compare.arguments().parse_args(["--out", "out", *flags]))
+    assert {path: path.read_bytes() for path in sorted(Path("out").iterdir())} == before
+
+
+def test_nothing_is_predicted_without_a_network(tmp_path: Path) -> None:
+    flags = ["--out", str(tmp_path / "o"), "--predict", "x.csv"]
+    with pytest.raises(RunError, match="holds no network to predict with"):
+        compare.main(compare.arguments().parse_args(flags))
+    assert not (tmp_path / "o").exists()

@@ -386,6 +386,50 @@ def test_an_export_that_cannot_be_written(tmp_path: Path, capsys: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("there", "flags", "said"),
+    [
+        (Path.touch, [], "is there already: pass --overwrite, or choose another --export"),
+        (lambda path: path.symlink_to("whole.npz"), [], "is the file of --data"),
+        (lambda path: path.symlink_to("whole.npz"), ["--overwrite"], "is the file of --data"),
+        (lambda path: path.hardlink_to(path.parent / "whole.npz"), ["--overwrite"], "of --data"),
+        (lambda path: path.symlink_to("other.npz"), [], "is there already"),
+        (lambda path: path.symlink_to("absent.npz"), [], "is there already"),
+        (lambda path: None, ["--overwrite"], None),
+        (Path.touch, ["--overwrite"], None),
+    ],
+)
+def test_what_an_export_replaces(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, there: Any, flags: list[str],
+    said: str | None,
+) -> None:  # fmt: skip
+    """Before anything is read; its own --data never."""
+    whole, target = tmp_path / "whole.npz", tmp_path / "out.npz"
+    save_npz(tiny_dataset(), whole)
+    (tmp_path / "other.npz").write_text("precious")
+    there(target)
+    held = whole.read_bytes()
+    line = ["--data", str(whole), "--export", str(target), "--val-per-class", "1", *flags]
+    args = cifar_lt.parse(cifar_lt.arguments(), line)
+    if said is None:
+        cifar_lt.main(args)
+        assert load_npz(target).val_per_class == 1
+    else:
+        before = os.readlink(target) if target.is_symlink() else target.read_bytes()
+        monkeypatch.setattr(cifar_lt, "load", None)
+        assert said in _message(cifar_lt.main, args, capsys)
+        assert before == (os.readlink(target) if target.is_symlink() else target.read_bytes())
+    assert whole.read_bytes() == held and (tmp_path / "other.npz").read_text() == "precious"
+
+
+def test_a_file_is_not_exported_onto_itself(tmp_path: Path, capsys: Any) -> None:
+    save_npz(tiny_dataset(), tmp_path / "own.npz")
+    own = str(tmp_path / "own.npz")
+    flags = ["--data", own, "--export", own, "--val-per-class", "1", "--overwrite"]
+    args = cifar_lt.parse(cifar_lt.arguments(), flags)
+    assert "is the file of --data: choose another one" in _message(cifar_lt.main, args, capsys)
+
+
+@pytest.mark.parametrize(
     ("shrink_of_run", "shrink_of_file", "seen"),
     [(1, 1, 8), (2, 1, 4), (2, 2, 8), (1, 2, None), (4, 2, None)],
 )

@@ -221,7 +221,8 @@ UNHEEDED = {
         "--rho-schedule step --rho 0.1", "--rule sgd --rho 0.1", "--rule sam --eta 10",
         "--rule sam --strict", "--rule sse_sam --rho 0.1", "--rule sse_sam --rho-schedule late",
         "--gamma 1", "--strength 1", "--rule focal_sam --tail-scale 1", "--tail-weight 1",
-        "--head-rho 1", "--switch-fraction 0.5", "--cc-variant paper", "--noise-ratio 1",
+        "--head-rho 1", "--rule sse_sam --switch-fraction 0 --head-rho 1", "--switch-fraction 0.5",
+        "--cc-variant paper", "--noise-ratio 1",
         "--flat-ratio 1", "--gsa-scale 1", "--gsa-direction plain", "--rule gsa --scale 1",
         "--rule gsa --p-norm 3", "--rule sgd --p-norm 3", "--rule cc_sam --adaptive asam",
         "--asam-eta 0.1", "--adaptive magnitude --asam-eta 0.1", "--rule sgd --group-mean",
@@ -234,6 +235,7 @@ UNHEEDED = {
         "--stage2 crt --model mlp --stage2-statistics updated",
         "--together", "--no-together --seed 1", "--heartbeat-seconds 5", "--subset-seed 1",
         "--export x.npz --out y", "--export x.npz --rule sam", "--export x.npz --seed 1",
+        "--overwrite", "--out x --overwrite",
         "--preset saddle --gamma 1", "--preset imbsam-paper --rho-boundaries 1",
     ],
     "experiments.imagenet_lt": ["--loader tf.data --workers 2", "--steps-per-call 5"],
@@ -252,7 +254,10 @@ UNHEEDED = {
         "--out x --loss focal ldam --tau 1",
     ],
     "experiments.sweep": ["--out x --rule focal_sam --eta 1", "--out x --stage2 crt"],
-    "experiments.sweep cifar_lt": ["cifar_lt --out x --rule sam --eta 1"],
+    "experiments.sweep cifar_lt": [
+        "cifar_lt --out x --rule sam --eta 1",
+        "cifar_lt --out x --rule sse_sam --switch-fraction 0 --grid head-rho 0 0.2",
+    ],
     "experiments.anomaly": ["--rule sgd --rho 1", "--protocol full --label-ratio 0.5"],
     "experiments.report": ["runs --overwrite"],
     "experiments.compare": [
@@ -265,10 +270,23 @@ UNHEEDED = {
         "--out x --loss cross_entropy --tau 1", "--out x --loss focal --beta 0.9",
         "--out x --loss class_balanced --focal-gamma 1", "--out x --model linear --width 3",
         "--out x --model linear --depth 3",
+        *(
+            f"--out x --predict y --{flag}"
+            for flag in ("splits 10", "seed 0", "no-tune", "rule sgd", "rho 0.1", "data z",
+                         "resume", "overwrite", "batch-size 64", "model mlp")
+        ),
     ],
     "experiments.analyse": ["run --out x --reach 2", "run --out x --between a b"],
     "benchmarks.accelerator": ["--out x --parts steps --lr 1", "--out x --parts peak --rounds 3"],
-    "benchmarks.step_cost": ["--out x --compile-only --steps 3", "--out x --data y --counts 1 2 3"],
+    "benchmarks.step_cost": [
+        "--out x --compile-only --steps 3", "--out x --data y --counts 1 2 3",
+        "--out x --mode stratified --model mlp --accumulate 4",
+        "--out x --mode dependent split_norm --accumulate 4",
+        "--out x --mode split_norm --model mlp", "--out x --mode uniform --model resnet8",
+        "--out x --mode split_norm uniform --model resnet8",
+        "--out x --mode split_norm --rule sam", "--out x --rule sse_sam --switch-fraction 0.3",
+    ],
+    "benchmarks.seeds_together": ["--out x --rule sse_sam --switch-fraction 0.3"],
     "benchmarks.exact_batch_norm": ["--out x --compile-only --rounds 3"],
 }  # fmt: skip
 HEEDED = {
@@ -276,6 +294,8 @@ HEEDED = {
         "--rho-schedule step --rho-boundaries 5", "--rho-schedule late --rho-values 0.1 0.2",
         "--rule sam --sampling stratified --eta 10 --strict", "--rule reweighted_sam --eta 1",
         "--rule sse_sam --switch-fraction 0.5 --head-rho 1 --tail-rho 1 --eta 1 --strict",
+        "--rule sse_sam --switch-fraction 0 --tail-rho 1",
+        "--rule sse_sam --switch-fraction 1 --tail-rho 1 --head-rho 1",
         "--rule cc_sam --noise-ratio 1 --cc-perturb all --flat-ratio 0", "--drw-epoch 3 --beta 0.9",
         "--rule gsa --gsa-scale 1 --gsa-direction plain --loss ldam --scale 3",
         "--loss ldam --margin-alone --scale 3 --max-margin 1", "--loss vs --tau 1 --vs-gamma 1",
@@ -284,6 +304,7 @@ HEEDED = {
         "--stage2 crt --stage2-statistics updated --stage2-sampling stratified --eta 5",
         "--seeds 1 2 --no-together", "--num-seeds 2 --together", "--cluster --heartbeat-seconds 5",
         "--export x.npz --subset shuffled --subset-seed 1 --val-per-class 5 --shrink 2",
+        "--export x.npz --overwrite",
         "--preset weight-balancing --stage2", "--preset focal-sam-paper --gamma 1 --tau 2",
     ],
     "experiments.imagenet_lt": ["--workers 2", "--steps-per-call 1"],
@@ -303,12 +324,17 @@ HEEDED = {
         "--out x --gsa-scale 1 --strength 1 --gamma 1 --tau 1 --beta 0.9 --focal-gamma 1",
         "--out x --rule reweighted_sam --tail-weight 2 --eta 1 --rho 1 --perturb all",
         "--out x --rule imbsam --rho 1 --eta 1", "--out x --rule gsa --perturb all",
+        "--out x --predict y", "--out x --predict y --save --splits 10 --seed 0",
     ],
     "experiments.analyse": [
         "run --out x --surface 3 --reach 2", "run --out x --plane 3 --between a b c",
         "run --out x --line 3 --between a b",
     ],
-    "benchmarks.step_cost": ["--out x --rule sgd --mode stratified --eta 10"],
+    "benchmarks.step_cost": [
+        "--out x --rule gsa --model mlp --mode stratified --eta 10", "--out x --accumulate 4",
+        "--out x --model mlp resnet8 --mode split_norm uniform", "--out x --rule sse_sam",
+        "--out x --mode dependent --accumulate 4 --model mlp --rule sgd",
+    ],
 }  # fmt: skip
 
 

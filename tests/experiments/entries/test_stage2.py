@@ -213,6 +213,12 @@ def test_boundaries_of_a_radius_are_as_large_a_part_of_the_second_stage():
     # Five steps an epoch: from epochs 2 and 6 of 8.
     found = [float(stage.method.rule(step).radii[0]) for step in (0, 9, 10, 29, 30, 39)]
     assert found == pytest.approx([0.1, 0.1, 0.2, 0.2, 0.4, 0.4])
+    # Its one epoch may be too few for all of them: they were given for the first stage.
+    radii |= {"rho_values": [0.1, 0.2], "rho_boundaries": [199]}
+    last = make("cc-sam", first, rule="sam", stage2_rule="same", stage2_epochs=1, **radii)
+    assert float(last.method.rule(4).radii[0]) == pytest.approx(0.1)
+    with pytest.raises(RunError, match="--rho-boundaries 199 is past the last of 199 epochs"):
+        make("crt", Settings(epochs=199), rule="sam", stage2_rule="same", **radii)
 
 
 @pytest.mark.parametrize(

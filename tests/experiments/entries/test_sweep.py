@@ -11,7 +11,7 @@ import pytest
 
 from experiments import digits_lt, sweep
 from experiments.bench.tables import SPLITS, names
-from experiments.command import launch
+from experiments.command import image_sweep, launch
 from experiments.command.seeds import seeds_of
 from experiments.data import save_npz
 from experiments.data.digits import load_digits_lt
@@ -409,6 +409,14 @@ def test_only_a_sweep_is_gone_on_with(tmp_path):
     (tmp_path / "out" / "config.json").write_text(json.dumps({"experiment": "cifar_lt"}))
     with pytest.raises(RunError, match="holds no sweep of cifar_lt"):
         sweep.main(image_flags(tmp_path, "--resume"))
+
+
+def test_a_sweep_that_was_killed_within_its_first_write_is_begun_again(tmp_path):
+    (tmp_path / "out").mkdir()
+    for name in (".lock", "config.json.partial"):
+        (tmp_path / "out" / name).touch()
+    args = image_flags(tmp_path, "--resume")
+    assert image_sweep.checked(args) == tmp_path / "out"
 
 
 def test_what_a_rules_parameter_is_made_of_can_be_swept_over_runs():

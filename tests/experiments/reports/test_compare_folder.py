@@ -12,6 +12,7 @@ import pytest
 
 from damage import damaged_json
 from experiments import redraw
+from experiments.host import locks
 from experiments.host.errors import RunError
 from experiments.reports import (
     compare_figures,
@@ -196,7 +197,19 @@ def test_redraw_draws_it_again(finished, drawn):
     (out / "report.html").unlink()
     (out / "recall.png").write_bytes(b"")
     redraw.redraw(out)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    after = {path.name: path.read_bytes() for path in out.iterdir() if path.name != ".lock"}
+    assert after == before
+
+
+def test_a_folder_that_another_process_writes_is_not_drawn(finished, drawn):
+    out, _ = finished
+    (out / "recall.png").write_bytes(b"")
+    args = redraw.arguments().parse_args([str(out)])
+    with locks.Lock(out), pytest.raises(RunError, match=r"in use by another process: wait for it$"):
+        redraw.main(args)
+    assert (out / "recall.png").read_bytes() == b""
+    redraw.main(args)
+    assert (out / "recall.png").stat().st_size > 1000
 
 
 def edited(change):
@@ -246,25 +259,30 @@ def two_splits(tmp_path_factory):
     return out
 
 
+AGAIN = "remove it, and compare --resume makes it anew$"
+WORDS = "other than numbers in its {}: " + AGAIN
 NEEDED = ("row", "split", "train", "val", "test", *METRICS)
 
 
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        *[(name, None, f"lacks {name}$") for name in NEEDED],
+        *[(name, None, f"lacks {name}: {AGAIN}") for name in NEEDED],
         *[(name, [np.nan] * 12, "runs.csv has ") for name in NEEDED],
         *[(name, [np.nan] + [1] * 11, "runs.csv has ") for name in NEEDED],
-        *[(name, ["word"] * 12, f"other than numbers in its {name}$") for name in NEEDED[1:]],
-        *[(name, ["word"] + [1] * 11, f"other than numbers in its {name}$") for name in NEEDED[1:]],
-        *[(name, [True] * 12, f"other than numbers in its {name}$") for name in NEEDED[1:]],
-        *[(name, [np.inf] * 12, f"other than numbers in its {name}$") for name in NEEDED[1:]],
+        *[(name, ["word"] * 12, WORDS.format(name)) for name in NEEDED[1:]],
+        *[(name, ["word"] + [1] * 11, WORDS.format(name)) for name in NEEDED[1:]],
+        *[(name, [True] * 12, WORDS.format(name)) for name in NEEDED[1:]],
+        *[(name, [np.inf] * 12, WORDS.format(name)) for name in NEEDED[1:]],
         *[
-            (name, [value] * 12, f"another {name} than summary.json$")
+            (name, [value] * 12, f"another {name} than summary.json: {AGAIN}")
             for name in ("train", "val", "test")
             for value in (0, -1, 1000, 2.5)
         ],
-        *[(name, [0.123] * 12, f"another {name} of .* than summary.json$") for name in METRICS],
+        *[
+            (name, [0.123] * 12, f"another {name} of .* than summary.json: {AGAIN}")
+            for name in METRICS
+        ],
         ("split", [1, 2] * 6, "has not one line for each row"),
         ("split", [0.5, 1] * 6, "has not one line for each row"),
     ],
