@@ -23,12 +23,10 @@ def method_of_run(
     name, arguments = described["rule"], dict(described["rule_args"] or {})
     ascent = described["ascent"] or {}
     if isinstance(arguments.get("rho"), str):
-        kind, _, values = arguments["rho"].partition("(")
-        if kind == "step":  # its boundaries are not told
-            return None
-        radii = [float(v) for v in values.rstrip(")").split(",")] if values else None
-        schedule = {**options, "rho_schedule": kind, "rho_values": radii}
-        arguments["rho"] = method_flags.radius_of(schedule, steps_per_epoch)
+        schedule = method_flags.schedule_of(arguments["rho"])
+        if schedule["rho_schedule"] == "step" and schedule["rho_boundaries"] is None:
+            return None  # of a run begun before they were written down
+        arguments["rho"] = method_flags.radius_of({**options, **schedule}, steps_per_epoch)
     found = method_flags.build_rule(name, class_counts, arguments)
     if isinstance(found, ClassConditional):
         return found

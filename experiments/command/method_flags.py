@@ -406,7 +406,20 @@ def _pair(kind: str, values: Sequence[float] | None) -> Sequence[float]:
 
 
 def _schedule_name(options: dict[str, Any]) -> str:
-    values = options.get("rho_values")
-    return options["rho_schedule"] + (
-        "" if values is None else f"({', '.join(f'{v:g}' for v in values)})"
-    )
+    """As "late(0.1, 0.2)"; of a step also from which epochs, "step(0.1, 0.2 from 9)"."""
+    kind, values = options["rho_schedule"], options.get("rho_values")
+    told = [] if values is None else [", ".join(f"{v:g}" for v in values)]
+    if kind == "step":
+        told.append("from " + ", ".join(map(str, _boundaries(options))))
+    return f"{kind}({' '.join(told)})" if told else str(kind)
+
+
+def schedule_of(name: str) -> dict[str, Any]:
+    """The flags that a name of `_schedule_name` stands for."""
+    kind, _, told = name.partition("(")
+    values, _, boundaries = told.rstrip(")").partition("from ")
+    return {
+        "rho_schedule": kind,
+        "rho_values": [float(v) for v in values.split(",")] if values.strip() else None,
+        "rho_boundaries": [int(v) for v in boundaries.split(",")] if boundaries else None,
+    }

@@ -105,7 +105,10 @@ def test_rules_whose_own_rise_is_not_measured() -> None:
     assert own_of("sgd") is None
     assert own_of("cc_sam", cc_variant="release") is None  # each tensor has a length of its own
     assert own_of("sam", weight_decay_inside=True) is None  # e is not of the loss alone
-    assert own_of("sam", rho_schedule="step") is None  # its boundaries are not written down
+    old = {"rule": "sam", "rule_args": {"rho": "step(0.1, 0.2)"}, "ascent": {}}
+    assert finished.method_of_run(old, COUNTS, OPTIONS, steps_per_epoch=1) is None  # from when on?
+    step = own_of("sam", rho_schedule="step", rho_values=[0.1, 0.2, 0.4], rho_boundaries=[1, 2])
+    assert step is not None and step.radii.tolist() == pytest.approx(np.array([[0.4]]))
     late = own_of("sam", rho_schedule="late", rho_values=[0.1, 0.3])
     assert late is not None and late.radii.tolist() == pytest.approx(np.array([[0.3]]))
     gsa = own_of("gsa", counts=20 * COUNTS)

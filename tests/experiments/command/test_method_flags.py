@@ -170,8 +170,18 @@ def test_radius_schedules_by_epoch(options, at):
     method, found = build("sam", **options)
     radii = {step: method.rule(step).radii[0] for step in at}
     assert radii == pytest.approx(at)
-    if options["rho_schedule"] != "constant":
-        assert found["rule_args"]["rho"].startswith(options["rho_schedule"])
+    if options["rho_schedule"] == "constant":
+        return
+    # What is written down tells all of it: two runs of other boundaries are two settings.
+    told = found["rule_args"]["rho"]
+    assert told == {"late": "late(0.1, 0.2)", "linear": "linear(0, 0.9)"}.get(
+        options["rho_schedule"],
+        "step(0.1, 0.2 from 9)" if "rho_boundaries" in options else "step(from 1, 32, 36)",
+    )
+    again = method_flags.schedule_of(told)
+    method, found = build("sam", **{**options, **again})
+    assert {step: method.rule(step).radii[0] for step in at} == pytest.approx(at)
+    assert found["rule_args"]["rho"] == told
 
 
 @pytest.mark.parametrize(
