@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import numpy as np
 from experiments.bench import grid as grids
 from experiments.bench.jobs import Line
 from experiments.bench.tables import SPLITS, is_base, names, rule_name
-from experiments.host import outputs
+from experiments.host import outputs, sealed
+from experiments.host.errors import RunError
 
 # A class of the digits is Many above the first, Few below the second.
 SHOTS = (40, 9)
@@ -52,17 +54,68 @@ def write_table(
     draw_table(out)
 
 
-def write_params(out: Path, lines: list[Line]) -> None:
-    """Writes params/K.npz, what line K of summary.json ended with: [S, ...] by names with /."""
+PARAMS = "params"
+_KEPT_AGAIN = "train again with --save"
+
+
+def write_params(
+    out: Path, lines: list[Line], *, seeds: list[int], datasets: Sequence[Any],
+    config: dict[str, Any],
+) -> None:  # fmt: skip
+    """Writes params/K.npz, what line K of summary.json ended with: [S, ...] by names with /.
+
+    Args:
+      datasets: one a seed.
+      config: of config.json, what decides the networks.
+    """
     from flax.traverse_util import flatten_dict
 
-    (out / "params").mkdir(exist_ok=True)
+    about = {"config": config, "sha256": rows_sha256(datasets)}
+    (out / PARAMS).mkdir(exist_ok=True)
     for number, line in enumerate(lines):
         if line.params is None:
             continue
-        held = io.BytesIO()
-        np.savez(held, **jax.device_get(flatten_dict(line.params, sep="/")))
-        outputs.replace_bytes(out / "params" / f"{number}.npz", held.getvalue())
+        flat = jax.device_get(flatten_dict(line.params, sep="/"))
+        told = {**about, "line": {**line.description, "seeds": seeds}}
+        sealed.write(out / PARAMS / f"{number}.npz", flat, told)
+
+
+def read_params(
+    out: Path, summary: list[dict[str, Any]], config: dict[str, Any]
+) -> tuple[dict[int, Any], str]:
+    """(what `write_params` wrote, as trees by line, `rows_sha256` of what it was trained on).
+
+    Raises:
+      RunError: a file is damaged or missing, or of another line or setting than the folder tells.
+    """
+    from flax.traverse_util import unflatten_dict
+
+    wanted = [k for k, line in enumerate(summary) if line["diverged"] is None]
+    there = {path.name for path in (out / PARAMS).glob("*.npz")}
+    odd = there ^ {f"{number}.npz" for number in wanted}
+    if odd or not wanted:
+        raise RunError(
+            f"{out / PARAMS} has not one file for each line of summary.json that was trained to "
+            f"its end ({', '.join(sorted(odd)) or 'there is none'}): {_KEPT_AGAIN}"
+        )
+    found, digests = {}, set()
+    for number in wanted:
+        path = out / PARAMS / f"{number}.npz"
+        about, flat = sealed.read(path, _KEPT_AGAIN)
+        line = f"line {number} of summary.json"
+        sealed.refuse_others(path, about["line"], summary[number], line, _KEPT_AGAIN)
+        sealed.refuse_others(path, about["config"], config, "config.json", _KEPT_AGAIN)
+        found[number] = unflatten_dict(flat, sep="/")
+        digests.add(about["sha256"])
+    if len(digests) > 1:
+        raise RunError(f"the files of {out / PARAMS} are of different data: {_KEPT_AGAIN}")
+    return found, digests.pop()
+
+
+def rows_sha256(datasets: Sequence[Any]) -> str:
+    """Of the rows that were trained and tested on, one data set a seed."""
+    fields = ("train_images", "train_labels", "test_images", "test_labels")
+    return sealed.digest(getattr(dataset, name) for dataset in datasets for name in fields)
 
 
 def _over_seeds(values: np.ndarray) -> list[str]:
