@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import jax
 import numpy as np
 
 from experiments.bench import grid as grids
+from experiments.bench import written
 from experiments.bench.jobs import Line
 from experiments.bench.tables import SPLITS, is_base, names, rule_name
 from experiments.host import outputs, sealed
@@ -42,15 +41,15 @@ def write_table(
         )
     ]
     heads = ["rule", "class", "train_examples", "accuracy", "accuracy_se"]
-    _write_csv(out / "per_class.csv", heads, classes)
+    outputs.replace_text(out / written.PER_CLASS, written.as_csv([heads, *classes]))
     epochs = [
         [name, epoch, *(cell for split in SPLITS for cell in _over_seeds(curve.splits[split][k]))]
         for name, curve in curves.items()
         for k, epoch in enumerate(curve.epochs)
     ]
     heads = ["rule", "epoch", *(head for split in SPLITS for head in (split, f"{split}_se"))]
-    _write_csv(out / "curves.csv", heads, epochs)
-    outputs.write_json(out / "summary.json", summary)
+    outputs.replace_text(out / written.CURVES, written.as_csv([heads, *epochs]))
+    outputs.write_json(out / written.SUMMARY, summary)
     draw_table(out)
 
 
@@ -128,7 +127,7 @@ def draw_table(out: Path) -> list[Path]:
     """The plots of a table's folder, of the files in it; which were made."""
     from experiments.reports import plots
 
-    summary = outputs.read_json(out / "summary.json")
+    summary, classes, curves = written.table(out)
     named = dict(zip(names(summary), summary, strict=True))
     places = {name: (_panel(line), rule_name(line)) for name, line in named.items()}
     one = len({panel for panel, _ in places.values()}) == 1
@@ -141,7 +140,6 @@ def draw_table(out: Path) -> list[Path]:
                 found.setdefault("" if one else panel, {})[rule] = values[name]
         return found
 
-    classes = _by_rule(out / "per_class.csv")
     counts = [int(record["train_examples"]) for record in next(iter(classes.values()))]
     by_class = {n: [float(record["accuracy"]) for record in of] for n, of in classes.items()}
     # Folders written before there were errors, and those of one seed, have none.
@@ -152,7 +150,7 @@ def draw_table(out: Path) -> list[Path]:
     }
     made.append(out / "per_class.png")
     plots.classes_by_rule(made[-1], counts, panels(by_class), SHOTS, seeds, panels(errors))
-    if (out / "curves.csv").exists():
+    if curves is not None:
         by_epoch = {
             name: (
                 [int(record["epoch"]) for record in of],
@@ -163,7 +161,7 @@ def draw_table(out: Path) -> list[Path]:
                     if all(record.get(key) for record in of)
                 },
             )
-            for name, of in _by_rule(out / "curves.csv").items()
+            for name, of in curves.items()
         }
         made.append(out / "curves.png")
         plots.curves_by_rule(made[-1], panels(by_epoch), seeds)
@@ -182,23 +180,9 @@ def draw_table(out: Path) -> list[Path]:
     return made
 
 
-def _by_rule(path: Path) -> dict[str, list[dict[str, str]]]:
-    found: dict[str, list[dict[str, str]]] = {}
-    with open(path, newline="", encoding="utf-8") as file:
-        for record in csv.DictReader(file):
-            found.setdefault(record["rule"], []).append(record)
-    return found
-
-
 def _panel(line: dict[str, Any]) -> str:
     """What its plots share with others: the loss, and a second stage."""
     return line["loss"] + (f", then {line['stage2']}" if line["stage2"] else "")
-
-
-def _write_csv(path: Path, heads: list[str], records: list[list[Any]]) -> None:
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([heads, *records])
-    outputs.replace_text(path, text.getvalue())
 
 
 def write_sweep(
@@ -207,17 +191,9 @@ def write_sweep(
     """Writes table.md, sweep.csv and summary.json, and draws them; `rule` is whose grid it is."""
     shown = f"{grids.table(summary, grid)}\n\n{grids.verdict(summary)}\n"
     outputs.replace_text(out / "table.md", shown)
-    figures = [key for key, value in summary[0].items() if not isinstance(value, dict | list)]
-    records = [
-        [
-            rule if line["point"] else "sgd",
-            *(line["point"].get(name, "") for name in grid),
-            *(line[key] for key in figures),
-        ]
-        for line in summary
-    ]
-    _write_csv(out / "sweep.csv", ["rule", *grid, *figures], records)
-    outputs.write_json(out / "summary.json", summary)
+    records = written.sweep_records(summary, rule)
+    outputs.replace_text(out / written.SWEEP, written.as_csv(records))
+    outputs.write_json(out / written.SUMMARY, summary)
     draw_sweep(out, rule)
 
 
@@ -225,7 +201,7 @@ def draw_sweep(out: Path, rule: str) -> list[Path]:
     """The plot of a sweep's folder, of its summary.json; which was made."""
     from experiments.reports import plots
 
-    summary = outputs.read_json(out / "summary.json")
+    summary = written.sweep(out, rule)
     *others, last = summary[-1]["point"]
     curves: dict[str, Any] = {}
     for line in summary[1:]:
