@@ -224,7 +224,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
         outputs.write_json(out / CONFIG, config)
         spent = Spent(out / SPENT)
         try:
-            summary = _compare(args, out, stop, spent)
+            summary = _compare(args, config, out, stop, spent)
         except StopNow:
             raise Stopped(
                 f"stopped; finished jobs are kept in {out}: the same command with --resume goes on",
@@ -295,7 +295,7 @@ def _check(out: Path, config: dict[str, Any], args: argparse.Namespace) -> None:
 
 
 def _compare(
-    args: argparse.Namespace, out: Path, stop: StopRequest, spent: Spent
+    args: argparse.Namespace, config: dict[str, Any], out: Path, stop: StopRequest, spent: Spent
 ) -> dict[str, Any]:
     table, splits, cut = compare_read.read(vars(args))
     notes = list(table.notes)
@@ -307,7 +307,8 @@ def _compare(
     notes += unseen.notes(table, splits, recipe)
     for note in notes:
         print(f"note: {note}")
-    jobs = Jobs(table, splits, recipe, rows, args.reference, out, keep=args.save)
+    keep = config if args.save else None
+    jobs = Jobs(table, splits, recipe, rows, args.reference, out, keep=keep)
     records, diverged = jobs.run(stop.check)
     about = {
         "seed": args.seed, "splits": args.splits, "tuned": args.tune,

@@ -197,6 +197,10 @@ def _steps_per_epoch(args: argparse.Namespace, dataset: Dataset) -> int:
     return -(-len(dataset.train_labels) // args.batch_size)
 
 
+# Of config.json, what decides no network.
+_FREE = ("out", "overwrite", "save")
+
+
 def main(args: argparse.Namespace) -> None:
     out, seeds = checked(args)
     args.rule, args.loss = (list(dict.fromkeys(names)) for names in (args.rule, args.loss))
@@ -210,7 +214,10 @@ def main(args: argparse.Namespace) -> None:
             outputs.clear_tables(out)
             origin.write_flags(out, args)
             if args.save:
-                write_params(out, lines)
+                write_params(
+                    out, lines, seeds=seeds, datasets=datasets,
+                    config={k: v for k, v in vars(args).items() if k not in _FREE},
+                )  # fmt: skip
             write_table(out, lines, summary, datasets[0].class_counts())
     tables.show(summary, f"long-tailed digits, imbalance factor {args.imbalance_factor:g}")
     print(f"summary, tables and plots are in {out}: summary.json, per_class.png, curves.png")

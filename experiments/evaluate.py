@@ -21,6 +21,7 @@ from experiments.host import cli
 from experiments.host.errors import RunError
 from experiments.host.needs import Needs, always, without
 from experiments.host.outputs import read_object, same_text
+from experiments.host.sealed import class_counts_sha256
 from experiments.imagenet_lt import LISTS
 from experiments.reports.figures import COLUMNS, number
 
@@ -182,7 +183,7 @@ class Opened(NamedTuple):
 def open_run(run: Path, args: argparse.Namespace, devices: int = 1) -> Opened:
     """The run folder, with its data; RunError for what is none, or was changed since."""
     from experiments.run.checkpoints import Checkpoints
-    from experiments.run.parts import Parts, about_images, class_counts_sha256, rows_of
+    from experiments.run.parts import Parts, about_images, rows_of
     from experiments.run.settings import Note, Settings
     from imbsam_jax.losses import cross_entropy
 

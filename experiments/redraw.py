@@ -8,10 +8,8 @@ in a folder that another process writes.
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from experiments.host import cli, folders, locks, outputs
 from experiments.host.errors import UNFIT, RunError
@@ -57,26 +55,21 @@ def _read(folder: Path, draw: Callable[[Path], list[Path]]) -> list[Path]:
 
 
 def _run(folder: Path) -> list[Path]:
-    from experiments.reports import plots
+    from experiments.reports import plots, reading
 
-    report = outputs.read_object(folder / "report.json")
+    report = reading.read_report(folder / "report.json")
     title = f"{report['rule']} on {report['dataset']}, {report['model']}"
     shots = report.get("thresholds") and (
         report["thresholds"]["many_above"],
         report["thresholds"]["few_below"],
     )
-    made = []
-    if (folder / "per_class.csv").exists():
-        with open(folder / "per_class.csv", newline="") as file:
-            rows = list(csv.DictReader(file))
-        counts, correct, total = (
-            [int(row[name]) for row in rows]
-            for name in ("train_examples", "correct", "test_examples")
-        )
+    table, metrics, made = folder / "per_class.csv", folder / folders.METRICS, []
+    classes = reading.classes(table, report) if table.exists() else None
+    lines = reading.epochs(metrics, report) if metrics.exists() else None
+    if classes is not None:
         made.append(folder / "per_class.png")
-        plots.per_class(made[-1], title, counts, correct, total, shots)
-    if (folder / "metrics.jsonl").exists():
-        lines = folders.read_metrics(folder / folders.METRICS, needed=("epoch", "train_loss"))
+        plots.per_class(made[-1], title, classes.counts, classes.correct, classes.tested, shots)
+    if lines is not None:
         made.append(folder / "curves.png")
         plots.learning_curves(made[-1], title, lines, shots)
     return made
@@ -86,7 +79,7 @@ def _runs(folder: Path) -> list[Path]:
     """Of anomaly detection, or of a comparison."""
     found = outputs.read_object(folder / "summary.json")
     if "groups" in found:
-        return _anomaly(folder, found["groups"])
+        return _anomaly(folder)
     from experiments.reports import compare_page
 
     return compare_page.draw(folder)
@@ -110,10 +103,10 @@ def _gains(folder: Path) -> list[Path]:
     return writing.draw_gains(folder)
 
 
-def _anomaly(folder: Path, groups: list[dict[str, Any]]) -> list[Path]:
-    from experiments.anomaly import curves
+def _anomaly(folder: Path) -> list[Path]:
+    from experiments.anomaly import curves, report
 
-    made = []
+    groups, made = report.read_groups(folder), []
     for protocol in dict.fromkeys(row["protocol"] for row in groups):
         made.append(folder / f"curves_{protocol}.png")
         curves.draw(made[-1], groups, protocol)

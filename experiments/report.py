@@ -16,7 +16,7 @@ from experiments.host.needs import beside
 from experiments.reports.grouping import grouped
 from experiments.reports.reading import find, passed_over
 from experiments.reports.tables import console, published_table, show
-from experiments.reports.writing import write
+from experiments.reports.writing import gains, write
 
 _SHOWN = 12  # paths that were passed over
 
@@ -45,6 +45,7 @@ def main(args: argparse.Namespace) -> None:
         locks.refuse_to_fill(out, args.overwrite)
     reports = find(args.runs)
     groups = grouped(reports)
+    panels, missing = gains(groups) if out else ([], [])
     with locks.Lock(out) if out else contextlib.nullcontext():
         show(reports)
         terminal = console()
@@ -55,7 +56,7 @@ def main(args: argparse.Namespace) -> None:
             more = f" and {len(passed) - _SHOWN} more" if len(passed) > _SHOWN else ""
             terminal.print(f"passed over, no finished run in: {', '.join(passed[:_SHOWN])}{more}")
         if out:
-            missing = write(out, groups)
+            write(out, groups, panels)
             terminal.print(f"report.md and report.csv are in {out}")
             plot = (out / "gain_per_class.png").exists()
             terminal.print(*(["gain_per_class.png too"] * plot), *missing, sep="\n")

@@ -40,14 +40,18 @@ def make(seed=0, rule="sgd", all=50.0, rule_args=None, **changes):
     }
 
 
-def save(folder, *args, accuracies=(90.0, 60.0, 30.0), counts=(500, 100, 5), **changes):
+def save(folder, *args, accuracies=None, counts=(500, 100, 5), **changes):
+    """A run folder; accuracies that are given must have the mean of the report."""
     folder.mkdir(parents=True)
-    (folder / "report.json").write_text(json.dumps(make(*args, **changes)))
+    report = make(*args, **{"train_examples": sum(counts), **changes})
+    (folder / "report.json").write_text(json.dumps(report))
+    accuracies = accuracies or [report[split] for split in ("many", "medium", "few")]
     with open(folder / "per_class.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["class", "name", "train_examples", "test_examples", "correct", "accuracy"])
         for c, (n, accuracy) in enumerate(zip(counts, accuracies, strict=True)):
-            writer.writerow([c, "", n, 0 if accuracy == "" else 100, 0, accuracy])
+            tested = [0, 0, ""] if accuracy == "" else [1000, int(10 * accuracy), f"{accuracy:.4f}"]
+            writer.writerow([c, "", n, *tested])
     return folder
 
 

@@ -6,7 +6,6 @@ running statistics. A detector has scores and no classes, so that there is no ac
 
 from __future__ import annotations
 
-import csv
 import functools
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from experiments.analysis import own
 from experiments.analysis.subjects import Subject, alike, rows_by_class
 from experiments.anomaly import networks
 from experiments.anomaly.nets import ANOMALY_NETS
+from experiments.anomaly.report import read_runs, run_of
 from experiments.anomaly.tables import load_tables, scaled
 from experiments.anomaly.training import Case, draw_cases, make_rule
 from experiments.host.errors import RunError
@@ -33,11 +33,13 @@ def of_anomalies(path: Path, config: dict[str, Any], data_dir: str | None) -> li
       data_dir: the folder of its data sets; None for scikit-learn's.
 
     Raises:
-      RunError: it was written without --save.
-      DataError: data or parameters cannot be read.
+      RunError: it was written without --save, is damaged, or its files are of different runs.
+      DataError: data cannot be read, or are others than were trained on.
     """
     if not (path / networks.FOLDER).is_dir():
         raise RunError(f"{path} holds no parameters: train it again with --save, which keeps them")
+    results = read_runs(path, config)
+    networks.check(path, len(results))
     tables = load_tables(data_dir, config["datasets"])
     cases = {
         (case.table.name, case.protocol, f"{case.label_ratio:g}", str(case.seed)): case
@@ -46,14 +48,13 @@ def of_anomalies(path: Path, config: dict[str, Any], data_dir: str | None) -> li
             protocols=config["protocol"],
         )
     }  # fmt: skip
-    with open(path / "runs.csv", newline="") as file:
-        lines = list(csv.DictReader(file))
     found: dict[Any, list[Subject]] = {}
-    for number, line in enumerate(lines):
-        held = networks.read(path, number)
+    for number, result in enumerate(results):
+        line = run_of(result)
+        case = cases[line["dataset"], line["protocol"], line["label_ratio"], line["seed"]]
+        held = networks.read(path, number, result, config, case)
         if not all(np.isfinite(leaf).all() for leaf in held["params"].values()):
             continue  # it diverged
-        case = cases[line["dataset"], line["protocol"], line["label_ratio"], line["seed"]]
         one = _subject(str(path), line, held, case, config)
         key = line["dataset"], line["protocol"], line["label_ratio"], line["method"], line["rule"]
         found.setdefault(key, []).append(one)

@@ -9,16 +9,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import unflatten_dict
 
 from experiments.analysis import own
 from experiments.analysis.subjects import DESCRIBED, Rows, Subject
+from experiments.bench.folder import PARAMS, read_params, rows_sha256
 from experiments.command import finished
 from experiments.data import Dataset, filled
 from experiments.data.augment import normalise
 from experiments.data.digits import load_digits_lt
 from experiments.data.encoded import EncodedDataset
-from experiments.host.errors import RunError, reason
+from experiments.host.errors import RunError
 from experiments.host.outputs import read_json
 from experiments.host.stopping import StopRequest
 from experiments.models import WITHOUT_BATCH_NORM, create_model
@@ -30,14 +30,17 @@ def of_digits(path: Path, config: dict[str, Any]) -> list[Subject]:
     """The first stages of a folder of `digits_lt --save`, all seeds of each at once.
 
     Raises:
-      RunError: it was written without --save, or is damaged.
+      RunError: it was written without --save, is damaged, or its files are of different runs.
     """
     lines = read_json(path / "summary.json")
-    if not (path / "params").is_dir():
+    if not (path / PARAMS).is_dir():
         raise RunError(f"{path} holds no parameters: train it again with --save, which keeps them")
+    kept, trained_on = read_params(path, lines, config)
     seeds = lines[0]["seeds"]
     factor = config["imbalance_factor"]
     datasets = [load_digits_lt(factor, seed) for seed in seeds]
+    if rows_sha256(datasets) != trained_on:
+        raise RunError(f"{path} was trained on other digits than there are now: train it again")
     first = datasets[0]
     train, test = (
         Rows(*(np.stack([getattr(d, f"{part}_{f}") for d in datasets]) for f in Rows._fields))
@@ -51,7 +54,7 @@ def of_digits(path: Path, config: dict[str, Any]) -> list[Subject]:
     for number, line in enumerate(lines):
         if line["stage2"] is not None or line["diverged"] is not None:
             continue
-        params = _arrays(path / "params" / f"{number}.npz")
+        params = kept[number]
         description = {name: line.get(name) for name in DESCRIBED} | {"setting": setting}
         moved = _own(description, config, first, config["epochs"])
         found.append(
@@ -85,14 +88,6 @@ def _labels(dataset: Dataset | EncodedDataset, part: str) -> np.ndarray:
     if isinstance(dataset, Dataset):
         return getattr(dataset, f"{part}_labels")
     return getattr(dataset, part).labels
-
-
-def _arrays(path: Path) -> Any:
-    try:
-        with np.load(path) as held:
-            return unflatten_dict({name: held[name] for name in held.files}, sep="/")
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"cannot read {path}: {reason(error)}") from error
 
 
 def _kind(params: Any) -> str:

@@ -16,8 +16,9 @@ from experiments.bench.compare_jobs import Parts, scale_of
 from experiments.bench.comparison import Part
 from experiments.bench.lanes import Net
 from experiments.command.candidates import method_of
+from experiments.host import sealed
 from experiments.host.errors import RunError
-from experiments.host.outputs import read_json
+from experiments.reports import compare_folder
 
 
 def of_comparison(path: Path, config: dict[str, Any], data: str | None) -> list[Subject]:
@@ -40,19 +41,23 @@ def of_comparison(path: Path, config: dict[str, Any], data: str | None) -> list[
         raise RunError(
             f"{path} weighs rows by {config['group']!r}: an analysis by class would not see them"
         )
+    held = {file: compare_kept.read_params(file) for file in files}
+    for file, (about, _) in held.items():
+        sealed.refuse_others(file, about["config"], config, "config.json", _AGAIN)
+    summary, _ = compare_folder.read(path)
+    _check_whole(held, summary)
     table, splits, _ = compare_read.read({**config, "data": data or config["data"]})
     parts, net = Parts(table, splits), compare_read.net(config, table)
     thresholds = scale_of(table, splits[0]).thresholds
-    compared = read_json(path / "summary.json")["about"]
+    compared = summary["about"]
     setting = {
         "experiment": "compare", "data": table.name, "tuned": compared["tuned"],
         "perturb": config.get("perturb", "all"), "cut": config.get("cut"), "seed": config["seed"],
         **{name: config[name] for name in ("model", "width", "depth", "epochs", "batch_size")},
     }  # fmt: skip
     found: dict[str, list[Subject]] = {}
-    for file in files:
+    for file, (about, networks) in held.items():
         number, _ = _numbers(file)
-        about, networks = compare_kept.read_params(file)
         part = parts[number]
         if about["sha256"] != compare_kept.digest(part, table.labels):
             raise RunError(
@@ -64,6 +69,41 @@ def of_comparison(path: Path, config: dict[str, Any], data: str | None) -> list[
                 one = one._replace(thresholds=thresholds, epoch=compared["steps"])
                 found.setdefault(row["row"], []).append(one)
     return [subject for ones in found.values() for subject in alike(ones)]
+
+
+_AGAIN = "compare again with --save"
+
+
+def _check_whole(
+    held: dict[Path, tuple[dict[str, Any], list[Any]]], summary: dict[str, Any]
+) -> None:
+    """Refuses networks that are not one of each row and split of summary.json, trained so."""
+    rows = {row["row"]: row for row in summary["rows"] if not row["reference"]}
+    lacking = {(name, split) for name in rows for split in range(summary["splits"]["count"])}
+    for file, (about, _) in held.items():
+        number, _ = _numbers(file)
+        for told in about["rows"]:
+            if (told["row"], number) not in lacking:
+                raise RunError(
+                    f"{file} is of {told['row']!r}, which has no place in split {number} of "
+                    f"summary.json, or another already: {_AGAIN}"
+                )
+            lacking.remove((told["row"], number))
+            row = rows[told["row"]]
+            chosen = _known({name: of[number] for name, of in row["chosen"].items()})
+            told = {**told, "chosen": _known(told["chosen"])}
+            sealed.refuse_others(file, told, {**row, "chosen": chosen}, "summary.json", _AGAIN)
+    if lacking:
+        name, split = min(lacking)
+        raise RunError(
+            f"{next(iter(held)).parent} lacks the network of {name!r} in split {split}: "
+            "--save --resume makes it anew"
+        )
+
+
+def _known(chosen: dict[str, Any]) -> dict[str, Any]:
+    """What a row has of the settings of all."""
+    return {name: value for name, value in chosen.items() if value is not None}
 
 
 def _numbers(file: Path) -> tuple[int, int]:

@@ -29,7 +29,6 @@ from experiments.anomaly.training import (
     METHODS,
     OPTIMIZERS,
     RULES,
-    RUN,
     Case,
     Result,
     draw_cases,
@@ -134,6 +133,10 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
+# Of config.json, what decides no network; the data are known by their rows.
+_FREE = ("data_dir", "out", "overwrite", "save")
+
+
 def main(args: argparse.Namespace) -> None:
     from experiments.anomaly import curves  # with matplotlib, which --help need not wait for
 
@@ -152,12 +155,14 @@ def main(args: argparse.Namespace) -> None:
         results, seconds = _train(args, names, cases, kept)
         summary, quoted = summarise(results, args.rule), families(results)
         seconds["total"] = time.perf_counter() - began
+        asked = _as_asked(args, names)
         with outputs.writing(out):
             outputs.clear_tables(out)
             if kept is not None:
-                networks.save(out, [kept[result[:RUN]] for result in results])
+                flags = {k: v for k, v in vars(asked).items() if k not in _FREE}
+                networks.save(out, results, kept, cases, flags)
             write_runs(out / "runs.csv", results)
-            origin.write_flags(out, _as_asked(args, names))
+            origin.write_flags(out, asked)
             for protocol in args.protocol:
                 curves.draw(out / f"curves_{protocol}.png", summary, protocol)
             whole = {"groups": summary, "paper_table_4": quoted, "seconds": seconds}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,8 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.anomaly.training import Result
+from experiments.anomaly.tables import PROTOCOLS
+from experiments.anomaly.training import METHODS, RULES, RUN, Result
+from experiments.host import outputs
 from experiments.host.cli import noun
+from experiments.host.errors import RunError
+from experiments.host.outputs import is_number, same_text
 
 METRICS = {"auroc": "AUROC", "ap_anomaly": "AP anomaly", "ap_normal": "AP normal"}
 
@@ -255,14 +260,88 @@ def _stands(left: Sequence[tuple[Mapping[str, Any], str, float]], number: int) -
 
 def write_runs(path: Path, results: Sequence[Result]) -> None:
     """runs.csv: a record a run, its columns the fields of Result."""
-    from experiments.host import outputs
-
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(Result._fields)
     for r in results:
-        figures = [f"{getattr(r, name):.4f}" for name in Result._fields[6:]]
-        writer.writerow(
-            [r.dataset, r.method, r.rule, r.seed, f"{r.label_ratio:g}", r.protocol, *figures]
-        )
+        figures = [f"{getattr(r, name):.4f}" for name in Result._fields[RUN:]]
+        writer.writerow([*run_of(r).values(), *figures])
     outputs.replace_text(path, text.getvalue())
+
+
+def run_of(result: Result) -> dict[str, str]:
+    """Which run it is, as runs.csv writes it."""
+    told = {**result._asdict(), "label_ratio": f"{result.label_ratio:g}"}
+    return {name: str(told[name]) for name in Result._fields[:RUN]}
+
+
+# ---- read again ---------------------------------------------------------------------------------
+
+
+def read_runs(out: Path, config: Mapping[str, Any]) -> list[Result]:
+    """What `write_runs` wrote; RunError where it is not each run of config.json once."""
+    path = out / "runs.csv"
+    found = [_result(line, path) for line in outputs.read_csv(path)]
+    asked = [
+        (dataset, method, rule, str(seed), f"{ratio:g}", protocol)
+        for protocol in config["protocol"]
+        for ratio in ([1.0] if protocol == "full" else config["label_ratio"])
+        for dataset, method, rule, seed in itertools.product(
+            config["datasets"], config["method"], config["rule"], config["seeds"]
+        )
+    ]
+    if sorted(asked) != sorted(tuple(run_of(result).values()) for result in found) or not found:
+        raise RunError(f"{path} has not one line for each run of config.json: {_AGAIN}")
+    return found
+
+
+_AGAIN = "train again"
+_KINDS = {"method": METHODS, "rule": RULES, "protocol": PROTOCOLS}
+
+
+def _result(line: Mapping[str, str], path: Path) -> Result:
+    try:
+        numbers = [float(line[name]) for name in Result._fields[RUN:]]
+        ratio, seed = float(line["label_ratio"]), int(line["seed"])
+        fits = 0 < ratio <= 1 and all(line[name] in known for name, known in _KINDS.items())
+        fits &= all(math.isnan(value) or 0 <= value <= 100 for value in numbers[:-1])
+    except (KeyError, ValueError):
+        fits = False
+    if not fits:
+        raise RunError(f"{path} is damaged: no run is {same_text(line)}; {_AGAIN}")
+    about = line["dataset"], line["method"], line["rule"], seed, ratio, line["protocol"]
+    return Result(*about, *numbers)
+
+
+def read_groups(out: Path) -> list[dict[str, Any]]:
+    """The groups of summary.json; RunError where they are not what runs.csv adds up to."""
+    groups, config = (outputs.read_object(out / n) for n in ("summary.json", "config.json"))
+    held: Any = groups["groups"]
+    summed = summarise(read_runs(out, config), config["rule"])
+    wrong: str | None = "groups"
+    if isinstance(held, list) and len(held) == len(summed):
+        differ = (_differs(a, b) for a, b in zip(held, summed, strict=True))
+        wrong = next((f"groups.{k}.{name}" for k, name in enumerate(differ) if name), None)
+    if wrong:
+        raise RunError(
+            f"{out / 'summary.json'} is damaged: its {wrong} is not what runs.csv adds up to; "
+            f"{_AGAIN}"
+        )
+    return list(held)
+
+
+def _differs(group: Any, summed: Mapping[str, Any]) -> str | None:
+    """The first field that is another, but for the rounding of runs.csv."""
+    if not isinstance(group, dict):
+        return "protocol"
+    for name, value in summed.items():
+        if name.endswith("_improved"):  # a difference near zero may change its sign
+            continue
+        told: Any = group.get(name)
+        if isinstance(value, float) and is_number(told):
+            near = 0.0 if name == "label_ratio" else 1e-3
+            if not math.isclose(told, value, rel_tol=1e-5, abs_tol=near):
+                return name
+        elif told != value or isinstance(told, bool):
+            return name
+    return None

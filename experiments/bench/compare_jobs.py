@@ -76,7 +76,7 @@ class Jobs:
       rows: of the family.
       others: reference lines, keys of REFERENCES.
       out: finished jobs are kept in a folder under it.
-      keep: the networks, too, by `compare_kept`.
+      keep: the networks, too, by `compare_kept`, as of this config.json; None: none.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Jobs:
         others: Sequence[str],
         out: Path,
         *,
-        keep: bool = False,
+        keep: dict[str, Any] | None = None,
     ):
         self.table, self.recipe, self.rows, self.others = table, recipe, list(rows), list(others)
         self.scale = scale_of(table, splits[0])
@@ -102,7 +102,7 @@ class Jobs:
         part = self.parts[0]
         engine = self.engine = Engine(
             self.table.labels, self.table.weighed, self.recipe, self.rows, ids=self.table.ids,
-            stop=stop, keep=self._keep,
+            stop=stop, keep=self._keep is not None,
         )  # fmt: skip
         families = engine.families(part)
         todo = [
@@ -131,7 +131,7 @@ class Jobs:
         return self._folder / f"split_{number}_{what}.json"
 
     def _is_done(self, number: int, k: int) -> bool:
-        kept = not self._keep or compare_kept.params_path(self._out, number, k).exists()
+        kept = self._keep is None or compare_kept.params_path(self._out, number, k).exists()
         return kept and self._path(number, k).exists()
 
     def _train(self, engine: Engine, part: Part, family: list[Row], k: int) -> None:
@@ -150,9 +150,9 @@ class Jobs:
                 )
             described = row.described(counts, one.chosen)
             records.append(self._record(part, probabilities, row.name, row, described, seconds))
-        if self._keep:
+        if self._keep is not None:
             path = compare_kept.params_path(self._out, part.number, k)
-            compare_kept.save_params(path, part, self.table.labels, records, found)
+            compare_kept.save_params(path, part, self.table.labels, records, found, self._keep)
         _write(self._path(part.number, k), records, notes)
 
     def _refer(self, part: Part, path: Path) -> None:

@@ -4,7 +4,8 @@
 params.npz (of the network) and model.json (what they are, with the SHA-256 of all three), of the
 row that is to be used, trained on all rows. `params/` has a file for each split and family of rows:
 split_S_K.npz with the parameters of row k as `k/PATH`, and `about`, JSON: "rows", of each its name,
-rule, loss, sampling and chosen settings, and "sha256" of what they were trained on.
+rule, loss, sampling and chosen settings, "config", of config.json, and "sha256" of what they were
+trained on.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from experiments.bench.lanes import Net
 from experiments.data import columns
 from experiments.data.splits import training_rows
 from experiments.data.table import Table, read_rows
-from experiments.host import inputs, outputs
+from experiments.host import inputs, outputs, sealed
 from experiments.host.errors import DataError, RunError
 
 FOLDER = "model"
@@ -145,6 +146,9 @@ def apply(net: Net, params: dict[str, Any], features: NDArray[np.float32]) -> ND
 # ------------------------------------------------------------------------- of every split and row
 
 
+KEPT_AGAIN = "remove it, and --save --resume makes it anew"
+
+
 def params_path(out: Path, split: int, family: int) -> Path:
     return out / EACH / f"split_{split}_{family}.npz"
 
@@ -171,11 +175,13 @@ def save_params(
     labels: NDArray[np.int32],
     records: Sequence[Any],
     found: Sequence[Found],
+    config: dict[str, Any],
 ) -> None:
     """Keeps the networks of a family on a split, those that diverged as they ended.
 
     Args:
       records: a `compare_folder.Record` of each, for what they are.
+      config: of config.json, what decides them.
     """
     held: dict[str, Any] = {}
     for k, one in enumerate(found):
@@ -183,12 +189,9 @@ def save_params(
         held |= {f"{k}/{name}": leaf for name, leaf in flat.items()}
     fields = ("row", "rule", "loss", "sampling", "chosen")
     rows = [{name: getattr(record, name) for name in fields} for record in records]
-    about = {"rows": rows, "sha256": digest(part, labels)}
     with outputs.writing(path):
         path.parent.mkdir(exist_ok=True)
-        whole = io.BytesIO()
-        np.savez(whole, about=np.array(json.dumps(about)), **held)
-    outputs.replace_bytes(path, whole.getvalue())
+    sealed.write(path, held, {"rows": rows, "config": config, "sha256": digest(part, labels)})
 
 
 def digest(part: Part, labels: NDArray[np.int32]) -> str:
@@ -203,17 +206,11 @@ def read_params(path: Path) -> tuple[dict[str, Any], list[Any]]:
     """(what `about` says, the parameters of each of its rows as a tree).
 
     Raises:
-      RunError: the file is damaged.
+      RunError: the file is not there, or not what `save_params` wrote.
     """
-    try:
-        held = inputs.read_npz(path)
-        about = json.loads(str(held.pop("about")))
-        flat: list[dict[str, Any]] = [{} for _ in about["rows"]]
-        for name, leaf in held.items():
-            number, _, rest = name.partition("/")
-            flat[int(number)][rest] = leaf
-    except (DataError, KeyError, ValueError, IndexError, TypeError) as error:
-        raise RunError(
-            f"{path} is damaged: remove it, and --save --resume makes it anew"
-        ) from error
+    about, held = sealed.read(path, KEPT_AGAIN)
+    flat: list[dict[str, Any]] = [{} for _ in about["rows"]]
+    for name, leaf in held.items():
+        number, _, rest = name.partition("/")
+        flat[int(number)][rest] = leaf
     return about, [traverse_util.unflatten_dict(one, sep="/") for one in flat]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,11 @@ import jax
 import numpy as np
 
 from experiments.bench import grid as grids
+from experiments.bench import written
 from experiments.bench.jobs import Line
 from experiments.bench.tables import SPLITS, is_base, names, rule_name
-from experiments.host import outputs
+from experiments.host import outputs, sealed
+from experiments.host.errors import RunError
 
 # A class of the digits is Many above the first, Few below the second.
 SHOTS = (40, 9)
@@ -40,29 +41,80 @@ def write_table(
         )
     ]
     heads = ["rule", "class", "train_examples", "accuracy", "accuracy_se"]
-    _write_csv(out / "per_class.csv", heads, classes)
+    outputs.replace_text(out / written.PER_CLASS, written.as_csv([heads, *classes]))
     epochs = [
         [name, epoch, *(cell for split in SPLITS for cell in _over_seeds(curve.splits[split][k]))]
         for name, curve in curves.items()
         for k, epoch in enumerate(curve.epochs)
     ]
     heads = ["rule", "epoch", *(head for split in SPLITS for head in (split, f"{split}_se"))]
-    _write_csv(out / "curves.csv", heads, epochs)
-    outputs.write_json(out / "summary.json", summary)
+    outputs.replace_text(out / written.CURVES, written.as_csv([heads, *epochs]))
+    outputs.write_json(out / written.SUMMARY, summary)
     draw_table(out)
 
 
-def write_params(out: Path, lines: list[Line]) -> None:
-    """Writes params/K.npz, what line K of summary.json ended with: [S, ...] by names with /."""
+PARAMS = "params"
+_KEPT_AGAIN = "train again with --save"
+
+
+def write_params(
+    out: Path, lines: list[Line], *, seeds: list[int], datasets: Sequence[Any],
+    config: dict[str, Any],
+) -> None:  # fmt: skip
+    """Writes params/K.npz, what line K of summary.json ended with: [S, ...] by names with /.
+
+    Args:
+      datasets: one a seed.
+      config: of config.json, what decides the networks.
+    """
     from flax.traverse_util import flatten_dict
 
-    (out / "params").mkdir(exist_ok=True)
+    about = {"config": config, "sha256": rows_sha256(datasets)}
+    (out / PARAMS).mkdir(exist_ok=True)
     for number, line in enumerate(lines):
         if line.params is None:
             continue
-        held = io.BytesIO()
-        np.savez(held, **jax.device_get(flatten_dict(line.params, sep="/")))
-        outputs.replace_bytes(out / "params" / f"{number}.npz", held.getvalue())
+        flat = jax.device_get(flatten_dict(line.params, sep="/"))
+        told = {**about, "line": {**line.description, "seeds": seeds}}
+        sealed.write(out / PARAMS / f"{number}.npz", flat, told)
+
+
+def read_params(
+    out: Path, summary: list[dict[str, Any]], config: dict[str, Any]
+) -> tuple[dict[int, Any], str]:
+    """(what `write_params` wrote, as trees by line, `rows_sha256` of what it was trained on).
+
+    Raises:
+      RunError: a file is damaged or missing, or of another line or setting than the folder tells.
+    """
+    from flax.traverse_util import unflatten_dict
+
+    wanted = [k for k, line in enumerate(summary) if line["diverged"] is None]
+    there = {path.name for path in (out / PARAMS).glob("*.npz")}
+    odd = there ^ {f"{number}.npz" for number in wanted}
+    if odd or not wanted:
+        raise RunError(
+            f"{out / PARAMS} has not one file for each line of summary.json that was trained to "
+            f"its end ({', '.join(sorted(odd)) or 'there is none'}): {_KEPT_AGAIN}"
+        )
+    found, digests = {}, set()
+    for number in wanted:
+        path = out / PARAMS / f"{number}.npz"
+        about, flat = sealed.read(path, _KEPT_AGAIN)
+        line = f"line {number} of summary.json"
+        sealed.refuse_others(path, about["line"], summary[number], line, _KEPT_AGAIN)
+        sealed.refuse_others(path, about["config"], config, "config.json", _KEPT_AGAIN)
+        found[number] = unflatten_dict(flat, sep="/")
+        digests.add(about["sha256"])
+    if len(digests) > 1:
+        raise RunError(f"the files of {out / PARAMS} are of different data: {_KEPT_AGAIN}")
+    return found, digests.pop()
+
+
+def rows_sha256(datasets: Sequence[Any]) -> str:
+    """Of the rows that were trained and tested on, one data set a seed."""
+    fields = ("train_images", "train_labels", "test_images", "test_labels")
+    return sealed.digest(getattr(dataset, name) for dataset in datasets for name in fields)
 
 
 def _over_seeds(values: np.ndarray) -> list[str]:
@@ -75,7 +127,7 @@ def draw_table(out: Path) -> list[Path]:
     """The plots of a table's folder, of the files in it; which were made."""
     from experiments.reports import plots
 
-    summary = outputs.read_json(out / "summary.json")
+    summary, classes, curves = written.table(out)
     named = dict(zip(names(summary), summary, strict=True))
     places = {name: (_panel(line), rule_name(line)) for name, line in named.items()}
     one = len({panel for panel, _ in places.values()}) == 1
@@ -88,7 +140,6 @@ def draw_table(out: Path) -> list[Path]:
                 found.setdefault("" if one else panel, {})[rule] = values[name]
         return found
 
-    classes = _by_rule(out / "per_class.csv")
     counts = [int(record["train_examples"]) for record in next(iter(classes.values()))]
     by_class = {n: [float(record["accuracy"]) for record in of] for n, of in classes.items()}
     # Folders written before there were errors, and those of one seed, have none.
@@ -99,7 +150,7 @@ def draw_table(out: Path) -> list[Path]:
     }
     made.append(out / "per_class.png")
     plots.classes_by_rule(made[-1], counts, panels(by_class), SHOTS, seeds, panels(errors))
-    if (out / "curves.csv").exists():
+    if curves is not None:
         by_epoch = {
             name: (
                 [int(record["epoch"]) for record in of],
@@ -110,7 +161,7 @@ def draw_table(out: Path) -> list[Path]:
                     if all(record.get(key) for record in of)
                 },
             )
-            for name, of in _by_rule(out / "curves.csv").items()
+            for name, of in curves.items()
         }
         made.append(out / "curves.png")
         plots.curves_by_rule(made[-1], panels(by_epoch), seeds)
@@ -129,23 +180,9 @@ def draw_table(out: Path) -> list[Path]:
     return made
 
 
-def _by_rule(path: Path) -> dict[str, list[dict[str, str]]]:
-    found: dict[str, list[dict[str, str]]] = {}
-    with open(path, newline="", encoding="utf-8") as file:
-        for record in csv.DictReader(file):
-            found.setdefault(record["rule"], []).append(record)
-    return found
-
-
 def _panel(line: dict[str, Any]) -> str:
     """What its plots share with others: the loss, and a second stage."""
     return line["loss"] + (f", then {line['stage2']}" if line["stage2"] else "")
-
-
-def _write_csv(path: Path, heads: list[str], records: list[list[Any]]) -> None:
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([heads, *records])
-    outputs.replace_text(path, text.getvalue())
 
 
 def write_sweep(
@@ -154,17 +191,9 @@ def write_sweep(
     """Writes table.md, sweep.csv and summary.json, and draws them; `rule` is whose grid it is."""
     shown = f"{grids.table(summary, grid)}\n\n{grids.verdict(summary)}\n"
     outputs.replace_text(out / "table.md", shown)
-    figures = [key for key, value in summary[0].items() if not isinstance(value, dict | list)]
-    records = [
-        [
-            rule if line["point"] else "sgd",
-            *(line["point"].get(name, "") for name in grid),
-            *(line[key] for key in figures),
-        ]
-        for line in summary
-    ]
-    _write_csv(out / "sweep.csv", ["rule", *grid, *figures], records)
-    outputs.write_json(out / "summary.json", summary)
+    records = written.sweep_records(summary, rule)
+    outputs.replace_text(out / written.SWEEP, written.as_csv(records))
+    outputs.write_json(out / written.SUMMARY, summary)
     draw_sweep(out, rule)
 
 
@@ -172,7 +201,7 @@ def draw_sweep(out: Path, rule: str) -> list[Path]:
     """The plot of a sweep's folder, of its summary.json; which was made."""
     from experiments.reports import plots
 
-    summary = outputs.read_json(out / "summary.json")
+    summary = written.sweep(out, rule)
     *others, last = summary[-1]["point"]
     curves: dict[str, Any] = {}
     for line in summary[1:]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
 import math
 import os
@@ -22,16 +24,32 @@ def same_text(value: Any) -> str:
 
 def read_json(path: Path) -> Any:
     """The value in a file; RunError, naming it, where there is none."""
+    text = _text(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"cannot read {path}: it is not JSON ({error})") from error
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The lines of a table, by the heads of its columns; RunError, naming it, for anything else."""
+    text = _text(path)
+    try:
+        heads, *lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+        return [dict(zip(heads, line, strict=True)) for line in lines if line]
+    except (ValueError, csv.Error) as error:
+        raise RunError(f"cannot read {path}: it is no whole table") from error
+
+
+def _text(path: Path) -> str:
     try:
         if path.exists() and not path.is_file():
             raise RunError(f"cannot read {path}: it is no file")
-        return json.loads(path.read_bytes().decode())
+        return path.read_bytes().decode()
     except OSError as error:
         raise RunError(f"cannot read {path}: {reason(error)}") from error
     except UnicodeDecodeError as error:
         raise RunError(f"cannot read {path}: it is not UTF-8 text ({error.reason})") from error
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"cannot read {path}: it is not JSON ({error})") from error
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from experiments.host.errors import RunError
 from experiments.reports.figures import Figure
-from experiments.reports.reading import is_number
+from experiments.reports.reading import is_first, is_number
 
 # Two kinds of figures that must not be compared with each other.
 KINDS = {"last": "last epoch", "best": "best*"}
@@ -150,7 +150,7 @@ def _with_first(reports: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for report in reports:
         if not report.get("stage2"):
             last = report
-        same = all(report.get(k) == last.get(k) for k in ("seed", "rule", "rule_args", "loss"))
+        same = is_first(last, report)
         alone = report.get("stage2") and not {"first", "path"} & report.keys()
         yield {**report, "first": last} if alone and same else report
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
+import statistics
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.host import outputs
 from experiments.host.errors import RunError
+from experiments.host.folders import read_metrics
+from experiments.host.sealed import class_counts_sha256
 from experiments.reports.figures import COLUMNS
 
 _NEEDED = (
@@ -27,12 +31,94 @@ def find(paths: list[str]) -> list[dict[str, Any]]:
         report = _checked(file)
         above = file.resolve().parent.parent / "report.json"
         if report.get("stage2") and above.exists():
-            report["first"] = _checked(above)
+            first = _checked(above)
+            if is_first(first, report):
+                report["first"] = first
         if report:
             reports.setdefault(file.resolve(), {**report, "path": str(file)})
     if not reports:
         raise RunError(f"no finished run (report.json) in {', '.join(paths)}")
     return list(reports.values())
+
+
+def is_first(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Whether a second stage can be one of this run."""
+    same = ("seed", "rule", "rule_args", "loss")
+    return bool(first) and all(first.get(name) == second.get(name) for name in same)
+
+
+class Classes(NamedTuple):
+    """per_class.csv of a run: of each class training examples, tested ones, and how many right."""
+
+    counts: list[int]
+    tested: list[int]
+    correct: list[int]
+
+    def accuracies(self) -> list[float]:
+        """In percent; NaN where none was tested."""
+        return [
+            100 * hits / of if of else math.nan
+            for hits, of in zip(self.correct, self.tested, strict=True)
+        ]
+
+
+def classes(file: Path, report: dict[str, Any]) -> Classes:
+    """The table of classes beside a report; RunError where it is damaged, or of another run."""
+    rows = outputs.read_csv(file)
+    try:
+        numbers = ("train_examples", "test_examples", "correct")
+        found = Classes(*([int(row[name]) for row in rows] for name in numbers))
+        wrong = _misfit(found, rows, report)
+    except (KeyError, ValueError):
+        wrong = "a class lacks a number"
+    if wrong:
+        raise RunError(f"{file} is damaged: {wrong}; remove it, or repeat the run")
+    return found
+
+
+def _misfit(found: Classes, rows: list[dict[str, str]], report: dict[str, Any]) -> str | None:
+    if [row["class"] for row in rows] != [str(c) for c in range(len(rows))]:
+        return "its classes are not each there once, in order"
+    if min(found.counts, default=0) < 0 or not all(
+        0 <= hits <= of for hits, of in zip(found.correct, found.tested, strict=True)
+    ):
+        return "more or fewer images are right than were tested"
+    accuracies = found.accuracies()
+    for row, accuracy in zip(rows, accuracies, strict=True):
+        if row["accuracy"] != ("" if math.isnan(accuracy) else f"{accuracy:.4f}"):
+            return f"the accuracy of class {row['class']} is not that of its images"
+    if not _has_counts(found.counts, report):
+        return "its training examples are not those of report.json"
+    known = [accuracy for accuracy in accuracies if not math.isnan(accuracy)]
+    if (report["all"] is None) == bool(known) or (
+        known and abs(statistics.fmean(known) - report["all"]) > 1e-2
+    ):
+        return "its accuracies are not those of report.json"
+    return None
+
+
+def _has_counts(counts: list[int], report: dict[str, Any]) -> bool:
+    digest = report.get("class_counts_sha256")
+    if digest is not None:
+        return bool(digest == class_counts_sha256(counts))
+    return report.get("train_examples") in (None, sum(counts))
+
+
+def epochs(file: Path, report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; RunError where they are not each epoch of the report."""
+    lines = read_metrics(file, needed=("epoch", "train_loss"))
+    told = {line["epoch"] for line in lines}
+    lacks = [epoch for epoch in range(1, int(report["epochs"]) + 1) if epoch not in told]
+    wrong = None
+    if lacks or len(lines) != report["epochs"]:
+        wrong = f"it has {len(lines)} epochs, and report.json tells of {report['epochs']}"
+    for line in lines:
+        odd = [split for split in COLUMNS if not is_accuracy(line.get(f"test_{split}"))]
+        if odd:
+            wrong = wrong or f"test_{odd[0]} of epoch {line['epoch']} is no accuracy"
+    if wrong:
+        raise RunError(f"{file} is damaged: {wrong}; remove it, or repeat the run")
+    return lines
 
 
 def files(path: Path) -> Iterator[Path]:
@@ -104,6 +190,14 @@ def _above_a_run(folder: Path, runs: Iterable[Path]) -> bool:
     return any(folder in (run, *run.parents) for run in runs)
 
 
+def read_report(file: Path) -> dict[str, Any]:
+    """The report of a training run; RunError for anything else."""
+    report = _checked(file)
+    if not report:
+        raise RunError(f"{file} is no report of a training run: it lacks rule")
+    return report
+
+
 def _checked(file: Path) -> dict[str, Any]:
     """The report of a training run; {} for that of another experiment."""
     report = _read(file)
@@ -137,7 +231,7 @@ def is_count(value: Any) -> bool:
     return is_number(value) and value >= 0 and value == int(value)
 
 
-def _is_accuracy(value: Any) -> bool:
+def is_accuracy(value: Any) -> bool:
     return value is None or (is_number(value) and 0 <= value <= 100.001)
 
 
@@ -153,7 +247,7 @@ def _is_option(value: Any) -> bool:
 
 
 def _are_accuracies(value: Any) -> bool:
-    return isinstance(value, dict) and all(_is_accuracy(value.get(split)) for split in COLUMNS)
+    return isinstance(value, dict) and all(is_accuracy(value.get(split)) for split in COLUMNS)
 
 
 def or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -165,7 +259,7 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("dataset", "model", "rule", "loss"), is_text),
     **dict.fromkeys(("imbalance_factor", "batch_size"), is_positive),
     **dict.fromkeys(("epochs", "seed"), is_count),
-    **dict.fromkeys(COLUMNS, _is_accuracy),
+    **dict.fromkeys(COLUMNS, is_accuracy),
     "best_epoch_flip": _are_accuracies,
     "last_epoch_ensembled": lambda value: value is None or _are_accuracies(value),
     **dict.fromkeys(("rule_args", "settings"), _are_options),

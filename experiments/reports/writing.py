@@ -16,6 +16,7 @@ import numpy as np
 from experiments.host import cli, outputs
 from experiments.host.errors import RunError
 from experiments.reports import matching, published
+from experiments.reports.compare_shape import is_whole, misfit
 from experiments.reports.figures import COLUMNS, Figure, number, plus_minus
 from experiments.reports.grouping import Group, rules_of
 from experiments.reports.naming import (
@@ -26,13 +27,19 @@ from experiments.reports.naming import (
     setting,
     source,
 )
-from experiments.reports.reading import is_number
+from experiments.reports.reading import (
+    Classes,
+    classes,
+    is_accuracy,
+    is_number,
+    is_text,
+    or_none,
+)
 from experiments.reports.tables import NOTE, costs, few_seeds, seeds_of
 
 
-def write(out: Path, groups: list[Group]) -> list[str]:
-    """Writes report.md, report.csv, gains.json and what draws it; returns why a gain is missing."""
-    panels, missing = gains(groups)
+def write(out: Path, groups: list[Group], panels: list[dict[str, Any]]) -> None:
+    """Writes report.md, report.csv, gains.json and what draws it; panels are of `gains`."""
     records = list(csv_records(groups))
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, list(dict.fromkeys(name for r in records for name in r)))
@@ -50,7 +57,6 @@ def write(out: Path, groups: list[Group]) -> list[str]:
         ]
         outputs.replace_text(out / GAINS, json.dumps(held) + "\n")
         draw_gains(out)
-    return missing
 
 
 GAINS = "gains.json"
@@ -61,11 +67,42 @@ def draw_gains(out: Path) -> list[Path]:
     from experiments.reports import plots
 
     panels = outputs.read_json(out / GAINS)
+    wrong = _misfit(panels)
+    if wrong is not None:
+        raise RunError(
+            f"{out / GAINS} is damaged: its {wrong} is not what a report writes; write it again"
+        )
     for panel in panels:
         for name in {"gain", "se"} & panel.keys():
             panel[name] = [math.nan if value is None else value for value in panel[name]]
     plots.gain_per_class(out / "gain_per_class.png", panels)
     return [out / "gain_per_class.png"]
+
+
+def _misfit(panels: Any) -> str | None:
+    wrong = "panels" if not panels else misfit(panels, [_PANEL], "panels")
+    if wrong is not None:
+        return wrong
+    for at, panel in enumerate(panels):
+        wrong = misfit(panel, {name: of for name, of in _MAY_HAVE.items() if name in panel})
+        lists = [name for name in ("gain", "se") if name in panel]
+        odd = [name for name in lists if wrong or len(panel[name]) != len(panel["counts"])]
+        if wrong is not None or odd:
+            return f"panels.{at}.{wrong or odd[0]}"
+    return None
+
+
+def _is_gain(value: Any) -> bool:
+    return is_number(value) and abs(value) <= 100.001
+
+
+_PANEL: dict[str, Any] = {
+    "title": is_text, "counts": [is_whole], "gain": [or_none(_is_gain)], "eta": or_none(is_number),
+}  # fmt: skip
+_MAY_HAVE: dict[str, Any] = {
+    "se": [or_none(is_accuracy)],
+    "thresholds": lambda value: isinstance(value, list) and [*map(is_number, value)] == [True] * 2,
+}
 
 
 def _known(values: list[float]) -> list[float | None]:
@@ -153,7 +190,7 @@ def _columns(name: str, spread: str, figure: Figure | None) -> dict[str, float |
 
 
 def gains(groups: list[Group]) -> tuple[list[dict[str, Any]], list[str]]:
-    """(panels for `plots.gain_per_class`, why there is none for the other groups).
+    """(panels for `plots.gain_per_class`, why there is none for the other groups); writes nothing.
 
     The gain of a class is its last-epoch accuracy minus that of SGD's run of the same seed, mean
     and standard error over the common seeds.
@@ -169,10 +206,11 @@ def gains(groups: list[Group]) -> tuple[list[dict[str, Any]], list[str]]:
             missing.append(f"no gain per class of {group.number}. {method(group)}: {why}")
         if pairs:
             read = [(_classes(run), _classes(sgd)) for run, sgd in pairs]
-            counts = read[0][1][0]
-            if any(table[0] != counts for both in read for table in both):
+            counts = read[0][1].counts
+            if any(table.counts != counts for both in read for table in both):
                 raise RunError(f"the runs of {method(group)} and of SGD differ in class sizes")
-            seeds = [[a - b for a, b in zip(x[1], y[1], strict=True)] for x, y in read]
+            accuracies = [(run.accuracies(), sgd.accuracies()) for run, sgd in read]
+            seeds = [[a - b for a, b in zip(*both, strict=True)] for both in accuracies]
             mean = [statistics.fmean(values) for values in zip(*seeds, strict=True)]
             title = f"{method(group)}; {data(group)}; {cli.noun(len(pairs), 'seed')}"
             eta, shots = group.facts.get("eta"), pairs[0][0].get("thresholds")
@@ -194,13 +232,5 @@ def _has_classes(report: dict[str, Any]) -> bool:
     return file.name == "report.json" and (file.parent / "per_class.csv").exists()
 
 
-def _classes(report: dict[str, Any]) -> tuple[list[int], list[float]]:
-    """(training examples, accuracy) of each class; NaN where none was tested."""
-    file = Path(report["path"]).parent / "per_class.csv"
-    try:
-        with open(file, newline="") as stream:
-            rows = list(csv.DictReader(stream))
-        counts = [int(row["train_examples"]) for row in rows]
-        return counts, [float(row["accuracy"] or "nan") for row in rows]
-    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
-        raise RunError(f"cannot read {file}: {error!r}") from error
+def _classes(report: dict[str, Any]) -> Classes:
+    return classes(Path(report["path"]).parent / "per_class.csv", report)

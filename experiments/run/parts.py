@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from experiments.data.sampling import Order
 from experiments.host import outputs
 from experiments.host.devices import use_devices
 from experiments.host.errors import RunError, check_seed, flag
+from experiments.host.sealed import class_counts_sha256
 from experiments.models import create_model
 from experiments.models.pretrained import load_weights
 from experiments.run.checkpoints import Checkpoints
@@ -249,8 +249,3 @@ def about_images(dataset: Dataset | EncodedDataset) -> dict[str, list[Any]]:
         "image_mean": list(dataset.mean),
         "image_std": list(dataset.std),
     }
-
-
-def class_counts_sha256(counts: np.ndarray) -> str:
-    """SHA-256 of the counts as little-endian int64: two runs with equal ones had equal tails."""
-    return hashlib.sha256(np.ascontiguousarray(counts, "<i8").tobytes()).hexdigest()

@@ -14,9 +14,11 @@ import pytest
 from experiments.analysis import runs, tables
 from experiments.bench import compare_kept
 from experiments.bench.comparison import Found, Part
+from experiments.bench.folder import rows_sha256
 from experiments.bench.lanes import Net
 from experiments.command.candidates import SETTINGS
 from experiments.data.digits import load_digits_lt
+from experiments.host import sealed
 from experiments.host.errors import RunError
 from experiments.host.stopping import StopRequest
 from experiments.models.resnet import BATCH_NORM_MOMENTUM
@@ -42,11 +44,15 @@ def folder(path: Path, lines: list[dict[str, Any]]) -> Path:
     """Of networks whose classifier alone says something: the class of their number."""
     (path / "params").mkdir(parents=True)
     (path / "summary.json").write_text(json.dumps(lines))
-    for number in range(len(lines)):
+    data = [load_digits_lt(50, seed) for seed in (3, 5)]
+    about = {"config": CONFIG, "sha256": rows_sha256(data)}
+    for number, one in enumerate(lines):
+        if one["diverged"] is not None:
+            continue
         leaves = {f"head/{name}": np.zeros((2, *shape), np.float32)
                   for name, shape in (("kernel", (32, 10)), ("bias", (10,)))}  # fmt: skip
         leaves["head/bias"][:, number] = 1 + number
-        np.savez(path / "params" / f"{number}.npz", **leaves)
+        sealed.write(path / "params" / f"{number}.npz", leaves, {**about, "line": one})
     return path
 
 
@@ -75,7 +81,7 @@ def test_the_first_stages_of_a_folder_of_digits(tmp_path: Path) -> None:
     assert sgd.own is None and imbsam.own is not None and imbsam.own.radii.tolist() == [[0.2]] * 2
     np.testing.assert_array_equal(imbsam.own.groups[1, 0], imbsam.counts <= 20)
     (tmp_path / "run" / "params" / "3.npz").write_bytes(b"PK")
-    with pytest.raises(RunError, match=r"cannot read .*3\.npz"):
+    with pytest.raises(RunError, match=r"3\.npz is not an .npz file: .*: train again with --save"):
         runs.of_digits(out, CONFIG)
 
 
@@ -208,9 +214,10 @@ def test_networks_come_back_with_what_they_are(tmp_path: Path) -> None:
     records = [types.SimpleNamespace(row=name, seconds=1.0, **named) for name in "ab"]
     path = compare_kept.params_path(tmp_path, 2, 1)
     found = [Found("x", {}, None, [], tree) for tree in trees]
-    compare_kept.save_params(path, PART, LABELS, records, found)
+    compare_kept.save_params(path, PART, LABELS, records, found, {"width": 3})
     about, again = compare_kept.read_params(path)
     assert about["rows"] == [{"row": name, **named} for name in "ab"]
+    assert about["config"] == {"width": 3}
     for tree, kept in zip(trees, again, strict=True):
         assert kept.keys() == tree.keys()
         np.testing.assert_array_equal(kept["head"]["kernel"], tree["head"]["kernel"])

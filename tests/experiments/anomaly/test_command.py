@@ -3,8 +3,10 @@
 import contextlib
 import csv
 import io
+import itertools
 import json
 import os
+import shutil
 import unittest.mock
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,9 @@ from experiments.analysis.anomalies import of_anomalies
 from experiments.anomaly import command as anomaly
 from experiments.anomaly import report as anomaly_report
 from experiments.anomaly.nets import ANOMALY_NETS
+from experiments.anomaly.training import RUN
 from experiments.host import cli, outputs
+from experiments.host.errors import RunError
 from made_tables import made_table
 
 
@@ -116,12 +120,13 @@ def test_a_kill_while_another_table_is_replaced_leaves_no_mixture(
             for seed in (0, 1)
         ]
         if kept is not None:
-            kept |= {row[: anomaly.RUN]: tuple(networks.values()) for row in found}
+            kept |= {row[:RUN]: tuple(networks.values()) for row in found}
         return found, {"devnet": {"compiling": 0.0}}
 
     monkeypatch.setattr(anomaly, "_train", trained)
     monkeypatch.setattr(curves, "draw", lambda path, *_: outputs.replace_bytes(path, b"drawn"))
-    flags = ["--data-dir", data, "--method", "devnet", "--rule", "sgd", "imbsam", "--seeds", 0, 1]
+    flags = ["--data-dir", data, "--method", "devnet", "--rule", "sgd", "imbsam", "--seeds", 0, 1,
+             "--label-ratio", 0.1]  # fmt: skip
     args = [str(word) for word in (*flags, "--out", out, "--overwrite")]
     stale = ["params/0.npz", "params/9.npz", "runs.csv", "curves_adbench.png", "curves_full.png"]
     kills = Kills(monkeypatch)
@@ -145,6 +150,79 @@ def test_a_kill_while_another_table_is_replaced_leaves_no_mixture(
         assert all(path.read_bytes() != b"of an earlier table" for path in left), write
     start(None)  # networks of before are not those of a table without any
     assert not list((out / "params").iterdir())
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of --save, and beside it its data; what is kept is no network."""
+    folder = tmp_path_factory.mktemp("kept")
+    (folder / "data").mkdir()
+    _save(folder / "data", "a_set")
+
+    def trained(args: Any, names: list[str], cases: Any, kept: Any) -> Any:
+        found = []
+        for k, (rule, seed) in enumerate(itertools.product(args.rule, args.seeds)):
+            run = "a_set", "devnet", rule, seed, 0.1, "adbench"
+            found.append(anomaly.Result(*run, 90.0 + k, 50.0, 99.0, 1.0))
+            kept[run] = {"w": np.full(2, float(k))}, {}
+        return found, {"devnet": {"compiling": 0.0}}
+
+    flags = ["--data-dir", folder / "data", "--method", "devnet", "--rule", "sgd", "imbsam",
+             "--seeds", 0, 1, "--label-ratio", 0.1, "--save", "--out", folder / "out"]  # fmt: skip
+    with unittest.mock.patch.object(anomaly, "_train", trained):
+        assert _run(*flags)[0] == 0
+    return folder
+
+
+def _edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def _lines(path: Path, change: Any) -> None:
+    heads, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([heads, *change(lines)]) + "\n")
+
+
+def _nan(path: Path) -> None:
+    with np.load(path) as held:
+        np.savez(path, **{**held, "params/w": np.full(2, np.nan)})
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda out: shutil.copy(out / "params/0.npz", out / "params/1.npz"),
+         r"1\.npz is of something else than line 1 of runs.csv tells \(seed '0' -> '1'\)"),
+        (lambda out: _lines(out / "runs.csv", lambda lines: lines[::-1]), "else than line 0 of"),
+        (lambda out: _lines(out / "runs.csv", lambda lines: lines[1:]), "has not one line for"),
+        (lambda out: _lines(out / "runs.csv", lambda lines: [*lines[:3], lines[0]]),
+         "has not one line for"),
+        (lambda out: _lines(out / "runs.csv", lambda lines: [lines[0], lines[1][:-9]]),
+         "runs.csv is damaged|cannot read"),
+        *(
+            (lambda out, name=name, new=new: _edit(out / "config.json", **{name: new}), words)
+            for name, new, words in (
+                ("rho", 0.9, r"config.json tells \(rho 0.05 -> 0.9\)"),
+                ("epochs", 1, r"config.json tells \(epochs 50 -> 1\)"),
+                ("seeds", [0, 2], "has not one line for each run"),
+                ("rule", ["sgd", "sam"], "has not one line for each run"),
+            )
+        ),
+        (lambda out: _nan(out / "params" / "2.npz"), r"2\.npz is not what --save wrote"),
+        (lambda out: (out / "params" / "3.npz").unlink(), r"has not one file .*3\.npz"),
+        (lambda out: shutil.copy(out / "params/0.npz", out / "params/4.npz"), r"4\.npz"),
+        (lambda out: _save(out.parent / "data", "a_set", anomalies=90),
+         r"other rows than .*a_set\.npz has: name the folder"),
+    ],
+)  # fmt: skip
+def test_networks_of_another_run_setting_or_data_are_refused(
+    kept: Path, tmp_path: Path, damage: Any, words: str
+) -> None:
+    shutil.copytree(kept, tmp_path / "kept")
+    out = tmp_path / "kept" / "out"
+    damage(out)
+    with pytest.raises(RunError, match=words):
+        of_anomalies(out, outputs.read_object(out / "config.json"), str(out.parent / "data"))
 
 
 def _are_kept(out: Path, data: Path) -> None:

@@ -1,6 +1,7 @@
 """What is written of a table and a sweep, and drawn of their files: by hand."""
 
 import csv
+import dataclasses
 import json
 import math
 
@@ -13,13 +14,16 @@ from experiments.bench import folder, grid, tables
 from experiments.bench.jobs import Line
 from experiments.bench.training import Curve
 from experiments.reports import plots
+from tiny import tiny_dataset
 
 
 @pytest.mark.parametrize("losses", [("cross_entropy",), ("cross_entropy", "logit_adjusted")])
 def test_one_loss_has_one_panel_without_a_name(losses, tmp_path, monkeypatch):
+    of_split = {"": 50.0, "_by_seed": [50.0, 50.0]}
     lines = [
-        {"rule": rule, "loss": loss, "stage2": None, "seeds": [0, 1], "paired_all": 1.0,
-         "paired_all_se": 0.5, "paired_few": 2.0, "paired_few_se": 0.5}
+        {"rule": rule, "loss": loss, "stage2": None, "seeds": [0, 1],
+         **{s + end: value for s in tables.SPLITS for end, value in of_split.items()},
+         **{f"paired_{s}{end}": 0.0 for s in ("all", "few") for end in ("", "_se")}}
         for loss in losses for rule in ("sgd", "sam")
     ]  # fmt: skip
     (tmp_path / "summary.json").write_text(json.dumps(lines))
@@ -42,7 +46,7 @@ def rows_of(path):
 
 COUNTS = np.array([40, 9, 3])
 TOTAL = np.array([[40, 20, 10], [40, 20, 10]])  # [S, C] test rows
-CORRECT = {"sgd": [[40, 10, 1], [20, 15, 3]], "sam": [[30, 20, 4], [30, 10, 4]]}
+CORRECT = {"sgd": [[40, 10, 3], [20, 15, 7]], "sam": [[30, 13, 4], [30, 16, 4]]}
 # Of two epochs, [K, S]: few of the rules differ, the others are the same.
 FEW = {"sgd": [[1.0, 3.0], [10.0, 30.0]], "sam": [[2.0, 2.0], [40.0, 40.0]]}
 
@@ -52,7 +56,7 @@ def a_table(seeds):
         described = {"rule": rule, "loss": "cross_entropy", "stage2": None}
         if lost:
             return Line(described, None, lost)
-        splits = dict.fromkeys(tables.SPLITS, np.array([[50.0, 52.0], [60.0, 64.0]])[:, :seeds])
+        splits = dict.fromkeys(tables.SPLITS, np.array([[50.0, 52.0], [60.0, 65.0]])[:, :seeds])
         splits["few"] = np.array(FEW[rule])[:, :seeds]
         correct = np.array(CORRECT[rule])[:seeds]
         curve = Curve([1, 2], None, splits, correct, TOTAL[:seeds], np.ones(2))
@@ -64,8 +68,8 @@ def a_table(seeds):
 
 # Means of the seeds' percentages, and the difference of two over 2: their standard error.
 CLASSES = {
-    2: {"sgd": [(75, 25), (62.5, 12.5), (20, 10)], "sam": [(75, 0), (75, 25), (40, 0)]},
-    1: {"sgd": [(100, None), (50, None), (10, None)], "sam": [(75, None), (100, None), (40, None)]},
+    2: {"sgd": [(75, 25), (62.5, 12.5), (50, 20)], "sam": [(75, 0), (72.5, 7.5), (40, 0)]},
+    1: {"sgd": [(100, None), (50, None), (30, None)], "sam": [(75, None), (65, None), (40, None)]},
 }
 
 
@@ -92,7 +96,7 @@ def test_a_table_is_written_and_drawn_by_hand(seeds, tmp_path, monkeypatch):
         ),
     ]  # fmt: skip
     if seeds == 2:
-        same = {1: ("51.0000", "1.0000"), 2: ("62.0000", "2.0000")}
+        same = {1: ("51.0000", "1.0000"), 2: ("62.5000", "2.5000")}
         few = {
             "sgd": ("2.0000", "1.0000", "20.0000", "10.0000"),
             "sam": ("2.0000", "0.0000", "40.0000", "0.0000"),
@@ -115,7 +119,7 @@ def test_a_table_is_written_and_drawn_by_hand(seeds, tmp_path, monkeypatch):
     path, found, of = drawn["curves_by_rule"]
     assert (path, of) == (tmp_path / "curves.png", seeds)
     epochs, values = found[""]["sgd"]
-    last = {"all": 62.0, "all_se": 2.0, "few": 20.0, "few_se": 10.0}
+    last = {"all": 62.5, "all_se": 2.5, "few": 20.0, "few_se": 10.0}
     if seeds == 1:
         last = {"all": 60.0, "few": 10.0}
     assert epochs == [1, 2] and {key: value[-1] for key, value in values.items()} == last
@@ -127,11 +131,18 @@ def test_a_table_is_written_and_drawn_by_hand(seeds, tmp_path, monkeypatch):
 
 
 def test_what_the_lines_ended_with_is_kept_by_number(tmp_path):
-    folder.write_params(tmp_path, a_table(2))
+    lines, data, config = a_table(2), [tiny_dataset(), tiny_dataset()], {"lr": 0.1}
+    folder.write_params(tmp_path, lines, seeds=[3, 5], datasets=data, config=config)
     (file,) = (tmp_path / "params").iterdir()
     held = np.load(file)
-    assert file.name == "2.npz" and dict(held).keys() == {"head/bias"}
+    assert file.name == "2.npz" and dict(held).keys() == {"head/bias", "about"}
     np.testing.assert_array_equal(held["head/bias"], np.full((2, 2), 7.0))
+    lost = {"diverged": "the loss is nan"}
+    summary = [lost, lost, {**lines[2].description, "seeds": [3, 5], "diverged": None}]
+    again, trained_on = folder.read_params(tmp_path, summary, {**config, "out": "elsewhere"})
+    np.testing.assert_array_equal(again[2]["head"]["bias"], held["head/bias"])
+    other = dataclasses.replace(data[1], test_labels=data[1].test_labels[::-1])
+    assert trained_on == folder.rows_sha256(data) != folder.rows_sha256([data[0], other])
 
 
 GRID = {"eta": [5.0, 30.0], "rho": [0.1, 0.2]}

@@ -20,6 +20,7 @@ from experiments.host.errors import DataError, RunError, Stopped
 from experiments.host.stopping import StopRequest
 from imbsam_jax import tail_threshold
 from made_subjects import COUNTS, subject
+from tiny import tiny_dataset
 
 QUICK = (
     "--iterations", "2", "--probes", "2", "--directions", "2", "--steps", "1", "--rho", "0.1",
@@ -102,9 +103,77 @@ def test_a_folder_of_tables_damaged_in_any_field_is_told_in_a_sentence(
             analyse._subjects(out, analyse._config(out), args, stop)
             told.add("read")
     (out / name).write_text('[{"seeds": 0}]' if name == "summary.json" else '{"epochs": 1}')
-    with pytest.raises(RunError, match=r"do not fit together \(.*Error:"), StopRequest() as stop:
+    words = {"summary.json": r"do not fit together \(.*Error:", "config.json": "config.json tells"}
+    with pytest.raises(RunError, match=words[name]), StopRequest() as stop:
         analyse._subjects(out, analyse._config(out), args, stop)
     assert told == {"read"}  # what nothing hangs on does no harm
+
+
+def swap(out: Path, one: str, other: str) -> None:
+    aside = out / "aside"
+    (out / one).rename(aside)
+    (out / other).rename(out / one)
+    aside.rename(out / other)
+
+
+def edit(path: Path, change: Any) -> None:
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda out: swap(out, "params/0.npz", "params/1.npz"), "else than line 0 of summary.json"),
+        (lambda out: edit(out / "summary.json", lambda x: x[::-1]), "else than line 0 of summary"),
+        (lambda out: edit(out / "summary.json", lambda x: x[:1]), r"has not one file .*1\.npz"),
+        (lambda out: edit(out / "summary.json", lambda x: [x[0], {**x[1], "diverged": "no"}]),
+         r"has not one file .*1\.npz"),
+        (lambda out: edit(out / "summary.json", lambda x: [x[0], {**x[1], "stage2": "crt"}]),
+         "stage2 None -> 'crt'"),
+        (lambda out: edit(out / "summary.json", lambda x: [{**y, "seeds": [0, 7]} for y in x]),
+         r"seeds \[0, 1\] -> \[0, 7\]"),
+        *(
+            (lambda out, name=name, new=new: edit(
+                out / "config.json", lambda x: {**x, name: new}
+            ), f"config.json tells .{name} ")
+            for name, new in (
+                ("imbalance_factor", 20.0), ("seeds", [5, 6]), ("rho", 0.9), ("epochs", 7),
+                ("lr", 10**9), ("rule", ["sam"]),
+            )
+        ),
+        (lambda out: (out / "params" / "1.npz").unlink(), r"has not one file .*1\.npz"),
+        (lambda out: shutil.copy(out / "params" / "1.npz", out / "params" / "2.npz"),
+         r"has not one file .*2\.npz"),
+        (lambda out: flip(out / "params" / "1.npz"), r"1\.npz is not"),
+        (lambda out: (out / "params" / "0.npz").write_bytes(b"PK"), r"0\.npz is not an .npz"),
+        (lambda out: (out / "params" / "0.npz").write_text("text"), r"0\.npz is not an .npz"),
+        (lambda out: np.savez(out / "params" / "0.npz", **{"head/kernel": np.ones((2, 32, 10))}),
+         "does not say what it is of"),
+    ],
+)  # fmt: skip
+def test_networks_of_another_line_setting_or_data_are_refused(
+    digits: Path, tmp_path: Path, damage: Any, words: str
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(digits, out)
+    damage(out)
+    args = analyse.arguments().parse_args([str(out), "--out", str(tmp_path / "out")])
+    with pytest.raises(RunError, match=words) as refused, StopRequest() as stop:
+        analyse._subjects(out, analyse._config(out), args, stop)
+    assert "--save" in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_networks_of_other_digits_are_refused(digits: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("experiments.analysis.runs.load_digits_lt", lambda *_: tiny_dataset())
+    args = analyse.arguments().parse_args([str(digits), "--out", "out"])
+    with pytest.raises(RunError, match="other digits than"), StopRequest() as stop:
+        analyse._subjects(digits, analyse._config(digits), args, stop)
 
 
 # ---- what is analysed together ------------------------------------------------------------------

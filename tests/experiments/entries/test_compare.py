@@ -335,6 +335,35 @@ def test_the_network_of_every_split_and_row_is_kept(finished: Path, tmp_path: Pa
         subjects(finished, str(tmp_path / "x.csv"))
 
 
+def of_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda out: (out / "params" / "split_0_0.npz").unlink(),
+         "lacks the network of 'sgd, cross_entropy' in split 0: --save --resume"),
+        (lambda out: of_json(out / "config.json", width=10**9), "tells .width 8 -> 1000000000"),
+        (lambda out: of_json(out / "config.json", model="linear"), "model 'mlp' -> 'linear'"),
+        (lambda out: of_json(out / "config.json", seed=5), "tells .seed 0 -> 5"),
+        (lambda out: shutil.copy(out / "params" / "split_0_0.npz", out / "params/split_1_0.npz"),
+         "split_1_0.npz is of something else than summary.json tells"),
+        (lambda out: shutil.copy(out / "params" / "split_0_0.npz", out / "params/split_9_0.npz"),
+         "has no place in split 9"),
+        (lambda out: shutil.copy(out / "params" / "split_0_0.npz", out / "params/split_0_9.npz"),
+         "has no place in split 0 of summary.json, or another already"),
+    ],
+)  # fmt: skip
+def test_networks_of_another_comparison_or_split_are_refused(
+    finished: Path, tmp_path: Path, damage: Any, words: str
+) -> None:
+    shutil.copytree(finished, tmp_path / "out")
+    damage(tmp_path / "out")
+    with pytest.raises(RunError, match=words):
+        subjects(tmp_path / "out")
+
+
 @pytest.mark.slow  # that they are those that were trained, the test before this one shows
 def test_networks_that_are_missing_are_trained_again(
     data: Path, finished: Path, tmp_path: Path
@@ -351,7 +380,7 @@ def test_networks_that_are_missing_are_trained_again(
         np.testing.assert_array_equal(leaf, after[name])
     assert lines(tmp_path / "out") == lines(finished)
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(RunError, match="is damaged: remove it, and --save --resume"):
+    with pytest.raises(RunError, match=r"is not an .npz file.*: remove it, and --save --resume"):
         subjects(tmp_path / "out")
     shutil.rmtree(path.parent)
     with pytest.raises(RunError, match="compare again with --save"):

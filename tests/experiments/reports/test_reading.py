@@ -41,6 +41,26 @@ def test_runs_are_found_at_any_depth_and_once(tmp_path):
     assert Counter(run["rule"] for run in found) == {"sgd": 2, "imbsam": 2}
 
 
+@pytest.mark.parametrize(
+    "above",
+    [
+        {"a": 1}, [1], make(1, "imbsam", rule_args=IMBSAM), make(0, "sam", rule_args=IMBSAM),
+        make(0, "imbsam", rule_args={**IMBSAM, "eta": 20}),
+        make(0, "imbsam", rule_args=IMBSAM, loss="focal"),
+    ],
+    ids=["another experiment", "a list", "seed", "rule", "rule_args", "loss"],
+)  # fmt: skip
+def test_what_lies_above_a_second_stage_may_be_no_first_stage_of_it(tmp_path, above, capsys):
+    """As if there were none: the second stage is shown by itself."""
+    second = tmp_path / "run" / "stage2_crt"
+    save(second, 0, "imbsam", rule_args=IMBSAM, stage2="crt")
+    (report,) = reading.find([str(second)])
+    (second.parent / "report.json").write_text(json.dumps(above))
+    assert reading.find([str(second)]) == [report] and "first" not in report
+    run_command(second)
+    assert "imbsam" in capsys.readouterr().out
+
+
 def test_what_is_no_run_is_passed_over_and_said(tmp_path, capsys):
     """As `report DIR/*` meets it: a page, a table, folders begun, of other experiments, empty."""
     runs = tmp_path / "runs"

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from experiments import redraw, report
 from experiments.host import cli, locks
 from experiments.host.errors import RunError
+from experiments.host.sealed import class_counts_sha256
 from experiments.reports import grouping, reading, tables, writing
 from made_reports import IMBSAM, make, run_command, save
 
@@ -19,7 +21,7 @@ def runs(tmp_path):
     for seed in range(3):
         save(tmp_path / "runs" / f"sgd_{seed}", seed, all=40.0 + seed)
         save(tmp_path / "runs" / f"imbsam_{seed}", seed, "imbsam", 43.0 + 2 * seed, IMBSAM,
-             accuracies=(89.0, 62.0, 30.0 + 3 * seed))  # fmt: skip
+             accuracies=(59.0 + seed, 42.0 + seed, 28.0 + 4 * seed))  # fmt: skip
     return tmp_path / "runs"
 
 
@@ -97,22 +99,19 @@ def test_the_files_hold_runs_and_published_rows(runs, tmp_path, capsys):
 
 
 def test_the_gain_of_a_class_is_the_mean_over_common_seeds(runs):
-    save(runs / "imbsam_7", 7, "imbsam", 79.0, IMBSAM, accuracies=(99, 99, 99))
+    save(runs / "imbsam_7", 7, "imbsam", 79.0, IMBSAM, accuracies=(79, 79, 79))
     (panel,), missing = writing.gains(grouping.grouped(reading.find([str(runs)])))
-    assert panel["gain"] == pytest.approx([-1, 2, 3])  # (0 + 3 + 6) / 3; seed 7 has no partner
+    assert panel["gain"] == pytest.approx([-1, 2, 11])  # (8 + 11 + 14) / 3; seed 7 has no partner
     assert panel["counts"] == [500, 100, 5] and panel["eta"] == 100
     assert panel["title"].endswith("3 seeds") and missing == []
-    assert panel["se"] == pytest.approx([0, 0, math.sqrt(3)])  # of 0, 3 and 6
+    assert panel["se"] == pytest.approx([0, 0, math.sqrt(3)])  # of 8, 11 and 14
 
 
 def test_a_class_that_was_not_tested_has_a_gap_in_the_kept_gains(runs, tmp_path):
-    for name in ("imbsam_0", "sgd_0", "imbsam_1", "sgd_1", "imbsam_2", "sgd_2"):
-        file = runs / name / "per_class.csv"
-        lines = file.read_text().splitlines()
-        file.write_text(
-            "\n".join([*lines[:-1], ",".join([*lines[-1].split(",")[:3], "0", "0", ""])])
-        )
-    run_command(runs, "--out", tmp_path / "out")
+    for seed in range(3):
+        for rule in ("sgd", "sam"):
+            save(runs / "gap" / rule / str(seed), seed, rule, accuracies=(60, 40, ""))
+    run_command(runs / "gap", "--out", tmp_path / "out")
     (panel,) = json.loads((tmp_path / "out" / "gains.json").read_text())
     assert panel["gain"][-1] is None and None not in panel["gain"][:-1]
     assert redraw.redraw(tmp_path / "out") == [tmp_path / "out" / "gain_per_class.png"]
@@ -120,7 +119,7 @@ def test_a_class_that_was_not_tested_has_a_gap_in_the_kept_gains(runs, tmp_path)
 
 def test_the_gain_of_one_seed_has_no_error(tmp_path):
     for rule, accuracies in (("sgd", (90, 60, 30)), ("sam", (89, 60, 40))):
-        save(tmp_path / rule, 0, rule, accuracies=accuracies)
+        save(tmp_path / rule, 0, rule, sum(accuracies) / 3, accuracies=accuracies)
     (panel,), _ = writing.gains(grouping.grouped(reading.find([str(tmp_path)])))
     assert panel["gain"] == [-1, 0, 10] and "se" not in panel
     assert panel["title"].endswith("1 seed")
@@ -145,6 +144,50 @@ def test_without_class_tables_there_is_no_plot(runs, tmp_path, capsys):
     assert "no per_class.csv beside its reports" in " ".join(capsys.readouterr().out.split())
 
 
+def _without_last(lines):
+    return lines[:-1]
+
+
+def _cells(at, value):
+    def change(lines):
+        cells = lines[1].split(",")
+        cells[at] = value
+        return [lines[0], ",".join(cells), *lines[2:]]
+
+    return change
+
+
+@pytest.mark.parametrize("digest", [True, False])
+@pytest.mark.parametrize(
+    "change",
+    [
+        _without_last, lambda lines: lines[:1], lambda lines: [], lambda lines: [*lines, lines[-1]],
+        lambda lines: [*lines[:2], *lines[1:3]], lambda lines: [lines[0], *lines[:0:-1]],
+        *(_cells(5, value) for value in ("500", "-3", "nan", "inf", "", "12.0000")),
+        *(_cells(4, value) for value in ("-1", "2000", "x", "")), _cells(2, "499"),
+    ],
+)  # fmt: skip
+def test_class_tables_that_are_not_their_reports_are_refused_before_anything_is_shown(
+    runs, tmp_path, capsys, change, digest
+):
+    for file in runs.glob("*/per_class.csv"):  # all of them alike
+        if digest:
+            report = json.loads((file.parent / "report.json").read_text())
+            counts = {"class_counts_sha256": class_counts_sha256([500, 100, 5])}
+            (file.parent / "report.json").write_text(json.dumps({**report, **counts}))
+        file.write_text("\n".join([*change(file.read_text().splitlines()), ""]))
+    with pytest.raises(RunError, match=r"per_class.csv is damaged: .*; remove it, or|cannot read"):
+        run_command(runs, "--out", tmp_path / "out")
+    assert capsys.readouterr().out == "" and not (tmp_path / "out").exists()
+
+
+def test_a_class_table_that_is_no_text_is_a_sentence(runs, tmp_path, capsys):
+    (runs / "sgd_1" / "per_class.csv").write_bytes(b"class\xff,name\n")
+    with pytest.raises(RunError, match=r"cannot read .*sgd_1/per_class.csv: it is not UTF-8 text"):
+        run_command(runs, "--out", tmp_path / "out")
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize(
     "damage", ["class,name\n0,a\n", "train_examples,accuracy\nx,1\n", "a\0b\n\0"]
 )
@@ -155,8 +198,8 @@ def test_a_broken_class_table_is_named(runs, tmp_path, damage):
 
 
 def test_class_tables_of_other_data_are_refused(runs, tmp_path):
-    path = runs / "imbsam_0" / "per_class.csv"
-    path.write_text(path.read_text().replace("500", "400"))
+    shutil.rmtree(runs / "imbsam_0")
+    save(runs / "imbsam_0", 0, "imbsam", 43.0, IMBSAM, counts=(400, 100, 5))
     with pytest.raises(RunError, match="differ in class sizes"):
         run_command(runs, "--out", tmp_path / "out")
 
@@ -219,8 +262,8 @@ def test_gains_of_two_seeds_where_a_class_is_not_tested(tmp_path):
     """NaN there, in the mean and in its error; the others as they are."""
     for seed in (0, 1):
         for rule, accuracies in (("sgd", ("", 50.0, 10.0)), ("imbsam", ("", 60.0, 20.0 + seed))):
-            save(tmp_path / rule / str(seed), seed, rule, accuracies=accuracies,
-                 rule_args={} if rule == "sgd" else IMBSAM)  # fmt: skip
+            save(tmp_path / rule / str(seed), seed, rule, sum(accuracies[1:]) / 2,
+                 accuracies=accuracies, rule_args={} if rule == "sgd" else IMBSAM)  # fmt: skip
     run_command(tmp_path / "sgd", tmp_path / "imbsam", "--out", tmp_path / "out")
     groups = grouping.grouped(reading.find([str(tmp_path / "sgd"), str(tmp_path / "imbsam")]))
     ((panel,), _) = writing.gains(groups)
