@@ -191,6 +191,11 @@ def _config(run: Path) -> dict[str, Any]:
     config = read_object(run / "config.json")
     if not isinstance(config.get("experiment"), str):
         raise RunError(f"{run / 'config.json'} is no whole one: it names no experiment")
+    if config["experiment"] == "finetune":
+        raise RunError(
+            f"{run} is a run of finetune, which trains adapters beside a frozen tower: analyse is "
+            "for networks whose every parameter is trained"
+        )
     return config
 
 

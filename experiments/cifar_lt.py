@@ -197,8 +197,6 @@ def check_export(path: Path, data: str | None, overwrite: bool) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    if not args.export and not args.out:
-        raise RunError("--out is missing: name the folder this run is to be written to")
     if args.export:
         check_export(Path(args.export), args.data, args.overwrite)
         dataset = load(args)

@@ -144,7 +144,7 @@ def arguments() -> argparse.ArgumentParser:
 _HELP = {
     "lr": "initial learning rate; cosine, momentum 0.9",
     "weight_decay": "coupled, at theta",
-    "rho": "radius of SAM, ImbSAM and Focal-SAM, in parameter units",
+    "rho": "radius of SAM, ImbSAM, Focal-SAM and reweighted SAM, in parameter units",
     "eta": "largest count of a tail class, in training rows; default: the classes beside the "
     "fewest that hold 80%% of the rows (imbsam_jax.tail_threshold), sought from 50%% to 95%%",
     "gsa_scale": "factor on GSA's radii",

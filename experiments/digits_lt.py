@@ -22,10 +22,10 @@ from experiments.bench.folder import write_params, write_table
 from experiments.bench.jobs import Planned, train
 from experiments.bench.training import Bench, Job, Setup
 from experiments.command import loss_flags, method_flags, stage2
+from experiments.command.seeds import seeds_of
 from experiments.data import Dataset
 from experiments.data.digits import load_digits_lt
 from experiments.host import cli, locks, origin, outputs
-from experiments.host.errors import RunError, check_seed
 from experiments.host.needs import Need, Needs, always
 from experiments.run import compatible
 from experiments.run.compatible import Asked
@@ -113,11 +113,7 @@ def checked(args: argparse.Namespace) -> tuple[Path, list[int]]:
     """(where to write, the seeds); refuses what nothing can be done with."""
     out = Path(args.out)
     locks.refuse_to_fill(out, args.overwrite)
-    seeds = args.seeds or list(range(args.num_seeds))
-    check_seed(*seeds)
-    if len(set(seeds)) < len(seeds):
-        raise RunError(f"--seeds must be different numbers; got {seeds}")
-    return out, seeds
+    return out, seeds_of(args)
 
 
 def settings_of(args: argparse.Namespace, loss_name: str) -> Settings:

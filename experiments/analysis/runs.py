@@ -101,7 +101,7 @@ def of_checkpoint(
 ) -> Subject:
     """A run folder's model after an epoch; `rows` are (train, test) as `rows_of` has them."""
     # SGD is the same whatever the others perturb, and however their passes see the rows.
-    free = [*DESCRIBED, *grouping.FREE, *grouping.METHOD]
+    free = [*DESCRIBED, *grouping.DECIDES_NOTHING, *grouping.METHOD]
     free += ["preset", "together"]
     free += [] if config.get("sampling") == "stratified" else ["eta", "strict"]
     setting = {name: value for name, value in config.items() if name not in free}

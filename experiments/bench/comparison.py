@@ -146,6 +146,7 @@ class Engine:
             self.group_of = tuple(np.tile(np.arange(groups), classes).tolist())
         self.groups = groups
         self.compiled: dict[Any, Any] = {}
+        self._placed: tuple[int, Any] | None = None
 
     def families(self, part: Part) -> list[list[Row]]:
         """The rows by program and order of batches: what is run together."""
@@ -272,8 +273,9 @@ class Engine:
         self._stop()
         structure = self._structure(row, part)
         given = stacked([*lanes, *[lanes[0]] * (size - len(lanes))])
+        features, cells = self._on_device(part)
         batches = Batches(
-            self._on_device(part), self._cells, order, in_blocks(held, self._most_held(part)),
+            features, cells, order, in_blocks(held, self._most_held(part)),
             jax.random.fold_in(jax.random.key(self.recipe.seed), part.number),
         )  # fmt: skip
         shapes = tuple((np.shape(x), str(x.dtype)) for x in jax.tree.leaves((given, batches)))
@@ -296,11 +298,11 @@ class Engine:
         focal = any(other.loss == "focal" for other in self.rows if other.rule == row.rule)
         return Structure(row.method(counts, row.points[0]), focal)
 
-    def _on_device(self, part: Part) -> jax.Array:
-        if getattr(self, "_held_part", None) != part.number:
-            self._held_part = part.number
-            self._features, self._cells = jax.device_put((part.features, self.cells))
-        return self._features
+    def _on_device(self, part: Part) -> tuple[jax.Array, jax.Array]:
+        """(features, cells) of a part; those of the last one that was asked for stay there."""
+        if self._placed is None or self._placed[0] != part.number:
+            self._placed = part.number, jax.device_put((part.features, self.cells))
+        return self._placed[1]
 
     def _most_held(self, part: Part) -> int:
         """One shape for folds and test rows, where they are of about one size."""

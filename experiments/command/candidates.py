@@ -24,7 +24,7 @@ Point = dict[str, float]
 RULES = ("sgd", "sam", "imbsam", "focal_sam", "gsa", "reweighted_sam")
 LOSSES = ("cross_entropy", "logit_adjusted", "class_balanced", "focal")
 DEFAULT_RULES = ("sgd", "sam", "imbsam", "focal_sam", "gsa")
-DEFAULT_LOSSES = ("cross_entropy", "logit_adjusted")
+UNDER_EVERY_RULE = ("cross_entropy", "logit_adjusted")
 
 
 def _is_last_bias(params: Any) -> Any:
@@ -158,7 +158,7 @@ def candidates(
     found = []
     for rule in rule_names:
         for loss in losses:
-            if rule != "sgd" and loss not in DEFAULT_LOSSES:
+            if rule != "sgd" and loss not in UNDER_EVERY_RULE:
                 continue
             found.append(_candidate(rule, loss, "shuffled", drawn, fixed))
     if "balanced" in samplings and "sgd" in rule_names:

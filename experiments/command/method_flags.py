@@ -99,7 +99,7 @@ _RADII: dict[str, Flag] = {
     ),
 }  # fmt: skip
 # How a perturbation is made of its direction, and what else passes do.
-_PASSES: dict[str, Flag] = {
+_ASCENT: dict[str, Flag] = {
     "p_norm": Flag(2.0, "norm of the perturbation's ball", _number(over=1, infinite=True)),
     "adaptive": Flag(
         "none", "scale of the ball: ASAM's (weights, by tensor) or davda54's (all)",
@@ -126,7 +126,7 @@ def add_arguments(group: Any, **defaults: Any) -> None:
         for option in options:
             if _MADE_OF.get(option, option) not in PARAMETERS:
                 raise LookupError(f"{rule} takes {option}: give it a line in PARAMETERS")
-    for name, flag in {**PARAMETERS, **_RADII, **_PASSES}.items():
+    for name, flag in {**PARAMETERS, **_RADII, **_ASCENT}.items():
         text = flag.help
         if name in PARAMETERS:  # whose it is
             text = f"{', '.join(taken_by(name))}: {text}"
@@ -329,16 +329,13 @@ def build_method(
 
 def ascent_arguments(options: dict[str, Any]) -> dict[str, Any]:
     """The options of the perturbation that differ from the paper's."""
-    defaults: dict[str, Any] = {
-        "p_norm": 2.0,
-        "adaptive": "none",
-        "group_mean": False,
-        "weight_decay_inside": False,
-        "running_statistics": "first",
+    found = {
+        name: options[name]
+        for name, flag in _ASCENT.items()
+        if name != "asam_eta" and options.get(name, flag.default) != flag.default
     }
-    found = {k: options[k] for k in defaults if k in options and options[k] != defaults[k]}
     if found.get("adaptive") == "asam":
-        found["asam_eta"] = options.get("asam_eta", 0.01)
+        found["asam_eta"] = options.get("asam_eta", _ASCENT["asam_eta"].default)
     return found
 
 

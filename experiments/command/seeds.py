@@ -16,7 +16,8 @@ from experiments.models import CONVOLUTIONAL
 
 def seeds_of(args: argparse.Namespace) -> list[int]:
     """--seed, --seeds or --num-seeds, checked."""
-    seeds = args.seeds or (list(range(args.num_seeds)) if args.num_seeds else [args.seed])
+    lone = [args.seed] if "seed" in args else []
+    seeds = args.seeds or (list(range(args.num_seeds)) if args.num_seeds else lone)
     check_seed(*seeds)
     if len(set(seeds)) < len(seeds):
         raise RunError(f"--seeds must be different numbers; got {seeds}")

@@ -31,7 +31,7 @@ _DEFAULTS: dict[str, Any] = {
     "tail_statistics": "renorm",  # there were others
 }  # fmt: skip
 # Of the settings: what does not decide a result, or only its rounding.
-FREE = (
+DECIDES_NOTHING = (
     "seed", "eval_batch", "checkpoint_every", "keep_checkpoints", "steps_per_call", "parallel",
     "devices", "workers", "max_corrupt", "ensemble",
 )  # fmt: skip
@@ -185,7 +185,7 @@ def _identity(report: dict[str, Any]) -> dict[str, Any]:
     unused = [] if report["settings"].get("sampling") == "stratified" else ["eta", "strict"]
     if report["settings"].get("examples") != "split_norm":
         unused.append("tail_statistics")
-    settings = {k: v for k, v in report["settings"].items() if k not in (*FREE, *unused)}
+    settings = {k: v for k, v in report["settings"].items() if k not in (*DECIDES_NOTHING, *unused)}
     found = settings | {k: report[k] for k in _DECIDES if report.get(k) is not None}
     found |= _of_source(report)
     if found.get("subset", "first") != "first":

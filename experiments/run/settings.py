@@ -8,6 +8,8 @@ from typing import Any
 
 from experiments.host.errors import RunError, check_seed, flag
 from experiments.models import ADAPTERS, CLASSIFIERS
+from experiments.step.execution import EXECUTIONS
+from experiments.step.optimizer import SCHEDULES
 from experiments.step.passing import EXAMPLES
 from experiments.step.state import TRAINED
 
@@ -17,13 +19,13 @@ PRECISIONS = ("float32", "bfloat16")
 LOADERS = ("grain", "tf.data")
 # Of models that start from weights.
 _OF_PRETRAINED = ("adapter", "adapter_size", "enlarged", "enlarged_eval", "ensemble")
-# What may change when a run is resumed.
-FREE = ("checkpoint_every", "keep_checkpoints", "eval_batch", "workers", "max_corrupt")
+# What a run may be resumed with another value of: it decides no number of the result.
+MAY_CHANGE = ("checkpoint_every", "keep_checkpoints", "eval_batch", "workers", "max_corrupt")
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How to train; all of it decides the result, except what is named FREE."""
+    """How to train; all of it decides the result, except what is named MAY_CHANGE."""
 
     epochs: int = 200
     batch_size: int = 64
@@ -71,7 +73,8 @@ class Settings:
         """Refuses a setting that is out of its range; which go together, compatible.py says."""
         least: dict[str, int] = {"epochs": least_epochs}
         counted = (
-            "batch_size", "eval_every", "eval_batch", "checkpoint_every", "per_visit", "accumulate",
+            "batch_size", "eval_every", "eval_batch", "checkpoint_every", "keep_checkpoints",
+            "per_visit", "accumulate",
         )  # fmt: skip
         for name in ("epochs", *counted):
             if getattr(self, name) < least.get(name, 1):
@@ -80,14 +83,17 @@ class Settings:
                 )
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise RunError(f"{flag('lr')} must be finite and positive, got {self.lr}")
-        for name in ("weight_decay", "mixup"):
+        for name in ("weight_decay", "mixup", "eta"):
             value = getattr(self, name)
+            if value is None:  # eta: no tail is asked for
+                continue
             if not (math.isfinite(value) and value >= 0):
                 raise RunError(f"{flag(name)} must be finite and at least 0, got {value}")
         if not 0 <= self.momentum < 1:
             raise RunError(f"{flag('momentum')} must lie in [0, 1), got {self.momentum}")
         check_seed(self.seed)
-        for name in ("steps_per_call", "devices", "workers", "adapter_size", "enlarged"):
+        sizes = ("adapter_size", "enlarged", "enlarged_eval")
+        for name in ("steps_per_call", "devices", "workers", *sizes):
             if getattr(self, name) < 0:
                 raise RunError(f"{flag(name)} must be at least 0, got {getattr(self, name)}")
         for name in ("jitter", "max_corrupt"):
@@ -97,6 +103,7 @@ class Settings:
             "classifier": CLASSIFIERS, "sampling": SAMPLING, "trained": TRAINED,
             "statistics": ("updated", "frozen"), "max_norm": MAX_NORM, "loader": LOADERS,
             "examples": EXAMPLES, "precision": PRECISIONS, "adapter": tuple(ADAPTERS),
+            "schedule": SCHEDULES, "parallel": tuple(EXECUTIONS),
         }  # fmt: skip
         for name, known in choices.items():
             if getattr(self, name) not in known:
@@ -106,7 +113,7 @@ class Settings:
 
     def decisive(self) -> dict[str, Any]:
         """What decides the result, as in config.json."""
-        free = FREE if self.sampling == "stratified" else (*FREE, "eta", "strict")
+        free = MAY_CHANGE if self.sampling == "stratified" else (*MAY_CHANGE, "eta", "strict")
         # Left out where they ask for nothing, so that runs begun without them still resume.
         usual = {name: type(self).__dataclass_fields__[name].default for name in _OF_PRETRAINED}
         return {

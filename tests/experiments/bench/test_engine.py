@@ -115,11 +115,11 @@ def test_a_class_that_is_not_trained_on_counts_as_one_row() -> None:
 
 def test_the_rows_of_a_split_go_to_the_device_once() -> None:
     made = engine()
-    first = made._on_device(PART)
-    assert made._on_device(PART) is first
-    np.testing.assert_array_equal(made._cells, LABELS)
+    first, cells = made._on_device(PART)
+    assert made._on_device(PART)[0] is first
+    np.testing.assert_array_equal(cells, LABELS)
     other = PART._replace(number=4, features=2 * PART.features)
-    np.testing.assert_array_equal(made._on_device(other), other.features)
+    np.testing.assert_array_equal(made._on_device(other)[0], other.features)
 
 
 @pytest.mark.parametrize(("folds", "test", "size"), [(0, 10, 10), (2, 10, 13), (3, 5, 10)])

@@ -254,6 +254,13 @@ def test_a_folder_is_known_by_its_files(
         assert analyse._config(tmp_path) == {**config, "experiment": kind}
 
 
+def test_networks_with_adapters_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"experiment": "finetune"}))
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(RunError, match="is a run of finetune, which trains adapters"):
+        analyse._config(tmp_path)
+
+
 @pytest.fixture
 def analysed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """`analysed(subjects by folder, *flags)`: what is handed on to be measured; nothing is."""

@@ -6,6 +6,7 @@ import pytest
 
 from experiments import cifar_lt, finetune, imagenet_lt
 from experiments.bench.training import Setup
+from experiments.host.errors import RunError
 from experiments.run.settings import Settings
 
 PLAIN = dataclasses.asdict(Settings())
@@ -47,3 +48,16 @@ def test_the_bench_has_the_defaults_of_a_run():
     told = {"weight_decay": 0.0, "tail": ()}
     for name, value in Setup._field_defaults.items():
         assert value == told.get(name, PLAIN.get(name)), name
+
+
+# Of numbers, by type; every field is tried, so that a new one needs its line in `check`.
+WRONG = {int: [-1, 2**40], float: [-1.0, float("nan"), float("inf")], str: ["nonsense"]}
+
+
+@pytest.mark.parametrize("name", [name for name, value in PLAIN.items() if type(value) in WRONG])
+def test_every_setting_has_a_range(name):
+    Settings().check()
+    # Counts may be as large as anybody likes.
+    for value in [v for v in WRONG[type(PLAIN[name])] if v != 2**40 or name == "seed"]:
+        with pytest.raises(RunError, match=name.replace("_", "[-_]")):
+            dataclasses.replace(Settings(), **{name: value}).check()
