@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from typing import Any
 
@@ -185,6 +186,16 @@ def test_a_space_that_ends_early(diagonal: list[float], ends: Any) -> None:
     grid = jnp.linspace(-1, 4, 6)
     density = curvature.spectral_density(lambda v: d * v, jnp.zeros(6), grid, key=jax.random.key(0))
     np.testing.assert_allclose(density.sum(), 1, rtol=1e-5)
+
+
+def test_the_default_variance_of_a_density_is_of_the_range_of_its_nodes() -> None:
+    """1e-5 (lambda_max - lambda_min), 1e-5 at least: a Gaussian of it around each of two nodes."""
+    d = jnp.array([0.0, 400.0])
+    grid = jnp.array([-0.1, -0.05, 0.0, 0.05, 0.1])
+    found = curvature.spectral_density(lambda v: d * v, jnp.zeros(2), grid, key=jax.random.key(0))
+    deviation, edges = 0.004**0.5, np.array([-0.125, -0.075, -0.025, 0.025, 0.075, 0.125])
+    below = np.array([0.5 * (1 + math.erf(z / deviation / 2**0.5)) for z in edges])
+    np.testing.assert_allclose(found, 0.5 * np.diff(below) / 0.05, rtol=1e-4)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])

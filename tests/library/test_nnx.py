@@ -468,6 +468,23 @@ def test_the_layer_says_what_it_leaves_out(options: Any) -> None:
         ij.nnx.BatchNorm(1, rngs=nnx.Rngs(0))(jnp.ones((2, 3)))
 
 
+def test_running_statistics_of_micro_batches_are_averaged() -> None:
+    model, (x, y, _) = Net(nnx.Rngs(0)), batch()
+    seen = model.hidden(x)
+    ij.nnx.value_and_grad(losses_fn, ij.rules.sgd(CLASSES), passes=whole(2))(model, y, x, y)
+    assert model.norm is not None
+    np.testing.assert_allclose(model.norm.mean[...], (1 - MOMENTUM) * seen.mean(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(5, 2), (3, 4, 2), (2, 3, 4, 2)])
+def test_the_layer_takes_any_axes_before_the_features(shape: tuple[int, ...]) -> None:
+    x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    y = ij.nnx.BatchNorm(2, rngs=nnx.Rngs(0))(x)
+    rows = np.asarray(x, np.float64).reshape(-1, 2)
+    wanted = (rows - rows.mean(0)) / np.sqrt(rows.var(0) + 1e-5)
+    np.testing.assert_allclose(y, wanted.reshape(shape), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("door", ["value_and_grad", "sharpness_aware", "class_weighted_grad"])
 def test_a_module_is_no_tree_of_parameters(door: str) -> None:
     """Its running statistics are floats, too, and would be perturbed."""

@@ -157,6 +157,16 @@ def test_statistics_of_some_rows_are_theirs_alone(monkeypatch: pytest.MonkeyPatc
     np.testing.assert_allclose(found["var"], [seen.var()], rtol=1e-5)
 
 
+@pytest.mark.parametrize("model", ["mlp", "resnet8"])
+def test_a_model_has_statistics_of_rows_where_it_normalises_by_them(model: str) -> None:
+    config = {"model": model, "seed": 0, "batch_size": 13, "epochs": 2, "rule": "sgd"}
+    data = tiny_dataset()
+    found = runs.of_checkpoint(
+        Path("run"), config | {"rule_args": {}, "ascent": {}}, data, {"params": {}}, 2, (None, None)
+    )
+    assert (found.statistics is not None) == (model == "resnet8")
+
+
 # ---- a folder of compare ------------------------------------------------------------------------
 
 LABELS = np.array([0, 1, 0, 0, 1, 0], np.int32)

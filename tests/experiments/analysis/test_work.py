@@ -253,6 +253,20 @@ def test_an_analysis_counts_measures_and_writes(
     assert json.loads((out / "analysis.json").read_text()) == found
 
 
+def test_the_same_line_twice_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    again = subject()._replace(run="again")
+    works = [made(tmp_path / "parts"), made(tmp_path / "parts", again)]
+    with pytest.raises(RunError, match="are of one setting and seed"):
+        work.measured(works, args(), StopRequest(), tmp_path)
+
+
+def test_figures_have_four_digits_however_they_are_nested() -> None:
+    value = {"a": {"b": [1 / 3, 2.0]}, "names": ["x"], "none": [], "word": "y", "kept": 1 / 3}
+    wanted = {"a": {"b": [0.3333, 2.0]}, "names": ["x"], "none": [], "word": "y", "kept": 1 / 3}
+    assert work._rounded(value) == wanted
+
+
 def test_after_a_kill_at_any_write_it_ends_as_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

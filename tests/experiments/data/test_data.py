@@ -444,7 +444,7 @@ def test_npz_round_trip(tmp_path: Path, full: bool) -> None:
 
 
 def _saved(tmp_path: Path) -> tuple[Path, dict[str, np.ndarray]]:
-    path = tmp_path / "data.npz"
+    path = tmp_path / "new" / "folders" / "data.npz"
     save_npz(_dataset(), path)
     with np.load(path) as file:
         return path, dict(file)

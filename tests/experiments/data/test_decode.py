@@ -154,8 +154,10 @@ def test_evaluation_of_a_jpeg_is_at_full_scale() -> None:
 
 def test_eval_box_wants_a_crop_that_fits() -> None:
     assert eval_box(300, 400, 100, 100) == Box(0, 16 * 400 / 133, 300, 100 * 400 / 133)
-    with pytest.raises(ValueError, match="size is 256 and resize 224"):
-        eval_box(300, 400, 256, 224)
+    assert eval_box(2, 2, 1, 1) == Box(0, 0, 2, 2)
+    for size in (256, 0):
+        with pytest.raises(ValueError, match=f"size is {size} and resize 224"):
+            eval_box(300, 400, size, 224)
 
 
 def _sixteen_bit(grey: np.ndarray) -> Any:

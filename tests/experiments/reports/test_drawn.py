@@ -46,8 +46,9 @@ def test_accuracies_of_classes():
 
 
 def test_sizes_without_examples():
-    for counts, limits in (([4, 1, 0], (0.5, 16)), ([40, 8, 0], (4, 160))):
-        figure = plots.per_class("x", "t", np.array(counts), [0, 0, 0], [1, 1, 1])
+    for counts, limits in (([4, 1, 0], (0.5, 16)), ([40, 8, 0], (4, 160)), ([1, 1], (0.5, 4))):
+        none, one = [0] * len(counts), [1] * len(counts)
+        figure = plots.per_class("x", "t", np.array(counts), none, one)
         assert figure.axes[1].get_ylim() == limits
     figure = plots.per_class("x", "t", np.zeros(2, int), [0, 0], [1, 1])
     assert figure.axes[1].get_yscale() == "linear"
@@ -146,7 +147,7 @@ def test_gains_of_classes_and_their_errors():
     panel = {"title": "t", "counts": COUNTS, "gain": gain, "eta": None, "se": gain**2}
     axis = plots.gain_per_class("x", [panel]).axes[0]
     assert [bar.get_height() for bar in axis.patches] == gain[ORDER].tolist()
-    assert whole(axis)
+    assert whole(axis) and axis.get_ylabel() == "gain over SGD (points)"
     middle, half = heights(axis.containers[1])
     np.testing.assert_allclose(middle, gain[ORDER])
     np.testing.assert_allclose(half, (gain**2)[ORDER])

@@ -245,6 +245,23 @@ REFUSED = {
 }
 
 
+def test_the_first_checkpoint_alone_is_read_back(tmp_path, monkeypatch):
+    """What is read each time is paid for each time."""
+    read = []
+    held = Checkpoints(tmp_path / "checkpoints")
+    verified = held._verified
+
+    def counted(step, *given):
+        read.append(step)
+        return verified(step, *given)
+
+    monkeypatch.setattr(held, "_verified", counted)
+    for step in (5, 10):
+        held.save(step, state_of(step), note_of(step))
+    held.close()
+    assert read == [5]
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_path_that_could_not_be_read_back_is_refused_at_the_start(tmp_path, name):
     """By whatever begins a run, and before anything is made."""
