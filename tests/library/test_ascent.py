@@ -163,6 +163,21 @@ def test_only_what_the_mask_names_moves_and_counts_in_the_norm(mask: Any) -> Non
     )
 
 
+@pytest.mark.parametrize("p", [1.5, 2, 3])
+def test_a_derivative_through_the_step_where_a_parameter_has_no_gradient(p: float) -> None:
+    """Of w0^2 / 2 + c w1, rho 0.1, at c = 0: the first gradient is even in c, the second is c."""
+
+    def step(c: jax.Array) -> jax.Array:
+        def losses(w: jax.Array, x: jax.Array) -> Any:
+            return (w[0] ** 2 / 2 + c * w[1]) * x, None
+
+        door = ij.value_and_grad(losses, ij.rules.sam(1, rho=0.1), ascent=ij.Ascent(p=p))
+        return door(jnp.array([1.0, 0.0]), jnp.zeros(2, int), jnp.ones(2))[1]
+
+    np.testing.assert_allclose(step(0.0), [1.1, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(jax.jacobian(step)(0.0), [0.0, 1.0], atol=1e-7)
+
+
 def test_a_mask_of_another_structure_is_refused() -> None:
     params = {"body": float32(PARAMS), "head": float32(PARAMS)}
     with pytest.raises(ValueError, match="hea"):

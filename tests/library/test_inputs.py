@@ -531,6 +531,15 @@ def test_a_tree_of_anything_but_bools_is_refused(through: Any, marks: Any) -> No
         assert "\n" not in str(refusal.value)
 
 
+def test_of_a_large_tree_that_does_not_fit_the_first_six_are_named() -> None:
+    many = {str(k): jnp.ones(2) for k in range(8)}
+    with pytest.raises(ValueError) as refusal:
+        through_ascent(dict.fromkeys(many, True))
+    first = ", ".join(f"['{k}']" for k in range(6))
+    assert f"it has {first}, ..., the parameters have ['" in str(refusal.value)
+    assert "['6']" not in str(refusal.value)
+
+
 @pytest.mark.parametrize("through", MASKED)
 def test_every_bool_is_one(through: Any) -> None:
     want = quick_jit(lambda: through({"body": False, "head": True}))()
