@@ -30,12 +30,13 @@ DEFAULTS: dict[Any, dict[str, Any]] = {
     },
     ij.asam_scale: {"eta": 0.01},
     ij.batch_norm: {"scale": None, "bias": None, "epsilon": 1e-5, "axis_name": None},
-    ij.batch_renorm: {"epsilon": 1e-5, "axis_name": None},
+    ij.batch_renorm: {"epsilon": 1e-5, "axis_name": None, "axis": -1},
     ij.binomial_buffers: {"deviations": (0.5, 2.5)},
     ij.long_tail_counts: {"kind": "exp"},
     ij.sharpness_aware: {"axis_name": None, "sync_ascent": True, "ascent": ij.Ascent()},
     ij.shot_splits: {"many_above": 100, "few_below": 20},
     ij.tail_classes: {"strict": False},
+    ij.tail_threshold: {"head_share": 0.8},
     ij.value_and_grad: {
         "axis_name": None, "sync_ascent": True, "ascent": ij.Ascent(), "info": False,
         "passes": passes.whole(),
@@ -45,6 +46,7 @@ DEFAULTS: dict[Any, dict[str, Any]] = {
     passes.shared_norm: {"batched": None},
     passes.split_norm: {"batched": None, "carry": None},
     remembered.value_and_grad: {"axis_name": None, "ascent": ij.Ascent()},
+    rules.gsa: {"groups": None, "scale": 1e-2, "direction": "orthogonal"},
     rules.imbsam: {"rho": 0.05, "tail_scale": 1.0, "strict": False},
     rules.reweighted_sam: {"strict": False},
     rules.sse_sam: {"strict": False},
@@ -95,6 +97,26 @@ def _one_row(classes: Any) -> tuple[int, ...]:
 def test_a_number_that_is_not_given_is_the_published_one(function: Any) -> None:
     found = {name: p.default for name, p in inspect.signature(function).parameters.items()}
     assert {name: found.get(name) for name in DEFAULTS[function]} == DEFAULTS[function]
+
+
+def test_every_number_that_need_not_be_given_is_above() -> None:
+    modules = [
+        ij,
+        *(module for name in ij.__all__ if inspect.ismodule(module := getattr(ij, name))),
+    ]
+    functions = {
+        function
+        for module in modules
+        for name in getattr(module, "__all__", ())
+        if inspect.isfunction(function := getattr(module, name))
+    }
+    for function in functions:
+        numbers = {
+            name
+            for name, of in inspect.signature(function).parameters.items()
+            if isinstance(of.default, int | float) and not isinstance(of.default, bool)
+        }
+        assert numbers <= DEFAULTS.get(function, {}).keys(), function
 
 
 @pytest.mark.parametrize(
