@@ -158,7 +158,7 @@ def value_and_grad(
     if not callable(noise_ratio):
         noise_ratio = checks.number("noise_ratio", noise_ratio, least=0)
     if classes_at_once is not None:
-        checks.whole("classes_at_once", classes_at_once, 1)
+        classes_at_once = checks.whole("classes_at_once", classes_at_once, 1)
     there_fn = head_losses_fn if perturbed_losses_fn is None else perturbed_losses_fn
 
     def f(params: Any, labels: Any, *args: Any, step: Any = None, mask: Any = None) -> Any:

@@ -7,7 +7,7 @@ jit, only shape and type can be seen: a number that is out of its range then bec
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -62,7 +62,10 @@ def number(
 
 def plain(value: Any) -> Any:
     """A concrete number as Python's: inside of jit a comparison of JAX's would be traced."""
-    return value.item() if is_concrete(value) and hasattr(value, "item") else value
+    if not (is_concrete(value) and hasattr(value, "item")):
+        return value
+    value = value.item()
+    return float(value) if isinstance(value, np.longdouble) else value
 
 
 def _bounds(
@@ -86,8 +89,11 @@ def like(value: Any, array: jax.Array) -> Any:
     return value if is_concrete(value) else value.astype(array.dtype)
 
 
-def whole(name: str, value: Any, least: int, wanted: str = "", most: int = 2**31 - 1) -> None:
-    """Refuses what is not a whole number of Python or NumPy in the range."""
+def whole(name: str, value: Any, least: int, wanted: str = "", most: int = 2**31 - 1) -> int:
+    """Refuses what is not a whole number of Python or NumPy in the range.
+
+    Returns Python's: arithmetic with one of int8 would be cut to its width.
+    """
     is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not is_whole or value < least:
         full = f"a whole number, at least {least}"
@@ -95,6 +101,7 @@ def whole(name: str, value: Any, least: int, wanted: str = "", most: int = 2**31
         raise ValueError(f"{name} must be {wanted}, got {short(value)}")
     if value > most:
         raise ValueError(f"{name} must be at most {most}, got {short(value)}")
+    return int(value)
 
 
 def steps(name: str, value: Any, least: int = 0, wanted: str = "a step number, at least 0") -> Any:
@@ -118,16 +125,24 @@ def steps(name: str, value: Any, least: int = 0, wanted: str = "a step number, a
 def as_step(value: Any) -> Any:
     """What `steps` let pass, to compute with: traced at least an int32, known no more than it."""
     if is_concrete(value):
-        return min(plain(value), 2**31 - 1)
+        return int(min(plain(value), 2**31 - 1))
     narrow = jnp.issubdtype(value.dtype, jnp.integer) and value.dtype.itemsize < 4
     return value.astype(jnp.int32) if narrow else value
+
+
+def as_steps(*values: Any) -> list[Any]:
+    """Each as `as_step`, and those that are traced in one type."""
+    steps = [as_step(value) for value in values]
+    traced = iter(alike(*(step for step in steps if not isinstance(step, int))))
+    return [step if isinstance(step, int) else next(traced) for step in steps]
 
 
 def reached(step: Any, start: Any) -> Any:
     """step >= start: Python's truth of two known numbers, else traced. "Never" is any start."""
     if is_concrete(step) and is_concrete(start):
         return plain(step) >= plain(start)
-    return as_step(step) >= as_step(start)
+    step, start = as_steps(step, start)
+    return step >= start
 
 
 def nan_with(value: Any, tree: Any) -> Any:
@@ -176,6 +191,18 @@ def _is_real_scalar(name: str, value: Any, wanted: str) -> bool:
     if not is_real(value.dtype):
         raise ValueError(f"{name} must be {wanted}, got a value of type {value.dtype}")
     return is_concrete(value)
+
+
+def listed(name: str, values: Any) -> list[Any]:
+    """Refuses what is no list of numbers, each of which is still to be looked at."""
+    if isinstance(values, str | bytes) or not isinstance(values, Sequence | np.ndarray | jax.Array):
+        raise ValueError(f"{name} must be a list of numbers, got {short(values)}")
+    if isinstance(values, Sequence):  # element by element, so that each is looked at as it is
+        return list(values)
+    array = on_host(name, values)
+    if array.ndim != 1:
+        raise ValueError(f"{name} must be a list of numbers, got shape {array.shape}")
+    return array.tolist()
 
 
 def function(name: str, value: Any, example: str) -> None:
@@ -286,6 +313,8 @@ def one_key(name: str, key: Any) -> Any:
 
 def alike(*arrays: jax.Array) -> list[jax.Array]:
     """In one dtype, as JAX promotes where it is not told to promote nothing by itself."""
+    if len({array.dtype for array in arrays}) < 2:
+        return list(arrays)
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(*arrays)
     return [array.astype(dtype) for array in arrays]

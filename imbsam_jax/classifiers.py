@@ -257,7 +257,8 @@ def max_norm(
         if params is None:
             raise ValueError("max_norm needs params: call update(updates, state, params)")
         step = optax.safe_increment(state.step)
-        now = step % checks.as_step(every) == 0
+        number, period = checks.as_steps(step, every)
+        now = number % period == 0
         radii = iter(state.radii)
 
         def moved(pick: bool, change: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -207,7 +207,7 @@ def extreme_eigenvalues(
     """
     product, size, dtype = lanczos.flat(matvec, like)
     start = jax.random.normal(checks.one_key("key", key), (size,), dtype)
-    nodes, _ = lanczos.ritz(product, start, min(lanczos.count("iterations", iterations, 1), size))
+    nodes, _ = lanczos.ritz(product, start, min(checks.whole("iterations", iterations, 1), size))
     return nodes[0], nodes[-1]
 
 
@@ -244,7 +244,8 @@ def trace(
         stochtrace.monte_carlo_trace(),
         stochtrace.sampler_signs(jnp.zeros(size, dtype), num=1),
     )
-    keys = jax.random.split(checks.one_key("key", key), lanczos.count("probes", probes, 2))
+    probes = checks.whole("probes", probes, 2)
+    keys = jax.random.split(checks.one_key("key", key), probes)
     found = lax.map(lambda k: one(product, k), keys)
     return found.mean(), found.std(ddof=1) / np.sqrt(probes).astype(found.dtype)
 
@@ -306,12 +307,13 @@ def spectral_density(
         if not (points[1:] > points[:-1]).all():
             raise ValueError("grid must rise: sort it, and leave out points that are there twice")
     grid = jnp.asarray(grid, dtype)
-    iterations = min(lanczos.count("iterations", iterations, 1), size)
+    iterations = min(checks.whole("iterations", iterations, 1), size)
 
     def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         return lanczos.ritz(product, jax.random.rademacher(key, (size,), dtype), iterations)
 
-    keys = jax.random.split(checks.one_key("key", key), lanczos.count("probes", probes, 1))
+    probes = checks.whole("probes", probes, 1)
+    keys = jax.random.split(checks.one_key("key", key), probes)
     nodes, weights = lax.map(one, keys)
     middles = (grid[1:] + grid[:-1]) / 2
     edges = jnp.concatenate([grid[:1], middles, grid[-1:]])

@@ -73,12 +73,6 @@ def flat(matvec: MatVec, like: Any) -> tuple[Any, int, Any]:
     return product, flat.size, dtype
 
 
-def count(name: str, value: int, least: int) -> int:
-    """The whole number, at least so large."""
-    checks.whole(name, value, least)
-    return int(value)
-
-
 def matfree(part: str) -> Any:
     """A module of matfree; a sentence where it is not installed."""
     try:

@@ -144,7 +144,7 @@ def average(
     (0.25, 0.0)
     """
     radius, key = checks.number("radius", radius, least=0), checks.one_key("key", key)
-    checks.whole("directions", directions, 2)
+    directions = checks.whole("directions", directions, 2)
     data = data_of(losses_fn, labels, args, mask, batch_size, axis_name)
     theta, w = check_leaves(params), tables(class_weights)
     here = _loss(data, losses_fn, data.varying(theta), w)
@@ -206,7 +206,7 @@ def worst(
     1.0
     """
     radius, key = checks.number("radius", radius, least=0), checks.one_key("key", key)
-    checks.whole("steps", steps, 1)
+    steps = checks.whole("steps", steps, 1)
     data = data_of(losses_fn, labels, args, mask, batch_size, axis_name)
     theta, w = check_leaves(params), tables(class_weights)
     several = w is not None and w.ndim == 2

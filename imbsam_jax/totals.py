@@ -118,7 +118,7 @@ def data_of(
     if size == 0:
         raise ValueError("labels are empty: a mean over no rows is no number")
     if batch_size is not None:
-        checks.whole("batch_size", batch_size, 1)
+        batch_size = checks.whole("batch_size", batch_size, 1)
         if collectives.is_spread(labels):
             raise ValueError(
                 "batch_size cuts rows out of the data set, which JAX does not do over explicit "

@@ -1,4 +1,4 @@
-"""Numbers of JAX that are known while a program is traced, of any width."""
+"""Numbers that are known while a program is traced, JAX's and NumPy's, of any width."""
 
 from typing import Any
 
@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 import imbsam_jax as ij
-from imbsam_jax import classifiers, rules, sharpness
+from imbsam_jax import (
+    cc_sam,
+    classifiers,
+    curvature,
+    landscape,
+    passes,
+    rules,
+    schedules,
+    sharpness,
+)
 
 COUNTS = [60, 30, 9, 2]
 PARAMS = {"a": jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), jnp.float32)}
@@ -153,3 +162,136 @@ def test_never_is_any_number_of_steps() -> None:
     np.testing.assert_array_equal(tx.update(still, tx.init(PARAMS), PARAMS)[0]["a"], still["a"])
     with pytest.raises(ValueError, match="step must be a step number"):
         late(logits, Y, "5")
+
+
+# ------------------------------------------------------------- whole numbers of narrow types
+
+ROWS, ONE = jnp.ones(101), jnp.array(1.0)
+ZEROS = jnp.zeros(101, int)
+
+
+def half_squares(w: Any, x: Any) -> Any:
+    """Of ones at 1: 1/2, a slope of 1 and a curvature of 1."""
+    return (x * w) ** 2 / 2, None
+
+
+def of_data(function: Any, *given: Any, **options: Any) -> Any:
+    """101 rows in two parts of 50 and a third: 3 * 50 is no int8."""
+    return lambda n: function(half_squares, *given, ZEROS, ROWS, batch_size=n(50), **options)
+
+
+def by_class(n: Any) -> Any:
+    """CC-SAM over 300 classes, 7 of them at once."""
+    f = cc_sam.value_and_grad(
+        lambda p, x: (x, None), lambda p, z, x: half_squares(p["head"], z), [5] * 300,
+        noise_ratio=0.0, classes_at_once=n(7),
+    )  # fmt: skip
+    return f({"head": ONE}, jnp.arange(300), jnp.ones(300))[1]["head"]
+
+
+def in_micro_batches(n: Any) -> Any:
+    f = ij.value_and_grad(half_squares, rules.sgd(2), passes=passes.whole(n(4)))
+    return f(ONE, jnp.zeros(300, int), jnp.ones(300))[1]
+
+
+def of_schedule(make: Any, step: int) -> Any:
+    """Of a known step and of a traced one; make takes what makes a whole number."""
+    return lambda n: (make(n)(step), jax.jit(make(n))(step))
+
+
+def in_buffers(buffers: Any) -> Any:
+    return buffers(np.array([True, True]))
+
+
+def doubled(v: Any) -> Any:
+    return jnp.array([[1.0, 2.0], [2.0, 3.0]]) @ v
+
+
+# By name, of what makes a whole number: what comes of it, and the closed form.
+WHOLE: dict[str, tuple[Any, Any]] = {
+    "batch_size of hvp": (lambda n: of_data(curvature.hvp, ONE)(n)(ONE), 1.0),
+    "batch_size of losses": (of_data(landscape.losses, ONE, [ONE], [[0.0]]), [0.5]),
+    "batch_size of of_rule": (of_data(sharpness.of_rule, rules.sam(1, rho=1.0), ONE), [1.5]),
+    "batch_size of average": (
+        of_data(sharpness.average, ONE, radius=0, key=KEY, directions=2), (0, 0)
+    ),
+    "batch_size of worst": (of_data(sharpness.worst, ONE, radius=1.0, key=KEY, steps=2), 1.5),
+    "directions": (
+        lambda n: sharpness.average(
+            half_squares, ONE, ZEROS, ROWS, radius=1.0, key=KEY, directions=n(20)
+        ),
+        None,
+    ),
+    "steps": (
+        lambda n: sharpness.worst(half_squares, ONE, ZEROS, ROWS, radius=1.0, key=KEY, steps=n(3)),
+        1.5,
+    ),
+    "probes": (lambda n: curvature.trace(doubled, jnp.ones(2), key=KEY, probes=n(20)), None),
+    "iterations": (
+        lambda n: curvature.extreme_eigenvalues(doubled, jnp.ones(2), key=KEY, iterations=n(9)),
+        (2 - 5**0.5, 2 + 5**0.5),
+    ),
+    "probes of a density": (
+        lambda n: curvature.spectral_density(
+            doubled, jnp.ones(2), [-2.0, 5.0], key=KEY, probes=n(3), iterations=n(9)
+        ),
+        None,
+    ),
+    "classes_at_once": (by_class, 1.0),
+    "micro_batches": (in_micro_batches, 1.0),
+    "step_radius": (
+        of_schedule(
+            lambda n: schedules.step_radius((0.1, 0.2), (n(100),), steps_per_epoch=n(3)), 300
+        ),
+        (0.2, 0.2),
+    ),
+    "late_radius": (
+        of_schedule(
+            lambda n: schedules.late_radius(0.1, 0.2, epochs=n(100), steps_per_epoch=n(3)), 238
+        ),
+        (0.2, 0.2),
+    ),
+    "linear_radius": (
+        of_schedule(lambda n: schedules.linear_radius(epochs=n(100), steps_per_epoch=n(1)), 300),
+        (0.8, 0.8),
+    ),
+    "ramp": (
+        of_schedule(lambda n: schedules.ramp(epochs=n(100), steps_per_epoch=n(3)), 299), (1, 1)
+    ),
+    "stratified_buffers": (
+        lambda n: in_buffers(ij.stratified_buffers([0, 1], rows=[n(100), n(100)])), (200,)
+    ),
+    "binomial_buffers": (
+        lambda n: in_buffers(ij.binomial_buffers([9, 1], n(100), deviations=[2])), (100, 100)
+    ),
+    "sgd": (lambda n: rules.sgd(n(100))(0).base, np.ones(100)),
+    "class_counts": (lambda n: ij.class_counts([99], n(100))[99], 1),
+    "long_tail_counts": (lambda n: ij.long_tail_counts(n(4), n(120), 8), [120, 60, 30, 15]),
+    "every": (
+        lambda n: jax.jit(
+            lambda step: (tx := classifiers.max_norm(True, 0.5, every=n(100))).update(
+                jnp.zeros((1, 1)), classifiers.MaxNormState(step, tx.init(ONE[None, None]).radii),
+                ONE[None, None],
+            )[0]
+        )(jnp.array(299)),
+        [[-0.5]],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("use", WHOLE)
+def test_a_whole_number_of_a_narrow_type_is_that_number(use: str) -> None:
+    """Nothing is computed in its width: 3 times 50, or the root of 20, in eight bits."""
+    of, closed = WHOLE[use]
+    want = of(int)
+    if closed is not None:
+        np.testing.assert_allclose(want, closed, rtol=1e-5, atol=1e-6)
+    for narrow in (np.int8, np.uint8):
+        jax.tree.map(np.testing.assert_array_equal, of(narrow), want)
+
+
+@pytest.mark.parametrize("of", [np.float16, np.longdouble])
+@pytest.mark.parametrize("use", USES)
+def test_a_number_of_another_width_is_that_number(use: str, of: Any) -> None:
+    want = USES[use](lambda value: float(of(value)))(PARAMS)
+    jax.tree.map(np.testing.assert_array_equal, USES[use](of)(PARAMS), want)

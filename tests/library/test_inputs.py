@@ -1000,6 +1000,7 @@ def test_a_whole_number_is_refused_with_its_range() -> None:
     with pytest.raises(ValueError, match=r"^probes must be two, got 1$"):
         checks.whole("probes", 1, 2, "two")
     for kept in (2, np.int8(2), 2**31 - 1):
-        checks.whole("probes", kept, 2)
+        found = checks.whole("probes", kept, 2)
+        assert found == kept and type(found) is int
     with pytest.raises(ValueError, match=f"^probes must be at most {2**31 - 1}, got {2**31}$"):
         checks.whole("probes", 2**31, 2)
