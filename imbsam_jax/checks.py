@@ -186,6 +186,7 @@ def _is_real_scalar(name: str, value: Any, wanted: str) -> bool:
         return True
     if not isinstance(value, np.generic | np.ndarray | jax.Array):
         raise ValueError(f"{name} must be {wanted}, got {short(value)}: give one number")
+    none_masked(name, value)
     if value.ndim != 0:
         raise ValueError(f"{name} must be a scalar, got shape {value.shape}")
     if not is_real(value.dtype):
@@ -279,11 +280,23 @@ def counts(class_counts: Any) -> NDArray[np.int64]:
 
 def real(name: str, array: Any) -> jax.Array:
     """As a JAX array of real numbers, or a ValueError for strings, complex numbers and the like."""
+    return as_jax(real_as_given(name, array))
+
+
+def real_as_given(name: str, array: Any) -> Any:
+    """As `real`, but NumPy's where it is not JAX's yet: in all of its digits."""
     if not isinstance(array, jax.Array):
         array = on_host(name, array)
     if not (is_real(array.dtype) or array.dtype == bool):
         raise ValueError(f"{name} must be real numbers, got {array.dtype}{list(array.shape)}")
-    return jnp.asarray(array)
+    return array
+
+
+def as_jax(array: Any) -> jax.Array:
+    """An array as JAX's; whole numbers of which JAX would keep the lowest bits become floats."""
+    kept = array.dtype == jax.dtypes.canonicalize_dtype(array.dtype)
+    whole = jnp.issubdtype(array.dtype, jnp.integer)
+    return jnp.asarray(array.astype(np.float64) if whole and not kept else array)
 
 
 def floating(name: str, array: Any) -> jax.Array:
@@ -344,12 +357,18 @@ def on_host(name: str, values: Any) -> NDArray[Any]:
     """As a NumPy array, or a ValueError for what is traced or ragged."""
     if not is_concrete(values) or any(not is_concrete(x) for x in _items(values)):
         raise ValueError(f"{name} must be known before training, not traced under jit")
-    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
-        raise ValueError(f"{name} must have no masked entries")
+    none_masked(name, values)
     try:
         return np.asarray(values)
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be a vector of numbers, got {short(values)}") from None
+
+
+def none_masked(name: str, values: Any) -> None:
+    """Refuses entries that NumPy's masks hide: an array of JAX would show what lies under them."""
+    for each in (values, *_items(values)):
+        if isinstance(each, np.ma.MaskedArray) and np.ma.is_masked(each):
+            raise ValueError(f"{name} must have no masked entries: leave them out, or fill them")
 
 
 def _items(values: Any) -> Any:
@@ -443,6 +462,7 @@ def as_array(name: str, wanted: str, value: Any) -> Any:
     """A NumPy or JAX array, of NumPy's types where it is not JAX's yet."""
     if isinstance(value, jax.Array):
         return value
+    none_masked(name, value)
     try:
         return np.asarray(value)
     except TypeError:  # a list of traced values

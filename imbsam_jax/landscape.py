@@ -19,7 +19,7 @@ from jax import lax
 from imbsam_jax import checks
 from imbsam_jax.ascent import norm
 from imbsam_jax.checks import at_least_float32
-from imbsam_jax.rows import check_leaves, check_like
+from imbsam_jax.rows import check_floats_like, check_leaves, check_like
 from imbsam_jax.totals import Part, data_of, tables, weighted_sum
 
 __all__ = ["Plane", "filter_normalised", "grid", "line", "losses", "plane", "random_direction"]
@@ -177,16 +177,26 @@ def grid(*axes: Any) -> jax.Array:
       float[product of lengths, D], for `losses`.
 
     Raises:
-      ValueError: no axis, or one that is no vector.
+      ValueError: no axis, or one that is no vector of real numbers.
 
     >>> grid(jnp.array([0.0, 1.0]), jnp.array([5.0, 6.0])).tolist()
     [[0.0, 5.0], [0.0, 6.0], [1.0, 5.0], [1.0, 6.0]]
     """
-    given = [jnp.asarray(axis) for axis in axes]
-    arrays = [x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float) for x in given]
-    if not arrays or any(axis.ndim != 1 for axis in arrays):
+    if not axes:
         raise ValueError("grid takes one or more axes, float[M] each")
+    arrays = checks.alike(*(_axis(f"axes[{d}]", axis) for d, axis in enumerate(axes)))
     return jnp.stack([x.ravel() for x in jnp.meshgrid(*arrays, indexing="ij")], axis=-1)
+
+
+def _axis(name: str, axis: Any) -> jax.Array:
+    axis = checks.as_array(name, "float[M]", axis)
+    if axis.ndim != 1 or not checks.is_real(axis.dtype):
+        raise ValueError(
+            f"grid takes one or more axes, float[M] each, and {name} is {axis.dtype}"
+            f"{list(axis.shape)}"
+        )
+    floats = jnp.issubdtype(axis.dtype, jnp.floating)
+    return jnp.asarray(axis) if floats else jnp.asarray(axis, float)
 
 
 def losses(
@@ -266,7 +276,7 @@ def losses(
 def _models(first: Any, *others: Any) -> Any:
     """All as trees of real floating arrays, of the same shapes."""
     first = check_leaves(first)
-    return first, *(check_leaves(check_like("every model", other, first)) for other in others)
+    return first, *(check_floats_like("every model", other, first) for other in others)
 
 
 def _dot(a: Any, b: Any) -> jax.Array:

@@ -26,7 +26,8 @@ def class_hits(
         total_c = sum_i 1[y_i = c],   correct_c = sum_i 1[y_i = c] 1[argmax_j z_ij = c]
 
     Args:
-      logits: float[B, C]; the prediction is the first largest entry.
+      logits: real[B, C]; the prediction is the first largest entry, of NumPy's in all of their
+        digits.
       labels: int[B]; a label outside [0, C) counts nowhere.
       mask: bool[B], False for padding.
 
@@ -40,7 +41,7 @@ def class_hits(
     >>> hits.tolist(), total.tolist()
     ([1, 0, 1], [1, 1, 1])
     """
-    logits, labels = checks.real("logits", logits), checks.as_labels(labels)
+    logits, labels = checks.real_as_given("logits", logits), checks.as_labels(labels)
     if logits.ndim < 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(
             f"class_hits takes logits float[B, C] and labels int[B], got {logits.dtype}"
@@ -55,7 +56,9 @@ def class_hits(
     if mask is not None:
         counted &= checks.as_mask(mask, labels.shape)
     where = jnp.where(counted, labels, num_classes)
-    hit = counted & (jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels)
+    # Of NumPy's on the host: JAX would cut the digits that tell two entries apart.
+    xp = jnp if isinstance(logits, jax.Array) else np
+    hit = counted & (xp.argmax(logits, axis=-1).astype(labels.dtype) == labels)
     zeros = jnp.zeros(num_classes, jnp.int32)
     whole = collectives.everywhere(where)
     correct, total = (
@@ -132,7 +135,9 @@ def auroc(labels: ArrayLike, scores: ArrayLike, mask: ArrayLike | None = None) -
     Args:
       labels: number[n], 1 for an anomaly and 0 for a normal example.
       scores: real[n], larger is more anomalous; float64 gives a float64 result, float32 and
-        what is coarser a float32 one. Infinities rank as numbers do.
+        what is coarser a float32 one. Infinities rank as numbers do. NumPy's are ranked on the
+        host, in all of their digits; of JAX's own, numbers below the least normal one (1e-38) may
+        tie with 0, which XLA takes them for.
       mask: bool[n], False for padding.
 
     Returns:
@@ -242,14 +247,10 @@ def _thresholds(labels: ArrayLike, scores: ArrayLike, mask: ArrayLike | None) ->
 
 
 def _ranked(scores: ArrayLike) -> tuple[jax.Array, jax.Array, Any]:
-    """The scores, or their ranks where JAX has no type as wide; which are NaN; a result's dtype."""
-    if not isinstance(scores, jax.Array):
-        scores = checks.on_host("scores", scores)
-    if not (scores.dtype == bool or checks.is_real(scores.dtype)):
-        raise ValueError(f"scores must be real numbers, got {scores.dtype}")
+    """JAX's scores, the ranks of NumPy's; which are NaN; a result's dtype."""
+    scores = checks.real_as_given("scores", scores)
     dtype = jax.dtypes.canonicalize_dtype(checks.at_least_float32(scores.dtype))
-    if jax.dtypes.canonicalize_dtype(scores.dtype) == scores.dtype:
-        scores = jnp.asarray(scores)
+    if isinstance(scores, jax.Array):
         return scores, jnp.isnan(scores), dtype
     ranks = np.unique(scores, return_inverse=True)[1].reshape(scores.shape).astype(np.int32)
     return jnp.asarray(ranks), jnp.asarray(np.isnan(scores)), dtype

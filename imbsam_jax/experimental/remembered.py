@@ -32,6 +32,7 @@ from imbsam_jax.passes import own_rows, whole
 from imbsam_jax.passes._batch import LossesFn, OverRows, Rows, at_once
 from imbsam_jax.passes._chosen_rows import over_chosen_rows, rows_of_either
 from imbsam_jax.rows import (
+    check_floats_like,
     check_labels,
     check_leaves,
     check_mask,
@@ -108,9 +109,9 @@ def value_and_grad(
     of each group; the exact gradient has two, of one gradient each (and of one direction a group).
 
     Raises:
-      ValueError: as there; a staged rule, a memory of another number of groups, a bad decay, a
-        class that neither base nor a group weighs with `own_rows`.
-      TypeError: as there; a memory that is no tuple.
+      ValueError: as there; a staged rule, a memory of another number of groups or of trees unlike
+        params, a bad decay, a class that neither base nor a group weighs with `own_rows`.
+      TypeError: as there; a memory that is no tuple, or not of floats.
 
     >>> def losses_fn(w, x, y):
     ...     return (x @ w - y) ** 2, None
@@ -160,6 +161,9 @@ def value_and_grad(
                 f"the memory is of {len(memory)} groups and the rule has {table.groups.shape[0]}: "
                 "begin with init(params, rule)"
             )
+        memory = tuple(
+            check_floats_like(f"memory[{k}]", tree, local) for k, tree in enumerate(memory)
+        )
         if isinstance(passes, own_rows):
             _refuse_unseen_classes(table)
         batch = _Remembering(passes, losses_fn, local, rows, axis_name, memory, table)
