@@ -30,7 +30,7 @@ from jax.scipy.special import ndtr
 from imbsam_jax import checks, lanczos
 from imbsam_jax.lanczos import MatVec
 from imbsam_jax.rows import check_leaves, check_like, nan_where
-from imbsam_jax.totals import Part, data_of, tables, weighted_sum, weights_of
+from imbsam_jax.totals import Part, data_of, scaled_sum, tables, unscaled, weights_of
 
 __all__ = ["extreme_eigenvalues", "gnvp", "hvp", "spectral_density", "trace"]
 
@@ -96,8 +96,9 @@ def hvp(
         v = data.varying(_like(tree, local))
 
         def of(part: Part) -> tuple[Any, jax.Array]:
-            gradient = jax.grad(lambda p: weighted_sum(losses_fn, p, table, part))
-            return jax.jvp(gradient, (local,), (v,))[1], _no_class(table, part)
+            gradient = jax.grad(lambda p: scaled_sum(losses_fn, p, table, part))
+            product = jax.jvp(gradient, (local,), (v,))[1]
+            return unscaled(product, part), _no_class(table, part)
 
         return _product(data.mean(of), local)
 
@@ -162,12 +163,12 @@ def gnvp(
                 return outputs_fn(p, *part.args)[0]
 
             def loss(outputs: Any) -> jax.Array:
-                return weighted_sum(output_losses_fn, outputs, table, part)
+                return scaled_sum(output_losses_fn, outputs, table, part)
 
             outputs, pullback = jax.vjp(model, local)
             along = jax.jvp(model, (local,), (v,))[1]
             curved = jax.jvp(jax.grad(loss), (outputs,), (along,))[1]
-            return pullback(curved)[0], _no_class(table, part)
+            return unscaled(pullback(curved)[0], part), _no_class(table, part)
 
         return _product(data.mean(of), local)
 

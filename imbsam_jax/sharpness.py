@@ -24,7 +24,15 @@ from imbsam_jax.ascent import Ascent, check_ascent, moved_points, norm
 from imbsam_jax.checks import at_least_float32
 from imbsam_jax.rows import check_leaves
 from imbsam_jax.table import Rule, check_rule, check_table, stagewise
-from imbsam_jax.totals import Data, Part, data_of, tables, weighted_sum
+from imbsam_jax.totals import (
+    Data,
+    Part,
+    data_of,
+    scaled_sum,
+    tables,
+    unscaled,
+    weighted_sum,
+)
 
 __all__ = ["average", "of_rule", "worst"]
 
@@ -241,7 +249,7 @@ def _loss(data: Data, losses_fn: LossesFn, theta: Any, table: Any) -> jax.Array:
 
 def _gradient(data: Data, losses_fn: LossesFn, theta: Any, table: Any) -> Any:
     def of(part: Part) -> Any:
-        return jax.grad(lambda p: weighted_sum(losses_fn, p, table, part))(theta)
+        return unscaled(jax.grad(lambda p: scaled_sum(losses_fn, p, table, part))(theta), part)
 
     return data.mean(of)
 
@@ -253,7 +261,8 @@ def _risen(
     point = data.varying(jax.tree.map(lambda p, x: (p + x).astype(p.dtype), theta, e))
 
     def of(part: Part) -> Any:
-        return jax.value_and_grad(lambda p: weighted_sum(losses_fn, p, table, part))(point)
+        both = jax.value_and_grad(lambda p: scaled_sum(losses_fn, p, table, part))(point)
+        return unscaled(both, part)
 
     loss, d = data.mean(of)
     return loss - here, d
