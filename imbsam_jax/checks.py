@@ -23,6 +23,11 @@ def is_concrete(value: Any) -> bool:
     return not isinstance(value, jax.core.Tracer)
 
 
+def can_be_read(array: Any) -> bool:
+    """Whether its numbers are known here: traced ones are not, nor those of other processes."""
+    return is_concrete(array) and getattr(array, "is_fully_addressable", True)
+
+
 # ------------------------------------------------------------------------------------- numbers
 
 

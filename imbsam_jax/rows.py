@@ -22,6 +22,7 @@ from imbsam_jax.checks import (
     as_jax,
     as_mask,
     at_least_float32,
+    can_be_read,
     is_concrete,
     is_real,
 )
@@ -140,13 +141,9 @@ def _described(array: Any) -> str:
     return f"{kind}{list(array.shape)}"
 
 
-def _can_be_read(array: Any) -> bool:
-    return is_concrete(array) and getattr(array, "is_fully_addressable", True)
-
-
 def check_distributions(labels: Any, mask: Any) -> None:
     """Refuses soft labels that can be read and are none, in a row that is not masked."""
-    if labels.ndim != 2 or not (_can_be_read(labels) and _can_be_read(mask)):
+    if labels.ndim != 2 or not (can_be_read(labels) and can_be_read(mask)):
         return
     slack, rows = _slack(labels.dtype), np.asarray(labels).astype(np.float64)
     sums, least = rows.sum(axis=1), rows.min(axis=1, initial=0)

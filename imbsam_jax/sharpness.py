@@ -23,7 +23,7 @@ from imbsam_jax import checks
 from imbsam_jax.ascent import Ascent, check_ascent, moved_points, norm
 from imbsam_jax.checks import at_least_float32
 from imbsam_jax.rows import check_leaves
-from imbsam_jax.table import Rule, check_rule, check_table, stagewise
+from imbsam_jax.table import Rule, check_rule, stagewise, table_of
 from imbsam_jax.totals import (
     Data,
     Part,
@@ -95,7 +95,7 @@ def of_rule(
         )
     data = data_of(losses_fn, labels, args, mask, batch_size, axis_name)
     theta, w = data.varying(check_leaves(params)), tables(class_weights)
-    table = check_table(rule(step))
+    table = table_of(rule, step)
     if w is not None and w.shape[-1] != table.groups.shape[1]:
         raise ValueError(
             f"class_weights are of {w.shape[-1]} classes, the rule is of {table.groups.shape[1]}"

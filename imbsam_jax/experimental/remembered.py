@@ -40,7 +40,7 @@ from imbsam_jax.rows import (
     nan_where_no_class,
     row_weights,
 )
-from imbsam_jax.table import ClassWeights, Rule, check_rule, check_step, check_table, stagewise
+from imbsam_jax.table import ClassWeights, Rule, check_rule, check_step, stagewise, table_of
 
 __all__ = ["init", "value_and_grad"]
 
@@ -62,13 +62,13 @@ def init(params: Any, rule: Rule) -> tuple[Any, ...]:
     >>> [m.tolist() for m in init(jnp.ones(2), rules.imbsam([8, 2], rho=0.1, eta=4))]
     [[0.0, 0.0]]
     """
-    _refuse_stages(rule)
+    _refuse_stages(check_rule(rule))
 
     def zeros(leaf: Any) -> jax.Array:
         return jnp.zeros(leaf.shape, at_least_float32(leaf.dtype))
 
     params = check_leaves(params)
-    return tuple(jax.tree.map(zeros, params) for _ in range(rule(0).groups.shape[0]))
+    return tuple(jax.tree.map(zeros, params) for _ in range(table_of(rule, 0).groups.shape[0]))
 
 
 def value_and_grad(
@@ -150,7 +150,7 @@ def value_and_grad(
         mask = check_mask(mask, labels.shape[0])
         local = collectives.varying(check_params(params), axis_name)
         rows = Rows(args, labels, mask, labels.shape[0])
-        table = check_table(rule(step))
+        table = table_of(rule, step)
         if not isinstance(memory, tuple | list):
             raise TypeError(
                 "the memory must be a tuple of one tree for each group, got "

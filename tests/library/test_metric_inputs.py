@@ -5,6 +5,7 @@ What is new is one more line of LOSSES or of RESULTS.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -215,6 +216,37 @@ def test_counts_of_any_width() -> None:
             assert got == 62.5 and got.dtype == jnp.float32
     large = metrics.group_accuracy(np.array([2**40, 2**39]), np.array([2**41] * 2), [True, True])
     assert large == 37.5
+
+
+NO_COUNTS = [([5, 1], [2, 3]), ([-1, 1], [2, 3]), ([math.nan, 1], [math.nan, 2]),
+             ([0, 1], [math.nan, 2]), ([1, 1], [math.inf, 3]), ([math.inf, 1], [math.inf, 2]),
+             ([1, 0], [0, 3])]  # fmt: skip
+
+
+@pytest.mark.parametrize(("correct", "total"), NO_COUNTS)
+def test_what_counts_nothing_is_refused(correct: Any, total: Any) -> None:
+    """Swapped, they gave 250 per cent; where they are traced the group's accuracy is NaN."""
+    members, splits = np.array([True, False]), {"few": np.array([False, True])}
+    for of in (np.array, jnp.array):
+        for call in (
+            lambda c, t: metrics.group_accuracy(c, t, ~members),
+            lambda c, t: metrics.shot_accuracies(c, t, splits),
+        ):
+            with pytest.raises(ValueError, match=r"^correct must be from 0 to total in each class"):
+                call(of(correct), of(total))
+    got = jax.jit(lambda *counts: metrics.shot_accuracies(*counts, splits))(
+        *(np.array(each, np.float32) for each in (correct, total))
+    )
+    assert np.isnan(got["all"])
+    np.testing.assert_allclose(got["few"], 100 * correct[1] / total[1], rtol=1e-6)
+
+
+def test_splits_have_names_and_none_is_that_of_all() -> None:
+    for bad in ([[True, False]], None, np.array([[True, False]]), "few"):
+        with pytest.raises(TypeError, match=r"^splits must be a mapping from names to bool\[C\]"):
+            metrics.shot_accuracies([1, 2], [3, 4], bad)
+    with pytest.raises(ValueError, match='split named "all" would hide'):
+        metrics.shot_accuracies([1, 2], [3, 4], {"all": [True, False]})
 
 
 # ------------------------------------------------------------------------------------------ masks
