@@ -281,4 +281,4 @@ def _models(first: Any, *others: Any) -> Any:
 
 def _dot(a: Any, b: Any) -> jax.Array:
     products = jax.tree.map(lambda x, y: jnp.sum(x * y, dtype=at_least_float32(x.dtype)), a, b)
-    return jnp.asarray(sum(jax.tree.leaves(products)))
+    return jnp.asarray(sum(checks.alike(*jax.tree.leaves(products))))

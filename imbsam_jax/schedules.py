@@ -147,7 +147,7 @@ def linear_radius(
         values = values.astype(np.float16).astype(np.float64)
 
     def at(epoch: Any, xp: Any) -> Any:
-        return xp.asarray(values)[xp.clip(epoch, 0, epochs - 1)]
+        return xp.asarray(values, float)[xp.clip(epoch, 0, epochs - 1)]
 
     return _by_epoch(at, steps_per_epoch)
 
@@ -188,9 +188,7 @@ def _by_epoch(at: Callable[[Any, Any], Any], steps_per_epoch: int) -> Schedule:
         if checks.is_concrete(step):
             return float(at(int(step) // steps_per_epoch, np))
         epoch = checks.as_step(step) // steps_per_epoch
-        if jnp.issubdtype(epoch.dtype, jnp.floating):
-            epoch = epoch.astype(int)
-        return checks.nan_unless(is_step, at(epoch, jnp))
+        return checks.nan_unless(is_step, at(epoch.astype(int), jnp))
 
     return schedule
 

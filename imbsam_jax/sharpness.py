@@ -291,6 +291,7 @@ def _moved(point: Any, direction: Any, radius: Any) -> Any:
 
 def _projected(e: Any, radius: Any) -> Any:
     length = norm(e)
+    radius = checks.like(radius, length)
     factor = jnp.where(length > radius, radius / jnp.where(length == 0, 1, length), 1)
     return jax.tree.map(lambda x: x * factor.astype(x.dtype), e)
 

@@ -1,5 +1,6 @@
 """Numbers that are known while a program is traced, JAX's and NumPy's, of any width."""
 
+import itertools
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from imbsam_jax import (
     schedules,
     sharpness,
 )
+from imbsam_jax.experimental import remembered
 
 COUNTS = [60, 30, 9, 2]
 PARAMS = {"a": jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), jnp.float32)}
@@ -115,8 +117,212 @@ def test_a_factor_of_any_type_gives_the_list_of_its_value(of: Any) -> None:
         np.testing.assert_array_equal(ij.long_tail_counts(classes, most, of(factor)), want)
 
 
-def test_strict_types_with_numbers_of_64_bits(x64: None) -> None:
-    """float32 parameters where JAX's default is float64: in every rule, masked, with info."""
+# Parameters of float32, and of both types, where JAX's default is float64.
+MIXED = {**PARAMS, "b": jnp.zeros(4)}
+HEADS = [2, 60, 30, 9]
+
+
+def biased(p: Any, x: Any, y: Any) -> Any:
+    logits = x @ p["a"]
+    if "b" in p:
+        logits = logits.astype(p["b"].dtype) + p["b"][None]
+    return ij.losses.cross_entropy(logits, y), None
+
+
+def outputs(p: Any, x: Any, y: Any) -> Any:
+    return biased(p, x, y)[0][:, None], None
+
+
+def on_top(p: Any, z: Any, x: Any, y: Any) -> Any:
+    return biased(p, z, y)
+
+
+def of_link(p: Any) -> Any:
+    tx = ij.sharpness_aware(rules.focal_sam(COUNTS, rho=0.1, gamma=1.0, strength=0.5))
+    return tx.update(ij.class_weighted_grad(biased, Y, X, Y), tx.init(p), p)[0]
+
+
+def of_memory(p: Any, decay: Any) -> Any:
+    rule = rules.imbsam(COUNTS, rho=0.1, eta=10)
+    f = remembered.value_and_grad(biased, rule, decay=decay)
+    return f(p, remembered.init(p, rule), Y, X, Y)
+
+
+def of_class(variant: Any) -> Any:
+    def f(p: Any, ratio: Any) -> Any:
+        door = cc_sam.value_and_grad(
+            lambda p, x, y: (x, None), on_top, COUNTS, variant=variant, perturb="all",
+            noise_ratio=ratio, flat_ratio=ratio, classes_at_once=3,
+        )  # fmt: skip
+        return door(p, Y, X, Y)
+
+    return f
+
+
+def of_step(rule: Any, **options: Any) -> Any:
+    mask = jnp.array([True] * 5 + [False])
+    return lambda p, rho, step: ij.value_and_grad(biased, rule(rho), **options)(
+        p, Y, X, Y, step=step, mask=mask
+    )
+
+
+def staged_by(rho: Any) -> Any:
+    first = rules.sam(4, rho=schedules.step_radius(steps_per_epoch=2))
+    return rules.stagewise(first, rules.sam(4, rho=rho), switch_step=3)
+
+
+def of_normed(x: Any) -> Any:
+    scale = np.ones(3)
+    return ij.batch_norm(x, scale, scale), ij.batch_renorm(x, scale, scale)
+
+
+def with_normed(p: Any, x: Any, y: Any) -> Any:
+    normed, mean, var = ij.batch_norm(x)
+    return biased(p, normed, y)[0], (mean, var)
+
+
+# By name: a function, and what it is given, traced: "p" for parameters of both kinds.
+STRICT: dict[str, tuple[Any, ...]] = {
+    "sgd": (of_step(lambda rho: rules.sgd(4), info=True), "p", 0.1, 3),
+    "sam": (of_step(lambda rho: rules.sam(4, rho=rho), info=True), "p", 0.1, 3),
+    "imbsam": (of_step(lambda rho: rules.imbsam(COUNTS, rho=rho, eta=10), info=True), "p", 0.1, 3),
+    "group_mean": (
+        of_step(
+            lambda rho: rules.reweighted_sam(COUNTS, rho=rho, eta=10, tail_weight=2.0),
+            ascent=ij.Ascent(group_mean=True, weight_decay=0.1),
+        ),
+        "p", 0.1, 3,
+    ),
+    "p of 3": (
+        of_step(
+            lambda rho: rules.sse_sam(COUNTS, head_rho=rho, tail_rho=0.1, eta=10, switch_step=5),
+            ascent=ij.Ascent(p=3, adaptive=ij.asam_scale()),
+        ),
+        "p", 0.1, 3,
+    ),
+    "gsa": (of_step(lambda rho: rules.gsa(COUNTS, groups=[0, 0, 1, 1], scale=rho)), "p", 0.1, 3),
+    "stagewise": (of_step(staged_by), "p", 0.1, 3),
+    "micro_batches": (
+        of_step(lambda rho: rules.sam(4, rho=rho), passes=passes.whole(2)), "p", 0.1, 3
+    ),
+    **{
+        name: (
+            of_step(
+                lambda rho: rules.imbsam(COUNTS, rho=0.1, eta=10), passes=how(lambda classes: (5,))
+            ),
+            "p", 0.1, 3,
+        )
+        for name, how in {"own_rows": passes.own_rows, "split_norm": passes.split_norm}.items()
+    },
+    "shared_norm": (
+        lambda p: ij.value_and_grad(
+            with_normed, rules.imbsam(COUNTS, rho=0.1, eta=10),
+            passes=passes.shared_norm(lambda classes: (5,)),
+        )(p, Y, X, Y),
+        "p",
+    ),
+    "sharpness_aware": (of_link, "p"),
+    "remembered": (of_memory, "p", 0.5),
+    "cc_sam": (of_class("paper"), "p", 0.5),
+    "cc_sam of the release": (of_class("release"), "p", 0.5),
+    "hvp": (lambda p: curvature.hvp(biased, p, Y, X, Y, class_weights=HEADS, batch_size=4)(p), "p"),
+    "gnvp": (
+        lambda p: curvature.gnvp(outputs, lambda z, x, y: (z[:, 0] ** 2, None), p, Y, X, Y)(p), "p"
+    ),
+    "extreme_eigenvalues": (
+        lambda p: curvature.extreme_eigenvalues(lambda v: v, p, key=KEY, iterations=3), "p"
+    ),
+    "trace": (lambda p: curvature.trace(lambda v: v, p, key=KEY, probes=3), "p"),
+    "spectral_density": (
+        lambda p, v: curvature.spectral_density(
+            lambda v: v, p, [0.0, 2.0], key=KEY, probes=2, iterations=3, variance=v
+        ),
+        "p", 0.1,
+    ),
+    "of_rule": (
+        lambda p, rho: sharpness.of_rule(
+            biased, rules.imbsam(COUNTS, rho=rho, eta=10), p, Y, X, Y, class_weights=HEADS
+        ),
+        "p", 0.1,
+    ),
+    "average": (
+        lambda p, r: sharpness.average(biased, p, Y, X, Y, radius=r, key=KEY, directions=2),
+        "p", 0.1,
+    ),
+    "worst": (
+        lambda p, r: sharpness.worst(biased, p, Y, X, Y, radius=r, key=KEY, steps=2), "p", 0.1
+    ),
+    "random_direction": (lambda p: landscape.random_direction(p, key=KEY), "p"),
+    "filter_normalised": (lambda p: landscape.filter_normalised(p, p), "p"),
+    "line": (lambda p: landscape.line(p, jax.tree.map(jnp.cos, p)), "p"),
+    "plane": (
+        lambda p: landscape.plane(p, jax.tree.map(jnp.cos, p), jax.tree.map(jnp.sin, p)), "p"
+    ),
+    "grid": (lambda t: landscape.grid(t, np.arange(3), jnp.float32([1])), jnp.ones(2, jnp.float16)),
+    "losses": (
+        lambda p: landscape.losses(biased, p, [p], [[1]], Y, X, Y, class_weights=HEADS), "p"
+    ),
+    "step_radius": (schedules.step_radius(steps_per_epoch=2), 3),
+    "late_radius": (schedules.late_radius(0.1, 0.2, epochs=9, steps_per_epoch=2), 3),
+    "linear_radius": (schedules.linear_radius(epochs=9, steps_per_epoch=2), 3),
+    "ramp": (schedules.ramp(epochs=9, steps_per_epoch=2), 3),
+    "batch_norm and batch_renorm": (of_normed, X),
+    "max_norm": (
+        lambda p, radius, every: (tx := classifiers.max_norm({"a": True}, radius, every=every))
+        .update(p, tx.init(p), p),
+        PARAMS, 0.1, 3,
+    ),
+    "deferred": (
+        lambda z, step: ij.losses.deferred(
+            ij.losses.cross_entropy, ij.losses.focal(), switch_step=jnp.uint8(3)
+        )(z, Y, step),
+        X @ PARAMS["a"], 3,
+    ),
+    "feature_adversary": (
+        lambda p, share: ij.losses.feature_adversary(
+            lambda p, z: biased(p, z, Y), COUNTS, variant="release", strength=share
+        )(p, Y, X, share=share),
+        "p", 0.1,
+    ),
+    "metrics": (
+        lambda total: ij.metrics.shot_accuracies(np.array([1, 2]), total, {"few": [True, False]}),
+        jnp.array([2, 3]),
+    ),
+}  # fmt: skip
+
+
+def given_as(value: Any, number: Any, step: Any) -> list[Any]:
+    if isinstance(value, str):
+        return [PARAMS, {**MIXED, "b": jnp.zeros(4, jnp.result_type(float))}]
+    if isinstance(value, float):
+        return [jnp.asarray(value, number)]
+    return [jnp.asarray(value, step)] if isinstance(value, int) else [value]
+
+
+def traced(name: str) -> None:
+    """With numbers of every width; where JAX refuses to promote one it does so in tracing."""
+    f, *given = STRICT[name]
+    widths = [(jnp.float32, jnp.int32), (float, jnp.uint32)]
+    numbers = any(isinstance(value, int | float) for value in given)
+    for number, step in widths if numbers else widths[:1]:
+        for args in itertools.product(*(given_as(value, number, step) for value in given)):
+            jax.eval_shape(f, *args)
+
+
+@pytest.mark.parametrize("name", STRICT)
+def test_strict_types_with_numbers_of_64_bits(name: str, x64: None) -> None:
+    """float32 parameters, and some of float64 beside them, where JAX's default is float64."""
+    with jax.numpy_dtype_promotion("strict"):
+        traced(name)
+
+
+@pytest.mark.parametrize("name", [name for name in STRICT if "radius" in name or name == "ramp"])
+def test_strict_types_with_numbers_of_32_bits(name: str) -> None:
+    with jax.numpy_dtype_promotion("strict"):
+        traced(name)
+
+
+def test_numbers_of_64_bits_change_no_step_in_float32(x64: None) -> None:
     made = {
         "sam": rules.sam(4, rho=0.1), "imbsam": rules.imbsam(COUNTS, rho=0.1, eta=10),
         "gsa": rules.gsa(COUNTS, groups=[0, 0, 1, 1]),
