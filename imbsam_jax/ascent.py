@@ -325,6 +325,31 @@ def norm(tree: PyTree) -> jax.Array:
     return peak * root(_total(jnp.square, tree))
 
 
+def lengths(x: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
+    """||.||_2 along the axes, which stay as ones; at least float32, and flat where it is 0."""
+    near, scale = near_one(x, axis)
+    return scale * root(jnp.sum(jnp.square(near), axis=axis, keepdims=True))
+
+
+def near_one(x: jax.Array, axis: int | tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """(x / s, s) for a power of 2 along the axes, so that no square over- or underflows.
+
+    At least float32. As in `_over_peak` what is made of both does not depend on s, of which no
+    derivative is taken; here nothing is rounded, either.
+    """
+    wide = _widened(x)
+    peak = jnp.max(jnp.abs(wide), axis=axis, keepdims=True, initial=0.0)
+    scale = power_of_2(lax.stop_gradient(peak))
+    return wide / scale, scale
+
+
+def power_of_2(size: jax.Array) -> jax.Array:
+    """The largest that is no larger; 1 of what is 0 or not finite."""
+    usable = jnp.isfinite(size) & (size > 0)
+    _, exponent = jnp.frexp(jnp.where(usable, size, 1))
+    return jnp.ldexp(jnp.ones(size.shape, size.dtype), exponent - 1)
+
+
 def summed(*leaves: jax.Array) -> jax.Array:
     """Their sum, taken in at least float32, in the type of the first."""
     first, *others = (_widened(leaf) for leaf in leaves)

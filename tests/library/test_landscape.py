@@ -88,6 +88,22 @@ def test_a_line_goes_from_one_to_the_other(x64: None) -> None:
     np.testing.assert_allclose(got, want, rtol=1e-12)
 
 
+def test_differences_of_narrow_models_are_wide() -> None:
+    """float16 holds -40,000 and 40,000, and not what lies between them."""
+    first, second, third = (jnp.asarray(m, jnp.float16) for m in ([-4e4, 0], [4e4, 0], [0, 4e4]))
+    line = landscape.line(first, second)
+    assert line.directions[0].tolist() == [8e4, 0]
+    plane = landscape.plane(first, second, third)
+    np.testing.assert_allclose(plane.models, [[0, 0], [8e4, 0], [4e4, 4e4]], rtol=1e-6)
+    for found, ends in ((line, (first, second)), (plane, (first, second, third))):
+        got = landscape.losses(
+            lambda w, x: (jnp.abs(w.astype(jnp.float32) - jnp.array([4e4, 0.0])).sum() * x, None),
+            found.origin, found.directions, found.models, [0], jnp.ones(1),
+        )  # fmt: skip
+        want = [abs(np.float32(m) - [4e4, 0]).sum() for m in ends]
+        np.testing.assert_allclose(got, want, rtol=1e-6, atol=32)
+
+
 @pytest.mark.parametrize(
     "coordinates", [jnp.zeros((3, 2)), [1.0], [[1j]], [["a"]], [[True]], [[1.0], [1.0, 2.0]]]
 )
