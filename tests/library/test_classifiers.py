@@ -129,7 +129,7 @@ def test_norms_whose_squares_leave_float32(name: str, size: float) -> None:
     np.testing.assert_allclose(of(jnp.asarray(NEAR * size)) / size**power, at_one, rtol=2e-6)
 
 
-@pytest.mark.parametrize("size", [1e-18, 1.0, 1e18])
+@pytest.mark.parametrize("size", [1e-21, 1e21])
 def test_the_slope_of_a_cosine_far_from_1(size: float) -> None:
     """d cos / dx = (W / ||W|| - cos x / ||x||) / ||x||, which goes as 1 / size."""
     x, w = np.float32(size) * np.array([3.0, 4.0], np.float32), np.array([[1.0], [0.0]], np.float32)

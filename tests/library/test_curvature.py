@@ -267,12 +267,15 @@ def in_half(w: Any, x: Any) -> Any:
     return losses.astype(jnp.float32), None
 
 
+def outputs_in_half(w: Any, x: Any) -> Any:
+    return (x.astype(jnp.float16) * w.astype(jnp.float16)).astype(x.dtype), None
+
+
 OF_ROWS: dict[str, Any] = {
     "hvp": (lambda f, w, *rows, **n: curvature.hvp(f, w, *rows, **n)(w), 1.0),
     "gnvp": (
         lambda f, w, *rows, **n: curvature.gnvp(
-            lambda w, x: (x * w.astype(x.dtype), None), lambda z, x: f(z, jnp.ones_like(x)), w,
-            *rows, **n,
+            outputs_in_half, lambda z, x: f(z, jnp.ones_like(x)), w, *rows, **n
         )(w),
         1.0,
     ),
