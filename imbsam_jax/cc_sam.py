@@ -158,7 +158,7 @@ def value_and_grad(
     if not callable(noise_ratio):
         noise_ratio = checks.number("noise_ratio", noise_ratio, least=0)
     if classes_at_once is not None:
-        checks.whole("classes_at_once", classes_at_once, 1)
+        classes_at_once = checks.whole("classes_at_once", classes_at_once, 1)
     there_fn = head_losses_fn if perturbed_losses_fn is None else perturbed_losses_fn
 
     def f(params: Any, labels: Any, *args: Any, step: Any = None, mask: Any = None) -> Any:
@@ -193,6 +193,7 @@ def value_and_grad(
         )
         wide = checks.at_least_float32(losses.dtype)
         rows = _Rows(labels, mask, counts.size, wide, axis_name, sync_ascent)
+        flat = checks.like(flat_ratio, rows.scale)
         length_w = norm(moving)
         size = sum(leaf.size for leaf in moving)
 
@@ -207,11 +208,12 @@ def value_and_grad(
             if sync_ascent:
                 directions = collectives.mean(directions, axis_name)
             root = jnp.asarray(roots, wide).at[classes].get(mode="fill", fill_value=0)
+            factors = checks.like(ratio, root) * root
             points = _each(
                 lambda pair: _moved(
-                    moving, pair[0], length_w, size, ratio * pair[1], joint=variant == "paper"
+                    moving, pair[0], length_w, size, pair[1], joint=variant == "paper"
                 ),
-                (directions, root),
+                (directions, factors),
             )
             there, pull_there = jax.vjp(
                 lambda points, fixed, features: _each(
@@ -221,7 +223,7 @@ def value_and_grad(
                 fixed,
                 features,
             )
-            descent = (flat_ratio * rows.scale * parts).astype(there.dtype)
+            descent = (flat * rows.scale * parts).astype(there.dtype)
             of_points, *others = pull_there(rows.varying(descent))
             of_points = jax.tree.map(lambda x: _widened(x).sum(axis=0), of_points)
             return (of_points, *jax.tree.map(_widened, others))
@@ -229,7 +231,7 @@ def value_and_grad(
         if checks.is_concrete(flat_ratio) and flat_ratio == 1:
             start = rows.varying(jax.tree.map(jnp.zeros_like, (moving, fixed, features)))
         else:
-            clean = ((1 - flat_ratio) * rows.scale * rows.real).astype(losses.dtype)
+            clean = ((1 - flat) * rows.scale * rows.real).astype(losses.dtype)
             start = pull(rows.varying(clean))
         start = jax.tree.map(_widened, start)
         at_once = classes_at_once or (1 if perturb == "all" else max(1, 2**24 // size))
@@ -290,7 +292,8 @@ class _Rows:
         if self.labels.ndim == 2:
             labels = jnp.where(self.real[:, None] == 0, 0, self.labels).astype(self.real.dtype)
             return labels.T.at[classes].get(mode="fill", fill_value=0)
-        return (self.labels[None, :] == classes[:, None]).astype(self.real.dtype) * self.real[None]
+        same = self.labels[None, :] == classes[:, None].astype(self.labels.dtype)
+        return same.astype(self.real.dtype) * self.real[None]
 
     def class_scales(self, classes: jax.Array) -> jax.Array:
         return _inverse(self.of_class.at[classes].get(mode="fill", fill_value=0))

@@ -7,7 +7,7 @@ jit, only shape and type can be seen: a number that is out of its range then bec
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +21,11 @@ _MOST = 2**53  # above it float64, in which averages are taken, leaves whole num
 def is_concrete(value: Any) -> bool:
     """False for a traced value, of which nothing can be checked before the step runs."""
     return not isinstance(value, jax.core.Tracer)
+
+
+def can_be_read(array: Any) -> bool:
+    """Whether its numbers are known here: traced ones are not, nor those of other processes."""
+    return is_concrete(array) and getattr(array, "is_fully_addressable", True)
 
 
 # ------------------------------------------------------------------------------------- numbers
@@ -62,7 +67,10 @@ def number(
 
 def plain(value: Any) -> Any:
     """A concrete number as Python's: inside of jit a comparison of JAX's would be traced."""
-    return value.item() if is_concrete(value) and hasattr(value, "item") else value
+    if not (is_concrete(value) and hasattr(value, "item")):
+        return value
+    value = value.item()
+    return float(value) if isinstance(value, np.longdouble) else value
 
 
 def _bounds(
@@ -86,8 +94,11 @@ def like(value: Any, array: jax.Array) -> Any:
     return value if is_concrete(value) else value.astype(array.dtype)
 
 
-def whole(name: str, value: Any, least: int, wanted: str = "", most: int = 2**31 - 1) -> None:
-    """Refuses what is not a whole number of Python or NumPy in the range."""
+def whole(name: str, value: Any, least: int, wanted: str = "", most: int = 2**31 - 1) -> int:
+    """Refuses what is not a whole number of Python or NumPy in the range.
+
+    Returns Python's: arithmetic with one of int8 would be cut to its width.
+    """
     is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not is_whole or value < least:
         full = f"a whole number, at least {least}"
@@ -95,6 +106,7 @@ def whole(name: str, value: Any, least: int, wanted: str = "", most: int = 2**31
         raise ValueError(f"{name} must be {wanted}, got {short(value)}")
     if value > most:
         raise ValueError(f"{name} must be at most {most}, got {short(value)}")
+    return int(value)
 
 
 def steps(name: str, value: Any, least: int = 0, wanted: str = "a step number, at least 0") -> Any:
@@ -118,16 +130,24 @@ def steps(name: str, value: Any, least: int = 0, wanted: str = "a step number, a
 def as_step(value: Any) -> Any:
     """What `steps` let pass, to compute with: traced at least an int32, known no more than it."""
     if is_concrete(value):
-        return min(plain(value), 2**31 - 1)
+        return int(min(plain(value), 2**31 - 1))
     narrow = jnp.issubdtype(value.dtype, jnp.integer) and value.dtype.itemsize < 4
     return value.astype(jnp.int32) if narrow else value
+
+
+def as_steps(*values: Any) -> list[Any]:
+    """Each as `as_step`, and those that are traced in one type."""
+    steps = [as_step(value) for value in values]
+    traced = iter(alike(*(step for step in steps if not isinstance(step, int))))
+    return [step if isinstance(step, int) else next(traced) for step in steps]
 
 
 def reached(step: Any, start: Any) -> Any:
     """step >= start: Python's truth of two known numbers, else traced. "Never" is any start."""
     if is_concrete(step) and is_concrete(start):
         return plain(step) >= plain(start)
-    return as_step(step) >= as_step(start)
+    step, start = as_steps(step, start)
+    return step >= start
 
 
 def nan_with(value: Any, tree: Any) -> Any:
@@ -171,11 +191,24 @@ def _is_real_scalar(name: str, value: Any, wanted: str) -> bool:
         return True
     if not isinstance(value, np.generic | np.ndarray | jax.Array):
         raise ValueError(f"{name} must be {wanted}, got {short(value)}: give one number")
+    none_masked(name, value)
     if value.ndim != 0:
         raise ValueError(f"{name} must be a scalar, got shape {value.shape}")
     if not is_real(value.dtype):
         raise ValueError(f"{name} must be {wanted}, got a value of type {value.dtype}")
     return is_concrete(value)
+
+
+def listed(name: str, values: Any) -> list[Any]:
+    """Refuses what is no list of numbers, each of which is still to be looked at."""
+    if isinstance(values, str | bytes) or not isinstance(values, Sequence | np.ndarray | jax.Array):
+        raise ValueError(f"{name} must be a list of numbers, got {short(values)}")
+    if isinstance(values, Sequence):  # element by element, so that each is looked at as it is
+        return list(values)
+    array = on_host(name, values)
+    if array.ndim != 1:
+        raise ValueError(f"{name} must be a list of numbers, got shape {array.shape}")
+    return array.tolist()
 
 
 def function(name: str, value: Any, example: str) -> None:
@@ -252,11 +285,23 @@ def counts(class_counts: Any) -> NDArray[np.int64]:
 
 def real(name: str, array: Any) -> jax.Array:
     """As a JAX array of real numbers, or a ValueError for strings, complex numbers and the like."""
+    return as_jax(real_as_given(name, array))
+
+
+def real_as_given(name: str, array: Any) -> Any:
+    """As `real`, but NumPy's where it is not JAX's yet: in all of its digits."""
     if not isinstance(array, jax.Array):
         array = on_host(name, array)
     if not (is_real(array.dtype) or array.dtype == bool):
         raise ValueError(f"{name} must be real numbers, got {array.dtype}{list(array.shape)}")
-    return jnp.asarray(array)
+    return array
+
+
+def as_jax(array: Any) -> jax.Array:
+    """An array as JAX's; whole numbers of which JAX would keep the lowest bits become floats."""
+    kept = array.dtype == jax.dtypes.canonicalize_dtype(array.dtype)
+    whole = jnp.issubdtype(array.dtype, jnp.integer)
+    return jnp.asarray(array.astype(np.float64) if whole and not kept else array)
 
 
 def floating(name: str, array: Any) -> jax.Array:
@@ -286,6 +331,8 @@ def one_key(name: str, key: Any) -> Any:
 
 def alike(*arrays: jax.Array) -> list[jax.Array]:
     """In one dtype, as JAX promotes where it is not told to promote nothing by itself."""
+    if len({array.dtype for array in arrays}) < 2:
+        return list(arrays)
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(*arrays)
     return [array.astype(dtype) for array in arrays]
@@ -315,12 +362,18 @@ def on_host(name: str, values: Any) -> NDArray[Any]:
     """As a NumPy array, or a ValueError for what is traced or ragged."""
     if not is_concrete(values) or any(not is_concrete(x) for x in _items(values)):
         raise ValueError(f"{name} must be known before training, not traced under jit")
-    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
-        raise ValueError(f"{name} must have no masked entries")
+    none_masked(name, values)
     try:
         return np.asarray(values)
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be a vector of numbers, got {short(values)}") from None
+
+
+def none_masked(name: str, values: Any) -> None:
+    """Refuses entries that NumPy's masks hide: an array of JAX would show what lies under them."""
+    for each in (values, *_items(values)):
+        if isinstance(each, np.ma.MaskedArray) and np.ma.is_masked(each):
+            raise ValueError(f"{name} must have no masked entries: leave them out, or fill them")
 
 
 def _items(values: Any) -> Any:
@@ -414,6 +467,7 @@ def as_array(name: str, wanted: str, value: Any) -> Any:
     """A NumPy or JAX array, of NumPy's types where it is not JAX's yet."""
     if isinstance(value, jax.Array):
         return value
+    none_masked(name, value)
     try:
         return np.asarray(value)
     except TypeError:  # a list of traced values

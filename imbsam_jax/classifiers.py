@@ -16,6 +16,7 @@ import optax
 from numpy.typing import ArrayLike
 
 from imbsam_jax import checks
+from imbsam_jax.ascent import lengths, near_one
 from imbsam_jax.rows import marked
 
 __all__ = [
@@ -55,8 +56,9 @@ def tau_normalise(kernel: jax.Array, tau: float = 1.0) -> jax.Array:
     """
     kernel = _checked_kernel(kernel)
     tau = checks.number("tau", tau)
-    wide, norms = _with_norms(kernel)
-    scaled = (wide / norms ** checks.like(tau, wide)).astype(kernel.dtype)
+    near, norms, scales = _with_norms(kernel)
+    power = (scales * norms) ** checks.like(tau, near)
+    scaled = (kernel.astype(near.dtype) / power).astype(kernel.dtype)
     return checks.nan_with(tau, scaled)
 
 
@@ -143,7 +145,7 @@ def max_norm_radius(kernel: jax.Array, fraction: float = 0.1) -> jax.Array:
     """
     kernel = _checked_kernel(kernel)
     fraction = checks.number("fraction", fraction, least=0, most=1)
-    norms = _norms(kernel)
+    norms = lengths(kernel, axis=0)
     return norms.min() + checks.like(fraction, norms) * (norms.max() - norms.min())
 
 
@@ -169,10 +171,10 @@ def max_norm_project(kernel: jax.Array, radius: ArrayLike) -> jax.Array:
 
 
 def _projected(kernel: jax.Array, radius: Any) -> jax.Array:
-    wide, norms = _with_norms(kernel)
-    scale = jnp.asarray(radius, wide.dtype) / norms
+    near, norms, scales = _with_norms(kernel)
+    scale = jnp.asarray(radius, near.dtype) / scales / norms
     # So that a scale of NaN is not lost.
-    return jnp.where(scale >= 1, wide, wide * scale).astype(kernel.dtype)
+    return (jnp.where(scale >= 1, near, near * scale) * scales).astype(kernel.dtype)
 
 
 class MaxNormState(NamedTuple):
@@ -257,7 +259,8 @@ def max_norm(
         if params is None:
             raise ValueError("max_norm needs params: call update(updates, state, params)")
         step = optax.safe_increment(state.step)
-        now = step % checks.as_step(every) == 0
+        number, period = checks.as_steps(step, every)
+        now = number % period == 0
         radii = iter(state.radii)
 
         def moved(pick: bool, change: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -302,9 +305,7 @@ def normalised_linear(features: jax.Array, kernel: jax.Array) -> jax.Array:
         raise ValueError(
             f"features must be float[B, {kernel.shape[0]}], got shape {list(features.shape)}"
         )
-    features_wide, feature_norms = _with_norms(features.T)
-    kernel_wide, kernel_norms = _with_norms(kernel)
-    left, right = checks.alike((features_wide / feature_norms).T, kernel_wide / kernel_norms)
+    left, right = checks.alike(_unit(features.T).T, _unit(kernel))
     return left @ right
 
 
@@ -332,7 +333,7 @@ def normalised_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.flo
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype must be a floating one, got {jnp.dtype(dtype)}")
     kernel = jax.random.uniform(key, shape, checks.at_least_float32(jnp.dtype(dtype)), -1.0, 1.0)
-    return tau_normalise(kernel, 1.0).astype(dtype)
+    return _unit(_checked_kernel(kernel)).astype(dtype)
 
 
 def adjust_logits(logits: jax.Array, class_counts: ArrayLike, *, tau: float = 1.0) -> jax.Array:
@@ -378,15 +379,18 @@ def _wide_dtype(array: jax.Array) -> Any:
     return checks.at_least_float32(array.dtype)
 
 
-def _norms(kernel: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.sum(jnp.square(kernel.astype(_wide_dtype(kernel))), axis=0))
+def _unit(kernel: jax.Array) -> jax.Array:
+    """The kernel with columns of norm 1, at least float32; a zero column stays zero."""
+    near, norms, _ = _with_norms(kernel)
+    return near / norms
 
 
-def _with_norms(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The kernel in at least float32, and the norms of its columns [1, C]; 1 for a zero column.
+def _with_norms(kernel: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The kernel over scales [1, C], near 1 and at least float32, its norms so, and the scales.
 
-    The root is taken where it has a slope only, so that a zero column has a zero gradient.
+    Both are 1 for a zero column: the root is taken where it has a slope only, so that the gradient
+    of one is zero.
     """
-    wide = kernel.astype(_wide_dtype(kernel))
-    squares = jnp.sum(jnp.square(wide), axis=0, keepdims=True)
-    return wide, jnp.sqrt(jnp.where(squares == 0, 1, squares))
+    near, scales = near_one(kernel, axis=0)
+    squares = jnp.sum(jnp.square(near), axis=0, keepdims=True)
+    return near, jnp.sqrt(jnp.where(squares == 0, 1, squares)), scales

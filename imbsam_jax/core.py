@@ -22,7 +22,7 @@ from imbsam_jax import checks, collectives
 from imbsam_jax.ascent import Ascent, decayed, moved_points, root, scaled, summed
 from imbsam_jax.checks import at_least_float32
 from imbsam_jax.passes import Batch
-from imbsam_jax.table import ClassWeights, Rule, check_table, require_step, stagewise
+from imbsam_jax.table import ClassWeights, Rule, require_step, stagewise, table_of
 
 
 def gradient(
@@ -78,7 +78,7 @@ def by_stage(
     A staged rule branches over the computation, not over the table.
     """
     if not isinstance(rule, stagewise):
-        return compute(check_table(rule(step)), ascent.of(rule))
+        return compute(table_of(rule, step), ascent.of(rule))
     require_step(step)
     first, second = (partial(by_stage, stage, step, ascent, compute) for stage in rule.stages)
     start = rule.starts[1]

@@ -30,7 +30,7 @@ from jax.scipy.special import ndtr
 from imbsam_jax import checks, lanczos
 from imbsam_jax.lanczos import MatVec
 from imbsam_jax.rows import check_leaves, check_like, nan_where
-from imbsam_jax.totals import Part, data_of, tables, weighted_sum, weights_of
+from imbsam_jax.totals import Part, data_of, scaled_sum, tables, unscaled, weights_of
 
 __all__ = ["extreme_eigenvalues", "gnvp", "hvp", "spectral_density", "trace"]
 
@@ -96,8 +96,9 @@ def hvp(
         v = data.varying(_like(tree, local))
 
         def of(part: Part) -> tuple[Any, jax.Array]:
-            gradient = jax.grad(lambda p: weighted_sum(losses_fn, p, table, part))
-            return jax.jvp(gradient, (local,), (v,))[1], _no_class(table, part)
+            gradient = jax.grad(lambda p: scaled_sum(losses_fn, p, table, part))
+            product = jax.jvp(gradient, (local,), (v,))[1]
+            return unscaled(product, part), _no_class(table, part)
 
         return _product(data.mean(of), local)
 
@@ -162,12 +163,12 @@ def gnvp(
                 return outputs_fn(p, *part.args)[0]
 
             def loss(outputs: Any) -> jax.Array:
-                return weighted_sum(output_losses_fn, outputs, table, part)
+                return scaled_sum(output_losses_fn, outputs, table, part)
 
             outputs, pullback = jax.vjp(model, local)
             along = jax.jvp(model, (local,), (v,))[1]
             curved = jax.jvp(jax.grad(loss), (outputs,), (along,))[1]
-            return pullback(curved)[0], _no_class(table, part)
+            return unscaled(pullback(curved)[0], part), _no_class(table, part)
 
         return _product(data.mean(of), local)
 
@@ -207,7 +208,7 @@ def extreme_eigenvalues(
     """
     product, size, dtype = lanczos.flat(matvec, like)
     start = jax.random.normal(checks.one_key("key", key), (size,), dtype)
-    nodes, _ = lanczos.ritz(product, start, min(lanczos.count("iterations", iterations, 1), size))
+    nodes, _ = lanczos.ritz(product, start, min(checks.whole("iterations", iterations, 1), size))
     return nodes[0], nodes[-1]
 
 
@@ -244,7 +245,8 @@ def trace(
         stochtrace.monte_carlo_trace(),
         stochtrace.sampler_signs(jnp.zeros(size, dtype), num=1),
     )
-    keys = jax.random.split(checks.one_key("key", key), lanczos.count("probes", probes, 2))
+    probes = checks.whole("probes", probes, 2)
+    keys = jax.random.split(checks.one_key("key", key), probes)
     found = lax.map(lambda k: one(product, k), keys)
     return found.mean(), found.std(ddof=1) / np.sqrt(probes).astype(found.dtype)
 
@@ -306,12 +308,13 @@ def spectral_density(
         if not (points[1:] > points[:-1]).all():
             raise ValueError("grid must rise: sort it, and leave out points that are there twice")
     grid = jnp.asarray(grid, dtype)
-    iterations = min(lanczos.count("iterations", iterations, 1), size)
+    iterations = min(checks.whole("iterations", iterations, 1), size)
 
     def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         return lanczos.ritz(product, jax.random.rademacher(key, (size,), dtype), iterations)
 
-    keys = jax.random.split(checks.one_key("key", key), lanczos.count("probes", probes, 1))
+    probes = checks.whole("probes", probes, 1)
+    keys = jax.random.split(checks.one_key("key", key), probes)
     nodes, weights = lax.map(one, keys)
     middles = (grid[1:] + grid[:-1]) / 2
     edges = jnp.concatenate([grid[:1], middles, grid[-1:]])

@@ -15,7 +15,7 @@ from imbsam_jax.checks import at_least_float32
 from imbsam_jax.passes import Passes, whole
 from imbsam_jax.passes._batch import Rows, Seen
 from imbsam_jax.rows import check_labels, check_mask, check_params, nan_where_no_class, row_weights
-from imbsam_jax.table import ClassWeights, Rule, check_rule, check_step, stagewise
+from imbsam_jax.table import ClassWeights, Rule, check_rule, check_step, stagewise, table_of
 
 __all__ = ["SharpnessInfo", "value_and_grad"]
 
@@ -198,4 +198,4 @@ def _info(
 def _most_groups(rule: Rule, step: Any) -> int:
     if isinstance(rule, stagewise):
         return max(_most_groups(stage, step) for stage in rule.stages)
-    return len(rule(step).groups)
+    return len(table_of(rule, step).groups)

@@ -15,6 +15,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from imbsam_jax import checks
+from imbsam_jax.ascent import power_of_2
 from imbsam_jax.rows import check_leaves, check_like
 
 MatVec = Callable[[Any], Any]
@@ -25,7 +26,7 @@ def ritz(product: Any, start: jax.Array, iterations: int) -> tuple[jax.Array, ja
     decomp = matfree("decomp")
     # Lengths are roots of squares, which leave float32 where values are far from 1: these are
     # brought near it by a power of 2, which rounds nothing.
-    scale = _power_of_2(jnp.abs(product(start)).max())
+    scale = power_of_2(jnp.abs(product(start)).max())
     # Not tridiag_sym, which takes the mean of the entries above and below the diagonal: below are
     # the lengths, which say where the space ends; above, from there on, is anything.
     lanczos = decomp.hessenberg(iterations, reortho="full", custom_vjp=False)
@@ -42,13 +43,6 @@ def ritz(product: Any, start: jax.Array, iterations: int) -> tuple[jax.Array, ja
     small = jnp.diag(diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1)
     values, vectors = jnp.linalg.eigh(small)
     return values * scale, vectors[0] ** 2
-
-
-def _power_of_2(size: jax.Array) -> jax.Array:
-    """The largest that is no larger; 1 of what is 0 or not finite."""
-    usable = jnp.isfinite(size) & (size > 0)
-    _, exponent = jnp.frexp(jnp.where(usable, size, 1))
-    return jnp.ldexp(jnp.ones((), size.dtype), exponent - 1)
 
 
 def flat(matvec: MatVec, like: Any) -> tuple[Any, int, Any]:
@@ -71,12 +65,6 @@ def flat(matvec: MatVec, like: Any) -> tuple[Any, int, Any]:
             return ravel_pytree(out)[0].astype(dtype)
 
     return product, flat.size, dtype
-
-
-def count(name: str, value: int, least: int) -> int:
-    """The whole number, at least so large."""
-    checks.whole(name, value, least)
-    return int(value)
 
 
 def matfree(part: str) -> Any:

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from imbsam_jax import checks
-from imbsam_jax.ascent import norm
+from imbsam_jax.ascent import lengths, norm
 from imbsam_jax.checks import at_least_float32
-from imbsam_jax.rows import check_leaves, check_like
+from imbsam_jax.rows import check_floats_like, check_leaves, check_like
 from imbsam_jax.totals import Part, data_of, tables, weighted_sum
 
 __all__ = ["Plane", "filter_normalised", "grid", "line", "losses", "plane", "random_direction"]
@@ -30,7 +30,7 @@ class Plane(NamedTuple):
 
     Attributes:
       origin: a tree of parameters.
-      directions: D trees like it.
+      directions: D trees like it, at least float32.
       models: float[M, D], the coordinates of the models.
     """
 
@@ -94,14 +94,10 @@ def filter_normalised(direction: Any, params: Any) -> Any:
         if p.ndim < 2:
             return jnp.zeros_like(p)
         axes = tuple(range(p.ndim - 1))
-        dtype = at_least_float32(p.dtype)
-
-        def length(x: jax.Array) -> jax.Array:
-            return jnp.sqrt(jnp.square(x.astype(dtype)).sum(axis=axes, keepdims=True))
-
-        of_draw = length(d)
-        factor = length(p) / jnp.where(of_draw == 0, 1, of_draw)
-        return (d.astype(dtype) * factor).astype(p.dtype)
+        wide = d.astype(at_least_float32(p.dtype))
+        of_draw = lengths(d, axes)
+        factor = lengths(p, axes) / jnp.where(of_draw == 0, 1, of_draw)
+        return (wide * factor).astype(p.dtype)
 
     params = check_leaves(params)
     return jax.tree.map(leaf, check_like("direction", direction, params), params)
@@ -125,7 +121,7 @@ def line(first: Any, second: Any) -> Plane:
     """
     first, second = _models(first, second)
     ends = jnp.array([[0.0], [1.0]])
-    return Plane(first, (jax.tree.map(jnp.subtract, second, first),), ends)
+    return Plane(first, (_difference(second, first),), ends)
 
 
 def plane(first: Any, second: Any, third: Any) -> Plane:
@@ -154,8 +150,7 @@ def plane(first: Any, second: Any, third: Any) -> Plane:
     Source: Garipov et al., NeurIPS 2018.
     """
     first, second, third = _models(first, second, third)
-    to_second = jax.tree.map(jnp.subtract, second, first)
-    to_third = jax.tree.map(jnp.subtract, third, first)
+    to_second, to_third = _difference(second, first), _difference(third, first)
     along = norm(to_second)
     u = jax.tree.map(lambda x: x / along.astype(x.dtype), to_second)
     x = _dot(to_third, u)
@@ -177,16 +172,26 @@ def grid(*axes: Any) -> jax.Array:
       float[product of lengths, D], for `losses`.
 
     Raises:
-      ValueError: no axis, or one that is no vector.
+      ValueError: no axis, or one that is no vector of real numbers.
 
     >>> grid(jnp.array([0.0, 1.0]), jnp.array([5.0, 6.0])).tolist()
     [[0.0, 5.0], [0.0, 6.0], [1.0, 5.0], [1.0, 6.0]]
     """
-    given = [jnp.asarray(axis) for axis in axes]
-    arrays = [x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float) for x in given]
-    if not arrays or any(axis.ndim != 1 for axis in arrays):
+    if not axes:
         raise ValueError("grid takes one or more axes, float[M] each")
+    arrays = checks.alike(*(_axis(f"axes[{d}]", axis) for d, axis in enumerate(axes)))
     return jnp.stack([x.ravel() for x in jnp.meshgrid(*arrays, indexing="ij")], axis=-1)
+
+
+def _axis(name: str, axis: Any) -> jax.Array:
+    axis = checks.as_array(name, "float[M]", axis)
+    if axis.ndim != 1 or not checks.is_real(axis.dtype):
+        raise ValueError(
+            f"grid takes one or more axes, float[M] each, and {name} is {axis.dtype}"
+            f"{list(axis.shape)}"
+        )
+    floats = jnp.issubdtype(axis.dtype, jnp.floating)
+    return jnp.asarray(axis) if floats else jnp.asarray(axis, float)
 
 
 def losses(
@@ -266,9 +271,19 @@ def losses(
 def _models(first: Any, *others: Any) -> Any:
     """All as trees of real floating arrays, of the same shapes."""
     first = check_leaves(first)
-    return first, *(check_leaves(check_like("every model", other, first)) for other in others)
+    return first, *(check_floats_like("every model", other, first) for other in others)
+
+
+def _difference(a: Any, b: Any) -> Any:
+    """a - b, at least float32: float16 holds models whose difference it does not hold."""
+
+    def leaf(x: jax.Array, y: jax.Array) -> jax.Array:
+        wide = at_least_float32(x.dtype)
+        return x.astype(wide) - y.astype(wide)
+
+    return jax.tree.map(leaf, a, b)
 
 
 def _dot(a: Any, b: Any) -> jax.Array:
-    products = jax.tree.map(lambda x, y: jnp.sum(x * y, dtype=at_least_float32(x.dtype)), a, b)
-    return jnp.asarray(sum(jax.tree.leaves(products)))
+    products = jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)
+    return jnp.asarray(sum(checks.alike(*jax.tree.leaves(products))))

@@ -5,6 +5,7 @@ And rankings as anomaly detection reports them: AUROC and average precision, exa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +27,8 @@ def class_hits(
         total_c = sum_i 1[y_i = c],   correct_c = sum_i 1[y_i = c] 1[argmax_j z_ij = c]
 
     Args:
-      logits: float[B, C]; the prediction is the first largest entry.
+      logits: real[B, C]; the prediction is the first largest entry, of NumPy's in all of their
+        digits.
       labels: int[B]; a label outside [0, C) counts nowhere.
       mask: bool[B], False for padding.
 
@@ -40,7 +42,7 @@ def class_hits(
     >>> hits.tolist(), total.tolist()
     ([1, 0, 1], [1, 1, 1])
     """
-    logits, labels = checks.real("logits", logits), checks.as_labels(labels)
+    logits, labels = checks.real_as_given("logits", logits), checks.as_labels(labels)
     if logits.ndim < 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(
             f"class_hits takes logits float[B, C] and labels int[B], got {logits.dtype}"
@@ -55,7 +57,9 @@ def class_hits(
     if mask is not None:
         counted &= checks.as_mask(mask, labels.shape)
     where = jnp.where(counted, labels, num_classes)
-    hit = counted & (jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels)
+    # Of NumPy's on the host: JAX would cut the digits that tell two entries apart.
+    xp = jnp if isinstance(logits, jax.Array) else np
+    hit = counted & (xp.argmax(logits, axis=-1).astype(labels.dtype) == labels)
     zeros = jnp.zeros(num_classes, jnp.int32)
     whole = collectives.everywhere(where)
     correct, total = (
@@ -75,24 +79,28 @@ def group_accuracy(correct: ArrayLike, total: ArrayLike, members: ArrayLike) -> 
       members: bool[C].
 
     Returns:
-      float[], at least float32; NaN where no member class has an example, never 0.
+      float[], at least float32; NaN where no member class has an example, never 0, and where
+        traced counts of one are no counts.
 
     Raises:
-      ValueError: members that are not bool, arrays that are not of one length.
+      ValueError: members that are not bool, arrays that are not of one length; counts that are not
+        finite, or of which not 0 <= correct <= total.
 
     >>> float(group_accuracy(jnp.array([1, 9]), jnp.array([2, 10]), jnp.array([True, True])))
     70.0
     """
-    correct, total = _counted("correct", correct), _counted("total", total)
+    correct, total = checks.alike(_counted("correct", correct), _counted("total", total))
     if correct.ndim != 1 or correct.shape != total.shape:
         raise ValueError(
             "correct and total must be vectors with one number per class, got shapes "
             f"{list(correct.shape)} and {list(total.shape)}"
         )
-    members = checks.in_class_order("members", members)
-    used = checks.as_mask(members, total.shape, "members") & (total > 0)
+    those = checks.as_mask(checks.in_class_order("members", members), total.shape, "members")
+    possible = _possible(correct, total)
+    used = those & (total > 0)
     rate = jnp.where(used, correct / jnp.where(used, total, 1), 0)
-    return 100 * rate.sum() / used.sum(dtype=rate.dtype)
+    mean = 100 * rate.sum() / used.sum(dtype=rate.dtype)
+    return checks.nan_unless(None if possible is None else jnp.all(possible | ~those), mean)
 
 
 def shot_accuracies(
@@ -109,16 +117,23 @@ def shot_accuracies(
       set "all" is plain accuracy); NaN for a split without classes.
 
     Raises:
-      ValueError: splits that are not bool, arrays that are not of one length.
+      ValueError: as `group_accuracy`; a split of the name "all".
+      TypeError: splits without names.
 
     >>> splits = {"many": jnp.array([True, False]), "few": jnp.array([False, True])}
     >>> result = shot_accuracies(jnp.array([9, 1]), jnp.array([10, 10]), splits)
     >>> {name: round(float(value)) for name, value in result.items()}
     {'all': 50, 'many': 90, 'few': 10}
     """
+    if not isinstance(splits, Mapping):
+        raise TypeError(
+            "splits must be a mapping from names to bool[C], as shot_splits makes it, got "
+            f"{checks.short(splits)}"
+        )
+    if "all" in splits:
+        raise ValueError('a split named "all" would hide the accuracy over all: rename it')
     correct, total = _counted("correct", correct), _counted("total", total)
-    everyone = jnp.ones(total.shape, bool)
-    groups = {"all": everyone, **splits}
+    groups = {"all": jnp.ones(total.shape, bool), **splits}
     return {name: group_accuracy(correct, total, members) for name, members in groups.items()}
 
 
@@ -132,7 +147,9 @@ def auroc(labels: ArrayLike, scores: ArrayLike, mask: ArrayLike | None = None) -
     Args:
       labels: number[n], 1 for an anomaly and 0 for a normal example.
       scores: real[n], larger is more anomalous; float64 gives a float64 result, float32 and
-        what is coarser a float32 one. Infinities rank as numbers do.
+        what is coarser a float32 one. Infinities rank as numbers do. NumPy's are ranked on the
+        host, in all of their digits; of JAX's own, numbers below the least normal one (1e-38) may
+        tie with 0, which XLA takes them for.
       mask: bool[n], False for padding.
 
     Returns:
@@ -242,17 +259,30 @@ def _thresholds(labels: ArrayLike, scores: ArrayLike, mask: ArrayLike | None) ->
 
 
 def _ranked(scores: ArrayLike) -> tuple[jax.Array, jax.Array, Any]:
-    """The scores, or their ranks where JAX has no type as wide; which are NaN; a result's dtype."""
-    if not isinstance(scores, jax.Array):
-        scores = checks.on_host("scores", scores)
-    if not (scores.dtype == bool or checks.is_real(scores.dtype)):
-        raise ValueError(f"scores must be real numbers, got {scores.dtype}")
-    dtype = jax.dtypes.canonicalize_dtype(checks.at_least_float32(scores.dtype))
-    if jax.dtypes.canonicalize_dtype(scores.dtype) == scores.dtype:
-        scores = jnp.asarray(scores)
-        return scores, jnp.isnan(scores), dtype
-    ranks = np.unique(scores, return_inverse=True)[1].reshape(scores.shape).astype(np.int32)
-    return jnp.asarray(ranks), jnp.asarray(np.isnan(scores)), dtype
+    """JAX's scores, the ranks of NumPy's; which are NaN; a result's dtype."""
+    given = checks.real_as_given("scores", scores)
+    dtype = jax.dtypes.canonicalize_dtype(checks.at_least_float32(given.dtype))
+    if isinstance(given, jax.Array):
+        return given, jnp.isnan(given), dtype
+    ranks = np.unique(given, return_inverse=True)[1].reshape(given.shape).astype(np.int32)
+    return jnp.asarray(ranks), jnp.asarray(np.isnan(given)), dtype
+
+
+def _possible(correct: jax.Array, total: jax.Array) -> jax.Array | None:
+    """Of each class, whether they are counts; None where that is known, and refused if not."""
+    known = checks.can_be_read(correct) and checks.can_be_read(total)
+    xp: Any = np if known else jnp
+    c, t = (np.asarray(x) for x in (correct, total)) if known else (correct, total)
+    possible = xp.isfinite(t) & (c >= 0) & (c <= t)
+    if not known:
+        return possible
+    if not possible.all():
+        first = int(np.argmin(possible))
+        raise ValueError(
+            f"correct must be from 0 to total in each class, and class {first} has {c[first]} of "
+            f"{t[first]}: give both as class_hits counts them, correct first"
+        )
+    return None
 
 
 def _counted(name: str, counts: ArrayLike) -> jax.Array:

@@ -47,7 +47,7 @@ def class_counts(labels: ArrayLike, num_classes: int) -> NDArray[np.int64]:
             f"labels must be a vector of whole numbers, got shape {array.shape} of "
             f"{array.dtype}: pass the class index of each example"
         )
-    checks.whole("num_classes", num_classes, 1, "at least 1")
+    num_classes = checks.whole("num_classes", num_classes, 1, "at least 1")
     outside = array[(array < 0) | (array >= num_classes)]
     if outside.size:
         raise ValueError(
@@ -170,8 +170,9 @@ def long_tail_counts(
     >>> long_tail_counts(10, 5000, 100).tolist()
     [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
     """
-    checks.whole("num_classes", num_classes, 2, "over 1: a long tail needs at least 2 classes")
-    checks.whole("max_count", max_count, 1, most=2**53)
+    wanted = "over 1: a long tail needs at least 2 classes"
+    num_classes = checks.whole("num_classes", num_classes, 2, wanted)
+    max_count = checks.whole("max_count", max_count, 1, most=2**53)
     hint = ": for a published imb_factor of 0.01 pass 100"
     imbalance_factor = checks.number(
         "imbalance_factor", imbalance_factor, least=1, hint=hint, concrete=True

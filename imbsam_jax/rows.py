@@ -7,6 +7,7 @@ that bad ones make the gradient NaN, as a label does that is no class.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,15 @@ import numpy as np
 from jax import lax
 
 from imbsam_jax import collectives
-from imbsam_jax.checks import as_array, as_mask, at_least_float32, is_concrete, is_real
+from imbsam_jax.checks import (
+    as_array,
+    as_jax,
+    as_mask,
+    at_least_float32,
+    can_be_read,
+    is_concrete,
+    is_real,
+)
 
 # Which kind of pass shows a loss a part of the batch only; None in a pass over all of it. It enters
 # the key of JAX's caches: a loss under a jit of its own is traced again in such a pass.
@@ -132,13 +141,9 @@ def _described(array: Any) -> str:
     return f"{kind}{list(array.shape)}"
 
 
-def _can_be_read(array: Any) -> bool:
-    return is_concrete(array) and getattr(array, "is_fully_addressable", True)
-
-
 def check_distributions(labels: Any, mask: Any) -> None:
     """Refuses soft labels that can be read and are none, in a row that is not masked."""
-    if labels.ndim != 2 or not (_can_be_read(labels) and _can_be_read(mask)):
+    if labels.ndim != 2 or not (can_be_read(labels) and can_be_read(mask)):
         return
     slack, rows = _slack(labels.dtype), np.asarray(labels).astype(np.float64)
     sums, least = rows.sum(axis=1), rows.min(axis=1, initial=0)
@@ -229,6 +234,19 @@ def check_like(name: str, tree: Any, params: Any) -> Any:
 
     Anything else would be spread over them: a bias of one number over all of a layer's.
     """
+    return _like(name, tree, params, is_real, "real")
+
+
+def check_floats_like(name: str, tree: Any, params: Any) -> Any:
+    """As `check_like`, of floats alone: what is added to whole numbers would be cut off."""
+    return _like(name, tree, params, _is_floating, "real and floating")
+
+
+def _is_floating(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating)
+
+
+def _like(name: str, tree: Any, params: Any, fits: Callable[[Any], bool], wanted: str) -> Any:
     structure: Any = jax.tree.structure(params)
     same = structure == jax.tree.structure(tree) and all(
         np.shape(a) == np.shape(b)
@@ -236,14 +254,15 @@ def check_like(name: str, tree: Any, params: Any) -> Any:
     )
     if not same:
         raise ValueError(f"{name} must be a tree with the structure and shapes of the parameters")
-    leaves = [
-        (path, leaf if isinstance(leaf, jax.Array) else np.asarray(leaf))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    ]
-    for path, leaf in leaves:
-        if not is_real(leaf.dtype):
-            raise TypeError(f"{name}{jax.tree_util.keystr(path)} must be real, got {leaf.dtype}")
-    return jax.tree.map(jnp.asarray, tree)
+
+    def checked(path: tuple[Any, ...], leaf: Any) -> jax.Array:
+        where = f"{name}{jax.tree_util.keystr(path)}"
+        array = as_array(where, wanted, leaf)
+        if not fits(array.dtype):
+            raise TypeError(f"{where} must be {wanted}, got {array.dtype}")
+        return as_jax(array)
+
+    return jax.tree_util.tree_map_with_path(checked, tree)
 
 
 # A module of NNX is a tree, but of running statistics, too, which nobody means to perturb.
@@ -283,7 +302,7 @@ def _real(path: tuple[Any, ...], leaf: Any) -> jax.Array:
     try:
         array = jnp.asarray(leaf)
         given = str(array.dtype)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         array, given = None, f"a {type(leaf).__name__}"
     if array is not None and jnp.issubdtype(array.dtype, jnp.floating):
         return array

@@ -77,7 +77,7 @@ def sgd(num_classes: int) -> Rule:
     [1.0, 1.0, 1.0]
     """
     ones = _ones(num_classes)
-    table = ClassWeights(ones, np.zeros((0, num_classes)), np.zeros(0))
+    table = ClassWeights(ones, np.zeros((0, ones.size)), np.zeros(0))
     return lambda step: table
 
 
@@ -366,8 +366,7 @@ def _partition(counts: np.ndarray, groups: ArrayLike | None) -> np.ndarray:
 
 
 def _ones(num_classes: int) -> np.ndarray:
-    checks.whole("num_classes", num_classes, 1)
-    return np.ones(num_classes)
+    return np.ones(checks.whole("num_classes", num_classes, 1))
 
 
 def _head_and_tail(

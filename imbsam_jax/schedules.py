@@ -19,7 +19,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -58,15 +57,15 @@ def step_radius(
     >>> rho(49), rho(50), rho(1999)
     (0.05, 0.1, 0.6)
     """
-    checks.whole("steps_per_epoch", steps_per_epoch, 1)
-    values = [_radius(value) for value in _listed("values", values)]
-    boundaries = _listed("boundaries", boundaries)
+    steps_per_epoch = checks.whole("steps_per_epoch", steps_per_epoch, 1)
+    values = [_radius(value) for value in checks.listed("values", values)]
+    boundaries = checks.listed("boundaries", boundaries)
     if len(values) != len(boundaries) + 1:
         raise ValueError(
             f"{len(values)} values need {len(values) - 1} boundaries, got {len(boundaries)}"
         )
-    for boundary in boundaries:
-        checks.whole("boundaries", boundary, 0, "increasing epochs, whole and at least 0")
+    wanted = "increasing epochs, whole and at least 0"
+    boundaries = [checks.whole("boundaries", boundary, 0, wanted) for boundary in boundaries]
     if boundaries != sorted(set(boundaries)):
         raise ValueError(f"boundaries must be increasing epochs, at least 0, got {boundaries}")
 
@@ -102,7 +101,7 @@ def late_radius(
     (0.1, 0.2)
     """
     first, second = _radius(first), _radius(second)
-    checks.whole("epochs", epochs, 1)
+    epochs = checks.whole("epochs", epochs, 1)
     fraction = checks.number("fraction", fraction, least=0, most=1, concrete=True)
     # In units of 1e-9 epochs: 0.8 * 200 must not become 160.00000000000003.
     switch = max(math.ceil(round(fraction * epochs, 9)) - 1, 0)
@@ -139,8 +138,8 @@ def linear_radius(
     >>> rho(9), rho(10), rho(49)
     (0.0, 0.1, 0.4)
     """
-    checks.whole("epochs", epochs, 2)
-    checks.whole("steps_per_epoch", steps_per_epoch, 1)
+    epochs = checks.whole("epochs", epochs, 2)
+    steps_per_epoch = checks.whole("steps_per_epoch", steps_per_epoch, 1)
     checks.truth("float16", float16)
     low, high = _radius(low), _radius(high)
     values = low + (high - low) * (np.arange(epochs) / (epochs - 1))
@@ -148,7 +147,7 @@ def linear_radius(
         values = values.astype(np.float16).astype(np.float64)
 
     def at(epoch: Any, xp: Any) -> Any:
-        return xp.asarray(values)[xp.clip(epoch, 0, epochs - 1)]
+        return xp.asarray(values, float)[xp.clip(epoch, 0, epochs - 1)]
 
     return _by_epoch(at, steps_per_epoch)
 
@@ -175,8 +174,8 @@ def ramp(*, epochs: int, steps_per_epoch: int, limit: float = 1.0) -> Schedule:
     >>> share(0), share(10), share(39)
     (0.25, 0.5, 0.6)
     """
-    checks.whole("epochs", epochs, 1)
-    checks.whole("steps_per_epoch", steps_per_epoch, 1)
+    epochs = checks.whole("epochs", epochs, 1)
+    steps_per_epoch = checks.whole("steps_per_epoch", steps_per_epoch, 1)
     limit = checks.number("limit", limit, least=0, most=1, concrete=True)
     return _by_epoch(lambda epoch, xp: xp.minimum((epoch + 1) / epochs, limit), steps_per_epoch)
 
@@ -184,29 +183,14 @@ def ramp(*, epochs: int, steps_per_epoch: int, limit: float = 1.0) -> Schedule:
 def _by_epoch(at: Callable[[Any, Any], Any], steps_per_epoch: int) -> Schedule:
     """Of a concrete step a Python float, so that rules can check it; of a traced one a scalar."""
 
-    steps_per_epoch = int(steps_per_epoch)  # of no narrow type
-
     def schedule(step: Any) -> Any:
         is_step = checks.steps("step", step)
         if checks.is_concrete(step):
             return float(at(int(step) // steps_per_epoch, np))
         epoch = checks.as_step(step) // steps_per_epoch
-        if jnp.issubdtype(epoch.dtype, jnp.floating):
-            epoch = epoch.astype(int)
-        return checks.nan_unless(is_step, at(epoch, jnp))
+        return checks.nan_unless(is_step, at(epoch.astype(int), jnp))
 
     return schedule
-
-
-def _listed(name: str, values: Any) -> list[Any]:
-    if isinstance(values, str | bytes) or not isinstance(values, Sequence | np.ndarray | jax.Array):
-        raise ValueError(f"{name} must be a list of numbers, got {checks.short(values)}")
-    if isinstance(values, Sequence):  # element by element, so that each is looked at as it is
-        return list(values)
-    array = checks.on_host(name, values)
-    if array.ndim != 1:
-        raise ValueError(f"{name} must be a list of numbers, got shape {array.shape}")
-    return array.tolist()
 
 
 def _radius(value: Any) -> Any:

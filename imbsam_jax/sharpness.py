@@ -23,8 +23,16 @@ from imbsam_jax import checks
 from imbsam_jax.ascent import Ascent, check_ascent, moved_points, norm
 from imbsam_jax.checks import at_least_float32
 from imbsam_jax.rows import check_leaves
-from imbsam_jax.table import Rule, check_rule, check_table, stagewise
-from imbsam_jax.totals import Data, Part, data_of, tables, weighted_sum
+from imbsam_jax.table import Rule, check_rule, stagewise, table_of
+from imbsam_jax.totals import (
+    Data,
+    Part,
+    data_of,
+    scaled_sum,
+    tables,
+    unscaled,
+    weighted_sum,
+)
 
 __all__ = ["average", "of_rule", "worst"]
 
@@ -87,7 +95,7 @@ def of_rule(
         )
     data = data_of(losses_fn, labels, args, mask, batch_size, axis_name)
     theta, w = data.varying(check_leaves(params)), tables(class_weights)
-    table = check_table(rule(step))
+    table = table_of(rule, step)
     if w is not None and w.shape[-1] != table.groups.shape[1]:
         raise ValueError(
             f"class_weights are of {w.shape[-1]} classes, the rule is of {table.groups.shape[1]}"
@@ -144,7 +152,7 @@ def average(
     (0.25, 0.0)
     """
     radius, key = checks.number("radius", radius, least=0), checks.one_key("key", key)
-    checks.whole("directions", directions, 2)
+    directions = checks.whole("directions", directions, 2)
     data = data_of(losses_fn, labels, args, mask, batch_size, axis_name)
     theta, w = check_leaves(params), tables(class_weights)
     here = _loss(data, losses_fn, data.varying(theta), w)
@@ -206,7 +214,7 @@ def worst(
     1.0
     """
     radius, key = checks.number("radius", radius, least=0), checks.one_key("key", key)
-    checks.whole("steps", steps, 1)
+    steps = checks.whole("steps", steps, 1)
     data = data_of(losses_fn, labels, args, mask, batch_size, axis_name)
     theta, w = check_leaves(params), tables(class_weights)
     several = w is not None and w.ndim == 2
@@ -241,7 +249,7 @@ def _loss(data: Data, losses_fn: LossesFn, theta: Any, table: Any) -> jax.Array:
 
 def _gradient(data: Data, losses_fn: LossesFn, theta: Any, table: Any) -> Any:
     def of(part: Part) -> Any:
-        return jax.grad(lambda p: weighted_sum(losses_fn, p, table, part))(theta)
+        return unscaled(jax.grad(lambda p: scaled_sum(losses_fn, p, table, part))(theta), part)
 
     return data.mean(of)
 
@@ -253,7 +261,8 @@ def _risen(
     point = data.varying(jax.tree.map(lambda p, x: (p + x).astype(p.dtype), theta, e))
 
     def of(part: Part) -> Any:
-        return jax.value_and_grad(lambda p: weighted_sum(losses_fn, p, table, part))(point)
+        both = jax.value_and_grad(lambda p: scaled_sum(losses_fn, p, table, part))(point)
+        return unscaled(both, part)
 
     loss, d = data.mean(of)
     return loss - here, d
@@ -282,6 +291,7 @@ def _moved(point: Any, direction: Any, radius: Any) -> Any:
 
 def _projected(e: Any, radius: Any) -> Any:
     length = norm(e)
+    radius = checks.like(radius, length)
     factor = jnp.where(length > radius, radius / jnp.where(length == 0, 1, length), 1)
     return jax.tree.map(lambda x: x * factor.astype(x.dtype), e)
 

@@ -8,6 +8,7 @@ is `stagewise`. rules.py has the rules of the papers.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -31,7 +32,11 @@ class ClassWeights(NamedTuple):
     Attributes:
       base: float[C], weights of the part taken at theta, or None where there is no such part.
       groups: float[G, C], weights of each perturbed part; G may be 0.
-      radii: float[G], length of each perturbation, in parameter units, at least 0.
+      radii: float[G], length of each perturbation, in parameter units, finite and at least 0.
+
+    Weights may be negative (Focal-SAM's base above strength 1 is). Of a pandas Series or DataFrame
+    each weight goes to the class that its index, or column, names. The doors refuse what is not
+    real and a radius out of its range, which makes the gradient NaN where it is traced.
     """
 
     base: jax.Array | np.ndarray | None
@@ -102,14 +107,53 @@ def require_step(step: Any) -> None:
 
 def check_rule(rule: Any) -> Rule:
     """Refuses what is no rule, above all one row of numbers in the place of a function."""
-    if callable(rule):
-        return rule
-    raise TypeError(
-        f"the rule must be a function of the step, as imbsam_jax.rules makes them, got "
-        f"{type(rule).__name__}. optax.inject_hyperparams takes a rule for a schedule and calls "
-        "it: inject the radius into a function that makes the rule, inject_hyperparams(lambda "
-        "rho: sharpness_aware(rules.imbsam(class_counts, rho=rho, eta=eta)))(rho=0.05)"
-    )
+    if not callable(rule):
+        raise TypeError(
+            f"the rule must be a function of the step, as imbsam_jax.rules makes them, got "
+            f"{type(rule).__name__}. optax.inject_hyperparams takes a rule for a schedule and "
+            "calls it: inject the radius into a function that makes the rule, inject_hyperparams("
+            "lambda rho: sharpness_aware(rules.imbsam(class_counts, rho=rho, eta=eta)))(rho=0.05)"
+        )
+    if not _takes_a_step(rule):
+        name, names = getattr(rule, "__name__", "it"), inspect.signature(rule).parameters
+        raise TypeError(
+            f"the rule must be a function of the step alone, and {name} takes "
+            f"{', '.join(names) or 'nothing'}: {_MAKE_ONE}"
+        )
+    return rule
+
+
+_MAKE_ONE = (
+    "give what a function of imbsam_jax.rules returns, such as rules.sam(num_classes, rho=0.05), "
+    "or a function of the step of your own that returns ClassWeights(base, groups, radii)"
+)
+
+
+def _takes_a_step(rule: Callable[..., Any]) -> bool:
+    """Whether it can be called with one argument, which is not what rules are made of."""
+    try:
+        signature = inspect.signature(rule)
+    except (TypeError, ValueError):  # of what is not written in Python
+        return True
+    try:
+        signature.bind(None)
+    except TypeError:
+        return False
+    return next(iter(signature.parameters)) not in ("num_classes", "class_counts")
+
+
+def table_of(rule: Rule, step: Any) -> ClassWeights:
+    """The rule's table at the step, looked at; a sentence where what is called is no rule."""
+    try:
+        table = rule(step)
+    except jax.errors.JAXTypeError:
+        raise
+    except (TypeError, AttributeError, LookupError) as error:
+        raise TypeError(
+            f"what was given for the rule cannot be called with a step alone: {_MAKE_ONE}. It "
+            f"raised {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
+    return check_table(table)
 
 
 def check_step(step: Any) -> None:
@@ -123,9 +167,17 @@ def check_table(table: Any) -> ClassWeights:
     if not isinstance(table, ClassWeights):
         raise TypeError(
             "a rule returns ClassWeights(base, groups, radii), as imbsam_jax.rules have it; this "
-            f"one returned a {type(table).__name__}"
+            f"one returned a {type(table).__name__}: {_MAKE_ONE}"
         )
-    base, groups, radii = (None if part is None else np.shape(part) for part in table)
+    parts = {
+        "base": table.base if table.base is None else checks.in_class_order("base", table.base),
+        "groups": checks.in_class_order("groups", table.groups),
+        "radii": table.radii,
+    }
+    arrays: dict[str, Any] = {
+        name: None if part is None else _real(name, part) for name, part in parts.items()
+    }
+    base, groups, radii = (None if part is None else part.shape for part in arrays.values())
     if groups is None or len(groups) != 2 or radii != groups[:1] or base not in (None, groups[1:]):
         raise ValueError(
             "the rule's table must have base float[C] or None, groups float[G, C] and radii "
@@ -133,11 +185,34 @@ def check_table(table: Any) -> ClassWeights:
         )
     if base is None and groups[0] == 0:
         raise ValueError("the rule's table has neither a base nor a group: there is no loss in it")
-    arrays: Any = (
-        part if part is None or hasattr(part, "shape") else np.asarray(part, np.float64)
-        for part in table
-    )
-    return ClassWeights(*arrays)
+    return ClassWeights(arrays["base"], arrays["groups"], _lengths(arrays["radii"]))
+
+
+def _real(name: str, part: Any) -> Any:
+    """A part of a table as an array: lists as NumPy's float64, arrays as they are."""
+    array = checks.as_array(f"the rule's {name}", "real numbers", part)
+    if not (checks.is_real(array.dtype) or array.dtype == bool):
+        raise ValueError(
+            f"the rule's {name} must be real numbers, got {array.dtype}{list(array.shape)}"
+        )
+    is_array = isinstance(array, jax.Array) or isinstance(part, np.ndarray)
+    return array if is_array else array.astype(np.float64)
+
+
+def _lengths(radii: Any) -> Any:
+    """The radii; refused, or where they are traced NaN, if they are negative or not finite."""
+    if not checks.is_concrete(radii):
+        floats = jnp.issubdtype(radii.dtype, jnp.floating)
+        radii = radii if floats else radii.astype(float)
+        return checks.nan_unless(jnp.isfinite(radii) & (radii >= 0), radii)
+    if checks.can_be_read(radii):
+        known = np.asarray(radii).astype(np.float64)
+        if not np.all(np.isfinite(known) & (known >= 0)):
+            raise ValueError(
+                "the rule's radii must be finite and at least 0, got "
+                f"{checks.short(known.tolist())}"
+            )
+    return radii
 
 
 def checked_radius(name: str, value: ScalarOrSchedule) -> ScalarOrSchedule:

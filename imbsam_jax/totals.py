@@ -118,7 +118,7 @@ def data_of(
     if size == 0:
         raise ValueError("labels are empty: a mean over no rows is no number")
     if batch_size is not None:
-        checks.whole("batch_size", batch_size, 1)
+        batch_size = checks.whole("batch_size", batch_size, 1)
         if collectives.is_spread(labels):
             raise ValueError(
                 "batch_size cuts rows out of the data set, which JAX does not do over explicit "
@@ -178,3 +178,23 @@ def weighted_sum(losses_fn: Any, params: Any, class_weights: Any, part: Part) ->
     # As weighted losses, not as a product of matrices: a row of weight 0 counts for nothing even
     # where a matrix unit would round.
     return (weights * losses[None]).sum(axis=1)
+
+
+def scaled_sum(losses_fn: Any, params: Any, class_weights: Any, part: Part) -> jax.Array:
+    """`weighted_sum` about as large as a mean over the part: what derivatives are taken of.
+
+    They are summed over the rows in the type of losses and parameters: of 100,000 rows that is
+    infinite in float16.
+    """
+    return _scale(part) * weighted_sum(losses_fn, params, class_weights, part)
+
+
+def unscaled(tree: Any, part: Part) -> Any:
+    """Derivatives of `scaled_sum` as those of `weighted_sum`, at least float32."""
+    whole = 1 / _scale(part)
+    return jax.tree.map(lambda x: x.astype(at_least_float32(x.dtype)) * whole, tree)
+
+
+def _scale(part: Part) -> float:
+    """The largest power of 2 that is at most 1 / rows: it rounds nothing."""
+    return 0.5 ** (part.labels.shape[0] - 1).bit_length()

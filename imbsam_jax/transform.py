@@ -12,9 +12,9 @@ import optax
 from imbsam_jax import checks, collectives, core
 from imbsam_jax.ascent import Ascent, check_ascent
 from imbsam_jax.rows import (
+    check_floats_like,
     check_labels,
     check_leaves,
-    check_like,
     check_losses,
     check_mask,
     check_pair,
@@ -128,14 +128,7 @@ class _Given:
 
     def _at(self, point: Any, class_weights: Any) -> Any:
         name = "what the gradient function returns"
-        grads = check_like(name, self._fn(point, class_weights), point)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
-            if not jnp.issubdtype(leaf.dtype, jnp.floating):
-                raise TypeError(
-                    f"{name}{jax.tree_util.keystr(path)} must be a floating-point gradient, got "
-                    f"{leaf.dtype}"
-                )
-        return grads
+        return check_floats_like(name, self._fn(point, class_weights), point)
 
     def share(self, class_weights: Any) -> Any:
         if not hasattr(self._fn, "share"):

@@ -32,6 +32,7 @@ from imbsam_jax.passes import own_rows, whole
 from imbsam_jax.passes._batch import LossesFn, OverRows, Rows, at_once
 from imbsam_jax.passes._chosen_rows import over_chosen_rows, rows_of_either
 from imbsam_jax.rows import (
+    check_floats_like,
     check_labels,
     check_leaves,
     check_mask,
@@ -39,7 +40,7 @@ from imbsam_jax.rows import (
     nan_where_no_class,
     row_weights,
 )
-from imbsam_jax.table import ClassWeights, Rule, check_rule, check_step, check_table, stagewise
+from imbsam_jax.table import ClassWeights, Rule, check_rule, check_step, stagewise, table_of
 
 __all__ = ["init", "value_and_grad"]
 
@@ -61,13 +62,13 @@ def init(params: Any, rule: Rule) -> tuple[Any, ...]:
     >>> [m.tolist() for m in init(jnp.ones(2), rules.imbsam([8, 2], rho=0.1, eta=4))]
     [[0.0, 0.0]]
     """
-    _refuse_stages(rule)
+    _refuse_stages(check_rule(rule))
 
     def zeros(leaf: Any) -> jax.Array:
         return jnp.zeros(leaf.shape, at_least_float32(leaf.dtype))
 
     params = check_leaves(params)
-    return tuple(jax.tree.map(zeros, params) for _ in range(rule(0).groups.shape[0]))
+    return tuple(jax.tree.map(zeros, params) for _ in range(table_of(rule, 0).groups.shape[0]))
 
 
 def value_and_grad(
@@ -108,9 +109,9 @@ def value_and_grad(
     of each group; the exact gradient has two, of one gradient each (and of one direction a group).
 
     Raises:
-      ValueError: as there; a staged rule, a memory of another number of groups, a bad decay, a
-        class that neither base nor a group weighs with `own_rows`.
-      TypeError: as there; a memory that is no tuple.
+      ValueError: as there; a staged rule, a memory of another number of groups or of trees unlike
+        params, a bad decay, a class that neither base nor a group weighs with `own_rows`.
+      TypeError: as there; a memory that is no tuple, or not of floats.
 
     >>> def losses_fn(w, x, y):
     ...     return (x @ w - y) ** 2, None
@@ -149,7 +150,7 @@ def value_and_grad(
         mask = check_mask(mask, labels.shape[0])
         local = collectives.varying(check_params(params), axis_name)
         rows = Rows(args, labels, mask, labels.shape[0])
-        table = check_table(rule(step))
+        table = table_of(rule, step)
         if not isinstance(memory, tuple | list):
             raise TypeError(
                 "the memory must be a tuple of one tree for each group, got "
@@ -160,6 +161,9 @@ def value_and_grad(
                 f"the memory is of {len(memory)} groups and the rule has {table.groups.shape[0]}: "
                 "begin with init(params, rule)"
             )
+        memory = tuple(
+            check_floats_like(f"memory[{k}]", tree, local) for k, tree in enumerate(memory)
+        )
         if isinstance(passes, own_rows):
             _refuse_unseen_classes(table)
         batch = _Remembering(passes, losses_fn, local, rows, axis_name, memory, table)

@@ -12,6 +12,7 @@ from jax import lax
 from numpy.typing import ArrayLike, NDArray
 
 from imbsam_jax import checks, collectives
+from imbsam_jax.losses._loss import mixed
 from imbsam_jax.rows import (
     check_distributions,
     check_labels,
@@ -142,8 +143,8 @@ def feature_adversary(
             noise = length * u[:, None] * _over_norm(flat, labels, table.size)
         noise = lax.stop_gradient(noise).reshape(features.shape)
         there, _ = run(params, (_widened(features) + noise).astype(features.dtype))
-        share = checks.like(share, losses)
-        losses = (1 - share) * losses + share * (u * there).astype(losses.dtype)
+        u, there = checks.alike(u, there)
+        losses = mixed(losses, (u * there).astype(losses.dtype), share)
         if labels.ndim == 2:
             losses = nan_where(no_distribution(labels) & (real != 0), losses)
         return losses, aux

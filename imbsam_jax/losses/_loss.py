@@ -130,6 +130,17 @@ def as_row(table: Any, logits: jax.Array) -> jax.Array:
     return jnp.asarray(table, logits.dtype)[None, :]
 
 
+def mixed(first: jax.Array, second: jax.Array, share: Any) -> jax.Array:
+    """(1 - share) * first + share * second; nothing of an infinite loss is nothing, not NaN."""
+    if checks.is_concrete(share):
+        if share in (0, 1):
+            return first if share == 0 else second
+        return (1 - share) * first + share * second
+    share = checks.like(share, first)
+    part = jnp.where(share == 1, 0, (1 - share) * first)
+    return part + jnp.where(share == 0, 0, share * second)
+
+
 def _mean_over_label(values: jax.Array, labels: jax.Array) -> jax.Array:
     """float[B]: values[i, labels[i]], or sum_c labels[i, c] values[i, c] for soft labels."""
     if labels.ndim == 2:

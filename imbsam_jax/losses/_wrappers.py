@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from imbsam_jax import checks
-from imbsam_jax.losses._loss import Loss, as_loss, cross_entropy
+from imbsam_jax.losses._loss import Loss, as_loss, cross_entropy, mixed
 
 __all__ = ["deferred", "focal", "smoothed"]
 
@@ -22,7 +22,8 @@ def focal(gamma: float = 1.0, *, loss: Callable[..., jax.Array] = cross_entropy)
 
     Args:
       gamma: finite and at least 0; 0 is the loss itself.
-      loss: the loss l that is modulated.
+      loss: the loss l that is modulated, at least 0: of one below 0, which only a `Loss` of one's
+        own can be, the formula has a value where gamma is a whole number, and else is NaN.
 
     Returns:
       A `Loss`: `loss(logits float[B, C], labels) -> float[B]`.
@@ -50,7 +51,7 @@ def focal(gamma: float = 1.0, *, loss: Callable[..., jax.Array] = cross_entropy)
             return plain
         # Below gamma 1 the power has no finite slope at 0: such an entry is 0, flat. At infinity
         # the factor is 1, and its slope 0.
-        certain, hopeless = plain <= 0, plain == jnp.inf
+        certain, hopeless = plain == 0, plain == jnp.inf
         safe = jnp.where(certain | hopeless, 1, plain)
         modulated = (-jnp.expm1(-safe)) ** checks.like(gamma, safe) * safe
         found = jnp.where(certain, 0, jnp.where(hopeless, plain, modulated))
@@ -87,14 +88,7 @@ def smoothed(loss: Callable[..., jax.Array], amount: float) -> Loss:
     def per_class(logits: jax.Array, step: Any) -> jax.Array:
         plain = inner.per_class(logits, step)
         mean = jnp.broadcast_to(plain.mean(axis=-1, keepdims=True), plain.shape)
-        # Nothing of an infinite loss is nothing, not NaN.
-        if checks.is_concrete(amount) and amount in (0, 1):
-            return plain if amount == 0 else mean
-        share = checks.like(amount, plain)
-        if checks.is_concrete(amount):
-            return (1 - share) * plain + share * mean
-        part = jnp.where(share == 1, 0, (1 - share) * plain)
-        return part + jnp.where(share == 0, 0, share * mean)
+        return mixed(plain, mean, amount)
 
     return Loss(per_class, inner.factor)
 

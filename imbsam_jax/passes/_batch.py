@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from imbsam_jax import collectives
+from imbsam_jax import checks, collectives
 from imbsam_jax.checks import at_least_float32
 from imbsam_jax.rows import check_losses, check_pair, part_of_batch, row_weights, share_of_rows
 from imbsam_jax.table import ClassWeights
@@ -123,12 +123,20 @@ def at_once(
     return grads, losses, aux
 
 
+def check_options(batched: Any, carry: Any = None) -> None:
+    """Refuses marks that are no truths and a carry that is no function, as the passes are made."""
+    if not (batched is None or isinstance(batched, tuple | list)):
+        raise ValueError(f"batched must be a tuple of truths, one for each arg, got {batched!r}")
+    for mark in batched or ():
+        checks.truth("each entry of batched", mark)
+    if carry is not None:
+        checks.function("carry", carry, "(args, aux) -> args, or None")
+
+
 def check_batched(
     batched: tuple[bool, ...] | None, args: tuple[Any, ...], size: int
 ) -> tuple[bool, ...]:
     """Which args have the batch axis, after a look at all of their leaves."""
-    if not (batched is None or isinstance(batched, tuple | list)):
-        raise ValueError(f"batched must be a tuple of truths, one for each arg, got {batched!r}")
     which = (True,) * len(args) if batched is None else tuple(batched)
     if len(which) != len(args):
         raise ValueError(f"batched has {len(which)} entries for {len(args)} args of losses_fn")

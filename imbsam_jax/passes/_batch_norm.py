@@ -82,7 +82,7 @@ def normalised(
         raise ValueError(f"x must be float[B, ..., C], the batch in front, got {list(x.shape)}")
     x = x.astype(at_least_float32(x.dtype))
     scale, bias = (
-        each if each is None else of_features(name, each, x.shape[-1])
+        each if each is None else of_features(name, each, x.shape[-1]).astype(x.dtype)
         for name, each in (("scale", scale), ("bias", bias))
     )
     epsilon = like(number("epsilon", epsilon, least=0), x)

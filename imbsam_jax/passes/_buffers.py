@@ -42,7 +42,8 @@ def binomial_buffers(
       `buffers(classes bool[C]) -> sizes`, as `own_rows` and `split_norm` take it.
 
     Raises:
-      ValueError: frequencies that are negative, not finite or all zero, a batch without rows.
+      ValueError: frequencies that are negative, not finite or all zero, a batch without rows,
+        deviations that are no list of numbers.
 
     >>> buffers = binomial_buffers([800, 150, 50], batch_size=256)
     >>> buffers(np.array([False, True, True])), buffers(np.array([True, False, False]))
@@ -54,8 +55,11 @@ def binomial_buffers(
     drawn = np.asarray(checks.weights(name, given), np.float64)
     if not drawn.any():
         raise ValueError(f"{name} must not be all 0; got {drawn}")
-    checks.whole("batch_size", batch_size, 1, "at least 1")
-    deviations = [checks.number("deviations", z, concrete=True) for z in deviations]
+    batch_size = checks.whole("batch_size", batch_size, 1, "at least 1")
+    deviations = [
+        checks.number("deviations", z, concrete=True)
+        for z in checks.listed("deviations", deviations)
+    ]
     drawn = drawn / drawn.sum()
 
     def buffers(classes: NDArray[np.bool_]) -> tuple[int, ...]:
@@ -63,7 +67,8 @@ def binomial_buffers(
         share = float(drawn[classes].sum())
         mean, spread = batch_size * share, math.sqrt(batch_size * share * max(1 - share, 0))
         # Sums of shares are rounded: a mean of 51 that came out as 51 + 1e-14 needs no 52nd row.
-        return (*(math.ceil(mean + z * spread - 1e-6) for z in deviations), batch_size)
+        sizes = (math.ceil(mean + z * spread - 1e-6) for z in deviations)
+        return (*(max(size, 0) for size in sizes), batch_size)
 
     return buffers
 
@@ -86,27 +91,36 @@ def stratified_buffers(class_strata: ArrayLike, rows: Sequence[int]) -> Buffers:
       `buffers(classes bool[C]) -> (size,)`, as `own_rows`, `split_norm` and `shared_norm` take it.
 
     Raises:
-      ValueError: a stratum without a number of rows.
+      ValueError: a stratum without a number of rows, rows that are no list of whole numbers.
 
     >>> buffers = stratified_buffers([False, True, True], rows=(205, 51))
     >>> buffers(np.array([False, True, True])), buffers(np.array([True, False, False]))
     ((51,), (205,))
     """
     strata = checks.per_class("class_strata", class_strata)
+    given = checks.listed("rows", checks.in_class_order("rows", rows))
+    sizes = [checks.whole("rows", size, 0) for size in given]
     whole = strata.ndim == 1 and strata.dtype.kind in "biu"
-    if not whole or strata.min(initial=0) < 0 or strata.max(initial=0) >= len(rows):
+    if not whole or strata.min(initial=0) < 0 or strata.max(initial=0) >= len(sizes):
         raise ValueError(
-            f"class_strata must be int[C] from 0 to {len(rows) - 1}, as there are {len(rows)} "
+            f"class_strata must be int[C] from 0 to {len(sizes) - 1}, as there are {len(sizes)} "
             f"numbers in rows; got {checks.short(strata, str)}"
         )
-    for size in rows:
-        checks.whole("rows", size, 0)
 
     def buffers(classes: NDArray[np.bool_]) -> tuple[int, ...]:
         _check_classes(classes, len(strata), "class_strata")
-        return (sum(rows[int(k)] for k in set(strata[classes].tolist())),)
+        return (sum(sizes[int(k)] for k in set(strata[classes].tolist())),)
 
     return buffers
+
+
+def sizes_of(buffers: Buffers, classes: NDArray[np.bool_], batch_size: int) -> tuple[int, ...]:
+    """What buffers returns for these classes, rising, from 1 to the batch size."""
+    given = checks.listed("what buffers returns", buffers(classes))
+    if not given:
+        raise ValueError("buffers must return one number of rows or more, such as (64, 256)")
+    sizes = [checks.whole("a number of rows that buffers returns", size, 0) for size in given]
+    return tuple(sorted({min(max(size, 1), batch_size) for size in sizes}))
 
 
 def _check_classes(classes: NDArray[np.bool_], mine: int, name: str) -> None:

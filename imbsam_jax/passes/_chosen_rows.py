@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from imbsam_jax import collectives
 from imbsam_jax.checks import is_concrete
 from imbsam_jax.passes._batch import LossesFn, Rows, at_once, check_batched
-from imbsam_jax.passes._buffers import Buffers
+from imbsam_jax.passes._buffers import Buffers, sizes_of
 from imbsam_jax.rows import nan_where
 
 
@@ -50,7 +50,7 @@ def buffers_of(
     for place, classes in enumerate(touches):
         sizes: tuple[int, ...] = (size,)
         if labels.ndim == 1:
-            sizes = tuple(sorted({min(max(int(k), 1), size) for k in buffers(classes)}))
+            sizes = sizes_of(buffers, classes, size)
         key = b"whole" if sizes == (size,) else classes.tobytes()
         found.setdefault(key, ([], classes, sizes))[0].append(place)
     return list(found.values())

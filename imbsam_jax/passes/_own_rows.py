@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from imbsam_jax.passes._batch import LossesFn, OverRows, Rows
+from imbsam_jax.passes._batch import LossesFn, OverRows, Rows, check_options
 from imbsam_jax.passes._buffers import Buffers
 from imbsam_jax.passes._chosen_rows import check_buffers, over_chosen_rows
 from imbsam_jax.table import ClassWeights
@@ -54,6 +54,7 @@ class own_rows:
 
     def __post_init__(self) -> None:
         check_buffers(self.buffers)
+        check_options(self.batched)
 
     def over(
         self, losses_fn: LossesFn, params: Any, rows: Rows, table: ClassWeights, axis_name: Any

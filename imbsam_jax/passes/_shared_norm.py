@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from imbsam_jax import collectives
 from imbsam_jax.checks import at_least_float32, is_concrete
-from imbsam_jax.passes._batch import LossesFn, OverRows, Rows, at_once, check_batched
-from imbsam_jax.passes._buffers import Buffers
+from imbsam_jax.passes._batch import LossesFn, OverRows, Rows, at_once, check_batched, check_options
+from imbsam_jax.passes._buffers import Buffers, sizes_of
 from imbsam_jax.passes._chosen_rows import check_buffers, chosen, touched_rows
 from imbsam_jax.passes._lockstep import Traced, together, traced
 from imbsam_jax.rows import check_losses, check_pair, nan_where, part_of_batch
@@ -84,6 +84,7 @@ class shared_norm:
 
     def __post_init__(self) -> None:
         check_buffers(self.buffers)
+        check_options(self.batched)
 
     def over(
         self, losses_fn: LossesFn, params: Any, rows: Rows, table: ClassWeights, axis_name: Any
@@ -184,12 +185,12 @@ class _SharedNorm(OverRows):
     def _part(self, weighed_by: tuple[int, ...], classes: NDArray[np.bool_]) -> _Part:
         """The rows of these classes, and the losses_fn traced over them."""
         size = self._rows.labels.shape[0]
-        sizes = sorted({min(max(int(k), 1), size) for k in self._buffers(classes)})
+        sizes = sizes_of(self._buffers, classes, size)
         if len(sizes) > 1:
             raise ValueError(
                 "shared_norm passes over all parts of a batch side by side, with one size of "
-                f"buffer for each: buffers gave {sizes}; draw batches with the same number of rows "
-                "of each part, and use stratified_buffers"
+                f"buffer for each: buffers gave {list(sizes)}; draw batches with the same number "
+                "of rows of each part, and use stratified_buffers"
             )
         touched = touched_rows(classes, self._rows)
         order, count = jnp.argsort(~touched, stable=True), touched.sum()

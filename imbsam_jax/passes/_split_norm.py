@@ -30,6 +30,7 @@ from imbsam_jax.passes._batch import (
     at_once,
     carried,
     check_batched,
+    check_options,
 )
 from imbsam_jax.passes._buffers import Buffers
 from imbsam_jax.passes._chosen_rows import buffers_of, by_size, check_buffers, chosen, touched_rows
@@ -67,6 +68,7 @@ class split_norm:
 
     def __post_init__(self) -> None:
         check_buffers(self.buffers)
+        check_options(self.batched, self.carry)
 
     def over(
         self, losses_fn: LossesFn, params: Any, rows: Rows, table: ClassWeights, axis_name: Any

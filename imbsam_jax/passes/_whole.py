@@ -19,6 +19,7 @@ from imbsam_jax.passes._batch import (
     at_once,
     carried,
     check_batched,
+    check_options,
 )
 from imbsam_jax.table import ClassWeights
 
@@ -54,8 +55,9 @@ class whole:
     axis A; `carry` is given that, too.
 
     Raises:
-      ValueError: micro_batches that is no whole number from 1 on; when called, a batch that is
-        not divisible by it.
+      ValueError: micro_batches that is no whole number from 1 on, batched that is no tuple; when
+        called, a batch that is not divisible by it.
+      TypeError: a mark in batched that is no truth, a carry that is no function.
 
     >>> f = ij.value_and_grad(
     ...     lambda w, x: (w * x, None), rules.sgd(2), passes=whole(micro_batches=2)
@@ -70,7 +72,9 @@ class whole:
     carry: Carry | None = None
 
     def __post_init__(self) -> None:
-        checks.whole("micro_batches", self.micro_batches, 1)
+        number = checks.whole("micro_batches", self.micro_batches, 1)
+        object.__setattr__(self, "micro_batches", number)
+        check_options(self.batched, self.carry)
 
     def over(
         self, losses_fn: LossesFn, params: Any, rows: Rows, table: ClassWeights, axis_name: Any

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
 import imbsam_jax as ij
@@ -160,3 +161,15 @@ def test_a_table_of_lists_is_one_of_arrays() -> None:
     arrays = found(ij.ClassWeights(None, np.ones((1, 4)), np.array([0.1])))
     np.testing.assert_allclose(lists[0], arrays[0], rtol=1e-6)
     assert lists[1].tolist() == arrays[1].tolist() == [4]
+
+
+def test_a_table_goes_to_the_classes_that_its_index_names() -> None:
+    def found(*table: Any) -> Any:
+        f = ij.value_and_grad(lambda w, x: (w * x, None), lambda step: ij.ClassWeights(*table))
+        return f(jnp.float32(2), jnp.arange(2), jnp.array([1.0, 10.0]))[1]
+
+    base, groups = pd.Series([1.0, 2.0], index=[1, 0]), pd.DataFrame([[3.0, 4.0]], columns=[1, 0])
+    assert found(base, np.zeros((0, 2)), []) == (2 * 1 + 1 * 10) / 2
+    assert found(None, groups, [0.1]) == (4 * 1 + 3 * 10) / 2
+    with pytest.raises(ValueError, match=r"^base has the index .*not the classes 0 to 1"):
+        found(base.set_axis([1, 2]), groups, [0.1])

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from imbsam_jax import classifiers
+from imbsam_jax import classifiers, landscape
 
 FEATURES, CLASSES = 5, 4
 KERNEL = np.random.default_rng(0).normal(size=(FEATURES, CLASSES)) * np.array([3.0, 2.0, 1.0, 0.5])
@@ -95,6 +95,46 @@ def test_zero_columns_and_rows_are_safe() -> None:
     np.testing.assert_array_equal(of_x[2], 0)
     np.testing.assert_array_equal(tau[:, 1], 0)
     np.testing.assert_array_equal(inside[:, 1], 0)
+
+
+NEAR = np.float32(np.random.default_rng(3).normal(size=(FEATURES, CLASSES)))
+# By name: the function of a kernel, how its result goes with the kernel's size, what it is at 1.
+OF_SIZE: dict[str, tuple[Callable[[Any], Any], int, Any]] = {
+    "tau_normalise": (classifiers.tau_normalise, 0, NEAR / np.linalg.norm(NEAR, axis=0)),
+    "max_norm_radius": (
+        lambda k: classifiers.max_norm_radius(k, 0.0), 1, np.linalg.norm(NEAR, axis=0).min()
+    ),
+    "max_norm_project": (
+        lambda k: classifiers.max_norm_project(k, classifiers.max_norm_radius(k, 0.0)), 1,
+        np.linalg.norm(NEAR, axis=0).min() * NEAR / np.linalg.norm(NEAR, axis=0),
+    ),
+    "normalised_linear": (
+        lambda k: classifiers.normalised_linear(k.T, k), 0,
+        (NEAR / np.linalg.norm(NEAR, axis=0)).T @ (NEAR / np.linalg.norm(NEAR, axis=0)),
+    ),
+    "filter_normalised": (
+        lambda k: landscape.filter_normalised(k[::-1], k), 1, NEAR[::-1],
+    ),
+    "a direction of that size": (
+        lambda k: landscape.filter_normalised(k, NEAR), 0, NEAR,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [1e-28, 1e-23, 1e20, 1e37])
+@pytest.mark.parametrize("name", OF_SIZE)
+def test_norms_whose_squares_leave_float32(name: str, size: float) -> None:
+    of, power, at_one = OF_SIZE[name]
+    size = np.float32(size)
+    np.testing.assert_allclose(of(jnp.asarray(NEAR * size)) / size**power, at_one, rtol=2e-6)
+
+
+@pytest.mark.parametrize("size", [1e-21, 1e21])
+def test_the_slope_of_a_cosine_far_from_1(size: float) -> None:
+    """d cos / dx = (W / ||W|| - cos x / ||x||) / ||x||, which goes as 1 / size."""
+    x, w = np.float32(size) * np.array([3.0, 4.0], np.float32), np.array([[1.0], [0.0]], np.float32)
+    slope = jax.grad(lambda x: classifiers.normalised_linear(x[None], w)[0, 0])(x)
+    np.testing.assert_allclose(slope * np.float32(size), [16 / 125, -12 / 125], rtol=1e-5)
 
 
 def test_normalised_init() -> None:

@@ -1,5 +1,6 @@
-"""Numbers of JAX that are known while a program is traced, of any width."""
+"""Numbers that are known while a program is traced, JAX's and NumPy's, of any width."""
 
+import itertools
 from typing import Any
 
 import jax
@@ -8,7 +9,17 @@ import numpy as np
 import pytest
 
 import imbsam_jax as ij
-from imbsam_jax import classifiers, rules, sharpness
+from imbsam_jax import (
+    cc_sam,
+    classifiers,
+    curvature,
+    landscape,
+    passes,
+    rules,
+    schedules,
+    sharpness,
+)
+from imbsam_jax.experimental import remembered
 
 COUNTS = [60, 30, 9, 2]
 PARAMS = {"a": jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), jnp.float32)}
@@ -106,8 +117,212 @@ def test_a_factor_of_any_type_gives_the_list_of_its_value(of: Any) -> None:
         np.testing.assert_array_equal(ij.long_tail_counts(classes, most, of(factor)), want)
 
 
-def test_strict_types_with_numbers_of_64_bits(x64: None) -> None:
-    """float32 parameters where JAX's default is float64: in every rule, masked, with info."""
+# Parameters of float32, and of both types, where JAX's default is float64.
+MIXED = {**PARAMS, "b": jnp.zeros(4)}
+HEADS = [2, 60, 30, 9]
+
+
+def biased(p: Any, x: Any, y: Any) -> Any:
+    logits = x @ p["a"]
+    if "b" in p:
+        logits = logits.astype(p["b"].dtype) + p["b"][None]
+    return ij.losses.cross_entropy(logits, y), None
+
+
+def outputs(p: Any, x: Any, y: Any) -> Any:
+    return biased(p, x, y)[0][:, None], None
+
+
+def on_top(p: Any, z: Any, x: Any, y: Any) -> Any:
+    return biased(p, z, y)
+
+
+def of_link(p: Any) -> Any:
+    tx = ij.sharpness_aware(rules.focal_sam(COUNTS, rho=0.1, gamma=1.0, strength=0.5))
+    return tx.update(ij.class_weighted_grad(biased, Y, X, Y), tx.init(p), p)[0]
+
+
+def of_memory(p: Any, decay: Any) -> Any:
+    rule = rules.imbsam(COUNTS, rho=0.1, eta=10)
+    f = remembered.value_and_grad(biased, rule, decay=decay)
+    return f(p, remembered.init(p, rule), Y, X, Y)
+
+
+def of_class(variant: Any) -> Any:
+    def f(p: Any, ratio: Any) -> Any:
+        door = cc_sam.value_and_grad(
+            lambda p, x, y: (x, None), on_top, COUNTS, variant=variant, perturb="all",
+            noise_ratio=ratio, flat_ratio=ratio, classes_at_once=3,
+        )  # fmt: skip
+        return door(p, Y, X, Y)
+
+    return f
+
+
+def of_step(rule: Any, **options: Any) -> Any:
+    mask = jnp.array([True] * 5 + [False])
+    return lambda p, rho, step: ij.value_and_grad(biased, rule(rho), **options)(
+        p, Y, X, Y, step=step, mask=mask
+    )
+
+
+def staged_by(rho: Any) -> Any:
+    first = rules.sam(4, rho=schedules.step_radius(steps_per_epoch=2))
+    return rules.stagewise(first, rules.sam(4, rho=rho), switch_step=3)
+
+
+def of_normed(x: Any) -> Any:
+    scale = np.ones(3)
+    return ij.batch_norm(x, scale, scale), ij.batch_renorm(x, scale, scale)
+
+
+def with_normed(p: Any, x: Any, y: Any) -> Any:
+    normed, mean, var = ij.batch_norm(x)
+    return biased(p, normed, y)[0], (mean, var)
+
+
+# By name: a function, and what it is given, traced: "p" for parameters of both kinds.
+STRICT: dict[str, tuple[Any, ...]] = {
+    "sgd": (of_step(lambda rho: rules.sgd(4), info=True), "p", 0.1, 3),
+    "sam": (of_step(lambda rho: rules.sam(4, rho=rho), info=True), "p", 0.1, 3),
+    "imbsam": (of_step(lambda rho: rules.imbsam(COUNTS, rho=rho, eta=10), info=True), "p", 0.1, 3),
+    "group_mean": (
+        of_step(
+            lambda rho: rules.reweighted_sam(COUNTS, rho=rho, eta=10, tail_weight=2.0),
+            ascent=ij.Ascent(group_mean=True, weight_decay=0.1),
+        ),
+        "p", 0.1, 3,
+    ),
+    "p of 3": (
+        of_step(
+            lambda rho: rules.sse_sam(COUNTS, head_rho=rho, tail_rho=0.1, eta=10, switch_step=5),
+            ascent=ij.Ascent(p=3, adaptive=ij.asam_scale()),
+        ),
+        "p", 0.1, 3,
+    ),
+    "gsa": (of_step(lambda rho: rules.gsa(COUNTS, groups=[0, 0, 1, 1], scale=rho)), "p", 0.1, 3),
+    "stagewise": (of_step(staged_by), "p", 0.1, 3),
+    "micro_batches": (
+        of_step(lambda rho: rules.sam(4, rho=rho), passes=passes.whole(2)), "p", 0.1, 3
+    ),
+    **{
+        name: (
+            of_step(
+                lambda rho: rules.imbsam(COUNTS, rho=0.1, eta=10), passes=how(lambda classes: (5,))
+            ),
+            "p", 0.1, 3,
+        )
+        for name, how in {"own_rows": passes.own_rows, "split_norm": passes.split_norm}.items()
+    },
+    "shared_norm": (
+        lambda p: ij.value_and_grad(
+            with_normed, rules.imbsam(COUNTS, rho=0.1, eta=10),
+            passes=passes.shared_norm(lambda classes: (5,)),
+        )(p, Y, X, Y),
+        "p",
+    ),
+    "sharpness_aware": (of_link, "p"),
+    "remembered": (of_memory, "p", 0.5),
+    "cc_sam": (of_class("paper"), "p", 0.5),
+    "cc_sam of the release": (of_class("release"), "p", 0.5),
+    "hvp": (lambda p: curvature.hvp(biased, p, Y, X, Y, class_weights=HEADS, batch_size=4)(p), "p"),
+    "gnvp": (
+        lambda p: curvature.gnvp(outputs, lambda z, x, y: (z[:, 0] ** 2, None), p, Y, X, Y)(p), "p"
+    ),
+    "extreme_eigenvalues": (
+        lambda p: curvature.extreme_eigenvalues(lambda v: v, p, key=KEY, iterations=3), "p"
+    ),
+    "trace": (lambda p: curvature.trace(lambda v: v, p, key=KEY, probes=3), "p"),
+    "spectral_density": (
+        lambda p, v: curvature.spectral_density(
+            lambda v: v, p, [0.0, 2.0], key=KEY, probes=2, iterations=3, variance=v
+        ),
+        "p", 0.1,
+    ),
+    "of_rule": (
+        lambda p, rho: sharpness.of_rule(
+            biased, rules.imbsam(COUNTS, rho=rho, eta=10), p, Y, X, Y, class_weights=HEADS
+        ),
+        "p", 0.1,
+    ),
+    "average": (
+        lambda p, r: sharpness.average(biased, p, Y, X, Y, radius=r, key=KEY, directions=2),
+        "p", 0.1,
+    ),
+    "worst": (
+        lambda p, r: sharpness.worst(biased, p, Y, X, Y, radius=r, key=KEY, steps=2), "p", 0.1
+    ),
+    "random_direction": (lambda p: landscape.random_direction(p, key=KEY), "p"),
+    "filter_normalised": (lambda p: landscape.filter_normalised(p, p), "p"),
+    "line": (lambda p: landscape.line(p, jax.tree.map(jnp.cos, p)), "p"),
+    "plane": (
+        lambda p: landscape.plane(p, jax.tree.map(jnp.cos, p), jax.tree.map(jnp.sin, p)), "p"
+    ),
+    "grid": (lambda t: landscape.grid(t, np.arange(3), jnp.float32([1])), jnp.ones(2, jnp.float16)),
+    "losses": (
+        lambda p: landscape.losses(biased, p, [p], [[1]], Y, X, Y, class_weights=HEADS), "p"
+    ),
+    "step_radius": (schedules.step_radius(steps_per_epoch=2), 3),
+    "late_radius": (schedules.late_radius(0.1, 0.2, epochs=9, steps_per_epoch=2), 3),
+    "linear_radius": (schedules.linear_radius(epochs=9, steps_per_epoch=2), 3),
+    "ramp": (schedules.ramp(epochs=9, steps_per_epoch=2), 3),
+    "batch_norm and batch_renorm": (of_normed, X),
+    "max_norm": (
+        lambda p, radius, every: (tx := classifiers.max_norm({"a": True}, radius, every=every))
+        .update(p, tx.init(p), p),
+        PARAMS, 0.1, 3,
+    ),
+    "deferred": (
+        lambda z, step: ij.losses.deferred(
+            ij.losses.cross_entropy, ij.losses.focal(), switch_step=jnp.uint8(3)
+        )(z, Y, step),
+        X @ PARAMS["a"], 3,
+    ),
+    "feature_adversary": (
+        lambda p, share: ij.losses.feature_adversary(
+            lambda p, z: biased(p, z, Y), COUNTS, variant="release", strength=share
+        )(p, Y, X, share=share),
+        "p", 0.1,
+    ),
+    "metrics": (
+        lambda total: ij.metrics.shot_accuracies(np.array([1, 2]), total, {"few": [True, False]}),
+        jnp.array([2, 3]),
+    ),
+}  # fmt: skip
+
+
+def given_as(value: Any, number: Any, step: Any) -> list[Any]:
+    if isinstance(value, str):
+        return [PARAMS, {**MIXED, "b": jnp.zeros(4, jnp.result_type(float))}]
+    if isinstance(value, float):
+        return [jnp.asarray(value, number)]
+    return [jnp.asarray(value, step)] if isinstance(value, int) else [value]
+
+
+def traced(name: str) -> None:
+    """With numbers of every width; where JAX refuses to promote one it does so in tracing."""
+    f, *given = STRICT[name]
+    widths = [(jnp.float32, jnp.int32), (float, jnp.uint32)]
+    numbers = any(isinstance(value, int | float) for value in given)
+    for number, step in widths if numbers else widths[:1]:
+        for args in itertools.product(*(given_as(value, number, step) for value in given)):
+            jax.eval_shape(f, *args)
+
+
+@pytest.mark.parametrize("name", STRICT)
+def test_strict_types_with_numbers_of_64_bits(name: str, x64: None) -> None:
+    """float32 parameters, and some of float64 beside them, where JAX's default is float64."""
+    with jax.numpy_dtype_promotion("strict"):
+        traced(name)
+
+
+@pytest.mark.parametrize("name", [name for name in STRICT if "radius" in name or name == "ramp"])
+def test_strict_types_with_numbers_of_32_bits(name: str) -> None:
+    with jax.numpy_dtype_promotion("strict"):
+        traced(name)
+
+
+def test_numbers_of_64_bits_change_no_step_in_float32(x64: None) -> None:
     made = {
         "sam": rules.sam(4, rho=0.1), "imbsam": rules.imbsam(COUNTS, rho=0.1, eta=10),
         "gsa": rules.gsa(COUNTS, groups=[0, 0, 1, 1]),
@@ -153,3 +368,133 @@ def test_never_is_any_number_of_steps() -> None:
     np.testing.assert_array_equal(tx.update(still, tx.init(PARAMS), PARAMS)[0]["a"], still["a"])
     with pytest.raises(ValueError, match="step must be a step number"):
         late(logits, Y, "5")
+
+
+# ------------------------------------------------------------- whole numbers of narrow types
+
+ROWS, ONE = jnp.ones(101), jnp.array(1.0)
+ZEROS = jnp.zeros(101, int)
+
+
+def half_squares(w: Any, x: Any) -> Any:
+    """Of ones at 1: 1/2, a slope of 1 and a curvature of 1."""
+    return (x * w) ** 2 / 2, None
+
+
+def of_data(function: Any, *given: Any, **options: Any) -> Any:
+    """101 rows in two parts of 50 and a third: 3 * 50 is no int8."""
+    return lambda n: function(half_squares, *given, ZEROS, ROWS, batch_size=n(50), **options)
+
+
+def by_class(n: Any) -> Any:
+    """CC-SAM over 300 classes, 7 of them at once."""
+    f = cc_sam.value_and_grad(
+        lambda p, x: (x, None), lambda p, z, x: half_squares(p["head"], z), [5] * 300,
+        noise_ratio=0.0, classes_at_once=n(7),
+    )  # fmt: skip
+    return f({"head": ONE}, jnp.arange(300), jnp.ones(300))[1]["head"]
+
+
+def in_micro_batches(n: Any) -> Any:
+    f = ij.value_and_grad(half_squares, rules.sgd(2), passes=passes.whole(n(4)))
+    return f(ONE, jnp.zeros(300, int), jnp.ones(300))[1]
+
+
+def of_schedule(make: Any, step: int) -> Any:
+    """Of a known step and of a traced one; make takes what makes a whole number."""
+    return lambda n: (make(n)(step), jax.jit(make(n))(step))
+
+
+def in_buffers(buffers: Any) -> Any:
+    return buffers(np.array([True, True]))
+
+
+def doubled(v: Any) -> Any:
+    return jnp.array([[1.0, 2.0], [2.0, 3.0]]) @ v
+
+
+# By name, of what makes a whole number: what comes of it, and the closed form.
+WHOLE: dict[str, tuple[Any, Any]] = {
+    "batch_size of hvp": (lambda n: of_data(curvature.hvp, ONE)(n)(ONE), 1.0),
+    "batch_size of losses": (of_data(landscape.losses, ONE, [ONE], [[0.0]]), [0.5]),
+    "batch_size of of_rule": (of_data(sharpness.of_rule, rules.sam(1, rho=1.0), ONE), [1.5]),
+    "batch_size of average": (
+        of_data(sharpness.average, ONE, radius=0, key=KEY, directions=2), (0, 0)
+    ),
+    "batch_size of worst": (of_data(sharpness.worst, ONE, radius=1.0, key=KEY, steps=2), 1.5),
+    "directions": (
+        lambda n: sharpness.average(
+            half_squares, ONE, ZEROS, ROWS, radius=1.0, key=KEY, directions=n(20)
+        ),
+        None,
+    ),
+    "steps": (
+        lambda n: sharpness.worst(half_squares, ONE, ZEROS, ROWS, radius=1.0, key=KEY, steps=n(3)),
+        1.5,
+    ),
+    "probes": (lambda n: curvature.trace(doubled, jnp.ones(2), key=KEY, probes=n(20)), None),
+    "iterations": (
+        lambda n: curvature.extreme_eigenvalues(doubled, jnp.ones(2), key=KEY, iterations=n(9)),
+        (2 - 5**0.5, 2 + 5**0.5),
+    ),
+    "probes of a density": (
+        lambda n: curvature.spectral_density(
+            doubled, jnp.ones(2), [-2.0, 5.0], key=KEY, probes=n(3), iterations=n(9)
+        ),
+        None,
+    ),
+    "classes_at_once": (by_class, 1.0),
+    "micro_batches": (in_micro_batches, 1.0),
+    "step_radius": (
+        of_schedule(
+            lambda n: schedules.step_radius((0.1, 0.2), (n(100),), steps_per_epoch=n(3)), 300
+        ),
+        (0.2, 0.2),
+    ),
+    "late_radius": (
+        of_schedule(
+            lambda n: schedules.late_radius(0.1, 0.2, epochs=n(100), steps_per_epoch=n(3)), 238
+        ),
+        (0.2, 0.2),
+    ),
+    "linear_radius": (
+        of_schedule(lambda n: schedules.linear_radius(epochs=n(100), steps_per_epoch=n(1)), 300),
+        (0.8, 0.8),
+    ),
+    "ramp": (
+        of_schedule(lambda n: schedules.ramp(epochs=n(100), steps_per_epoch=n(3)), 299), (1, 1)
+    ),
+    "stratified_buffers": (
+        lambda n: in_buffers(ij.stratified_buffers([0, 1], rows=[n(100), n(100)])), (200,)
+    ),
+    "binomial_buffers": (
+        lambda n: in_buffers(ij.binomial_buffers([9, 1], n(100), deviations=[2])), (100, 100)
+    ),
+    "sgd": (lambda n: rules.sgd(n(100))(0).base, np.ones(100)),
+    "class_counts": (lambda n: ij.class_counts([99], n(100))[99], 1),
+    "long_tail_counts": (lambda n: ij.long_tail_counts(n(4), n(120), 8), [120, 60, 30, 15]),
+    "every": (
+        lambda n: jax.jit(
+            lambda step: (tx := classifiers.max_norm(True, 0.5, every=n(100))).update(
+                jnp.zeros((1, 1)), classifiers.MaxNormState(step, tx.init(ONE[None, None]).radii),
+                ONE[None, None],
+            )[0]
+        )(jnp.array(299)),
+        [[-0.5]],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("use", WHOLE)
+def test_a_whole_number_of_a_narrow_type_is_that_number(use: str) -> None:
+    """Nothing is computed in its width: 3 times 50, or the root of 20, in eight bits."""
+    of, closed = WHOLE[use]
+    want = of(int)
+    if closed is not None:
+        np.testing.assert_allclose(want, closed, rtol=1e-5, atol=1e-6)
+    for narrow in (np.int8, np.uint8):
+        jax.tree.map(np.testing.assert_array_equal, of(narrow), want)
+
+
+def test_a_number_wider_than_pythons_is_one_of_pythons() -> None:
+    np.testing.assert_array_equal(deviation(np.longdouble)(PARAMS), deviation(float)(PARAMS))

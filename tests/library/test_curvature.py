@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from imbsam_jax import classifiers, curvature, landscape, sharpness
+from imbsam_jax import classifiers, curvature, landscape, rules, sharpness
 from rule_table import CLASSES, features_fn, head_losses_fn, init_params, losses_fn, to_library
 
 B = 23
@@ -266,6 +266,58 @@ def test_types_are_kept_and_sums_are_wide() -> None:
     product = curvature.hvp(losses, jnp.ones((), jnp.bfloat16), y, x)(jnp.ones((), jnp.bfloat16))
     assert product.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.float32(product), 1, rtol=0.01)
+
+
+def halves(w: Any, x: Any) -> Any:
+    return (x * w) ** 2 / 2, None
+
+
+def in_half(w: Any, x: Any) -> Any:
+    """Computed in float16, whatever is given and whatever comes out of it."""
+    losses, _ = halves(w.astype(jnp.float16), x.astype(jnp.float16))
+    return losses.astype(jnp.float32), None
+
+
+def outputs_in_half(w: Any, x: Any) -> Any:
+    return (x.astype(jnp.float16) * w.astype(jnp.float16)).astype(x.dtype), None
+
+
+OF_ROWS: dict[str, Any] = {
+    "hvp": (lambda f, w, *rows, **n: curvature.hvp(f, w, *rows, **n)(w), 1.0),
+    "gnvp": (
+        lambda f, w, *rows, **n: curvature.gnvp(
+            outputs_in_half, lambda z, x: f(z, jnp.ones_like(x)), w, *rows, **n
+        )(w),
+        1.0,
+    ),
+    "of_rule": (
+        lambda f, w, *rows, **n: sharpness.of_rule(f, rules.sam(1, rho=0.5), w, *rows, **n)[0],
+        0.625,
+    ),
+    "worst": (
+        lambda f, w, *rows, **n: sharpness.worst(
+            f, w, *rows, radius=0.5, key=jax.random.key(0), steps=2, **n
+        ),
+        0.625,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("batch_size", [None, 70_000])
+@pytest.mark.parametrize("of", OF_ROWS)
+@pytest.mark.parametrize(
+    ("losses", "dtype"),
+    [(halves, jnp.float16), (in_half, jnp.float32)],
+    ids=["float16", "computed in float16"],
+)
+def test_derivatives_of_many_narrow_rows_are_finite(
+    losses: Any, dtype: Any, of: str, batch_size: Any
+) -> None:
+    """In float16 the sum of their derivatives is infinite, and only their mean is 1."""
+    x, labels = jnp.ones(140_000, dtype), jnp.zeros(140_000, int)
+    call, closed = OF_ROWS[of]
+    found = call(losses, jnp.ones((), dtype), labels, x, batch_size=batch_size)
+    np.testing.assert_allclose(np.float32(found), closed, rtol=3e-3)
 
 
 BAD_KEYS = [0, None, np.zeros(2), jax.random.split(jax.random.key(0)), "key"]

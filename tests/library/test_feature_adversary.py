@@ -175,3 +175,23 @@ def test_a_row_without_a_class_that_is_masked_perturbs_no_feature() -> None:
     for last in (-1, 99):
         for got, leaf in zip(*map(jax.tree.leaves, (found(last), want)), strict=True):
             np.testing.assert_allclose(got, leaf, rtol=1e-6)
+
+
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_nothing_of_an_infinite_loss_is_nothing(share: float, traced: bool) -> None:
+    """As `losses.smoothed` has it: the loss is infinite beyond 1, to where the features move."""
+
+    def walled(p: Any, z: Any) -> Any:
+        return jnp.where(z[:, 0] > 1, jnp.inf, p * z[:, 0]), None
+
+    def found(p: Any, share: Any) -> Any:
+        f = ij.losses.feature_adversary(walled, strength=5.0)
+        losses, _ = f(p, [0, 0], jnp.array([[0.5], [-9.0]]), share=share)
+        return losses.sum(), losses
+
+    both = jax.grad(found, has_aux=True)
+    slope, losses = (jax.jit(both) if traced else both)(jnp.array(2.0), share)
+    want = [1.0 if share == 0 else np.inf, (1 - share) * -18 + share * -8]
+    np.testing.assert_allclose(losses, want)
+    np.testing.assert_allclose(slope, (1 - share) * (0.5 - 9) + share * -4)

@@ -630,6 +630,12 @@ def _tables(*shapes: Any) -> Any:
 
 
 DOORS = ("door", "link", "nnx", "remembered", "sharpness")
+
+
+def _table(base: Any, groups: Any, radii: Any) -> Any:
+    return lambda step: rules.ClassWeights(base, groups, radii)
+
+
 KINDS: list[tuple[tuple[str, ...], str, tuple[Any, ...], str]] = [
     (DOORS, "ascent", (None, 2.0, {}, (2.0,), ij.Ascent), r"^ascent must be an imbsam_jax.Ascent"),
     (DOORS, "of_ascent", ({"adaptive": True}, {"adaptive": "asam"}), r"^adaptive must be a functi"),
@@ -646,10 +652,46 @@ KINDS: list[tuple[tuple[str, ...], str, tuple[Any, ...], str]] = [
     (("link",), "state", (None, (), (1,), {}, optax.EmptyState()), r"needs its own state, update"),
     (("door", "link", "remembered", "sharpness"), "rule",
      (lambda step: None, lambda step: (np.ones(2),) * 3), r"^a rule returns ClassWeights"),
+    (DOORS, "rule",
+     (lines, lambda: None, rules.sam, rules.sgd, rules.imbsam, rules.gsa, rules.stagewise,
+      rules.ClassWeights, partial(rules.sam, rho=RHO)),
+     r"^the rule must be a function of the step alone, and \S+ takes .*: give what a function of "),
+    (("door", "link", "remembered", "sharpness"), "rule",
+     (lambda *args: lines(*args), lambda step: step.rho, lambda step: [][0]),
+     r"^what was given for the rule cannot be called with a step alone: give what a function of"),
+    (("door", "link", "remembered", "sharpness"), "rule",
+     (_table(["a", "b"], [[0, 1]], [RHO]), _table(None, [[0, 1j]], [RHO]),
+      _table(None, [[0, 1]], ["a"]), _table(None, [[0, 1], [1]], [RHO]),
+      _table(None, np.ones((1, 2)), [None]), _table(None, np.ones((1, 2), "M8[s]"), [RHO])),
+     r"^the rule's (base|groups|radii) must be real numbers"),
+    (("door", "link", "remembered", "sharpness"), "rule",
+     (_table(None, [[0, 1]], np.ma.array([RHO], mask=[True])),), r"^the rule's radii must have no"),
+    (("door", "link", "remembered", "sharpness"), "rule",
+     tuple(_table([1, 0], [[0, 1]], xp.array([bad])) for xp in (np, jnp)
+           for bad in (-0.1, math.nan, math.inf)),
+     r"^the rule's radii must be finite and at least 0, got \["),
     (("door", "link", "remembered", "sharpness"), "rule",
      (_tables(2, 2, 1), _tables(3, (1, 2), 1), _tables(2, (1, 2), 2), _tables(2, (1, 2), ())),
      r"^the rule's table must have base float\[C\] or None"),
 ]  # fmt: skip
+
+
+def test_a_traced_radius_of_a_table_made_by_hand_may_be_anything() -> None:
+    def taken(radius: Any) -> Any:
+        rule = _table([1.0, 0.0], [[0, 1]], [radius])
+        return ij.value_and_grad(squares, rule)(PARAMS, LABELS, X)[1]
+
+    same(quick_jit(taken)(RHO), taken(RHO), rtol=1e-6)
+    for bad in (-0.1, math.nan, math.inf, -1):
+        assert all_nan(quick_jit(taken)(bad))
+
+
+def test_makers_and_losses_do_not_stand_for_a_rule_in_a_stage_or_a_memory() -> None:
+    for bad in (lines, rules.sam, rules.sgd):
+        with pytest.raises(TypeError, match=r"^the rule must be a function of the step alone, and"):
+            rules.stagewise(rules.sgd(2), bad, switch_step=1)
+        with pytest.raises(TypeError, match=r"^the rule must be a function of the step alone, and"):
+            remembered.init(PARAMS, bad)
 
 
 @pytest.mark.parametrize("door", [*DOORS, "cc_sam"])
@@ -1009,6 +1051,7 @@ def test_a_whole_number_is_refused_with_its_range() -> None:
     with pytest.raises(ValueError, match=r"^probes must be two, got 1$"):
         checks.whole("probes", 1, 2, "two")
     for kept in (2, np.int8(2), 2**31 - 1):
-        checks.whole("probes", kept, 2)
+        found = checks.whole("probes", kept, 2)
+        assert found == kept and type(found) is int
     with pytest.raises(ValueError, match=f"^probes must be at most {2**31 - 1}, got {2**31}$"):
         checks.whole("probes", 2**31, 2)

@@ -88,6 +88,22 @@ def test_a_line_goes_from_one_to_the_other(x64: None) -> None:
     np.testing.assert_allclose(got, want, rtol=1e-12)
 
 
+def test_differences_of_narrow_models_are_wide() -> None:
+    """float16 holds -40,000 and 40,000, and not what lies between them."""
+    first, second, third = (jnp.asarray(m, jnp.float16) for m in ([-4e4, 0], [4e4, 0], [0, 4e4]))
+    line = landscape.line(first, second)
+    assert line.directions[0].tolist() == [8e4, 0]
+    plane = landscape.plane(first, second, third)
+    np.testing.assert_allclose(plane.models, [[0, 0], [8e4, 0], [4e4, 4e4]], rtol=1e-6)
+    for found, ends in ((line, (first, second)), (plane, (first, second, third))):
+        got = landscape.losses(
+            lambda w, x: (jnp.abs(w.astype(jnp.float32) - jnp.array([4e4, 0.0])).sum() * x, None),
+            found.origin, found.directions, found.models, [0], jnp.ones(1),
+        )  # fmt: skip
+        want = [abs(np.float32(m) - [4e4, 0]).sum() for m in ends]
+        np.testing.assert_allclose(got, want, rtol=1e-6, atol=32)
+
+
 @pytest.mark.parametrize(
     "coordinates", [jnp.zeros((3, 2)), [1.0], [[1j]], [["a"]], [[True]], [[1.0], [1.0, 2.0]]]
 )
@@ -127,25 +143,37 @@ def test_a_tree_unlike_the_parameters_is_refused(takes: str, unlike: str) -> Non
 @pytest.mark.parametrize("takes", TAKES)
 def test_a_tree_that_is_not_real_is_refused(takes: str) -> None:
     other = {**tree(1), "a": tree(1)["a"] * 1j}
-    with pytest.raises(TypeError, match=r"\['a'\] (must be real, got|is) complex"):
+    with pytest.raises(TypeError, match=r"\['a'\] must be real( and floating)?, got complex"):
         TAKES[takes](tree(0), other)
 
 
 @pytest.mark.parametrize("models", [landscape.line, lambda a, b: landscape.plane(a, b, b)])
 def test_models_of_whole_numbers_are_none(models: Any) -> None:
-    whole = jax.tree.map(lambda x: x.astype(jnp.uint8), tree(0))
-    with pytest.raises(TypeError, match=r"only real arrays"):
-        models(whole, whole)
+    for dtype in (np.uint8, np.int64):
+        whole = jax.tree.map(lambda x: np.asarray(x).astype(dtype), tree(0))  # noqa: B023
+        with pytest.raises(TypeError, match=r"only real arrays"):
+            models(whole, whole)
+        with pytest.raises(TypeError, match=r"every model\['a'\] must be real and floating, got"):
+            models(tree(0), whole)
 
 
-@pytest.mark.parametrize("axes", [(), (jnp.ones((2, 2)),), (1.0,)])
+@pytest.mark.parametrize(
+    "axes",
+    [
+        (), (jnp.ones((2, 2)),), (1.0,), ("abc",), (None,), (np.array([1 + 2j]),),
+        ([True, False],), ([1.0], ["a"]), ([10**30],), ({0: 1.0},),
+    ],
+)  # fmt: skip
 def test_axes_that_are_none_are_refused(axes: Any) -> None:
     with pytest.raises(ValueError, match="one or more axes"):
         landscape.grid(*axes)
+    with pytest.raises(ValueError, match=r"^axes\[1\] must be float\[M\]"):
+        landscape.grid([0.0], [[1.0], [1.0, 2.0]])
     assert landscape.grid([0, 1], [5.0]).tolist() == [[0, 5], [1, 5]]
 
 
 def test_a_grid_of_whole_numbers_is_one_of_floats() -> None:
+    assert landscape.grid([10**12, 1]).ravel().tolist() == [np.float32(10**12), 1]
     found = landscape.grid(jnp.arange(2), jnp.arange(2) + 5)
     assert found.dtype == jnp.float32
     assert found.tolist() == [[0, 5], [0, 6], [1, 5], [1, 6]]

@@ -215,3 +215,24 @@ def test_nothing_of_an_infinite_loss_is_nothing(amount: float) -> None:
     want = [0, np.inf, np.inf] if amount == 0 else [np.inf] * 3
     np.testing.assert_array_equal(per_class(amount), want)
     np.testing.assert_array_equal(jax.jit(per_class)(amount), want)
+
+
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0, 3.0, 0.5])
+def test_focal_of_a_loss_below_0_is_its_formula(gamma: float, traced: bool) -> None:
+    """(1 - e^-l)^gamma l, and its slope; of a power that is no whole number NaN."""
+    l = np.array([-1.0, -0.25, 2.0])  # noqa: E741
+    base = 1 - np.exp(-l)
+    with np.errstate(invalid="ignore"):
+        value = base**gamma * l
+        slope = base**gamma + gamma * base ** (gamma - 1) * np.exp(-l) * l
+
+    def total(z: Any, gamma: Any) -> Any:
+        found = losses.focal(gamma, loss=losses.Loss(lambda z, step: z))(z, jnp.zeros(3, int))
+        return found.sum(), found
+
+    both = jax.grad(total, has_aux=True)
+    z = jnp.asarray(l[:, None], jnp.float32)
+    got = jax.jit(both)(z, gamma) if traced else both(z, gamma)
+    np.testing.assert_allclose(got[1], value, rtol=1e-5)
+    np.testing.assert_allclose(got[0][:, 0], slope, rtol=1e-5)

@@ -5,6 +5,7 @@ What is new is one more line of LOSSES or of RESULTS.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 import imbsam_jax as ij
-from imbsam_jax import classifiers, losses, metrics
+from imbsam_jax import classifiers, curvature, landscape, losses, metrics, rules
 
 MANY = 300  # classes, more than an int8 or uint8 can count
 COUNTS = np.arange(MANY, 0, -1)
@@ -98,6 +99,114 @@ def test_wide_scores_rank_as_they_are() -> None:
     assert metrics.average_precision(y, wild, np.array([False, True, True])) == 1
 
 
+@pytest.mark.parametrize(
+    ("rows", "label"),
+    [
+        (np.array([[2**32, 5]]), 0),
+        (np.array([[2**33, 5]], np.uint64), 0),
+        (np.array([[2**40, 2**40 + 1]]), 1),
+        ([[2**40, 2**40 + 1]], 1),
+        (np.array([[1.0, 1.0 + 1e-9]]), 1),
+        (np.array([[1e300, 1e301]]), 1),
+        (np.array([[1e-40, 3e-40]], np.float32), 1),
+    ],
+)
+def test_wide_logits_predict_as_they_are(rows: Any, label: int) -> None:
+    assert metrics.class_hits(rows, [label])[0].tolist() == [1 - label, label]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_scores_below_the_least_normal_number_rank_as_they_are(dtype: Any) -> None:
+    scores = np.array([3, 1, 2]).astype(dtype) * np.finfo(dtype).smallest_subnormal
+    for metric in (metrics.auroc, metrics.average_precision):
+        assert metric(np.array([1, 0, 0]), scores) == 1
+        with jax.enable_x64(True):
+            assert metric(np.array([1, 0, 0]), scores) == 1
+
+
+WIDE = np.array([[2**33, 2**32 + 5], [2**40, 0]])  # whose lowest 32 bits are other numbers
+OF_WHOLE: dict[str, Callable[[Any], Any]] = {
+    "cross_entropy": lambda x: losses.cross_entropy(x, [0, 0]),
+    "deviation_loss": lambda x: losses.deviation_loss(x[:, 0], [0, 1], reference_std=2.0**33),
+    "deep_sad_loss": lambda x: losses.deep_sad_loss(x, [0, 1], x[0]),
+    "tau_normalise": classifiers.tau_normalise,
+    "lws_logits": lambda x: classifiers.lws_logits(x, x[0]),
+    "max_norm_radius": classifiers.max_norm_radius,
+    "max_norm_project": lambda x: classifiers.max_norm_project(x, 2.0**34),
+    "normalised_linear": lambda x: classifiers.normalised_linear(x, x),
+    "adjust_logits": lambda x: classifiers.adjust_logits(x, [5, 5]),
+    "batch_norm": lambda x: ij.batch_norm(x, x[0])[:2],
+    "batch_renorm": lambda x: ij.batch_renorm(x, x[0], x[1]),
+    "grid": lambda x: landscape.grid(x[0], x[1]),
+    "coordinates": lambda x: landscape.losses(
+        lambda w, row: (w * row, None), 0.0, [1.0], x[:, :1], [0], jnp.ones(1)
+    ),
+    "directions": lambda x: landscape.losses(
+        lambda w, row: (w.sum() * row, None), jnp.zeros((2, 2)), [x], [[1.0]], [0], jnp.ones(1)
+    ),
+    "filter_normalised": lambda x: landscape.filter_normalised(x, jnp.ones((2, 2))),
+    "matvec": lambda x: curvature.hvp(lambda w, row: ((w**2).sum() * row, None), jnp.ones((2, 2)),
+                                      [0], jnp.ones(1))(x),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_WHOLE)
+def test_whole_numbers_that_jax_does_not_hold_keep_their_size(name: str) -> None:
+    of = OF_WHOLE[name]
+    want = of(WIDE.astype(np.float64))
+    for dtype in (np.int64, np.uint64):
+        jax.tree.map(np.testing.assert_array_equal, of(WIDE.astype(dtype)), want)
+
+
+HIDDEN = {
+    "labels": (lambda x: losses.cross_entropy(jnp.zeros((2, 3)), x), [0, 1]),
+    "labels of a step": (
+        lambda x: ij.value_and_grad(lambda w, row: (w * row, None), rules.sgd(2))(
+            jnp.array(1.0), x, jnp.ones(2)
+        ),
+        [0, 1],
+    ),
+    "mask": (lambda x: losses.cross_entropy(jnp.zeros((2, 3)), [0, 1], mask=x), [True, False]),
+    "mask of a step": (
+        lambda x: ij.class_weighted_grad(
+            lambda w, row: (w * row, None), [0, 1], jnp.ones(2), mask=x
+        ),
+        [True, False],
+    ),
+    "logits": (lambda x: losses.cross_entropy(x, [0, 1]), np.eye(2)),
+    "logits of hits": (lambda x: metrics.class_hits(x, [0, 1]), np.eye(2)),
+    "mask of hits": (lambda x: metrics.class_hits(np.eye(2), [0, 1], x), [True, False]),
+    "scores": (lambda x: metrics.auroc([0, 1], x), [0.5, 1.0]),
+    "marks": (lambda x: metrics.auroc(x, [0.5, 1.0]), [0, 1]),
+    "counts": (lambda x: metrics.group_accuracy(x, [3, 4], [True, True]), [1, 2]),
+    "members": (lambda x: metrics.group_accuracy([1, 2], [3, 4], x), [True, False]),
+    "kernel": (classifiers.tau_normalise, np.eye(2)),
+    "scale": (lambda x: ij.batch_norm(np.eye(2), x), [1.0, 2.0]),
+    "coordinates": (
+        lambda x: landscape.losses(
+            lambda w, row: (w * row, None), 0.0, [1.0, 1.0], x, [0], jnp.ones(1)
+        ),
+        np.eye(2),
+    ),
+    "axis": (landscape.grid, [0.0, 1.0]),
+    "direction": (lambda x: landscape.filter_normalised(x, jnp.eye(2)), np.eye(2)),
+    "radius": (lambda x: rules.sam(2, rho=x)(None).radii, 0.1),
+    "step": (lambda x: ij.schedules.ramp(epochs=3, steps_per_epoch=1)(x), 1),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_entries_that_numpy_hides_are_refused(name: str) -> None:
+    """JAX would take what lies under the mask; where nothing is hidden nothing is lost."""
+    of, given = HIDDEN[name]
+    want = of(np.array(given))
+    if name != "mask of a step":
+        jax.tree.map(np.testing.assert_array_equal, of(np.ma.array(given)), want)
+    hidden = np.ma.array(given, mask=np.ones(np.shape(given), bool))
+    with pytest.raises(ValueError, match=r" must have no masked entries: leave them out, or fill"):
+        of(hidden)
+
+
 def test_counts_of_any_width() -> None:
     members = np.array([True, True, False])
     for dtype in (np.uint8, np.int16, np.float16, np.int64, np.float64, jnp.bfloat16):
@@ -107,6 +216,37 @@ def test_counts_of_any_width() -> None:
             assert got == 62.5 and got.dtype == jnp.float32
     large = metrics.group_accuracy(np.array([2**40, 2**39]), np.array([2**41] * 2), [True, True])
     assert large == 37.5
+
+
+NO_COUNTS = [([5, 1], [2, 3]), ([-1, 1], [2, 3]), ([math.nan, 1], [math.nan, 2]),
+             ([0, 1], [math.nan, 2]), ([1, 1], [math.inf, 3]), ([math.inf, 1], [math.inf, 2]),
+             ([1, 0], [0, 3])]  # fmt: skip
+
+
+@pytest.mark.parametrize(("correct", "total"), NO_COUNTS)
+def test_what_counts_nothing_is_refused(correct: Any, total: Any) -> None:
+    """Swapped, they gave 250 per cent; where they are traced the group's accuracy is NaN."""
+    members, splits = np.array([True, False]), {"few": np.array([False, True])}
+    for of in (np.array, jnp.array):
+        for call in (
+            lambda c, t: metrics.group_accuracy(c, t, ~members),
+            lambda c, t: metrics.shot_accuracies(c, t, splits),
+        ):
+            with pytest.raises(ValueError, match=r"^correct must be from 0 to total in each class"):
+                call(of(correct), of(total))
+    got = jax.jit(lambda *counts: metrics.shot_accuracies(*counts, splits))(
+        *(np.array(each, np.float32) for each in (correct, total))
+    )
+    assert np.isnan(got["all"])
+    np.testing.assert_allclose(got["few"], 100 * correct[1] / total[1], rtol=1e-6)
+
+
+def test_splits_have_names_and_none_is_that_of_all() -> None:
+    for bad in ([[True, False]], None, np.array([[True, False]]), "few"):
+        with pytest.raises(TypeError, match=r"^splits must be a mapping from names to bool\[C\]"):
+            metrics.shot_accuracies([1, 2], [3, 4], bad)
+    with pytest.raises(ValueError, match='split named "all" would hide'):
+        metrics.shot_accuracies([1, 2], [3, 4], {"all": [True, False]})
 
 
 # ------------------------------------------------------------------------------------------ masks

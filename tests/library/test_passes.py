@@ -12,6 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -609,5 +610,59 @@ def test_how_a_batch_is_cut_is_given_in_any_whole_number_and_by_a_tuple() -> Non
         return f(jnp.float32(1), jnp.arange(4), jnp.arange(4.0))[1]
 
     np.testing.assert_allclose(found(passes.whole(np.int64(2))), found(passes.whole()), rtol=1e-6)
-    with pytest.raises(ValueError, match="batched must be a tuple of truths"):
-        found(passes.whole(2, True))  # type: ignore[arg-type]
+
+
+OF_BUFFERS: dict[str, Any] = {
+    name: lambda buffers, make=make: ij.value_and_grad(
+        lambda w, x: (w * ij.batch_norm(x[:, None])[0][:, 0], None),
+        rules.imbsam([60, 9], rho=0.1, eta=10),
+        passes=make(buffers),
+    )(jnp.float32(1), jnp.array([0, 1, 0, 1]), jnp.arange(4.0))
+    for name, make in {
+        "own_rows": passes.own_rows, "split_norm": passes.split_norm,
+        "shared_norm": passes.shared_norm,
+    }.items()
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OF_BUFFERS)
+def test_buffers_that_return_no_numbers_of_rows_are_refused(kind: str) -> None:
+    OF_BUFFERS[kind](lambda classes: [np.int8(4)])
+    for bad in (3, (), (3.7, 4), (True,), (-1, 4), "34", None, np.ones(2), {3: 4}):
+        with pytest.raises(ValueError, match=r"buffers (must )?returns? (must be|one number|as)"):
+            OF_BUFFERS[kind](lambda classes, bad=bad: bad)
+
+
+def test_what_buffers_are_made_of_is_a_list_of_numbers() -> None:
+    for bad in (205, None, "205"):
+        with pytest.raises(ValueError, match=r"^rows must be a list of numbers, got "):
+            ij.stratified_buffers([0, 1], rows=bad)
+        with pytest.raises(ValueError, match=r"^deviations must be a list of numbers, got "):
+            ij.binomial_buffers([8, 2], 256, deviations=bad)
+    for named in ({1: 51, 0: 205}, pd.Series([51, 205], index=[1, 0])):
+        assert ij.stratified_buffers([0, 1], rows=named)(np.array([False, True])) == (51,)
+
+
+MADE: dict[str, Any] = {
+    "whole": lambda **options: passes.whole(2, **options),
+    "own_rows": lambda **options: passes.own_rows(lambda classes: (4,), **options),
+    "split_norm": lambda **options: passes.split_norm(lambda classes: (4,), **options),
+    "shared_norm": lambda **options: passes.shared_norm(lambda classes: (4,), **options),
+}
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_options_of_another_kind_are_refused_as_the_passes_are_made(kind: str) -> None:
+    """The word "no" would count as True, and a carry be called at the first step."""
+    for bad in (True, "yes", 1):
+        with pytest.raises(ValueError, match=r"^batched must be a tuple of truths"):
+            MADE[kind](batched=bad)
+    for mark in ("no", 1, None):
+        with pytest.raises(TypeError, match=r"^each entry of batched must be True or False"):
+            MADE[kind](batched=(True, mark))
+    for carry in ("stats", True, ()):
+        if kind in ("whole", "split_norm"):
+            with pytest.raises(
+                TypeError, match=r"^carry must be a function, \(args, aux\) -> args"
+            ):
+                MADE[kind](carry=carry)

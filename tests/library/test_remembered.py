@@ -174,6 +174,37 @@ def test_what_does_not_fit_is_refused() -> None:
         door(scheduled, decay=0.9)(params, remembered.init(params, scheduled), y, x, y)
 
 
+def doubled(w: Any, x: Any) -> Any:
+    """Of ones in x: 2 w, in each of three parameters."""
+    return (w["a"] ** 2).sum() * x, None
+
+
+UNLIKE: dict[str, Any] = {
+    "shorter": ({"a": jnp.ones(1)}, ValueError, "structure and shapes of the parameters"),
+    "a number": ({"a": jnp.ones(())}, ValueError, "structure and shapes of the parameters"),
+    "longer": ({"a": jnp.ones((2, 3))}, ValueError, "structure and shapes of the parameters"),
+    "another name": ({"b": jnp.ones(3)}, ValueError, "structure and shapes of the parameters"),
+    "no tree": (jnp.ones(3), ValueError, "structure and shapes of the parameters"),
+    "whole numbers": ({"a": np.ones(3, int)}, TypeError, "real and floating, got int64"),
+    "complex": ({"a": np.ones(3, complex)}, TypeError, "real and floating, got complex128"),
+}
+
+
+@pytest.mark.parametrize("unlike", UNLIKE)
+@pytest.mark.parametrize("how", [passes.whole(), passes.own_rows(lambda classes: (1, 2))])
+def test_a_memory_unlike_the_parameters_is_refused(how: Any, unlike: str) -> None:
+    """It would be spread over them, or cut to whole numbers."""
+    f = remembered.value_and_grad(
+        doubled, rules.imbsam([8, 2], rho=1.0, eta=4), decay=0.5, passes=how
+    )
+    params, rows = {"a": jnp.ones(3)}, (jnp.array([0, 1]), jnp.ones(2))
+    _, _, (memory,) = f(params, ({"a": np.ones(3)},), *rows)
+    np.testing.assert_allclose(memory["a"], 0.5 + 0.5 * (1 + 3**-0.5), rtol=1e-6)
+    tree, error, words = UNLIKE[unlike]
+    with pytest.raises(error, match=rf"^memory\[0\].* must be .*{words}"):
+        jax.eval_shape(lambda: f(params, (tree,), *rows))
+
+
 def test_no_class_and_what_is_not_finite_are_not_hidden() -> None:
     rule, params = RULES["imbsam"], to_library(init_params(), jnp.float32)
     x, y = one_batch(2, SIZE)

@@ -358,7 +358,7 @@ def test_a_gradient_function_that_returns_whole_numbers_is_refused(dtype: Any) -
     """They would be taken for the gradient, whatever was cut off them."""
     params = {"w": jnp.ones(2)}
     tx = IMBSAM.transform()
-    with pytest.raises(TypeError, match=r"returns\['w'\] must be a floating-point gradient, got "):
+    with pytest.raises(TypeError, match=r"returns\['w'\] must be real and floating, got "):
         tx.update(lambda theta, w: {"w": np.ones(2, dtype)}, tx.init(params), params)
 
 
