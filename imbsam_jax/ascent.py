@@ -24,6 +24,7 @@ from jax import lax
 
 from imbsam_jax import checks, collectives
 from imbsam_jax.checks import at_least_float32
+from imbsam_jax.norms import or_one, root
 from imbsam_jax.rows import check_like, marked
 
 __all__ = ["Ascent", "asam_scale", "magnitude_scale"]
@@ -163,7 +164,7 @@ def perturbed(params: PyTree, direction: PyTree, radius: Any, ascent: Ascent) ->
 
 def bound_radius(factor: Any, length_w: jax.Array, length_d: jax.Array, size: int) -> jax.Array:
     """`factor * size^(1/4) sqrt(||w|| / (2 ||d||))`: of CC-SAM and GSA; 0 where ||d|| is 0."""
-    ratio = length_w.astype(length_d.dtype) / (2 * _or_one(length_d))
+    ratio = length_w.astype(length_d.dtype) / (2 * or_one(length_d))
     radius = jnp.asarray(factor, length_d.dtype) * size**0.25 * root(ratio)
     return checks.nan_with(factor, jnp.where(length_d == 0, 0, radius))
 
@@ -213,7 +214,7 @@ def _beside_the_sum(params: PyTree, directions: list[PyTree], ascent: Ascent) ->
     lengths = [_dot(d, d) for d in wide]
 
     def part(k: int) -> PyTree:
-        share = _dot(wide[k], total) / _or_one(of_total)
+        share = _dot(wide[k], total) / or_one(of_total)
         along = jax.tree.map(lambda x: share.astype(x.dtype) * x, total)
         if ascent.direction == "projection":
             return along
@@ -325,31 +326,6 @@ def norm(tree: PyTree) -> jax.Array:
     return peak * root(_total(jnp.square, tree))
 
 
-def lengths(x: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
-    """||.||_2 along the axes, which stay as ones; at least float32, and flat where it is 0."""
-    near, scale = near_one(x, axis)
-    return scale * root(jnp.sum(jnp.square(near), axis=axis, keepdims=True))
-
-
-def near_one(x: jax.Array, axis: int | tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """(x / s, s) for a power of 2 along the axes, so that no square over- or underflows.
-
-    At least float32. As in `_over_peak` what is made of both does not depend on s, of which no
-    derivative is taken; here nothing is rounded, either.
-    """
-    wide = _widened(x)
-    peak = jnp.max(jnp.abs(wide), axis=axis, keepdims=True, initial=0.0)
-    scale = power_of_2(lax.stop_gradient(peak))
-    return wide / scale, scale
-
-
-def power_of_2(size: jax.Array) -> jax.Array:
-    """The largest that is no larger; 1 of what is 0 or not finite."""
-    usable = jnp.isfinite(size) & (size > 0)
-    _, exponent = jnp.frexp(jnp.where(usable, size, 1))
-    return jnp.ldexp(jnp.ones(size.shape, size.dtype), exponent - 1)
-
-
 def summed(*leaves: jax.Array) -> jax.Array:
     """Their sum, taken in at least float32, in the type of the first."""
     first, *others = (_widened(leaf) for leaf in leaves)
@@ -372,29 +348,12 @@ def _over_peak(tree: PyTree) -> tuple[jax.Array, PyTree]:
     # Sorted, not .max(): XLA would compute a maximum anew in the program of every leaf, which for
     # n leaves is n^2 instructions and a third of the time that a ResNet-32's step compiles.
     peak = lax.stop_gradient(jnp.sort(peaks)[-1])
-    safe = _or_one(peak)
+    safe = or_one(peak)
     return peak, jax.tree.map(lambda x: x / safe.astype(x.dtype), tree)
 
 
 def _total(of: Callable[[jax.Array], jax.Array], tree: PyTree) -> jax.Array:
     return jnp.asarray(sum(checks.alike(*(jnp.sum(of(x)) for x in jax.tree.leaves(tree)))))
-
-
-def _or_one(x: jax.Array) -> jax.Array:
-    """x, 1 where it is 0: what may be divided by."""
-    return jnp.where(x == 0, 1, x)
-
-
-@jax.custom_jvp
-def root(x: jax.Array) -> jax.Array:
-    """sqrt(x), flat where x is 0, so that a step that moves nothing has a derivative."""
-    return jnp.sqrt(x)
-
-
-@root.defjvp
-def _root_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    (x,), (t,) = primals, tangents
-    return root(x), jnp.where(x == 0, 0, 0.5 / root(_or_one(x))) * t
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -406,7 +365,7 @@ def _power(x: jax.Array, exponent: float) -> jax.Array:
 @_power.defjvp
 def _power_jvp(exponent: float, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     (x,), (t,) = primals, tangents
-    safe = _or_one(x)
+    safe = or_one(x)
     slope = exponent * jnp.sign(safe) * _power(safe, exponent - 1)
     return _power(x, exponent), jnp.where(x == 0, 0, slope) * t
 

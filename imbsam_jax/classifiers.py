@@ -16,7 +16,7 @@ import optax
 from numpy.typing import ArrayLike
 
 from imbsam_jax import checks
-from imbsam_jax.ascent import lengths, near_one
+from imbsam_jax.norms import lengths, near_one
 from imbsam_jax.rows import marked
 
 __all__ = [

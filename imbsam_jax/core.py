@@ -19,8 +19,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from imbsam_jax import checks, collectives
-from imbsam_jax.ascent import Ascent, decayed, moved_points, root, scaled, summed
+from imbsam_jax.ascent import Ascent, decayed, moved_points, scaled, summed
 from imbsam_jax.checks import at_least_float32
+from imbsam_jax.norms import root
 from imbsam_jax.passes import Batch
 from imbsam_jax.table import ClassWeights, Rule, require_step, stagewise, table_of
 

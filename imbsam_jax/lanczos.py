@@ -15,7 +15,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from imbsam_jax import checks
-from imbsam_jax.ascent import power_of_2
+from imbsam_jax.norms import power_of_2
 from imbsam_jax.rows import check_leaves, check_like
 
 MatVec = Callable[[Any], Any]

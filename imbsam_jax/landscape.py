@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from imbsam_jax import checks
-from imbsam_jax.ascent import lengths, norm
+from imbsam_jax.ascent import norm
 from imbsam_jax.checks import at_least_float32
+from imbsam_jax.norms import lengths
 from imbsam_jax.rows import check_floats_like, check_leaves, check_like
 from imbsam_jax.totals import Part, data_of, tables, weighted_sum
 

@@ -93,6 +93,7 @@ def test_library_imports_only_what_it_may() -> None:
                 "dataclasses",
                 "functools",
                 "importlib",
+                "inspect",
                 "math",
                 "operator",
                 "typing",

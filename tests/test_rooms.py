@@ -142,7 +142,7 @@ def test_nothing_in_the_library_knows_a_method() -> None:
 
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_leaves_stand_on_checks_and_rows_alone(leaf: str) -> None:
-    allowed = {leaf, "checks", "collectives", "priors", "rows"}
+    allowed = {leaf, "checks", "collectives", "norms", "priors", "rows"}
     for path in of_the_library(leaf):
         for name in imports(path):
             if name.startswith("imbsam_jax."):
