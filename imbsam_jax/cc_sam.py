@@ -163,7 +163,7 @@ def value_and_grad(
 
     def f(params: Any, labels: Any, *args: Any, step: Any = None, mask: Any = None) -> Any:
         check_step(step)
-        labels = check_labels(labels, mask)
+        labels = check_labels(labels)
         mask = check_mask(mask, labels.shape[0])
         _check_classes(labels, counts.size, variant)
         check_distributions(labels, mask)

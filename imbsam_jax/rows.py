@@ -120,8 +120,8 @@ def check_mask(mask: Any, size: int) -> Any:
     return None if mask is None else as_mask(mask, (size,))
 
 
-def check_labels(labels: Any, mask: Any) -> Any:
-    """Labels as int32[B] or int64[B], or float[B, C]; `mask` is looked at beside them.
+def check_labels(labels: Any) -> Any:
+    """Labels as int32[B] or int64[B], or float[B, C].
 
     Soft labels stay NumPy's where they are: what a jitted step closes over can be read by then.
     """
@@ -131,7 +131,6 @@ def check_labels(labels: Any, mask: Any) -> Any:
         raise ValueError(
             f"labels must be int[B], or float[B, C] for soft labels; got {_described(labels)}"
         )
-    check_mask(mask, labels.shape[0])
     return class_index(labels) if labels.ndim == 1 else labels
 
 

@@ -113,7 +113,7 @@ def data_of(
 ) -> Data:
     """The data set, after a look at its rows, and at what is to be computed of them."""
     checks.function("losses_fn", losses_fn, "(params, *args) -> (losses float[B], aux)")
-    labels = check_labels(labels, mask)
+    labels = check_labels(labels)
     size = labels.shape[0]
     if size == 0:
         raise ValueError("labels are empty: a mean over no rows is no number")

@@ -260,7 +260,7 @@ class class_weighted_grad(_NoGradients):
     ):
         checks.function("losses_fn", losses_fn, "(params, *args) -> (losses float[B], aux)")
         self._losses_fn, self._args = losses_fn, args
-        self._labels = check_labels(labels, mask)
+        self._labels = check_labels(labels)
         self._mask = check_mask(mask, self._labels.shape[0])
         self.real = None if mask is None else jnp.mean(self._mask, dtype=float)
 

@@ -146,7 +146,7 @@ def value_and_grad(
         params: Any, memory: Any, labels: Any, *args: Any, step: Any = None, mask: Any = None
     ) -> Any:
         check_step(step)
-        labels = check_labels(labels, mask)
+        labels = check_labels(labels)
         mask = check_mask(mask, labels.shape[0])
         local = collectives.varying(check_params(params), axis_name)
         rows = Rows(args, labels, mask, labels.shape[0])

@@ -99,7 +99,7 @@ def feature_adversary(
     def losses_fn(
         params: Any, labels: Any, features: jax.Array, *args: Any, share: Any, mask: Any = None
     ) -> tuple[jax.Array, Any]:
-        labels = check_labels(labels, mask)
+        labels = check_labels(labels)
         mask = check_mask(mask, labels.shape[0])
         check_distributions(labels, mask)
         share = checks.number("share", share, least=0, most=1)
