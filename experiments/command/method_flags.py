@@ -19,7 +19,7 @@ from experiments.host import cli
 from experiments.host.errors import RunError
 from experiments.host.needs import Need, Needs, either, one_of, values_of
 from experiments.models import PRETRAINED, WITHOUT_BATCH_NORM
-from experiments.step.methods import STATISTICS, ClassConditional, Method, Tabled
+from experiments.step.methods import RUNNING_STATISTICS, ClassConditional, Method, Tabled
 from imbsam_jax import Ascent, asam_scale, magnitude_scale, rules, schedules
 
 
@@ -114,7 +114,7 @@ _ASCENT: dict[str, Flag] = {
     ),
     "running_statistics": Flag(
         "first", "which passes update those of batch normalisation; every in the released PyTorch "
-        "code", {"choices": STATISTICS},
+        "code", {"choices": RUNNING_STATISTICS},
     ),
 }  # fmt: skip
 

@@ -1,4 +1,6 @@
-"""Where a step runs: jit over a mesh, or pmap. Two implementations of one small contract.
+"""Where a step runs: jit over a mesh, or pmap; `seeds.Seeds` has steps of several seeds.
+
+What the trainer asks of each of them:
 
     put_state(state)       a state on the host -> what `compile_steps` takes and returns
     get_state(state)       back to a plain state, replicated over the mesh

@@ -24,7 +24,7 @@ from imbsam_jax import (
 from imbsam_jax.rules import Rule
 
 # Of the running statistics of batch normalisation.
-STATISTICS = ("first", "every")
+RUNNING_STATISTICS = ("first", "every")
 
 
 class Halves(NamedTuple):
@@ -95,19 +95,19 @@ class Tabled:
     Args:
       rule: a row of the table.
       ascent: how the perturbation is taken.
-      statistics: "first", running statistics are those of the pass at theta, or "every", each
-        pass updates them in turn, as the released PyTorch code does.
+      running_statistics: "first", they are those of the pass at theta, or "every", each pass
+        updates them in turn, as the released PyTorch code does.
     """
 
     whole_batches = False
 
-    def __init__(self, rule: Rule, ascent: Ascent = Ascent(), statistics: str = "first"):
-        self.rule, self.ascent, self.statistics = rule, ascent, statistics
-        self.hands_on = statistics == "every"
+    def __init__(self, rule: Rule, ascent: Ascent = Ascent(), running_statistics: str = "first"):
+        self.rule, self.ascent, self.running_statistics = rule, ascent, running_statistics
+        self.hands_on = running_statistics == "every"
 
     def stages(self) -> list[tuple[int, Method]]:
         return [
-            (start, Tabled(rule, self.ascent, self.statistics))
+            (start, Tabled(rule, self.ascent, self.running_statistics))
             for start, rule in rule_stages(self.rule)
         ]
 
@@ -118,7 +118,7 @@ class Tabled:
     def given(self, numbers: Any) -> Tabled:
         """This method with other numbers, which may be traced."""
         # A table alone has nothing of the ascent that its rule brought.
-        return Tabled(lambda step: numbers, self.ascent.of(self.rule), self.statistics)
+        return Tabled(lambda step: numbers, self.ascent.of(self.rule), self.running_statistics)
 
     def initial_extra(self, params: Any) -> Any:
         return {}

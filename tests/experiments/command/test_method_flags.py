@@ -101,7 +101,7 @@ def test_a_flag_of_another_name_gives_its_parameter():
 
 def test_a_rule_with_a_perturbation_of_its_own_takes_no_other():
     args = cifar_lt.arguments().parse_args(["--rule", "gsa", "--running-statistics", "every"])
-    assert built(args)[0].statistics == "every"
+    assert built(args)[0].running_statistics == "every"
     args.p_norm = args.group_mean = 3.0
     with pytest.raises(RunError, match="--rule gsa has a perturbation of its own, without --group"):
         built(args)

@@ -39,7 +39,11 @@ REFUSED = [
     (OWN, {**TOGETHER, "batch_norm": False}, "use --sampling stratified, which has one"),
     ({"accumulate": 2}, CC_SAM, "--rule cc_sam takes a batch whole: use --accumulate 1"),
     (OWN, CC_SAM, "--rule cc_sam takes a batch whole: use --examples dependent"),
-    (SPLIT, {"method": Tabled(rules.sgd(5), statistics="every")}, "--running-statistics first"),
+    (
+        SPLIT,
+        {"method": Tabled(rules.sgd(5), running_statistics="every")},
+        "--running-statistics first",
+    ),
     ({**SPLIT, "mixup": 1.0}, {}, "but with --mixup 1 every row is of two classes"),
     ({**SPLIT, "accumulate": 2}, {}, "use --accumulate 1, not 2"),
     ({**SPLIT, "devices": 2}, {}, "rows over all 2 devices, and send them about: use --parallel"),

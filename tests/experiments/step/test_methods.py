@@ -61,7 +61,7 @@ def test_running_statistics_of_every_pass(one_step):
     rule = rules.sam(5, rho=0.5)
     objective = Objective(losses.cross_entropy, 5)
     first, seen = run(rule, objective)
-    after, again = run(methods.Tabled(rule, statistics="every"), objective)
+    after, again = run(methods.Tabled(rule, running_statistics="every"), objective)
     jax.tree.map(np.testing.assert_array_equal, after.params, first.params)
     assert (seen.loss, seen.accuracy) == (again.loss, again.accuracy)
 
