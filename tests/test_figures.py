@@ -1605,6 +1605,49 @@ def test_what_the_digits_have():
     )
 
 
+def test_the_digits_tuned_wide_and_narrow():
+    rows = table(page("study/margins"), "network", "settings")
+    folders = (
+        "margins/digits_cut50", "margins/digits_cut50_tuned", "sets/digits_cut50",
+    )  # fmt: skip
+    assert [(row["network"], row["settings"]) for row in rows] == [
+        ("128", "one for all"), ("128", "tuned"), ("32", "tuned")
+    ]  # fmt: skip
+    lines = {}
+    for row, folder in zip(rows, folders, strict=True):
+        with open(RESULTS / "study" / folder / "runs.csv", newline="", encoding="utf-8") as file:
+            lines[folder] = list(csv.DictReader(file))
+        config = read(f"study/{folder}/config.json")
+        assert str(config["width"]) == row["network"]
+        assert config["tune"] == (row["settings"] == "tuned")
+        cells = []
+        for loss in ("cross_entropy", "logit_adjusted"):
+            sgd, imbsam = (
+                np.array([
+                    float(line["balanced_accuracy"])
+                    for line in lines[folder]
+                    if line["row"] == f"{rule}, {loss}"
+                ])
+                for rule in ("sgd", "imbsam")
+            )  # fmt: skip
+            gain = imbsam - sgd
+            signs = [int((np.sign(gain) == sign).sum()) for sign in (1, 0, -1)]
+            cells += [f"{np.median(sgd):.1f}", f"{np.median(gain):+.1f}"]
+            cells += [" / ".join(map(str, signs))]
+        assert list(row.values())[2:] == cells
+    tuned = [line for line in lines[folders[1]] if line["row"] == "sgd, logit_adjusted"]
+    chosen = [(line["chosen_lr"], line["chosen_weight_decay"]) for line in tuned]
+    assert chosen.count(("0.0118", "0.0067")) == 4
+    worst = min(float(x["balanced_accuracy"]) for x in lines[folders[1]] if x["rule"] == "sgd")
+    says(
+        page("study/margins"),
+        f"at chance ({worst:.1f}%)",
+        "against one good setting for all (82.4)",
+    )
+    first, second = (float(row["SGD, CE"]) for row in rows[:2])
+    says(page("study/margins"), f"cross-entropy {first - second:.1f} points against")
+
+
 def test_sharpness_of_the_digits():
     groups = {
         line["name"]: line["groups"] for line in read("sharpness/digits/analysis.json")["lines"]
