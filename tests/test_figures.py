@@ -1388,29 +1388,30 @@ STUDY_ROWS = {"SAM": "sam", "ImbSAM": "imbsam", "Focal-SAM": "focal_sam", "GSA":
 STUDY_LOSSES = {"cross-entropy": "cross_entropy", "logit-adjusted": "logit_adjusted"}
 
 
-def contrast(row, against):
+def contrast(row, against, study="study"):
     (found,) = (
         each["metrics"]
-        for each in read("study/study.json")["contrasts"]
+        for each in read(f"{study}/study.json")["contrasts"]
         if (each["row"], each["against"]) == (row, against)
     )
     return found
 
 
-def test_the_study_adds_up_its_sets():
+@pytest.mark.parametrize(("study", "number", "of_two"), [("study", 44, 28), ("study/wide", 17, 8)])
+def test_a_study_adds_up_its_sets(study, number, of_two):
     """study.json and tables.md again, of each set's summary.json and runs.csv."""
     from experiments.reports import study_folder, study_tables
 
-    kept = read("study/study.json")
+    kept = read(f"{study}/study.json")
     sets = [
-        study_folder.read_set(one["name"], RESULTS / "study" / "sets" / one["name"], one["family"])
+        study_folder.read_set(one["name"], RESULTS / study / "sets" / one["name"], one["family"])
         for one in kept["sets"]
     ]
-    assert len(sets) == 25 and sum(one["classes"] == 2 for one in kept["sets"]) == 14
+    assert len(sets) == number and sum(one["classes"] == 2 for one in kept["sets"]) == of_two
     again = json.loads(json.dumps(study_folder.summarise(sets)))
     for part in ("sets", "rows", "contrasts"):
         assert again[part] == kept[part]
-    tables = (RESULTS / "study" / "tables.md").read_text(encoding="utf-8")
+    tables = (RESULTS / study / "tables.md").read_text(encoding="utf-8")
     assert study_tables.markdown({**kept, **again}) == tables
 
 
@@ -1435,58 +1436,128 @@ def test_the_study():
         ]
 
 
+def over(names, row, against, study="study"):
+    """Mean and standard error of the gains over these sets, as the page has them."""
+    by_set = contrast(row, against, study)["balanced_accuracy"]["by_set"]
+    sets = read(f"{study}/study.json")["sets"]
+    gains = [x[0] for one, x in zip(sets, by_set, strict=True) if names(one)]
+    return f"{np.mean(gains):.1f} ± {np.std(gains, ddof=1) / np.sqrt(len(gains)):.1f}"
+
+
+OWN = ("sgd, logit_adjusted", "sgd, cross_entropy")
+ON_TOP = ("imbsam, logit_adjusted", "sgd, logit_adjusted")
+PLAIN = ("imbsam, cross_entropy", "sgd, cross_entropy")
+
+
+def of_two(one):
+    return one["classes"] == 2
+
+
+def of_more(one):
+    return one["classes"] > 2
+
+
+def of_features(one):
+    return one["name"].startswith(("MVTec", "CIFAR10_", "SVHN_"))
+
+
+def plain_mean(found, digits=1):
+    return f"{found['gain']:.{digits}f} ± {found['se']:.{digits}f}"
+
+
 def test_prose_on_the_study():
     study = read("study/study.json")
-
-    def mean(row, against, classes):
-        by_set = contrast(row, against)["balanced_accuracy"]["by_set"]
-        gains = [
-            gain
-            for one, (gain, _, _) in zip(study["sets"], by_set, strict=True)
-            if classes(one["classes"])
-        ]
-        return f"{np.mean(gains):.1f} ± {np.std(gains, ddof=1) / np.sqrt(len(gains)):.1f}"
-
-    own = ("sgd, logit_adjusted", "sgd, cross_entropy")
-    on_top = ("imbsam, logit_adjusted", "sgd, logit_adjusted")
-
-    def two(classes):
-        return classes == 2
-
-    def more(classes):
-        return classes > 2
-
     balanced = contrast("sgd, cross_entropy, balanced sampling", "sgd, cross_entropy")
     trees = contrast("gradient boosting", "sgd, cross_entropy")["balanced_accuracy"]
     logistic = contrast("logistic regression, balanced weights", "sgd, cross_entropy")
+    own, on_top, plain = (contrast(*pair) for pair in (OWN, ON_TOP, PLAIN))
+    focal = contrast("focal_sam, cross_entropy", "sgd, cross_entropy")["balanced_accuracy"]
+    stand = [plain["balanced_accuracy"], focal]
     says(
         page("study"),
-        f"{mean(*own, two)} where classes are two and {mean(*own, more)} where they are more",
-        f"over logit adjustment is +{mean(*on_top, two)} there",
-        f"there and +{mean(*on_top, more)} with more classes",
-        f"balanced sampling gains {balanced['balanced_accuracy']['gain']:.1f} ± 1.4",
+        f"It gains {own['balanced_accuracy']['gain']:.1f} points of balanced accuracy, "
+        f"{over(of_two, *OWN)} where classes are two and {over(of_more, *OWN)} where they are more",
+        f"over logit adjustment is +{over(of_two, *ON_TOP)} there",
+        f"there and +{over(of_more, *ON_TOP)} with more classes",
+        f"balanced sampling gains {plain_mean(balanced['balanced_accuracy'])}",
+        f"the best, ImbSAM, {plain_mean(on_top['balanced_accuracy'])}",
+        f"{plain_mean(stand[0])} and {plain_mean(stand[1])}, which stand after correction (p "
+        f"{stand[0]['p_holm']:.2f} and {stand[1]['p_holm']:.2f})",
+        f"leaves AUROC (+{plain_mean(own['auroc'], 3)}) and average precision "
+        f"(+{plain_mean(own['average_precision'], 3)})",
         f"({trees['gain']:.1f} ± {trees['se']:.1f} points)",
-        f"weights gains {logistic['balanced_accuracy']['gain']:.1f} ± 2.1",
+        f"weights gains {plain_mean(logistic['balanced_accuracy'])}",
+        f"fourteen logit adjustment gains {over(of_features, *OWN)}, ImbSAM on top of it "
+        f"{over(of_features, *ON_TOP)}, over cross-entropy {over(of_features, *PLAIN)}",
     )
-    family = contrast(*on_top)["balanced_accuracy"]["families"]
-    own_family = contrast(*own)["balanced_accuracy"]["families"]
+    assert sum(map(of_features, study["sets"])) == 14
+    alone = [
+        contrast(f"{rule}, cross_entropy", "sgd, cross_entropy") for rule in ("imbsam", "focal_sam")
+    ]
+    assert sum(each["balanced_accuracy"]["win"] for each in alone) == 1
+    families = [each["balanced_accuracy"]["families"] for each in (own, on_top, plain)]
     says(
         page("study"),
-        f"{own_family['gain']:.1f} ± {own_family['se']:.1f} and {family['gain']:.1f} ± "
-        f"{family['se']:.1f} over {family['number']} families",
+        f"logit adjustment gains {plain_mean(families[0])} over {families[0]['number']} families, "
+        f"ImbSAM on top of it {plain_mean(families[1])} and over cross-entropy "
+        f"{plain_mean(families[2])}",
     )
-    text = next(one for one in study["sets"] if one["name"] == "banking77_cut100")["values"]
+    (terms,) = (
+        each["terms"] for each in study["regressions"]
+        if (each["row"], each["against"]) == OWN and each["metric"] == "balanced_accuracy"
+    )  # fmt: skip
+    imbalance, area = terms["log10 imbalance factor"], terms["AUROC of sgd, cross_entropy"]
+    says(
+        page("study"),
+        f"({imbalance['coefficient']:.1f} ± {imbalance['se']:.1f} points for a factor of ten",
+        f"separates the classes ({-area['coefficient'] / 10:.1f} points for 0.1 of its AUROC)",
+    )
+    assert max(imbalance["p"], area["p"]) < 0.01
+    assert min(terms[name]["p"] for name in ("log10 rows a class", "log10 classes")) > 0.05
+    for pair in (ON_TOP, PLAIN):
+        (none,) = (
+            each["terms"] for each in study["regressions"]
+            if (each["row"], each["against"]) == pair and each["metric"] == "balanced_accuracy"
+        )  # fmt: skip
+        assert min(of["p"] for name, of in none.items() if name != "mean") > 0.1
+    cut20, cut100 = (
+        next(one for one in study["sets"] if one["name"] == f"banking77_cut{cut}")["values"]
+        for cut in (20, 100)
+    )
+    names = (
+        "sgd, cross_entropy", "sgd, logit_adjusted", "sgd, cross_entropy, balanced sampling",
+        "logistic regression, balanced weights",
+    )  # fmt: skip
     says(
         page("study"),
         "{:.1f}% for cross-entropy, {:.1f}% for logit adjustment, {:.1f}% for balanced sampling "
-        "and {:.1f}% for logistic regression".format(*(
-            text[row]["balanced_accuracy"]
-            for row in (
-                "sgd, cross_entropy", "sgd, logit_adjusted",
-                "sgd, cross_entropy, balanced sampling", "logistic regression, balanced weights",
-            )
-        )),
-    )  # fmt: skip
+        "and {:.1f}% for logistic regression".format(
+            *(cut100[row]["balanced_accuracy"] for row in names)
+        ),
+        "balanced accuracy is {:.1f}% for cross-entropy, {:.1f}% for logit adjustment and {:.1f}% "
+        "for logistic regression; cut to 100".format(
+            *(cut20[row]["balanced_accuracy"] for row in names if "balanced sampling" not in row)
+        ),
+    )
+    by_set = [x for x in on_top["balanced_accuracy"]["by_set"] if x[1] is not None]
+    half = [(high - low) / 2 for _, low, high in by_set]
+    floors = []
+    for one in study["sets"]:
+        path = RESULTS / "study" / "sets" / one["name"] / "runs.csv"
+        with open(path, newline="", encoding="utf-8") as file:
+            lines = list(csv.DictReader(file))
+        mine, sgd = (
+            np.array([float(x["balanced_accuracy"]) for x in lines if x["row"] == row])
+            for row in ON_TOP
+        )
+        shares = float(lines[0]["test"]) / float(lines[0]["train"])
+        floors.append(1.96 * np.std(mine - sgd, ddof=1) * np.sqrt(shares))
+    says(
+        page("study"),
+        f"is {np.median(half):.1f} points in the median set, 1.2 or less in "
+        f"{sum(x <= 1.2 for x in half)} of {len(study['sets'])}",
+        f"with infinitely many it would be {np.median(floors):.1f}",
+    )
     chosen = defaultdict(list)
     failed = {True: 0, False: 0, "gsa": 0}
     total = 0
@@ -1518,14 +1589,50 @@ def test_prose_on_the_study():
         f"but {failed[False]} of {others[False]:,} below",
         f"took scale 0 (SGD) in {without} of {len(chosen['gsa', True] + chosen['gsa', False])}",
     )
-    loss = contrast(*on_top)["balanced_accuracy"]
-    first = contrast(*own)["balanced_accuracy"]
     for text in (page(), doc("choosing")):
         says(
             text,
-            f"{first['gain']:.1f} ± {first['se']:.1f} points of balanced accuracy",
-            f"{loss['gain']:.1f} ± {loss['se']:.1f}",
+            f"{plain_mean(own['balanced_accuracy'])} points of balanced accuracy",
+            plain_mean(on_top["balanced_accuracy"]),
+            plain_mean(plain["balanced_accuracy"]),
         )
+
+
+def test_a_network_four_times_as_wide():
+    rows = table(page("study"), "width 32, ten splits", "width 128, five splits")
+    pairs = dict(
+        zip((row["over SGD with the same loss"] for row in rows), (PLAIN, ON_TOP, OWN), strict=True)
+    )
+    assert list(pairs) == [
+        "ImbSAM, cross-entropy",
+        "ImbSAM, logit-adjusted",
+        "logit adjustment itself",
+    ]
+    same = {one["name"] for one in read("study/wide/study.json")["sets"]}
+    for row in rows:
+        pair = pairs[row["over SGD with the same loss"]]
+        assert row["width 32, ten splits"] == "+" + over(lambda one: one["name"] in same, *pair)
+        assert row["width 128, five splits"] == "+" + over(of_two_or_more, *pair, "study/wide")
+
+    def digits(pair, study):
+        sets = read(f"{study}/study.json")["sets"]
+        at = [one["name"] for one in sets].index("digits_cut50")
+        return contrast(*pair, study)["balanced_accuracy"]["by_set"][at]
+
+    narrow, wide = digits(PLAIN, "study"), digits(PLAIN, "study/wide")
+    adjusted = [digits(ON_TOP, study)[0] for study in ("study", "study/wide")]
+    says(
+        page("study"),
+        f"ImbSAM gains {narrow[0]:.1f} points of the narrow network ({narrow[1]:.1f} to "
+        f"+{narrow[2]:.1f}) and {wide[0]:.1f} of the wide one ({wide[1]:.1f} to +{wide[2]:.1f})",
+        "under cross-entropy, {:.1f} and {:.1f} with logit adjustment".format(*adjusted),
+        "Without the digits it is +"
+        + over(lambda one: one["name"] != "digits_cut50", *PLAIN, "study/wide"),
+    )
+
+
+def of_two_or_more(one):
+    return True
 
 
 MOVED = {
