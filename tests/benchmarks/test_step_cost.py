@@ -123,6 +123,7 @@ def test_what_is_refused(tmp_path, flags, message, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_every_mode_that_is_taken_is_measured():
     """What the needs of --mode say beforehand is what the steps themselves come to."""
     flags = ["--counts", "5", "60", "10", "--eta", "20", "--batch-size", "20", "--compile-only"]
