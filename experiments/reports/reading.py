@@ -268,6 +268,7 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("step_ms", "flops_ratio_to_sgd", "shrink", "train_examples"),
                     or_none(is_positive)),
     **dict.fromkeys(("mixup", "memory", "val_per_class", "subset_seed"), or_none(is_number)),
+    "rows_sha256": or_none(lambda of: isinstance(of, dict) and all(map(is_text, of.values()))),
 }  # fmt: skip
 
 

@@ -71,3 +71,11 @@ def test_sources_and_what_differs():
     assert naming.differs(group(1, **both), release)[-1] == f"seed 1, not {seed}"
     assert not any("seed" in one for one in naming.differs(group(seed, **both), release))
     assert naming.differs(group(1, **both), paper) == []  # its seed is not published
+
+
+def test_images_are_told_by_the_first_digits_of_their_digests():
+    rows = {"train": "1edc78436cb37b4c", "test": "44ef40f29252a671"}
+    (group,) = grouping.grouped([make(rows_sha256=rows)])
+    assert naming.setting(group).endswith(", images 1edc78/44ef40")
+    (group,) = grouping.grouped([make()])
+    assert "images" not in naming.setting(group)

@@ -205,6 +205,7 @@ KINDS = {
     ("stage2", "subset", "source", "classifier"): ([None, "x"], [1, {}]),
     ("step_ms", "flops_ratio_to_sgd", "shrink", "train_examples"): ([None, 0.1], [0, -1, "1"]),
     ("mixup", "memory", "val_per_class", "subset_seed"): ([None, 0, -1.5], [True, "x", [1]]),
+    ("rows_sha256",): ([None, {}, {"train": "ab"}], ["ab", ["ab"], {"train": 3}]),
 }
 
 
