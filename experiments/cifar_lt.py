@@ -187,6 +187,9 @@ def check_export(path: Path, data: str | None, overwrite: bool) -> None:
             raise RunError(f"--export {path} is the file of --data: choose another one")
         if path.is_dir():
             raise RunError(f"cannot write {path}: it is a folder")
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+        if not os.access(above, os.W_OK):
+            raise RunError(f"cannot write {path}: {above} may not be written")
         path.lstat()  # of a link itself, which would be replaced, too
     except FileNotFoundError:
         return

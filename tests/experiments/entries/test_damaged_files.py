@@ -385,6 +385,16 @@ def test_an_export_that_cannot_be_written(tmp_path: Path, capsys: Any) -> None:
         assert f"cannot write {target}: " in _message(cifar_lt.main, args, capsys)
 
 
+def test_a_folder_that_may_not_be_written_is_told_before_anything_is_read(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cifar_lt, "load", None)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    line = ["--data", "any.npz", "--export", str(tmp_path / "new" / "out.npz")]
+    args = cifar_lt.parse(cifar_lt.arguments(), line)
+    assert f"{tmp_path} may not be written" in _message(cifar_lt.main, args, capsys)
+
+
 @pytest.mark.parametrize(
     ("there", "flags", "said"),
     [
