@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.command import method_flags
+from experiments.command import method_flags, radii
 from experiments.step.methods import ClassConditional, Method, Tabled
 
 
@@ -23,10 +23,10 @@ def method_of_run(
     name, arguments = described["rule"], dict(described["rule_args"] or {})
     ascent = described["ascent"] or {}
     if isinstance(arguments.get("rho"), str):
-        schedule = method_flags.schedule_of(arguments["rho"])
+        schedule = radii.flags_of(arguments["rho"])
         if schedule["rho_schedule"] == "step" and schedule["rho_boundaries"] is None:
             return None  # of a run begun before they were written down
-        arguments["rho"] = method_flags.radius_of({**options, **schedule}, steps_per_epoch)
+        arguments["rho"] = radii.radius_of({**options, **schedule}, steps_per_epoch)
     found = method_flags.build_rule(name, class_counts, arguments)
     if isinstance(found, ClassConditional):
         return found

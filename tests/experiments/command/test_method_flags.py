@@ -8,6 +8,7 @@ import pytest
 
 from experiments import cifar_lt, digits_lt, sweep
 from experiments.command import method_flags
+from experiments.command.radii import flags_of
 from experiments.host.errors import RunError
 from imbsam_jax import rules
 from tiny import COUNTS
@@ -178,7 +179,7 @@ def test_radius_schedules_by_epoch(options, at):
         options["rho_schedule"],
         "step(0.1, 0.2 from 9)" if "rho_boundaries" in options else "step(from 1, 32, 36)",
     )
-    again = method_flags.schedule_of(told)
+    again = flags_of(told)
     method, found = build("sam", **{**options, **again})
     assert {step: method.rule(step).radii[0] for step in at} == pytest.approx(at)
     assert found["rule_args"]["rho"] == told
