@@ -134,8 +134,9 @@ def test_what_the_lines_ended_with_is_kept_by_number(tmp_path):
     lines, data, config = a_table(2), [tiny_dataset(), tiny_dataset()], {"lr": 0.1}
     folder.write_params(tmp_path, lines, seeds=[3, 5], datasets=data, config=config)
     (file,) = (tmp_path / "params").iterdir()
-    held = np.load(file)
-    assert file.name == "2.npz" and dict(held).keys() == {"head/bias", "about"}
+    with np.load(file) as opened:
+        held = dict(opened)
+    assert file.name == "2.npz" and held.keys() == {"head/bias", "about"}
     np.testing.assert_array_equal(held["head/bias"], np.full((2, 2), 7.0))
     lost = {"diverged": "the loss is nan"}
     summary = [lost, lost, {**lines[2].description, "seeds": [3, 5], "diverged": None}]

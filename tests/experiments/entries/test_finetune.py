@@ -111,6 +111,11 @@ def _report(out):
     return json.loads((out / "report.json").read_text())
 
 
+def _held(path):
+    with np.load(path) as file:
+        return dict(file)
+
+
 def _last(out, dataset, settings):
     """The variables of a run's last checkpoint."""
     config = json.loads((out / "config.json").read_text())
@@ -219,7 +224,7 @@ def test_kept_features_are_the_towers_and_are_read_again(files, tmp_path):
     report = _report(tmp_path / "first")
     assert report["init"].startswith("random weights, no pretrained ones")
     assert report["parameters"] == {"trained": 5 * 16, "frozen": 0}
-    kept = np.load(tmp_path / "kept.npz")
+    kept = _held(tmp_path / "kept.npz")
     dataset = finetune.as_seen("vit_tiny", tiny_dataset())
     settings = Settings(
         seed=3, classifier="cosine", adapter="linear", trained="head", enlarged=16, devices=1
@@ -343,7 +348,7 @@ def test_devices_share_a_run_and_change_no_number(tmp_path, run_python):
             for name in ("train_loss", "test_loss"):
                 assert two[name] == pytest.approx(one[name], rel=1e-4)
             assert two["train_accuracy"] == pytest.approx(one["train_accuracy"], abs=1e-3)
-    kept = [np.load(tmp_path / f"{name}.npz") for name in ("one", "two")]
+    kept = [_held(tmp_path / f"{name}.npz") for name in ("one", "two")]
     for part in ("train", "test"):
         np.testing.assert_allclose(kept[1][part], kept[0][part], rtol=1e-4, atol=1e-5)
     assert _report(tmp_path / "together/seed_0")["together"] == [3, 0]
