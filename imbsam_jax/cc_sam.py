@@ -36,7 +36,7 @@ import numpy as np
 from jax import lax
 from numpy.typing import ArrayLike, NDArray
 
-from imbsam_jax import checks, collectives
+from imbsam_jax import arrays, checks, collectives
 from imbsam_jax.ascent import bound_radius, norm
 from imbsam_jax.rows import (
     check_distributions,
@@ -384,7 +384,7 @@ def _widened(leaf: jax.Array) -> jax.Array:
 
 
 def _checked_counts(class_counts: ArrayLike) -> NDArray[np.int64]:
-    counts = checks.counts(class_counts)
+    counts = arrays.counts(class_counts)
     single = np.flatnonzero(counts == 1)
     if single.size:
         raise ValueError(

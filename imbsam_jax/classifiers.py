@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from numpy.typing import ArrayLike
 
-from imbsam_jax import checks
+from imbsam_jax import arrays, checks
 from imbsam_jax.norms import lengths, near_one
 from imbsam_jax.rows import marked
 
@@ -82,7 +82,7 @@ def lws_logits(logits: jax.Array, scales: jax.Array) -> jax.Array:
     >>> lws_logits(jnp.array([[1.0, 2.0]]), jnp.array([1.0, 3.0])).tolist()
     [[1.0, 6.0]]
     """
-    logits, scales = checks.floating("logits", logits), checks.floating("scales", scales)
+    logits, scales = arrays.floating("logits", logits), arrays.floating("scales", scales)
     if scales.shape != logits.shape[-1:]:
         raise ValueError(
             f"scales must be float[{logits.shape[-1]}], one per class, got {scales.shape}"
@@ -115,7 +115,7 @@ def fold_scales(
     [[1.0, 3.0]]
     """
     kernel = _checked_kernel(kernel)
-    bias, factors = checks.floating("bias", bias), checks.floating("scales", scales)
+    bias, factors = arrays.floating("bias", bias), arrays.floating("scales", scales)
     if bias.shape != kernel.shape[1:]:
         raise ValueError(f"bias must be float{list(kernel.shape[1:])}, got shape {bias.shape}")
     scaled = lws_logits(kernel, scales)
@@ -300,7 +300,7 @@ def normalised_linear(features: jax.Array, kernel: jax.Array) -> jax.Array:
     0.6
     """
     kernel = _checked_kernel(kernel)
-    features = checks.real("features", features)
+    features = arrays.real("features", features)
     if features.ndim != 2 or features.shape[1] != kernel.shape[0]:
         raise ValueError(
             f"features must be float[B, {kernel.shape[0]}], got shape {list(features.shape)}"
@@ -356,7 +356,7 @@ def adjust_logits(logits: jax.Array, class_counts: ArrayLike, *, tau: float = 1.
     >>> int(adjust_logits(jnp.array([[1.0, 0.0]]), [90, 10])[0].argmax())
     1
     """
-    counts, logits = checks.counts(class_counts), checks.floating("logits", logits)
+    counts, logits = arrays.counts(class_counts), arrays.floating("logits", logits)
     if logits.shape[-1] != counts.size:
         raise ValueError(f"there are {counts.size} class counts but {logits.shape[-1]} logits")
     tau = checks.number("tau", tau)
@@ -365,7 +365,7 @@ def adjust_logits(logits: jax.Array, class_counts: ArrayLike, *, tau: float = 1.
 
 
 def _checked_kernel(kernel: Any) -> jax.Array:
-    kernel = checks.floating("kernel", kernel)
+    kernel = arrays.floating("kernel", kernel)
     if kernel.ndim != 2:
         raise ValueError(f"kernel must be float[F, C], got shape {list(kernel.shape)}")
     return kernel

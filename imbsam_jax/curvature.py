@@ -27,7 +27,7 @@ import numpy as np
 from jax import lax
 from jax.scipy.special import ndtr
 
-from imbsam_jax import checks, lanczos
+from imbsam_jax import arrays, checks, lanczos
 from imbsam_jax.lanczos import MatVec
 from imbsam_jax.rows import check_leaves, check_like, nan_where
 from imbsam_jax.totals import Part, data_of, scaled_sum, tables, unscaled, weights_of
@@ -296,7 +296,7 @@ def spectral_density(
     iterations and normalises what lies on its grid to 1.
     """
     product, size, dtype = lanczos.flat(matvec, like)
-    grid = checks.as_array("grid", "float[M]", grid)
+    grid = arrays.as_array("grid", "float[M]", grid)
     if grid.ndim != 1 or grid.size < 2 or not checks.is_real(grid.dtype):
         raise ValueError(
             f"grid must be float[M] with M at least 2, got {grid.dtype}{list(grid.shape)}"

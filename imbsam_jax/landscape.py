@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from imbsam_jax import checks
+from imbsam_jax import arrays, checks
 from imbsam_jax.ascent import norm
 from imbsam_jax.checks import at_least_float32
 from imbsam_jax.norms import lengths
@@ -180,12 +180,12 @@ def grid(*axes: Any) -> jax.Array:
     """
     if not axes:
         raise ValueError("grid takes one or more axes, float[M] each")
-    arrays = checks.alike(*(_axis(f"axes[{d}]", axis) for d, axis in enumerate(axes)))
-    return jnp.stack([x.ravel() for x in jnp.meshgrid(*arrays, indexing="ij")], axis=-1)
+    same = checks.alike(*(_axis(f"axes[{d}]", axis) for d, axis in enumerate(axes)))
+    return jnp.stack([x.ravel() for x in jnp.meshgrid(*same, indexing="ij")], axis=-1)
 
 
 def _axis(name: str, axis: Any) -> jax.Array:
-    axis = checks.as_array(name, "float[M]", axis)
+    axis = arrays.as_array(name, "float[M]", axis)
     if axis.ndim != 1 or not checks.is_real(axis.dtype):
         raise ValueError(
             f"grid takes one or more axes, float[M] each, and {name} is {axis.dtype}"
@@ -245,7 +245,7 @@ def losses(
         check_like(f"directions[{d}]", direction, origin) for d, direction in enumerate(directions)
     ]
     wanted = f"float[P, {len(directions)}], one for each direction"
-    coordinates = checks.as_array("coordinates", wanted, coordinates)
+    coordinates = arrays.as_array("coordinates", wanted, coordinates)
     fits = coordinates.ndim == 2 and coordinates.shape[1] == len(directions)
     if not (fits and checks.is_real(coordinates.dtype)):
         raise ValueError(

@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from numpy.typing import ArrayLike
 
-from imbsam_jax import checks, collectives
+from imbsam_jax import arrays, checks, collectives
 
 __all__ = ["auroc", "average_precision", "class_hits", "group_accuracy", "shot_accuracies"]
 
@@ -42,7 +42,7 @@ def class_hits(
     >>> hits.tolist(), total.tolist()
     ([1, 0, 1], [1, 1, 1])
     """
-    logits, labels = checks.real_as_given("logits", logits), checks.as_labels(labels)
+    logits, labels = arrays.real_as_given("logits", logits), arrays.as_labels(labels)
     if logits.ndim < 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(
             f"class_hits takes logits float[B, C] and labels int[B], got {logits.dtype}"
@@ -55,7 +55,7 @@ def class_hits(
     num_classes = logits.shape[-1]
     counted = (labels >= 0) & (labels < num_classes)
     if mask is not None:
-        counted &= checks.as_mask(mask, labels.shape)
+        counted &= arrays.as_mask(mask, labels.shape)
     where = jnp.where(counted, labels, num_classes)
     # Of NumPy's on the host: JAX would cut the digits that tell two entries apart.
     xp = jnp if isinstance(logits, jax.Array) else np
@@ -95,7 +95,7 @@ def group_accuracy(correct: ArrayLike, total: ArrayLike, members: ArrayLike) -> 
             "correct and total must be vectors with one number per class, got shapes "
             f"{list(correct.shape)} and {list(total.shape)}"
         )
-    those = checks.as_mask(checks.in_class_order("members", members), total.shape, "members")
+    those = arrays.as_mask(arrays.in_class_order("members", members), total.shape, "members")
     possible = _possible(correct, total)
     used = those & (total > 0)
     rate = jnp.where(used, correct / jnp.where(used, total, 1), 0)
@@ -228,14 +228,14 @@ class _Curve(NamedTuple):
 
 
 def _thresholds(labels: ArrayLike, scores: ArrayLike, mask: ArrayLike | None) -> _Curve:
-    labels, (scores, undefined, dtype) = checks.as_marks(labels), _ranked(scores)
+    labels, (scores, undefined, dtype) = arrays.as_marks(labels), _ranked(scores)
     shapes = (labels.shape, scores.shape, labels.shape if mask is None else np.shape(mask))
     if labels.ndim != 1 or len(set(shapes)) > 1:
         raise ValueError(
             "labels, scores and mask must be vectors of one length, got shapes "
             f"{shapes[0]}, {shapes[1]} and {shapes[2]}"
         )
-    real = jnp.ones(labels.shape, bool) if mask is None else checks.as_mask(mask, labels.shape)
+    real = jnp.ones(labels.shape, bool) if mask is None else arrays.as_mask(mask, labels.shape)
     positive, negative = real & (labels == 1), real & (labels == 0)
     bad = jnp.any(real & ~positive & ~negative) | jnp.any(real & undefined)
     marks = (positive.astype(jnp.int32), negative.astype(jnp.int32))
@@ -260,7 +260,7 @@ def _thresholds(labels: ArrayLike, scores: ArrayLike, mask: ArrayLike | None) ->
 
 def _ranked(scores: ArrayLike) -> tuple[jax.Array, jax.Array, Any]:
     """JAX's scores, the ranks of NumPy's; which are NaN; a result's dtype."""
-    given = checks.real_as_given("scores", scores)
+    given = arrays.real_as_given("scores", scores)
     dtype = jax.dtypes.canonicalize_dtype(checks.at_least_float32(given.dtype))
     if isinstance(given, jax.Array):
         return given, jnp.isnan(given), dtype
@@ -288,7 +288,7 @@ def _possible(correct: jax.Array, total: jax.Array) -> jax.Array | None:
 def _counted(name: str, counts: ArrayLike) -> jax.Array:
     """In at least float32, whatever the width of the counts."""
     if not isinstance(counts, jax.Array):
-        counts = checks.per_class(name, counts)
+        counts = arrays.per_class(name, counts)
     if not checks.is_real(counts.dtype):
         raise ValueError(f"{name} must be numbers of examples, got {counts.dtype}")
     if isinstance(counts, np.ndarray):

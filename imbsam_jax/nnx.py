@@ -289,9 +289,9 @@ def _changed(before: Any, after: Any) -> Any:
     """
     was = {path: jax.tree.leaves(variable) for path, variable in nnx.to_flat_state(before)}
 
-    def same(path: tuple[Any, ...], arrays: list[Any]) -> bool:
+    def same(path: tuple[Any, ...], now: list[Any]) -> bool:
         old = was.get(path, [])
-        return len(old) == len(arrays) > 0 and all(map(operator.is_, old, arrays))
+        return len(old) == len(now) > 0 and all(map(operator.is_, old, now))
 
     return nnx.from_flat_state(
         [

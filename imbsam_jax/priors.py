@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from imbsam_jax import checks
+from imbsam_jax import arrays, checks
 
 __all__ = [
     "class_counts",
@@ -41,7 +41,7 @@ def class_counts(labels: ArrayLike, num_classes: int) -> NDArray[np.int64]:
     >>> class_counts([0, 0, 2], 3).tolist()
     [2, 0, 1]
     """
-    array = checks.on_host("labels", labels)
+    array = arrays.on_host("labels", labels)
     if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
         raise ValueError(
             f"labels must be a vector of whole numbers, got shape {array.shape} of "
@@ -74,7 +74,7 @@ def imbalance_factor(class_counts: ArrayLike) -> float:
     >>> imbalance_factor([500, 50, 5])
     100.0
     """
-    counts = checks.counts(class_counts)
+    counts = arrays.counts(class_counts)
     return float(counts.max() / counts.min())
 
 
@@ -96,7 +96,7 @@ def tail_classes(class_counts: ArrayLike, eta: float, *, strict: bool = False) -
     >>> tail_classes([500, 100, 5], eta=100).tolist()
     [False, True, True]
     """
-    counts = checks.counts(class_counts)
+    counts = arrays.counts(class_counts)
     checks.truth("strict", strict)
     eta = checks.number("eta", eta, wanted="a finite number of examples", concrete=True)
     return np.asarray(counts < eta if strict else counts <= eta)
@@ -127,7 +127,7 @@ def tail_threshold(class_counts: ArrayLike, *, head_share: float = 0.8) -> float
     >>> tail_threshold([60, 40]), tail_threshold([990, 10])
     (40.0, 10.0)
     """
-    counts = np.sort(checks.counts(class_counts))[::-1]
+    counts = np.sort(arrays.counts(class_counts))[::-1]
     head_share = checks.number(
         "head_share", head_share, above=0, below=1, wanted="over 0 and below 1", concrete=True
     )
@@ -216,7 +216,7 @@ def shot_splits(
     >>> {k: v.tolist() for k, v in shot_splits([500, 100, 5]).items()}
     {'many': [True, False, False], 'medium': [False, True, False], 'few': [False, False, True]}
     """
-    counts = checks.counts(class_counts)
+    counts = arrays.counts(class_counts)
     many_above = checks.number("many_above", many_above, least=-1, concrete=True)
     few_below = checks.number("few_below", few_below, least=0, concrete=True)
     if math.ceil(few_below) > math.floor(many_above) + 1:

@@ -17,15 +17,8 @@ import numpy as np
 from jax import lax
 
 from imbsam_jax import collectives
-from imbsam_jax.checks import (
-    as_array,
-    as_jax,
-    as_mask,
-    at_least_float32,
-    can_be_read,
-    is_concrete,
-    is_real,
-)
+from imbsam_jax.arrays import as_array, as_jax, as_mask
+from imbsam_jax.checks import at_least_float32, can_be_read, is_concrete, is_real
 
 # Which kind of pass shows a loss a part of the batch only; None in a pass over all of it. It enters
 # the key of JAX's caches: a loss under a jit of its own is traced again in such a pass.

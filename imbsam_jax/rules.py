@@ -32,7 +32,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from imbsam_jax import checks
+from imbsam_jax import arrays, checks
 from imbsam_jax.priors import shot_splits, tail_classes
 from imbsam_jax.table import (
     Bringing,
@@ -215,7 +215,7 @@ def focal_sam(
     >>> focal_sam([90, 10], rho=0.1, gamma=1.0, strength=0.8)(None).groups.round(2).tolist()
     [[0.08, 0.72]]
     """
-    counts = checks.counts(class_counts)
+    counts = arrays.counts(class_counts)
     gamma = checks.number("gamma", gamma, least=0)
     strength = checks.number("strength", strength, least=0)
     rho = checked_radius("rho", rho)
@@ -324,7 +324,7 @@ def gsa(
     >>> rule(None).radii.round(4).tolist()
     [0.0021, 0.0034, 0.0071]
     """
-    counts = checks.counts(class_counts)
+    counts = arrays.counts(class_counts)
     parts = _partition(counts, groups)
     sizes = parts @ counts
     if sizes.min() < 2:
@@ -350,7 +350,7 @@ def _partition(counts: np.ndarray, groups: ArrayLike | None) -> np.ndarray:
         parts = np.stack(list(shot_splits(counts).values()))
         parts, hint = parts[parts.any(axis=1)], " of many, medium and few"
     else:
-        of_class, hint = checks.per_class("groups", groups), ""
+        of_class, hint = arrays.per_class("groups", groups), ""
         if of_class.shape != counts.shape or not np.issubdtype(of_class.dtype, np.integer):
             raise ValueError(
                 f"groups must be int[{counts.size}], the group of each class; got "
@@ -374,7 +374,7 @@ def _head_and_tail(
 ) -> tuple[np.ndarray, np.ndarray]:
     tail = tail_classes(class_counts, eta, strict=strict)
     if tail.all() or not tail.any():
-        counts = checks.counts(class_counts)
+        counts = arrays.counts(class_counts)
         raise ValueError(
             f"eta={eta} leaves no {'head' if tail.all() else 'tail'} class: the counts range from "
             f"{counts.min()} to {counts.max()}, so choose eta between them"

@@ -22,7 +22,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from imbsam_jax import checks
+from imbsam_jax import arrays, checks
 
 __all__ = ["late_radius", "linear_radius", "ramp", "step_radius"]
 
@@ -58,8 +58,8 @@ def step_radius(
     (0.05, 0.1, 0.6)
     """
     steps_per_epoch = checks.whole("steps_per_epoch", steps_per_epoch, 1)
-    values = [_radius(value) for value in checks.listed("values", values)]
-    boundaries = checks.listed("boundaries", boundaries)
+    values = [_radius(value) for value in arrays.listed("values", values)]
+    boundaries = arrays.listed("boundaries", boundaries)
     if len(values) != len(boundaries) + 1:
         raise ValueError(
             f"{len(values)} values need {len(values) - 1} boundaries, got {len(boundaries)}"

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imbsam_jax import checks
+from imbsam_jax import arrays, checks
 
 __all__ = ["ClassWeights", "Rule", "stagewise"]
 
@@ -170,14 +170,14 @@ def check_table(table: Any) -> ClassWeights:
             f"one returned a {type(table).__name__}: {_MAKE_ONE}"
         )
     parts = {
-        "base": table.base if table.base is None else checks.in_class_order("base", table.base),
-        "groups": checks.in_class_order("groups", table.groups),
+        "base": table.base if table.base is None else arrays.in_class_order("base", table.base),
+        "groups": arrays.in_class_order("groups", table.groups),
         "radii": table.radii,
     }
-    arrays: dict[str, Any] = {
+    made: dict[str, Any] = {
         name: None if part is None else _real(name, part) for name, part in parts.items()
     }
-    base, groups, radii = (None if part is None else part.shape for part in arrays.values())
+    base, groups, radii = (None if part is None else part.shape for part in made.values())
     if groups is None or len(groups) != 2 or radii != groups[:1] or base not in (None, groups[1:]):
         raise ValueError(
             "the rule's table must have base float[C] or None, groups float[G, C] and radii "
@@ -185,12 +185,12 @@ def check_table(table: Any) -> ClassWeights:
         )
     if base is None and groups[0] == 0:
         raise ValueError("the rule's table has neither a base nor a group: there is no loss in it")
-    return ClassWeights(arrays["base"], arrays["groups"], _lengths(arrays["radii"]))
+    return ClassWeights(made["base"], made["groups"], _lengths(made["radii"]))
 
 
 def _real(name: str, part: Any) -> Any:
     """A part of a table as an array: lists as NumPy's float64, arrays as they are."""
-    array = checks.as_array(f"the rule's {name}", "real numbers", part)
+    array = arrays.as_array(f"the rule's {name}", "real numbers", part)
     if not (checks.is_real(array.dtype) or array.dtype == bool):
         raise ValueError(
             f"the rule's {name} must be real numbers, got {array.dtype}{list(array.shape)}"

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from imbsam_jax import checks, collectives
+from imbsam_jax import arrays, checks, collectives
 from imbsam_jax.checks import at_least_float32
 from imbsam_jax.rows import (
     check_labels,
@@ -141,7 +141,7 @@ def tables(class_weights: Any) -> Any:
         return None
     table = class_weights
     if checks.is_concrete(table):
-        table = checks.per_class("class_weights", table)
+        table = arrays.per_class("class_weights", table)
     if table.ndim not in (1, 2) or table.size == 0 or not checks.is_real(table.dtype):
         raise ValueError(
             f"class_weights must be float[C] or float[K, C], got {table.dtype}{list(table.shape)}"

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from imbsam_jax import checks
+from imbsam_jax import arrays, checks
 
 __all__ = ["deep_sad_loss", "deviation_loss"]
 
@@ -45,7 +45,7 @@ def deviation_loss(
 
     Source: Pang et al., KDD 2019. The margin is theirs, and ADBench's.
     """
-    scores, labels = checks.real("scores", scores), checks.as_marks(labels)
+    scores, labels = arrays.real("scores", scores), arrays.as_marks(labels)
     if scores.ndim != 1 or scores.shape != labels.shape:
         raise ValueError(
             f"scores and labels must be vectors of one length, got shapes {scores.shape} and "
@@ -93,8 +93,8 @@ def deep_sad_loss(
 
     Source: Ruff et al., ICLR 2020, with eta and eps as in its code and ADBench's.
     """
-    embeddings, centre = checks.real("embeddings", embeddings), checks.real("centre", centre)
-    labels = checks.as_marks(labels)
+    embeddings, centre = arrays.real("embeddings", embeddings), arrays.real("centre", centre)
+    labels = arrays.as_marks(labels)
     if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
         raise ValueError(
             "embeddings must be float[B, D] with one label each, got shapes "

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from numpy.typing import ArrayLike, NDArray
 
-from imbsam_jax import checks, collectives
+from imbsam_jax import arrays, checks, collectives
 from imbsam_jax.losses._loss import mixed
 from imbsam_jax.rows import (
     check_distributions,
@@ -93,7 +93,7 @@ def feature_adversary(
     if variant == "release":
         if class_counts is None:
             raise ValueError("variant='release' weighs classes: give class_counts")
-        counts = checks.counts(class_counts)
+        counts = arrays.counts(class_counts)
         table = np.log(counts.max() / counts + 0.01) / divisor
 
     def losses_fn(

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from imbsam_jax import checks, collectives
+from imbsam_jax import arrays, checks, collectives
 from imbsam_jax.rows import check_whole_batch
 
 __all__ = ["Loss", "cross_entropy"]
@@ -58,9 +58,9 @@ class Loss:
     def __call__(
         self, logits: jax.Array, labels: jax.Array, step: Any = None, mask: Any = None
     ) -> jax.Array:
-        labels = checks.as_labels(labels)
+        labels = arrays.as_labels(labels)
         if mask is not None:
-            mask = checks.as_mask(mask, labels.shape[:1])
+            mask = arrays.as_mask(mask, labels.shape[:1])
         losses = _mean_over_label(self.per_class(logits, step), labels)
         if self.factor is None:
             return losses
@@ -88,9 +88,9 @@ def cross_entropy(
     1.3863
     """
     del step
-    labels = checks.as_labels(labels)
+    labels = arrays.as_labels(labels)
     if mask is not None:
-        checks.as_mask(mask, labels.shape[:1])
+        arrays.as_mask(mask, labels.shape[:1])
     return _mean_over_label(-jax.nn.log_softmax(_widened(logits)), labels)
 
 
@@ -115,7 +115,7 @@ def refuse_part_of_batch() -> None:
 
 
 def _widened(logits: jax.Array) -> jax.Array:
-    logits = checks.real("logits", logits)
+    logits = arrays.real("logits", logits)
     if logits.ndim != 2:
         raise ValueError(f"logits must be float[B, C], got shape {list(logits.shape)}")
     return logits.astype(checks.at_least_float32(logits.dtype))

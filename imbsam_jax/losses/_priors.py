@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from imbsam_jax import checks
+from imbsam_jax import arrays, checks
 from imbsam_jax.losses._loss import Loss, as_row
 from imbsam_jax.losses._weights import class_balanced_weights
 
@@ -48,7 +48,7 @@ def ldam(
     >>> [round(float(x), 3) for x in loss(jnp.zeros((2, 2)), jnp.array([0, 1]))]
     [0.974, 1.313]
     """
-    counts = checks.counts(class_counts)
+    counts = arrays.counts(class_counts)
     checks.truth("scale_logits", scale_logits)
     max_margin = checks.number("max_margin", max_margin, least=0)
     scale = checks.number("scale", scale, above=0, wanted="positive and finite")
@@ -112,7 +112,7 @@ def vs(class_counts: ArrayLike, *, gamma: float = 0.3, tau: float = 1.0) -> Loss
     >>> round(float(loss(jnp.array([[0.0, 4.0]]), jnp.array([1]))[0]), 4)
     0.3133
     """
-    counts = checks.counts(class_counts)
+    counts = arrays.counts(class_counts)
     gamma = checks.number("gamma", gamma, least=0)
     tau = checks.number("tau", tau, least=0)
     divisors = checks.nan_with(gamma, (counts.max() / counts) ** gamma)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from imbsam_jax import checks, collectives
+from imbsam_jax import arrays, checks, collectives
 from imbsam_jax.losses._loss import Loss, as_loss, as_row, cross_entropy, refuse_part_of_batch
 from imbsam_jax.rows import row_weights
 
@@ -37,7 +37,7 @@ def class_balanced_weights(class_counts: ArrayLike, beta: float = 0.9999) -> NDA
     >>> class_balanced_weights([50, 5]).round(3).tolist()
     [0.182, 1.818]
     """
-    counts = checks.counts(class_counts)
+    counts = arrays.counts(class_counts)
     beta = checks.number("beta", beta, least=0, below=1, concrete=True)
     # 1 - beta^n without cancellation, which matters for the rarest classes.
     effective = -np.expm1(counts * np.log(beta)) if beta > 0 else np.ones(counts.shape)
@@ -103,7 +103,7 @@ def weighted(
         )
     if normalise not in ("batch", "weights"):
         raise ValueError(f"normalise must be 'batch' or 'weights', got {normalise!r}")
-    table = checks.weights("class_weights", class_weights)
+    table = arrays.weights("class_weights", class_weights)
     some_zero = not checks.is_concrete(table) or bool(np.any(np.asarray(table) == 0))
 
     def per_class(logits: jax.Array, step: Any) -> jax.Array:

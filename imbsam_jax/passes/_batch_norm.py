@@ -11,7 +11,8 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from imbsam_jax import collectives
-from imbsam_jax.checks import at_least_float32, floating, like, number, of_features
+from imbsam_jax.arrays import floating, of_features
+from imbsam_jax.checks import at_least_float32, like, number
 
 __all__ = ["batch_norm"]
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from imbsam_jax import checks
+from imbsam_jax import arrays, checks
 
 __all__ = ["Buffers", "binomial_buffers", "stratified_buffers"]
 
@@ -50,15 +50,15 @@ def binomial_buffers(
     ((55, 68, 256), (208, 221, 256))
     """
     name = "class_frequencies"
-    given = checks.per_class(name, class_frequencies)
+    given = arrays.per_class(name, class_frequencies)
     given = given.astype(np.int64) if given.dtype == bool else given  # drawn, or not
-    drawn = np.asarray(checks.weights(name, given), np.float64)
+    drawn = np.asarray(arrays.weights(name, given), np.float64)
     if not drawn.any():
         raise ValueError(f"{name} must not be all 0; got {drawn}")
     batch_size = checks.whole("batch_size", batch_size, 1, "at least 1")
     deviations = [
         checks.number("deviations", z, concrete=True)
-        for z in checks.listed("deviations", deviations)
+        for z in arrays.listed("deviations", deviations)
     ]
     drawn = drawn / drawn.sum()
 
@@ -97,8 +97,8 @@ def stratified_buffers(class_strata: ArrayLike, rows: Sequence[int]) -> Buffers:
     >>> buffers(np.array([False, True, True])), buffers(np.array([True, False, False]))
     ((51,), (205,))
     """
-    strata = checks.per_class("class_strata", class_strata)
-    given = checks.listed("rows", checks.in_class_order("rows", rows))
+    strata = arrays.per_class("class_strata", class_strata)
+    given = arrays.listed("rows", arrays.in_class_order("rows", rows))
     sizes = [checks.whole("rows", size, 0) for size in given]
     whole = strata.ndim == 1 and strata.dtype.kind in "biu"
     if not whole or strata.min(initial=0) < 0 or strata.max(initial=0) >= len(sizes):
@@ -116,7 +116,7 @@ def stratified_buffers(class_strata: ArrayLike, rows: Sequence[int]) -> Buffers:
 
 def sizes_of(buffers: Buffers, classes: NDArray[np.bool_], batch_size: int) -> tuple[int, ...]:
     """What buffers returns for these classes, rising, from 1 to the batch size."""
-    given = checks.listed("what buffers returns", buffers(classes))
+    given = arrays.listed("what buffers returns", buffers(classes))
     if not given:
         raise ValueError("buffers must return one number of rows or more, such as (64, 256)")
     sizes = [checks.whole("a number of rows that buffers returns", size, 0) for size in given]
