@@ -502,3 +502,29 @@ def test_a_module_is_no_tree_of_parameters(door: str) -> None:
     )
     with pytest.raises(TypeError, match=says):
         calls[door]()
+
+
+class Sowing(nnx.Module):
+    """What it sows becomes one longer in every pass."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.head = nnx.Linear(FEATURES, CLASSES, rngs=rngs)
+
+    def __call__(self, x: Any) -> Any:
+        before = jax.tree.leaves(self.seen) if hasattr(self, "seen") else []
+        self.seen = nnx.Intermediate((*before, x.mean()))
+        return self.head(x)
+
+
+@pytest.mark.parametrize("passes", [whole(), whole(2), split_norm(lambda classes: (4,))])
+def test_what_a_pass_makes_longer_is_taken_as_it_is(passes: Any) -> None:
+    """`Module.sow` does so: a second step raised what JAX says of trees that differ."""
+    x, labels = jnp.arange(8.0 * FEATURES).reshape(8, FEATURES), jnp.arange(8) % CLASSES
+    model = Sowing(nnx.Rngs(0))
+    f = ij.nnx.value_and_grad(losses_fn, ij.rules.imbsam(COUNTS, rho=0.1, eta=20), passes=passes)
+    for step in range(1, 3):
+        f(model, labels, x, labels)
+        parts = [x[k :: getattr(passes, "micro_batches", 1)].mean() for k in range(2)]
+        parts = parts[: getattr(passes, "micro_batches", 1)]
+        assert len(jax.tree.leaves(model.seen)) == step
+        np.testing.assert_allclose(np.ravel(jax.tree.leaves(model.seen)[-1]), parts, rtol=1e-6)
