@@ -177,7 +177,12 @@ def ramp(*, epochs: int, steps_per_epoch: int, limit: float = 1.0) -> Schedule:
     epochs = checks.whole("epochs", epochs, 1)
     steps_per_epoch = checks.whole("steps_per_epoch", steps_per_epoch, 1)
     limit = checks.number("limit", limit, least=0, most=1, concrete=True)
-    return _by_epoch(lambda epoch, xp: xp.minimum((epoch + 1) / epochs, limit), steps_per_epoch)
+
+    def at(epoch: Any, xp: Any) -> Any:
+        # Epochs after the last are as the last: one more than the largest int32 is its smallest.
+        return xp.minimum((xp.minimum(epoch, epochs - 1) + 1) / epochs, limit)
+
+    return _by_epoch(at, steps_per_epoch)
 
 
 def _by_epoch(at: Callable[[Any, Any], Any], steps_per_epoch: int) -> Schedule:

@@ -106,3 +106,19 @@ def test_in_a_rule() -> None:
 def test_bad_numbers_are_refused(build: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        schedules.step_radius(steps_per_epoch=1),
+        schedules.late_radius(0.1, 0.2, epochs=5, steps_per_epoch=1),
+        schedules.linear_radius(epochs=5, steps_per_epoch=1),
+        schedules.ramp(epochs=5, steps_per_epoch=1),
+        schedules.ramp(epochs=5, steps_per_epoch=1, limit=0.3),
+    ],
+)
+def test_a_count_that_stopped_at_the_largest_int32_is_in_the_last_epoch(schedule: Any) -> None:
+    """Optax's counts stop there. The ramp's share was -429496736 then, its epoch being one more."""
+    last = 2**31 - 1
+    assert float(jax.jit(schedule)(jnp.int32(last))) == pytest.approx(schedule(last), rel=1e-6)
