@@ -28,7 +28,7 @@ def class_hits(
 
     Args:
       logits: real[B, C]; the prediction is the first largest entry, of NumPy's in all of their
-        digits.
+        digits. A row with a NaN predicts no class.
       labels: int[B]; a label outside [0, C) counts nowhere.
       mask: bool[B], False for padding.
 
@@ -53,6 +53,8 @@ def class_hits(
             f"logits {list(logits.shape)} and labels {list(labels.shape)} are not of the same rows"
         )
     num_classes = logits.shape[-1]
+    if num_classes == 0:
+        raise ValueError(f"logits must have a class or more, got shape {list(logits.shape)}")
     counted = (labels >= 0) & (labels < num_classes)
     if mask is not None:
         counted &= arrays.as_mask(mask, labels.shape)
@@ -60,6 +62,8 @@ def class_hits(
     # Of NumPy's on the host: JAX would cut the digits that tell two entries apart.
     xp = jnp if isinstance(logits, jax.Array) else np
     hit = counted & (xp.argmax(logits, axis=-1).astype(labels.dtype) == labels)
+    if jnp.issubdtype(logits.dtype, jnp.floating):  # of which the first NaN is the largest
+        hit &= ~xp.isnan(logits).any(axis=-1)
     zeros = jnp.zeros(num_classes, jnp.int32)
     whole = collectives.everywhere(where)
     correct, total = (

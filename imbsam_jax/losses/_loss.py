@@ -118,6 +118,8 @@ def _widened(logits: jax.Array) -> jax.Array:
     logits = arrays.real("logits", logits)
     if logits.ndim != 2:
         raise ValueError(f"logits must be float[B, C], got shape {list(logits.shape)}")
+    if logits.shape[1] == 0:
+        raise ValueError(f"logits must have a class or more, got shape {list(logits.shape)}")
     return logits.astype(checks.at_least_float32(logits.dtype))
 
 

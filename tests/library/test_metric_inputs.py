@@ -388,3 +388,28 @@ def test_every_public_function_is_tried_so() -> None:
     assert {name for name in ij.losses.__all__ if name[0].islower()} - {
         "class_balanced_weights", "deviation_loss", "deep_sad_loss", "feature_adversary",
     } == set(LOSSES)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.float16, jnp.bfloat16])
+@pytest.mark.parametrize("module", [np, jnp])
+def test_a_row_with_nan_predicts_no_class(module: Any, kind: Any) -> None:
+    """Its first NaN is the largest entry: a network that diverged had all of class 0 right."""
+    given = np.array([[math.nan] * 3, [0.0, math.nan, 9.0], [1.0, 0.0, 0.0]], np.float32)
+    correct, total = metrics.class_hits(
+        module.asarray(given.astype(kind)), jnp.array([0, 1, 0]), jnp.array([True, True, True])
+    )
+    assert correct.tolist() == [1, 0, 0] and total.tolist() == [2, 1, 0]
+
+
+NO_CLASSES: dict[str, Callable[[], Any]] = {
+    "cross_entropy": lambda: losses.cross_entropy(jnp.zeros((2, 0)), jnp.zeros(2, int)),
+    "focal": lambda: losses.focal()(jnp.zeros((2, 0)), jnp.zeros(2, int)),
+    "class_hits": lambda: metrics.class_hits(jnp.zeros((2, 0)), jnp.zeros(2, int)),
+    "max_norm_radius": lambda: classifiers.max_norm_radius(jnp.zeros((2, 0))),
+}
+
+
+@pytest.mark.parametrize("name", NO_CLASSES)
+def test_no_class_at_all_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"(logits|kernel) must have a class or more"):
+        NO_CLASSES[name]()
