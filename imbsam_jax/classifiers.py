@@ -57,9 +57,11 @@ def tau_normalise(kernel: jax.Array, tau: float = 1.0) -> jax.Array:
     kernel = _checked_kernel(kernel)
     tau = checks.number("tau", tau)
     near, norms, scales = _with_norms(kernel)
-    power = (scales * norms) ** checks.like(tau, near)
-    scaled = (kernel.astype(near.dtype) / power).astype(kernel.dtype)
-    return checks.nan_with(tau, scaled)
+    tau = checks.like(tau, near)
+    # A power of the scale for itself: that of the norm may leave the range where the column does
+    # not. The scale is one of 2, and a kernel at tau 0 stays as it is.
+    scaled = near / norms**tau * scales ** (1 - tau)
+    return checks.nan_with(tau, scaled.astype(kernel.dtype))
 
 
 def lws_logits(logits: jax.Array, scales: jax.Array) -> jax.Array:
@@ -82,7 +84,7 @@ def lws_logits(logits: jax.Array, scales: jax.Array) -> jax.Array:
     >>> lws_logits(jnp.array([[1.0, 2.0]]), jnp.array([1.0, 3.0])).tolist()
     [[1.0, 6.0]]
     """
-    logits, scales = arrays.floating("logits", logits), arrays.floating("scales", scales)
+    logits, scales = _checked_logits(logits), arrays.floating("scales", scales)
     if scales.shape != logits.shape[-1:]:
         raise ValueError(
             f"scales must be float[{logits.shape[-1]}], one per class, got {scales.shape}"
@@ -145,6 +147,8 @@ def max_norm_radius(kernel: jax.Array, fraction: float = 0.1) -> jax.Array:
     """
     kernel = _checked_kernel(kernel)
     fraction = checks.number("fraction", fraction, least=0, most=1)
+    if kernel.shape[1] == 0:
+        raise ValueError(f"kernel must have a class or more, got shape {list(kernel.shape)}")
     norms = lengths(kernel, axis=0)
     return norms.min() + checks.like(fraction, norms) * (norms.max() - norms.min())
 
@@ -210,8 +214,8 @@ def max_norm(
 
     Raises:
       ValueError: a number out of its range; when called, a mask without a kernel, with one that is
-        no matrix, or of another structure, params missing.
-      TypeError: when called, a mask of anything but bools.
+        no matrix, or of another structure, params missing, updates of other shapes.
+      TypeError: when called, a mask of anything but bools, a state of another transformation.
 
     Source: Alshammari et al., CVPR 2022. Their kernels are [classes, features]; here a class is a
     column.
@@ -258,6 +262,11 @@ def max_norm(
         del extra_args
         if params is None:
             raise ValueError("max_norm needs params: call update(updates, state, params)")
+        if not isinstance(state, MaxNormState):
+            raise TypeError(
+                "max_norm needs its own state, that init or the last update returned: of a chain "
+                f"that of the whole chain. Got a {type(state).__name__}"
+            )
         step = optax.safe_increment(state.step)
         number, period = checks.as_steps(step, every)
         now = number % period == 0
@@ -266,11 +275,17 @@ def max_norm(
         def moved(pick: bool, change: jax.Array, kernel: jax.Array) -> jax.Array:
             if not pick:
                 return change
+            change = jnp.asarray(change)
             target = _projected(kernel + change, next(radii))
             return jnp.where(now, (target - kernel).astype(change.dtype), change)
 
         leaves, structure = jax.tree.flatten(updates)
         kernels = jax.tree.leaves(params)
+        if list(map(jnp.shape, leaves)) != list(map(jnp.shape, kernels)):
+            raise ValueError(
+                "max_norm needs an update for each parameter, of its shape; give both without "
+                "what is not trained"
+            )
         projected = [moved(*each) for each in zip(chosen(params), leaves, kernels, strict=True)]
         projected = checks.nan_unless(is_period, projected)
         return jax.tree.unflatten(structure, projected), MaxNormState(step, state.radii)
@@ -330,10 +345,12 @@ def normalised_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.flo
     [1.0, 1.0]
     """
     checks.one_key("key", key)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"dtype must be a floating one, got {jnp.dtype(dtype)}")
-    kernel = jax.random.uniform(key, shape, checks.at_least_float32(jnp.dtype(dtype)), -1.0, 1.0)
-    return _unit(_checked_kernel(kernel)).astype(dtype)
+    dtype = _floating_dtype(dtype)
+    if not (isinstance(shape, tuple | list) and len(shape) == 2):
+        raise ValueError(f"shape must be (F, C), got {checks.short(shape)}")
+    shape = tuple(checks.whole("each number of shape", size, 0) for size in shape)
+    kernel = jax.random.uniform(key, shape, checks.at_least_float32(dtype), -1.0, 1.0)
+    return _unit(kernel).astype(dtype)
 
 
 def adjust_logits(logits: jax.Array, class_counts: ArrayLike, *, tau: float = 1.0) -> jax.Array:
@@ -356,7 +373,7 @@ def adjust_logits(logits: jax.Array, class_counts: ArrayLike, *, tau: float = 1.
     >>> int(adjust_logits(jnp.array([[1.0, 0.0]]), [90, 10])[0].argmax())
     1
     """
-    counts, logits = arrays.counts(class_counts), arrays.floating("logits", logits)
+    counts, logits = arrays.counts(class_counts), _checked_logits(logits)
     if logits.shape[-1] != counts.size:
         raise ValueError(f"there are {counts.size} class counts but {logits.shape[-1]} logits")
     tau = checks.number("tau", tau)
@@ -369,6 +386,24 @@ def _checked_kernel(kernel: Any) -> jax.Array:
     if kernel.ndim != 2:
         raise ValueError(f"kernel must be float[F, C], got shape {list(kernel.shape)}")
     return kernel
+
+
+def _checked_logits(logits: Any) -> jax.Array:
+    logits = arrays.floating("logits", logits)
+    if logits.ndim < 1:
+        raise ValueError(f"logits must be float[B, C], got shape {list(logits.shape)}")
+    return logits
+
+
+def _floating_dtype(dtype: Any) -> Any:
+    try:
+        found = None if dtype is None else jnp.dtype(dtype)
+    except TypeError:  # of what is no type
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating):
+        given = checks.short(dtype if found is None else found, str)
+        raise ValueError(f"dtype must be a floating one, got {given}")
+    return found
 
 
 def _checked_radius(radius: ArrayLike) -> Any:

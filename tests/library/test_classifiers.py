@@ -252,3 +252,48 @@ def test_a_kernel_of_more_axes_is_no_matrix() -> None:
 def test_an_initialiser_of_whole_numbers_is_refused() -> None:
     with pytest.raises(ValueError, match="dtype must be a floating one, got int32"):
         classifiers.normalised_init(jax.random.key(0), (3, 2), jnp.int32)
+
+
+@pytest.mark.parametrize("tau", [2.0, 1.5, 1.0, 0.0, -0.5])
+def test_powers_of_norms_that_leave_the_range_do_no_harm(tau: float) -> None:
+    """1e25^2 is no float32, and 1e25 / 1e25^2 is one: the column was 0, and 1e-25's infinite."""
+    kernel = np.array([[3e25, 3e-25, 0.0, 3.0], [4e25, 4e-25, 0.0, 4.0]])
+    norms = np.where(kernel.any(axis=0), np.sqrt((kernel**2).sum(axis=0)), 1)
+    found = classifiers.tau_normalise(jnp.asarray(kernel, jnp.float32), tau)
+    np.testing.assert_allclose(found, kernel / norms**tau, rtol=1e-5)
+    if tau == 0:
+        assert found.tolist() == jnp.asarray(kernel, jnp.float32).tolist()
+
+
+@pytest.mark.parametrize(
+    "shape", [3, (3,), (3, 2, 1), (-3, 2), (3.0, 2), "32", None], ids=lambda shape: str(shape)
+)
+def test_an_initialiser_says_which_shape_it_takes(shape: Any) -> None:
+    with pytest.raises(ValueError, match="shape must be"):
+        classifiers.normalised_init(jax.random.key(0), shape)
+
+
+@pytest.mark.parametrize("dtype", ["flot", None, int, "complex64"])
+def test_an_initialiser_says_which_types_it_takes(dtype: Any) -> None:
+    with pytest.raises(ValueError, match="dtype must be a floating one"):
+        classifiers.normalised_init(jax.random.key(0), (3, 2), dtype)
+
+
+def test_a_lone_logit_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"logits must be float\[B, C\], got shape \[\]"):
+        classifiers.adjust_logits(jnp.array(1.0), [9])
+    with pytest.raises(ValueError, match=r"logits must be float\[B, C\], got shape \[\]"):
+        classifiers.lws_logits(jnp.array(1.0), jnp.array(1.0))
+
+
+def test_max_norm_says_what_does_not_fit() -> None:
+    params = {"head": jnp.array([[1.0, 3.0]]), "bias": jnp.ones(2)}
+    tx = classifiers.max_norm({"head": True, "bias": False}, 2.0)
+    state = tx.init(params)
+    for head, bias in ((np.zeros((1, 2)), None), (np.zeros(2), np.zeros(2))):
+        with pytest.raises(ValueError, match="max_norm needs an update for each parameter"):
+            tx.update({"head": head, "bias": bias}, state, params)
+    with pytest.raises(TypeError, match="max_norm needs its own state"):
+        tx.update(params, optax.EmptyState(), params)  # type: ignore[arg-type]
+    found, _ = tx.update({"head": np.zeros((1, 2)), "bias": np.zeros(2)}, state, params)
+    assert found["head"].tolist() == [[0.0, -1.0]]  # of NumPy's 64 bits without a warning
