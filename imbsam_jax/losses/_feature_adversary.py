@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -70,7 +71,8 @@ def feature_adversary(
     Inside pmap or shard_map the release's norms are over this device's rows.
 
     Raises:
-      ValueError: "release" without class_counts or with soft labels, options out of range.
+      ValueError: "release" without class_counts or with soft labels, options out of range,
+        features that are no real array with a row for each label.
 
     Source: Zhou et al., CVPR 2023, and its release. The per-example norm of "paper" is how we
     read `z + lambda g_z / ||g_z||`.
@@ -103,6 +105,12 @@ def feature_adversary(
         mask = check_mask(mask, labels.shape[0])
         check_distributions(labels, mask)
         share = checks.number("share", share, least=0, most=1)
+        features = arrays.floating("features", features)
+        if features.shape[:1] != labels.shape[:1]:
+            raise ValueError(
+                f"features must be float[{labels.shape[0]}, ...], a row for each label, got shape "
+                f"{list(features.shape)}"
+            )
         if table is not None:
             if labels.ndim == 2:
                 raise ValueError(
@@ -125,7 +133,7 @@ def feature_adversary(
         seen, pull = jax.vjp(lambda z: run(still, z)[0], lax.stop_gradient(features))
         real = jnp.ones_like(seen) if mask is None else mask.astype(seen.dtype)
         (d,) = pull(real)
-        flat = _widened(d).reshape(d.shape[0], -1)
+        flat = _widened(d).reshape(d.shape[0], math.prod(d.shape[1:]))
         length = checks.like(strength, flat)
         if table is None:
             u = jnp.ones((), flat.dtype)

@@ -195,3 +195,34 @@ def test_nothing_of_an_infinite_loss_is_nothing(share: float, traced: bool) -> N
     want = [1.0 if share == 0 else np.inf, (1 - share) * -18 + share * -8]
     np.testing.assert_allclose(losses, want)
     np.testing.assert_allclose(slope, (1 - share) * (0.5 - 9) + share * -4)
+
+
+KINDS = {
+    "float32": lambda z: jnp.asarray(z, jnp.float32),
+    "NumPy's": lambda z: z,  # of 64 bits, which JAX warns of
+    "whole": lambda z: jnp.asarray(z, jnp.int32),
+    "a list": lambda z: z.tolist(),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_of_any_real_type(kind: str) -> None:
+    """z = (1, 0) and w = (2, 0): d = 2 <z, w> w is along (1, 0), at a distance of 1/2 9."""
+    losses_fn = ij.losses.feature_adversary(lambda w, z: ((z @ w) ** 2, None), strength=0.5)
+    z = KINDS[kind](np.array([[1.0, 0.0], [2.0, 7.0]]))
+    found, _ = losses_fn(jnp.array([2.0, 0.0]), jnp.array([0, 1]), z, share=0.25)
+    np.testing.assert_allclose(found, [0.75 * 4 + 0.25 * 9, 0.75 * 16 + 0.25 * 25], rtol=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["paper", "release"])
+def test_features_are_a_row_for_each_label(variant: Any) -> None:
+    losses_fn = ij.losses.feature_adversary(
+        lambda w, z: ((z @ w) ** 2, None), [9, 1], variant=variant
+    )
+    none, _ = losses_fn(jnp.ones(2), jnp.zeros(0, int), jnp.ones((0, 2)), share=0.5)
+    assert none.shape == (0,)
+    for wrong in (jnp.ones((3, 2)), jnp.array(1.0)):
+        with pytest.raises(ValueError, match=r"features must be float\[2, ...\], a row for each"):
+            losses_fn(jnp.ones(2), jnp.array([0, 1]), wrong, share=0.5)
+    with pytest.raises(ValueError, match="features must be real numbers"):
+        losses_fn(jnp.ones(2), jnp.array([0, 1]), {"a": jnp.ones((2, 2))}, share=0.5)
