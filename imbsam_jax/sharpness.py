@@ -81,8 +81,11 @@ def of_rule(
     """
     check_rule(rule)
     while isinstance(rule, stagewise):
-        if step is None or not checks.is_concrete(step):
-            raise ValueError("of a staged rule, step must be a number: which stage is meant")
+        if step is None or not (checks.is_concrete(step) and checks.is_concrete(rule.starts[1])):
+            raise ValueError(
+                "of a staged rule, step and its switch_step must be numbers, not traced under jit: "
+                "which stage is meant"
+            )
         checks.steps("step", step)
         rule = rule.stages[int(checks.reached(step, rule.starts[1]))]
     ascent = check_ascent(ascent, rule)

@@ -178,3 +178,12 @@ def test_a_rule_of_other_classes_is_refused() -> None:
 def test_what_is_more_than_the_perturbation_is_refused(ascent: Any) -> None:
     with pytest.raises(ValueError, match="perturbation alone"):
         sharpness.of_rule(quadratic, rules.sam(2, rho=0.1), THETA, Y, X, Y, ascent=ascent)
+
+
+def test_a_switch_that_is_traced_is_no_stage() -> None:
+    def of(switch: Any) -> Any:
+        rule = rules.sse_sam([9, 1], head_rho=0.1, tail_rho=0.1, eta=1, switch_step=switch)
+        return sharpness.of_rule(quadratic, rule, THETA, Y, X, Y, step=5)
+
+    with pytest.raises(ValueError, match="step and its switch_step must be numbers, not traced"):
+        jax.jit(of)(3)
