@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -42,7 +43,7 @@ def class_counts(labels: ArrayLike, num_classes: int) -> NDArray[np.int64]:
     [2, 0, 1]
     """
     array = arrays.on_host("labels", labels)
-    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
+    if array.ndim != 1 or (array.size and not jnp.issubdtype(array.dtype, jnp.integer)):
         raise ValueError(
             f"labels must be a vector of whole numbers, got shape {array.shape} of "
             f"{array.dtype}: pass the class index of each example"
@@ -154,6 +155,8 @@ def long_tail_counts(
 
     `exp`: `n_i = floor(max_count * IF^(-i / (C - 1)))`, the rule of every CIFAR-LT set.
     `step`: the first half of the classes has max_count, the rest `floor(max_count / IF)`.
+    Both in doubles by way of 1 / IF, as every public construction has them, which may round below
+    a whole number (98 over 49 is 1 there), but never to a class without an example.
 
     Args:
       num_classes: C, at least 2.
@@ -186,6 +189,8 @@ def long_tail_counts(
         counts = [max_count] * half + [int(max_count * mu)] * (num_classes - half)
     else:
         raise ValueError(f"kind must be 'exp' or 'step', got {kind!r}")
+    if imbalance_factor <= max_count:  # no class is empty: 49 * (1 / 49) is 0.99...
+        counts = [max(count, 1) for count in counts]
     if counts[-1] < 1:
         raise ValueError(
             f"imbalance_factor {imbalance_factor} leaves class {num_classes - 1} without an "

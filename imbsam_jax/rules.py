@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -351,7 +352,7 @@ def _partition(counts: np.ndarray, groups: ArrayLike | None) -> np.ndarray:
         parts, hint = parts[parts.any(axis=1)], " of many, medium and few"
     else:
         of_class, hint = arrays.per_class("groups", groups), ""
-        if of_class.shape != counts.shape or not np.issubdtype(of_class.dtype, np.integer):
+        if of_class.shape != counts.shape or not jnp.issubdtype(of_class.dtype, jnp.integer):
             raise ValueError(
                 f"groups must be int[{counts.size}], the group of each class; got "
                 f"{of_class.dtype}{list(of_class.shape)}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -100,7 +101,8 @@ def stratified_buffers(class_strata: ArrayLike, rows: Sequence[int]) -> Buffers:
     strata = arrays.per_class("class_strata", class_strata)
     given = arrays.listed("rows", arrays.in_class_order("rows", rows))
     sizes = [checks.whole("rows", size, 0) for size in given]
-    whole = strata.ndim == 1 and strata.dtype.kind in "biu"
+    kind = bool(strata.dtype == bool) or bool(jnp.issubdtype(strata.dtype, jnp.integer))
+    whole = strata.ndim == 1 and kind
     if not whole or strata.min(initial=0) < 0 or strata.max(initial=0) >= len(sizes):
         raise ValueError(
             f"class_strata must be int[C] from 0 to {len(sizes) - 1}, as there are {len(sizes)} "

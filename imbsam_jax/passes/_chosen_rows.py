@@ -148,7 +148,8 @@ def _in_buffer(
     _check_aux(aux, room)
     if room < size:
 
-        def back(leaf: jax.Array) -> jax.Array:
+        def back(leaf: Any) -> jax.Array:
+            leaf = jnp.asarray(leaf)  # of aux, which may be NumPy's and of 64 bits
             blank = jnp.zeros((size, *leaf.shape[1:]), leaf.dtype)
             return blank.at[index].set(leaf, unique_indices=True)
 

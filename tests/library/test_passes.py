@@ -666,3 +666,21 @@ def test_options_of_another_kind_are_refused_as_the_passes_are_made(kind: str) -
                 TypeError, match=r"^carry must be a function, \(args, aux\) -> args"
             ):
                 MADE[kind](carry=carry)
+
+
+def test_own_rows_takes_an_aux_of_numpy() -> None:
+    """Of 64 bits, which JAX warns of where it cuts them unasked."""
+
+    def with_aux(w: Any, x: Any) -> Any:
+        return w * x, {"ones": np.ones(len(x)), "whole": np.arange(len(x))}
+
+    rule, how = rules.imbsam([8, 2], rho=0.1, eta=4), passes.own_rows(lambda classes: (2, 3))
+    f = ij.value_and_grad(with_aux, rule, passes=how)
+    (_, aux), _ = f(jnp.array(2.0), jnp.array([0, 1, 0]), jnp.arange(3.0))
+    assert aux["ones"].tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("kind", [jnp.int4, jnp.uint2, np.int8, bool])
+def test_strata_of_any_whole_type(kind: Any) -> None:
+    strata = np.array([0, 1, 1]).astype(kind)
+    assert passes.stratified_buffers(strata, (5, 3))(np.array([False, True, True])) == (3,)

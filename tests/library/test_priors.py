@@ -366,3 +366,19 @@ def test_without_imbalance_there_is_no_tail() -> None:
         ij.tail_threshold([7, 7, 7])
     with pytest.raises(ValueError, match="two classes or more"):
         ij.tail_threshold([7])
+
+
+@pytest.mark.parametrize("kind", [jnp.int4, jnp.uint2, np.int8])
+def test_whole_types_that_numpy_does_not_know(kind: Any) -> None:
+    """NumPy has no kind for int4: labels of it "must be whole numbers, got int4"."""
+    assert ij.class_counts(np.array([0, 1, 1]).astype(kind), 2).tolist() == [1, 2]
+    groups = ij.rules.gsa([5, 4, 3], groups=np.array([0, 1, 1]).astype(kind))(None).groups
+    assert groups.tolist() == [[1, 0, 0], [0, 1, 1]]
+
+
+@pytest.mark.parametrize("kind", ["exp", "step"])
+@pytest.mark.parametrize("largest", [49, 98, 103, 107, 500])
+def test_the_largest_imbalance_factor_leaves_one_example(kind: Any, largest: int) -> None:
+    """49 * (1 / 49) is 0.99...: "imbalance_factor 49 ...: it can be at most 49"."""
+    counts = ij.long_tail_counts(4, largest, largest, kind)
+    assert (counts[0], counts[-1]) == (largest, 1)
