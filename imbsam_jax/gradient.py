@@ -65,8 +65,9 @@ def value_and_grad(
         other and at 1 + f of SGD's cost; `passes.split_norm(...)`, for batch normalisation at
         1 + 2f, another gradient, and `passes.shared_norm(...)`, at 1 + f, a third.
       ascent: how the perturbation is taken.
-      axis_name: the device axis, inside pmap, shard_map or vmap; leave it None under plain jit,
-        also with a batch sharded over devices.
+      axis_name: the device axis, inside pmap, shard_map or vmap, where every device has all of the
+        parameters: norms are over those that it has. Leave it None under plain jit, also with a
+        batch or parameters sharded over devices.
       sync_ascent: average d_k over the devices before it is normalised. False gives every
         device its own perturbation from its own rows (m-sharpness); the result differs.
       info: also return a SharpnessInfo.

@@ -47,7 +47,8 @@ def sharpness_aware(
 
     Args:
       rule: a row of the table, for example `rules.imbsam(class_counts, rho=0.05, eta=100)`.
-      axis_name: the device axis, inside pmap, shard_map or vmap; None under plain jit.
+      axis_name: the device axis, inside pmap, shard_map or vmap, where every device has all of the
+        parameters; None under plain jit, where they may be sharded.
       sync_ascent: False gives every device its own perturbation (m-sharpness).
       ascent: how the perturbation is taken.
 
