@@ -315,7 +315,7 @@ def _map(of: Callable[..., Any], state: Any, *others: Any) -> Any:
 
 def _of_parts(changed: Any, before: Any) -> Any:
     """Of micro-batches, stacked on a leading axis, one state: floats averaged, else the last."""
-    was = {path: jax.tree.structure(v) for path, v in nnx.to_flat_state(before)}
+    was: dict[Any, Any] = {p: jax.tree.structure(v) for p, v in nnx.to_flat_state(before)}
     flat = nnx.to_flat_state(changed)
     # What a pass made, or made longer, as `sow` does, has nothing to be compared with.
     known = {path for path, v in flat if path in was and was[path] == jax.tree.structure(v)}
