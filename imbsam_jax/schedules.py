@@ -124,7 +124,7 @@ def linear_radius(
       low, high: the radii, finite and at least 0.
       epochs: of the whole training, at least 2; later steps keep `high`.
       steps_per_epoch: updates per epoch, at least 1.
-      float16: round each value to float16, as the release does.
+      float16: round each value to float16, as the release does; radii up to 65504.
 
     Returns:
       `rho(step)`, a float or float[].
@@ -144,6 +144,8 @@ def linear_radius(
     low, high = _radius(low), _radius(high)
     values = low + (high - low) * (np.arange(epochs) / (epochs - 1))
     if float16:
+        for name, radius in (("low", low), ("high", high)):
+            checks.number(name, radius, most=65504.0, wanted="at most 65504 in float16")
         values = values.astype(np.float16).astype(np.float64)
 
     def at(epoch: Any, xp: Any) -> Any:

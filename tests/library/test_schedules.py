@@ -67,6 +67,18 @@ def test_the_linear_schedule_of_focal_sam() -> None:
     np.testing.assert_array_equal(by_epoch(half, 200), np.float16(expected).astype(float))
 
 
+@pytest.mark.parametrize("name", ["low", "high"])
+def test_a_radius_beyond_float16_is_refused_where_it_would_be_rounded(name: str) -> None:
+    radii = {"low": 1.0, "high": 2.0, name: 65505.0}
+    with pytest.raises(ValueError, match=f"^{name} must be at most 65504 in float16, got 65505"):
+        schedules.linear_radius(**radii, epochs=2, steps_per_epoch=1, float16=True)
+    assert (
+        schedules.linear_radius(**radii, epochs=2, steps_per_epoch=1)(int(name == "high")) == 65505
+    )
+    largest = schedules.linear_radius(65504, 65504, epochs=2, steps_per_epoch=1, float16=True)
+    assert largest(1) == 65504
+
+
 def test_the_ramp_of_cc_sam() -> None:
     expected = [min((t + 1) / 30, 0.3) for t in range(30)]
     share = schedules.ramp(epochs=30, steps_per_epoch=STEPS, limit=0.3)
