@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 TREES, LEAST_ROUNDS = 300, 10
+_FEWEST_HELD = 1000
 
 
 def _trees(classes: int, seed: int, class_weight: str | None = None) -> Any:
@@ -71,6 +72,10 @@ def probabilities(
         found[:, alone[0]] = 1
         return found
     model = REFERENCES[name][1](classes, seed)
+    counts = np.unique(labels[train], return_counts=True)[1]
+    if hasattr(model, "early_stopping") and (counts.min() < 2 or len(counts) > _FEWEST_HELD):
+        # Of over 10,000 rows boosting holds a tenth out, of every class at least one row.
+        model.early_stopping = False
     # On a small table, and more so beside other work, threads wait for each other far longer than
     # they work.
     with threadpool_limits(1), warnings.catch_warnings():

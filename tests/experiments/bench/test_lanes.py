@@ -353,3 +353,20 @@ def test_a_reference_gives_every_class_a_probability(name: str) -> None:
     model = REFERENCES[name][1](3, 0).fit(FEATURES[train], LABELS[train])
     np.testing.assert_array_equal(found[:, 1], 0)
     np.testing.assert_allclose(found[:, [0, 2]], model.predict_proba(FEATURES[TEST]))
+
+
+@pytest.mark.parametrize("name", [name for name in REFERENCES if "trees" in name])
+def test_trees_of_many_rows_learn_of_a_class_with_one(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of over 10,000 rows boosting would hold a tenth of each class out, and has one of this."""
+    from experiments.bench import references
+
+    monkeypatch.setattr(references, "TREES", 0)
+    monkeypatch.setattr(references, "LEAST_ROUNDS", 1)
+    labels = np.repeat([0, 1, 2], [10_000, 100, 1]).astype(np.int32)
+    features = (labels[:, None] + np.zeros((1, 1))).astype(np.float32)
+    train = np.arange(len(labels))
+    found = probabilities(name, features, labels, train, train[-200:], 3, 0)
+    np.testing.assert_allclose(found.sum(axis=1), 1)
+    assert (found[:, 2] > 0).all()
