@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from experiments.reports.compare_folder import of_intervals
 from experiments.reports.figures import number
@@ -17,8 +18,12 @@ def show(summary: Mapping[str, Any]) -> None:
     data, splits = summary["data"], summary["splits"]["count"]
     factor = data["train_imbalance_factor"]
     table = Table(
-        title=f"{data['name']}: {data['rows']} rows, {data['classes']} classes, imbalance factor "
-        f"{factor:.3g} in training", box=None, padding=(0, 1, 0, 0),
+        title=Text(
+            f"{data['name']}: {data['rows']} rows, {data['classes']} classes, imbalance factor "
+            f"{factor:.3g} in training",
+            style="table.title",
+        ),
+        box=None, padding=(0, 1, 0, 0),
     )  # fmt: skip
     table.add_column("row", no_wrap=True)
     for head in ("bal. acc.", "- SGD", "95% interval", "p", "AUROC", "avg. prec.", "log-loss"):

@@ -124,3 +124,10 @@ def test_the_table_on_the_terminal(capsys):
         ])
     ]  # fmt: skip
     assert "2 splits; differences" in said and "Use sam." in said
+
+
+def test_a_name_in_brackets_is_shown_as_it_is(capsys):
+    held = summary()
+    held["data"]["name"] = "mine[old] [/] \\"
+    compare_table.show(held)
+    assert "mine[old] [/] \\: 12345 rows" in capsys.readouterr().out
