@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -116,7 +117,8 @@ def _delimited(
         raise DataError(f"{name} is no text: it holds a NUL character")
     if len(data) > 2**31 - 2:
         raise DataError(f"{name} has over 2 GiB of text: convert it to .parquet")
-    _check_width(name, data.split(b"\n", 1)[0].count(delimiter.encode()) + 1)
+    first = re.split(rb"[\r\n]", data, maxsplit=1)[0]
+    _check_width(name, first.count(delimiter.encode()) + 1)
     try:
         # In one block, so that the kind of a column is judged by all its rows.
         table = pyarrow.csv.read_csv(
@@ -126,7 +128,7 @@ def _delimited(
                 delimiter=delimiter,
                 newlines_in_values=True,
                 # Of a lone column an empty line is a row whose cell is missing.
-                ignore_empty_lines=delimiter.encode() in data.split(b"\n", 1)[0],
+                ignore_empty_lines=delimiter.encode() in first,
             ),
             convert_options=pyarrow.csv.ConvertOptions(
                 strings_can_be_null=True,
@@ -145,18 +147,24 @@ def _delimited(
 def with_leading_zeros(
     paths: Sequence[str | os.PathLike[str]], frames: Sequence[pd.DataFrame], names: Collection[str]
 ) -> list[pd.DataFrame]:
-    """The frames, these columns as words where a text file has a cell like 007: it is not 7."""
+    """The frames, these columns as words where a text file has names in them that are no numbers.
+
+    007 is not 7, nor 0x1F 31. Where 250.1 and 250.10 both stand in a file, or 250.0 and 250.00,
+    these are two names: numbers are written alike.
+    """
     typed = [_typed(path, frame, names) for path, frame in zip(paths, frames, strict=True)]
-    coded = {
-        name
-        for cells in typed
-        for name in cells
-        if cells[name].str.fullmatch(r"[-+]?0[0-9]+").any()
-    }
+    coded = {name for cells in typed for name in cells if _are_codes(cells[name].dropna())}
     return [
         frame.assign(**{name: cells[name] for name in coded if name in cells})
         for frame, cells in zip(frames, typed, strict=True)
     ]
+
+
+def _are_codes(cells: pd.Series) -> bool:
+    if cells.str.fullmatch(r"[-+]?0([0-9]+|[xX].*)").any():
+        return True
+    fractions = cells[cells.str.fullmatch(r"[-+]?[0-9]+\.[0-9]+")].drop_duplicates()
+    return bool(fractions.str.rstrip("0").duplicated().any())
 
 
 def _typed(

@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,7 @@ def read(
     frame, label = _labelled(path, label)
     roles = list(dict.fromkeys(name for name in (label, group, id) if name is not None))
     notes: list[str] = []
+    frame = _without_index(frame, (*roles, *text), notes)
     first_test = None
     if test is not None:
         first_test = len(frame)
@@ -117,7 +119,7 @@ def read(
         words = [name for name in frame if kind_of(frame[name]) == "words"]
         other, _ = _labelled(test, None if files.has_labels(test) else label, words)
         frame, other = files.with_leading_zeros((path, test), (frame, other), roles)
-        frame = _joined(frame, other, str(path), str(test))
+        frame = _joined(frame, other, str(path), str(test), roles)
     else:
         (frame,) = files.with_leading_zeros((path,), (frame,), roles)
     _check_roles(frame, str(path), label, text, group, id)
@@ -176,13 +178,39 @@ def _labelled(path: Any, label: str | None, words: Sequence[str] = ()) -> tuple[
     return files.frame(path, words), label
 
 
-def _joined(frame: pd.DataFrame, test: pd.DataFrame, path: str, other: str) -> pd.DataFrame:
+# What pandas and R call row numbers that they write beside the columns, or no name at all.
+_INDEX = re.compile(r"|Unnamed: 0(\.[0-9]+)?|__index_level_[0-9]+__")
+
+
+def _without_index(frame: pd.DataFrame, used: Collection[str], notes: list[str]) -> pd.DataFrame:
+    """Without row numbers: where rows are sorted by class, they tell it."""
+    found = [
+        name
+        for name in frame
+        if _INDEX.fullmatch(name)
+        and name not in used
+        and pd.api.types.is_integer_dtype(frame[name].dtype)
+    ]
+    if found:
+        shown = ", ".join(map(repr, found))
+        notes.append(f"{noun(len(found), 'column')} of row numbers, by the name, left out: {shown}")
+    return frame.drop(columns=found)
+
+
+def _joined(
+    frame: pd.DataFrame, test: pd.DataFrame, path: str, other: str, roles: Collection[str]
+) -> pd.DataFrame:
     _check_same(test, frame, other, path)
     parts = [frame.copy(), test[list(frame.columns)].copy()]
     for name in frame.columns:
         for mine, its in (parts, parts[::-1]):  # a column without a value is of any kind
             if is_number(mine[name]) and not is_number(its[name]) and its[name].isna().all():
                 its[name] = np.full(len(its), np.nan)
+        # Booleans with one missing have no type of their own, and beside numbers none at all.
+        both = [part[name] for part in parts]
+        if name not in roles and all(map(holds_numbers, both)) and not all(map(is_number, both)):
+            for part in parts:
+                part[name] = part[name].to_numpy(np.float64, na_value=np.nan)
     return pd.concat(parts, ignore_index=True)
 
 
@@ -229,6 +257,13 @@ def _check_roles(
 
 
 def _others(frame: pd.DataFrame, name: str) -> str:
+    lone = re.search("[;\t,|]", frame.columns[0]) if len(frame.columns) == 1 else None
+    if lone:
+        between = "tabs" if lone[0] == "\t" else repr(lone[0])
+        return (
+            f": its first line is one name, with {between} in it; save it with commas (.csv) or "
+            "tabs (.tsv) between columns"
+        )
     near = difflib.get_close_matches(name, list(frame.columns), 1)
     if near:
         return f": did you mean {near[0]!r}?"

@@ -56,14 +56,20 @@ def usable(
         kind = "number" if like is not None and is_number(like[name]) else kind_of(column)
         if kind == "number":
             kept[name] = _numbers(column)
+            if like is None and _are_row_numbers(kept[name].to_numpy()[:judged]):
+                notes.append(
+                    f"column {name!r} holds the numbers of the rows, and is learned from as any "
+                    "other: leave it out, unless it measures something"
+                )
         elif like is not None and kind != "words" and not column.isna().all():
             raise DataError(f"column {name!r} is one {kind}, where there were words")
         elif kind == "words" or like is not None:
             seen = column.iloc[:judged]
             distinct = seen.nunique()
-            if like is None and name not in text and distinct > _MANY_VALUES:
+            judge = like is None and name not in text
+            if judge and not _tell_of_commas(column, notes) and distinct > _MANY_VALUES:
                 _tell_of_words(column, notes)
-            if like is None and name not in text and distinct > max(_MANY_VALUES, len(seen) / 2):
+            if judge and distinct > max(_MANY_VALUES, len(seen) / 2):
                 dropped.setdefault(
                     "whose values nearly all differ (--text, were it sentences)", []
                 ).append(str(name))
@@ -77,6 +83,27 @@ def usable(
     if not kept:
         raise DataError("; ".join(["no column is left to learn from", *notes]))
     return pd.DataFrame(kept)
+
+
+def _are_row_numbers(values: np.ndarray) -> bool:
+    """Whether they are whole numbers without a gap, each once, in any order."""
+    if len(values) <= _MANY_VALUES or values.max() - values.min() != len(values) - 1:
+        return False
+    return bool((np.sort(values) == values.min() + np.arange(len(values))).all())
+
+
+def _tell_of_commas(column: pd.Series, notes: list[str]) -> bool:
+    """A note, and True, where the words are numbers but for commas or signs of money or percent."""
+    there = pd.Series(column.dropna().unique(), dtype=str)
+    plain = there.str.replace(r"[%$€£\s]", "", regex=True).str.replace(",", ".")
+    odd = there[plain != there]
+    if odd.empty or pd.to_numeric(plain.str.replace(".", "", n=1), errors="coerce").isna().any():
+        return False
+    notes.append(
+        f"column {column.name!r} is taken for one of words, for {odd.iloc[0]!r} and the like: were "
+        "these numbers, write them with a point and without other signs"
+    )
+    return True
 
 
 def _tell_of_words(column: pd.Series, notes: list[str]) -> None:

@@ -573,3 +573,100 @@ def test_a_role_given_twice_is_told_as_that(tmp_path):
     path = write(tmp_path, good().assign(kind=np.arange(12) % 3), "csv")
     with pytest.raises(DataError, match="is given as --label and --id"):
         read(path, "kind", id="kind")
+
+
+def test_a_truth_with_one_missing_beside_numbers_of_the_other_file_is_a_number(tmp_path):
+    """Side by side they are of no one type: the column was left out."""
+    paths = [tmp_path / "train.csv", tmp_path / "test.csv"]
+    cells = ["true", "", "false", "true"], ["1", "0", "0", "1"]
+    for path, values in zip(paths, cells, strict=True):
+        lines = [f"{x},{y},{k}" for k, (x, y) in enumerate(zip(values, "uvuv", strict=True))]
+        path.write_text("\n".join(["x,kind,k", *lines]) + "\n")
+    for path, other, want in (
+        (*paths, [1, np.nan, 0, 1, 1, 0, 0, 1]), (*paths[::-1], [1, 0, 0, 1, 1, np.nan, 0, 1]),
+    ):  # fmt: skip
+        table = read(path, "kind", test=other)
+        np.testing.assert_array_equal(table.columns["x"], want)
+        assert table.notes == ()
+
+
+@pytest.mark.parametrize("name", ["", "Unnamed: 0", "Unnamed: 0.1", "__index_level_0__"])
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_row_numbers_beside_the_columns_are_no_feature(tmp_path, kind, name):
+    """Of rows that are sorted by class they tell it; a file of other rows may lack them."""
+    frame = good()[["kind", "size"]]
+    numbered = frame.assign(**{name: [*range(10), 0, 1]})  # of two frames one after the other
+    path = write(tmp_path, numbered, kind)
+    write(tmp_path, frame, "tsv")
+    for table in (read(path, "kind"), read(path, "kind", test=tmp_path / "rows.tsv")):
+        assert list(table.columns) == ["size"]
+        assert table.notes == (f"1 column of row numbers, by the name, left out: {name!r}",)
+    assert len(np.unique(read(path, "kind", id=name).ids)) == 10
+    words = read(write(tmp_path, frame.assign(**{name: list("uvwx") * 3}), kind), "kind")
+    assert list(words.columns) == ["size", name]
+
+
+@pytest.mark.parametrize("kind", COLUMNS_OF)
+def test_numbers_of_the_rows_are_told(tmp_path, kind):
+    says = (
+        "column 'size' holds the numbers of the rows, and is learned from as any other: leave it "
+        "out, unless it measures something"
+    )
+    frame = good(24).drop(columns="said")
+    for values, told in (
+        (np.random.default_rng(0).permutation(24) + 5, True),
+        ([*range(23), 24], False), ([*range(23), 0], False), (np.arange(24) / 2, False),
+    ):  # fmt: skip
+        table = read(write(tmp_path, frame.assign(size=values), kind), COLUMNS_OF[kind])
+        assert (says in table.notes) == told and "size" in table.columns
+
+
+def test_lines_that_end_in_a_carriage_return_alone(tmp_path):
+    rows = "\r".join(f"{k % 7},{'uv'[k % 2]}" for k in range(MOST_COLUMNS + 2))
+    (tmp_path / "x.csv").write_bytes(f"x,kind\r{rows}\r".encode())
+    table = read(tmp_path / "x.csv", "kind")
+    assert (len(table.labels), list(table.columns)) == (MOST_COLUMNS + 2, ["x"])
+
+
+@pytest.mark.parametrize("role", ["label", "group", "id"])
+@pytest.mark.parametrize(
+    ("cells", "names"),
+    [
+        (["250.1", "250.10", "250.0", "250.00"], 4),
+        (["0x1F", "31", "0x20", "33"], 4),
+        (["1.0", "2.0", "1", "2"], 2),  # of two files one after the other
+        (["1.50", "2.25", "3.00", "4.10"], 4),
+    ],
+)
+def test_names_that_read_as_numbers_would_fall_together(tmp_path, cells, names, role):
+    frame = pd.DataFrame({"kind": ["u", "v"] * 8, "x": np.arange(16.0), "of": cells * 4})
+    frame.to_csv(tmp_path / "x.csv", index=False)
+    given = {"label": "kind", role: "of"}
+    if role == "id" and names < 4:
+        with pytest.raises(DataError, match=f"{names} values: four or more"):
+            read(tmp_path / "x.csv", **given)
+        return
+    table = read(tmp_path / "x.csv", **given)
+    held = table.ids if role == "id" else table.weighed
+    assert len(np.unique(held)) == names
+    if names == 4 and role != "id" and "1.50" not in cells:
+        assert sorted(table.weighed_names) == sorted(cells)
+
+
+@pytest.mark.parametrize("between", [";", "\t", "|"])
+def test_columns_between_which_is_something_else_are_told(tmp_path, between):
+    (tmp_path / "x.csv").write_text(f"kind{between}x\nu{between}1\n")
+    with pytest.raises(DataError, match="its first line is one name, with "):
+        read(tmp_path / "x.csv", "kind")
+
+
+@pytest.mark.parametrize("cells", [["1,5", "2"], ["1.234,5", "7"], ["12%", "3%"], ["$1", "€2"]])
+def test_numbers_that_are_written_as_words_are_told(tmp_path, cells):
+    path = write(tmp_path, good()[["kind", "size"]].assign(cost=cells * 6), "tsv")
+    assert read(path, "kind").notes == (
+        f"column 'cost' is taken for one of words, for {cells[0]!r} and the like: were these "
+        "numbers, write them with a point and without other signs",
+    )
+    for words in (["1,5", "a"], ["u,v", "w"], ["1", "x"]):
+        path = write(tmp_path, good()[["kind", "size"]].assign(cost=words * 6), "tsv")
+        assert read(path, "kind").notes == ()
