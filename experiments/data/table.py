@@ -201,6 +201,7 @@ def _joined(
     frame: pd.DataFrame, test: pd.DataFrame, path: str, other: str, roles: Collection[str]
 ) -> pd.DataFrame:
     _check_same(test, frame, other, path)
+    _check_arrays(test, frame, other, path)
     parts = [frame.copy(), test[list(frame.columns)].copy()]
     for name in frame.columns:
         for mine, its in (parts, parts[::-1]):  # a column without a value is of any kind
@@ -226,6 +227,15 @@ def _check_same(frame: pd.DataFrame, like: pd.DataFrame, path: str, whose: str) 
             raise DataError(
                 f"{path}: column {name!r} holds {kinds[0]}, where {whose} holds {kinds[1]}"
             )
+
+
+def _check_arrays(frame: pd.DataFrame, like: pd.DataFrame, path: str, whose: str) -> None:
+    """Columns of an array without names are known by their places: of more, these are others."""
+    here, there = (
+        sum(re.fullmatch("x[0-9]+", name) is not None for name in of) for of in (frame, like)
+    )
+    if Path(path).suffix.lower() == ".npz" and here > there and here == len(frame.columns) - 1:
+        raise DataError(f"{path}: X has {here} columns, and that of {whose} {there}")
 
 
 # ---- what each column is for ----------------------------------------------------------------

@@ -670,3 +670,17 @@ def test_numbers_that_are_written_as_words_are_told(tmp_path, cells):
     for words in (["1,5", "a"], ["u,v", "w"], ["1", "x"]):
         path = write(tmp_path, good()[["kind", "size"]].assign(cost=words * 6), "tsv")
         assert read(path, "kind").notes == ()
+
+
+def test_wider_arrays_without_names_are_of_something_else(tmp_path):
+    """Their first columns were taken for those that are trained on."""
+    draw = np.random.default_rng(0)
+    for name, width in (("train", 3), ("test", 4)):
+        np.savez(tmp_path / f"{name}.npz", X=draw.normal(size=(8, width)), y=[0, 1] * 4)
+    train, test = tmp_path / "train.npz", tmp_path / "test.npz"
+    with pytest.raises(DataError, match=r"test.npz: X has 4 columns, and that of .*train.npz 3$"):
+        read(train, test=test)
+    for path, width in ((train, 3), (test, 4)):
+        names = np.array(["a", "b", "c", "d"][:width])
+        np.savez(path, X=draw.normal(size=(8, width)), y=[0, 1] * 4, feature_names=names)
+    assert list(read(train, test=test).columns) == ["a", "b", "c"]
