@@ -218,14 +218,14 @@ def _joined(
 def _check_same(frame: pd.DataFrame, like: pd.DataFrame, path: str, whose: str) -> None:
     missing = [name for name in like.columns if name not in frame.columns]
     if missing:
-        raise DataError(f"{path} has no column {missing[0]!r}, which {whose} has")
+        raise DataError(f"{path} has no column {missing[0]!r}, as there is in {whose}")
     for name in like.columns:
         if holds_numbers(like[name]) != holds_numbers(frame[name]) and not (
             frame[name].isna().all() or (len(like) and like[name].isna().all())
         ):
             kinds = ("words", "numbers") if holds_numbers(like[name]) else ("numbers", "words")
             raise DataError(
-                f"{path}: column {name!r} holds {kinds[0]}, where {whose} holds {kinds[1]}"
+                f"{path}: column {name!r} holds {kinds[0]}, and in {whose} {kinds[1]}"
             )
 
 

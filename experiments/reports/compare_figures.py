@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.host.cli import noun
 from experiments.reports import drawing
 
 # More rows than these would hide one another in one panel.
@@ -68,7 +69,8 @@ def differences(path: Path, summary: Mapping[str, Any]) -> None:
     axes[0].set_ylim(-0.7, len(rows) - 0.3)
     figure.suptitle(drawing.wrapped(
         f"{summary['data']['name']}: difference to {base['row']}, paired over "
-        f"{summary['splits']['count']} splits, with 95% intervals (open: outside the family)"
+        f"{noun(summary['splits']['count'], 'split')}, with 95% intervals (open: outside the "
+        "family)"
     ), fontsize="medium")  # fmt: skip
     drawing.save(figure, path)
 

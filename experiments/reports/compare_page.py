@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.host import outputs
+from experiments.host.cli import noun
 from experiments.reports import compare_figures, compare_folder
 from experiments.reports.compare_figures import baseline
 from experiments.reports.scores import PERCENT
@@ -88,7 +89,7 @@ def _about_data(summary: Mapping[str, Any]) -> str:
         f"{data['rows']:,} rows, {data['features']} columns, {data['classes']} classes, largest "
         f"over smallest {data['imbalance_factor']:g} "
         f"({data['train_imbalance_factor']:g} in the rows trained on). "
-        f"{splits['count']} splits of {sizes} rows"
+        f"{noun(splits['count'], 'split')} of {sizes} rows"
         f"{', tested on a file of its own' if splits['own_test'] else ''}."
     )
     notes = "".join(f"<li>{_text(note)}</li>" for note in data["notes"])

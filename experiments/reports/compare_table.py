@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from experiments.host.cli import noun
 from experiments.reports.compare_folder import of_intervals
 from experiments.reports.figures import number
 
@@ -43,9 +44,9 @@ def show(summary: Mapping[str, Any]) -> None:
         console = Console(width=120)
     console.print(table)
     console.print(
-        f"{splits} splits; differences to SGD with cross-entropy in points of balanced accuracy, "
-        "paired by split;\np by Holm over the methods, of which reference lines are none.\n"
-        + of_intervals(summary),
+        f"{noun(splits, 'split')}; differences to SGD with cross-entropy in points of balanced "
+        "accuracy, paired by split;\n"
+        "p by Holm over the methods, of which reference lines are none.\n" + of_intervals(summary),
         style="dim",
     )
     console.print(summary["verdict"], markup=False)

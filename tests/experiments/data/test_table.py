@@ -365,7 +365,7 @@ def test_a_test_file_of_ones_own(tmp_path):
 @pytest.mark.parametrize(
     ("change", "given", "says"),
     [
-        (lambda f: f.drop(columns="size"), {}, "no column 'size', which .*rows.csv has"),
+        (lambda f: f.drop(columns="size"), {}, "no column 'size', as there is in .*rows.csv$"),
         (lambda f: f.assign(size="x"), {}, "'size' holds words"),
         (lambda f: f.assign(kind="d"), {}, "class 'd', which no training row has"),
         (lambda f: f.assign(kind=None), {}, "no row with a label"),
@@ -397,8 +397,8 @@ WORDS_LATER = {
     "dates in text": (["2020-01-01"] * 12, "csv", "2020-01-01"),
     "truth in text": ([True] * 12, "csv", "True"),
     "nothing": ([None] * 12, "csv", None),
-    "numbers": ([1] * 12, "parquet", "holds numbers, where"),
-    "truth": ([True] * 12, "parquet", "holds numbers, where"),
+    "numbers": ([1] * 12, "parquet", "holds numbers, and in"),
+    "truth": ([True] * 12, "parquet", "holds numbers, and in"),
     "dates": (pd.date_range("2024-01-01", periods=12), "parquet", "one of dates or times"),
     "lists": ([["red"]] * 12, "parquet", "one of neither numbers nor words"),
 }

@@ -124,6 +124,11 @@ def test_the_table_on_the_terminal(capsys):
         ])
     ]  # fmt: skip
     assert "2 splits; differences" in said and "Use sam." in said
+    one = summary()
+    one["splits"]["count"] = 1
+    compare_table.show(one)
+    assert "1 split; differences" in capsys.readouterr().out
+    assert "1 split of 1,900" in compare_page.page(one, 10, {})
 
 
 def test_a_name_in_brackets_is_shown_as_it_is(capsys):
