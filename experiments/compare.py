@@ -396,7 +396,7 @@ def _rows(args: argparse.Namespace, table: Any, splits: list[Any], notes: list[s
     for row in found:
         try:
             for split in splits:
-                counts = _weighed_counts(table, np.r_[split.train, split.val])
+                counts = _weighed_counts(table, split.train)
                 for point in row.points:
                     row.method(counts, point)
         except (RunError, ValueError) as error:

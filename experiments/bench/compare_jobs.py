@@ -32,7 +32,7 @@ class Scale(NamedTuple):
     """By what classes are many, medium and few: as `scores.shots` has it.
 
     Attributes:
-      counts: int[C], rows of each class that the first split trains on or chooses by.
+      counts: int[C], rows of each class that the first split trains on.
       thresholds: (many_above, few_below).
     """
 
@@ -41,8 +41,7 @@ class Scale(NamedTuple):
 
 
 def scale_of(table: Table, split: Split) -> Scale:
-    rows = table.labels[np.concatenate([split.train, split.val])]
-    counts = np.bincount(rows, minlength=table.num_classes)
+    counts = np.bincount(table.labels[split.train], minlength=table.num_classes)
     return Scale(counts, scores.shots(counts))
 
 
@@ -54,8 +53,7 @@ class Parts:
 
     def __init__(self, table: Table, splits: Sequence[Split]):
         self._table, self._splits = table, list(splits)
-        self._rows = [np.sort(np.concatenate([split.train, split.val])) for split in splits]
-        self.fitted = [columns.fit(table, rows, seed=k) for k, rows in enumerate(self._rows)]
+        self.fitted = [columns.fit(table, split.train, seed=k) for k, split in enumerate(splits)]
         self.width = max(len(fitted.names) for fitted in self.fitted)
 
     def __len__(self) -> int:
@@ -64,7 +62,8 @@ class Parts:
     def __getitem__(self, number: int) -> Part:
         found = self.fitted[number](self._table.columns)
         features = np.pad(found, ((0, 0), (0, self.width - found.shape[1])))
-        return Part(number, features, self._rows[number], self._splits[number].test)
+        split = self._splits[number]
+        return Part(number, features, split.train, split.test)
 
 
 class Jobs:

@@ -25,7 +25,7 @@ def read(config: Mapping[str, Any]) -> tuple[tables.Table, list[data_splits.Spli
     cut = config["cut"] if config["data"] or config["cut"] else BUNDLED_CUT
     splits = data_splits.splits(
         table, config["splits"], seed=config["seed"], test_share=config["test_share"],
-        val_share=0.0, cut=cut,
+        cut=cut,
     )  # fmt: skip
     return table, splits, cut
 

@@ -74,7 +74,7 @@ class Part(NamedTuple):
     Attributes:
       number: of the split.
       features: float32[N, d], fitted on `train`.
-      train: rows that are trained on, or choose settings.
+      train: rows that are trained on, and choose settings by folds.
       test: rows that are tested.
     """
 

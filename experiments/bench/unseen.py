@@ -34,15 +34,14 @@ def _in_no_fold(table: Table, splits: Sequence[Split], recipe: Recipe) -> set[in
     engine = Engine(table.labels, table.weighed, recipe, [], ids=table.ids)
     found: set[int] = set()
     for number, split in enumerate(splits):
-        rows = np.r_[split.train, split.val]
-        held = engine.folds(Part(number, np.zeros((0, 0), np.float32), rows, split.test))
+        held = engine.folds(Part(number, np.zeros((0, 0), np.float32), split.train, split.test))
         seen = set(table.labels[np.concatenate(held)].tolist())
         if not seen:
             raise RunError(
                 "no row can be held out to choose settings by: of each class one row alone (with "
                 "--id one id) is trained on; give --no-tune"
             )
-        found |= set(table.labels[rows].tolist()) - seen
+        found |= set(table.labels[split.train].tolist()) - seen
     return found
 
 

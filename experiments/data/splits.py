@@ -1,4 +1,4 @@
-"""Which rows of a table are trained on, which choose settings, and which are tested.
+"""Which rows of a table are trained on, and which are tested.
 
 Every split has the same number of rows of each class in each part, so that arrays of several
 splits stack; with ids it has the same number of ids instead.
@@ -25,12 +25,10 @@ class Split(NamedTuple):
 
     Attributes:
       train: trained on.
-      val: choose settings; a class has none of its 2 or 3 rows there.
       test: tested.
     """
 
     train: NDArray[np.int64]
-    val: NDArray[np.int64]
     test: NDArray[np.int64]
 
 
@@ -40,14 +38,11 @@ def splits(
     *,
     seed: int = 0,
     test_share: float = 0.3,
-    val_share: float = 0.2,
     cut: float | None = None,
 ) -> list[Split]:
     """Repeated random splits, stratified by label (by label and group, where there are groups).
 
-    Of a class with m rows, round(test_share m) are tested, at least one and at most m - 1; of the
-    others round(val_share ...) choose settings, at least one where they are three or more (none at
-    all with val_share 0). Rows of
+    Of a class with m rows, round(test_share m) are tested, at least one and at most m - 1. Rows of
     one id stay in one part: an id counts for the rarest class among its rows, and ids are divided
     as rows are otherwise. Where the table has a test file, that is the test part of every split.
 
@@ -56,9 +51,8 @@ def splits(
       count: how many splits.
       seed: decides all of them; split k is the same however many there are.
       test_share: in (0, 1).
-      val_share: of the rows that are not tested, in [0, 1).
-      cut: a long-tail cut of train and val together: of class c stay
-        floor(n_max cut^(-c / (C - 1))) rows at most, n_max those of the largest. Test is not cut.
+      cut: a long-tail cut of train: of class c stay floor(n_max cut^(-c / (C - 1))) rows at most,
+        n_max those of the largest. Test is not cut.
 
     Returns:
       One Split for each.
@@ -71,10 +65,9 @@ def splits(
     found = []
     for key in np.random.SeedSequence(seed).spawn(count):
         draw = np.random.default_rng(key)
-        rest, test = _tested(table, strata, test_share, draw)
-        rest = rest if cut is None else _cut(table, rest, cut, draw)
-        train, val = _divided(table, strata, rest, val_share, 3, draw)
-        found.append(Split(np.sort(train), np.sort(val), np.sort(test)))
+        train, test = _tested(table, strata, test_share, draw)
+        train = train if cut is None else _cut(table, train, cut, draw)
+        found.append(Split(np.sort(train), np.sort(test)))
     return found
 
 
@@ -100,7 +93,7 @@ def _tested(
     best = None
     # With rows alone the first draw holds every class; ids may have to be drawn again.
     for _ in range(1 if table.ids is None else _TRIES):
-        rest, test = _divided(table, strata, rows, share, 2, draw)
+        rest, test = _divided(table, strata, rows, share, draw)
         absent = sum(
             table.num_classes - len(np.unique(table.labels[part])) for part in (rest, test)
         )
@@ -113,14 +106,9 @@ def _tested(
 
 
 def _divided(
-    table: Table,
-    strata: np.ndarray,
-    rows: np.ndarray,
-    share: float,
-    least: int,
-    draw: np.random.Generator,
+    table: Table, strata: np.ndarray, rows: np.ndarray, share: float, draw: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(kept, taken) of these rows; from `least` units on a stratum gives one at least."""
+    """(kept, taken) of these rows; from two units on a stratum gives one at least."""
     if table.ids is None:
         units, of_row = strata[rows], np.arange(len(rows))
     else:
@@ -131,9 +119,9 @@ def _divided(
     starts = np.flatnonzero(np.diff(units[order], prepend=-1))
     for members in np.split(order, starts[1:]):
         size = len(members)
-        many = max(int(share * size + 0.5), int(size >= least)) if share else 0
+        many = max(int(share * size + 0.5), 1)
         taken[members[: min(many, size - 1)]] = True
-    if least == 2 and table.ids is None:
+    if table.ids is None:
         _one_of_each(table.labels[rows], taken)
     return rows[~taken[of_row]], rows[taken[of_row]]
 

@@ -26,8 +26,8 @@ LABELS = np.array([0, 0, 0, 1, 1, 0, 1, 0], np.int32)
 # Of "c" the first split trains on three words, the second on two.
 WORDS = np.array(["a", "b", "d", "a", "b", "a", "b", "a"], object)
 SPLITS = [
-    Split(np.array([0, 2, 3]), np.array([1]), np.array([4, 5, 6, 7])),
-    Split(np.array([5, 6]), np.array([4]), np.array([0, 1, 2, 3])),
+    Split(np.array([0, 1, 2, 3]), np.array([4, 5, 6, 7])),
+    Split(np.array([4, 5, 6]), np.array([0, 1, 2, 3])),
 ]
 POINT = {"lr": 0.1, "weight_decay": 0.01, "rho": 0.3, "head_share": 0.6}
 ROWS = [
@@ -205,5 +205,5 @@ def test_all_splits_have_equally_many_columns() -> None:
 def test_many_and_few_are_those_of_the_first_split() -> None:
     scale = scale_of(table(), SPLITS[0])
     assert scale.counts.tolist() == [3, 1] and scale.thresholds == (2, 2)
-    empty = scale_of(table(), SPLITS[0]._replace(train=np.array([0]), val=np.array([1])))
+    empty = scale_of(table(), SPLITS[0]._replace(train=np.array([0, 1])))
     assert empty.counts.tolist() == [2, 0]

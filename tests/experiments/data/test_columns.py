@@ -146,26 +146,19 @@ def test_each_class_in_each_part_by_its_share():
     table = labelled(COUNTS)
     found = splits(table, 5, seed=3)
     for split in found:
-        # round(0.3 n) tested, at least one; round(0.2 rest) of three or more left
+        # round(0.3 n) tested, at least one
         assert by_class(table, split.test) == [12, 3, 1, 1, 1]
-        assert by_class(table, split.val) == [6, 2, 1, 0, 0]
-        assert by_class(table, split.train) == [22, 6, 2, 2, 1]
+        assert by_class(table, split.train) == [28, 8, 3, 2, 1]
         assert np.array_equal(np.sort(np.concatenate(split)), np.arange(60))
         assert all((np.diff(part) > 0).all() for part in split)
     assert len({split.test.tobytes() for split in found}) == 5
 
 
-def test_however_large_the_shares_a_row_of_each_class_is_trained_on():
+def test_however_large_the_share_a_row_of_each_class_is_trained_on():
     table = labelled(COUNTS)
-    for split in splits(table, 2, test_share=0.9, val_share=0.9):
-        assert by_class(table, split.test) == [36, 10, 3, 2, 1]
+    for split in splits(table, 2, test_share=0.98):
+        assert by_class(table, split.test) == [39, 10, 3, 2, 1]
         assert by_class(table, split.train) == [1, 1, 1, 1, 1]
-
-
-def test_without_a_share_nothing_is_held_out_to_choose_by():
-    table = labelled(COUNTS)
-    for split in splits(table, 2, val_share=0):
-        assert len(split.val) == 0 and len(split.train) == 60 - len(split.test)
 
 
 def test_seeds_decide_and_more_splits_change_none():
@@ -185,7 +178,7 @@ def test_rows_of_one_id_stay_on_one_side():
     table = table_of({"x": np.arange(300.0)}, labels, ids=ids)
     for split in splits(table, 5):
         parts = [set(ids[rows]) for rows in split]
-        assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
+        assert not parts[0] & parts[1]
         assert sum(map(len, parts)) == len(set(ids))
         assert all(min(by_class(table, rows)) > 0 for rows in split)
         assert 0.2 < len(split.test) / 300 < 0.4
@@ -212,15 +205,14 @@ def test_a_test_file_is_tested_in_every_split():
     table = labelled((20, 10), first_test_row=25)
     for split in splits(table, 3):
         assert split.test.tolist() == [25, 26, 27, 28, 29]
-        assert by_class(table, split.val) == [4, 1]
+        assert by_class(table, split.train) == [20, 5]
 
 
 def test_a_long_tail_is_cut_of_what_is_not_tested():
     table = labelled((100, 100, 90, 80))
     for split in splits(table, 3, cut=8):
         assert by_class(table, split.test) == [30, 30, 27, 24]
-        both = np.add(by_class(table, split.train), by_class(table, split.val))
-        assert both.tolist() == [70, 35, 17, 8]  # floor(70 * 8 ** (-c / 3))
+        assert by_class(table, split.train) == [70, 35, 17, 8]  # floor(70 * 8 ** (-c / 3))
     with pytest.raises(DataError, match=r"--cut 100 leaves a class of made without a row"):
         splits(table, 1, cut=100)
 
