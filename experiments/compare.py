@@ -49,6 +49,7 @@ def arguments() -> argparse.ArgumentParser:
 _NOT_COMPARED = ("out", "overwrite", "resume", "save", "predict")
 # Of the files, that a comparison is gone on with on the rows that it was begun with.
 CONFIG, DIGESTS = "config.json", "data_sha256"
+SNIPPET, PREDICTIONS, SPENT = "snippet.py", "predictions.csv", "spent.json"
 
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
@@ -92,15 +93,6 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     return summary
 
 
-def _finished(out: Path, args: argparse.Namespace) -> dict[str, Any] | None:
-    """summary.json where nothing is left to make; what is there and damaged is refused."""
-    wanted = (compare_folder.SUMMARY, compare_folder.RUNS, SNIPPET)
-    if args.predict or not all((out / name).exists() for name in wanted):
-        return None
-    summary, _ = compare_folder.read(out)
-    return summary if not args.save or compare_kept.is_whole(out) else None
-
-
 def _check_inputs(out: Path, args: argparse.Namespace) -> None:
     """Refuses to read what is written, or cleared, before or after it is read."""
     for name in ("data", "test", "predict"):
@@ -116,9 +108,6 @@ def _predict(args: argparse.Namespace, out: Path) -> None:
     found = compare_kept.predict(out, args.predict)
     outputs.replace_text(out / PREDICTIONS, found.to_csv(index=False))
     print(f"{cli.noun(len(found), 'row')} predicted in {out / PREDICTIONS}")
-
-
-SNIPPET, PREDICTIONS, SPENT = "snippet.py", "predictions.csv", "spent.json"
 
 
 def _check(out: Path, config: dict[str, Any], args: argparse.Namespace) -> None:
@@ -144,17 +133,25 @@ def _check(out: Path, config: dict[str, Any], args: argparse.Namespace) -> None:
         raise RunError(f"{out} holds another comparison ({what}): choose another --out")
 
 
+def _finished(out: Path, args: argparse.Namespace) -> dict[str, Any] | None:
+    """summary.json where nothing is left to make; what is there and damaged is refused."""
+    wanted = (compare_folder.SUMMARY, compare_folder.RUNS, SNIPPET)
+    if args.predict or not all((out / name).exists() for name in wanted):
+        return None
+    summary, _ = compare_folder.read(out)
+    return summary if not args.save or compare_kept.is_whole(out) else None
+
+
 def _compare(
     args: argparse.Namespace, config: dict[str, Any], out: Path, stop: StopRequest, spent: Spent
 ) -> dict[str, Any]:
     table, splits, cut = compare_read.read(vars(args))
-    notes = list(table.notes)
-    rows = _rows(args, table, splits, notes)
+    rows, refused = _rows(args, table, splits)
     train = len(splits[0].train)
     net = compare_read.net(vars(args), table)
     steps = steps_for(train, args.batch_size, args.epochs)
     recipe = Recipe(net, steps, args.batch_size, args.folds if args.tune else 0, args.seed)
-    notes += unseen.notes(table, splits, recipe)
+    notes = [*table.notes, *refused, *unseen.notes(table, splits, recipe)]
     for note in notes:
         print(f"note: {note}")
     keep = config if args.save else None
@@ -182,6 +179,23 @@ def _compare(
     return summary
 
 
+def _rows(args: argparse.Namespace, table: Any, splits: list[Any]) -> tuple[list[Any], list[str]]:
+    """(the rows that can be trained on these counts, a note for each rule that cannot)."""
+    rows = []
+    refused: dict[str, str] = {}
+    for row in compare_flags.candidates_of(args):
+        try:
+            for split in splits:
+                counts = _weighed_counts(table, split.train)
+                for point in row.points:
+                    row.method(counts, point)
+        except (RunError, ValueError) as error:
+            refused[row.rule] = str(error)
+            continue
+        rows.append(row)
+    return rows, [f"without {rule}: {why}" for rule, why in refused.items()]
+
+
 def _hand_on(
     args: argparse.Namespace,
     out: Path,
@@ -193,22 +207,14 @@ def _hand_on(
 ) -> None:
     """The row that is to be used, with settings chosen by all rows: as Python, and kept."""
     part, fitted = compare_kept.all_rows(table, args.splits, args.seed, cut)
-    row = _allowed(rows, best, _weighed_counts(table, part.train))
+    counts = _weighed_counts(table, part.train)
+    row = _allowed(rows, best, counts)
     point = row.points[0]
     if recipe.folds:
         engine = Engine(table.labels, table.weighed, recipe, [row], ids=table.ids)
         ((point,), _) = engine.choose(part, [row])
     row = row._replace(points=[point])
-    counts = _weighed_counts(table, part.train)
-    given = {"text": args.text, "group": args.group, "id": args.id, "test": args.test}
-    read = [repr(args.data or compare_read.BUNDLED)] + [repr(args.label)] * (args.label is not None)
-    read += [f"{name}={value!r}" for name, value in given.items() if value]
-    text = snippet.program(
-        row, row.described(counts, point), recipe, source=table.name, read=", ".join(read),
-        groups=offered.gsa_groups(counts),
-        cut="" if cut is None else f", cut={cut!r}, seed={args.seed}",
-    )  # fmt: skip
-    outputs.replace_text(out / SNIPPET, text)
+    outputs.replace_text(out / SNIPPET, _snippet(args, table, recipe, row, counts, cut))
     if args.save:
         compare_kept.save(out, table, part, fitted, recipe, row)
 
@@ -227,33 +233,23 @@ def _allowed(rows: list[Any], best: str, counts: Any) -> Any:
     return row
 
 
+def _snippet(
+    args: argparse.Namespace, table: Any, recipe: Recipe, row: Any, counts: Any, cut: float | None
+) -> str:
+    """A program that reads the same table and trains this row at its first point."""
+    given = {"text": args.text, "group": args.group, "id": args.id, "test": args.test}
+    read = [repr(args.data or compare_read.BUNDLED)] + [repr(args.label)] * (args.label is not None)
+    read += [f"{name}={value!r}" for name, value in given.items() if value]
+    return snippet.program(
+        row, row.described(counts, row.points[0]), recipe, source=table.name, read=", ".join(read),
+        groups=offered.gsa_groups(counts),
+        cut="" if cut is None else f", cut={cut!r}, seed={args.seed}",
+    )  # fmt: skip
+
+
 def _weighed_counts(table: Any, rows: Any) -> Any:
     """int[G], at least 1: with ids a split may lack a class."""
     return np.maximum(np.bincount(table.weighed[rows], minlength=len(table.weighed_names)), 1)
-
-
-def _rows(args: argparse.Namespace, table: Any, splits: list[Any], notes: list[str]) -> list[Any]:
-    """The rows that can be trained on these counts; of the others a note."""
-    asked = list(dict.fromkeys(["sgd", *args.rule]))
-    losses = list(dict.fromkeys(["cross_entropy", *args.loss]))
-    found = offered.candidates(
-        asked, losses, settings=args.settings if args.tune else 1,
-        fixed=compare_flags.fixed(args), samplings=args.sampling, perturb=args.perturb,
-    )  # fmt: skip
-    rows = []
-    refused: dict[str, str] = {}
-    for row in found:
-        try:
-            for split in splits:
-                counts = _weighed_counts(table, split.train)
-                for point in row.points:
-                    row.method(counts, point)
-        except (RunError, ValueError) as error:
-            refused[row.rule] = str(error)
-            continue
-        rows.append(row)
-    notes += [f"without {rule}: {why}" for rule, why in refused.items()]
-    return rows
 
 
 if __name__ == "__main__":

@@ -187,6 +187,13 @@ def is_tuned(args: argparse.Namespace) -> bool:
     return bool(args.data) if args.tune is None else bool(args.tune)
 
 
-def fixed(args: argparse.Namespace) -> dict[str, float]:
-    """The settings that are given, and not sought."""
-    return {name: getattr(args, name) for name in _HELP if getattr(args, name) is not None}
+def candidates_of(args: argparse.Namespace) -> list[offered.Candidate]:
+    """The rows that are asked for, SGD with cross-entropy among them."""
+    return offered.candidates(
+        list(dict.fromkeys(["sgd", *args.rule])),
+        list(dict.fromkeys(["cross_entropy", *args.loss])),
+        settings=args.settings if is_tuned(args) else 1,
+        fixed={name: getattr(args, name) for name in _HELP if getattr(args, name) is not None},
+        samplings=args.sampling,
+        perturb=args.perturb,
+    )
