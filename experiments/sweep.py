@@ -28,21 +28,14 @@ from experiments import cifar_lt
 from experiments.bench.folder import write_sweep
 from experiments.bench.grid import Tried, named, points_of, summarise, table, verdict
 from experiments.bench.tables import SPLITS
-from experiments.bench.training import Bench, Job
-from experiments.command import image_sweep, loss_flags, method_flags
+from experiments.bench.training import Bench, Job, Setup
+from experiments.command import digits_flags, image_sweep, loss_flags, method_flags
 from experiments.data.digits import load_digits_lt
-from experiments.digits_lt import (
-    add_method_arguments,
-    add_training_arguments,
-    checked,
-    needs,
-    settings_of,
-    setup_of,
-)
 from experiments.host import cli, locks, origin, outputs
 from experiments.host.errors import Diverged, RunError
 from experiments.run import compatible
 from experiments.run.compatible import Asked
+from experiments.run.parts import tail_of
 from experiments.step.objectives import Objective
 
 # Few, half of Medium and all of it are in the tail: the paper's 20, 60 and 100 of CIFAR100-LT.
@@ -88,7 +81,8 @@ def image_arguments() -> cli.Parser:
 def arguments() -> cli.Parser:
     """Those of the digits."""
     parser = cli.parser(
-        "Train an MLP on long-tailed 8x8 digits at each point of a grid.", {**needs(), "grid": ()}
+        "Train an MLP on long-tailed 8x8 digits at each point of a grid.",
+        {**digits_flags.needs(), "grid": ()},
     )
     parser.add_argument(
         "--rule", default="imbsam",
@@ -96,9 +90,9 @@ def arguments() -> cli.Parser:
         help="whose grid; SGD is trained beside it",
     )  # fmt: skip
     _add_grid(parser, "digits")
-    add_method_arguments(parser)
+    digits_flags.add_method(parser)
     loss_flags.add_arguments(parser.add_argument_group("loss"))
-    add_training_arguments(parser)
+    digits_flags.add_training(parser)
     return parser
 
 
@@ -178,8 +172,8 @@ def train(
     steps = bench.steps_per_epoch(args.batch_size)
     loss, _ = loss_flags.build_loss(args.loss, counts, options, steps_per_epoch=steps)
     objective = Objective(loss, len(counts), args.mixup)
-    settings = settings_of(args, args.loss)
-    setup = setup_of(settings, bench.first)
+    settings = digits_flags.settings_of(args, args.loss)
+    setup = Setup.of(settings, tail_of(bench.first, settings))
     sgd, _ = method_flags.build_method("sgd", counts, options, steps_per_epoch=steps)
     methods: list[Any] = [
         method_flags.build_method(args.rule, counts, {**options, **point}, steps_per_epoch=steps)[0]
@@ -213,7 +207,7 @@ def train(
 def main(args: argparse.Namespace) -> None:
     with contextlib.ExitStack() as opened:
         if args.experiment == "digits":
-            out, seeds = checked(args)
+            out, seeds = digits_flags.checked(args)
             grid = grid_of(args)
             cli.use_compilation_cache()
             opened.enter_context(locks.Lock(out))

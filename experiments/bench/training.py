@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Self, cast
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +72,19 @@ class Setup(NamedTuple):
     trained: str = "all"
     classifier: str = "linear"
     max_norm: str = "none"
+
+    @classmethod
+    def of(cls, settings: Any, tail: Any = None) -> Self:
+        """Those of a run's settings; decay in the perturbed loss is the method's.
+
+        Args:
+          settings: `run.settings.Settings`.
+          tail: bool[C] of stratified sampling, as `run.parts.tail_of` has it; None otherwise.
+        """
+        same = {name: getattr(settings, name) for name in cls._fields if name != "tail"}
+        if settings.weight_decay_inside:
+            same["weight_decay"] = 0.0
+        return cls(**same, tail=() if tail is None else tuple(tail.tolist()))
 
 
 class Job(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import types
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from experiments.bench import training
 from experiments.bench.training import Bench, Job, Setup
 from experiments.data.digits import load_digits_lt
 from experiments.host.errors import Diverged
+from experiments.run.settings import Settings
 from experiments.step.methods import Tabled
 from experiments.step.objectives import Objective
 from imbsam_jax import losses, rules
@@ -26,6 +28,14 @@ RHO = 0.1
 SETUP = Setup(
     epochs=3, batch_size=120, lr=0.05, schedule="constant", momentum=0.0, weight_decay=0.0
 )
+
+
+def test_a_setup_is_of_a_runs_settings() -> None:
+    given = {"epochs": 3, "batch_size": 120, "lr": 0.05, "schedule": "constant", "momentum": 0.0}
+    settings = Settings(**given, weight_decay=0.5, sampling="stratified")
+    assert Setup.of(settings) == SETUP._replace(weight_decay=0.5, sampling="stratified")
+    inside = dataclasses.replace(settings, sampling="natural", weight_decay_inside=True)
+    assert Setup.of(inside, np.array([False, True])) == SETUP._replace(tail=(False, True))
 
 
 # SGD for the first epoch of three steps, then SAM.
