@@ -120,57 +120,65 @@ def plan(
     args: argparse.Namespace, more: Sequence[str]
 ) -> tuple[list[Planned], list[dict[str, str]]]:
     """(sets to run, the smallest first; those that cannot be, each with why)."""
+    handed_on = ["--no-tune"] * args.no_tune + _handed_on(more)
     planned: list[Planned] = []
     failed: list[dict[str, str]] = []
+    families: dict[str, str | None] = {}
+    for each in entries(args.sets):
+        name, cuts = name_of(each), cuts_of(each.get("cut", 0))
+        families[name] = each.get("family")
+        try:
+            rows, about, more_cuts = _looked_at(each, args.cut)
+        except DataError as error:
+            # To sum up what is finished, no rows are needed.
+            rows, about, more_cuts = 0, "", _finished_cuts(args, name, cuts)
+            if not more_cuts:
+                failed.append({"name": name, "why": str(error)})
+                continue
+        planned += [
+            Planned(name=_full(name, cut), flags=_flags(args, each, cut, handed_on),
+                    cost=rows + _ANY, about=about, family=each.get("family", name))
+            for cut in dict.fromkeys([*cuts, *more_cuts])
+        ]  # fmt: skip
+    _check_names([each["name"] for each in failed] + [each.name for each in planned], families)
+    return sorted(planned, key=lambda each: (each.cost, each.name)), failed
+
+
+def _handed_on(more: Sequence[str]) -> list[str]:
+    """What follows --, all of which compare takes for every set."""
     for word in more:
         if (flag := word.partition("=")[0]) in _MINE:
             raise RunError(f"{flag} behind -- would be heeded of no set, or of all: {_MINE[flag]}")
-    more = ["--no-tune"] * args.no_tune + list(more)
-    names: list[str] = []
-    families: dict[str, str | None] = {}
-    for each in entries(args.sets):
-        name = name_of(each)
-        families[name] = each.get("family")
-        cuts = cuts_of(each.get("cut", 0))
-        rows, about = 0, ""
-        try:
-            found = table.read(
-                each["data"], **{k: column_of(k, each[k]) for k in _READ if k in each}
-            )
-            counts = found.class_counts()
-            rows = len(found.labels)
-            about = (
-                f"{cli.noun(rows, 'row')}, {cli.noun(len(found.columns.columns), 'column')}, "
-                f"{found.num_classes} classes"
-            )
-            factor, most = counts.max() / counts.min(), 0.7 * counts.max()
-            cuts += [cut for cut in args.cut if factor < cut <= most]
-        except DataError as error:
-            # To sum up what is finished, no rows are needed.
-            done = [
-                cut for cut in (*cuts, *args.cut)
-                if args.only_sum_up and _has(Path(args.out, "sets", _full(name, cut)), _SUMMED)
-            ]  # fmt: skip
-            if not done:
-                failed.append({"name": name, "why": str(error)})
-                names.append(name)
-                continue
-            cuts += done
-        flags = [word for k, v in each.items() if k not in _OURS for word in _flag(k, v)]
-        # A list may give a set a number of its own.
-        shared = [
-            word
-            for flag, value in (("splits", args.splits), ("seed", args.seed))
-            if flag not in each
-            for word in _flag(flag, value)
-        ] + _but(more, each)
-        for cut in dict.fromkeys(cuts):
-            own = ["--cut", f"{cut:g}"] if cut else []
-            planned.append(
-                Planned(name=_full(name, cut), flags=(*flags, *own, *shared), cost=rows + _ANY,
-                        about=about, family=each.get("family", name))
-            )  # fmt: skip
-    names += [each.name for each in planned]
+    return list(more)
+
+
+def _looked_at(each: dict[str, Any], cuts: Sequence[float]) -> tuple[int, str, list[float]]:
+    """(its rows, how large it is in words, those of the cuts that it can be cut to).
+
+    Raises:
+      DataError: it cannot be compared on.
+    """
+    found = table.read(each["data"], **{k: column_of(k, each[k]) for k in _READ if k in each})
+    counts = found.class_counts()
+    rows = len(found.labels)
+    about = (
+        f"{cli.noun(rows, 'row')}, {cli.noun(len(found.columns.columns), 'column')}, "
+        f"{found.num_classes} classes"
+    )
+    factor, most = counts.max() / counts.min(), 0.7 * counts.max()
+    return rows, about, [cut for cut in cuts if factor < cut <= most]
+
+
+def _finished_cuts(args: argparse.Namespace, name: str, cuts: Sequence[float]) -> list[float]:
+    """Of a set whose rows cannot be read, what is finished and only to be summed up."""
+    return [
+        cut for cut in (*cuts, *args.cut)
+        if args.only_sum_up and _has(Path(args.out, "sets", _full(name, cut)), _SUMMED)
+    ]  # fmt: skip
+
+
+def _check_names(names: Sequence[str], families: dict[str, str | None]) -> None:
+    """No two sets have one name, and a set that a family is named after is of it."""
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise RunError(f"two sets are named {twice}: give one another name in a list (name = ...)")
@@ -180,7 +188,21 @@ def plan(
                 f"{name} is of the family {family}, and the set {family} is not: give the family "
                 "another name"
             )
-    return sorted(planned, key=lambda each: (each.cost, each.name)), failed
+
+
+def _flags(
+    args: argparse.Namespace, each: dict[str, Any], cut: float, handed_on: Sequence[str]
+) -> tuple[str, ...]:
+    """Of compare: what a list says of the set, its cut, and of this command line the rest."""
+    said = [word for k, v in each.items() if k not in _OURS for word in _flag(k, v)]
+    own = ["--cut", f"{cut:g}"] if cut else []
+    shared = [
+        word
+        for flag, value in (("splits", args.splits), ("seed", args.seed))
+        if flag not in each
+        for word in _flag(flag, value)
+    ]
+    return (*said, *own, *shared, *_but(handed_on, each))
 
 
 def _full(name: str, cut: float) -> str:
