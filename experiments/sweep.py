@@ -122,45 +122,50 @@ def grid_of(args: argparse.Namespace) -> dict[str, list[float]]:
         )
     if args.rho_schedule != "constant":
         raise RunError("a grid is of constant radii: leave --rho-schedule out")
-    parser = arguments() if args.experiment == "digits" else image_arguments()
-    types = {
-        action.dest: action.type
-        for action in parser._actions
-        if isinstance(action.type, cli.number) and not (action.type.whole or action.nargs)
-    }
-    of_rule = method_flags.options_of(args.rule)
-    known = {name for name in types if name in of_rule}
-    if args.experiment != "digits":  # there every point has a method of its own
-        known |= {name for name in types if args.rule in method_flags.taken_by(name)}
-    defaults = [
-        [name, *map(str, values)]
-        for name, values in GRIDS[args.experiment].items()
-        if name in known
-    ]
+    known, usual = _numeric_flags(args), GRIDS[args.experiment]
+    defaults = [[name, *map(str, values)] for name, values in usual.items() if name in known]
     grid: dict[str, list[float]] = {}
     for name, *values in args.grid or defaults:
         name = name.lstrip("-").replace("-", "_")
         if name not in known or name in grid:
             what = "is given twice" if name in grid else f"is no numeric flag of {args.rule}"
             raise RunError(f"--grid {name} {what}; it has {', '.join(sorted(known))}")
-        try:
-            grid[name] = sorted({types[name](value) for value in values})
-        except argparse.ArgumentTypeError as error:
-            raise RunError(f"--grid {name} {error}") from error
-        if not values:
-            raise RunError(f"--grid {name} has no values: write --grid {name} 0.1 0.2")
+        grid[name] = _values(name, values, known[name])
     if "eta" in grid and getattr(args, "sampling", None) == "stratified":
         raise RunError(
             "--grid eta with --sampling stratified would change how batches are drawn as well, "
             "and SGD's have no one eta: use --sampling natural, or one --eta a sweep"
         )
     if not grid:
-        usual = " nor ".join(GRIDS[args.experiment])
         raise RunError(
-            f"--rule {args.rule} takes neither {usual}, which have values of their own: give "
-            f"--grid, of {', '.join(sorted(known))}"
+            f"--rule {args.rule} takes neither {' nor '.join(usual)}, which have values of their "
+            f"own: give --grid, of {', '.join(sorted(known))}"
         )
     return grid
+
+
+def _numeric_flags(args: argparse.Namespace) -> dict[str, cli.number]:
+    """Of the rule, those of one number that need not be whole: what each takes, by name."""
+    parser = arguments() if args.experiment == "digits" else image_arguments()
+    types = {
+        action.dest: action.type
+        for action in parser._actions
+        if isinstance(action.type, cli.number) and not (action.type.whole or action.nargs)
+    }
+    known = {*method_flags.options_of(args.rule)}
+    if args.experiment != "digits":  # there every point has a method of its own
+        known |= {name for name in types if args.rule in method_flags.taken_by(name)}
+    return {name: of for name, of in types.items() if name in known}
+
+
+def _values(name: str, values: list[str], of: cli.number) -> list[float]:
+    try:
+        found = sorted({of(value) for value in values})
+    except argparse.ArgumentTypeError as error:
+        raise RunError(f"--grid {name} {error}") from error
+    if not found:
+        raise RunError(f"--grid {name} has no values: write --grid {name} 0.1 0.2")
+    return found
 
 
 def train(
