@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -38,45 +38,74 @@ def groups(args: argparse.Namespace, seeds: list[int]) -> list[SeedGroup]:
     Where nobody said, new ones on a CPU are if they then use no fewer devices than a lone run does:
     on two cores that was faster (results/seeds_together), on a GPU slower (results/accelerator).
     """
-    held = {}
-    for seed in seeds:
-        config = Path(args.out) / f"seed_{seed}" / "config.json"
-        if args.resume and config.exists():
-            held[seed] = folders.begun(config)
-
-    def shared_by(group: list[int]) -> int:
-        of_held = [held[seed].get("devices", 1) for seed in group if seed in held]
-        if args.devices is not None:
-            return int(args.devices)
-        return int(of_held[0]) if of_held else devices_for_seeds(len(group))
-
+    held = _held(args, seeds)
     if args.together:
-        begun = [config.get("together") or [] for config in held.values()]
-        same = [others for others in begun if sorted(others) == sorted(seeds)]
-        return [SeedGroup(same[0] if same else seeds, shared_by(seeds), True)]
+        return [_all_together(args, seeds, held)]
+    if args.together is False:
+        return _alone(args, seeds)
+    found = _as_begun(args, seeds, held)
+    # Of a group that was stopped as it began not every folder holds a run.
+    begun = {*held, *(seed for group in found for seed in group.seeds)}
+    return found + _new(args, [seed for seed in seeds if seed not in begun])
+
+
+def _held(args: argparse.Namespace, seeds: list[int]) -> dict[int, dict[str, Any]]:
+    """What each seed was begun with, of those that --resume finds begun."""
+    configs = {seed: Path(args.out) / f"seed_{seed}" / "config.json" for seed in seeds}
+    return {
+        seed: folders.begun(config)
+        for seed, config in configs.items()
+        if args.resume and config.exists()
+    }
+
+
+def _all_together(
+    args: argparse.Namespace, seeds: list[int], held: dict[int, dict[str, Any]]
+) -> SeedGroup:
+    """In the order that they were begun in."""
+    begun = [config.get("together") or [] for config in held.values()]
+    same = [others for others in begun if sorted(others) == sorted(seeds)]
+    return SeedGroup(same[0] if same else seeds, _shared_by(args, seeds, held), True)
+
+
+def _alone(args: argparse.Namespace, seeds: list[int]) -> list[SeedGroup]:
+    return [SeedGroup([seed], devices_of(args), False) for seed in seeds]
+
+
+def _as_begun(
+    args: argparse.Namespace, seeds: list[int], held: dict[int, dict[str, Any]]
+) -> list[SeedGroup]:
+    """The held seeds, each alone or with those that it was begun with, which must be asked for."""
     found: list[SeedGroup] = []
-    new = []
-    for seed in seeds:
-        others = held[seed].get("together") if seed in held else None
-        if args.together is False or (seed in held and not others):
-            found.append(SeedGroup([seed], devices_of(args), False))
-        elif not others:
-            new.append(seed)
+    for seed, config in held.items():
+        others = config.get("together")
+        if not others:
+            found += _alone(args, [seed])
         elif not set(others) <= set(seeds):
             raise RunError(
                 f"{args.out}/seed_{seed} was trained together with others: name them all, --seeds "
                 f"{' '.join(map(str, others))}, or choose another --out"
             )
         elif not any(seed in group.seeds for group in found):
-            found.append(SeedGroup(others, shared_by(others), True))
-    # Of a group that was stopped as it began not every folder holds a run.
-    new = [seed for seed in new if not any(seed in group.seeds for group in found)]
-    number = _devices_of_new(args, len(new))
-    if number > 1:
-        if not args.quiet:
-            print(f"{cli.noun(len(new), 'seed')} together on {number} devices (not: --no-together)")
-        return [*found, SeedGroup(new, number, True)]
-    return [*found, *(SeedGroup([seed], devices_of(args), False) for seed in new)]
+            found.append(SeedGroup(others, _shared_by(args, others, held), True))
+    return found
+
+
+def _shared_by(args: argparse.Namespace, group: list[int], held: dict[int, dict[str, Any]]) -> int:
+    """The devices of seeds that are trained together: as asked for, or as they were begun."""
+    of_held = [held[seed].get("devices", 1) for seed in group if seed in held]
+    if args.devices is not None:
+        return int(args.devices)
+    return int(of_held[0]) if of_held else devices_for_seeds(len(group))
+
+
+def _new(args: argparse.Namespace, seeds: list[int]) -> list[SeedGroup]:
+    number = _devices_of_new(args, len(seeds))
+    if number == 1:
+        return _alone(args, seeds)
+    if not args.quiet:
+        print(f"{cli.noun(len(seeds), 'seed')} together on {number} devices (not: --no-together)")
+    return [SeedGroup(seeds, number, True)]
 
 
 def _devices_of_new(args: argparse.Namespace, seeds: int) -> int:
