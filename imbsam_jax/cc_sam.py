@@ -26,18 +26,17 @@ Source: Zhou et al., CVPR 2023.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from numpy.typing import ArrayLike, NDArray
 
 from imbsam_jax import arrays, checks, collectives
 from imbsam_jax.ascent import bound_radius, norm
+from imbsam_jax.class_rows import ClassRows, over_classes
 from imbsam_jax.rows import (
     check_distributions,
     check_labels,
@@ -46,7 +45,6 @@ from imbsam_jax.rows import (
     check_pair,
     check_params,
     marked,
-    no_distribution,
 )
 from imbsam_jax.table import check_step, require_step
 
@@ -192,7 +190,7 @@ def value_and_grad(
             lambda *parts: run(head_losses_fn, *parts), moving, fixed, features, has_aux=True
         )
         wide = checks.at_least_float32(losses.dtype)
-        rows = _Rows(labels, mask, counts.size, wide, axis_name, sync_ascent)
+        rows = ClassRows(labels, mask, counts.size, wide, axis_name, sync_ascent)
         flat = checks.like(flat_ratio, rows.scale)
         length_w = norm(moving)
         size = sum(leaf.size for leaf in moving)
@@ -235,7 +233,7 @@ def value_and_grad(
             start = pull(rows.varying(clean))
         start = jax.tree.map(_widened, start)
         at_once = classes_at_once or (1 if perturb == "all" else max(1, 2**24 // size))
-        total = _over_classes(of_classes, start, rows, at_once)
+        total = over_classes(of_classes, start, rows, at_once)
         total = jax.tree.map(lambda x, like: x.astype(like.dtype), total, (moving, fixed, features))
 
         grads = join(total[0], total[1])
@@ -247,74 +245,6 @@ def value_and_grad(
         return (mean_loss, aux), grads
 
     return f
-
-
-class _Rows:
-    """Which rows of this device belong to which class, and what a row counts."""
-
-    def __init__(
-        self, labels: jax.Array, mask: Any, num_classes: int, dtype: Any, axis: Any, sync: bool
-    ) -> None:
-        self.labels, self.num_classes, self.axis = labels, num_classes, axis
-        batch = labels.shape[0]
-        every = jnp.ones_like(labels if labels.ndim == 1 else labels[:, 0], dtype)
-        self.real = every if mask is None else mask.astype(dtype)
-        if labels.ndim == 2:
-            self.valid = jnp.where(
-                jnp.any(no_distribution(labels) & (self.real != 0)), np.float32(np.nan), 1.0
-            )
-            rows = jnp.where(self.real[:, None] == 0, 0, labels).astype(dtype).sum(axis=0)
-        else:
-            inside = (labels >= 0) & (labels < num_classes)
-            self.valid = jnp.where(jnp.all(inside | (self.real == 0)), 1.0, np.float32(np.nan))
-            at = jnp.where(inside, labels, num_classes)
-            rows = (
-                jnp.zeros((num_classes,), dtype)
-                .at[at]
-                .add(self.real, mode="drop", out_sharding=collectives.everywhere(at))
-            )
-        # Means over devices: what a device's part of a sum is multiplied by, so that the mean
-        # over devices of such parts is the sum over all rows divided by B or by a class's rows.
-        own = (rows, self.real.sum())
-        rows, total = collectives.mean(own, axis)
-        self.scale = _inverse(total)
-        self.of_class: jax.Array = rows if sync else own[0]
-        total = total if sync else own[1]
-        self.scale_of_ascent = _inverse(total)
-        devices = 1 if axis is None or not sync else lax.axis_size(axis)
-        self.most = num_classes if labels.ndim == 2 else min(batch * devices, num_classes)
-
-    def varying(self, tree: Any) -> Any:
-        return collectives.varying(tree, self.axis)
-
-    def parts(self, classes: jax.Array) -> jax.Array:
-        """float[K, B]: the part of each row that belongs to each class."""
-        if self.labels.ndim == 2:
-            labels = jnp.where(self.real[:, None] == 0, 0, self.labels).astype(self.real.dtype)
-            return labels.T.at[classes].get(mode="fill", fill_value=0)
-        same = self.labels[None, :] == classes[:, None].astype(self.labels.dtype)
-        return same.astype(self.real.dtype) * self.real[None]
-
-    def class_scales(self, classes: jax.Array) -> jax.Array:
-        return _inverse(self.of_class.at[classes].get(mode="fill", fill_value=0))
-
-
-def _over_classes(of_classes: Any, start: Any, rows: _Rows, at_once: int) -> Any:
-    """start + the sum of of_classes over the classes in the batch, at_once at a time."""
-    at_once = min(at_once, rows.most)
-    chunks = math.ceil(rows.most / at_once)
-    present = rows.of_class != 0  # also where it is NaN
-    size = chunks * at_once
-    classes = jnp.nonzero(present, size=size, fill_value=rows.num_classes)[0]
-
-    def add(index: Any, total: Any) -> Any:
-        some = lax.dynamic_slice_in_dim(classes, index * at_once, at_once)
-        return jax.tree.map(jnp.add, total, rows.varying(of_classes(some)))
-
-    if chunks == 1:
-        return add(0, start)
-    # As many rounds as there are classes to visit, not as there is room for.
-    return lax.fori_loop(0, (present.sum() + at_once - 1) // at_once, add, start)
 
 
 def _moved(
@@ -373,10 +303,6 @@ def _split(params: Any, classifier: Any) -> tuple[list[Any], list[Any], Callable
     moving = [leaf for leaf, mark in zip(leaves, marks, strict=True) if mark]
     fixed = [leaf for leaf, mark in zip(leaves, marks, strict=True) if not mark]
     return moving, fixed, join
-
-
-def _inverse(total: jax.Array) -> jax.Array:
-    return jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total))
 
 
 def _widened(leaf: jax.Array) -> jax.Array:
