@@ -27,7 +27,8 @@ Source: Zhou et al., CVPR 2023.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -135,110 +136,26 @@ def value_and_grad(
     >>> float(loss), round(float(grads["head"][0]), 4)
     (1.0, 5.3536)
     """
-    checks.function("features_fn", features_fn, "(params, *args) -> (features, aux)")
-    checks.function(
-        "head_losses_fn", head_losses_fn, "(params, features, *args) -> (losses float[B], aux)"
-    )
-    if perturbed_losses_fn is not None:
-        checks.function("perturbed_losses_fn", perturbed_losses_fn, "as head_losses_fn, or None")
+    _check_functions(features_fn, head_losses_fn, perturbed_losses_fn)
     checks.truth("sync_ascent", sync_ascent)
-    counts = _checked_counts(class_counts)
-    roots = (counts - 1.0) ** -0.25
-    if variant not in ("paper", "release"):
-        raise ValueError(f"variant must be 'paper' or 'release', got {variant!r}")
-    if perturb not in ("classifier", "all"):
-        raise ValueError(f"perturb must be 'classifier' or 'all', got {perturb!r}")
-    if flat_ratio is None:
-        flat_ratio = 1.0 if variant == "paper" else 0.5
-    flat_ratio = checks.number("flat_ratio", flat_ratio, least=0, most=1)
-    if noise_ratio is None:
-        raise ValueError(_NO_RATIO)
-    if not callable(noise_ratio):
-        noise_ratio = checks.number("noise_ratio", noise_ratio, least=0)
-    if classes_at_once is not None:
-        classes_at_once = checks.whole("classes_at_once", classes_at_once, 1)
+    method = _method(
+        class_counts, variant, perturb, flat_ratio, noise_ratio, classes_at_once, sync_ascent
+    )
     there_fn = head_losses_fn if perturbed_losses_fn is None else perturbed_losses_fn
 
     def f(params: Any, labels: Any, *args: Any, step: Any = None, mask: Any = None) -> Any:
-        check_step(step)
-        labels = check_labels(labels)
-        mask = check_mask(mask, labels.shape[0])
-        _check_classes(labels, counts.size, variant)
-        check_distributions(labels, mask)
-        ratio = noise_ratio
-        if callable(ratio):
-            require_step(step)
-            ratio = checks.number("noise_ratio", ratio(step), least=0)
-        local = collectives.varying(check_params(params), axis_name)
-        moving, fixed, join = _split(local, None if perturb == "all" else classifier)
-
-        if perturb == "classifier":
-            features, pull_features, features_aux = jax.vjp(
-                lambda p: _check_features(features_fn(p, *args)), local, has_aux=True
-            )
-        else:
-            features, features_aux = (), None
-
-        def run(fn: Any, moving: Any, fixed: Any, features: Any) -> tuple[jax.Array, Any]:
-            p, aux = join(moving, fixed), features_aux
-            if perturb == "all":
-                features, aux = _check_features(features_fn(p, *args))
-            losses, head_aux = check_pair(fn(p, features, *args))
-            return check_losses(losses, labels), (aux, head_aux)
+        labels, mask = _checked_rows(labels, mask, step, method)
+        ratio = method.ratio_at(step)
+        params = collectives.varying(check_params(params), axis_name)
+        model = _Model(method, features_fn, params, args, labels, classifier)
 
         losses, pull, aux = jax.vjp(
-            lambda *parts: run(head_losses_fn, *parts), moving, fixed, features, has_aux=True
+            partial(model.losses, head_losses_fn), *model.parts, has_aux=True
         )
         wide = checks.at_least_float32(losses.dtype)
-        rows = ClassRows(labels, mask, counts.size, wide, axis_name, sync_ascent)
-        flat = checks.like(flat_ratio, rows.scale)
-        length_w = norm(moving)
-        size = sum(leaf.size for leaf in moving)
+        rows = ClassRows(labels, mask, method.roots.size, wide, axis_name, sync_ascent)
+        grads = model.joined(_gradient(method, ratio, model, there_fn, rows, losses, pull))
 
-        def of_classes(classes: jax.Array) -> tuple[Any, Any, Any]:
-            """Sum over these classes of the gradient at theta + e_c; nothing for class C."""
-            parts = rows.parts(classes)
-            scales = rows.class_scales(classes) if variant == "release" else rows.scale_of_ascent
-            ascent = jnp.broadcast_to(scales, classes.shape)[:, None] * parts
-            directions = _each(
-                lambda weights: pull(weights)[0], rows.varying(ascent.astype(losses.dtype))
-            )
-            if sync_ascent:
-                directions = collectives.mean(directions, axis_name)
-            root = jnp.asarray(roots, wide).at[classes].get(mode="fill", fill_value=0)
-            factors = checks.like(ratio, root) * root
-            points = _each(
-                lambda pair: _moved(
-                    moving, pair[0], length_w, size, pair[1], joint=variant == "paper"
-                ),
-                (directions, factors),
-            )
-            there, pull_there = jax.vjp(
-                lambda points, fixed, features: _each(
-                    lambda point: run(there_fn, point, fixed, features)[0], points
-                ),
-                points,
-                fixed,
-                features,
-            )
-            descent = (flat * rows.scale * parts).astype(there.dtype)
-            of_points, *others = pull_there(rows.varying(descent))
-            of_points = jax.tree.map(lambda x: _widened(x).sum(axis=0), of_points)
-            return (of_points, *jax.tree.map(_widened, others))
-
-        if checks.is_concrete(flat_ratio) and flat_ratio == 1:
-            start = rows.varying(jax.tree.map(jnp.zeros_like, (moving, fixed, features)))
-        else:
-            clean = ((1 - flat) * rows.scale * rows.real).astype(losses.dtype)
-            start = pull(rows.varying(clean))
-        start = jax.tree.map(_widened, start)
-        at_once = classes_at_once or (1 if perturb == "all" else max(1, 2**24 // size))
-        total = over_classes(of_classes, start, rows, at_once)
-        total = jax.tree.map(lambda x, like: x.astype(like.dtype), total, (moving, fixed, features))
-
-        grads = join(total[0], total[1])
-        if perturb == "classifier":
-            grads = jax.tree.map(jnp.add, grads, pull_features(total[2])[0])
         grads = jax.tree.map(lambda x: x * rows.valid.astype(x.dtype), grads)
         mean_loss = jnp.where(rows.real == 0, 0, losses).sum(dtype=wide) * rows.scale
         mean_loss, grads = collectives.mean((mean_loss, grads), axis_name)
@@ -247,26 +164,89 @@ def value_and_grad(
     return f
 
 
-def _moved(
-    moving: list[jax.Array],
-    direction: list[jax.Array],
-    length_w: jax.Array,
-    size: int,
+def _gradient(
+    method: _Method,
     ratio: Any,
-    joint: bool,
-) -> list[jax.Array]:
-    """w + e_c; e_c is zero where d_c is. `ratio` is noise_ratio * (n_c - 1)^(-1/4)."""
+    model: _Model,
+    there_fn: Any,
+    rows: ClassRows,
+    losses: jax.Array,
+    pull: Callable[[jax.Array], Any],
+) -> Any:
+    """This device's part of g, for each part of the model; L^c, d_c and e_c are the module's.
+
+    Args:
+      ratio: noise_ratio at this step.
+      there_fn: the head's losses at theta + e_c.
+      losses: float[B] at theta; pull: weights of them -> gradients of the parts.
+    """
+    w, *others = model.parts
+    flat_ratio = checks.like(method.flat_ratio, rows.scale)
+    radius = _Radius(method, ratio, w)
+
+    def of_classes(classes: jax.Array) -> Any:
+        """flat_ratio * grad L^c(theta + e_c), summed over these classes; nothing for class C."""
+        of_class = rows.parts(classes)
+        in_ascent = rows.of_ascent(classes, of_class, mean=method.release)
+        d = _each(lambda weights: pull(weights)[0], rows.weights(in_ascent, losses))
+        if method.sync:
+            d = collectives.mean(d, rows.axis)
+        points = _each(partial(_moved, w, radius), (d, radius.factors(classes, rows.scale.dtype)))
+        there, pull_there = jax.vjp(partial(_losses_there, model, there_fn), points, *others)
+        return _summed(*pull_there(rows.weights(flat_ratio * rows.scale * of_class, there)))
+
+    if checks.is_concrete(method.flat_ratio) and method.flat_ratio == 1:
+        at_theta = rows.varying(jax.tree.map(jnp.zeros_like, model.parts))
+    else:
+        at_theta = pull(rows.weights((1 - flat_ratio) * rows.scale * rows.real, losses))
+    at_once = method.at_once(radius.size)
+    return over_classes(of_classes, jax.tree.map(_widened, at_theta), rows, at_once)
+
+
+def _losses_there(model: _Model, there_fn: Any, points: Any, fixed: Any, features: Any) -> Any:
+    """float[K, B], the losses at each point."""
+    return _each(lambda w: model.losses(there_fn, w, fixed, features)[0], points)
+
+
+def _summed(of_points: Any, *others: Any) -> Any:
+    of_w = jax.tree.map(lambda x: _widened(x).sum(axis=0), of_points)
+    return (of_w, *jax.tree.map(_widened, others))
+
+
+class _Radius:
+    """noise_ratio * sqrt(||w|| / (2 ||d_c||)) * (k / (n_c - 1))^(1/4), but for what is of d_c.
+
+    Attributes:
+      length: ||w||_2.
+      size: k, the number of perturbed parameters.
+      joint: one norm of d_c for all of w, or one for each tensor.
+    """
+
+    def __init__(self, method: _Method, ratio: Any, w: list[jax.Array]) -> None:
+        self._roots, self._ratio = method.roots, ratio
+        self.length, self.size = norm(w), sum(leaf.size for leaf in w)
+        self.joint = not method.release
+
+    def factors(self, classes: jax.Array, dtype: Any) -> jax.Array:
+        """float[K]: noise_ratio * (n_c - 1)^(-1/4) of each class; 0 for class C."""
+        roots = jnp.asarray(self._roots, dtype).at[classes].get(mode="fill", fill_value=0)
+        return checks.like(self._ratio, roots) * roots
+
+
+def _moved(w: list[jax.Array], radius: _Radius, of_class: tuple[Any, Any]) -> list[jax.Array]:
+    """w + e_c, of (d_c, the factor of c); e_c is zero where d_c is."""
+    direction, factor = of_class
     whole = norm(direction)
 
     def one(leaf: jax.Array, d: jax.Array) -> jax.Array:
-        length = whole if joint else norm([d])
+        length = whole if radius.joint else norm([d])
         safe = jnp.where(length == 0, 1, length)
-        radius = bound_radius(ratio, length_w, length, size)
+        own = bound_radius(factor, radius.length, length, radius.size)
         wide = _widened(leaf)
-        step = _widened(d) / safe.astype(wide.dtype) * radius.astype(wide.dtype)
+        step = _widened(d) / safe.astype(wide.dtype) * own.astype(wide.dtype)
         return (wide + step).astype(leaf.dtype)
 
-    return [one(leaf, d) for leaf, d in zip(moving, direction, strict=True)]
+    return [one(leaf, d) for leaf, d in zip(w, direction, strict=True)]
 
 
 def _each(fn: Callable[[Any], Any], tree: Any) -> Any:
@@ -275,6 +255,56 @@ def _each(fn: Callable[[Any], Any], tree: Any) -> Any:
         result = fn(jax.tree.map(lambda x: x[0], tree))
         return jax.tree.map(lambda x: x[None], result)
     return jax.vmap(fn)(tree)
+
+
+# ---- the model in three parts -------------------------------------------------------------------
+
+
+class _Model:
+    """The model as a function of what moves, what does not, and the features.
+
+    Where the classifier alone moves, its features are computed once, at theta, and are the third
+    part; their gradient is pulled back once, as all points are summed up. Where everything moves,
+    each point has features of its own, and the third part is empty.
+
+    Attributes:
+      parts: (leaves that move, leaves that do not, features), as they are at theta.
+    """
+
+    def __init__(
+        self,
+        method: _Method,
+        features_fn: Any,
+        params: Any,
+        args: Any,
+        labels: jax.Array,
+        classifier: Any,
+    ) -> None:
+        self._features_fn, self._args, self._labels = features_fn, args, labels
+        self._shared = method.shared
+        moving, fixed, self._join = _split(params, classifier if method.shared else None)
+        features: Any = ()
+        if self._shared:
+            features, self._pull_features, self._aux = jax.vjp(self._features, params, has_aux=True)
+        self.parts = (moving, fixed, features)
+
+    def _features(self, params: Any) -> tuple[Any, Any]:
+        return _check_features(self._features_fn(params, *self._args))
+
+    def losses(self, fn: Any, moving: Any, fixed: Any, features: Any) -> tuple[jax.Array, Any]:
+        """(float[B], (aux of the features, aux of the head)), by this fn of the head."""
+        params = self._join(moving, fixed)
+        features, aux = (features, self._aux) if self._shared else self._features(params)
+        losses, head_aux = check_pair(fn(params, features, *self._args))
+        return check_losses(losses, self._labels), (aux, head_aux)
+
+    def joined(self, of_parts: Any) -> Any:
+        """Gradients like the parameters, in their dtypes, of those of the parts."""
+        of_parts = jax.tree.map(lambda x, like: x.astype(like.dtype), of_parts, self.parts)
+        grads = self._join(of_parts[0], of_parts[1])
+        if self._shared:
+            grads = jax.tree.map(jnp.add, grads, self._pull_features(of_parts[2])[0])
+        return grads
 
 
 def _split(params: Any, classifier: Any) -> tuple[list[Any], list[Any], Callable[..., Any]]:
@@ -309,6 +339,93 @@ def _widened(leaf: jax.Array) -> jax.Array:
     return leaf.astype(checks.at_least_float32(leaf.dtype))
 
 
+# ---- what may be given --------------------------------------------------------------------------
+
+
+class _Method(NamedTuple):
+    """The options of the door, checked.
+
+    Attributes:
+      roots: float[C], (n_c - 1)^(-1/4).
+      release: whether as released; else as in the paper.
+      shared: whether the classifier alone moves, over features that all points share.
+      flat_ratio, noise_ratio: the latter a number or a schedule.
+      classes_at_once: as it was given.
+      sync: whether the devices' d_c are averaged.
+    """
+
+    roots: NDArray[np.floating[Any]]
+    release: bool
+    shared: bool
+    flat_ratio: Any
+    noise_ratio: Any
+    classes_at_once: int | None
+    sync: bool
+
+    def at_once(self, size: int) -> int:
+        """How many classes are computed side by side, of a w of this size."""
+        return self.classes_at_once or (max(1, 2**24 // size) if self.shared else 1)
+
+    def ratio_at(self, step: Any) -> Any:
+        if not callable(self.noise_ratio):
+            return self.noise_ratio
+        require_step(step)
+        return checks.number("noise_ratio", self.noise_ratio(step), least=0)
+
+
+def _method(
+    class_counts: ArrayLike,
+    variant: str,
+    perturb: str,
+    flat_ratio: Any,
+    noise_ratio: Any,
+    classes_at_once: int | None,
+    sync_ascent: bool,
+) -> _Method:
+    counts = _checked_counts(class_counts)
+    roots = (counts - 1.0) ** -0.25
+    if variant not in ("paper", "release"):
+        raise ValueError(f"variant must be 'paper' or 'release', got {variant!r}")
+    if perturb not in ("classifier", "all"):
+        raise ValueError(f"perturb must be 'classifier' or 'all', got {perturb!r}")
+    if flat_ratio is None:
+        flat_ratio = 1.0 if variant == "paper" else 0.5
+    flat_ratio = checks.number("flat_ratio", flat_ratio, least=0, most=1)
+    if noise_ratio is None:
+        raise ValueError(_NO_RATIO)
+    if not callable(noise_ratio):
+        noise_ratio = checks.number("noise_ratio", noise_ratio, least=0)
+    if classes_at_once is not None:
+        classes_at_once = checks.whole("classes_at_once", classes_at_once, 1)
+    return _Method(
+        roots=roots,
+        release=variant == "release",
+        shared=perturb == "classifier",
+        flat_ratio=flat_ratio,
+        noise_ratio=noise_ratio,
+        classes_at_once=classes_at_once,
+        sync=sync_ascent,
+    )
+
+
+def _check_functions(features_fn: Any, head_losses_fn: Any, perturbed_losses_fn: Any) -> None:
+    checks.function("features_fn", features_fn, "(params, *args) -> (features, aux)")
+    checks.function(
+        "head_losses_fn", head_losses_fn, "(params, features, *args) -> (losses float[B], aux)"
+    )
+    if perturbed_losses_fn is not None:
+        checks.function("perturbed_losses_fn", perturbed_losses_fn, "as head_losses_fn, or None")
+
+
+def _checked_rows(labels: Any, mask: Any, step: Any, method: _Method) -> tuple[jax.Array, Any]:
+    check_step(step)
+    labels = check_labels(labels)
+    mask = check_mask(mask, labels.shape[0])
+    _check_classes(labels, method.roots.size, method.release)
+    check_distributions(labels, mask)
+    return labels, mask
+
+
 def _checked_counts(class_counts: ArrayLike) -> NDArray[np.int64]:
     counts = arrays.counts(class_counts)
     single = np.flatnonzero(counts == 1)
@@ -329,9 +446,9 @@ def _check_features(result: Any) -> tuple[Any, Any]:
     return result
 
 
-def _check_classes(labels: jax.Array, num_classes: int, variant: str) -> None:
+def _check_classes(labels: jax.Array, num_classes: int, release: bool) -> None:
     if labels.ndim == 2:
-        if variant == "release":
+        if release:
             raise ValueError(
                 "the release groups rows by one class: pass int[B] labels (the first label of a "
                 "mixed pair) and mix inside the losses"

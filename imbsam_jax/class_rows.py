@@ -52,6 +52,10 @@ class ClassRows:
     def varying(self, tree: Any) -> Any:
         return collectives.varying(tree, self.axis)
 
+    def weights(self, of_rows: jax.Array, losses: jax.Array) -> jax.Array:
+        """What is wide, as cotangents of losses: in their dtype, of this device."""
+        return self.varying(of_rows.astype(losses.dtype))
+
     def parts(self, classes: jax.Array) -> jax.Array:
         """float[K, B]: the part of each row that belongs to each class."""
         if self.labels.ndim == 2:
@@ -60,8 +64,17 @@ class ClassRows:
         same = self.labels[None, :] == classes[:, None].astype(self.labels.dtype)
         return same.astype(self.real.dtype) * self.real[None]
 
-    def class_scales(self, classes: jax.Array) -> jax.Array:
-        return _inverse(self.of_class.at[classes].get(mode="fill", fill_value=0))
+    def of_ascent(self, classes: jax.Array, parts: jax.Array, *, mean: bool) -> jax.Array:
+        """float[K, B]: what a row counts in the loss of each class whose gradient is d_c.
+
+        Args:
+          parts: of the rows, of these classes.
+          mean: over the rows of a class, in place of all rows of the batch.
+        """
+        scales = self.scale_of_ascent
+        if mean:
+            scales = _inverse(self.of_class.at[classes].get(mode="fill", fill_value=0))
+        return jnp.broadcast_to(scales, classes.shape)[:, None] * parts
 
 
 def over_classes(of_classes: Any, start: Any, rows: ClassRows, at_once: int) -> Any:
