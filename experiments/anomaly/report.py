@@ -170,32 +170,14 @@ def _figure(
 def show(summary: Sequence[dict[str, Any]], quoted: Sequence[dict[str, Any]], title: str) -> None:
     """Prints the tables; they fit in 80 columns."""
     from rich.console import Console
-    from rich.table import Table as Grid
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=80)
     console.print(title, style="bold")
-    groups = dict.fromkeys((row["protocol"], row["label_ratio"]) for row in summary)
-    for group in groups:
+    for group in dict.fromkeys((row["protocol"], row["label_ratio"]) for row in summary):
         rows = [row for row in summary if (row["protocol"], row["label_ratio"]) == group]
-        grid = Grid(
-            title=f"{group[0]} protocol, {100 * group[1]:g}% of the training anomalies labelled",
-            title_justify="left", box=None, padding=(0, 1, 0, 0),
-        )  # fmt: skip
-        for name in ("method", "rule", ""):
-            grid.add_column(name, no_wrap=True)
-        for name in METRICS.values():
-            grid.add_column(name, justify="right", no_wrap=True)
-        before = None
-        for row in rows:
-            method = row["method"] if row["method"] != before else ""
-            levels = [_figure(row[m], row[f"{m}_sd"]) for m in METRICS]
-            grid.add_row(method, row["rule"], "", *levels)
-            if row["rule"] != "sgd" and any(f"{m}_minus_sgd" in row for m in METRICS):
-                grid.add_row("", "", "- SGD", *(_difference(row, m) for m in METRICS))
-            before = row["method"]
-        console.print(grid, "")
+        console.print(_of_a_group(*group, rows), "")
     console.print(
         "Percent, last epoch: mean over data sets ± standard deviation of that mean over seeds. "
         "Differences are paired by data set and seed: mean over data sets ± standard error, and "
@@ -206,19 +188,47 @@ def show(summary: Sequence[dict[str, Any]], quoted: Sequence[dict[str, Any]], ti
     if number:
         console.print(_stands(left, number), style="dim")
     for row in (row for row in summary if row["diverged"]):
-        console.print(
-            f"{row['method']} under {row['rule']} ({row['protocol']}, {row['label_ratio']:g}): "
-            f"{row['diverged']} of {noun(row['datasets'] * row['seeds'], 'run')} diverged (scores "
-            "that are not finite); lower --lr",
-            style="bold",
-        )
+        console.print(_diverged(row), style="bold")
+    console.print("", _beside_the_paper(quoted))
+    console.print(
+        "In brackets: subsets trained here. The paper's levels do not come out of ADBench's own "
+        "code and protocol either; they are quoted, not a target.",
+        style="dim",
+    )
 
-    grid = Grid(
-        title="Table 4 of the paper (AUROC %, 25% labels): as quoted, below it the subsets here",
-        title_justify="left", box=None, padding=(0, 1, 0, 0),
-    )  # fmt: skip
-    for name in ("method", "rule", "protocol"):
+
+def _grid(title: str, *names: str) -> Any:
+    """A table, with the columns that name a row."""
+    from rich.table import Table as Grid
+
+    grid = Grid(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
+    for name in names:
         grid.add_column(name, no_wrap=True)
+    return grid
+
+
+def _of_a_group(protocol: str, label_ratio: float, rows: Sequence[dict[str, Any]]) -> Any:
+    """A line for each method and rule, under it what it differs by from SGD."""
+    title = f"{protocol} protocol, {100 * label_ratio:g}% of the training anomalies labelled"
+    grid = _grid(title, "method", "rule", "")
+    for name in METRICS.values():
+        grid.add_column(name, justify="right", no_wrap=True)
+    before = None
+    for row in rows:
+        method = row["method"] if row["method"] != before else ""
+        levels = [_figure(row[m], row[f"{m}_sd"]) for m in METRICS]
+        grid.add_row(method, row["rule"], "", *levels)
+        if row["rule"] != "sgd" and any(f"{m}_minus_sgd" in row for m in METRICS):
+            grid.add_row("", "", "- SGD", *(_difference(row, m) for m in METRICS))
+        before = row["method"]
+    return grid
+
+
+def _beside_the_paper(quoted: Sequence[dict[str, Any]]) -> Any:
+    grid = _grid(
+        "Table 4 of the paper (AUROC %, 25% labels): as quoted, below it the subsets here",
+        "method", "rule", "protocol",
+    )  # fmt: skip
     for name in _FAMILIES:
         grid.add_column(name.replace("-", "-\n").replace("Fashion", "Fashion-\n"), justify="right")
     grid.add_column("average", justify="right", no_wrap=True)
@@ -231,11 +241,14 @@ def show(summary: Sequence[dict[str, Any]], quoted: Sequence[dict[str, Any]], ti
             cells.append(f"{cell['paper']:.1f}{here}")
         cells.append(f"{row['average']['paper']:.1f}")
         grid.add_row(row["method"], row["rule"], row["protocol"], *cells)
-    console.print("", grid)
-    console.print(
-        "In brackets: subsets trained here. The paper's levels do not come out of ADBench's own "
-        "code and protocol either; they are quoted, not a target.",
-        style="dim",
+    return grid
+
+
+def _diverged(row: Mapping[str, Any]) -> str:
+    return (
+        f"{row['method']} under {row['rule']} ({row['protocol']}, {row['label_ratio']:g}): "
+        f"{row['diverged']} of {noun(row['datasets'] * row['seeds'], 'run')} diverged (scores "
+        "that are not finite); lower --lr"
     )
 
 
