@@ -273,59 +273,89 @@ def train(
     from experiments.anomaly.nets import ANOMALY_NETS
 
     net = ANOMALY_NETS[method]()
-    tasks = []
-    for case in cases:
-        n, width = len(case.drawn.train_rows), case.table.features.shape[1]
-        batch = net.batches(case.seed, case.drawn.train_labels, 1).shape[1]
-        tasks.append(_Task(case, epochs * net.steps_per_epoch(n), (width, batch)))
+    tasks = [_task(net, case, epochs) for case in cases]
     devices = _devices(len(tasks))
     most = _RUNS_PER_DEVICE.get(devices[0].platform, _RUNS_PER_ACCELERATOR)
     count = min(most, math.ceil(len(tasks) / len(devices))) * len(devices)
     spread = jax.sharding.NamedSharding(_mesh(devices), jax.sharding.PartitionSpec("runs"))
-    results, waited, training, preparing = [], 0.0, 0.0, 0.0
 
     def compiled(rule: str, runs: Runs, numbers: Any) -> Any:
         with jax.default_matmul_precision("highest"):
             program = make_program(net, rule, optimizer, devices, keep=kept is not None)
             return program.lower(runs, *numbers).compile()
 
+    results: list[Result] = []
+    spent = _Spent()
     with ThreadPoolExecutor(max_workers=len(rules) + 1) as pool:
         for shape in sorted({task.shape for task in tasks}):
             alike = [task for task in tasks if task.shape == shape]
             programs: dict[str, Any] = {}
             for part in _parts(alike, count):
-                began = time.perf_counter()
-                runs = _side_by_side(net, part, alike, count, epochs)
-                tested = (runs.test_labels, runs.test_real)
-                runs = jax.block_until_ready(jax.device_put(runs, spread))
-                numbers = (np.int32(part[0].steps), np.float32(lr), np.float32(rho))
-                if not programs:
-                    # The later rules are compiled while the first trains.
-                    programs = {rule: pool.submit(compiled, rule, runs, numbers) for rule in rules}
-                    scores = jax.ShapeDtypeStruct(tested[0].shape, np.float32)
-                    measured = pool.submit(
-                        lambda *x: jax.jit(measure).lower(*x).compile(), scores, *tested
-                    )
-                preparing += time.perf_counter() - began
+                with spent.on("preparing"):
+                    runs = _side_by_side(net, part, alike, count, epochs)
+                    tested = (runs.test_labels, runs.test_real)
+                    runs = jax.block_until_ready(jax.device_put(runs, spread))
+                    numbers = (np.int32(part[0].steps), np.float32(lr), np.float32(rho))
+                    if not programs:
+                        # The later rules are compiled while the first trains.
+                        programs = {
+                            rule: pool.submit(compiled, rule, runs, numbers) for rule in rules
+                        }
+                        measured = pool.submit(_measure_compiled, *tested)
                 for rule in rules:
-                    began = time.perf_counter()
-                    program, metrics = programs[rule].result(), measured.result()
-                    waited += time.perf_counter() - began
-                    began = time.perf_counter()
-                    scores, _, ended = jax.device_get(program(runs, *numbers))
-                    found = jax.device_get(metrics(scores, *tested))
-                    took = time.perf_counter() - began
-                    training += took
-                    for k, (case, *_) in enumerate(part):
-                        auroc, anomaly, normal = (100 * float(values[k]) for values in found)
-                        what = (case.table.name, method, rule, case.seed, case.label_ratio)
-                        figures = (auroc, anomaly, normal, took / len(part))
-                        results.append(Result(*what, case.protocol, *figures))
-                        if kept is not None:
-                            own = jax.tree.map(lambda x, k=k: x[k], ended)
-                            kept[results[-1][:RUN]] = own
-                    advance(len(part), took)
-    return results, Seconds(waited, training, preparing)
+                    with spent.on("compiling"):
+                        program, metrics = programs[rule].result(), measured.result()
+                    with spent.on("training"):
+                        scores, _, ended = jax.device_get(program(runs, *numbers))
+                        found = jax.device_get(metrics(scores, *tested))
+                    ours = _results(part, method, rule, found, spent.last)
+                    results += ours
+                    if kept is not None:
+                        for k, result in enumerate(ours):
+                            kept[result[:RUN]] = jax.tree.map(lambda x, k=k: x[k], ended)
+                    advance(len(part), spent.last)
+    return results, Seconds(**spent.seconds)
+
+
+class _Spent:
+    """Wall time by what it went into, and that of the last piece of work."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(Seconds._fields, 0.0)
+        self.last = 0.0
+
+    @contextlib.contextmanager
+    def on(self, what: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.last = time.perf_counter() - began
+        self.seconds[what] += self.last
+
+
+def _task(net: Any, case: Case, epochs: int) -> _Task:
+    steps = epochs * net.steps_per_epoch(len(case.drawn.train_rows))
+    batch = net.batches(case.seed, case.drawn.train_labels, 1).shape[1]
+    return _Task(case, steps, (case.table.features.shape[1], batch))
+
+
+def _measure_compiled(labels: NDArray[Any], real: NDArray[Any]) -> Any:
+    """`measure` for runs with test rows like these."""
+    import jax
+
+    scores = jax.ShapeDtypeStruct(labels.shape, np.float32)
+    return jax.jit(measure).lower(scores, labels, real).compile()
+
+
+def _results(
+    part: Sequence[_Task], method: str, rule: str, measured: Any, took: float
+) -> list[Result]:
+    """One for each case of a batch of runs; what was measured is [R] each, padding at the end."""
+    results = []
+    for k, (case, *_) in enumerate(part):
+        auroc, anomaly, normal = (100 * float(values[k]) for values in measured)
+        what = (case.table.name, method, rule, case.seed, case.label_ratio, case.protocol)
+        results.append(Result(*what, auroc, anomaly, normal, took / len(part)))
+    return results
 
 
 def _devices(runs: int) -> list[Any]:
