@@ -37,7 +37,7 @@ def arguments() -> argparse.ArgumentParser:
             **digits_flags.needs(),
             **stage2.needs(),
             "save": (),
-            "stage2_statistics": (digits_flags.STATISTICAL,),
+            "stage2_statistics": (digits_flags.NO_STATISTICS,),
         },
     )
     parser.add_argument(

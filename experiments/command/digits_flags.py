@@ -12,7 +12,7 @@ from experiments.host.needs import Need, Needs, always
 from experiments.run.settings import Settings
 
 # What the flags of statistics need, which is never met here.
-STATISTICAL = Need(
+NO_STATISTICS = Need(
     lambda args: False, "a model with batch normalisation, and the digits' MLP has none"
 )
 
@@ -26,7 +26,7 @@ def needs() -> Needs:
         ),
         **method_flags.needs(),
         **loss_flags.needs(),
-        "running_statistics": (STATISTICAL,),
+        "running_statistics": (NO_STATISTICS,),
     }  # fmt: skip
 
 
