@@ -224,9 +224,7 @@ def _check_same(frame: pd.DataFrame, like: pd.DataFrame, path: str, whose: str) 
             frame[name].isna().all() or (len(like) and like[name].isna().all())
         ):
             kinds = ("words", "numbers") if holds_numbers(like[name]) else ("numbers", "words")
-            raise DataError(
-                f"{path}: column {name!r} holds {kinds[0]}, and in {whose} {kinds[1]}"
-            )
+            raise DataError(f"{path}: column {name!r} holds {kinds[0]}, and in {whose} {kinds[1]}")
 
 
 def _check_arrays(frame: pd.DataFrame, like: pd.DataFrame, path: str, whose: str) -> None:
