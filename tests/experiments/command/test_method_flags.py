@@ -10,7 +10,7 @@ from experiments import cifar_lt, digits_lt, sweep
 from experiments.command import method_flags
 from experiments.command.radii import flags_of
 from experiments.host.errors import RunError
-from imbsam_jax import rules
+from imbsam_jax import rules, schedules
 from tiny import COUNTS
 
 COUNTS = np.array(COUNTS)
@@ -183,6 +183,17 @@ def test_radius_schedules_by_epoch(options, at):
     method, found = build("sam", **{**options, **again})
     assert {step: method.rule(step).radii[0] for step in at} == pytest.approx(at)
     assert found["rule_args"]["rho"] == told
+
+
+def test_radius_schedules_without_values_take_the_published_ones():
+    published = schedules.linear_radius(epochs=10, steps_per_epoch=5)  # Focal-SAM's release
+    linear, found = build("sam", rho_schedule="linear")
+    for step in (0, 5, 49):
+        assert linear.rule(step).radii[0] == pytest.approx(published(step))
+    assert found["rule_args"]["rho"] == "linear"
+    late, found = build("sam", rho_schedule="late")
+    assert [late.rule(step).radii[0] for step in (34, 35)] == pytest.approx([0.1, 0.2])
+    assert found["rule_args"]["rho"] == "late"
 
 
 @pytest.mark.parametrize(
