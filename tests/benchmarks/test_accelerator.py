@@ -117,6 +117,8 @@ def test_names_of_cells_differ():
     assert "resnet50 b256 224px bfloat16" in names
     # ResNet-50 sees ImageNet-LT's numbers of classes and images, the others CIFAR100-LT's.
     assert {cell.counts[:2] for cell in cells} == {(1000, 1280), (100, 500)}
+    # Tail classes are those of at most 100 images, as in the runs of both data sets.
+    assert {cell.arguments().eta for cell in cells} == {100}
     for cell in cells:
         assert cell.arguments().image_size == cell.image_size
 

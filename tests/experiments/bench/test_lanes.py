@@ -210,6 +210,29 @@ def test_every_row_has_equally_many_settings_and_the_same_learning_rates() -> No
         assert {p.get("rho", 0.07) for p in one.points} == {0.07}, "a setting that is given"
 
 
+def test_points_fill_the_range_of_each_setting() -> None:
+    """Of a hundred one lies in each hundredth: of the range, or of its logarithm's."""
+    made = candidates(
+        RULES, ("cross_entropy", "logit_adjusted", "class_balanced", "focal"), settings=101,
+        fixed={},
+    )  # fmt: skip
+    found: dict[str, set[float]] = {}
+    for one in made:
+        for point in one.points[2:]:  # behind the defaults, and those of SGD
+            for name, value in point.items():
+                found.setdefault(name, set()).add(value)
+    for name, (low, high, log) in {
+        "lr": (0.01, 0.2, True), "weight_decay": (1e-5, 0.03, True), "rho": (0.02, 0.5, True),
+        "gsa_scale": (1e-3, 0.1, True), "head_share": (0.5, 0.95, False),
+        "strength": (0.5, 1, False), "gamma": (1, 4, False), "tail_weight": (1, 10, True),
+        "tau": (0.5, 1.5, False), "beta": (0.9, 0.9999, False), "focal_gamma": (0.5, 3, False),
+    }.items():  # fmt: skip
+        drawn, scale = found.pop(name), np.log if log else np.asarray
+        ends, wanted = scale([min(drawn), max(drawn)]), scale([low, high])
+        np.testing.assert_allclose(ends, wanted, atol=0.025 * np.ptp(wanted), err_msg=name)
+    assert not found, "a setting without a range here"
+
+
 # ---- rows and folds ---------------------------------------------------------------------------
 
 
