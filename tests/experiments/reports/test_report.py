@@ -125,6 +125,18 @@ def test_the_gain_of_one_seed_has_no_error(tmp_path):
     assert panel["title"].endswith("1 seed")
 
 
+@pytest.mark.parametrize(
+    ("thresholds", "drawn"),
+    [({"many_above": 100, "few_below": 20}, (100, 20)), ({"many_above": 100}, None),
+     ({"many_above": None, "few_below": 20}, None), (None, None)],
+)  # fmt: skip
+def test_shot_groups_are_drawn_where_both_of_their_bounds_are_known(tmp_path, thresholds, drawn):
+    for rule in ("sgd", "sam"):
+        save(tmp_path / rule, 0, rule, accuracies=(60, 50, 40), thresholds=thresholds)
+    (panel,), _ = writing.gains(grouping.grouped(reading.find([str(tmp_path)])))
+    assert panel.get("thresholds") == drawn
+
+
 def test_without_an_sgd_partner_there_is_no_plot_and_it_is_said(tmp_path, capsys):
     run, out = save(tmp_path / "sam", 0, "sam"), tmp_path / "out"
     out.mkdir()
