@@ -2,6 +2,7 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -56,6 +57,43 @@ def test_fields_and_ratios_of_three_rounds(tmp_path):
     assert optax["our_sam_ratio"] > 0
     table = (tmp_path / "step_cost.md").read_text()
     assert "| mlp | imbsam | stratified |" in table and "optax.contrib.sam, round by round" in table
+
+
+class Clocked:
+    """A bench whose step takes as long as its row says, and ten times that the first time."""
+
+    run_on, initial, inputs, steps_per_call = SimpleNamespace(place=str, put_state=int), 0, None, 2
+
+    def __init__(self, monkeypatch):
+        self.now, self.asked = 0.0, []
+        monkeypatch.setattr(step_cost.time, "perf_counter", lambda: self.now)
+
+    def rows(self, mode, number):
+        self.asked.append((mode, number))
+        return number
+
+    def step(self, seconds, loss=0.0):
+        def call(state, inputs, rows):
+            self.now += seconds * (10 if rows == "0" else 1) * self.steps_per_call
+            return state + 1, SimpleNamespace(loss=np.float32(loss))
+
+        return call
+
+
+@pytest.mark.parametrize(
+    ("rounds", "left", "timed"), [(5, 1e9, 4), (2, 1e9, 1), (5, -1.0, 2), (2, -1.0, 1)]
+)
+def test_rounds_are_timed_by_row_without_the_first(monkeypatch, rounds, left, timed):
+    """In seconds a step; late, no round begins that is not one of the first three."""
+    bench = Clocked(monkeypatch)
+    rows = [{"mode": "dependent"}, {"mode": "uniform"}, {"mode": "dependent"}]
+    calls = [bench.step(1.0), bench.step(3.0, np.nan), bench.step(2.0)]
+    times = step_cost.timed(bench, rows, calls, rounds, time.monotonic() + left)
+    np.testing.assert_allclose(times, [[1.0, 3.0, 2.0]] * timed)
+    assert [row["finite"] for row in rows] == [True, False, True]
+    assert bench.asked == [
+        (mode, number) for number in range(timed + 1) for mode in ("dependent", "uniform")
+    ]  # once a round, whatever the number of rows of a mode
 
 
 @pytest.mark.slow
