@@ -1,4 +1,4 @@
-"""From a plan to runs, without training: what is asked of the plan."""
+"""From flags and a plan to runs, without training: who is met, and what is asked of the plan."""
 
 import argparse
 import json
@@ -8,6 +8,7 @@ import pytest
 from experiments.command import launch
 from experiments.command.plan import Plan
 from experiments.command.seeds import SeedGroup
+from experiments.host.errors import RunError
 from experiments.run import fit
 from experiments.run.settings import Settings
 
@@ -32,3 +33,20 @@ def test_a_start_is_made_unless_every_run_is_finished(
     )
     starts = launch._first_stages(args, None, plan, SeedGroup([0, 1], 1, True))
     assert starts == ({0: 10, 1: 11} if needed else {0: None, 1: None})
+
+
+@pytest.mark.parametrize("given", [0, 1, 2])
+@pytest.mark.parametrize("cluster", [False, True])
+def test_other_processes_are_met_by_the_cluster_or_by_name(monkeypatch, cluster, given):
+    """Of either alone, and of neither nobody; process 0 is named, too."""
+    met = []
+    monkeypatch.setattr(launch, "join_processes", lambda *asked: met.append(asked))
+    named = [(None, None, None), ("host:1", 2, 0), (None, None, 0)][given]
+    flags = dict(zip(("coordinator", "num_processes", "process_id"), named, strict=True))
+    args = argparse.Namespace(cluster=cluster, devices=3, heartbeat_seconds=7, **flags)
+    if cluster and given:
+        with pytest.raises(RunError, match="--cluster finds the other processes by itself"):
+            launch.join(args)
+    else:
+        launch.join(args)
+    assert met == ([(*named, 3, 7)] if cluster != bool(given) else [])
