@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from experiments.host.errors import RunError
 from experiments.host.stopping import StopRequest
 from experiments.run import cost
 from experiments.run.evaluation import Evaluator, Hits
+from experiments.run.one import Run
 from experiments.run.parts import Parts
 from experiments.run.settings import Settings
 from imbsam_jax import losses, rules
@@ -108,6 +110,24 @@ class Unreadable:
                 rows._replace(mask=np.asarray(rows.mask) & ~self._lost[np.asarray(rows.index)])
                 for rows in batches
             )
+
+
+@pytest.mark.parametrize("ensemble", [False, True])
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_run_ends_with_its_last_state_plain_flipped_and_by_crops(
+    ensemble: bool, seen: bool
+) -> None:
+    """By crops where asked for; plain where no epoch of this process has."""
+    run = Run.__new__(Run)
+    run.settings = dataclasses.replace(SETTINGS, ensemble=ensemble)
+    run._evaluator = SimpleNamespace(hits=lambda *which, **how: (*which, how))
+    if seen:
+        run.hits = "of the last epoch"
+    run.close_training("state", "stop")
+    assert run.hits == ("of the last epoch" if seen else ("state", "test", "stop", {}))
+    assert run.flipped == ("state", "test", "stop", {"flip": True})
+    found = getattr(run, "ensembled", None)
+    assert found == (("state", "test", "stop", {"crops": True}) if ensemble else None)
 
 
 def test_images_that_cannot_be_read_are_left_out_up_to_a_share(parts: Parts) -> None:
