@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import shutil
+import time
 import unittest.mock
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,9 @@ def test_command_from_data_to_files(tmp_path: Path) -> None:
         "--data-dir", data, "--method", "devnet", "--rule", "sgd", "imbsam", "--epochs", 1,
         "--seeds", 3, 1, "--label-ratio", 0.5, 0.1, "--protocol", "adbench", "full", "--out", out,
     )  # fmt: skip
+    began = time.perf_counter()
     code, shown, _ = _run(*args, "--save")
+    took = time.perf_counter() - began
     assert code == 0
     for part in ("adbench", "full", "imbsam", "AUROC", " - SGD ", "Table 4", "88.7", "24 runs in"):
         assert part in shown, part
@@ -90,6 +93,7 @@ def test_command_from_data_to_files(tmp_path: Path) -> None:
     _are_kept(out, data)
     summary = json.loads((out / "summary.json").read_text())
     assert len(summary["groups"]) == 3 * 2
+    assert 0 < summary["seconds"]["devnet"]["total"] < summary["seconds"]["total"] < took
     assert summary["groups"][1]["auroc_minus_sgd_se"] is not None
 
     code, _, error = _run(*args)
