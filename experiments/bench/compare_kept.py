@@ -129,7 +129,7 @@ def predict(out: Path, path: str) -> pd.DataFrame:
     about, data = _read(out / FOLDER)
     fitted = joblib.load(io.BytesIO(data[PIPELINE]))
     params = inputs.read_npz(out / FOLDER / PARAMS)
-    frame = read_rows(path, fitted.schema)
+    frame = read_rows(path, fitted.schema, fitted.width)
     probabilities = apply(Net(**about["net"]), params, fitted(frame))
     names = about["class_names"]
     found: dict[str, Any] = {"predicted": [names[k] for k in probabilities.argmax(axis=1)]}

@@ -35,11 +35,18 @@ class Fitted:
     Attributes:
       names: [d], of the numbers.
       schema: a frame without rows, the columns that it takes.
+      width: of the table that they are of.
       notes: sentences, which columns it leaves out.
     """
 
-    def __init__(self, pipeline: ColumnTransformer, schema: pd.DataFrame, notes: tuple[str, ...]):
-        self.pipeline, self.schema, self.notes = pipeline, schema, notes
+    def __init__(
+        self,
+        pipeline: ColumnTransformer,
+        schema: pd.DataFrame,
+        width: int | None,
+        notes: tuple[str, ...],
+    ):
+        self.pipeline, self.schema, self.width, self.notes = pipeline, schema, width, notes
         self.names: tuple[str, ...] = _names(pipeline)
 
     def __call__(self, columns: pd.DataFrame) -> NDArray[np.float32]:
@@ -93,7 +100,7 @@ def fit(
     pipeline.fit(train[varying])
     if not len(pipeline.get_feature_names_out()):
         raise DataError(f"{table.name}: no text has a word in it")
-    return Fitted(pipeline, table.columns[varying].iloc[:0], notes)
+    return Fitted(pipeline, table.columns[varying].iloc[:0], table.width, notes)
 
 
 def _names(pipeline: ColumnTransformer) -> tuple[str, ...]:

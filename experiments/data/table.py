@@ -45,6 +45,8 @@ class Table:
       group_names: [G], or None.
       ids: int64[n], rows of one number stay together; or None.
       first_test_row: rows from here on are of a test file; None where there was none.
+      width: columns of an array that has no names for them, of those that are used and not; or
+        None.
       notes: sentences, what was left out.
       source: one line on where it came from.
     """
@@ -58,6 +60,7 @@ class Table:
     group_names: tuple[str, ...] | None = None
     ids: NDArray[np.int64] | None = None
     first_test_row: int | None = None
+    width: int | None = None
     notes: tuple[str, ...] = ()
     source: str = ""
 
@@ -110,6 +113,7 @@ def read(
     frame, label = _labelled(path, label)
     roles = list(dict.fromkeys(name for name in (label, group, id) if name is not None))
     notes: list[str] = []
+    width = _width(path, frame)
     frame = _without_index(frame, (*roles, *text), notes)
     first_test = None
     if test is not None:
@@ -120,6 +124,7 @@ def read(
         other, _ = _labelled(test, None if files.has_labels(test) else label, words)
         frame, other = files.with_leading_zeros((path, test), (frame, other), roles)
         frame = _joined(frame, other, str(path), str(test), roles)
+        _check_width(_width(test, other), width, str(test), str(path))
     else:
         (frame,) = files.with_leading_zeros((path,), (frame,), roles)
     _check_roles(frame, str(path), label, text, group, id)
@@ -140,19 +145,28 @@ def read(
     return Table(
         name=_stem(path), columns=features, labels=codes, class_names=names, text=tuple(text),
         groups=groups, group_names=group_names, ids=ids, first_test_row=first_test,
-        notes=tuple(notes), source=os.fspath(path) + (f" and {test}" if test else ""),
+        width=width, notes=tuple(notes), source=os.fspath(path) + (f" and {test}" if test else ""),
     )  # fmt: skip
 
 
-def read_rows(path: str | os.PathLike[str], like: pd.DataFrame) -> pd.DataFrame:
+def read_rows(
+    path: str | os.PathLike[str], like: pd.DataFrame, width: int | None = None
+) -> pd.DataFrame:
     """The columns of `like` in another file, which needs no labels.
 
+    Args:
+      path: the file.
+      like: a frame of the columns that were used.
+      width: of the table that they are of.
+
     Raises:
-      DataError: a column is not there, or holds words where there were numbers.
+      DataError: a column is not there, or holds words where there were numbers; an array without
+        names has more columns.
     """
     words = [name for name in like if like[name].dtype == object]
     frame = files.frame(path, words, labelled=False)
     _check_same(frame, like, str(path), "the rows trained on")
+    _check_width(_width(path, frame), width, str(path), "the rows trained on")
     return usable(frame[list(like.columns)], (), [], like)
 
 
@@ -201,7 +215,6 @@ def _joined(
     frame: pd.DataFrame, test: pd.DataFrame, path: str, other: str, roles: Collection[str]
 ) -> pd.DataFrame:
     _check_same(test, frame, other, path)
-    _check_arrays(test, frame, other, path)
     parts = [frame.copy(), test[list(frame.columns)].copy()]
     for name in frame.columns:
         for mine, its in (parts, parts[::-1]):  # a column without a value is of any kind
@@ -227,13 +240,16 @@ def _check_same(frame: pd.DataFrame, like: pd.DataFrame, path: str, whose: str) 
             raise DataError(f"{path}: column {name!r} holds {kinds[0]}, and in {whose} {kinds[1]}")
 
 
-def _check_arrays(frame: pd.DataFrame, like: pd.DataFrame, path: str, whose: str) -> None:
+def _width(path: str | os.PathLike[str], frame: pd.DataFrame) -> int | None:
+    names = [name for name in frame.columns if name != files.LABELS]
+    unnamed = names == [f"x{column}" for column in range(len(names))]
+    return len(names) if unnamed and Path(path).suffix.lower() == ".npz" else None
+
+
+def _check_width(width: int | None, like: int | None, path: str, whose: str) -> None:
     """Columns of an array without names are known by their places: of more, these are others."""
-    here, there = (
-        sum(re.fullmatch("x[0-9]+", name) is not None for name in of) for of in (frame, like)
-    )
-    if Path(path).suffix.lower() == ".npz" and here > there and here == len(frame.columns) - 1:
-        raise DataError(f"{path}: X has {here} columns, and that of {whose} {there}")
+    if width is not None and like is not None and width > like:
+        raise DataError(f"{path}: X has {width} columns, and that of {whose} {like}")
 
 
 # ---- what each column is for ----------------------------------------------------------------

@@ -680,7 +680,15 @@ def test_wider_arrays_without_names_are_of_something_else(tmp_path):
     train, test = tmp_path / "train.npz", tmp_path / "test.npz"
     with pytest.raises(DataError, match=r"test.npz: X has 4 columns, and that of .*train.npz 3$"):
         read(train, test=test)
+    used = read(train)
+    like = used.columns[["x0", "x1"]].iloc[:0]  # x2 may have been the same in all rows
+    assert read_rows(train, like, used.width).shape == (8, 2)
+    with pytest.raises(DataError, match=r"X has 4 columns, and that of the rows trained on 3$"):
+        read_rows(test, like, used.width)
+    with pytest.raises(DataError, match="no column 'x3'"):
+        read_rows(train, read(test).columns.iloc[:0], 4)
     for path, width in ((train, 3), (test, 4)):
         names = np.array(["a", "b", "c", "d"][:width])
         np.savez(path, X=draw.normal(size=(8, width)), y=[0, 1] * 4, feature_names=names)
-    assert list(read(train, test=test).columns) == ["a", "b", "c"]
+    named = read(train, test=test)
+    assert list(named.columns) == ["a", "b", "c"] and named.width is None
