@@ -99,7 +99,13 @@ def arguments() -> argparse.ArgumentParser:
         "--model", nargs="+", default=["resnet20"], choices=sorted(MODELS), help="networks"
     )
     parser.add_argument(
-        "--mode", nargs="+", default=list(MODES), choices=list(MODES), help="see above"
+        "--mode",
+        nargs="+",
+        default=list(MODES),
+        choices=list(MODES),
+        help="dependent: every pass over the whole batch; uniform, stratified: over the rows that "
+        "carry weight, of batches drawn so; split_norm, shared_norm: other gradients, for batch "
+        "normalisation",
     )
     parser.add_argument("--batch-size", type=cli.counted(), default=64, help="images")
     parser.add_argument(

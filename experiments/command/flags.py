@@ -134,8 +134,10 @@ def add_training(
     )  # fmt: skip
     running.add_argument(
         "--together", action=argparse.BooleanOptionalAction, default=together,
-        help="train all --seeds in one program, shared among the devices: by default on a CPU "
-        "whose cores can share them out evenly, where that is faster",
+        help="train all --seeds in one program, shared among the devices" + (
+            ": by default on a CPU whose cores can share them out evenly, where that is faster"
+            if together is None else ""
+        ),
     )  # fmt: skip
     running.add_argument("--quiet", action="store_true", help="no line an epoch")
 

@@ -185,13 +185,13 @@ def add_arguments(group: Any, *, several: bool = False) -> None:
     )  # fmt: skip
     group.add_argument(
         "--tau",
-        type=cli.number(least=-1000, most=1000),
+        type=cli.number(least=0, most=1000),
         default=1.0,
         help="logit_adjusted, vs: factor on the log priors",
     )
     group.add_argument(
         "--vs-gamma",
-        type=cli.number(least=-1000, most=1000),
+        type=cli.number(least=0, most=1000),
         default=0.3,
         help="vs: power of the class sizes",
     )

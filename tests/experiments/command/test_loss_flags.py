@@ -1,5 +1,7 @@
 """Losses by name, deferred re-weighting, smoothing, and the classifier that a loss expects."""
 
+import argparse
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -76,3 +78,15 @@ def test_deferred_reweighting_smoothing_and_the_head_of_ldam():
         loss_flags.build_loss("ldam", np.array(COUNTS), late, steps_per_epoch=5)
     with pytest.raises(RunError, match="unknown loss 'mse'"):
         loss_flags.build_loss("mse", np.array(COUNTS), OPTIONS, steps_per_epoch=5)
+
+
+def test_a_loss_takes_the_least_that_its_flags_allow():
+    """--help promises the range, and a refusal by the loss comes after the data."""
+    parser = argparse.ArgumentParser()
+    loss_flags.add_arguments(parser)
+    for action in parser._actions:
+        least = getattr(action.type, "least", None)
+        for name, offered in loss_flags.LOSSES.items():
+            if action.dest in offered.taken and least is not None:
+                options = {**OPTIONS, action.dest: least}
+                loss_flags.build_loss(name, np.array(COUNTS), options, steps_per_epoch=5)

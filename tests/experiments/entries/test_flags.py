@@ -450,8 +450,9 @@ def test_counting_nouns():
 
 def test_negative_numbers_are_values(capsys):
     parser = ENTRIES["experiments.cifar_lt"]()
-    args = parser.parse_args(["--loss", "vs", "--tau", "-1e-1", "--vs-gamma", "-.5"])
-    assert (args.tau, args.vs_gamma) == (-0.1, -0.5)
+    for text in ("-1e-1", "-.1"):
+        args = parser.parse_args(["--stage2", "tau-norm", "--stage2-tau", text])
+        assert args.stage2_tau == -0.1
     for text in ("-1e5", "-inf", "-nan", "-2"):
         with pytest.raises(SystemExit):
             parser.parse_args(["--rho", text])
