@@ -4,8 +4,8 @@
 
 over a whole data set, exactly. A product with H is a function of a tree like the parameters; ends
 of the spectrum, trace and density take such a function and nothing else, so that they serve any
-symmetric matrix. Their linear algebra is matfree's, an optional dependency:
-`imbsam-jax[curvature]`.
+symmetric matrix. Their linear algebra is matfree's, an optional dependency: the extra
+`[curvature]`.
 
 Batch normalisation is losses_fn's choice. By running statistics (evaluation mode, what is usual:
 the rows stay independent) it closes over them; in batch mode each micro-batch is normalised by its

@@ -76,6 +76,6 @@ def matfree(part: str) -> Any:
             raise
         raise ModuleNotFoundError(
             "the linear algebra of curvature is matfree's, which is not installed: "
-            "pip install 'imbsam-jax[curvature]'",
+            "pip install 'matfree>=0.6.3'",
             name="matfree",
         ) from missing

@@ -22,7 +22,7 @@ __all__ = ["ClassWeights", "Rule", "stagewise"]
 
 Scalar = Any  # float, scalar array, tracer
 Rule = Callable[[Any], "ClassWeights"]
-"""`rule(step) -> ClassWeights`: what the functions of this module return, and the doors take."""
+"""`rule(step) -> ClassWeights`: what the functions of `rules` return, and the doors take."""
 ScalarOrSchedule = Any  # Scalar | Callable[[step], Scalar]
 
 

@@ -1,4 +1,4 @@
-"""One process of a run for tests/test_cluster.py: `python cluster_run.py JSON`.
+"""One process of a run for tests/experiments/run/test_cluster.py: `python cluster_run.py JSON`.
 
 The same code is a process of several and the one process they are compared with.
 """

@@ -292,7 +292,7 @@ class TextTower(nn.Module):
 
 
 def image_tower(name: str) -> Callable[..., ImageTower]:
-    """The factory of `experiments.models.MODELS` of that size."""
+    """The factory of `experiments.models.PRETRAINED` of that size."""
 
     def make(num_classes: int, *, axis_name: str | None = None, **options: Any) -> ImageTower:
         del axis_name  # there is no batch normalisation

@@ -3,7 +3,7 @@
 XLA:CPU has fast code for convolutions of NHWC images by HWIO kernels alone. JAX writes both
 gradients as convolutions of other layouts, which XLA puts right in a program's outermost
 computation and nowhere else (jaxlib 0.10.2): in a scan or a side of a branch those of a layer took
-40 to 60 times longer (results/cpu_cores). Here they are NHWC by HWIO from the start:
+40 to 57 times longer (results/cpu_cores). Here they are NHWC by HWIO from the start:
 
     dx = (g, stride - 1 zeros between its pixels) * (w turned by 180 degrees, channels exchanged)
     dw = (x, images and channels exchanged) * (g, images as channels, dilated by the stride)

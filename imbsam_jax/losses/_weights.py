@@ -69,8 +69,9 @@ def weighted(
       axis_name: the device axis over which "weights" sums, inside pmap or shard_map; None sums
         over this device's rows (under plain jit these are all rows).
 
-    "weights" is of a whole batch. A pass of `value_and_grad` over a part of it (micro_batches, own
-    rows, split_norm) refuses such a loss; there take the factor beforehand and hand it on:
+    "weights" is of a whole batch. A pass of `value_and_grad` over a part of it (micro_batches,
+    own_rows, split_norm, shared_norm) refuses such a loss; there take the factor beforehand and
+    hand it on:
 
         factor = loss.factor(labels, step, mask)
         plain = Loss(loss.per_class)
