@@ -254,3 +254,31 @@ def test_report_takes_every_folder_of_results(capsys, monkeypatch):
             report.main(report.arguments().parse_args(paths))
             shown = " ".join(capsys.readouterr().out.split())
             assert ("README.md (no report)" in shown) == (paths is children)
+
+
+# ---- names ----------------------------------------------------------------------------------
+
+
+def test_the_guide_names_what_there_is():
+    """Functions, tables and files of CONTRIBUTING: each is a word of the code, or a path."""
+    folders = ("imbsam_jax", "experiments", "benchmarks", "tests", "docs")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    words = {word for path in files for word in re.findall(r"\w+", path.read_text())}
+    paths = [path.relative_to(ROOT).as_posix() for path in files]
+    guide = (ROOT / "CONTRIBUTING.md").read_text()
+    named = re.findall(r"`([A-Za-z_][\w./]*)[(`]", guide)
+    for name in (name for name in named if re.search(r"[A-Z_.]", name)):
+        if name.endswith(".py"):
+            assert any(path.endswith(name) for path in paths), name
+        elif not (ROOT / name).exists():
+            assert set(re.split(r"[./]", name)) <= words, name
+
+
+def test_files_that_are_named_are_there():
+    """In pages, docstrings and comments, by their path in the repository."""
+    folders = ("imbsam_jax", "experiments", "benchmarks", "examples", "tests", "docs")
+    sources = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    named = re.compile(rf"(?<![\w/])(?:{'|'.join(folders)})/[\w/]+\.(?:py|md|toml)\b")
+    for path in (*PAGES, ROOT / "CHANGELOG.md", *sources):
+        for name in set(named.findall(path.read_text())) - {"examples/SCRIPT.py"}:
+            assert (ROOT / name).is_file(), f"{path.relative_to(ROOT)} names {name}"
