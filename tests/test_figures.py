@@ -11,6 +11,7 @@ import pytest
 import tables
 from scipy import stats
 
+import imbsam_jax as ij
 from benchmarks import kernels
 from experiments.anomaly.report import holm
 from experiments.reports import published
@@ -443,6 +444,38 @@ def test_prose_on_the_cheaper_passes():
         page("cheaper_passes"),
         f"(training accuracy in the last {spans[0]} with logit adjustment, {spans[1]} with "
         "cross-entropy)",
+    )
+
+
+def test_training_accuracy_and_tail_rows_of_the_small_networks():
+    def last(*folders):
+        files = [file for of in folders for file in (RESULTS / of).glob("*/*/metrics.jsonl")]
+        assert len(files) == len(folders) * 9 or not folders
+        return [json.loads(file.read_text().splitlines()[-1])["train_accuracy"] for file in files]
+
+    hundred = "cifar100_lt_100"
+    adjusted, entropy = (last(f"{hundred}/{x}") for x in ("logit_adjusted", "cross_entropy"))
+    first = [
+        json.loads(file.read_text().splitlines()[-1])["train_accuracy"]
+        for file in (RESULTS / hundred).glob("*/seed_*/metrics.jsonl")
+    ]
+    assert len(first) == 6
+    every = [*adjusted, *entropy, *first]
+    says(
+        page(hundred),
+        f"Training accuracy, on augmented images, ends at {min(adjusted):.0f} to "
+        f"{max(adjusted):.0f}%",
+        f"at {min(every):.0f} to {max(every):.0f}% training accuracy",
+    )
+    rows = []
+    for counts, eta in (((10, 5000, 100), 500), ((100, 500, 100), 100)):
+        of = ij.long_tail_counts(*counts)
+        rows.append(64 * of[of <= eta].sum() / of.sum())
+    (a, b), (c, d) = ((int(x), int(x) + 1) for x in rows)
+    share = rows[0] / 64
+    says(
+        page("cheaper_passes"),
+        f"{share:.1%} of the images, {a} or {b} rows of a batch ({c} or {d} above)",
     )
 
 
@@ -1228,6 +1261,11 @@ def test_what_is_fitted_at_the_papers_scale():
             fitted += [100 * train[of].sum() / counts[of].sum() for of in shots.values()]
         assert report["epochs"] == 200 and report["batch_size"] == 128
     of_rule = {rule: [run for run in six if run["rule"] == rule] for rule in ("sgd", "imbsam")}
+    spent = [
+        " to ".join(f"{end(run['seconds_whole'] for run in runs):.0f}" for end in (min, max))
+        for runs in of_rule.values()
+    ]
+    says(page("accelerator"), "a run of SGD took {} seconds, one of ImbSAM {}".format(*spent))
     for rule, runs in of_rule.items():
         assert runs == [
             found | {key: run[key] for key in run if key not in found}
@@ -1782,6 +1820,53 @@ def test_sharpness_of_the_digits():
     says(page("sharpness"), f"rises by {own:.3g} where SGD's tail rises by {of_sgd:.3g} under")
 
 
+def test_what_is_said_of_the_digits_curvature():
+    found = read("sharpness/digits/analysis.json")
+    lines = {line["name"]: line for line in found["lines"]}
+    sgd, adjusted = lines["sgd, cross_entropy"], lines["sgd, logit_adjusted"]
+    sam, imbsam = (lines[f"{rule} rho=0.2, cross_entropy"] for rule in ("sam", "imbsam"))
+
+    def ratio(line, name, digits):
+        it = line["tail_to_head"][name]
+        low, high = (f"{it[end]:.{digits}f}" for end in ("low", "high"))
+        return f"{it['ratio']:.{digits}f}", f"[{low}, {high}]"
+
+    def trace(line, group, base=sgd):
+        of = [x["groups"][group]["trace"]["mean"] for x in (line, base)]
+        return f"{of[0] / of[1]:.2f}"
+
+    def gain(line):
+        it = line["groups"]["tail"]["to_sgd"]["test_accuracy"]
+        return f"{it['mean']:.1f} ± {it['error']:.1f}"
+
+    head, least = ratio(sgd, "trace", 1), ratio(sgd, "largest", 1)
+    of_adjusted = [ratio(adjusted, name, 2) for name in ("trace", "largest")]
+    assert max(line["tail_to_head"]["trace_per_loss"]["ratio"] for line in lines.values()) < 1
+    of_lines, of_loss = (found["explained"][name] for name in ("trace", "train_loss"))
+    sam_adjusted = lines["sam rho=0.2, logit_adjusted"]
+    sse = lines["sse_sam head_rho=0.1 tail_rho=0.2, cross_entropy"]
+    says(
+        page("sharpness"),
+        f"its trace is {head[0]} times the head's {head[1]}, its largest eigenvalue {least[0]} "
+        f"times {least[1]}",
+        "adjustment no: {} times {} and {} {}".format(*of_adjusted[0], *of_adjusted[1]),
+        "`trace_per_loss`, {} {} for SGD".format(*ratio(sgd, "trace_per_loss", 2)),
+        f"SAM has {trace(sam, 'tail')} of SGD's trace in the tail, ImbSAM "
+        f"{trace(imbsam, 'tail')}. Of the head SAM has {trace(sam, 'head')} of",
+        f"(tail to head {ratio(imbsam, 'trace', 2)[0]}; SAM {ratio(sam, 'trace', 1)[0]}, as SGD)",
+        f"as far as ImbSAM ({trace(sse, 'tail')} of SGD's)",
+        f"is {of_lines['lines']['rho']:.2f} (p {of_lines['lines']['p']:.3f})",
+        f"({of_loss['lines']['rho']:.2f}, p {of_loss['lines']['p']:.3f})",
+        f"it is {of_lines['seeds']['rho']:.2f} (p {of_lines['seeds']['p']:.2f}, "
+        f"{of_lines['seeds']['n']} pairs)",
+        f"trace to {trace(sam, 'tail')} of SGD's and gains {gain(sam)} points there, ImbSAM to "
+        f"{trace(imbsam, 'tail')} and gains {gain(imbsam)}",
+        f"takes it to {trace(sam_adjusted, 'tail', adjusted)} and gains nothing "
+        f"({gain(sam_adjusted)})",
+        f"{found['hessian_products']['products']} products with a Hessian, each of a group's rows",
+    )
+
+
 def test_beside_the_published_curvature():
     groups = {
         line["name"]: line["groups"] for line in read("sharpness/digits/analysis.json")["lines"]
@@ -1961,6 +2046,12 @@ def test_what_is_said_of_the_papers_network():
          f"between its ends, the tail's {barrier['tail']:.1f}")  # fmt: skip
     both = [line["groups"]["few"]["train_accuracy"]["mean"] for line in (sgd, imbsam)]
     assert min(both) > 99.8
+
+
+def test_what_is_said_of_forty_epochs():
+    lines = read("sharpness/cifar100_lt_epochs/analysis.json")["lines"]
+    of = {(x["rule"], x["epoch"]): x["groups"]["few"]["train_accuracy"]["mean"] for x in lines}
+    says(page("sharpness"), f"had fitted {of['sgd', 40]:.0f}% of these images")
 
 
 def test_what_is_said_of_the_epochs():
