@@ -9,6 +9,7 @@ import chex
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pyarrow.csv
 import pytest
 
 import imbsam_jax as ij
@@ -282,3 +283,12 @@ def test_files_that_are_named_are_there():
     for path in (*PAGES, ROOT / "CHANGELOG.md", *sources):
         for name in set(named.findall(path.read_text())) - {"examples/SCRIPT.py"}:
             assert (ROOT / name).is_file(), f"{path.relative_to(ROOT)} names {name}"
+
+
+def test_the_words_for_what_is_missing():
+    """Of a text file: those that pyarrow takes for no value, which the page names."""
+    page = (ROOT / "docs" / "compare.md").read_text()
+    (said,) = re.findall(r"also the words (.*?)\(a file has", page, re.DOTALL)
+    words = set(re.findall(r"`([^`]+)`", said)) - {"-"}
+    words |= {f"-{word}" for word in words if word.startswith("1.")}
+    assert words | {""} == set(pyarrow.csv.ConvertOptions().null_values)
