@@ -426,6 +426,12 @@ def test_prose_on_the_cheaper_passes():
     says(
         page(), f"lost {lost[0]:.1f} and {lost[1]:.1f} points in 40 epochs, and gained none in 100"
     )
+    flops = {
+        name: reports(f"cheaper_passes/cross_entropy/{name}", [0])[0]["flops_ratio_to_sgd"]
+        for name in ("split_norm", "shared_norm")
+    }
+    says(page(), f"with it {flops['shared_norm']:.2f}, at a loss of accuracy")
+    says(doc("cost"), f"{flops['split_norm']:.2f} times SGD's FLOPs instead of 2.66 (ResNet-8")
     few = [run["few"] for run in reports("cheaper_passes/cross_entropy/sgd", range(8))]
     says(page("cheaper_passes"), f"Few is {np.mean(few):.1f}% at best")
     trained = {}
