@@ -20,6 +20,7 @@ from experiments.host import outputs
 from experiments.host.cli import noun
 from experiments.host.errors import RunError
 from experiments.host.outputs import is_number, same_text
+from experiments.reports.paired import holm
 
 METRICS = {"auroc": "AUROC", "ap_anomaly": "AP anomaly", "ap_normal": "AP normal"}
 
@@ -95,21 +96,6 @@ def _deviation(values: NDArray[np.float64]) -> float | None:
     return None if len(values) < 2 or np.isnan(values).any() else float(values.std(ddof=1))
 
 
-def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
-    """p-values corrected for their number, by Holm's step-down: in the order given, at most 1.
-
-    >>> holm([0.01, 0.5, 0.03]).tolist()
-    [0.03, 0.5, 0.06]
-
-    Source: S. Holm, "A simple sequentially rejective multiple test procedure", 1979.
-    """
-    p = np.asarray(p_values, np.float64)
-    order = np.argsort(p, kind="stable")
-    corrected = np.empty_like(p)
-    corrected[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    return np.minimum(corrected, 1.0)
-
-
 def standing(
     summaries: Iterable[Mapping[str, Any]],
     metrics: Sequence[str] = tuple(METRICS),
@@ -130,9 +116,9 @@ def standing(
     ]
     p = [2 * stats.t.sf(abs(t), row["datasets"] - 1) for row, _, t in known]
     left = [
-        (row, metric, float(corrected))
+        (row, metric, corrected)
         for (row, metric, _), corrected in zip(known, holm(p), strict=True)
-        if corrected <= level
+        if corrected is not None and corrected <= level
     ]
     return left, len(known)
 

@@ -78,13 +78,6 @@ def test_a_tie_within_rounding_is_no_win() -> None:
     assert (tied["auroc_improved"], better["auroc_improved"]) == (0, 1)
 
 
-def test_holms_correction_by_hand() -> None:
-    # Sorted: .005, .01, .03, .04 times 4, 3, 2, 1, never falling.
-    found = anomaly_report.holm([0.01, 0.04, 0.03, 0.005])
-    np.testing.assert_allclose(found, [0.03, 0.06, 0.06, 0.02])
-    assert anomaly_report.holm([]).size == 0 and anomaly_report.holm([0.9, 0.8]).tolist() == [1, 1]
-
-
 def test_what_stands_is_said_with_the_number_of_tests(capsys: pytest.CaptureFixture[str]) -> None:
     from scipy import stats
 
