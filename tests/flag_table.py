@@ -111,7 +111,8 @@ RANGES: dict[str, str] = {
     f"at least 0 and at most {_MANY}": "max-margin",
     f"over 0 and at most {_MANY}": "scale",
     "at least -1000 and at most 1000": "stage2-tau",
-    "at least 0 and at most 1000": "tau vs-gamma",
+    "at least 0 and at most 1000": "tau",
+    "at least 0 and at most 8": "vs-gamma",
     "at least 1 and at most 1000": "cut",
     "at least 1 and at most 100": "experiments.digits_lt/imbalance-factor "
     "experiments.sweep/imbalance-factor",

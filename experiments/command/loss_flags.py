@@ -191,7 +191,7 @@ def add_arguments(group: Any, *, several: bool = False) -> None:
     )
     group.add_argument(
         "--vs-gamma",
-        type=cli.number(least=0, most=1000),
+        type=cli.number(least=0, most=8),
         default=0.3,
         help="vs: power of the class sizes",
     )

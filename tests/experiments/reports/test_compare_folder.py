@@ -342,10 +342,3 @@ def test_a_damaged_field_is_told_with_its_place(tmp_path):
         (tmp_path / "summary.json").write_text(json.dumps({**good, name: value}))
         with pytest.raises(RunError, match=f"summary.json is damaged: its {place} is not"):
             read(tmp_path)
-
-
-def test_holms_correction_by_hand():
-    # Sorted: .005, .01, .03, .04 times 4, 3, 2, 1, never falling; what is not known counts not.
-    found = holm([0.01, None, 0.04, 0.03, 0.005])
-    assert found == [pytest.approx(0.03), None, pytest.approx(0.06), pytest.approx(0.06), 0.02]
-    assert holm([]) == [] and holm([0.9, 0.8]) == [1, 1]
