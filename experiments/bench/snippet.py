@@ -41,7 +41,7 @@ _WEIGHTS = """
     class_weights *= weighed_counts.sum() / (weighed_counts * class_weights).sum()
     class_weights = jnp.asarray(class_weights, jnp.float32)"""
 _SHUFFLED = """\
-def batches(weighed, seed=0):
+def batches(weighed, seed):
     \"\"\"int[steps, b]: one permutation of the rows after another, cut into batches.\"\"\"
     draw, size = np.random.default_rng(seed), min(BATCH_SIZE, len(weighed))
     epochs = -(-STEPS * size // len(weighed))
@@ -49,7 +49,7 @@ def batches(weighed, seed=0):
     return rows[: STEPS * size].reshape(STEPS, size)
 """
 _BALANCED = """\
-def batches(weighed, seed=0):
+def batches(weighed, seed):
     \"\"\"int[steps, b]: each place of a batch has the next class in turn.\"\"\"
     draw, size = np.random.default_rng(seed), min(BATCH_SIZE, len(weighed))
     members = [np.flatnonzero(weighed == c) for c in np.unique(weighed)]
@@ -74,6 +74,7 @@ from imbsam_jax import {imported}losses, rules, value_and_grad
 WIDTHS = {widths}
 STEPS, BATCH_SIZE = {steps}, {batch_size}
 LR, MOMENTUM, WEIGHT_DECAY = {lr}, {momentum}, {weight_decay}
+SEED = {seed}  # of the first weights, the batches and the features of text
 
 
 def initial(key, inputs, classes):
@@ -130,10 +131,10 @@ if __name__ == "__main__":
 
     table = read({read})
     rows = training_rows(table{cut})
-    x = columns.fit(table, rows)(table.columns)[rows]
+    x = columns.fit(table, rows, seed=SEED)(table.columns)[rows]
     y, weighed = table.labels[rows], table.weighed[rows]
-    params = initial(jax.random.key(0), x.shape[1], table.num_classes)
-    params = train(x, y, weighed, params, batches(weighed))
+    params = initial(jax.random.key(SEED), x.shape[1], table.num_classes)
+    params = train(x, y, weighed, params, batches(weighed, SEED))
     guess = np.asarray(logits_of(params, x)).argmax(axis=1)
     recall = [(guess[y == c] == c).mean() for c in range(table.num_classes)]
     print(f"balanced accuracy on the rows trained on: {{100 * np.mean(recall):.1f}}%")
@@ -167,7 +168,7 @@ def program(
     return _PROGRAM.format(
         row=row.name, source=source.translate(_IN_QUOTES), read=read, cut=cut,
         widths=(recipe.net.width,) * recipe.net.depth,
-        steps=recipe.steps, batch_size=recipe.batch_size, lr=described["lr"],
+        steps=recipe.steps, batch_size=recipe.batch_size, seed=recipe.seed, lr=described["lr"],
         momentum=MOMENTUM, weight_decay=described["weight_decay"], weights=weights,
         batches=_BALANCED if row.sampling == "balanced" else _SHUFFLED,
         imported="Ascent, " * bool(ascent), last_bias=_LAST_BIAS * bool(ascent), ascent=ascent,

@@ -161,6 +161,7 @@ def test_a_lane_is_a_loop_over_batches(engine: Engine, one: Candidate) -> None:
         )
         names: dict[str, Any] = {"__name__": "snippet"}
         exec(text, names)
+        assert names["SEED"] == RECIPE.seed and "columns.fit(table, rows, seed=SEED)" in text
         layers = [dict(start[layer]) for layer in ("hidden_0", "head")]
         x, y = FEATURES[TRAIN], LABELS[TRAIN]
         layers = names["train"](x, y, y, layers, order)

@@ -397,9 +397,9 @@ def test_the_snippet_trains_what_was_kept(data: Path, finished: Path) -> None:
     key = jax.random.fold_in(jax.random.key(0), 2)
     fresh = net.module().init(key, features[:1], train=False)["params"]
     layers = ("hidden_0", "hidden_1", "head")
-    part, _ = compare_kept.all_rows(table, 2, 0, None)
+    part, _ = compare_kept.all_rows(table, 2, made["SEED"], None)
     np.testing.assert_array_equal(part.features, features)
-    order = made["batches"](table.weighed)
+    order = made["batches"](table.weighed, made["SEED"])
     recipe = compare.Recipe(net, *order.shape, 0, 0)
     engine = Engine(table.labels, table.weighed, recipe, [])
     order = engine._order(part.train, "shuffled", engine._draw(part, 0))
