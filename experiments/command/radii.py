@@ -9,6 +9,9 @@ from experiments.host.errors import RunError
 from imbsam_jax import schedules
 
 
+_PUBLISHED = (5, 160, 180)  # of 200 epochs
+
+
 def radius_of(options: dict[str, Any], steps_per_epoch: int) -> Any:
     """--rho, or the schedule that --rho-schedule makes of --rho-values."""
     kind, values = options.get("rho_schedule", "constant"), options.get("rho_values")
@@ -33,17 +36,18 @@ def _boundaries(options: dict[str, Any]) -> list[int]:
     """First epochs of the later radii: --rho-boundaries, or the published ones of 200 epochs.
 
     Of a second stage they are as large a part of its epochs as of the first one's, for which they
-    were given.
+    were given. Of three or four epochs the last of the published ones is past them all.
     """
     epochs, given = options["epochs"], options.get("rho_boundaries")
     whole = options.get("first_epochs", epochs) if given else 200
+    published = [round(each * epochs / 200) for each in _PUBLISHED]
     for boundary in given or ():
-        if boundary >= whole:
+        if boundary >= whole and given != published:
             raise RunError(
                 f"--rho-boundaries {boundary} is past the last of {whole} epochs (from 0): a "
                 "radius would never be used"
             )
-    return [round(each * epochs / whole) for each in given or (5, 160, 180)]
+    return [round(each * epochs / whole) for each in given or _PUBLISHED]
 
 
 def _pair(kind: str, values: Sequence[float] | None) -> Sequence[float]:
@@ -57,10 +61,16 @@ def _pair(kind: str, values: Sequence[float] | None) -> Sequence[float]:
 def name_of(options: dict[str, Any]) -> str:
     """As "late(0.1, 0.2)"; of a step also from which epochs, "step(0.1, 0.2 from 9)"."""
     kind, values = options["rho_schedule"], options.get("rho_values")
-    told = [] if values is None else [", ".join(f"{v:g}" for v in values)]
+    told = [] if values is None else [", ".join(map(_exact, values))]
     if kind == "step":
         told.append("from " + ", ".join(map(str, _boundaries(options))))
     return f"{kind}({' '.join(told)})" if told else str(kind)
+
+
+def _exact(value: float) -> str:
+    """In all its digits: of two radii that read the same, a resumed run would take one for both."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(float(value))
 
 
 def flags_of(name: str) -> dict[str, Any]:

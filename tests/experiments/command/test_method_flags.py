@@ -196,6 +196,18 @@ def test_radius_schedules_without_values_take_the_published_ones():
     assert found["rule_args"]["rho"] == "late"
 
 
+def test_what_is_written_of_a_schedule_is_the_schedule():
+    """In all digits, as long as epochs; of three the last published boundary is past them all."""
+    seven = {"rho_schedule": "late", "rho_values": [0.1234567, 0.2]}
+    assert build("sam", **seven)[1]["rule_args"]["rho"] == "late(0.1234567, 0.2)"
+    for options in (seven, *({"rho_schedule": "step", "epochs": few} for few in (3, 4))):
+        method, found = build("sam", **options)
+        again, told = build("sam", **{**options, **flags_of(found["rule_args"]["rho"])})
+        assert told == found
+        radii = [[float(m.rule(step).radii[0]) for step in range(25)] for m in (method, again)]
+        assert radii[0] == radii[1]
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
