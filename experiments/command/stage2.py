@@ -109,7 +109,8 @@ def make(
 
     def flag(key: str, default: Any) -> Any:
         value = options.get(f"stage2_{key}")
-        return default if value is None else value
+        heeded = recipe.epochs or key in recipe.takes  # else it is for the other stages
+        return default if value is None or not heeded else value
 
     epochs = flag("epochs", recipe.epochs) if recipe.epochs else 0
     if recipe.epochs and epochs < 1:

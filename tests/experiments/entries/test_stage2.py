@@ -206,6 +206,19 @@ def test_options_of_a_stage():
         assert make(name).description["stage2_args"]["tau"] == 1.0
 
 
+@pytest.mark.parametrize("name", ["tau-norm", "logit-adjustment"])
+def test_how_others_are_trained_says_nothing_of_a_stage_without_training(name):
+    """Else a finished one would be refused, and its seeds be two groups of a report."""
+    options = {
+        "stage2_lr": 0.5, "stage2_weight_decay": 0.3, "stage2_sampling": "stratified",
+        "stage2_statistics": "updated", "stage2_rule": "same", "stage2_epochs": 3,
+        "stage2_max_norm": "epoch", "rule": "sam",
+    }  # fmt: skip
+    plain, beside = make(name), make(name, **options)
+    assert (beside.settings, beside.description) == (plain.settings, plain.description)
+    assert make(name, stage2_tau=2.0).description != plain.description
+
+
 def test_boundaries_of_a_radius_are_as_large_a_part_of_the_second_stage():
     radii = {"rho_schedule": "step", "rho_values": [0.1, 0.2, 0.4], "rho_boundaries": [50, 150]}
     first = Settings(epochs=200)
