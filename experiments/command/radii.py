@@ -8,7 +8,6 @@ from typing import Any
 from experiments.host.errors import RunError
 from imbsam_jax import schedules
 
-
 _PUBLISHED = (5, 160, 180)  # of 200 epochs
 
 
