@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -24,6 +23,7 @@ from experiments.host.outputs import read_object, same_text
 from experiments.host.sealed import class_counts_sha256
 from experiments.imagenet_lt import LISTS
 from experiments.reports.figures import COLUMNS, number
+from experiments.reports.tables import console
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -254,7 +254,7 @@ def main(args: argparse.Namespace) -> None:
             hits = parts.evaluator.hits(state, "test", stop, **way)
             accuracies = parts.evaluator.accuracies(hits)
             table.add_row(title, *(number(accuracies[name], 2) for name in COLUMNS))
-    Console().print(table)
+    console().print(table)
 
 
 if __name__ == "__main__":

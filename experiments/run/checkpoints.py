@@ -78,6 +78,8 @@ class Checkpoints:
             if step in self._manager.all_steps():
                 return
             held = {"note": note, "config": self._config, "sha256": _sha256(step, state, note)}
+            if jax.config.jax_enable_x64:
+                held["x64"] = True
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -222,6 +224,12 @@ class Checkpoints:
         for name, kinds in {"note": dict, "config": dict | None, "sha256": str}.items():
             if not isinstance(held[name], kinds):
                 raise _Damage(f"{name} of its note is {same_text(held[name])}")
+        if bool(held.get("x64")) != jax.config.jax_enable_x64:
+            written, so = ("with", "set") if held.get("x64") else ("without", "unset")
+            raise _OtherNumbers(
+                f"{self.path} was written {written} JAX_ENABLE_X64=1, and numbers of another "
+                f"width are others: {so} it"
+            )
         return held
 
     @staticmethod
@@ -230,6 +238,8 @@ class Checkpoints:
         with _quietly():
             try:
                 return read(), None
+            except _OtherNumbers:
+                raise
             except _Damage as error:
                 return None, str(error)
             except Exception as error:  # whatever a damaged file makes orbax or its codecs raise
@@ -250,6 +260,10 @@ class Checkpoints:
 
 class _Damage(Exception):
     """What is wrong with a checkpoint that its files alone do not show."""
+
+
+class _OtherNumbers(RunError):
+    """It is whole, but JAX now computes in numbers of another width."""
 
 
 def _is_step(name: str) -> bool:

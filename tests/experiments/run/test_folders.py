@@ -210,6 +210,24 @@ def test_all_damaged_is_an_error_and_nothing_is_removed(saved, tmp_path):
     assert read(tmp_path / "nowhere")[0] is None
 
 
+def test_numbers_of_another_width_are_no_damage(saved, tmp_path):
+    """The state of 64 bits read in 32, and the other way about, had bytes that nobody saved."""
+    with jax.enable_x64(True):
+        held = Checkpoints(tmp_path / "checkpoints", config=CONFIG)
+        held.save(5, {"step": jnp.int64(5)}, note_of(5))
+        held.close()
+        with pytest.raises(RunError, match=r"was written without JAX_ENABLE_X64=1.*: unset it"):
+            read(saved)
+    held = Checkpoints(tmp_path / "checkpoints", config=CONFIG, reading=True)
+    for read_it in (
+        lambda: held.restore({"step": jnp.int32(0)}),
+        lambda: held.check_config(tmp_path / "config.json", CONFIG),
+    ):
+        with pytest.raises(RunError, match=r"was written with JAX_ENABLE_X64=1.*: set it"):
+            read_it()
+    held.close()
+
+
 def test_what_a_resumed_run_does_not_go_on_from_is_set_aside(saved, tmp_path):
     shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     for _ in range(2):  # the second finds a place beside the first
@@ -463,11 +481,13 @@ def evaluated(data, path):
 @pytest.mark.allow_rank_promotion
 def test_evaluate_says_where_a_stopped_run_stands(data, finished, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(launch, "in_full", lambda: {"deadline": 0.0})
+    monkeypatch.setenv("COLUMNS", "20")  # of a terminal; a file is as wide as a table
     with pytest.raises(Stopped, match="at step 1, epoch 1"):
         train(data, tmp_path / "run")
     for path, at in ((tmp_path / "run", "in epoch 1, at step 1:"), (finished, "after epoch 2:")):
         evaluated(data, path)
-        assert at in " ".join(capsys.readouterr().out.split())
+        out = " ".join(capsys.readouterr().out.split())
+        assert at in out and "as it is" in out
 
 
 @pytest.mark.parametrize("entry", ["resume", "evaluate", "stage2"])
