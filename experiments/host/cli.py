@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import re
 import sys
 import traceback
@@ -226,6 +227,7 @@ def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> 
     """Runs main(args); exits 1 on what the user can mend, 143, 130 or 75 after a stop."""
     from experiments.host.stopping import StopNow
 
+    _print_anything()
     try:
         main(args)
     except (RunError, DataError, OSError) as error:
@@ -247,6 +249,13 @@ def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> 
         traceback.print_exc()
         _leave_the_others(1)
         sys.exit(1)
+
+
+def _print_anything() -> None:
+    """Output not in UTF-8 escapes what it has no sign for: a finished run would end in a fault."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _of_the_system(error: OSError) -> str:

@@ -1,8 +1,10 @@
 """How a command ends: one sentence and an exit code."""
 
 import errno
+import io
 import os
 import signal
+import sys
 
 import jax
 import pytest
@@ -29,6 +31,15 @@ def test_what_the_user_can_mend_is_one_sentence(error, said, capsys):
         cli.run(main, None)
     assert end.value.code == 1
     assert capsys.readouterr().err == f"error: {said}\n"
+
+
+@pytest.mark.parametrize(("coding", "printed"), [("utf-8", "±"), ("ascii", r"\xb1")])
+def test_a_table_is_printed_whatever_the_output_is_coded_in(coding, printed, monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), coding)
+    monkeypatch.setattr(sys, "stdout", out)
+    cli.run(lambda args: print("1.0±0.5"), None)
+    out.flush()
+    assert out.buffer.getvalue().decode() == f"1.0{printed}0.5\n"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
