@@ -10,6 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from experiments.host.errors import reason
+from experiments.host.stopping import StopNow
+
 
 class Progress:
     """Shows loss, accuracy, images a second and time left; says lines above the bar."""
@@ -95,7 +98,21 @@ class Progress:
         return row * self._rows * (self._epochs - done)
 
     def say(self, text: str) -> None:
-        self._console.print(text, markup=False)
+        """Prints; where nobody reads it any more, or a log's disk is full, StopNow, so as to save.
+
+        Of several processes one alone cannot stop: it ends, and the others find it gone.
+        """
+        try:
+            self._console.print(text, markup=False)
+        except (OSError, SystemExit) as error:  # rich leaves where a reader has gone
+            import jax
+
+            if jax.process_count() > 1:
+                raise
+            why = reason(error) if isinstance(error, OSError) else "nobody reads it"
+            print(f"what this run says cannot be printed: {why}", file=sys.stderr, flush=True)
+            self._console.quiet = True
+            raise StopNow(1) from None
 
     def warn(self, text: str) -> None:
         """What a quiet run says too, on stderr."""

@@ -78,7 +78,7 @@ class Checkpoints:
             if step in self._manager.all_steps():
                 return
             held = {"note": note, "config": self._config, "sha256": _sha256(step, state, note)}
-            if jax.config.jax_enable_x64:
+            if jax.config.read("jax_enable_x64"):
                 held["x64"] = True
             self._manager.save(
                 step,
@@ -224,7 +224,7 @@ class Checkpoints:
         for name, kinds in {"note": dict, "config": dict | None, "sha256": str}.items():
             if not isinstance(held[name], kinds):
                 raise _Damage(f"{name} of its note is {same_text(held[name])}")
-        if bool(held.get("x64")) != jax.config.jax_enable_x64:
+        if bool(held.get("x64")) != jax.config.read("jax_enable_x64"):
             written, so = ("with", "set") if held.get("x64") else ("without", "unset")
             raise _OtherNumbers(
                 f"{self.path} was written {written} JAX_ENABLE_X64=1, and numbers of another "

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from experiments.host import progress
+from experiments.host.stopping import StopNow
 
 
 @pytest.fixture
@@ -71,3 +72,19 @@ def test_counted_work_shows_time_left_and_is_never_silent_for_long(clock, monkey
             *(f"sweep compiling {number} of 3" for number in (1, 2, 3)),
             "sweep 10 of 20 epochs, 0:00:10 left",
         ]
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [(BrokenPipeError(), "nobody reads it"), (OSError(28, "No space left"), "No space left")],
+)
+def test_a_run_that_cannot_be_heard_stops_and_is_saved(error, why, monkeypatch, capsys):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise error
+
+    monkeypatch.setattr(progress.sys, "stdout", Gone())
+    monkeypatch.setattr(Console, "on_broken_pipe", lambda self: exit(1))  # without its dup2
+    with progress.Progress(epochs=2) as shown, pytest.raises(StopNow):
+        shown.epoch_done(line(1))
+    assert capsys.readouterr().err == f"what this run says cannot be printed: {why}\n"

@@ -23,6 +23,7 @@ from experiments.data import save_npz
 from experiments.host import folders, locks, outputs
 from experiments.host.errors import RunError, Stopped
 from experiments.host.progress import Progress
+from experiments.host.stopping import StopNow
 from experiments.run.checkpoints import Checkpoints
 from experiments.run.parts import Parts
 from experiments.run.settings import Note, Settings
@@ -488,6 +489,24 @@ def test_evaluate_says_where_a_stopped_run_stands(data, finished, tmp_path, monk
         evaluated(data, path)
         out = " ".join(capsys.readouterr().out.split())
         assert at in out and "as it is" in out
+
+
+@pytest.mark.slow
+@pytest.mark.allow_rank_promotion
+def test_a_run_whose_output_has_gone_away_goes_on_from_there(data, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "in_full", dict)
+
+    def gone(*_):
+        raise StopNow(1)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match="epoch 1: saved"):
+        patch.setattr(Progress, "epoch_done", gone)
+        train(data, tmp_path)
+    train(data, tmp_path, "--resume")
+    ends = [json.loads((path / "report.json").read_text()) for path in (tmp_path, finished)]
+    assert ends[0]["params_sha256"] == ends[1]["params_sha256"]
+    assert ends[0]["best_epoch"] == ends[1]["best_epoch"]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize("entry", ["resume", "evaluate", "stage2"])
