@@ -63,7 +63,10 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=cli.text, required=True, help="folder; one in use goes on")
     evaluate.add_data_arguments(parser.add_argument_group("data"))
     what = parser.add_argument_group("what is measured")
-    what.add_argument("--loss", default="cross_entropy", choices=LOSSES, help="of every run")
+    what.add_argument(
+        "--loss", default="cross_entropy", choices=LOSSES,
+        help="what is measured of every run, whatever it was trained with",
+    )  # fmt: skip
     what.add_argument(
         "--eta",
         type=cli.number(least=1),
