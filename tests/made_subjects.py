@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
 from experiments.analysis.measure import How
 from experiments.analysis.subjects import Rows, Subject
@@ -17,6 +16,7 @@ from imbsam_jax import losses
 COUNTS = np.array([9, 6, 3, 2])
 ETA = 3.0
 SEEDS = 2
+W = (4, 3)
 
 
 def apply(variables: Any, images: Any) -> Any:
@@ -33,7 +33,7 @@ def subject(seeds: int = SEEDS, rule: str = "sgd", scale: float = 1.0) -> Subjec
     rng = np.random.default_rng(0)
     labels = np.tile(np.repeat(np.arange(4), COUNTS), (SEEDS, 1))
     images = rng.integers(0, 16, (SEEDS, labels.shape[1], 2, 2, 1)).astype(np.uint8)
-    params = {"w": rng.normal(size=(SEEDS, 4, 3)), "v": rng.normal(size=(SEEDS, 3, 4))}
+    params = {"w": rng.normal(size=(SEEDS, *W)), "v": rng.normal(size=(SEEDS, *W[::-1]))}
     stats = {"shift": rng.normal(size=(SEEDS, 4))}
     cut = functools.partial(jax.tree.map, lambda x: np.float32(scale * x[:seeds]))
     rows = Rows(images[:seeds], labels[:seeds])
@@ -55,16 +55,36 @@ def how(**changes: Any) -> How:
     return How(**{**given, **changes})
 
 
-def mean_loss(one: Subject, seed: int, group: Any) -> Any:
+def _mean(v: Any, shift: Any, images: Any, labels: Any, seen: Any) -> Any:
+    cut = W[0] * W[1]  # of flat parameters, which are in the order of their names
+    params = {"v": v[:-cut].reshape(W[::-1]), "w": v[-cut:].reshape(W)}
+    logits = apply({"params": params, "batch_stats": {"shift": shift}}, images)
+    return jnp.where(seen, _loss(logits, labels), 0).sum() / seen.sum()
+
+
+# Of any group and seed: compiled once.
+_LOSS, _GRADIENT, _HESSIAN = (jax.jit(f) for f in (_mean, jax.grad(_mean), jax.hessian(_mean)))
+
+
+class MeanLoss(NamedTuple):
+    """Of flat parameters; with its derivatives."""
+
+    rows: tuple[Any, Any, Any, Any]
+
+    def __call__(self, v: Any) -> Any:
+        return np.asarray(_LOSS(v, *self.rows))
+
+    def gradient(self, v: Any) -> Any:
+        return np.asarray(_GRADIENT(v, *self.rows))
+
+    def hessian(self, v: Any) -> Any:
+        return np.asarray(_HESSIAN(v, *self.rows), np.float64)
+
+
+def mean_loss(one: Subject, seed: int, group: Any) -> tuple[Any, MeanLoss]:
     """(flat parameters, the mean loss over a group's rows) of a seed."""
-    group = np.asarray(group, bool)
-    variables = jax.tree.map(lambda x: jnp.asarray(x[seed]), one.variables)
-    rows = group[one.train.labels[seed]]
-    images, labels = one.train.images[seed][rows], one.train.labels[seed][rows]
-    flat, unravel = ravel_pytree(variables["params"])
-
-    def f(v: Any) -> Any:
-        logits = apply({**variables, "params": unravel(v)}, images)
-        return _loss(logits, labels).mean()
-
-    return flat, f
+    labels = one.train.labels[seed]
+    params, shift = one.variables["params"], one.variables["batch_stats"]["shift"][seed]
+    flat = np.concatenate([np.ravel(params[name][seed]) for name in ("v", "w")])
+    seen = np.asarray(group, bool)[labels]
+    return flat, MeanLoss((shift, one.train.images[seed], labels, seen))
