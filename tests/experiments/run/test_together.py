@@ -92,11 +92,15 @@ def whole(tmp_path_factory):
 
 def test_every_seed_has_the_run_folder_and_the_numbers_of_its_lone_run(whole, tmp_path):
     out, reports = whole
-    for seed, report in zip(SEEDS, reports, strict=True):
+    for number, (seed, report) in enumerate(zip(SEEDS, reports, strict=True)):
         mine, other = out / f"seed_{seed}", tmp_path / f"seed_{seed}"
-        expected = alone(other, seed, **IN_FULL)
+        # What a step costs is measured once for all, and every picture drawn by one function.
+        expected = alone(other, seed, **({} if number else IN_FULL))
         agree(mine, other)
-        assert {p.name for p in mine.iterdir()} == {p.name for p in other.iterdir()}
+        drawn = (
+            {p.name for p in mine.iterdir() if p.suffix in (".png", ".svg")} if number else set()
+        )
+        assert {p.name for p in mine.iterdir()} - drawn == {p.name for p in other.iterdir()}
         assert held(mine) == held(other) == [5, 10]
         assert (mine / "per_class.csv").read_text() == (other / "per_class.csv").read_text()
         assert json.loads((mine / "report.json").read_text()) == report
@@ -105,11 +109,13 @@ def test_every_seed_has_the_run_folder_and_the_numbers_of_its_lone_run(whole, tm
         assert config == {**lone, "together": list(SEEDS)}
         assert report.keys() == {*expected, "together"}
         assert report["seed"] == seed and report["together"] == list(SEEDS)
-        assert report["flops_per_step"] == expected["flops_per_step"]
+        if not number:
+            assert report["flops_per_step"] == expected["flops_per_step"]
         for name in ("all", "many", "few", "best_epoch", "best_epoch_flip", "train_examples"):
             assert report[name] == pytest.approx(expected[name])
     first, second = reports
     assert first["seconds_train"] == second["seconds_train"]
+    assert first["flops_per_step"] == second["flops_per_step"]
     assert first["params_sha256"] != second["params_sha256"]
 
 

@@ -5,9 +5,8 @@ import csv
 import dataclasses
 import json
 import math
+import shutil
 import signal
-import subprocess
-import sys
 import time
 import types
 
@@ -32,7 +31,6 @@ from experiments.run.trainer import Trainer
 from experiments.step.methods import Gradient, rule_stages
 from imbsam_jax import rules
 from imbsam_jax.losses import cross_entropy
-from places import ROOT
 from tiny import IN_FULL, TinyNet, tiny_dataset
 
 pytestmark = [
@@ -58,9 +56,17 @@ def run(out, rule=None, settings=QUICK, model="mlp", dataset=None, **options):
     return fit(dataset, model, rule, cross_entropy, settings, out, **options)
 
 
-def test_a_run_folder_and_its_report(tmp_path):
-    report = run(tmp_path / "run", **IN_FULL)
-    assert json.loads((tmp_path / "run" / "report.json").read_text()) == report
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(folder, report) of a run by QUICK, with what its step costs and its pictures."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    with jax.numpy_rank_promotion("allow"):
+        return out, run(out, **IN_FULL)
+
+
+def test_a_run_folder_and_its_report(finished):
+    out, report = finished
+    assert json.loads((out / "report.json").read_text()) == report
     promised = """experiment dataset rule rule_args model loss imbalance_factor epochs batch_size
     seed all many medium few best_epoch class_counts_sha256 train_examples seconds_train
     seconds_compile seconds_to_first_step step_ms flops_per_step flops_ratio_to_sgd device versions
@@ -71,18 +77,18 @@ def test_a_run_folder_and_its_report(tmp_path):
     assert {"all", "many", "medium", "few", "epoch"} == set(report["best_epoch"])
     # Two forward and three backward passes over SGD's one and one, the optimizer aside.
     assert 2 < report["flops_ratio_to_sgd"] < 3
-    lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3]
     assert lines[-1]["test_all"] == report["all"]
     best = max(lines, key=lambda line: line["test_all"])
     assert report["best_epoch"]["all"] == best["test_all"]
-    with open(tmp_path / "run" / "per_class.csv") as file:
+    with open(out / "per_class.csv") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["train_examples"]) for row in rows] == [40, 20, 10, 5, 3]
     assert sum(int(row["test_examples"]) for row in rows) == 55
     assert np.mean([float(row["accuracy"]) for row in rows]) == pytest.approx(report["all"], 1e-4)
     for plot in ("per_class.png", "curves.png"):
-        assert (tmp_path / "run" / plot).stat().st_size > 5000
+        assert (out / plot).stat().st_size > 5000
 
 
 @pytest.mark.slow
@@ -196,17 +202,17 @@ def test_bfloat16_computes_low_and_keeps_high(tmp_path, monkeypatch):
 # ---- stopping and going on -----------------------------------------------------------------
 
 
-LONG = ["--epochs", "160", "--checkpoint-every", "10", "--eval-every", "80"]
+LONG = ["--epochs", "8", "--checkpoint-every", "3", "--eval-every", "4"]
 
 
 def command(data, out, *more):
     flags = ["--data", data, "--model", "mlp", "--batch-size", "16", "--eta", "10", "--quiet"]
-    return [sys.executable, "-m", "experiments.cifar_lt", *flags, "--out", out, *map(str, more)]
+    return [*flags, "--out", out, *map(str, more)]
 
 
 def here(*args):
-    """The same run in this process."""
-    cifar_lt.main(cifar_lt.parse(cifar_lt.arguments(), command(*args)[3:]))
+    """The run in this process."""
+    cifar_lt.main(cifar_lt.parse(cifar_lt.arguments(), command(*args)))
 
 
 @pytest.fixture(scope="module")
@@ -225,19 +231,22 @@ def unkilled(data, tmp_path_factory):
     return json.loads((out / "report.json").read_text())
 
 
-def interrupt(data, out, number):
-    """Starts a run, sends the signal once some epochs are done, returns (exit code, stderr)."""
-    process = subprocess.Popen(
-        command(data, str(out), *LONG), cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )
-    metrics = out / "metrics.jsonl"
-    until = time.monotonic() + 240
-    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 12):
-        assert process.poll() is None and time.monotonic() < until, process.stderr.read()
-        time.sleep(0.005)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=240)
-    return process.returncode, errors
+# The command in a process that has a signal as it sees its 28th step, in the sixth epoch of five
+# each: two epochs after a checkpoint, one after an evaluation.
+CUT = """
+import itertools, os, runpy, sys
+from experiments.run.one import Run
+
+plain, calls, number = Run.see, itertools.count(1), int(sys.argv.pop(1))
+
+def see(self, *args):
+    if next(calls) == 28:
+        os.kill(os.getpid(), number)
+    plain(self, *args)
+
+Run.see = see
+runpy.run_module("experiments.cifar_lt", run_name="__main__", alter_sys=True)
+"""
 
 
 @pytest.mark.parametrize(
@@ -249,11 +258,11 @@ def interrupt(data, out, number):
     ],
 )
 def test_a_stopped_run_ends_bitwise_where_an_unstopped_one_does(
-    data, unkilled, tmp_path, number, code
+    data, unkilled, tmp_path, run_python, number, code
 ):
     out = tmp_path / "run"
-    found, errors = interrupt(data, out, number)
-    assert found == code
+    args = ["-c", CUT, str(int(number)), *command(data, str(out), *LONG)]
+    errors = run_python(args, expect=code).stderr
     assert not (out / "report.json").exists()
     if number != signal.SIGKILL:
         assert "--resume" in errors.splitlines()[-1] and "Traceback" not in errors
@@ -262,7 +271,7 @@ def test_a_stopped_run_ends_bitwise_where_an_unstopped_one_does(
     for name in ("params_sha256", "all", "many", "medium", "few", "best_epoch"):
         assert report[name] == unkilled[name]
     epochs = [json.loads(x)["epoch"] for x in (out / "metrics.jsonl").read_text().splitlines()]
-    assert epochs == list(range(1, 161))
+    assert epochs == list(range(1, 9))
     # A finished run resumed again says the same and trains nothing.
     before = (out / "report.json").stat().st_mtime_ns
     here(data, str(out), *LONG, "--resume")
@@ -277,10 +286,9 @@ def test_a_deadline_stops_like_a_signal(tmp_path):
     assert stopped.value.exit_code == 75
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path, capsys):
-    whole = run(tmp_path / "whole")
-    late = dataclasses.replace(QUICK, checkpoint_every=1)
-    run(tmp_path / "run", settings=late)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(finished, tmp_path, capsys):
+    whole = finished[1]
+    shutil.copytree(finished[0], tmp_path / "run")
     (tmp_path / "run" / "report.json").unlink()
     newest = max(
         (p for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()),
@@ -290,7 +298,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path, capsys):
     for file in newest.rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    report = run(tmp_path / "run", settings=late, resume=True, quiet=False)
+    report = run(tmp_path / "run", resume=True, quiet=False)
     said = capsys.readouterr().out
     assert "checkpoint of step 15 is damaged" in said and "after epoch 2" in said
     assert report["params_sha256"] == whole["params_sha256"]
@@ -349,8 +357,8 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_last_checkpoint(tmp_pa
         run(tmp_path / "later", poisoned)
 
 
-def test_a_folder_in_use_is_refused(tmp_path):
-    run(tmp_path / "run")
+def test_a_folder_in_use_is_refused(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
     with pytest.raises(RunError, match=r"already holds a run.*--resume"):
         run(tmp_path / "run")
     with pytest.raises(RunError, match=r"other settings \(lr 0.05 -> 0.01\)"):
