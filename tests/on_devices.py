@@ -172,7 +172,10 @@ DOORS = {"value_and_grad": by_value_and_grad, "sharpness_aware": by_sharpness_aw
 BY_OPTAX = ("sam", "imbsam", "sse_sam", "gsa_groups", "imbsam_release-group_mean-decay")
 
 
-def cases_of(rows: list[Row]) -> dict[str, tuple[Row, str, bool]]:
+Cases = dict[str, tuple[Row, str, bool]]
+
+
+def cases_of(rows: list[Row]) -> Cases:
     """Every row through `value_and_grad` and some through `sharpness_aware`, half with the mask."""
     return {
         f"{row.id}, {door}": (row, door, (place + number) % 2 == 0)
@@ -182,12 +185,12 @@ def cases_of(rows: list[Row]) -> dict[str, tuple[Row, str, bool]]:
     }
 
 
-def train_steps(rows: list[Row], axis_name: Any, **options: Any) -> Step:
+def train_steps(cases: Cases, axis_name: Any, **options: Any) -> Step:
     """One step of all cases at once; the report holds gradients, losses, info, running means."""
 
     def step(carry: Any, batch: Any, count: Any) -> Any:
         new, report = {}, {}
-        for case, (row, door, masked) in cases_of(rows).items():
+        for case, (row, door, masked) in cases.items():
             informed = row.id in ("imbsam", "sse_sam") and door == "value_and_grad"
             more = {"info": True, "passes": whole(carry=lambda args, stats: (*args[:2], stats))}
             gradient = DOORS[door](row, axis_name, **options, **(more if informed else {}))
@@ -200,28 +203,32 @@ def train_steps(rows: list[Row], axis_name: Any, **options: Any) -> Step:
     return step
 
 
-def initial(rows: list[Row]) -> Any:
+def initial(cases: Cases) -> Any:
     params = to_library(init_params(), jnp.float32)
-    return dict.fromkeys(cases_of(rows), (params, descent().init(params)))
+    return dict.fromkeys(cases, (params, descent().init(params)))
 
 
 def check_modes() -> None:
-    """One row of each structure; `check_every_method` takes them all."""
-    names = ("sse_sam", "imbsam_release-group_mean-decay", "cc_sam-two_at_once")
-    compare_modes([BY_ID[name] for name in names])
+    """One row of each structure, by one door; `check_every_method` takes all, by both."""
+    cases = (
+        ("sse_sam", "value_and_grad", True),
+        ("imbsam_release-group_mean-decay", "sharpness_aware", True),
+        ("cc_sam-two_at_once", "value_and_grad", False),
+    )
+    compare_modes({name: (BY_ID[name], door, masked) for name, door, masked in cases})
 
 
 def check_every_method() -> None:
     """Every row of the shared table: no new one is left out."""
-    compare_modes(METHODS)
+    compare_modes(cases_of(METHODS))
 
 
-def compare_modes(rows: list[Row]) -> None:
+def compare_modes(cases: Cases) -> None:
     """Three steps, the second stage of staged rules from the third on: equal numbers everywhere."""
-    make_step = partial(train_steps, rows)
+    make_step = partial(train_steps, cases)
 
     def run(mode: Any) -> Iterator[Any]:
-        step, carry = mode(make_step), initial(rows)
+        step, carry = mode(make_step), initial(cases)
         for count in range(SWITCH - 2, SWITCH + 1):
             carry, report = jax.block_until_ready(step(carry, make_batch(count), count))
             yield carry, report
@@ -382,12 +389,13 @@ def check_sync_ascent() -> None:
                 total = reference.add(total, reference.scale(own.size / used.sum(), g))
         return total
 
-    inputs = initial(rows), (x, y, mask), 0
-    together = _whole(partial(train_steps, rows))(*inputs)[1]
+    cases = cases_of(rows)
+    inputs = initial(cases), (x, y, mask), 0
+    together = _whole(partial(train_steps, cases))(*inputs)[1]
     for name, mode in WITH_AXIS_NAME.items():
-        step = mode(partial(train_steps, rows, sync_ascent=False))
+        step = mode(partial(train_steps, cases, sync_ascent=False))
         apart = jax.block_until_ready(step(*inputs))[1]
-        for case, (row, _, masked) in cases_of(rows).items():
+        for case, (row, _, masked) in cases.items():
             want = device_by_device(row, mask if masked else np.ones(BATCH, bool))
             got, synced = to_reference(apart[case][0]), to_reference(together[case][0])
             compare(got, want, f"{name}: {case}", atol=1e-6)
