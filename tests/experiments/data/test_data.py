@@ -5,8 +5,6 @@ import importlib.util
 import io
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import imbsam_jax
 from damage import damaged_json
 from experiments.data import DataError, Dataset, cifar, hold_out, load_npz, save_npz, shrunk
 from experiments.data.cifar import load_cifar_lt
+from fresh_imports import imported
 
 # The lists every public code base arrives at, class 0 first.
 _CIFAR100_IF100 = (
@@ -290,11 +289,7 @@ def test_damaged_image() -> None:
 
 
 def test_import_needs_no_tensorflow_datasets() -> None:
-    code = (
-        "import sys, experiments.data.cifar as c; "
-        "assert not {'tensorflow', 'tensorflow_datasets', 'PIL'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ})
+    assert not {"tensorflow", "tensorflow_datasets", "PIL"} & imported()
 
 
 def test_real_cifar100_lt() -> None:

@@ -2,9 +2,6 @@
 
 import io
 import math
-import os
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -12,6 +9,7 @@ import pytest
 
 from experiments.data import decode
 from experiments.data.decode import Box, crop_box, decode_eval, decode_train, eval_box
+from fresh_imports import imported
 
 pil_image: Any = pytest.importorskip("PIL.Image")
 
@@ -230,5 +228,4 @@ def test_junk_never_raises() -> None:
 
 
 def test_import_needs_no_pillow() -> None:
-    code = "import sys, experiments.data.decode; assert 'PIL' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ})
+    assert "PIL" not in imported()

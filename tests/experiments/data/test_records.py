@@ -3,8 +3,6 @@
 import io
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from experiments.data.encoded import (
 from experiments.data.image_sets import load_imagenet_lt, load_inaturalist
 from experiments.data.lists import folder_split, read_list, select
 from experiments.data.records import TfdsSplit
+from fresh_imports import imported
 
 # --- TFDS ------------------------------------------------------------------------------------
 
@@ -550,8 +549,4 @@ def test_every_species(tmp_path: Path) -> None:
 
 
 def test_import_needs_no_tensorflow_datasets() -> None:
-    code = (
-        "import sys, experiments.data.image_sets; "
-        "assert not {'tensorflow', 'tensorflow_datasets', 'PIL', 'rich'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ})
+    assert not {"tensorflow", "tensorflow_datasets", "PIL", "rich"} & imported()
