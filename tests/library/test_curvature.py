@@ -46,14 +46,18 @@ def dense(weights: Any, mask: Any, gauss_newton: bool = False) -> np.ndarray:
         return (w * losses_fn(unravel(v), x, y)[0]).sum() / len(y)
 
     if not gauss_newton:
-        return np.asarray(jax.hessian(mean)(flat))
+        return np.asarray(jax.jit(jax.hessian(mean))(flat))
 
     def logits(v: Any) -> Any:
         return losses_fn(unravel(v), x, y)[1]
 
-    jacobian, p = jax.jacobian(logits)(flat), jax.nn.softmax(logits(flat))
-    inner = jax.vmap(jnp.diag)(p) - p[:, :, None] * p[:, None, :]  # of cross-entropy by logits
-    return np.asarray(jnp.einsum("b,bcp,bcd,bdq->pq", w / len(y), jacobian, inner, jacobian))
+    @jax.jit
+    def product(flat: Any) -> Any:
+        jacobian, p = jax.jacobian(logits)(flat), jax.nn.softmax(logits(flat))
+        inner = jax.vmap(jnp.diag)(p) - p[:, :, None] * p[:, None, :]  # of cross-entropy by logits
+        return jnp.einsum("b,bcp,bcd,bdq->pq", w / len(y), jacobian, inner, jacobian)
+
+    return np.asarray(product(flat))
 
 
 def product(kind: str, params: Any, y: Any, x: Any, **options: Any) -> Any:
@@ -122,9 +126,13 @@ def test_ends_of_the_spectrum(x64: None) -> None:
     matvec, like, h = whole()
     expected = np.linalg.eigvalsh(h)[[0, -1]]
     assert expected[0] < -1e-3  # a saddle: both ends are there to be found
-    ends = curvature.extreme_eigenvalues(matvec, like, key=jax.random.key(0), iterations=60)
+
+    @jax.jit
+    def found(key: Any) -> Any:
+        return [curvature.extreme_eigenvalues(matvec, like, key=key, iterations=n) for n in (60, 5)]
+
+    ends, few = found(jax.random.key(0))
     np.testing.assert_allclose(ends, expected, rtol=1e-6)
-    few = curvature.extreme_eigenvalues(matvec, like, key=jax.random.key(0), iterations=5)
     assert expected[0] < few[0] and few[1] < expected[1]  # from inside
 
 
@@ -150,10 +158,11 @@ def test_trace_is_within_its_errors(x64: None) -> None:
 def test_density_is_a_density_with_the_moments(points: int, x64: None) -> None:
     matvec, like, h = whole()
     values = np.linalg.eigvalsh(h)
-    grid = jnp.linspace(values[0] - 0.1, values[-1] + 0.1, points)
+    grid = np.linspace(values[0] - 0.1, values[-1] + 0.1, points)
+    how: dict[str, Any] = {"iterations": 30, "probes": 16, "variance": 1e-6}
     density = np.asarray(
-        curvature.spectral_density(
-            matvec, like, grid, key=jax.random.key(0), iterations=30, probes=16, variance=1e-6
+        jax.jit(lambda key: curvature.spectral_density(matvec, like, grid, key=key, **how))(
+            jax.random.key(0)
         )
     )
     width = float(grid[1] - grid[0])
@@ -169,57 +178,69 @@ def test_density_is_a_density_with_the_moments(points: int, x64: None) -> None:
 
 def test_density_counts_eigenvalues(x64: None) -> None:
     """Of a matrix with three eigenvalues each probe has them exactly, and shares by its signs."""
-    diagonal = jnp.repeat(jnp.array([-1.0, 0.0, 4.0]), jnp.array([2, 5, 3]))
-    grid = jnp.array([-2.0, -1.0, 0.0, 4.0, 8.0])
-    found = curvature.spectral_density(
-        lambda v: diagonal * v, jnp.zeros(10), grid, key=jax.random.key(0), iterations=10, probes=1
-    )
+    diagonal = np.repeat(np.array([-1.0, 0.0, 4.0]), np.array([2, 5, 3]))
+    grid = np.array([-2.0, -1.0, 0.0, 4.0, 8.0])
+    found = jax.jit(lambda key: curvature.spectral_density(
+        lambda v: diagonal * v, jnp.zeros(10), grid, key=key, iterations=10, probes=1
+    ))(jax.random.key(0))  # fmt: skip
     widths = np.diff([-2.5, -1.5, -0.5, 2.0, 6.0, 10.0])
     np.testing.assert_allclose(found * widths, [0, 0.2, 0.5, 0.3, 0], atol=1e-9)
+
+
+@jax.jit
+def of_six(d: Any, key: Any) -> Any:
+    """Ends and density of a diagonal matrix."""
+    like, grid = jnp.zeros(6), np.linspace(-1, 4, 6)
+    return (
+        curvature.extreme_eigenvalues(lambda v: d * v, like, key=key),
+        curvature.spectral_density(lambda v: d * v, like, grid, key=key),
+    )
 
 
 @pytest.mark.parametrize(
     ("diagonal", "ends"), [([0.0] * 6, (0, 0)), ([2.0] * 6, (2, 2)), ([3.0] + [0.0] * 5, (0, 3))]
 )
 def test_a_space_that_ends_early(diagonal: list[float], ends: Any) -> None:
-    d = jnp.array(diagonal)
-    found = curvature.extreme_eigenvalues(lambda v: d * v, jnp.zeros(6), key=jax.random.key(0))
+    found, density = of_six(np.float32(diagonal), jax.random.key(0))
     np.testing.assert_allclose(found, ends, atol=1e-6)
-    grid = jnp.linspace(-1, 4, 6)
-    density = curvature.spectral_density(lambda v: d * v, jnp.zeros(6), grid, key=jax.random.key(0))
     np.testing.assert_allclose(density.sum(), 1, rtol=1e-5)
 
 
 def test_the_default_variance_of_a_density_is_of_the_range_of_its_nodes() -> None:
     """1e-5 (lambda_max - lambda_min), 1e-5 at least: a Gaussian of it around each of two nodes."""
-    d = jnp.array([0.0, 400.0])
-    grid = jnp.array([-0.1, -0.05, 0.0, 0.05, 0.1])
-    found = curvature.spectral_density(lambda v: d * v, jnp.zeros(2), grid, key=jax.random.key(0))
+    d, grid = np.float32([0.0, 400.0]), np.array([-0.1, -0.05, 0.0, 0.05, 0.1])
+    found = jax.jit(
+        lambda key: curvature.spectral_density(lambda v: d * v, jnp.zeros(2), grid, key=key)
+    )(jax.random.key(0))
     deviation, edges = 0.004**0.5, np.array([-0.125, -0.075, -0.025, 0.025, 0.075, 0.125])
     below = np.array([0.5 * (1 + math.erf(z / deviation / 2**0.5)) for z in edges])
     np.testing.assert_allclose(found, 0.5 * np.diff(below) / 0.05, rtol=1e-4)
 
 
+@jax.jit
+def of_three(d: Any, key: Any) -> Any:
+    """Ends and trace of a diagonal matrix."""
+    like = jnp.zeros(3)
+    return (
+        curvature.extreme_eigenvalues(lambda v: d * v, like, key=key),
+        curvature.trace(lambda v: d * v, like, key=key)[0],
+    )
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_values_whose_squares_leave_float32(scale: float) -> None:
-    d = jnp.array([1.0, 2.0, 3.0]) * np.float32(scale)
-    ends = curvature.extreme_eigenvalues(lambda v: d * v, jnp.zeros(3), key=jax.random.key(0))
+    ends, _ = of_three(np.float32([1.0, 2.0, 3.0]) * np.float32(scale), jax.random.key(0))
     np.testing.assert_allclose(ends, [scale, 3 * scale], rtol=1e-5)
 
 
 def test_what_is_not_finite_is_not_hidden() -> None:
-    bad = jnp.array([1.0, jnp.nan, 2.0])
-    key = jax.random.key(0)
-    found = [
-        *curvature.extreme_eigenvalues(lambda v: bad * v, jnp.zeros(3), key=key),
-        curvature.trace(lambda v: bad * v, jnp.zeros(3), key=key)[0],
-    ]
-    assert np.isnan(found).all()
+    ends, trace = of_three(np.float32([1.0, np.nan, 2.0]), jax.random.key(0))
+    assert np.isnan([*ends, trace]).all()
     params, x, y = data(np.float32)
     y = y.copy()
     y[2] = CLASSES
     matvec = curvature.hvp(losses_fn, params, y, x, y, class_weights=np.ones(CLASSES))
-    assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(matvec(params)))
+    assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(jax.jit(matvec)(params)))
 
 
 @pytest.mark.parametrize(("other", "hidden"), [(1, False), (2, True), (-1, True)])

@@ -54,9 +54,11 @@ def rise(table: np.ndarray, theta: np.ndarray, e: np.ndarray) -> float:
 def test_rise_under_a_rules_own_perturbation(
     rule: Any, groups: Any, batch_size: Any, x64: None
 ) -> None:
-    got = sharpness.of_rule(
-        quadratic, rule, THETA, Y, X, Y, class_weights=TABLES, step=0, batch_size=batch_size
-    )
+    got = jax.jit(
+        lambda theta: sharpness.of_rule(
+            quadratic, rule, theta, Y, X, Y, class_weights=TABLES, step=0, batch_size=batch_size
+        )
+    )(THETA)
     want = np.zeros((len(groups), len(TABLES)))
     for k, group in enumerate(groups):
         h, b = of_table(np.asarray(group))
@@ -89,19 +91,25 @@ def test_the_stage_of_a_staged_rule_and_gsa(x64: None) -> None:
 
 
 def test_average_over_a_sphere(x64: None) -> None:
-    average = partial(sharpness.average, quadratic, THETA, Y, X, Y, radius=0.5)
-    mean, error = average(key=jax.random.key(0), directions=4000, class_weights=TABLES)
+    average = partial(sharpness.average, quadratic, THETA, Y, X, Y)
+
+    @jax.jit
+    def found(key: Any) -> Any:
+        options = {"key": key, "directions": 4000, "radius": 0.5}
+        return (
+            average(class_weights=TABLES, **options),
+            average(class_weights=TABLES[2], **options),
+            average(radius=0, key=key, directions=2),
+        )
+
+    (mean, error), (one, _), nothing = found(jax.random.key(0))
     want = [0.25 * np.trace(of_table(table)[0]) / (2 * 3) for table in TABLES]
     assert (abs(mean - np.array(want)) < 3 * error).all()
     # <g, e> has variance r^2 |g|^2 / P, which here is most of it.
     h, b = of_table(TABLES[1])
     g = np.linalg.norm(h @ THETA + b)
     np.testing.assert_allclose(error[1], 0.5 * g / np.sqrt(3 * 4000), rtol=0.1)
-    one, _ = average(key=jax.random.key(0), directions=4000, class_weights=TABLES[2])
     np.testing.assert_allclose(one, mean[2], rtol=1e-12)
-    nothing = sharpness.average(
-        quadratic, THETA, Y, X, Y, radius=0, key=jax.random.key(0), directions=2
-    )
     assert [float(x) for x in nothing] == [0, 0]
 
 
@@ -109,9 +117,13 @@ def test_average_over_a_sphere(x64: None) -> None:
 def test_worst_case_in_a_ball(theta: np.ndarray, x64: None) -> None:
     """By eigenvalues: maximise over |e| <= r with the multiplier that makes |e| = r."""
     r = 0.3
-    got = sharpness.worst(
-        quadratic, theta, Y, X, Y, radius=r, key=jax.random.key(0), steps=60, class_weights=TABLES
-    )
+
+    @jax.jit
+    def found(key: Any) -> Any:
+        of = partial(sharpness.worst, quadratic, theta, Y, X, Y, radius=r, key=key)
+        return of(steps=60, class_weights=TABLES), of(steps=1)
+
+    got, first = found(jax.random.key(0))
     want = []
     for table in TABLES:
         h, b = of_table(table)
@@ -127,7 +139,6 @@ def test_worst_case_in_a_ball(theta: np.ndarray, x64: None) -> None:
             low, high = (middle, high) if longer else (low, middle)
         want.append(rise(table, theta, vectors @ (g / (high - values))))
     np.testing.assert_allclose(got, want, rtol=1e-6)
-    first = sharpness.worst(quadratic, theta, Y, X, Y, radius=r, key=jax.random.key(0), steps=1)
     assert 0 < first <= got[0] * (1 + 1e-9)
 
 
@@ -150,13 +161,17 @@ def test_masked_rows_and_a_tree_of_parameters(x64: None) -> None:
     def tail(p: Any) -> Any:
         return (losses_fn(p, x[:6], y[:6])[0] * (COUNTS <= ETA)[y[:6]]).sum() / 6
 
-    d = jax.grad(tail)(params)
-    length = jnp.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(d)))
-    moved = jax.tree.map(lambda p, g: p + 0.3 * g / length, params, d)
-    got = sharpness.of_rule(
-        losses_fn, rule, params, y, x, y, class_weights=1.0 * (COUNTS <= ETA), mask=mask
-    )
-    np.testing.assert_allclose(got, [tail(moved) - tail(params)], rtol=1e-12)
+    @jax.jit
+    def both(params: Any) -> Any:
+        d = jax.grad(tail)(params)
+        length = jnp.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(d)))
+        moved = jax.tree.map(lambda p, g: p + 0.3 * g / length, params, d)
+        got = sharpness.of_rule(
+            losses_fn, rule, params, y, x, y, class_weights=1.0 * (COUNTS <= ETA), mask=mask
+        )
+        return got, [tail(moved) - tail(params)]
+
+    np.testing.assert_allclose(*both(params), rtol=1e-12)
 
 
 @pytest.mark.parametrize("step", [-1, 2.5, np.nan, "5", [1, 2]])
