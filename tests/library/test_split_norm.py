@@ -92,7 +92,11 @@ def normed_params() -> Any:
 
 
 def by_hand(params: Any, x: Any, y: Any, table: Any, kind: str, repeats: int = 0) -> Any:
-    """The gradient of one table, every group's rows picked out with NumPy."""
+    """The gradient of one table, every group's rows picked out with NumPy; one program."""
+    return jax.jit(lambda params: _by_hand(params, x, y, table, kind, repeats))(params)
+
+
+def _by_hand(params: Any, x: Any, y: Any, table: Any, kind: str, repeats: int) -> Any:
     weights = np.zeros((len(y), 0)) if table.base is None else np.asarray(table.base)[y][:, None]
 
     def whole(point: Any, w: Any) -> Any:
@@ -159,10 +163,10 @@ def test_groups_see_their_own_rows(name: str, kind: str, repeats: int) -> None:
     x = draw.normal(size=(12, 5))
     rule = BY_ID[name].rule(RHO)
     f = split_door(rule, kind, lambda classes: (classes[y].sum() + repeats,))
-    for step in (0, SWITCH):
+    losses, statistics = jax.jit(normed)(params, x, y)
+    for step in (0, SWITCH) if BY_ID[name].needs_step else (0,):
         (loss, aux), grads = f(params, x, y, step)
         close(grads, by_hand(params, x, y, rule(step), kind, repeats))
-        losses, statistics = normed(params, x, y)
         close((loss, aux), (losses.mean(), statistics))
 
 
@@ -185,7 +189,7 @@ def test_few_rows_many_rows_and_none(kind: str) -> None:
     head = np.zeros(6, int)
     # No tail row: the head's gradient alone, finite.
     _, grads = f(params, x, head, 0)
-    close(grads, jax.grad(lambda p: normed(p, x, head)[0].mean())(params))
+    close(grads, jax.jit(jax.grad(lambda p: normed(p, x, head)[0].mean()))(params))
     one = np.array([0, 0, 4, 0, 0, 0])
     close(f(params, x, one, 0)[1], by_hand(params, x, one, rule(0), kind, repeats=1))
     # More rows than the largest buffer holds are never left out in silence.
@@ -274,22 +278,27 @@ def test_a_step_of_the_trainer(examples: str, keep: float, monkeypatch: pytest.M
     if examples == "shared_norm":  # what fills a buffer up has no part in statistics
         fill = 0
     tail, w = np.concatenate([tail, tail[:fill]]), np.r_[np.ones(len(tail)), np.zeros(fill)]
-    clean, statistics = losses(state.params, everyone, None)
 
-    def tail_loss(params: Any) -> Any:
-        return (w * losses(params, tail, statistics)[0]).sum() / 16
+    @jax.jit
+    def by_hand(params: Any) -> Any:
+        """(losses and statistics of the clean pass, the step's gradient)."""
+        clean, statistics = losses(params, everyone, None)
 
-    d = jax.grad(tail_loss)(state.params)
-    length = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(d)))
-    point = jax.tree.map(lambda p, g: p + 0.3 * g / length, state.params, d)
+        def tail_loss(params: Any) -> Any:
+            return (w * losses(params, tail, statistics)[0]).sum() / 16
 
-    def head_loss(params: Any) -> Any:
-        if examples == "shared_norm":
-            return losses(params, np.flatnonzero(~in_tail), statistics)[0].sum() / 16
-        return (~in_tail * losses(params, everyone, None)[0]).sum() / 16
+        def head_loss(params: Any) -> Any:
+            if examples == "shared_norm":
+                return losses(params, np.flatnonzero(~in_tail), statistics)[0].sum() / 16
+            return (~in_tail * losses(params, everyone, None)[0]).sum() / 16
 
-    head = jax.grad(head_loss)(state.params)
-    g = jax.tree.map(jnp.add, head, jax.grad(tail_loss)(point))
+        d = jax.grad(tail_loss)(params)
+        length = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(d)))
+        point = jax.tree.map(lambda p, g: p + 0.3 * g / length, params, d)
+        head = jax.grad(head_loss)(params)
+        return clean, statistics, jax.tree.map(jnp.add, head, jax.grad(tail_loss)(point))
+
+    clean, statistics, g = by_hand(state.params)
     moved = jax.tree.map(lambda a, b: (a - b) / 0.05, state.params, after.params)
     for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(g), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5)
@@ -304,21 +313,23 @@ def test_a_step_of_the_trainer(examples: str, keep: float, monkeypatch: pytest.M
 def test_renormalised_values_are_those_of_the_running_statistics() -> None:
     """And of equal statistics the gradient is batch normalisation's."""
     draw = np.random.default_rng(4)
-    x = jnp.asarray(draw.normal(1, 2, (6, 3, 3, 4)))
+    x = draw.normal(1, 2, (6, 3, 3, 4))
     layer = nn.BatchNorm(use_running_average=True, epsilon=1e-5, param_dtype=jnp.float64)
     params = {"scale": jnp.asarray(draw.normal(size=4)), "bias": jnp.asarray(draw.normal(size=4))}
     own = {"mean": x.mean((0, 1, 2)), "var": x.var((0, 1, 2))}
 
+    @jax.jit
     def renormed(x: Any, statistics: Any) -> Any:
         with nn.intercept_methods(renormalised):
             return layer.apply({"params": params, "batch_stats": statistics}, x)
 
+    @jax.jit
     def batch_norm(x: Any) -> Any:
         hidden = (x - x.mean((0, 1, 2))) / jnp.sqrt(x.var((0, 1, 2)) + 1e-5)
         return hidden * params["scale"] + params["bias"]
 
     other = {"mean": own["mean"] + 0.3, "var": own["var"] * 1.7}
-    plain = layer.apply({"params": params, "batch_stats": other}, x)
+    plain = jax.jit(layer.apply)({"params": params, "batch_stats": other}, x)
     np.testing.assert_allclose(renormed(x, other), plain, rtol=1e-12, atol=1e-12)
     pull = jnp.asarray(draw.normal(size=x.shape))
     (got,) = jax.vjp(lambda x: renormed(x, own), x)[1](pull)
