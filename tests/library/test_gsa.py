@@ -7,7 +7,7 @@ that directions can be written down, and each pass notes its point in the aux th
 from __future__ import annotations
 
 import math
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -55,13 +55,16 @@ def linear(theta: Any, slopes: Any, seen: Any) -> tuple[Any, Any]:
 HANDED_ON = passes.whole(carry=lambda args, seen: (args[0], seen))
 
 
+@cache
+def step_of(rule: Any) -> Any:
+    return quick_jit(ij.value_and_grad(linear, rule, passes=HANDED_ON))
+
+
 def points(rule: Any, theta: Any, slopes: Any, labels: Any, **options: Any) -> Any:
     """(point of each group's second pass float[G, P], gradient); float32 in, float32 out."""
     groups = len(rule(0).radii)
-    theta = jnp.asarray(theta)
-    f = ij.value_and_grad(linear, rule, passes=HANDED_ON)
-    seen = jnp.full((1 + groups, theta.size), jnp.nan, theta.dtype)
-    (_, seen), grads = quick_jit(f)(theta, labels, slopes, seen, step=0, **options)
+    seen = np.full((1 + groups, theta.size), np.nan, theta.dtype)
+    (_, seen), grads = step_of(rule)(theta, labels, slopes, seen, step=0, **options)
     np.testing.assert_array_equal(seen[0], theta)
     return np.asarray(seen[1:]), np.asarray(grads)
 
@@ -70,6 +73,7 @@ def points(rule: Any, theta: Any, slopes: Any, labels: Any, **options: Any) -> A
 
 # Of 82 and 17 examples, whose (N - 1)^(-1/4) are 1/3 and 1/2; the gradients are (2, 0) and (0, 1).
 TWO = [82, 17]
+OF_TWO = {direction: rules.gsa(TWO, scale=0.6, direction=direction) for direction in DIRECTIONS}
 THETA = np.array([3.0, 4.0])  # of length 5
 SLOPES = np.array([[4.0, 0.0], [0.0, 2.0]])
 LABELS = np.array([0, 1])
@@ -232,8 +236,7 @@ def test_gradients_that_cancel_are_finite() -> None:
 @pytest.mark.parametrize("size", [1e-25, 1e-10, 1e10, 1e25])
 def test_the_radius_is_exact_at_any_scale_of_the_loss(direction: Any, size: float) -> None:
     """Squares of these over- and underflow in float32; the step is as long as 1 / sqrt(size)."""
-    theta = THETA.astype(np.float32)
-    rule = rules.gsa(TWO, scale=0.6, direction=direction)
+    theta, rule = THETA.astype(np.float32), OF_TWO[direction]
     # A loss at theta + e of a large e: slopes of theta far away keep digits of the step.
     found, _ = points(rule, theta, np.float32(size) * SLOPES.astype(np.float32), LABELS)
     want = THETA + steps_by_hand(direction, 0.6) / math.sqrt(size)
@@ -244,7 +247,7 @@ def test_large_and_small_parameters_have_a_length() -> None:
     """Its square over- and underflows."""
     for size in (1e-30, 1e30):
         theta = np.float32(size) * THETA.astype(np.float32)
-        found, _ = points(rules.gsa(TWO, scale=0.6), theta, SLOPES.astype(np.float32), LABELS)
+        found, _ = points(OF_TWO["orthogonal"], theta, SLOPES.astype(np.float32), LABELS)
         step = steps_by_hand("orthogonal", 0.6) * math.sqrt(size)
         np.testing.assert_allclose(found, size * THETA + step, rtol=1e-5)
 
