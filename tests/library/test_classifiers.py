@@ -133,7 +133,7 @@ def test_norms_whose_squares_leave_float32(name: str, size: float) -> None:
 def test_the_slope_of_a_cosine_far_from_1(size: float) -> None:
     """d cos / dx = (W / ||W|| - cos x / ||x||) / ||x||, which goes as 1 / size."""
     x, w = np.float32(size) * np.array([3.0, 4.0], np.float32), np.array([[1.0], [0.0]], np.float32)
-    slope = jax.grad(lambda x: classifiers.normalised_linear(x[None], w)[0, 0])(x)
+    slope = quick(jax.grad(lambda x, w: classifiers.normalised_linear(x[None], w)[0, 0]))(x, w)
     np.testing.assert_allclose(slope * np.float32(size), [16 / 125, -12 / 125], rtol=1e-5)
 
 
@@ -243,9 +243,13 @@ def test_a_kernel_of_more_axes_is_no_matrix() -> None:
     tx = classifiers.max_norm(True, 2.0)
     with pytest.raises(ValueError, match=r"one is float\[1, 1, 16, 2\]"):
         tx.init({"head": jnp.ones((1, 1, 16, 2))})
-    params = {"head": 3 * jnp.ones((16, 2))}
-    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
-    norms = jnp.linalg.norm(optax.apply_updates(params, updates)["head"], axis=0)
+
+    @quick
+    def after(params: Any) -> Any:
+        updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+        return optax.apply_updates(params, updates)["head"]
+
+    norms = np.linalg.norm(after({"head": 3 * np.ones((16, 2), np.float32)}), axis=0)
     np.testing.assert_allclose(norms, 2.0, rtol=1e-6)
 
 
