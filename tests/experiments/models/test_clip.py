@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
 from safetensors.numpy import save_file
 
 from experiments.host.errors import RunError
@@ -210,7 +209,7 @@ def test_features_of_vit_under_its_namings(tmp_path):
 def test_a_classifier_from_texts(loaded):
     """Column by column, in NumPy: back through the projection, each of length 1."""
     kernel = classifier_start(_CLIP, loaded.text, loaded.projection, _TOKENS, batch=1)
-    text = np.asarray(TextTower(_CLIP).apply({"params": loaded.text}, _TOKENS))
+    text = np.asarray(jax.jit(TextTower(_CLIP).apply)({"params": loaded.text}, _TOKENS))
     for row, column in zip(text, kernel.T, strict=True):
         back = loaded.projection @ (row / np.linalg.norm(row))
         np.testing.assert_allclose(column, back / np.linalg.norm(back), atol=1e-6)
@@ -298,19 +297,30 @@ def test_half_precision_and_other_files(loaded, tmp_path):
 
 
 def test_published_sizes():
-    """Parameters of OpenAI's models: 151,277,313 with B/32, 427,616,513 with L/14."""
+    """Parameters of OpenAI's models: 151,277,313 with B/32, 427,616,513 with L/14.
+
+    Counted of towers of one block and of two: each block more has as many as the second.
+    """
+
+    def numbers(model, *args):
+        params = jax.eval_shape(lambda k: model.init(k, *args), jax.random.key(0))
+        return sum(math.prod(x.shape) for x in jax.tree.leaves({**params["params"], "head": None}))
+
+    def of_depth(size, n):
+        size = size._replace(depth=n, text=size.text._replace(depth=n))
+        images, tokens = np.zeros((1, 224, 224, 3), np.float32), np.zeros((1, 77), np.int32)
+        return numbers(ImageTower(1, size, "linear"), images, False), numbers(
+            TextTower(size), tokens
+        )
+
     for name, published in (
         ("clip_vit_b32", 151_277_313), ("clip_vit_l14", 427_616_513),
     ):  # fmt: skip
         size = SIZES[name]
-        images = jnp.zeros((1, 224, 224, 3))
-        tower = ImageTower(1, size, "linear")
-        image = jax.eval_shape(lambda k: tower.init(k, images, train=False), jax.random.key(0))  # noqa: B023
-        tokens = jnp.zeros((1, 77), jnp.int32)
-        text = jax.eval_shape(TextTower(size).init, jax.random.key(0), tokens)
-        shapes = traverse_util.flatten_dict({"image": image["params"], "text": text["params"]})
-        count = sum(math.prod(x.shape) for path, x in shapes.items() if path[1] != "head")
-        assert count + size.width * size.text.joint + 1 == published  # a scale of the logits
+        (image, text), (image_2, text_2) = (of_depth(size, n) for n in (1, 2))
+        image += (size.depth - 1) * (image_2 - image)
+        text += (size.text.depth - 1) * (text_2 - text)
+        assert image + text + size.width * size.text.joint + 1 == published  # a scale of the logits
 
 
 def test_sizes_are_those_of_the_papers():
@@ -336,10 +346,15 @@ def test_sizes_are_those_of_the_papers():
 def test_features_pass_through_to_the_classifier():
     """An image of one pixel's height is features: of its first pixel, mirrored of its second."""
     model = create_model("vit_tiny", 5)
-    features = jnp.arange(2 * 2 * 64, dtype=jnp.float32).reshape(2, 1, 2, 64)
-    params = model.init(jax.random.key(0), features, train=False)["params"]
+    features = np.arange(2 * 2 * 64, dtype=np.float32).reshape(2, 1, 2, 64)
+
+    @jax.jit
+    def drawn(key):
+        params = model.init(key, features, train=False)["params"]
+        return params, model.apply({"params": params}, features, train=False)
+
+    params, logits = jax.device_get(drawn(jax.random.key(0)))
     assert set(params) == {"head"}
-    logits = model.apply({"params": params}, features, train=False)
     whole = features[:, 0, 0] @ params["head"]["kernel"] + params["head"]["bias"][None]
     np.testing.assert_allclose(logits, whole, rtol=1e-5)
 

@@ -93,7 +93,7 @@ def _shapes(model: Any) -> Any:
 def _variables(name: str, classes: int = 10, classifier: str = "linear") -> Any:
     """Every number is 0.5: what stays in place of a file's values shows, and nothing compiles."""
     return jax.tree.map(
-        lambda x: jnp.full(x.shape, 0.5, x.dtype),
+        lambda x: np.full(x.shape, 0.5, x.dtype),
         _shapes(create_model(name, classes, classifier=classifier)),
     )
 
@@ -227,7 +227,7 @@ def test_unreadable_files(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_own_weights_come_back(name: str, tmp_path: Path) -> None:
     path = tmp_path / "best.msgpack"
     given = _variables(name)
-    trained = jax.tree.map(lambda x: x + 1, given)
+    trained = jax.tree.map(lambda x: x + 1, jax.device_get(given))
     save_weights(path, trained)
     assert [file.name for file in tmp_path.iterdir()] == ["best.msgpack"]
     got, note = load_weights(path, given, name)
