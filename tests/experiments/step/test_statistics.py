@@ -31,8 +31,8 @@ class Two(nn.Module):
 
 def test_each_layer_notes_its_own_whatever_its_momentum():
     draw = np.random.default_rng(0)
-    x = jnp.asarray(draw.normal(2, 3, (16, 4)), jnp.float32)
-    variables = Two().init(jax.random.key(0), x, train=False)
+    x = draw.normal(2, 3, (16, 4)).astype(np.float32)
+    variables = jax.jit(lambda key: Two().init(key, x, train=False))(jax.random.key(0))
     running = jax.tree.map(lambda v: v + 0.5, variables["batch_stats"])
     given = {"params": variables["params"], "batch_stats": running}
 
@@ -43,11 +43,18 @@ def test_each_layer_notes_its_own_whatever_its_momentum():
             )
         return y.sum(), (y, after)
 
-    (_, (y, after)), _ = jax.value_and_grad(loss, has_aux=True)(given["params"], x)
-    plain, expected = Two().apply(given, x, train=True, mutable=["batch_stats"])
+    @jax.jit
+    def passes(given, x):
+        noted = jax.value_and_grad(loss, has_aux=True)(given["params"], x)[0][1]
+        first = {collection: tree["first"] for collection, tree in given.items()}
+        return (
+            noted,
+            Two().apply(given, x, train=True, mutable=["batch_stats"]),
+            Block(0.9).apply(first, x, True, mutable=["batch_stats"])[0],
+        )
+
+    (y, after), (plain, expected), after_first = jax.device_get(passes(given, x))
     np.testing.assert_array_equal(y, plain)
-    first = {collection: tree["first"] for collection, tree in given.items()}
-    after_first, _ = Block(0.9).apply(first, x, True, mutable=["batch_stats"])
     for name, hidden in (("first", x), ("second", after_first)):
         own, moved = after[OF_BATCH][name]["norm"], after["batch_stats"][name]["norm"]
         np.testing.assert_allclose(own["mean"], hidden.mean(0), rtol=1e-5, atol=1e-6)
@@ -63,16 +70,20 @@ def test_a_layer_with_numbers_of_its_own_is_flaxs(how, running, affine):
     draw = np.random.default_rng(1)
     x = jnp.asarray(draw.normal(1, 0.5, (8, 3)), jnp.float32)
     layer = nn.BatchNorm(momentum=0.7, epsilon=0.3, use_scale=affine, use_bias=affine)
-    given = layer.init(jax.random.key(0), x, use_running_average=True)
-    given = jax.tree.map(lambda v: v + jnp.arange(1.0, 4.0), given)
 
-    def apply(running):
-        return layer.apply(given, x, use_running_average=running, mutable=["batch_stats"])
+    @jax.jit
+    def passes(key):
+        given = layer.init(key, x, use_running_average=True)
+        given = jax.tree.map(lambda v: v + jnp.arange(1.0, 4.0), given)
+        expected = layer.apply(given, x, use_running_average=running, mutable=["batch_stats"])
+        with nn.intercept_methods(how):
+            return (
+                expected,
+                layer.apply(given, x, mutable=["batch_stats"]),
+                layer.clone(dtype=jnp.bfloat16).apply(given, x, mutable=["batch_stats"])[0],
+            )
 
-    y, expected = apply(running)
-    with nn.intercept_methods(how):
-        found, after = layer.apply(given, x, mutable=["batch_stats"])
-        low, _ = layer.clone(dtype=jnp.bfloat16).apply(given, x, mutable=["batch_stats"])
+    (y, expected), (found, after), low = passes(jax.random.key(0))
     np.testing.assert_allclose(found, y, rtol=1e-5, atol=1e-6)
     assert (found.dtype, low.dtype) == (jnp.float32, jnp.bfloat16)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after, expected)

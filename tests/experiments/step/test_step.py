@@ -21,19 +21,24 @@ from tiny import TinyNet, tiny_dataset
 def test_crop_and_flip_equals_a_loop_and_depends_on_the_position_alone():
     images = tiny_dataset().train_images[:6]
     key = jax.random.key(3)
-    found = np.asarray(augment.crop_and_flip(jnp.asarray(images), jnp.arange(6), 6, key, pad=2))
-    crop_key, flip_key = jax.random.split(key)
-    corners = np.asarray(jax.random.randint(crop_key, (6, 2), 0, 5))
-    flips = np.asarray(jax.random.bernoulli(flip_key, 0.5, (6,)))
+    call = jax.jit(lambda images, rows: augment.crop_and_flip(images, rows, 6, key, pad=2))
+    found = np.asarray(call(images, np.arange(6)))
+
+    @jax.jit
+    def drawn(key):
+        crop_key, flip_key = jax.random.split(key)
+        corners = jax.random.randint(crop_key, (6, 2), 0, 5)
+        return corners, jax.random.bernoulli(flip_key, 0.5, (6,))
+
+    corners, flips = map(np.asarray, drawn(key))
     assert flips.any() and not flips.all()
     for image, (top, left), flip, seen in zip(images, corners, flips, found, strict=True):
         canvas = np.zeros((12, 12, 3), np.uint8)
         canvas[2:10, 2:10] = image
         expected = canvas[top : top + 8, left : left + 8]
         np.testing.assert_array_equal(seen, expected[:, ::-1] if flip else expected)
-    rows = jnp.array([4, 1])
-    part = augment.crop_and_flip(jnp.asarray(images)[rows], rows, 6, key, pad=2)
-    np.testing.assert_array_equal(part, found[np.array([4, 1])])
+    rows = np.array([4, 1])
+    np.testing.assert_array_equal(call(images[rows], rows), found[rows])
 
 
 def test_resized_crops_lie_where_a_loop_draws_them():
@@ -41,12 +46,21 @@ def test_resized_crops_lie_where_a_loop_draws_them():
     down, across = np.meshgrid(np.arange(12), np.arange(12), indexing="ij")
     images = np.tile((3.0 * down + across)[None, :, :, None], (9, 1, 1, 1)).astype(np.float32)
     key = jax.random.key(5)
-    found = np.asarray(augment.resized_crop(images, jnp.arange(9), 9, key, 24))
-    draws = jax.random.split(key, 3)
-    areas = np.asarray(jax.random.uniform(draws[0], (9, 10), minval=0.08)) * 144
+    call = jax.jit(lambda images, rows: augment.resized_crop(images, rows, 9, key, 24))
+    found = np.asarray(call(images, np.arange(9)))
     limit = np.log(4 / 3)
-    aspects = np.exp(jax.random.uniform(draws[1], (9, 10), minval=-limit, maxval=limit))
-    places, sizes = np.asarray(jax.random.uniform(draws[2], (9, 2))), set()
+
+    @jax.jit
+    def drawn(key):
+        draws = jax.random.split(key, 3)
+        return (
+            jax.random.uniform(draws[0], (9, 10), minval=0.08),
+            jax.random.uniform(draws[1], (9, 10), minval=-limit, maxval=limit),
+            jax.random.uniform(draws[2], (9, 2)),
+        )
+
+    shares, logs, places = map(np.asarray, drawn(key))
+    areas, aspects, sizes = shares * 144, np.exp(logs), set()
     for seen, area, aspect, place in zip(found, areas, aspects, places, strict=True):
         tries = [(round(np.sqrt(s / r)), round(np.sqrt(s * r)))
                  for s, r in zip(area, aspect, strict=True)]  # fmt: skip
@@ -57,9 +71,8 @@ def test_resized_crops_lie_where_a_loop_draws_them():
         x = np.clip(left + (np.arange(24) + 0.5) * wide / 24 - 0.5, 0, 11)
         np.testing.assert_allclose(seen[..., 0], 3 * y[:, None] + x[None], atol=1e-3)
     assert len(sizes) > 5
-    rows = jnp.array([4, 1])
-    part = augment.resized_crop(images[:2], rows, 9, key, 24)
-    np.testing.assert_allclose(part, found[np.array([4, 1])], atol=1e-5)
+    rows = np.array([4, 1])
+    np.testing.assert_allclose(call(images[:2], rows), found[rows], atol=1e-5)
 
 
 def test_an_image_in_which_no_part_fits_is_taken_whole(monkeypatch):
@@ -68,9 +81,13 @@ def test_an_image_in_which_no_part_fits_is_taken_whole(monkeypatch):
         jnp.full(shape, 0.5 * (max(minval, 0) + maxval))
     ))  # fmt: skip
     image = np.random.RandomState(0).uniform(size=(1, 2, 20, 3)).astype(np.float32)
-    found = augment.resized_crop(image, jnp.arange(1), 1, jax.random.key(0), 8)
-    whole = jax.image.resize(image, (1, 8, 8, 3), "linear")
-    np.testing.assert_allclose(found, whole, atol=1e-5)
+
+    @jax.jit
+    def both(image):
+        found = augment.resized_crop(image, jnp.arange(1), 1, jax.random.key(0), 8)
+        return found, jax.image.resize(image, (1, 8, 8, 3), "linear")
+
+    np.testing.assert_allclose(*both(image), atol=1e-5)
 
 
 def test_five_crops_are_the_corners_and_the_centre():
@@ -185,11 +202,17 @@ def one_step():
 @pytest.mark.allow_rank_promotion  # Flax's batch normalisation
 def test_statistics_and_metrics_are_those_of_the_clean_pass(one_step):
     state, inputs, index, prepare, run = one_step
-    images = prepare(inputs.images[index], None, None, None)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    logits, updated = state.apply_fn(variables, images, train=True, mutable=["batch_stats"])
     labels = np.asarray(inputs.labels)[np.asarray(index)]
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    @jax.jit
+    def clean(variables, images):
+        images = prepare(images, None, None, None)
+        logits, updated = state.apply_fn(variables, images, train=True, mutable=["batch_stats"])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return logits, updated, losses.mean()
+
+    logits, updated, loss = clean(variables, np.asarray(inputs.images)[np.asarray(index)])
     accuracy = (np.asarray(logits).argmax(-1) == labels).mean()
     counts = np.bincount(np.asarray(inputs.labels))
     params = {}
@@ -218,14 +241,15 @@ def test_counted_hits_equal_a_count_of_predictions(one_step):
     def prepare(images):
         return augment.normalise(images, dataset.mean, dataset.std)
 
-    images = prepare(jnp.asarray(dataset.test_images))
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    plain = np.asarray(state.apply_fn(variables, images, train=False))
-    mirrored = np.asarray(state.apply_fn(variables, images[:, :, ::-1], train=False))
+    apply = jax.jit(lambda images: state.apply_fn(variables, prepare(images), train=False))
+    count = jax.jit(count_hits, static_argnums=(1, 4))
+    plain = np.asarray(apply(dataset.test_images))
+    mirrored = np.asarray(apply(dataset.test_images[:, :, ::-1]))
     test = Inputs(jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels))
     everyone, shown = jnp.arange(55), jnp.arange(55) % 7 != 0
     for flip, logits in ((False, plain), (True, (plain + mirrored) / 2)):
-        correct, total, _ = count_hits(state, prepare, test, Rows(index=everyone, mask=shown), flip)
+        correct, total, _ = count(state, prepare, test, Rows(index=everyone, mask=shown), flip)
         hit = (logits.argmax(-1) == dataset.test_labels) & np.asarray(shown)
         for c in range(5):
             mine = dataset.test_labels == c
