@@ -87,9 +87,23 @@ def legend(figure):
 
 @pytest.fixture(scope="module", params=PLOTS)
 def drawn(request, tmp_path_factory):
+    """Each as a PNG alone, of few pixels: what is saved is the same for all plots."""
     draw, number = PLOTS[request.param]
     path = tmp_path_factory.mktemp("plot") / "x.png"
-    return request.param, draw(path), number, path
+
+    def save(figure, path, dpi=0):
+        figure.savefig(path, dpi=40)
+        return figure
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "save", save)
+        return request.param, draw(path), number, path
+
+
+@pytest.fixture
+def unsaved(monkeypatch):
+    """For what a figure holds, no file is needed: writing one takes most of its time."""
+    monkeypatch.setattr(drawing, "save", lambda figure, path, dpi=0: figure)
 
 
 def test_axes_have_names_and_units(drawn):
@@ -130,7 +144,7 @@ def test_epochs_are_whole_numbers(drawn):
         assert (ticks == np.round(ticks)).all() and axis.get_xlabel() == "epoch"
 
 
-def test_shot_groups_and_their_thresholds_are_named(tmp_path):
+def test_shot_groups_and_their_thresholds_are_named(unsaved, tmp_path):
     for figure in (
         plots.per_class(tmp_path / "a.png", "t", COUNTS, COUNTS % 3, COUNTS, SHOTS),
         plots.classes_by_rule(tmp_path / "b.png", COUNTS, {"": CLASSES}, SHOTS),
@@ -146,7 +160,7 @@ def test_shot_groups_and_their_thresholds_are_named(tmp_path):
     assert drawing.shot_names(None)["few"] == "Few"
 
 
-def test_a_line_on_another_does_not_hide_it(tmp_path):
+def test_a_line_on_another_does_not_hide_it(unsaved, tmp_path):
     """Few and Medium both at 0: the one drawn later is narrower, dashed and hollow."""
     figure = plots.learning_curves(tmp_path / "a.png", "t", epochs(5), SHOTS)
     _, medium, few, _ = figure.axes[1].lines
@@ -155,7 +169,7 @@ def test_a_line_on_another_does_not_hide_it(tmp_path):
     assert few.get_markerfacecolor() == "none" and figure.axes[1].get_ylim()[0] < 0
 
 
-def test_rules_look_the_same_in_every_panel(tmp_path):
+def test_rules_look_the_same_in_every_panel(unsaved, tmp_path):
     some = {name: CLASSES[name] for name in ("imbsam", "sgd")}
     figure = plots.classes_by_rule(tmp_path / "a.png", COUNTS, {"ce": CLASSES, "la": some}, SHOTS)
     looks = [
@@ -170,7 +184,7 @@ def sizes(figure):
     return [axis for axis in figure.axes if axis.get_ylabel() == "training examples"]
 
 
-def test_sizes_are_bars_behind_the_accuracies(tmp_path):
+def test_sizes_are_bars_behind_the_accuracies(unsaved, tmp_path):
     for figure in (
         plots.per_class(tmp_path / "a.png", "t", COUNTS, COUNTS % 3, COUNTS, SHOTS),
         plots.classes_by_rule(tmp_path / "b.png", COUNTS, {"": CLASSES}, SHOTS),
@@ -182,7 +196,7 @@ def test_sizes_are_bars_behind_the_accuracies(tmp_path):
         assert front.get_zorder() > behind.get_zorder() and not front.patch.get_visible()
 
 
-def test_errors_over_seeds_are_drawn(tmp_path):
+def test_errors_over_seeds_are_drawn(unsaved, tmp_path):
     errors = {"": {"sgd": np.arange(10.0)}}
     some = {"sgd": CLASSES["sgd"], "sam": CLASSES["sam"]}
     figure = plots.classes_by_rule(tmp_path / "a.png", COUNTS, {"": some}, SHOTS, 20, errors)
@@ -200,7 +214,7 @@ def test_errors_over_seeds_are_drawn(tmp_path):
     assert (low, high) == (0.5, 2.25)
 
 
-def test_the_tail_is_marked_where_it_is_known(tmp_path):
+def test_the_tail_is_marked_where_it_is_known(unsaved, tmp_path):
     """Before the first class of at most eta images; GSA has none."""
     figure = plots.gain_per_class(tmp_path / "a.png", [GAIN, {**GAIN, "eta": None}])
     marked, plain = (
@@ -211,7 +225,7 @@ def test_the_tail_is_marked_where_it_is_known(tmp_path):
     assert marked[0].get_label() == "η = 20"
 
 
-def test_few_lines_are_named_where_they_end(tmp_path):
+def test_few_lines_are_named_where_they_end(unsaved, tmp_path):
     def by_epoch(ends):
         values = {f"rule {k}": ([1, 2], {"all": np.array([0.0, y])}) for k, y in enumerate(ends)}
         return plots.curves_by_rule(tmp_path / "a.png", {"": values}, 20)
@@ -254,7 +268,7 @@ def test_as_many_styles_as_lines():
     assert len({(look["linestyle"], look["marker"]) for look in looks}) == 36
 
 
-def test_one_seed_has_no_bars_and_says_so(tmp_path):
+def test_one_seed_has_no_bars_and_says_so(unsaved, tmp_path):
     figure = plots.gain_per_class(tmp_path / "a.png", [GAIN])
     assert "one seed" in figure.axes[0].get_title() and "± standard error" not in legend(figure)
     one = [{**row, "seeds": 1, "datasets": 1} for row in anomaly_rows([0.25])]
@@ -264,7 +278,7 @@ def test_one_seed_has_no_bars_and_says_so(tmp_path):
     assert figure.axes[0].get_ylabel().endswith("one seed")
 
 
-def test_the_headline_of_anomaly_detection_is_plotted(tmp_path):
+def test_the_headline_of_anomaly_detection_is_plotted(unsaved, tmp_path):
     figure = curves.draw(tmp_path / "a.png", anomaly_rows([0.01, 0.25]), "adbench")
     assert [axis.get_ylabel().split()[0] for axis in figure.axes] == ["AUROC", *["average"] * 2]
     ticks = [text.get_text() for text in figure.axes[0].get_xticklabels()]

@@ -222,16 +222,21 @@ def test_every_field_that_is_looked_at_is_above():
     assert {field for fields in KINDS for field in fields} == set(reading._FITS)
 
 
-def test_a_setting_damaged_in_any_way_is_no_traceback(tmp_path, monkeypatch, capsys):
-    """Options are the run's own business: a report shows whatever they hold."""
+@pytest.mark.parametrize("values", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_setting_damaged_in_any_way_is_no_traceback(tmp_path, monkeypatch, capsys, values):
+    """Options are the run's own business: a report shows whatever they hold.
+
+    Quickly one of three values in each, in turn.
+    """
     monkeypatch.setattr("experiments.reports.plots.gain_per_class", lambda *_: None)
     arguments = {**IMBSAM, "switch_step": 10, "tail_weight": 2.0}
     good = make(0, "imbsam", rule_args=arguments, ascent={"p": 2.0}, thresholds=dict(SHOTS))
     save(tmp_path / "sgd", 0)
     run = save(tmp_path / "run", 0)
+    bad = [None, "x", {"a": {}}]
     for part in ("settings", "rule_args", "ascent", "loss_args", "thresholds", "stage2_args"):
-        for name in [*(good.get(part) or {}), "shrink", "subset", "own"]:
-            for value in (None, "x", {"a": {}}):
+        for number, name in enumerate([*(good.get(part) or {}), "shrink", "subset", "own"]):
+            for value in (bad * 2)[number % 3 :][:values]:
                 damaged = {**good, part: {**(good.get(part) or {}), name: value}}
                 (run / "report.json").write_text(json.dumps(damaged))
                 try:
