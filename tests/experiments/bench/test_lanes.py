@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -67,6 +68,14 @@ def forward(params: Any, x: Any) -> Any:
 
 COUNTS = np.bincount(LABELS[TRAIN])
 EFFECTIVE = 0.1 / (1 - 0.9**COUNTS)
+
+
+@functools.cache
+def begun() -> Any:
+    """The network of PART that nothing was trained of yet."""
+    key = jax.random.fold_in(jax.random.key(7), 3)
+    init = jax.jit(functools.partial(RECIPE.net.module().init, train=False))
+    return jax.device_get(init(key, FEATURES[:1])["params"])
 
 
 def losses_of(loss: str, z: Any, y: Any) -> Any:
@@ -142,18 +151,18 @@ def test_a_lane_is_a_loop_over_batches(engine: Engine, one: Candidate) -> None:
     """Momentum, weight decay at theta and the cosine, beside each rule and loss."""
     mine = engine if one in ROWS else Engine(LABELS, LABELS, RECIPE, [one])
     found = logits(mine, one, [OTHER, POINT])[1]
-    key = jax.random.fold_in(jax.random.key(7), 3)
-    params = start = RECIPE.net.module().init(key, FEATURES[:1], train=False)["params"]
-    speed = jax.tree.map(jnp.zeros_like, params)
+    params = start = begun()
+    speed = jax.tree.map(np.zeros_like, params)
     of = jax.jit(lambda params, x, y: gradient(one, params, x, y))
     order = engine._order(TRAIN, one.sampling, engine._draw(PART, 0))
     assert order.shape == (6, 16)
     for step, rows in enumerate(order):
         lr = 0.05 * (1 + np.cos(np.pi * step / 6))
-        grads = of(params, FEATURES[rows], LABELS[rows])
+        grads = jax.device_get(of(params, FEATURES[rows], LABELS[rows]))
         speed = jax.tree.map(lambda v, g, p: 0.9 * v + g + 0.01 * p, speed, grads, params)
         params = jax.tree.map(lambda p, v, lr=lr: p - lr * v, params, speed)
-    np.testing.assert_allclose(found, forward(params, FEATURES[TEST]), rtol=2e-4, atol=2e-5)
+    said = jax.jit(forward)(params, FEATURES[TEST])
+    np.testing.assert_allclose(found, said, rtol=2e-4, atol=2e-5)
     if one in MOVED:
         # The snippet says the same in its own way; what moves is no matter of indifference.
         text = snippet.program(

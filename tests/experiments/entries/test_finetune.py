@@ -207,7 +207,7 @@ def test_the_classifier_starts_from_its_texts(files):
     text = "a photo of a aquarium fish."
     tokens = Tokenizer(files / "vocabulary.txt")([text])
     size = SIZES["clip_vit_tiny"]
-    found = np.asarray(TextTower(size).apply({"params": weights.text}, tokens))[0]
+    found = np.asarray(jax.jit(TextTower(size).apply)({"params": weights.text}, tokens))[0]
     back = weights.projection @ (found / np.linalg.norm(found))
     kernel = variables["params"]["head"]["kernel"]
     np.testing.assert_allclose(kernel[:, 1], back / np.linalg.norm(back), atol=1e-5)
@@ -232,10 +232,14 @@ def test_kept_features_are_the_towers_and_are_read_again(files, tmp_path):
     fresh = Parts(dataset, "vit_tiny", cross_entropy, settings).initial.variables()
     images = dataset.test_images[:4].astype(np.float32) / 255 * 2 - 1
     tower = ImageTower(5, SIZES["vit_tiny"], "linear", classifier="cosine")
-    for k, seen in enumerate((images, images[:, :, ::-1])):
+
+    @jax.jit
+    def embedded(seen):
         around = jax.image.resize(seen, (4, 18, 18, 3), "linear")[:, 1:17, 1:17]
-        wanted = tower.apply(fresh, around, train=False, method="embed")
-        np.testing.assert_allclose(kept["test"][:4, 0, k], wanted, atol=1e-4)
+        return tower.apply(fresh, around, train=False, method="embed")
+
+    for k, seen in enumerate((images, images[:, :, ::-1])):
+        np.testing.assert_allclose(kept["test"][:4, 0, k], embedded(seen), atol=1e-4)
     # The second is stopped after an epoch, and reads them once more when it is resumed.
     stopped(files, 2, "stopped at step 2, epoch 1", *flags, "--out", tmp_path / "second")
     start(files, *flags, "--out", tmp_path / "second", "--resume")
