@@ -25,6 +25,7 @@ from experiments.analysis.tables import of_comparison
 from experiments.bench import compare_kept
 from experiments.bench.comparison import Engine
 from experiments.bench.lanes import Net
+from experiments.command.candidates import candidates
 from experiments.data import columns
 from experiments.data.splits import training_rows
 from experiments.data.table import read
@@ -496,6 +497,16 @@ def test_a_row_that_all_rows_refuse_is_compared_and_not_handed_on(
     assert "note: sgd, cross_entropy is handed on, for imbsam, logit_adjusted was of other" in said
     assert json.loads((out / "model" / "model.json").read_text())["row"] == ROWS[0]
     runpy.run_path(str(out / "snippet.py"), run_name="__main__")
+
+
+@pytest.mark.parametrize(("rare", "name"), [(12, "imbsam, cross_entropy"), (13, ROWS[0])])
+def test_a_row_whose_rule_all_rows_have_no_tail_for_gives_way_to_the_baseline(
+    rare: int, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tail is of classes of at most eta = 12 rows."""
+    rows = candidates(("sgd", "imbsam"), ("cross_entropy",), settings=1, fixed={"eta": 12})
+    assert compare._allowed(rows, rows[1].name, np.array([50, rare])).name == name
+    assert ("is handed on" in capsys.readouterr().out) == (name == ROWS[0])
 
 
 def test_a_network_that_cannot_be_handed_on_costs_no_page(
