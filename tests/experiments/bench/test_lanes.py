@@ -403,3 +403,30 @@ def test_trees_of_many_rows_learn_of_a_class_with_one(
     found = probabilities(name, features, labels, train, train[-200:], 3, 0)
     np.testing.assert_allclose(found.sum(axis=1), 1)
     assert (found[:, 2] > 0).all()
+
+
+@pytest.mark.parametrize("per_class", [2, 1])
+@pytest.mark.parametrize("classes", [1000, 1001])
+def test_boosting_may_stop_early_where_the_rows_it_holds_out_can_be_of_every_class(
+    classes: int, per_class: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fewest that it holds out, of 10,001 rows, are 1,000; of a class with one row it cannot."""
+    from experiments.bench import references
+
+    class Model:
+        early_stopping: Any = "auto"
+        classes_ = np.arange(classes)
+
+        def fit(self, features: Any, labels: Any) -> None:
+            pass
+
+        def predict_proba(self, features: Any) -> Any:
+            return np.ones((len(features), classes)) / classes
+
+    model = Model()
+    monkeypatch.setitem(references.REFERENCES, "trees", ("trees", lambda *_: model))
+    labels = np.tile(np.arange(classes, dtype=np.int32), 2)[: classes * per_class]
+    rows = np.arange(len(labels))
+    probabilities("trees", np.zeros((len(rows), 1), np.float32), labels, rows, rows, classes, 0)
+    allowed = classes == 1000 and per_class == 2
+    assert model.early_stopping == ("auto" if allowed else False)
