@@ -75,6 +75,16 @@ def test_resized_crops_lie_where_a_loop_draws_them():
     np.testing.assert_allclose(call(images[:2], rows), found[rows], atol=1e-5)
 
 
+def test_mixed_images_and_labels_are_weighed_alike():
+    """A quarter of the first, three of the second: by hand."""
+    images, labels = augment.mix(
+        lambda labels: np.eye(3)[labels], (np.full((1, 2, 2, 3), 8.0), np.full((1, 2, 2, 3), 16.0)),
+        ([0], [2]), 0.25,
+    )  # fmt: skip
+    np.testing.assert_array_equal(images, np.full((1, 2, 2, 3), 14.0))
+    np.testing.assert_array_equal(labels, [[0.25, 0, 0.75]])
+
+
 def test_an_image_in_which_no_part_fits_is_taken_whole(monkeypatch):
     """Ten times wider than high, no square of half its area lies in it."""
     monkeypatch.setattr(jax.random, "uniform", lambda key, shape, minval=0.0, maxval=1.0: (
