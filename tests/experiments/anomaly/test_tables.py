@@ -78,6 +78,21 @@ def test_a_tie_within_rounding_is_no_win() -> None:
     assert (tied["auroc_improved"], better["auroc_improved"]) == (0, 1)
 
 
+@pytest.mark.parametrize(("name", "told", "value", "same"), [
+    ("auroc_minus_sgd", 5e-4, 0.0, True), ("auroc_minus_sgd", 2e-3, 0.0, False),
+    ("auroc_minus_sgd", 0.0, 5e-4, True), ("auroc", 90.0002, 90.0, True),
+    ("auroc", 90.01, 90.0, False), ("label_ratio", 0.0105, 0.01, False),
+    ("label_ratio", 0.01 + 1e-9, 0.01, True), ("auroc_improved", 3, 4, True),
+    ("seeds", 3, 4, False), ("seeds", True, 1, False), ("auroc", True, 1.0, False),
+])  # fmt: skip
+def test_what_is_read_again_may_differ_by_rounding_alone(
+    name: str, told: Any, value: Any, same: bool
+) -> None:
+    """Scores by a thousandth of a point; the share of labels does not, and no number is a truth."""
+    found = anomaly_report._differs({"rule": "sam", name: told}, {"rule": "sam", name: value})
+    assert found == (None if same else name)
+
+
 def test_what_stands_is_said_with_the_number_of_tests(capsys: pytest.CaptureFixture[str]) -> None:
     from scipy import stats
 
