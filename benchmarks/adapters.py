@@ -63,6 +63,10 @@ def tail_rows(batch_size: int) -> int:
     return max(batch_size // 4, 1)
 
 
+def megabytes(number: float) -> float:
+    return round(number / 2**20, 1)
+
+
 def row(name: str, adapter: str, classes: int, batch_size: int) -> dict[str, Any]:
     """Counts of one adapter.
 
@@ -133,8 +137,8 @@ def row(name: str, adapter: str, classes: int, batch_size: int) -> dict[str, Any
         "frozen": count(state.frozen),
         **{rule: round(flops(step) / once, 3) for rule, step in steps.items()},
         **{f"{rule}_compiled": round(ratio, 3) for rule, ratio in compiled.items()},
-        "state_mb": round(state_bytes / 2**20, 1),
-        "peak_mb": round(sgd.memory_analysis().temp_size_in_bytes / 2**20, 1),
+        "state_mb": megabytes(state_bytes),
+        "peak_mb": megabytes(sgd.memory_analysis().temp_size_in_bytes),
     }
 
 
