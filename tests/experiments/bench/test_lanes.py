@@ -220,6 +220,29 @@ def test_every_row_has_equally_many_settings_and_the_same_learning_rates() -> No
         assert {p.get("rho", 0.07) for p in one.points} == {0.07}, "a setting that is given"
 
 
+def test_the_first_point_has_the_published_settings_and_the_second_those_of_sgd() -> None:
+    """What nothing hangs on there is drawn: a second point has more."""
+    made = {one.name: one.points for one in candidates(
+        RULES, ("cross_entropy", "logit_adjusted", "class_balanced", "focal"), settings=2, fixed={}
+    )}  # fmt: skip
+    plain, other = {"lr": 0.1, "weight_decay": 1e-3}, {"lr": 0.05, "weight_decay": 5e-3}
+    for name, first, second in [
+        ("sgd, cross_entropy", {}, {}), ("sgd, logit_adjusted", {"tau": 1.0}, {"tau": 0.0}),
+        ("sgd, class_balanced", {"beta": 0.999}, {"beta": 0.0}),
+        ("sgd, focal", {"focal_gamma": 1.0}, {"focal_gamma": 0.0}),
+        ("sam, cross_entropy", {"rho": 0.1}, {"rho": 0.0}),
+        ("imbsam, logit_adjusted", {"rho": 0.1, "head_share": 0.8, "tau": 1.0},
+         {"rho": 0.0, "tau": 0.0}),
+        ("focal_sam, cross_entropy", {"rho": 0.1, "strength": 0.8, "gamma": 3.0},
+         {"rho": 0.0}),
+        ("reweighted_sam, cross_entropy", {"rho": 0.1, "head_share": 0.8, "tail_weight": 2.0},
+         {"rho": 0.0, "tail_weight": 1.0}),
+        ("gsa, cross_entropy", {"gsa_scale": 0.01}, {"gsa_scale": 0.0}),
+    ]:  # fmt: skip
+        assert made[name][0] == plain | first, name
+        assert made[name][1].items() >= (other | second).items(), name
+
+
 def test_points_fill_the_range_of_each_setting() -> None:
     """Of a hundred one lies in each hundredth: of the range, or of its logarithm's."""
     made = candidates(
@@ -410,7 +433,7 @@ def test_trees_of_many_rows_learn_of_a_class_with_one(
 def test_boosting_may_stop_early_where_the_rows_it_holds_out_can_be_of_every_class(
     classes: int, per_class: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The fewest that it holds out, of 10,001 rows, are 1,000; of a class with one row it cannot."""
+    """It holds out a tenth of over 10,000 rows, and of a class with one row nothing."""
     from experiments.bench import references
 
     class Model:
