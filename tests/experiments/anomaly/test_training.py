@@ -172,6 +172,35 @@ def test_runs_side_by_side_are_those_alone() -> None:
         np.testing.assert_allclose(ours, 100 * np.array(expected), atol=0.05)
 
 
+def test_seconds_are_summed_by_what_they_went_into(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock of its own; those of the last piece of work are the runs', each its share."""
+    clock = iter([1.0, 3.0, 10.0, 15.0, 20.0, 24.0])
+    monkeypatch.setattr(anomaly_training.time, "perf_counter", lambda: next(clock))
+    spent = anomaly_training._Spent()
+    for what in ("training", "preparing", "training"):
+        with spent.on(what):
+            pass
+    assert spent.seconds == {"compiling": 0, "training": 6, "preparing": 5}
+    assert spent.last == 4
+
+
+def test_figures_of_a_batch_of_runs_are_in_percent_and_in_order() -> None:
+    """Four runs of which the last pads: each of the three has its own, and a third of the time."""
+    cases = anomaly.draw_cases(
+        [made_table(200, 40, name="t")], seeds=[4, 5, 7], label_ratios=[0.5], protocols=["adbench"]
+    )
+    part = [anomaly_training._Task(case, 9, (3, 8)) for case in cases]
+    measured = ([0.5, 0.625, 0.75, 0], [0.125, 0.25, 0.375, 0], [1.0, 0.875, np.nan, 0])
+    found = anomaly_training._results(part, "deepsad", "sam", measured, 12.0)
+    assert [result[:6] for result in found] == [
+        ("t", "deepsad", "sam", seed, 0.5, "adbench") for seed in (4, 5, 7)
+    ]
+    np.testing.assert_array_equal(
+        [result[6:] for result in found],
+        [(50, 12.5, 100, 4), (62.5, 25, 87.5, 4), (75, 37.5, np.nan, 4)],
+    )
+
+
 def test_fewer_rows_than_a_batch_are_one_batch() -> None:
     net = ANOMALY_NETS["deepsad"]()
     assert net.batches(0, np.zeros(71), 3).shape == (3, 71)
