@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import types
 from pathlib import Path
@@ -127,6 +128,28 @@ def test_images_that_do_not_fit_into_memory_are_refused(monkeypatch: pytest.Monk
     monkeypatch.setattr(runs, "_MOST_BYTES", 10 * 16 * 16 * 3 - 1)
     with pytest.raises(RunError, match="10 train images of 16 x 16 pixels do not fit"):
         runs._rows(dataset, None, "train", None, StopRequest())
+
+
+def test_images_that_just_fit_are_read_as_far_as_they_are_wanted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first of each class; behind the last of them no block is read."""
+    labels = np.array([0, 0, 1, 0, 1])
+    images = np.arange(5 * 48, dtype=np.uint8).reshape(5, 4, 4, 3)
+
+    def blocks() -> Any:
+        for at in ([0, 1], [2, 3]):
+            yield types.SimpleNamespace(
+                images=images[at][None], labels=labels[at][None], mask=np.array([[True, True]])
+            )
+        pytest.fail("read on")
+
+    dataset = types.SimpleNamespace(train=types.SimpleNamespace(labels=labels), size=4)
+    feed = types.SimpleNamespace(evaluation=lambda part, rows: contextlib.nullcontext(blocks()))
+    monkeypatch.setattr(runs, "_MOST_BYTES", 2 * 4 * 4 * 3)
+    found = runs._rows(dataset, feed, "train", 1, StopRequest())
+    np.testing.assert_array_equal(found.images, images[None, [0, 2]])
+    np.testing.assert_array_equal(found.labels, [[0, 1]])
 
 
 @pytest.mark.parametrize(
