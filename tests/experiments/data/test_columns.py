@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.data.columns import fit
+from experiments.data.columns import _Text, fit
 from experiments.data.splits import splits
 from experiments.data.table import Table
 from experiments.data.usable import usable
@@ -119,6 +119,19 @@ def test_how_many_columns_words_and_texts_become():
     assert [sum(name.startswith(of) for name in names) for of in ("c_", "said ")] == [32, 128]
     few = fit(table, rows[:20]).names
     assert [sum(name.startswith(of) for name in few) for of in ("c_", "said ")] == [20, 20]
+
+
+def test_of_a_text_words_and_pairs_of_words_of_several_rows_count():
+    """By the logarithm of how often they stand there; where no row shares a word, any does."""
+    made = _Text(64, 0).fit(pd.Series(["card was lost", "card was lost", "once"], name="said"))
+    assert made.words_.get_feature_names_out().tolist() == [
+        "card", "card was", "lost", "was", "was lost"
+    ]  # fmt: skip
+    weights = made.words_.transform(["lost lost card"]).toarray()[0]
+    assert weights[2] / weights[0] == pytest.approx(1 + np.log(2))  # both of as many rows
+    assert np.flatnonzero(weights).tolist() == [0, 2]
+    alone = _Text(64, 0).fit(pd.Series(["card was", "lost"], name="said"))
+    assert alone.words_.get_feature_names_out().tolist() == ["card", "card was", "lost", "was"]
 
 
 def test_text_without_words():
