@@ -29,3 +29,9 @@ def figures_of(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     yield
     assert saved == begun
     assert all(figure.get_layout_engine() for figure, _ in begun), "names over one another"
+
+
+def legend(figure):
+    """The names in a figure's one legend."""
+    (one,) = figure.legends
+    return [text.get_text() for text in one.get_texts()]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.analysis import figures
-from unsaved import figures_of
+from unsaved import figures_of, legend
 
 LEVELS = 13
 
@@ -41,10 +41,13 @@ def test_bars_are_of_the_last_line_of_each_name():
     assert spans == [[(0, 2), (2, 4)], [(4, 6), (5, 7)]]  # two standard errors
     assert [text.get_text() for text in trace.get_yticklabels()] == ["sgd", "sam"]
     assert [axis.get_title() for axis in figure.axes] == ["trace", "largest"]
+    assert legend(figure) == ["head", "tail"]
 
 
 def test_a_measure_over_epochs():
-    head, tail = figures.over_epochs("x", LINES).axes
+    figure = figures.over_epochs("x", LINES)
+    head, tail = figure.axes
+    assert legend(figure) == ["sgd", "sam"]
     for axis, sam, sgd in ((head, [3, 2], 1), (tail, [6, 4], 5)):
         first, second = (of[0] for of in axis.containers)
         assert (first.get_xdata().tolist(), first.get_ydata().tolist()) == ([9], [sgd])
@@ -126,11 +129,13 @@ def test_a_plane_marks_its_models(monkeypatch):
 
 def test_ways_from_the_first_model():
     found = {"t": [0, 0.5, 1], "to": {"b": [[1, 4], [2, 5], [3, 6]], "c": [[7, 1], [8, 2], [9, 3]]}}
-    axes = figures.line_between("x", ["a", "b", "c"], found).axes
-    for axis, values in zip(axes, ([[1, 2, 3], [7, 8, 9]], [[4, 5, 6], [1, 2, 3]]), strict=True):
+    figure = figures.line_between("x", ["a", "b", "c"], found)
+    assert legend(figure) == ["to b", "to c"]
+    for axis, values in zip(
+        figure.axes, ([[1, 2, 3], [7, 8, 9]], [[4, 5, 6], [1, 2, 3]]), strict=True
+    ):
         assert [of.get_ydata().tolist() for of in axis.lines] == values
         assert [list(of.get_xdata()) for of in axis.lines] == [[0, 0.5, 1]] * 2
-        assert [of.get_label() for of in axis.lines] == ["to b", "to c"]
         assert axis.get_yscale() == "log"
 
 

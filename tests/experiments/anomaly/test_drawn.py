@@ -5,6 +5,7 @@ import pytest
 
 from experiments.anomaly import curves
 from experiments.reports import drawing
+from unsaved import legend
 
 METRICS = ("auroc", "ap_anomaly", "ap_normal")
 
@@ -61,7 +62,7 @@ def test_levels_over_the_label_ratio():
         *(f"average precision of {x} (%)" for x in ("anomalies", "normals")),
     ]
     said = "adbench protocol, mean over 14 data sets; bars: standard deviation over 3 seeds"
-    assert figure.get_suptitle() == said
+    assert figure.get_suptitle() == said and legend(figure) == ["devnet sgd", "devnet sam"]
 
 
 def test_at_one_label_ratio_methods_stand_side_by_side():
@@ -81,3 +82,6 @@ def test_at_one_label_ratio_methods_stand_side_by_side():
         assert [text.get_text() for text in axis.get_xticklabels()] == ["devnet", "deepsad"]
         assert axis.get_xlim() == (-0.6, 1.6) and axis.get_xlabel().startswith("method; 25% of")
     assert figure.get_suptitle() == "adbench protocol, mean over 1 data set, one seed"
+    assert legend(figure) == [
+        f"{method} {rule}" for method in ("devnet", "deepsad") for rule in ("sgd", "sam", "imbsam")
+    ]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from experiments.reports import compare_figures, drawing
+from unsaved import legend
 
 
 def row(name, accuracy, rule=None, loss=None, **more):
@@ -93,7 +94,9 @@ def test_differences_and_their_intervals(draw):
 
 
 def test_recall_by_class(draw):
-    (axis,) = draw(compare_figures.recall, [BASE, *LOSSES]).axes
+    figure = draw(compare_figures.recall, [BASE, *LOSSES])
+    (axis,) = figure.axes
+    assert legend(figure) == ["sgd", "sgd, la", "sgd, cb"]
     for number, (line, one) in enumerate(zip(axis.lines, (60.0, 64.0, 63.0), strict=False)):
         np.testing.assert_allclose(line.get_xdata(), np.arange(3) + 0.06 * (number - 1))
         np.testing.assert_array_equal(line.get_ydata(), [90, one, np.nan])
@@ -119,7 +122,7 @@ def test_reliability_of_the_bins_with_rows(draw):
     above, below = figure.axes
     for line in above.lines[1:]:
         assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([0.3, 0.9], [0.2, 0.8])
-    assert [line.get_label() for line in above.lines[1:]] == ["sgd\n(error 0.125)", "sgd, la"]
+    assert legend(figure) == ["sgd\n(error 0.125)", "sgd, la"]
     assert [line.get_ydata().tolist() for line in below.lines] == [[25, 75]] * 2
     assert (above.get_ylim(), below.get_yscale()) == ((-0.02, 1.02), "log")
 

@@ -129,6 +129,8 @@ def test_lines_are_told_apart_in_grey_and_named_once(drawn):
         assert len(set(looks)) == len(looks), (kind, looks)
     names = legend(figure)
     assert len(set(names)) == len(names)
+    named = {name for axis in figure.axes for name in axis.get_legend_handles_labels()[1]}
+    assert set(names) == named, kind
     if figure.legends:  # beside the axes, not over them
         figure.draw_without_rendering()
         box = figure.legends[0].get_window_extent()
