@@ -49,6 +49,16 @@ def test_an_epoch_of_one_compiled_call_tells_nothing_yet(clock, capsys):
             assert ("left" not in out) if said is None else f"{said} left" in out
 
 
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_warning_is_said_of_a_quiet_run_too(quiet, capsys):
+    with progress.Progress(epochs=2, quiet=quiet) as shown:
+        shown.say("as expected")
+        shown.warn("two files [are] damaged")
+    out, err = capsys.readouterr()
+    warning = "two files [are] damaged\n"
+    assert (out, err) == (("", warning) if quiet else ("as expected\n" + warning, ""))
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_counted_work_shows_time_left_and_is_never_silent_for_long(clock, monkeypatch, terminal):
     out = io.StringIO()
