@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ FAMILIES = [("sgd", 3, 3 * 2 + 2), ("sgd", 1, 3), ("sam", 1, 3), ("imbsam", 2, 5
 
 def test_the_work_of_a_family_is_what_it_reports() -> None:
     """Lanes times passes, padding too: counted beforehand, and again call by call."""
-    made, done, compiled = engine(), [], []
+    made, done, compiled, began = engine(), [], [], time.perf_counter()
     made.advance = lambda units, seconds: done.append((units, seconds))
     made.compiling = compiled.append
     families = made.families(PART)
@@ -71,6 +72,7 @@ def test_the_work_of_a_family_is_what_it_reports() -> None:
         assert [units for units, _ in done] == [2 * PASSES[rule]] * calls
         assert made.seconds - before == pytest.approx(sum(seconds for _, seconds in done))
         assert all(seconds > 0 for _, seconds in done)
+    assert made.seconds < time.perf_counter() - began
     assert compiled == [*range(1, len(compiled) + 1)] and len(compiled) >= len(made.programs(PART))
 
 

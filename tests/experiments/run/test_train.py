@@ -58,14 +58,15 @@ def run(out, rule=None, settings=QUICK, model="mlp", dataset=None, **options):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """(folder, report) of a run by QUICK, with what its step costs and its pictures."""
-    out = tmp_path_factory.mktemp("finished") / "run"
+    """(folder, report, seconds) of a run by QUICK, with what its step costs and its pictures."""
+    out, began = tmp_path_factory.mktemp("finished") / "run", time.perf_counter()
     with jax.numpy_rank_promotion("allow"):
-        return out, run(out, **IN_FULL)
+        report = run(out, **IN_FULL)
+    return out, report, time.perf_counter() - began
 
 
 def test_a_run_folder_and_its_report(finished):
-    out, report = finished
+    out, report, took = finished
     assert json.loads((out / "report.json").read_text()) == report
     promised = """experiment dataset rule rule_args model loss imbalance_factor epochs batch_size
     seed all many medium few best_epoch class_counts_sha256 train_examples seconds_train
@@ -74,6 +75,9 @@ def test_a_run_folder_and_its_report(finished):
     assert set(promised.split()) <= set(report)
     assert report["thresholds"] == {"many_above": 15, "few_below": 6}
     assert report["train_examples"] == 78
+    assert 0 < report["seconds_to_first_step"] < took and 0 < report["step_ms"] < 1000 * took
+    assert 0 < report["seconds_train"] + report["seconds_compile"] < took
+    assert 0 <= report["seconds_waiting"] <= report["seconds_train"]
     assert {"all", "many", "medium", "few", "epoch"} == set(report["best_epoch"])
     # Two forward and three backward passes over SGD's one and one, the optimizer aside.
     assert 2 < report["flops_ratio_to_sgd"] < 3
