@@ -50,3 +50,21 @@ def test_other_processes_are_met_by_the_cluster_or_by_name(monkeypatch, cluster,
     else:
         launch.join(args)
     assert met == ([(*named, 3, 7)] if cluster != bool(given) else [])
+
+
+@pytest.mark.parametrize("resize", [224, 223])
+def test_images_are_cut_from_ones_at_least_as_large(tmp_path, monkeypatch, resize):
+    made = []
+    for name in ("join", "settle_devices"):
+        monkeypatch.setattr(launch, name, lambda args: made.append(args))
+    monkeypatch.setattr(launch.cli, "use_compilation_cache", lambda: None)
+    args = argparse.Namespace(
+        out=str(tmp_path / "run"), image_size=224, resize=resize, seeds=[0], num_seeds=None,
+        preset=None, process_id=None,
+    )  # fmt: skip
+    if resize < 224:
+        with pytest.raises(RunError, match="--image-size 224 cannot be cut from images resized"):
+            launch.begin(args)
+    else:
+        launch.begin(args)
+    assert made == ([args] * 2 if resize == 224 else [])
