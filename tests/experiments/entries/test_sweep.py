@@ -4,6 +4,7 @@ import argparse
 import csv
 import json
 import shutil
+import types
 from pathlib import Path
 
 import numpy as np
@@ -357,6 +358,38 @@ def test_sgd_must_not_diverge(tmp_path, monkeypatch):
     diverging(monkeypatch, "sgd")
     with pytest.raises(RunError, match="SGD, with which every point is compared: the loss is nan"):
         sweep.main(image_flags(tmp_path))
+
+
+@pytest.mark.parametrize("which", ["rho 0.4, eta 20", "sgd"])
+def test_a_point_of_the_digits_that_diverges_keeps_its_place(monkeypatch, which):
+    class Made(sweep.Bench):
+        def train(self, jobs, what=""):
+            curve = types.SimpleNamespace(
+                splits={split: np.array([[0.0, 0.0], [1.0, 2.0]]) for split in SPLITS}
+            )
+            return {
+                job.name: Diverged("too far") if job.name == which else (curve, job.name)
+                for job in jobs
+            }
+
+        def validate(self, params, classifier):
+            return {"of": params}
+
+    monkeypatch.setattr(sweep, "Bench", Made)
+    grid = ["--grid", "rho", "0.1", "0.4", "--grid", "eta", "20", "--out", "x"]
+    args = sweep.parse([*SMALL, *grid])
+    points = sweep.points_of(sweep.grid_of(args))
+    if which == "sgd":
+        with pytest.raises(RunError, match="SGD, with which every point is compared: too far"):
+            sweep.train(args, [0, 1], points)
+        return
+    sgd, good, bad = sweep.train(args, [0, 1], points)
+    assert [one.point for one in (sgd, good, bad)] == [{}, *points]
+    assert [one.val for one in (sgd, good)] == [{"of": "sgd"}, {"of": "rho 0.1, eta 20"}]
+    for split in SPLITS:
+        assert sgd.test[split].tolist() == good.test[split].tolist() == [1, 2]
+        assert np.isnan([bad.test[split], bad.val[split]]).all() and len(bad.test[split]) == 2
+    assert (sgd.diverged, good.diverged, bad.diverged) == (None, None, "too far")
 
 
 @pytest.mark.slow
