@@ -9,6 +9,8 @@ import importlib
 import math
 import random
 import re
+import runpy
+import sys
 
 import pytest
 
@@ -55,6 +57,16 @@ def test_every_command_is_here():
         if "cli.parser(" in path.read_text() and path.name != "cli.py"
     }
     assert listed <= set(ENTRIES)
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_every_command_is_run_as_a_module(entry, monkeypatch, capsys):
+    module, *words = entry.split()
+    monkeypatch.setattr(sys, "argv", [module, *words, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__")
+    assert ended.value.code == 0 and capsys.readouterr().out.startswith("usage: ")
 
 
 def _flags(entry):
