@@ -2,9 +2,11 @@
 
 import json
 
+import jax
 import pytest
 
-from experiments.command.seeds import devices_by_default
+from experiments.command import seeds
+from experiments.command.seeds import devices_by_default, devices_for_seeds
 from experiments.data import save_npz
 from experiments.host.devices import cores
 from tiny import tiny_dataset
@@ -46,6 +48,29 @@ def test_a_number_of_devices_that_is_given_is_kept(run_python) -> None:
             ["-c", DEVICES, json.dumps([(1, "resnet32", 9, "dependent")])], devices=int(flag)
         )
         assert json.loads(done.stdout.splitlines()[-1]) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("backend", "devices", "number", "used"),
+    [
+        ("cpu", 16, 16, 8), ("cpu", 16, 9, 3), ("cpu", 16, 7, 7), ("cpu", 4, 6, 3),
+        ("cpu", 1, 4, 1), ("gpu", 16, 16, 16), ("gpu", 16, 9, 9), ("gpu", 4, 9, 3),
+    ],
+)  # fmt: skip
+def test_seeds_are_divided_among_eight_devices_of_a_cpu_and_all_of_an_accelerator(
+    monkeypatch, backend, devices, number, used
+) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    assert devices_for_seeds(number) == used
+
+
+@pytest.mark.parametrize(("devices", "used"), [(16, 8), (3, 3)])
+def test_a_batch_is_shared_by_eight_devices_at_most(monkeypatch, devices, used) -> None:
+    monkeypatch.setattr(seeds, "emulate", lambda number: None)
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    assert devices_by_default(1, "resnet32", 48, "dependent") == used
 
 
 @pytest.mark.slow
