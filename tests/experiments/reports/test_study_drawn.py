@@ -99,9 +99,10 @@ def test_a_forest_of_sets_by_their_imbalance(drawn):
     assert lines(first, 1) == [((-4, 1),), ((1, 3),), ((2, 4),), ((0.5, 0),)]
     assert lines(first, 2) == [((-6, 1), (-1, 1)), ((1, 4), (3, 4)), ((-1, 0), (2, 0))]
     colours = [
-        of.get_markerfacecolor() for of in first.lines if len(of.get_xdata()) == 1
-    ]  # fmt: skip
-    assert colours[:3] == ["black", "white", "black"]  # filled where 0 is outside
+        [of.get_markerfacecolor() for of in axis.lines if len(of.get_xdata()) == 1][:3]
+        for axis in (first, second)
+    ]
+    assert colours == [["black", "white", "black"], ["white"] * 3]  # filled where 0 is outside
     assert lines(second, 1) == [((0, 1),), ((0, 3),), ((0.5, 4),)]  # no mean is known
     assert first.get_title() == "sam\n− sgd"
     # Ends 6, 1, 1 and 3 in size, of which nine tenths lie below 5.1; means up to 4.
