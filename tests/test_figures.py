@@ -1441,7 +1441,10 @@ def contrast(row, against, study="study"):
     return found
 
 
-@pytest.mark.parametrize(("study", "number", "of_two"), [("study", 44, 28), ("study/wide", 17, 8)])
+@pytest.mark.parametrize(
+    ("study", "number", "of_two"),
+    [("study", 44, 28), ("study/wide", 17, 8), ("study/deep", 17, 8)],
+)
 def test_a_study_adds_up_its_sets(study, number, of_two):
     """study.json and tables.md again, of each set's summary.json and runs.csv."""
     from experiments.reports import study_folder, study_tables
@@ -1647,21 +1650,32 @@ def test_prose_on_the_study():
         )
 
 
-def test_a_network_four_times_as_wide():
+SAM_PLAIN = ("sam, cross_entropy", "sgd, cross_entropy")
+SAM_ON_TOP = ("sam, logit_adjusted", "sgd, logit_adjusted")
+
+
+def test_a_network_four_times_as_wide_and_one_twice_as_deep():
     rows = table(page("study"), "width 32, ten splits", "width 128, five splits")
-    pairs = dict(
-        zip((row["over SGD with the same loss"] for row in rows), (PLAIN, ON_TOP, OWN), strict=True)
-    )
-    assert list(pairs) == [
-        "ImbSAM, cross-entropy",
-        "ImbSAM, logit-adjusted",
-        "logit adjustment itself",
-    ]
+    pairs = {
+        "ImbSAM, cross-entropy": PLAIN,
+        "ImbSAM, logit-adjusted": ON_TOP,
+        "SAM, cross-entropy": SAM_PLAIN,
+        "SAM, logit-adjusted": SAM_ON_TOP,
+        "logit adjustment itself": OWN,
+    }
+    assert [row["over SGD with the same loss"] for row in rows] == list(pairs)
     same = {one["name"] for one in read("study/wide/study.json")["sets"]}
+    assert same == {one["name"] for one in read("study/deep/study.json")["sets"]}
+
+    def signed(*args):
+        found = over(*args)
+        return found if found.startswith("-") else f"+{found}"
+
     for row in rows:
         pair = pairs[row["over SGD with the same loss"]]
-        assert row["width 32, ten splits"] == "+" + over(lambda one: one["name"] in same, *pair)
-        assert row["width 128, five splits"] == "+" + over(of_all, *pair, "study/wide")
+        assert row["width 32, ten splits"] == signed(lambda one: one["name"] in same, *pair)
+        assert row["width 128, five splits"] == signed(of_all, *pair, "study/wide")
+        assert row["four layers of 64, five splits"] == signed(of_all, *pair, "study/deep")
 
     def digits(pair, study):
         sets = read(f"{study}/study.json")["sets"]
@@ -1670,6 +1684,23 @@ def test_a_network_four_times_as_wide():
 
     narrow, wide = digits(PLAIN, "study"), digits(PLAIN, "study/wide")
     adjusted = [digits(ON_TOP, study)[0] for study in ("study", "study/wide")]
+    deep, lost = (
+        contrast(*pair, "study/deep")["balanced_accuracy"] for pair in (ON_TOP, SAM_PLAIN)
+    )
+    levels = [
+        np.mean(
+            [
+                one["values"][row]["balanced_accuracy"]
+                for one in read(f"{study}/study.json")["sets"]
+                if one["name"] in same
+            ]
+        )
+        for study in ("study/deep", "study")
+        for row in reversed(ON_TOP)
+    ]
+    with open(RESULTS / "study/deep/sets/breast_cancer/runs.csv", newline="") as file:
+        ranked = [float(line["auroc"]) for line in csv.DictReader(file) if line["row"] == ON_TOP[1]]
+    assert len(ranked) == 5 and sum(area < 0.55 for area in ranked) == 1
     says(
         page("study"),
         f"ImbSAM gains {narrow[0]:.1f} points of the narrow network ({narrow[1]:.1f} to "
@@ -1677,6 +1708,13 @@ def test_a_network_four_times_as_wide():
         "under cross-entropy, {:.1f} and {:.1f} with logit adjustment".format(*adjusted),
         "Without the digits it is +"
         + over(lambda one: one["name"] != "digits_cut50", *PLAIN, "study/wide"),
+        f"it adds {plain_mean(deep)} to the deep network, p {deep['p_holm']:.2f} after",
+        "one of five splits, "
+        + over(lambda one: one["name"] != "breast_cancer", *ON_TOP, "study/deep"),
+        "it has {:.1f}% in the mean over sets under SGD and {:.1f}% under ImbSAM, the narrow one "
+        "{:.1f}% and {:.1f}%".format(*levels),
+        f"in the deep network: {plain_mean(lost)}, which stands after correction (p "
+        f"{lost['p_holm']:.2f})",
     )
 
 
