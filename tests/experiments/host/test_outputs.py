@@ -237,3 +237,15 @@ def test_needs_are_met_by_values_and_by_flags():
         assert out.met(args(out=value, rule=None)) is there
     assert without.met(args()) and not without.met(args(out="x"))
     assert needs.always("a", "b_c") == {"a": (), "b_c": ()}
+
+
+def test_what_takes_a_files_place_is_on_the_disk_before(tmp_path, monkeypatch):
+    done = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(
+        os, "fsync", lambda file: done.append(os.fstat(file).st_size) or fsync(file)
+    )
+    monkeypatch.setattr(os, "replace", lambda *paths: done.append(paths) or replace(*paths))
+    outputs.replace_text(tmp_path / "x", "four")
+    assert done == [4, (tmp_path / "x.partial", tmp_path / "x")]
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["four"]
