@@ -47,6 +47,8 @@ def test_encoded_dataset() -> None:
     assert data.class_counts().tolist() == [3, 2, 1] and data.class_counts().dtype == np.int64
     assert (data.many_above, data.few_below, data.size, data.resize) == (100, 20, 224, 256)
     assert _encoded(size=256).size == 256 and _encoded(size=1).size == 1
+    two = _Split(np.array([0, 1], np.int32))
+    assert _encoded(train=[0, 1], test=two, num_classes=2).num_classes == 2
 
 
 @pytest.mark.parametrize(
@@ -63,6 +65,7 @@ def test_encoded_dataset() -> None:
         ({"mean": (0.5, 0.5)}, "lengths 2 and 3"),
         ({"few_below": 102}, "few_below 102 is above many_above"),
         ({"class_names": ("a", "b")}, "2 class names for 3 classes"),
+        ({"num_classes": 1, "train": [0]}, "num_classes must be 2 or more, not 1"),
         ({"size": 257}, r"size 257 must lie in \[1, resize = 256\]"),
     ],
 )
