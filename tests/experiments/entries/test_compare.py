@@ -11,6 +11,7 @@ import os
 import runpy
 import shutil
 import signal
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from experiments import compare
 from experiments.analysis import results
 from experiments.analysis.tables import of_comparison
 from experiments.bench import compare_kept
-from experiments.bench.comparison import Engine
+from experiments.bench.comparison import Engine, Part, Recipe
 from experiments.bench.lanes import Net
 from experiments.command.candidates import candidates
 from experiments.data import columns
@@ -507,6 +508,25 @@ def test_a_row_whose_rule_all_rows_have_no_tail_for_gives_way_to_the_baseline(
     rows = candidates(("sgd", "imbsam"), ("cross_entropy",), settings=1, fixed={"eta": 12})
     assert compare._allowed(rows, rows[1].name, np.array([50, rare])).name == name
     assert ("is handed on" in capsys.readouterr().out) == (name == ROWS[0])
+
+
+@pytest.mark.parametrize("folds", [0, 2])
+def test_without_folds_the_default_settings_are_handed_on(
+    folds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else those that the folds of all rows choose."""
+    part, table = Part(0, np.zeros((4, 1)), np.arange(4), np.arange(4)), Namespace(
+        labels=np.array([0, 0, 0, 1]), weighed=np.array([0, 0, 0, 1]), weighed_names="ab", ids=None
+    )  # fmt: skip
+    monkeypatch.setattr(compare_kept, "all_rows", lambda *_: (part, None))
+    monkeypatch.setattr(compare, "_snippet", lambda args, table, recipe, row, *_: str(row.points))
+    monkeypatch.setattr(Engine, "choose", lambda self, part, rows: ((rows[0].points[1],), None))
+    rows = candidates(("sgd",), ("cross_entropy",), settings=3, fixed={})
+    recipe = Recipe(Net(4, 1, 2), 3, 4, folds, 0)
+    args = Namespace(splits=2, seed=0, save=False)
+    compare._hand_on(args, tmp_path, table, recipe, rows, ROWS[0], None)
+    handed = (tmp_path / "snippet.py").read_text()
+    assert handed == str([rows[0].points[1 if folds else 0]])
 
 
 def test_a_network_that_cannot_be_handed_on_costs_no_page(
