@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import json
 import math
+import re
 import shutil
 import signal
 import time
@@ -24,7 +25,7 @@ from experiments.host.progress import Progress
 from experiments.host.stopping import StopNow
 from experiments.models import MODELS
 from experiments.run.calls import Call
-from experiments.run.fit import fit, fit_together
+from experiments.run.fit import _naming_lost_processes, fit, fit_together
 from experiments.run.parts import Parts
 from experiments.run.settings import Note, Settings
 from experiments.run.trainer import Trainer
@@ -594,3 +595,13 @@ def test_a_staged_rules_step_costs_the_mean_of_its_stages(together, monkeypatch)
     assert asked == [[(0, 1)], 3.0, 3.0, 3.0, 0.0]
     trainer.settings.epochs = 0
     assert trainer._cost() == (None, None, None)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_where_a_process_may_be_lost_the_first_line_of_the_reason_is_told(monkeypatch, processes):
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    error = jax.errors.JaxRuntimeError("\nUNAVAILABLE: gone\nand its trace\n")
+    told = "has ended (UNAVAILABLE: gone): start all of them again with --resume"
+    kind, words = (type(error), "and its trace") if processes == 1 else (RunError, told)
+    with pytest.raises(kind, match=re.escape(words)), _naming_lost_processes():
+        raise error
