@@ -10,7 +10,7 @@ import pytest
 
 from damage import Killed, Kills
 from experiments import digits_lt, sweep
-from experiments.bench import folder, grid, tables
+from experiments.bench import folder, grid, tables, written
 from experiments.bench.jobs import Line
 from experiments.bench.training import Curve
 from experiments.reports import plots
@@ -211,6 +211,15 @@ def test_a_kill_while_another_table_is_replaced_leaves_no_mixture(name, tmp_path
         words.remove("--save")
         start()
         assert not list((tmp_path / "params").iterdir())
+
+
+def test_a_sweep_of_one_point_names_its_flags(tmp_path, monkeypatch):
+    seen = dict.fromkeys(tables.SPLITS, np.array([50.0, 52.0]))
+    tried = [grid.Tried(point, seen, seen) for point in ({}, {"eta": 5.0, "rho": 0.1})]
+    records = written.sweep_records(grid.summarise(tried, [0, 1]), "imbsam")
+    assert [record[:3] for record in records] == [
+        ["rule", "eta", "rho"], ["sgd", "", ""], ["imbsam", 5.0, 0.1]
+    ]  # fmt: skip
 
 
 def test_a_sweep_is_written_and_drawn_by_hand(tmp_path, monkeypatch):
