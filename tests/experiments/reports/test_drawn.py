@@ -138,6 +138,7 @@ def test_gains_by_rule(seeds, words):
     assert [(x[-1] - x[0])[0] if len(x) else None for x in segments] == [0.5, 0, None, 1]
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["sam", "imbsam"]
     assert figure.axes[0].get_ylim() == (1.5, -0.5)
+    assert all(data(axis.lines[-1])[0] == [0, 0] for axis in figure.axes)  # no gain
     assert f"accuracy minus SGD's{words}" in figure.get_suptitle()
     assert ("bars" in figure.get_suptitle()) == (seeds > 1)
 
