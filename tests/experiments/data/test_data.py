@@ -360,6 +360,36 @@ def test_dataset_refuses(changes: dict[str, Any], message: str) -> None:
         _dataset(**changes)
 
 
+@pytest.mark.parametrize(
+    ("taken", "refused"),
+    [
+        # Twelve training images, of which the tiny set's four classes are the first four.
+        ({"num_classes": 12}, {"num_classes": 13}),
+        ({"imbalance_factor": 1.0}, {"imbalance_factor": 0.99}),
+        ({"imbalance_factor": 1e9}, {"imbalance_factor": 1.01e9}),
+        ({"subset_seed": 0}, {"subset_seed": -1}),
+        ({"subset_seed": 2**32 - 1}, {"subset_seed": 2**32}),
+        ({"shrink": 1}, {"shrink": 0}), ({"shrink": 2**31 - 1}, {"shrink": 2**31}),
+        ({"val_per_class": 0}, {"val_per_class": -1}),
+        ({"val_per_class": 0}, {"val_per_class": 1}),  # without an image held out
+    ],
+)  # fmt: skip
+def test_what_a_dataset_says_of_its_making_has_a_range(
+    taken: dict[str, Any], refused: dict[str, Any]
+) -> None:
+    ((name, value),) = taken.items()
+    assert getattr(_dataset(**taken), name) == value
+    with pytest.raises(DataError, match=name):
+        _dataset(**refused)
+
+
+def test_two_classes_are_enough() -> None:
+    labels = np.array([0, 1], np.int32)
+    images = np.zeros((2, 4, 4, 3), np.uint8)
+    two = {"train_images": images, "train_labels": labels, "test_labels": labels}
+    assert _dataset(**two, num_classes=2).num_classes == 2
+
+
 def test_class_counts() -> None:
     counts = _dataset().class_counts()
     assert counts.dtype == np.int64 and counts.tolist() == [6, 3, 2, 1]
