@@ -39,8 +39,31 @@ def test_presets_have_the_published_numbers():
         model, batch, lr, decay, schedule, rule, *more = line.split()
         assert (args.model, args.schedule, args.rule) == (model, schedule, rule), name
         numbers = {"batch_size": batch, "lr": lr, "weight_decay": decay, "epochs": "200"}
+        numbers["imbalance_factor"] = "100"
         for key, value in (numbers | dict(pair.split("=") for pair in more)).items():
             assert getattr(args, key) == pytest.approx(float(value)), (name, key)
+        first = name in ("imbsam-paper", "density-ratio-protocol") or rule == "cc_sam"
+        assert args.running_statistics == ("first" if first else "every"), name
+        assert args.dataset == ("cifar10" if name.endswith("cifar10") else "cifar100"), name
+        assert args.subset == ("first" if model == "resnet34_3x3" else "shuffled"), name
+
+
+def test_variants_of_presets_are_those_of_the_paper_or_the_release():
+    def made(name):
+        return presets.parse(cifar_lt.arguments(), ["--preset", name])
+
+    assert (made("imbsam-paper").strict, made("imbsam-release").strict) == (False, True)
+    for variant in ("paper", "release"):
+        args = made(f"cc-sam-{variant}")
+        assert args.cc_variant == args.stage2_variant == variant
+        assert args.stage2 == ["cc-sam"] and args.stage2_lr == 0.01
+        assert (args.stage2_statistics == "updated") == (variant == "release")
+    balanced = made("weight-balancing")
+    assert (balanced.stage2, balanced.stage2_max_norm) == (["weight-balancing"], "step")
+    deferred = {name: made(name).loss for name in ("saddle", "saddle-ldam", "ldam-drw")}
+    assert deferred == {"saddle": "cross_entropy", "saddle-ldam": "ldam", "ldam-drw": "ldam"}
+    focal = made("focal-sam-paper"), made("focal-sam-paper-cifar10")
+    assert {(args.loss, args.tau) for args in focal} == {("logit_adjusted", 1.0)}
 
 
 @pytest.mark.parametrize("name", presets.TABLES["cifar_lt"])
