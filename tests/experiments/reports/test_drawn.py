@@ -149,6 +149,7 @@ def test_gains_of_classes_and_their_errors():
     axis = plots.gain_per_class("x", [panel]).axes[0]
     assert [bar.get_height() for bar in axis.patches] == gain[ORDER].tolist()
     assert whole(axis) and axis.get_ylabel() == "gain over SGD (points)"
+    assert any(data(line)[1] == [0, 0] for line in axis.lines)  # no gain
     middle, half = heights(axis.containers[1])
     np.testing.assert_allclose(middle, gain[ORDER])
     np.testing.assert_allclose(half, (gain**2)[ORDER])

@@ -69,6 +69,8 @@ def test_gains_by_imbalance_factor(metric, unit, scale, said, drawn):
     assert [text.get_text() for text in first.texts] == ["small", "large"]
     assert not second.texts and first.get_title() == "sam\n− sgd"
     assert first.get_xscale() == "log"
+    for axis in (first, second):
+        assert list(axis.lines[-1].get_ydata()) == [0, 0]
 
 
 @pytest.mark.parametrize(("shown", "panels"), [(1, 1), (3, 3), (4, 4), (5, 6), (6, 6), (9, 6)])
@@ -104,6 +106,8 @@ def test_a_forest_of_sets_by_their_imbalance(drawn):
     ]
     assert colours == [["black", "white", "black"], ["white"] * 3]  # filled where 0 is outside
     assert lines(second, 1) == [((0, 1),), ((0, 3),), ((0.5, 4),)]  # no mean is known
+    for axis in (first, second):
+        assert list(axis.lines[-1].get_xdata()) == [0, 0]
     assert first.get_title() == "sam\n− sgd"
     # Ends 6, 1, 1 and 3 in size, of which nine tenths lie below 5.1; means up to 4.
     assert first.get_xlim() == pytest.approx((-5.1, 5.1))
