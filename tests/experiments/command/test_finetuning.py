@@ -66,6 +66,39 @@ def test_five_crops_of_a_preset_are_not_of_kept_features() -> None:
         assert ("--no-ensemble  (preset: True)" in presets.explain(args)) == (not ensemble)
 
 
+# LIFT's and Focal-SAM's official scripts, written down apart from clip_recipes.py.
+PUBLISHED = {
+    "lift-cifar100": "clip_vit_b16 cifar100 10 256",
+    "lift-imagenet": "clip_vit_b16 imagenet_lt 10 256",
+    "lift-places": "clip_vit_b16 places_lt 10 256",
+    "lift-inaturalist": "clip_vit_b16 inaturalist 20 256",
+    "lift-vit-cifar100": "vit_b16 cifar100 10 256",
+    "focal-sam-cifar10": "clip_vit_b16 cifar10 20 224 0.05 1.5 0.7",
+    "focal-sam-cifar100": "clip_vit_b16 cifar100 20 224 0.05 5.5 0.8",
+    "focal-sam-imagenet": "clip_vit_b16 imagenet_lt 20 224 0.05 0.5 0.8",
+    "focal-sam-inaturalist": "clip_vit_b16 inaturalist 20 256 0.02 0.2 1.0",
+}
+
+
+def test_presets_have_the_published_numbers() -> None:
+    assert set(PUBLISHED) == set(presets.TABLES["finetune"])
+    for name, line in PUBLISHED.items():
+        args = finetune.parse(finetune.arguments(), ["--preset", name])
+        finetuning.settle(args)
+        model, dataset, epochs, resize, *of_rule = line.split()
+        assert (args.model, args.dataset, args.adapter) == (model, dataset, "adaptformer"), name
+        assert (args.epochs, args.resize, args.image_size) == (int(epochs), int(resize), 224), name
+        assert (args.batch_size, args.lr, args.weight_decay) == (128, 0.01, 5e-4), name
+        assert (args.schedule, args.loss, args.tau) == ("cosine", "logit_adjusted", 1), name
+        assert args.rule == ("focal_sam" if of_rule else "sgd"), name
+        assert args.classifier == "cosine" and args.ensemble == (not of_rule), name
+        if of_rule:
+            found = [args.rho, args.gamma, args.strength]
+            assert found == [float(value) for value in of_rule], name
+        if "cifar" in dataset:
+            assert args.subset == "shuffled", name
+
+
 def test_class_names(tmp_path: Path) -> None:
     path = tmp_path / "names.txt"
     for mark in (b"", b"\xef\xbb\xbf"):
