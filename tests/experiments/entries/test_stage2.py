@@ -188,6 +188,26 @@ def test_weight_decay_is_taken_once():
     assert same.method.ascent.weight_decay == 0.01 and same.settings.weight_decay_inside
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "crt 10 0.2 3e-4 cosine-prestep balanced 4 head linear none",
+        "lws 5 0.2 3e-4 cosine-prestep balanced 4 scales scaled none",
+        "weight-balancing 10 0.01 0.1 cosine-prestep natural 1 head linear step",
+        "cc-sam 30 0.02 3e-4 constant balanced 1 head linear none",
+    ],
+)
+def test_a_stage_is_trained_as_its_source_says(line):
+    """After a first one of --lr 0.2 and --weight-decay 3e-4, which most of them keep."""
+    name, epochs, lr, decay, *words = line.split()
+    found = make(name, Settings(lr=0.2, weight_decay=3e-4)).settings
+    assert found.epochs == int(epochs)
+    assert (found.lr, found.weight_decay) == pytest.approx((float(lr), float(decay)))
+    names = ["schedule", "sampling", "per_visit", "trained", "classifier", "max_norm"]
+    assert [str(getattr(found, of)) for of in names] == words
+    assert found.statistics == "frozen"
+
+
 def test_options_of_a_stage():
     stage = make("weight-balancing", stage2_max_norm="epoch", stage2_statistics="updated")
     assert (stage.settings.max_norm, stage.settings.statistics) == ("epoch", "updated")
