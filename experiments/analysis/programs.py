@@ -142,8 +142,6 @@ def own(given: tuple[Settings, Any], moved: Any, placed: Placed, tables: Any) ->
     images, labels, mask = placed
     number, classes = groups.shape
     member = jnp.arange(number)[:, None] == jnp.argmax(groups, axis=0)[None]
-    if number == 1:
-        member = jnp.ones((1, classes), bool)
     weights = (member[:, None] * tables[None]).reshape(-1, classes)
     found = sharpness.of_rule(
         _losses(settings, variables), lambda step: ClassWeights(None, groups, radii),
