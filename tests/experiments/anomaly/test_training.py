@@ -172,6 +172,22 @@ def test_runs_side_by_side_are_those_alone() -> None:
         np.testing.assert_allclose(ours, 100 * np.array(expected), atol=0.05)
 
 
+def test_each_case_is_drawn_by_its_own_numbers() -> None:
+    """Of 70 anomalies that are trained on a tenth or a half keep their label; of "full" all."""
+    tables = [made_table(1000, 100, name="t")]
+    cases = anomaly.draw_cases(
+        tables, seeds=[4, 5], label_ratios=[0.1, 0.5], protocols=["adbench", "full"]
+    )
+    about = [(case.protocol, case.label_ratio, case.seed) for case in cases]
+    adbench = [("adbench", ratio, seed) for ratio in (0.1, 0.5) for seed in (4, 5)]
+    assert about == [*adbench, ("full", 1.0, 4), ("full", 1.0, 5)]
+    assert [int(case.drawn.train_labels.sum()) for case in cases[:4]] == [7, 7, 35, 35]
+    for case, (protocol, ratio, seed) in zip(cases, about, strict=True):
+        drawn = split(tables[0], seed=seed, label_ratio=ratio, protocol=protocol)
+        np.testing.assert_array_equal(case.drawn.train_rows, drawn.train_rows)
+        np.testing.assert_array_equal(case.drawn.train_labels, drawn.train_labels)
+
+
 def test_seconds_are_summed_by_what_they_went_into(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock of its own; those of the last piece of work are the runs', each its share."""
     clock = iter([1.0, 3.0, 10.0, 15.0, 20.0, 24.0])

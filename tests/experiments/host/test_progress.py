@@ -49,6 +49,17 @@ def test_an_epoch_of_one_compiled_call_tells_nothing_yet(clock, capsys):
             assert ("left" not in out) if said is None else f"{said} left" in out
 
 
+@pytest.mark.parametrize(
+    "make", [lambda: progress.Progress(epochs=2), lambda: progress.Counted(2, "epochs")]
+)
+def test_a_live_bar_is_there_as_long_as_the_work(monkeypatch, make):
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=100)
+    monkeypatch.setattr(progress, "Console", lambda **_: terminal)
+    with make() as shown:
+        assert shown._bar.live.is_started
+    assert not shown._bar.live.is_started
+
+
 @pytest.mark.parametrize("quiet", [True, False])
 def test_a_warning_is_said_of_a_quiet_run_too(quiet, capsys):
     with progress.Progress(epochs=2, quiet=quiet) as shown:

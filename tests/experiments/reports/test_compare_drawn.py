@@ -120,6 +120,8 @@ def test_of_many_classes_some_have_a_number(draw, classes, step):
 def test_reliability_of_the_bins_with_rows(draw):
     figure = draw(compare_figures.reliability, [BASE, LOSSES[0] | {"calibration_error": None}])
     above, below = figure.axes
+    level = above.lines[0]
+    assert list(level.get_xdata()) == list(level.get_ydata()) == [0, 1]
     for line in above.lines[1:]:
         assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([0.3, 0.9], [0.2, 0.8])
     assert legend(figure) == ["sgd\n(error 0.125)", "sgd, la"]
