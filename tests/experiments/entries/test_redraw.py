@@ -136,6 +136,7 @@ def drop(*places: int) -> Callable[[list[str]], list[str]]:
     return lambda lines: [line for k, line in enumerate(lines) if k not in places]
 
 
+NO_SEEDS: tuple[Any, ...] = ([0, -1], [0, 1.0], [0, 2**32], [False, True])
 DAMAGED: dict[str, list[Damage]] = {
     "run": [
         of_lines("per_class.csv", drop(2)), of_lines("per_class.csv", drop(0, 1, 2)),
@@ -165,7 +166,7 @@ DAMAGED: dict[str, list[Damage]] = {
         of_json("summary.json", lambda x: []), of_json("summary.json", lambda x: x[:2]),
         of_json("summary.json", lambda x: [*x, x[0]]), of_json("summary.json", lambda x: x[::-1]),
         *(of_json("summary.json", lambda x, v=v: [{**y, "seeds": v} for y in x])
-          for v in ([], [0], [0, 0], 3, [0, 1, 2])),
+          for v in ([], [0], [0, 0], 3, [0, 1, 2], *NO_SEEDS)),
         *(of_json("summary.json", within(value, 1, name)) for value in (1e308, "x", None, 5.0)
           for name in ("all", "paired_all", "paired_few_se", "all_by_seed", "rule")),
         of_json("summary.json", within("lost", 1, "diverged")),
@@ -181,6 +182,7 @@ DAMAGED: dict[str, list[Damage]] = {
         *(of_json("summary.json", within(value, 2, "point"))
           for value in ({}, {"rho": 0.2}, {"eta": "x", "rho": 0.2}, 3, {"eta": 5.0, "rho": 0.3})),
         of_json("summary.json", within([], 2, "seeds")),
+        *(of_json("summary.json", lambda x, v=v: [{**y, "seeds": v} for y in x]) for v in NO_SEEDS),
         of_json("summary.json", within(True, 2, "best_val")),
         of_json("config.json", within("sam", "rule")), of_json("config.json", lambda x: {}),
     ],
