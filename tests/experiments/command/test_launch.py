@@ -68,3 +68,22 @@ def test_images_are_cut_from_ones_at_least_as_large(tmp_path, monkeypatch, resiz
     else:
         launch.begin(args)
     assert made == ([args] * 2 if resize == 224 else [])
+
+
+def test_reports_are_by_seed_each_before_its_second_stages(monkeypatch):
+    """In the order in which seeds were asked for, whatever groups they are trained in."""
+    found = [SeedGroup([5, 7], 2, True), SeedGroup([3], 1, False)]
+    monkeypatch.setattr(launch, "seeds_of", lambda args: [3, 5, 7])
+    monkeypatch.setattr(launch, "refuse_others", lambda *_: None)
+    monkeypatch.setattr(launch, "groups", lambda args, seeds: found)
+    monkeypatch.setattr(
+        launch,
+        "_first_stages",
+        lambda args, dataset, plan, group: [{"first": s} for s in group.seeds],
+    )
+    monkeypatch.setattr(
+        launch, "_second_stages", lambda args, dataset, plan, seed: [{"second": seed}] * (seed > 3)
+    )
+    assert launch.train(None, None, None) == [
+        {"first": 3}, {"first": 5}, {"second": 5}, {"first": 7}, {"second": 7}
+    ]  # fmt: skip
