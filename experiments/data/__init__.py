@@ -21,8 +21,9 @@ the run, on the device where they can be.
 loader raises `DataError` for data that is absent or bad; an entry point prints its message as the
 one last line and exits with code 1.
 
-Tables are not images, and go another way: files.py (a file as a frame), usable.py with table.py
-(columns and classes, checked), splits.py (which rows are trained on), columns.py (their numbers).
+Tables are not images, and go another way: files.py (a file as a frame), roles.py and usable.py with
+table.py (columns and classes, checked), splits.py (which rows are trained on), columns.py (their
+numbers).
 """
 
 import dataclasses

@@ -1,14 +1,14 @@
 """A table of rows with one label each, read from a file and checked: what `compare` is given.
 
-`read` decides what each column is for and which rows can be used (usable.py: which features); what
-is left out is told in a sentence of `Table.notes`. Nothing is learned from the rows here:
-columns.py makes numbers of them, fitted on training rows alone, and splits.py chooses those.
+`read` decides what each column is for and which rows can be used (roles.py: labels, groups, ids;
+usable.py: which features); what is left out is told in a sentence of `Table.notes`. Nothing is
+learned from the rows here: columns.py makes numbers of them, fitted on training rows alone, and
+splits.py chooses those.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import re
 from collections.abc import Collection, Sequence
@@ -19,16 +19,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from experiments.data import files
-from experiments.data.classes import classes, plain, tell_alike
+from experiments.data import files, roles
+from experiments.data.classes import classes, tell_alike
 from experiments.data.usable import holds_numbers, is_number, kind_of, usable
 from experiments.host.cli import noun
 from experiments.host.errors import DataError
 
 __all__ = ["Table", "read", "read_rows"]
-
-# Labels with a fraction and more values than this are measured, not classes.
-_MOST_FRACTIONS = 20
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -111,10 +108,10 @@ def read(
       DataError: nothing can be learned of it; one sentence that says why.
     """
     frame, label = _labelled(path, label)
-    roles = list(dict.fromkeys(name for name in (label, group, id) if name is not None))
+    named = list(dict.fromkeys(name for name in (label, group, id) if name is not None))
     notes: list[str] = []
     width = _width(path, frame)
-    frame = _without_index(frame, (*roles, *text), notes)
+    frame = _without_index(frame, (*named, *text), notes)
     first_test = None
     if test is not None:
         first_test = len(frame)
@@ -122,22 +119,22 @@ def read(
             raise DataError(f"{test} is the file that is trained on: --test is for other rows")
         words = [name for name in frame if kind_of(frame[name]) == "words"]
         other, _ = _labelled(test, None if files.has_labels(test) else label, words)
-        frame, other = files.with_leading_zeros((path, test), (frame, other), roles)
-        frame = _joined(frame, other, str(path), str(test), roles)
+        frame, other = files.with_leading_zeros((path, test), (frame, other), named)
+        frame = _joined(frame, other, str(path), str(test), named)
         _check_width(_width(test, other), width, str(test), str(path))
     else:
-        (frame,) = files.with_leading_zeros((path,), (frame,), roles)
-    _check_roles(frame, str(path), label, text, group, id)
-    frame, first_test = _with_labels(frame, label, first_test, notes)
+        (frame,) = files.with_leading_zeros((path,), (frame,), named)
+    roles.check_roles(frame, str(path), label, text, group, id)
+    frame, first_test = roles.with_labels(frame, label, first_test, notes)
     codes, names = classes(frame[label], first_test)
-    _check_classes(frame[label], codes, names, label, first_test)
-    keep = _testable(codes, names, first_test, notes)
+    roles.check_classes(frame[label], codes, names, label, first_test)
+    keep = roles.testable(codes, names, first_test, notes)
     if not keep.all():
-        frame, first_test = _kept(frame, keep, first_test)
+        frame, first_test = roles.kept(frame, keep, first_test)
         codes, names = classes(frame[label], first_test)
     tell_alike(names, label, notes)
-    groups, group_names = (None, None) if group is None else _groups(frame, group, first_test)
-    ids = None if id is None else _ids(frame, id, first_test)
+    groups, group_names = (None, None) if group is None else roles.groups(frame, group, first_test)
+    ids = None if id is None else roles.ids(frame, id, first_test)
     features = usable(
         frame.drop(columns=[x for x in (label, group, id) if x is not None]), tuple(text), notes,
         judged=first_test,
@@ -212,7 +209,7 @@ def _without_index(frame: pd.DataFrame, used: Collection[str], notes: list[str])
 
 
 def _joined(
-    frame: pd.DataFrame, test: pd.DataFrame, path: str, other: str, roles: Collection[str]
+    frame: pd.DataFrame, test: pd.DataFrame, path: str, other: str, named: Collection[str]
 ) -> pd.DataFrame:
     _check_same(test, frame, other, path)
     parts = [frame.copy(), test[list(frame.columns)].copy()]
@@ -222,7 +219,7 @@ def _joined(
                 its[name] = np.full(len(its), np.nan)
         # Booleans with one missing have no type of their own, and beside numbers none at all.
         both = [part[name] for part in parts]
-        if name not in roles and all(map(holds_numbers, both)) and not all(map(is_number, both)):
+        if name not in named and all(map(holds_numbers, both)) and not all(map(is_number, both)):
             for part in parts:
                 part[name] = part[name].to_numpy(np.float64, na_value=np.nan)
     return pd.concat(parts, ignore_index=True)
@@ -250,169 +247,3 @@ def _check_width(width: int | None, like: int | None, path: str, whose: str) -> 
     """Columns of an array without names are known by their places: of more, these are others."""
     if width is not None and like is not None and width > like:
         raise DataError(f"{path}: X has {width} columns, and that of {whose} {like}")
-
-
-# ---- what each column is for ----------------------------------------------------------------
-
-
-def _check_roles(
-    frame: pd.DataFrame,
-    path: str,
-    label: str,
-    text: Sequence[str],
-    group: str | None,
-    id: str | None,
-) -> None:
-    roles = {"--label": [label], "--text": text, "--group": [group], "--id": [id]}
-    used: dict[str, str] = {}
-    for flag, names in roles.items():
-        for name in names:
-            if name is None:
-                continue
-            if name not in frame.columns:
-                raise DataError(f"{path} has no column {name!r} ({flag}){_others(frame, name)}")
-            if name in used:
-                twice = f"{used[name]} and {flag}" if used[name] != flag else f"{flag} twice"
-                raise DataError(f"column {name!r} is given as {twice}: it can be one of them")
-            used[name] = flag
-    for name in text:
-        if holds_numbers(frame[name]) and not frame[name].isna().all():
-            raise DataError(f"column {name!r} (--text) holds numbers, no text: leave it out there")
-
-
-def _others(frame: pd.DataFrame, name: str) -> str:
-    lone = re.search("[;\t,|]", frame.columns[0]) if len(frame.columns) == 1 else None
-    if lone:
-        between = "tabs" if lone[0] == "\t" else repr(lone[0])
-        return (
-            f": its first line is one name, with {between} in it; save it with commas (.csv) or "
-            "tabs (.tsv) between columns"
-        )
-    near = difflib.get_close_matches(name, list(frame.columns), 1)
-    if near:
-        return f": did you mean {near[0]!r}?"
-    shown = ", ".join(map(repr, frame.columns[:8]))
-    return f": it has {shown}{', ...' * (len(frame.columns) > 8)}"
-
-
-# ---- labels, groups, ids --------------------------------------------------------------------
-
-
-def _with_labels(
-    frame: pd.DataFrame, label: str, first_test: int | None, notes: list[str]
-) -> tuple[pd.DataFrame, int | None]:
-    there = frame[label].notna().to_numpy()
-    if there.all():
-        return frame, first_test
-    if not there.any():
-        raise DataError(f"column {label!r} (--label) is empty in every row")
-    notes.append(f"{noun(int((~there).sum()), 'row')} without a label left out")
-    return _kept(frame, there, first_test)
-
-
-def _kept(
-    frame: pd.DataFrame, keep: np.ndarray, first_test: int | None
-) -> tuple[pd.DataFrame, int | None]:
-    if first_test is not None:
-        first_test = int(keep[:first_test].sum())
-    return frame[keep].reset_index(drop=True), first_test
-
-
-def _check_classes(
-    values: pd.Series,
-    codes: np.ndarray,
-    names: tuple[str, ...],
-    label: str,
-    first_test: int | None,
-) -> None:
-    rows = len(codes[:first_test])
-    if len(np.unique(codes[:first_test])) < 2:
-        raise DataError(
-            f"column {label!r} (--label) has the one class {names[0]!r}: two or more are needed"
-        )
-    if len(names) > max(rows / 2, 2):
-        each = "all different" if len(names) == rows else f"{len(names)} values in {rows} rows"
-        what = "; this looks like a number to predict, not a class" * is_number(values)
-        raise DataError(f"the labels in column {label!r} are {each}{what}: classes with several "
-                        "rows each are needed")  # fmt: skip
-    fractions = pd.api.types.is_float_dtype(values.dtype) and any("." in name for name in names)
-    if fractions and len(names) > _MOST_FRACTIONS:
-        raise DataError(
-            f"the labels in column {label!r} are {len(names)} fractional numbers; this looks like "
-            "a number to predict, not a class: divide it into classes first"
-        )
-    if first_test is not None:
-        if first_test == len(codes):
-            raise DataError("the file of --test holds no row with a label")
-        unknown = np.setdiff1d(codes[first_test:], codes[:first_test])
-        if len(unknown):
-            raise DataError(
-                f"the file of --test holds class {names[unknown[0]]!r}, which no training row has"
-            )
-
-
-def _testable(
-    codes: np.ndarray, names: tuple[str, ...], first_test: int | None, notes: list[str]
-) -> NDArray[np.bool_]:
-    """Rows of classes that can be both trained on and tested."""
-    counts = np.bincount(codes, minlength=len(names))
-    single = np.flatnonzero(counts < 2)
-    if first_test is not None or not len(single):
-        return np.ones(len(codes), bool)
-    shown = ", ".join(names[c] for c in single[:5]) + ", ..." * (len(single) > 5)
-    if len(names) - len(single) < 2:
-        raise DataError(
-            f"only class {names[0]!r} has more than one row: of each class one is needed to train "
-            "on and one to test"
-        )
-    which = "class" if len(single) == 1 else "classes"
-    notes.append(
-        f"{noun(len(single), 'class', 'classes')} with a single row left out, which cannot be both "
-        f"trained on and tested: {which} {shown}"
-    )
-    return np.asarray(counts[codes] >= 2)
-
-
-def _groups(
-    frame: pd.DataFrame, group: str, first_test: int | None
-) -> tuple[NDArray[np.int32], tuple[str, ...]]:
-    _check_whole(frame[group], "--group")
-    codes, names = classes(frame[group], first_test)
-    rows = len(codes[:first_test])
-    if len(np.unique(codes[:first_test])) < 2:
-        raise DataError(f"column {group!r} (--group) has one value, {names[0]!r}: leave it out")
-    if len(names) > rows / 2:
-        raise DataError(
-            f"column {group!r} (--group) has {len(names)} values in {rows} rows: groups of several "
-            "rows are needed; rows of one value are kept on one side by --id"
-        )
-    if first_test is not None and np.setdiff1d(codes[first_test:], codes[:first_test]).size:
-        raise DataError(f"the file of --test holds a {group!r} (--group) that no training row has")
-    return codes, names
-
-
-def _ids(frame: pd.DataFrame, id: str, first_test: int | None) -> NDArray[np.int64]:
-    _check_whole(frame[id], "--id")
-    codes = pd.factorize(plain(frame[id]))[0].astype(np.int64)
-    if first_test is not None:
-        both = np.intersect1d(codes[:first_test], codes[first_test:])
-        if len(both):
-            raise DataError(
-                f"{noun(len(both), 'value')} of column {id!r} (--id) stand in both the training "
-                "file and that of --test"
-            )
-    elif codes.max() < 3:
-        raise DataError(
-            f"column {id!r} (--id) has {noun(int(codes.max()) + 1, 'value')}: four or more are "
-            "needed to split by"
-        )
-    return codes
-
-
-def _check_whole(column: pd.Series, flag: str) -> None:
-    empty = int(column.isna().sum())
-    if empty:
-        raise DataError(
-            f"column {column.name!r} ({flag}) is empty in {noun(empty, 'row')}: fill it, or leave "
-            "them out"
-        )
