@@ -17,9 +17,10 @@ from experiments.analysis import own
 from experiments.analysis.subjects import Subject, alike, rows_by_class
 from experiments.anomaly import networks
 from experiments.anomaly.nets import ANOMALY_NETS
+from experiments.anomaly.program import make_rule
 from experiments.anomaly.report import read_runs, run_of
 from experiments.anomaly.tables import load_tables, scaled
-from experiments.anomaly.training import Case, draw_cases, make_rule
+from experiments.anomaly.training import Case, draw_cases
 from experiments.host.errors import RunError
 from experiments.step.methods import Tabled
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.anomaly import networks
+from experiments.anomaly.program import OPTIMIZERS, RULES
 from experiments.anomaly.report import (
     PAPER_RATIO,
     families,
@@ -27,8 +28,6 @@ from experiments.anomaly.report import (
 from experiments.anomaly.tables import PROTOCOLS, load_tables
 from experiments.anomaly.training import (
     METHODS,
-    OPTIMIZERS,
-    RULES,
     Case,
     Result,
     draw_cases,

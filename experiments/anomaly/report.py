@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.anomaly.program import RULES
 from experiments.anomaly.tables import PROTOCOLS
-from experiments.anomaly.training import METHODS, RULES, RUN, Result
+from experiments.anomaly.training import METHODS, RUN, Result
 from experiments.host import outputs
 from experiments.host.cli import noun
 from experiments.host.errors import RunError

@@ -10,6 +10,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 import reference_anomaly
 from experiments.anomaly import command as anomaly
+from experiments.anomaly import program
 from experiments.anomaly import training as anomaly_training
 from experiments.anomaly.nets import ANOMALY_NETS
 from experiments.anomaly.tables import Split, load_tables, scaled, split
@@ -25,10 +26,8 @@ def _walk(
     params, fixed, state = jax.tree.map(
         lambda leaf: jnp.asarray(leaf, x.dtype), (params, fixed or own, state)
     )
-    optimizer = anomaly_training.make_optimizer("sgd", 1e-3, net.decay)
-    step = jax.jit(
-        anomaly_training.make_step(net, anomaly_training.make_rule(rule, 0.05), optimizer)
-    )
+    optimizer = program.make_optimizer("sgd", 1e-3, net.decay)
+    step = jax.jit(program.make_step(net, program.make_rule(rule, 0.05), optimizer))
     opt_state, losses, norms = optimizer.init(params), [], {name: [] for name in params}
     for rows in net.batches(seed, labels, 50)[:20]:
         carry = step(params, opt_state, state, x[rows], labels[rows], fixed)
@@ -106,7 +105,7 @@ def test_rules_of_the_transcription_differ() -> None:
 
 
 def test_imbsam_perturbs_labelled_anomalies_also_where_they_are_many() -> None:
-    table = anomaly_training.make_rule("imbsam", 0.3)(None)
+    table = program.make_rule("imbsam", 0.3)(None)
     assert table.base.tolist() == [1, 0]
     assert table.groups.tolist() == [[0, 1]]
     assert table.radii.tolist() == [0.3]
@@ -117,7 +116,7 @@ def test_optimizers_are_those_of_the_protocol(name: str) -> None:
     rng = np.random.default_rng(0)
     p = rng.normal(size=(3, 4)).astype(np.float32)
     grads = [scale * rng.normal(size=(3, 4)).astype(np.float32) for scale in (5.0, 0.01, 1.0)]
-    tx = anomaly_training.make_optimizer(name, 0.1, {"w": 0.02})
+    tx = program.make_optimizer(name, 0.1, {"w": 0.02})
     params = {"w": jnp.asarray(p)}
     state = tx.init(params)
     m, v, expected = np.zeros_like(p), np.zeros_like(p), p
@@ -153,10 +152,8 @@ def test_runs_side_by_side_are_those_alone() -> None:
         net = ANOMALY_NETS[method]()
         arrays = scaled(case.table, case.drawn)
         params, fixed, state = net.init(case.seed, arrays.train)
-        optimizer = anomaly_training.make_optimizer("sgd", 1e-3, net.decay)
-        step = jax.jit(
-            anomaly_training.make_step(net, anomaly_training.make_rule("imbsam", 0.05), optimizer)
-        )
+        optimizer = program.make_optimizer("sgd", 1e-3, net.decay)
+        step = jax.jit(program.make_step(net, program.make_rule("imbsam", 0.05), optimizer))
         opt_state = optimizer.init(params)
         for rows in net.batches(case.seed, case.drawn.train_labels, 2):
             labels = case.drawn.train_labels[rows]
