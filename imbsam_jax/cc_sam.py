@@ -38,14 +38,12 @@ from numpy.typing import ArrayLike, NDArray
 from imbsam_jax import arrays, checks, collectives
 from imbsam_jax.ascent import bound_radius, norm
 from imbsam_jax.class_rows import ClassRows, over_classes
+from imbsam_jax.model_parts import ModelParts
 from imbsam_jax.rows import (
     check_distributions,
     check_labels,
-    check_losses,
     check_mask,
-    check_pair,
     check_params,
-    marked,
 )
 from imbsam_jax.table import check_step, require_step
 
@@ -147,7 +145,7 @@ def value_and_grad(
         labels, mask = _checked_rows(labels, mask, step, method)
         ratio = method.ratio_at(step)
         params = collectives.varying(check_params(params), axis_name)
-        model = _Model(method, features_fn, params, args, labels, classifier)
+        model = ModelParts(features_fn, params, args, labels, classifier, shared=method.shared)
 
         losses, pull, aux = jax.vjp(
             partial(model.losses, head_losses_fn), *model.parts, has_aux=True
@@ -167,7 +165,7 @@ def value_and_grad(
 def _gradient(
     method: _Method,
     ratio: Any,
-    model: _Model,
+    model: ModelParts,
     there_fn: Any,
     rows: ClassRows,
     losses: jax.Array,
@@ -203,7 +201,7 @@ def _gradient(
     return over_classes(of_classes, jax.tree.map(_widened, at_theta), rows, at_once)
 
 
-def _losses_there(model: _Model, there_fn: Any, points: Any, fixed: Any, features: Any) -> Any:
+def _losses_there(model: ModelParts, there_fn: Any, points: Any, fixed: Any, features: Any) -> Any:
     """float[K, B], the losses at each point."""
     return _each(lambda w: model.losses(there_fn, w, fixed, features)[0], points)
 
@@ -255,84 +253,6 @@ def _each(fn: Callable[[Any], Any], tree: Any) -> Any:
         result = fn(jax.tree.map(lambda x: x[0], tree))
         return jax.tree.map(lambda x: x[None], result)
     return jax.vmap(fn)(tree)
-
-
-# ---- the model in three parts -------------------------------------------------------------------
-
-
-class _Model:
-    """The model as a function of what moves, what does not, and the features.
-
-    Where the classifier alone moves, its features are computed once, at theta, and are the third
-    part; their gradient is pulled back once, as all points are summed up. Where everything moves,
-    each point has features of its own, and the third part is empty.
-
-    Attributes:
-      parts: (leaves that move, leaves that do not, features), as they are at theta.
-    """
-
-    def __init__(
-        self,
-        method: _Method,
-        features_fn: Any,
-        params: Any,
-        args: Any,
-        labels: jax.Array,
-        classifier: Any,
-    ) -> None:
-        self._features_fn, self._args, self._labels = features_fn, args, labels
-        self._shared = method.shared
-        moving, fixed, self._join = _split(params, classifier if method.shared else None)
-        features: Any = ()
-        if self._shared:
-            features, self._pull_features, self._aux = jax.vjp(self._features, params, has_aux=True)
-        self.parts = (moving, fixed, features)
-
-    def _features(self, params: Any) -> tuple[Any, Any]:
-        return _check_features(self._features_fn(params, *self._args))
-
-    def losses(self, fn: Any, moving: Any, fixed: Any, features: Any) -> tuple[jax.Array, Any]:
-        """(float[B], (aux of the features, aux of the head)), by this fn of the head."""
-        params = self._join(moving, fixed)
-        features, aux = (features, self._aux) if self._shared else self._features(params)
-        losses, head_aux = check_pair(fn(params, features, *self._args))
-        return check_losses(losses, self._labels), (aux, head_aux)
-
-    def joined(self, of_parts: Any) -> Any:
-        """Gradients like the parameters, in their dtypes, of those of the parts."""
-        of_parts = jax.tree.map(lambda x, like: x.astype(like.dtype), of_parts, self.parts)
-        grads = self._join(of_parts[0], of_parts[1])
-        if self._shared:
-            grads = jax.tree.map(jnp.add, grads, self._pull_features(of_parts[2])[0])
-        return grads
-
-
-def _split(params: Any, classifier: Any) -> tuple[list[Any], list[Any], Callable[..., Any]]:
-    """Leaves that move, leaves that do not, and how to put them together again."""
-    leaves, structure = jax.tree.flatten(params)
-    marks = [True] * len(leaves)
-    if isinstance(classifier, str):
-        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-        names = [[jax.tree_util.keystr((key,), simple=True) for key in path] for path in paths]
-        marks = [classifier in entries for entries in names]
-        if not any(marks):
-            known = sorted({entries[0] for entries in names if entries})
-            raise ValueError(
-                f"no parameter lies under {classifier!r}: name the classifier by classifier=; "
-                f"the top level has {', '.join(known) or 'no names'}"
-            )
-    elif classifier is not None:
-        marks = marked(classifier, params, "classifier")
-        if not any(marks):
-            raise ValueError("the mask given as classifier marks no parameter")
-
-    def join(moving: list[Any], fixed: list[Any]) -> Any:
-        first, second = iter(moving), iter(fixed)
-        return jax.tree.unflatten(structure, [next(first if m else second) for m in marks])
-
-    moving = [leaf for leaf, mark in zip(leaves, marks, strict=True) if mark]
-    fixed = [leaf for leaf, mark in zip(leaves, marks, strict=True) if not mark]
-    return moving, fixed, join
 
 
 def _widened(leaf: jax.Array) -> jax.Array:
@@ -435,15 +355,6 @@ def _checked_counts(class_counts: ArrayLike) -> NDArray[np.int64]:
             "(n_c - 1)^(1/4); CC-SAM needs at least 2 examples of every class"
         )
     return counts
-
-
-def _check_features(result: Any) -> tuple[Any, Any]:
-    if not (isinstance(result, tuple) and len(result) == 2):
-        raise TypeError(
-            "features_fn must return a pair (features, aux); return (features, None) where there "
-            f"is nothing else to return. Got {type(result).__name__}"
-        )
-    return result
 
 
 def _check_classes(labels: jax.Array, num_classes: int, release: bool) -> None:

@@ -59,6 +59,7 @@ NEVER = {
     "transform": {"gradient", "cc_sam", "nnx", "experimental"},
     "cc_sam": {"core", "gradient", "transform", "nnx", "experimental"},
     "class_rows": {"core", "ascent", "passes", "gradient", "transform", "cc_sam", "nnx"},
+    "model_parts": {"core", "ascent", "passes", "gradient", "transform", "cc_sam", "nnx"},
     "nnx": {"core", "transform", "cc_sam", "experimental"},
     # What looks at a model: on losses and rules alone, not on how one is trained.
     "totals": {"core", "ascent", "rules", "passes", "gradient", "transform", "cc_sam", "nnx"},
