@@ -76,9 +76,12 @@ def _line(line: Line2D) -> str:
         f"; marker {line.get_marker()!r} {_number(line.get_markersize())} "
         f"{_colour(line.get_markerfacecolor())} {_colour(line.get_markeredgecolor())}"
     )
+    points = np.stack([np.asarray(of, float) for of in line.get_data()], axis=1)
+    if len(points) == 2:  # the same from either end
+        points = np.array(sorted(points.tolist()))
     return (
-        f"line {_said(line.get_label())} x {_numbers(line.get_xdata())}; "
-        f"y {_numbers(line.get_ydata())}; {_colour(line.get_color())} {line.get_linestyle()!r} "
+        f"line {_said(line.get_label())} x {_numbers(points[:, 0])}; "
+        f"y {_numbers(points[:, 1])}; {_colour(line.get_color())} {line.get_linestyle()!r} "
         f"{_number(line.get_linewidth())}"
         + marker * (line.get_marker() != "None")
         + _unusual(

@@ -188,8 +188,8 @@ STUDIED = {
 def ends():
     figure = Figure(layout="constrained")
     axis = figure.subplots()
-    for k in range(9):
-        axis.plot([0, 1], [k, 10 * k], label=f"rule {k}", **drawing.style(k))
+    for k, last in enumerate([0, 0.8, 10, 20, 30, 40, 50, 60, 70]):
+        axis.plot([0, 1], [k, last], label=f"rule {k}", **drawing.style(k))
     drawing.label_ends(axis, axis.lines)
     drawing.legend(figure, [axis])
     return drawing.save(figure, "x")
