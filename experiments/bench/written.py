@@ -147,16 +147,17 @@ def _of_table(summary: Any) -> str | None:
 def _adds_up(line: dict[str, Any], base: dict[str, Any] | None, split: str) -> bool:
     """Whether a mean, and the difference to SGD where there is one, are those of the seeds."""
     mine, number = line[f"{split}_by_seed"], len(line["seeds"])
+    theirs = None if base is None else base[f"{split}_by_seed"]
     if (mine is None) != (line[split] is None):
         return False
-    theirs = None if base is None else base[f"{split}_by_seed"]
-    paired = None if mine is None or theirs is None else np.subtract(mine, theirs)
     if mine is not None and not (
         len(mine) == number and all(map(is_accuracy, mine)) and _near(np.mean(mine), line[split])
     ):
         return False
     if f"paired_{split}" not in line:
         return True
+    both = mine is not None and theirs is not None and len(theirs) == number
+    paired = np.subtract(mine, theirs) if both else None
     error = np.std(paired, ddof=1) / number**0.5 if paired is not None and number > 1 else None
     found = None if paired is None else np.mean(paired)
     return _near(found, line[f"paired_{split}"]) and _near(error, line[f"paired_{split}_se"])
