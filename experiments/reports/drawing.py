@@ -73,7 +73,7 @@ def _write(path: Path, content: bytes) -> None:
         os.replace(partial, path)
     except OSError as error:
         with contextlib.suppress(OSError):  # what is told is why it could not be written
-            partial.unlink(missing_ok=True)
+            partial.unlink()
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
 
 

@@ -254,9 +254,8 @@ def _of_source(report: dict[str, Any]) -> dict[str, Any]:
     source = str(report.get("source"))
     found: dict[str, Any] = {}
     factors = map(int, re.findall(r"every (\d+)x\1 pixels averaged", source))
-    shrink = math.prod(factors)
-    if report.get("shrink") is None and shrink > 1:
-        found["shrink"] = shrink
+    if report.get("shrink") is None:
+        found["shrink"] = math.prod(factors)
     subset = re.search(r"of each class (first n_i by id|shuffled, seed (\d+))", source)
     if report.get("subset") is None and subset:
         found["subset"] = "shuffled" if subset[2] else "first"

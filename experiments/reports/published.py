@@ -130,7 +130,7 @@ def _result(place: str, found: Any, table: Mapping[str, Any], chosen: str) -> Re
     figure = (int, float)
     optional = {
         "imbalance_factor": int, "loss": str, "recipe": str, "overrides": dict, "note": str,
-        **dict.fromkeys(_SPLITS[:3], figure),
+        **dict.fromkeys(_SPLITS, figure),
     }  # fmt: skip
     _check(found, place, {"dataset": str, "rule": str, "all": figure}, optional)
     figures: dict[str, Any] = {

@@ -151,7 +151,7 @@ def forest(path: Path, study: Study, found: Sequence[Mapping[str, Any]]) -> None
             se = gain["se"] or 0.0
             axis.plot([gain["gain"] - 2 * se, gain["gain"] + 2 * se], [0, 0], color="black",
                       linewidth=3, solid_capstyle="butt")  # fmt: skip
-            axis.plot(gain["gain"], 0, "D", color="white", markeredgecolor="black", markersize=6)
+            axis.plot(gain["gain"], 0, "D", color="white", markeredgecolor="black")
         axis.axvline(0, color="black", linewidth=0.7)
         axis.set_title(f"{each['row']}\n− {each['against']}", fontsize="x-small")
         axis.grid(axis="x", linewidth=0.3)

@@ -162,3 +162,19 @@ def test_two_runs_of_a_seed_are_an_error_that_names_both(tmp_path):
     # One run that was named twice is one run.
     found = reading.find([str(tmp_path / "a"), str(tmp_path / "b" / ".." / "a")])
     assert len(found) == 1
+
+
+def test_a_shuffled_subset_whose_seed_is_not_told_is_of_seed_0():
+    shuffled = {"subset": "shuffled"}
+    made = [make(0, **shuffled), make(1, subset_seed=0, **shuffled), make(2, subset_seed=None,
+            **shuffled), make(3, subset_seed=1, **shuffled)]  # fmt: skip
+    first, other = grouping.grouped(made)
+    assert (first.seeds, other.seeds) == ([0, 1, 2], [3])
+    assert (first.facts["subset_seed"], other.facts["subset_seed"]) == (0, 1)
+
+
+def test_what_a_run_says_of_its_images_goes_before_what_their_file_says():
+    source = "mine; every 4x4 pixels averaged; of each class shuffled, seed 3"
+    (group,) = grouping.grouped([make(source=source, shrink=2, subset="first")])
+    assert (group.facts["shrink"], group.facts["subset"]) == (2, "first")
+    assert group.identity["shrink"] == 2 and "subset" not in group.identity

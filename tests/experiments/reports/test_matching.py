@@ -23,6 +23,35 @@ def test_published_rows_are_of_the_same_data_rule_and_loss():
     assert [row.all for row in matching.beside(facts(rule="focal_sam"))] == [44.0]
 
 
+def test_what_is_said_of_no_images_is_as_of_the_whole_ones():
+    whole = facts(rule="imbsam", rule_args=IMBSAM)
+    bare = {name: value for name, value in whole.items() if name not in ("shrink", "subset")}
+    assert matching.beside(bare) == matching.beside(whole) != []
+
+
+def test_what_a_result_overrides_is_no_guess():
+    run = facts(weight_decay=0.1, epochs=320)
+    found = matching.differences(run, "weight-balancing", {"weight_decay": 0})
+    assert found == ["weight_decay 0.1, not 0"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "factor", "run", "beside"),
+    [
+        ("cifar100", 200, 250.0, True), ("cifar100", 200, 200.0, True),
+        ("cifar100", 200, 225.0, False), ("cifar100", None, 7.0, True),
+        ("imagenet", 200, 200.4, True), ("imagenet", 200, 250.0, False),
+    ],
+)  # fmt: skip
+def test_a_factor_is_that_of_whole_images_where_their_number_is_known(
+    dataset, factor, run, beside, monkeypatch
+):
+    """Of CIFAR's classes; a natural set is one whatever its factor."""
+    one = matching.beside(facts())[0]._replace(dataset=dataset, imbalance_factor=factor)
+    monkeypatch.setattr(matching, "RESULTS", [one])
+    assert bool(matching.beside(facts(dataset=dataset, imbalance_factor=run))) == beside
+
+
 def test_factor_200_of_cifar100_is_250_in_whole_images():
     assert {row.all for row in matching.beside(facts(imbalance_factor=250.0))} == {37.9}
     assert [row.all for row in matching.beside(facts(imbalance_factor=500.0))] == [34.1]

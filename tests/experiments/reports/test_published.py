@@ -141,6 +141,13 @@ def test_a_small_file_of_results_is_read():
     assert result.chosen == protocols["own"].chosen == "not stated" and result.verified
 
 
+def test_the_ends_of_what_a_figure_and_a_factor_can_be():
+    changed = SMALL.replace("all = 38", "all = 0.01, many = 99.99, medium = 1")
+    *_, (result,) = published.read(changed.replace("= 100,", "= 1,"))
+    found = [getattr(result, split) for split in SPLITS]
+    assert found == [99.99, 1, None, 0.01] and result.imbalance_factor == 1
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -152,6 +159,9 @@ def test_a_small_file_of_results_is_read():
         ('protocol = "own"', 'protocol = "mine"', "table 1: there is no protocol 'mine'"),
         (", all = 38", "", "table 1, result 1 lacks all"),
         ("all = 38", "all = 138", "between 0 and 100 percent"),
+        ("all = 38", "all = 100", "between 0 and 100 percent"),
+        ("all = 38", "all = 0", "between 0 and 100 percent"),
+        ("all = 38", "all = 38, few = 0.0", "between 0 and 100 percent"),
         ("all = 38", "all = nan", "between 0 and 100 percent"),
         ("all = 38", 'all = "38"', "has all '38', of another kind"),
         ("all = 38", "all = true", "has all True, of another kind"),
