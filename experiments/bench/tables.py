@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from experiments.bench.jobs import Line
 from experiments.host import cli
@@ -106,7 +107,7 @@ def show(summary: list[dict[str, Any]], what: str) -> None:
             "" if is_base(line, summary) else pm(line[f"paired_{s}"], line[f"paired_{s}_se"], "+")
             for s in ("all", "few")
         ]
-        table.add_row(name, *splits, *paired, number(line["step_cost_ratio"], 2))
+        table.add_row(Text(name), *splits, *paired, number(line["step_cost_ratio"], 2))
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)

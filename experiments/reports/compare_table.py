@@ -32,7 +32,7 @@ def show(summary: Mapping[str, Any]) -> None:
     for row in sorted(summary["rows"], key=lambda row: bool(row["reference"])):
         mean, low, high = row.get("difference", {}).get("balanced_accuracy", (None,) * 3)
         table.add_row(
-            row["row"], number(row["balanced_accuracy"], 1),
+            Text(row["row"]), number(row["balanced_accuracy"], 1),
             "" if mean is None else f"{mean:+.1f}",
             "" if low is None else f"{low:+.1f} to {high:+.1f}",
             "" if row.get("p_holm") is None else f"{row['p_holm']:.3f}",

@@ -114,8 +114,7 @@ def scores(
     f1 = np.where(support + said > 0, 2 * hits / np.maximum(support + said, 1), np.nan)
     ranking = np.array([_ranking(*lane) for lane in zip(p, y, real, strict=True)])
     own = np.take_along_axis(p, y[..., None], axis=2)[..., 0]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logs = -np.log(np.clip(own, np.finfo(np.float64).eps, 1.0))
+    logs = -np.log(np.maximum(own, np.finfo(np.float64).eps))
     bins = calibration(p, y, mask=real)
     gaps = np.abs(np.nan_to_num(bins.confidence) - np.nan_to_num(bins.accuracy))
     total = np.maximum(real.sum(axis=1), 1)

@@ -210,3 +210,19 @@ def test_many_and_few_are_those_of_the_first_split() -> None:
     assert scale.counts.tolist() == [3, 1] and scale.thresholds == (2, 2)
     empty = scale_of(table(), SPLITS[0]._replace(train=np.array([0, 1])))
     assert empty.counts.tolist() == [2, 0]
+
+
+def test_each_split_draws_what_it_draws_for_its_columns_by_its_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As of text, of which words are kept by a random projection."""
+    seen: list[Any] = []
+    fit = compare_jobs.columns.fit
+
+    def noted(table: Any, rows: Any, seed: int = -1) -> Any:
+        seen.append((rows.tolist(), seed))
+        return fit(table, rows, seed=seed)
+
+    monkeypatch.setattr(compare_jobs.columns, "fit", noted)
+    Parts(table(), SPLITS)
+    assert seen == [([0, 1, 2, 3], 0), ([4, 5, 6], 1)]

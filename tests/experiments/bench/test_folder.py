@@ -13,6 +13,7 @@ from experiments import digits_lt, sweep
 from experiments.bench import folder, grid, tables, written
 from experiments.bench.jobs import Line
 from experiments.bench.training import Curve
+from experiments.host.errors import RunError
 from experiments.reports import plots
 from tiny import tiny_dataset
 
@@ -144,6 +145,88 @@ def test_what_the_lines_ended_with_is_kept_by_number(tmp_path):
     np.testing.assert_array_equal(again[2]["head"]["bias"], held["head/bias"])
     other = dataclasses.replace(data[1], test_labels=data[1].test_labels[::-1])
     assert trained_on == folder.rows_sha256(data) != folder.rows_sha256([data[0], other])
+
+
+def kept(out, **changes):
+    """A folder of two lines with parameters; each file may be of others."""
+    given = {"seeds": [3, 5], "datasets": [tiny_dataset()] * 2, "config": {"lr": 0.1}}
+    lines = [of for of in a_table(2) if of.curve is not None]
+    lines = [of._replace(params={"head": {"bias": np.full((2, 2), 7.0)}}) for of in lines]
+    folder.write_params(out, lines, **{**given, **changes})
+    summary = [of.description | {"seeds": [3, 5], "diverged": None} for of in lines]
+    return summary, given["config"], out / "params"
+
+
+def of_another_folder(**changes):
+    def damage(at):
+        (at.parent / "other").mkdir()
+        *_, other = kept(at.parent / "other", **changes)
+        (other / "1.npz").replace(at / "1.npz")
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda at: (at / "1.npz").unlink(), r"was trained to its end \(1.npz\): train again"),
+        (lambda at: (at / "2.npz").write_bytes(b""), r"was trained to its end \(2.npz\): train"),
+        (lambda at: [path.unlink() for path in at.iterdir()], r"end \(0.npz, 1.npz\): train again"),
+        (lambda at: (at / "0.npz").replace(at / "1.npz"), r"end \(0.npz\): train again"),
+        (lambda at: (at / "1.npz").write_bytes((at / "0.npz").read_bytes()), "1.npz is of"),
+        (of_another_folder(config={"lr": 0.2}), r"1.npz is of .* config.json tells .lr"),
+        (of_another_folder(seeds=[3, 6]), r"1.npz is of .* line 1 of summary.json tells .seeds"),
+        (of_another_folder(datasets=[tiny_dataset()]), "are of different data: train again"),
+    ],
+)
+def test_parameters_of_another_table_are_refused(damage, words, tmp_path):
+    summary, config, params = kept(tmp_path)
+    assert list(folder.read_params(tmp_path, summary, config)[0]) == [0, 1]
+    damage(params)
+    with pytest.raises(RunError, match=words):
+        folder.read_params(tmp_path, summary, config)
+
+
+def test_of_lines_that_all_diverged_no_parameters_are_kept(tmp_path):
+    summary, config, params = kept(tmp_path)
+    for path in params.iterdir():
+        path.unlink()
+    lost = [of | {"diverged": "nan"} for of in summary]
+    with pytest.raises(RunError, match=r"was trained to its end \(there is none\): train again"):
+        folder.read_params(tmp_path, lost, config)
+
+
+@pytest.mark.parametrize(
+    ("rules", "made"),
+    [
+        (["sgd"], ["per_class", "curves"]), (["sam", "imbsam"], ["per_class", "curves"]),
+        (["sgd", "sam"], ["per_class", "curves", "gains"]),
+    ],
+)  # fmt: skip
+def test_gains_are_drawn_where_there_is_sgd_and_another(rules, made, tmp_path, monkeypatch):
+    drawn = []
+    for name in ("classes_by_rule", "curves_by_rule", "gains_by_rule"):
+        monkeypatch.setattr(plots, name, lambda path, *args: drawn.append(path.stem))
+    lines = a_table(2)
+    held = [lines[0]._replace(description=lines[0].description | {"rule": r}) for r in rules]
+    folder.write_table(tmp_path, held, tables.summarise(held, [0, 1]), COUNTS)
+    assert drawn == made
+    assert [path.stem for path in folder.draw_table(tmp_path)] == made
+
+
+def test_a_sweep_whose_sgd_has_no_figure_of_a_split(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "sweep", lambda *args, **more: drawn.append((*args, more)))
+    seen = dict.fromkeys(tables.SPLITS, np.array([50.0, 52.0]))
+    lacks = seen | {"few": np.full(2, np.nan)}
+    tried = [grid.Tried({}, lacks, lacks), grid.Tried({"rho": 0.1}, seen, lacks)]
+    summary = grid.summarise(tried, [0, 1])
+    (tmp_path / "config.json").write_text("{}")
+    folder.write_sweep(tmp_path, summary, {"rho": [0.1]}, "sam")
+    ((_, last, curves, levels, more),) = drawn
+    assert (last, list(curves), more) == ("rho", ["sam"], {"sgd_chosen": True})
+    assert math.isnan(levels.pop("few")) and set(levels.values()) == {51.0}
+    assert curves["sam"]["mean"]["few"] == [51.0] and math.isnan(curves["sam"]["se"]["few"][0])
 
 
 GRID = {"eta": [5.0, 30.0], "rho": [0.1, 0.2]}

@@ -37,7 +37,7 @@ def test_means_deviations_differences_and_what_diverged(capsys):
 
 
 def test_lines_add_up_over_seeds_by_hand():
-    """Of the last of two epochs; in double precision, and paired with SGD of the first loss."""
+    """Of the last of three epochs; in double precision, and paired with SGD of the first loss."""
     first = np.array([10.0, 20.0, 30.0], np.float32)
     seen = {"sgd": np.array([33.3, 16.7, 50.1], np.float32)}
     seen["sam"] = seen["sgd"] + np.array([1.1, 2.3, -0.7], np.float32)
@@ -45,8 +45,8 @@ def test_lines_add_up_over_seeds_by_hand():
 
     def line(rule, stage2=None):
         described = {"rule": rule, "loss": "cross_entropy", "stage2": stage2}
-        splits = dict.fromkeys(tables.SPLITS, np.stack([first, seen[rule]]))
-        return Line(described, Curve([1, 2], None, splits, None, None, seconds[rule]))
+        splits = dict.fromkeys(tables.SPLITS, np.stack([first, first + 1, seen[rule]]))
+        return Line(described, Curve([1, 2, 3], None, splits, None, None, seconds[rule]))
 
     lost = Line({"rule": "gsa", "loss": "cross_entropy", "stage2": None}, None, "not finite")
     sgd, sam, second, none = tables.summarise(

@@ -11,6 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import pictures
+import recorded
 from experiments.reports import compare_figures, drawing, plots, study_figures
 from experiments.reports.compare_folder import BASELINE
 
@@ -211,9 +212,7 @@ def test_a_figure_holds_what_it_was_looked_at_with(name, monkeypatch, tmp_path):
     monkeypatch.setattr(drawing, "save", lambda figure, path: saved.append(figure) or figure)
     DRAWINGS[name]()
     (figure,) = saved
-    new = tmp_path / f"{name}.txt"
-    new.write_text(pictures.told(figure))
-    assert new.read_text() == (KEPT / new.name).read_text()
+    recorded.check(KEPT / f"{name}.txt", pictures.told(figure), tmp_path)
 
 
 def test_every_kept_text_is_of_a_figure():

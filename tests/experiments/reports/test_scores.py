@@ -94,11 +94,12 @@ def test_every_metric_is_scikit_learns(classes, rounded):
         np.testing.assert_allclose(recalls(p, labels)[lane], 100 * by_class, rtol=1e-12)
 
 
+@pytest.mark.parametrize("filler", [np.nan, 0.75])
 @pytest.mark.parametrize("classes", [2, 5])
-def test_masked_rows_change_nothing(classes):
+def test_masked_rows_change_nothing(classes, filler):
     p, labels = made(classes)
     counts = counts_of(classes)
-    padded = np.concatenate([p, np.full((3, 9, classes), np.nan)], axis=1)
+    padded = np.concatenate([p, np.full((3, 9, classes), filler)], axis=1)
     more = np.concatenate([labels, np.full((3, 9), classes - 1)], axis=1)
     mask = np.arange(69) < 60
     alone = scores(p, labels, thresholds=shots(counts), counts=counts)
@@ -135,6 +136,48 @@ def test_a_single_class_has_no_ranking():
     assert found["balanced_accuracy"] == found["many"] and np.isnan(found["few"])
 
 
+def test_a_class_that_is_said_alone_has_an_f1_of_0_and_one_that_is_nowhere_none():
+    p = np.eye(4)[[0, 0, 1, 2]] * 0.6 + 0.1  # classes 0, 0, 1 and 2 are said
+    y = np.array([0, 0, 1, 1])
+    found = scores(p, y, thresholds=(2, 1), counts=np.array([3, 2, 1, 1]))
+    assert found["macro_f1"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+    assert found["macro_f1"] == metrics.f1_score(y, [0, 0, 1, 2], average="macro")
+
+
+@pytest.mark.parametrize("rare", [1, 2])
+def test_ranking_where_a_class_has_one_row_or_all_but_one(rare):
+    y = np.array([0, 1, 1, 1, 1]) if rare == 1 else np.array([1, 0, 0, 0, 0])
+    p1 = np.array([0.4, 0.3, 0.6, 0.2, 0.9])
+    found = scores(np.stack([1 - p1, p1], 1), y, thresholds=(2, 1), counts=[3, 1])
+    assert found["auroc"] == pytest.approx(metrics.roc_auc_score(y, p1))
+    assert found["average_precision"] == pytest.approx(metrics.average_precision_score(y, p1))
+
+
+def test_one_row():
+    """Of the rare class alone, so nothing is ranked."""
+    found = scores([[0.2, 0.8]], [1], thresholds=(2, 1), counts=[3, 1])
+    assert found["log_loss"] == pytest.approx(-np.log(0.8))
+    assert found["calibration_error"] == pytest.approx(0.2)
+    assert np.isnan(found["auroc"]) and np.isnan(found["average_precision"])
+    assert scores([[0.0, 1.0]], [0], thresholds=(2, 1), counts=[3, 1])["log_loss"] == (
+        -np.log(np.finfo(float).eps)
+    )
+
+
+def test_groups_of_one_row_and_of_none():
+    p, y, of = np.eye(2)[[0, 1, 1]], [0, 0, 1], [0, 0, 2]
+    np.testing.assert_array_equal(group_accuracy(p, y, of, 5), [50, np.nan, 100, np.nan, np.nan])
+    wrong = np.eye(2)[[0, 0, 0]]
+    np.testing.assert_array_equal(group_accuracy(wrong, y, of, 3), [100, np.nan, 0])
+    mask = np.array([True, False, True])
+    np.testing.assert_array_equal(group_accuracy(p, y, of, 3, mask=mask), [100, np.nan, 100])
+
+
+def test_a_probability_that_rounding_left_above_1_is_in_the_last_bin():
+    found = calibration([[1 + 2e-15, 0.0], [0.0, 0.0]], [0, 0])
+    assert found.count.tolist() == [1, *[0] * 13, 1] and found.accuracy[-1] == 1
+
+
 def test_groups():
     p, labels = made(3)
     groups = np.arange(60) % 4
@@ -164,6 +207,7 @@ def test_bins_pool_as_their_rows_do():
         ([9, 5, 5, 5, 1], [5, 5, 5, 1], [9]),
         ([9, 9, 9, 9, 9, 1], [1], [9] * 5),
         ([4, 4], [], []),
+        ([5, 5, 5, 5, 5, 6], [5] * 5, [6]),
         ([3, 2, 1], [1], [3]),
         ([7, 6, 5, 4, 3, 2, 1], [2, 1], [7, 6]),
     ],
