@@ -305,6 +305,7 @@ ONE = [point({}, True), point({"rho": 0.1})]
     [point({}, True), point({"rho": 0.1}, test_all=100.001, test_all_sgd_se=100.001)],
     [{k: v for k, v in of.items() if k != "diverged"} for of in ONE],
     [point({}, True), point({"rho": 0.1}), point({"rho": 0.5})],
+    [point({}, True), point({"rho": 1.0}), point({"rho": 8.0}), point({"rho": 32.0})],
 ])  # fmt: skip
 def test_a_sweep_is_read_as_it_was_written(lines: list[Any], tmp_path: Path) -> None:
     assert of_sweep(tmp_path, lines) == ""
@@ -312,6 +313,16 @@ def test_a_sweep_is_read_as_it_was_written(lines: list[Any], tmp_path: Path) -> 
         (tmp_path / "sweep.csv").write_text("rule,rho\r\nsgd,1\r\n")
         with pytest.raises(RunError, match=r"says else than summary.json"):
             written.sweep(tmp_path, "imbsam")
+
+
+def test_a_sweep_without_its_lines_is_a_sentence(tmp_path: Path) -> None:
+    assert of_sweep(tmp_path, ONE) == ""
+    (tmp_path / "sweep.csv").write_bytes(b"\xff\xfe")
+    with pytest.raises(RunError, match=r"cannot read .*sweep.csv: it is not UTF-8 text"):
+        written.sweep(tmp_path, "imbsam")
+    (tmp_path / "sweep.csv").unlink()
+    with pytest.raises(RunError, match=r"cannot read .*sweep.csv"):
+        written.sweep(tmp_path, "imbsam")
 
 
 GRID_SAID, SEEDS_SAID = "its points are not SGD and a grid", "its points have different seeds"
