@@ -119,7 +119,8 @@ def changed(changes):
 @pytest.mark.parametrize(
     "changes",
     [
-        {}, {"rows": [row("a", base=True), row("b"), row("c")]}, {"best": None}, {"best": "a"}, {"data.train_counts": [1, 1]}, {"data.notes": []},
+        {}, {"rows": [row("a", base=True), row("b"), row("c")]},
+        {"best": None}, {"best": "a"}, {"data.train_counts": [1, 1]}, {"data.notes": []},
         {"data.group": None, "rows.1.group_accuracy": ..., "rows.0.group_accuracy": ...},
         {"rows.0.rule": None, "rows.0.loss": None, "rows.1.auroc": None, "rows.1.p_holm": 0.5},
         {"rows.0.worst_group": ..., "rows.1.worst_group": ...}, {"rows.1.chosen": {}},

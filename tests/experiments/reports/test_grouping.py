@@ -178,3 +178,8 @@ def test_what_a_run_says_of_its_images_goes_before_what_their_file_says():
     (group,) = grouping.grouped([make(source=source, shrink=2, subset="first")])
     assert (group.facts["shrink"], group.facts["subset"]) == (2, "first")
     assert group.identity["shrink"] == 2 and "subset" not in group.identity
+
+
+def test_a_first_stage_in_memory_has_no_first_stage_itself():
+    for group in grouping.grouped([make(0), make(1), make(0, "sam")]):
+        assert "first" not in group.identity and all("first" not in run for run in group.reports)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 import scikit_posthocs
 from scipy import stats
 
+import recorded
 from damage import damaged_json
 from experiments import redraw
 from experiments.host.errors import RunError
@@ -281,6 +283,16 @@ def test_tables(study):
     assert len(table) == len(MADE) * len(ROWS)
     base = table[table["row"] == BASELINE]
     assert base["gain_auroc"].isna().all() and not table["balanced_accuracy"].isna().any()
+
+
+def test_the_tables_stay_as_they_were_read_once(study, tmp_path):
+    """Of the sets above; and of their lines the first, in digits that rounding leaves alone."""
+    *_, found = study
+    kept = Path(__file__).with_name("printed")
+    recorded.check(kept / "study.txt", study_tables.markdown(found), tmp_path)
+    lines = study_folder.table(found).head(7).round(5)
+    text = json.dumps(json.loads(lines.to_json(orient="records")), indent=1)
+    recorded.check(kept / "study_lines.txt", text, tmp_path)
 
 
 def _cells(text, heading):
