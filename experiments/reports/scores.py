@@ -257,7 +257,7 @@ def _ranking(p: Floats, y: np.ndarray, real: np.ndarray) -> tuple[float, float]:
     change = falling[:, 1:] != falling[:, :-1]
     ends = np.where(np.pad(change, ((0, 0), (0, 1)), constant_values=True), np.arange(rows), rows)
     ends = np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]
-    starts = np.where(np.pad(change, ((0, 0), (1, 0)), constant_values=True), np.arange(rows), 0)
+    starts = np.where(np.pad(change, ((0, 0), (1, 0))), np.arange(rows), 0)
     starts = np.maximum.accumulate(starts, axis=1)
     false_last = np.take_along_axis(missed, ends, axis=1)
     false_first = np.take_along_axis(np.pad(missed, ((0, 0), (1, 0))), starts, axis=1)

@@ -226,3 +226,10 @@ def test_each_split_draws_what_it_draws_for_its_columns_by_its_number(
     monkeypatch.setattr(compare_jobs.columns, "fit", noted)
     Parts(table(), SPLITS)
     assert seen == [([0, 1, 2, 3], 0), ([4, 5, 6], 1)]
+
+
+def test_jobs_are_scored_by_the_first_split_and_priors_have_every_class(tmp_path: Path) -> None:
+    begun = jobs(tmp_path)
+    assert begun.scale.counts.tolist() == [3, 1] and begun.scale.thresholds == (2, 2)
+    part = begun.parts[0]._replace(train=np.array([0, 1]))  # none of the last class
+    np.testing.assert_array_equal(begun._priors(part), [[1, 0]] * 4)
