@@ -184,7 +184,7 @@ def csv_records(groups: list[Group]) -> Iterator[dict[str, Any]]:
 
 
 def _columns(name: str, spread: str, figure: Figure | None) -> dict[str, float | None]:
-    mean, width, _ = figure or (None, None, 0)
+    mean, width, *_ = figure or (None, None)
     values = {name: mean, f"{name}_{spread}": width}
     return {key: None if value is None else round(value, 4) for key, value in values.items()}
 

@@ -206,6 +206,23 @@ def test_how_a_comparison_was_made_is_told(
     )
 
 
+def test_steps_and_batches_are_of_the_rows_of_the_first_split(
+    data: Path, tmp_path: Path, told: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ids splits have different numbers of rows."""
+    read = compare.compare_read.read
+
+    def uneven(config: Any) -> Any:
+        table, splits, cut = read(config)
+        return table, [splits[0], splits[1]._replace(train=splits[1].train[:9])], cut
+
+    monkeypatch.setattr(compare.compare_read, "read", uneven)
+    compared(tmp_path, data, "--epochs", 3, "--batch-size", 20)
+    trained = len(told["splits"][0].train)
+    assert told["recipe"].steps == 3 * -(-trained // 20) == told["about"]["steps"]
+    assert trained >= 20 == told["about"]["batch_size"]
+
+
 def test_the_best_row_is_handed_on_and_what_is_saved_is_of_this_setting(
     data: Path, tmp_path: Path, told: dict[str, Any]
 ) -> None:

@@ -88,6 +88,26 @@ def test_what_holds_no_panels(content, tmp_path):
         writing.draw_gains(tmp_path)
 
 
+def test_gains_are_kept_as_they_are_drawn(tmp_path, monkeypatch):
+    """Of a class that was not tested null, which JSON has and NaN is not."""
+    drawn = []
+    monkeypatch.setattr(plots, "gain_per_class", lambda path, panels: drawn.append(panels))
+    panel = {"title": "x", "counts": [9, 3], "gain": [1.5, math.nan], "se": [0.5, math.nan],
+             "eta": None, "thresholds": (5, 4)}  # fmt: skip
+    writing.write(tmp_path, grouping.grouped([make(0)]), [panel])
+    text = (tmp_path / "gains.json").read_text()
+    assert text.endswith("}]\n") and json.loads(text) == [
+        {"title": "x", "counts": [9, 3], "gain": [1.5, None], "se": [0.5, None], "eta": None,
+         "thresholds": [5, 4]}
+    ]  # fmt: skip
+    (((held,),)) = drawn
+    assert held["gain"][0] == 1.5 and math.isnan(held["se"][1])
+    assert (
+        "![accuracy gain of each class over SGD](gain_per_class.png)"
+        in (tmp_path / "report.md").read_text()
+    )
+
+
 def test_what_is_written_of_runs_without_gains(tmp_path):
     """And what an earlier report has drawn is gone; columns are those of any record."""
     out = tmp_path / "out"
