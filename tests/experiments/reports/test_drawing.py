@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.image import imread
 
+from experiments.host.errors import RunError
 from experiments.reports import drawing
 
 
@@ -17,6 +19,33 @@ def test_36_lines_are_told_apart_without_colours():
     assert len({(look["linestyle"], look["marker"]) for look in looks}) == 36
     assert [look["color"] for look in looks[:7]] == [look["color"] for look in looks[7:14]]
     assert drawing.styles(["b", "a", "b"]) == {"b": looks[0], "a": looks[1]}
+
+
+def test_a_picture_has_its_size_and_no_date_and_a_dollar_is_no_formula(tmp_path):
+    """But numbers on a logarithmic axis are, which matplotlib writes so."""
+    figure = Figure(figsize=(2, 1.5))
+    axis = figure.subplots()
+    axis.set_xscale("log")
+    axis.set_title("$5_a$")
+    drawing.save(figure, tmp_path / "x.png")
+    assert imread(tmp_path / "x.png").shape[:2] == (180, 240)  # 120 dots an inch
+    drawn = (tmp_path / "x.svg").read_text()
+    assert ">$5_a$</text>" in drawn and "dc:date" not in drawn
+    assert not axis.title.get_parse_math()
+    assert all(label.get_parse_math() for label in axis.get_xticklabels())
+    assert any("mathdefault" in label.get_text() for label in axis.get_xticklabels())
+    drawing.save(figure, tmp_path / "y.png", dpi=60)
+    assert imread(tmp_path / "y.png").shape[:2] == (90, 120)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.png", "x.svg", "y.png", "y.svg"]
+
+
+@pytest.mark.parametrize("file", ["x.png", "x.svg"])
+def test_a_picture_that_cannot_be_written_leaves_no_half_of_it(file, tmp_path):
+    (tmp_path / file).mkdir()  # no file takes its place
+    figure = Figure(figsize=(1, 1))
+    with pytest.raises(RunError, match=rf"^cannot write {tmp_path / file}: [A-Z]"):
+        drawing.save(figure, tmp_path / "x.png")
+    assert not list(tmp_path.glob("*.partial"))
 
 
 @pytest.mark.parametrize(

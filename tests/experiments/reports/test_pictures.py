@@ -18,7 +18,7 @@ from experiments.reports.compare_folder import BASELINE
 KEPT = Path(__file__).with_name("pictures")
 SHOTS = (100, 20)
 COUNTS = np.array([5, 500, 30, 200, 10, 100, 20, 101, 19, 60])
-MANY = np.arange(302, 0, -1)
+MANY = np.arange(301, 0, -1)
 SPLITS = ("all", "many", "medium", "few")
 RISING = np.linspace(10, 55, 10)
 
@@ -57,10 +57,10 @@ GAINS = {
 PLOTS = {
     "a_run": lambda: plots.per_class("x", "imbsam on it", COUNTS, COUNTS % 7, COUNTS, SHOTS),
     "a_run_of_30": lambda: plots.per_class(
-        "x", "t", np.arange(30, 0, -1), np.zeros(30), np.arange(30)
+        "x", "t", np.arange(30) // 6 + 1, np.arange(30) % 4, np.arange(30) % 4 + 1
     ),
-    "a_run_of_302": lambda: plots.per_class(
-        "x", "a long title " * 9, MANY, MANY % 5, np.full(302, 5), (250, 60)
+    "a_run_of_301": lambda: plots.per_class(
+        "x", "a long title " * 9, MANY, MANY % 5, np.full(301, 5), (250, 60)
     ),
     "epochs": lambda: plots.learning_curves("x", "sam on it", epochs(9), SHOTS),
     "epochs_30": lambda: plots.learning_curves("x", "t", epochs(30)),
@@ -100,7 +100,7 @@ def row(name, rule, loss, accuracy, **more):
     found = {
         "row": name, "rule": rule, "loss": loss, "sampling": "shuffled", "reference": rule is None,
         "balanced_accuracy": accuracy, "p_holm": 0.05, "recall": [90.0, accuracy, None],
-        "calibration": {"count": [5, 0, 15], "confidence": [0.3, None, 0.9],
+        "calibration": {"count": [1, 0, 15], "confidence": [0.3, None, 0.9],
                         "accuracy": [0.2, None, 0.8]},
         "calibration_error": 0.125, "chosen": {},
         "difference": {"balanced_accuracy": [accuracy - 60, accuracy - 61, accuracy - 58],
@@ -148,6 +148,7 @@ COMPARED = {
     "compare_reliability": ("reliability", comparison()),
     "compare_chosen": ("chosen", comparison()),
     "compare_chosen_of_18": ("chosen", LONG),
+    "compare_chosen_of_1": ("chosen", comparison(rows=[BASE])),
 }
 
 
@@ -170,7 +171,7 @@ def contrast(name, points, gain=None, se=None):
 
 STUDY = {"sets": SETS}
 SHOWN = [contrast("sam", POINTS, 0.5, 0.75), contrast("imbsam", LEVEL, 0.25), contrast("x", POINTS)]
-RANKED = {"rank": {"a": 1.25, "b": 2.0, "c": 2.75}, "cd": 0.8, "p": 0.0125, "sets": 7}
+RANKED = {"rank": {"a": 1.25, "b": 2.0, "c": 2.75}, "cd": 0.75, "p": 0.0125, "sets": 7}
 STUDIED = {
     "study_ranks": lambda: study_figures.ranks("x", RANKED, "AUROC"),
     "study_ranks_without_p": lambda: study_figures.ranks("x", RANKED | {"p": None}, "accuracy"),

@@ -86,6 +86,53 @@ def test_panels_stand_in_one_line_or_two(shown, panels, drawn):
     told = "; 6 of 9 comparisons, the others are in tables.md"
     for one in (figure, forest):
         assert one.get_supxlabel().endswith(told) == (shown == 9)
+        assert ("comparisons" in one.get_supxlabel()) == (shown == 9)
+
+
+def test_what_of_a_study_is_drawn(monkeypatch, tmp_path):
+    """Ranks of three rows and more; gains where there is something to compare."""
+    done = []
+    for name in ("ranks", "gains", "forest"):
+        monkeypatch.setattr(
+            study_figures, name, lambda path, *of, name=name: done.append((path.name, name, *of))
+        )
+    of_two, of_three = ({"rank": dict.fromkeys(names, 1.0)} for names in ("ab", "abc"))
+    ranks = {"balanced_accuracy": of_two, "auroc": of_three}
+    study = {"ranks": ranks, "contrasts": [], "rows": []}
+    monkeypatch.setattr(study_figures.study_folder, "read", lambda out: study)
+    assert study_figures.draw(tmp_path) == [tmp_path / "ranks_auroc.png"]
+    assert done == [("ranks_auroc.png", "ranks", of_three, "AUROC")]
+    monkeypatch.setattr(study_figures, "panels", lambda study: SHOWN)
+    ranks |= {"balanced_accuracy": None}
+    done.clear()
+    names = ["ranks_auroc.png", "gain_balanced_accuracy.png", "gain_auroc.png", "forest.png"]
+    assert study_figures.draw(tmp_path) == [tmp_path / name for name in names]
+    assert done[1:] == [
+        (names[1], "gains", study, SHOWN, "balanced_accuracy", "points"),
+        (names[2], "gains", study, SHOWN, "auroc", "0 to 1"), (names[3], "forest", study, SHOWN),
+    ]  # fmt: skip
+
+
+def test_the_comparisons_that_are_drawn_first():
+    """Logit adjustment, then of every loss ImbSAM, SAM and the other rules."""
+
+    def row(name, rule, loss="cross_entropy", sampling="shuffled"):
+        return {"row": name, "rule": rule, "loss": loss, "sampling": sampling,
+                "reference": rule is None}  # fmt: skip
+
+    base = "sgd, cross_entropy"
+    rows = [
+        row(base, "sgd"), row("la", "sgd", "logit_adjusted"), row("cb", "sgd", "class_balanced"),
+        row("la, balanced", "sgd", "logit_adjusted", "balanced"), row("gsa", "gsa"),
+        row("sam", "sam"), row("imbsam", "imbsam"), row("imbsam, la", "imbsam", "logit_adjusted"),
+        row("trees", None),
+    ]  # fmt: skip
+    contrasts = [{"row": one["row"], "against": base} for one in rows[1:]]
+    contrasts.append({"row": "imbsam, la", "against": "la"})
+    found = study_figures.panels({"rows": rows, "contrasts": contrasts})
+    assert [(each["row"], each["against"]) for each in found] == [
+        ("la", base), ("imbsam", base), ("imbsam, la", "la"), ("sam", base), ("gsa", base)
+    ]  # fmt: skip
 
 
 def test_a_forest_of_sets_by_their_imbalance(drawn):
