@@ -1,6 +1,7 @@
 """Finished runs are found, and what is damaged is told in a sentence."""
 
 import json
+import math
 from collections import Counter
 
 import pytest
@@ -261,3 +262,146 @@ def test_what_is_no_json_object_is_told_in_a_sentence(content, tmp_path):
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(RunError, match=r"cannot read .*nowhere"):
         reading.find([str(tmp_path / "nowhere")])
+
+
+# ---- the files beside a report ------------------------------------------------------------------
+
+
+def table_of(file, rows, heads="class,train_examples,test_examples,correct,accuracy"):
+    file.write_text("\n".join([heads, *(",".join(map(str, row)) for row in rows), ""]))
+
+
+RIGHT = [[0, 50, 4, 3, "75.0000"], [1, 20, 3, 1, "33.3333"], [2, 5, 0, 0, ""]]
+OF = {"all": 54.1667, "train_examples": 75}
+
+
+def test_the_classes_of_a_run(tmp_path):
+    """Of a class that was not tested there is no accuracy; the others have the report's mean."""
+    file = tmp_path / "per_class.csv"
+    table_of(file, RIGHT)
+    found = reading.classes(file, OF)
+    assert found == ([50, 20, 5], [4, 3, 0], [3, 1, 0])
+    first, second, third = found.accuracies()
+    assert (first, second) == (75, pytest.approx(100 / 3)) and math.isnan(third)
+    table_of(file, [[0, 50, 4, 0, "0.0000"], [1, 0, 1, 1, "100.0000"]])
+    assert reading.classes(file, {"all": 50.009}).correct == [0, 1]
+    table_of(file, [[0, 3, 0, 0, ""]])
+    assert reading.classes(file, {"all": None, "train_examples": None}).counts == [3]
+
+
+@pytest.mark.parametrize(
+    ("rows", "of", "why"),
+    [
+        (RIGHT[:2], {}, "its training examples are not those of report.json"),
+        (RIGHT[::-1], {}, "its classes are not each there once, in order"),
+        ([RIGHT[0], RIGHT[0], RIGHT[2]], {}, "its classes are not each there once, in order"),
+        ([[0, -1, 4, 3, "75.0000"]], {}, "more or fewer images are right than were tested"),
+        ([[0, 75, 4, 5, "125.0000"]], {}, "more or fewer images are right than were tested"),
+        ([[0, 75, 4, -1, "-25.0000"]], {}, "more or fewer images are right than were tested"),
+        ([[0, 75, 4, 3, "75.000"]], {}, "the accuracy of class 0 is not that of its images"),
+        ([*RIGHT[:2], [2, 5, 0, 0, "0.0000"]], {}, "the accuracy of class 2 is not that of its"),
+        (RIGHT, {"train_examples": 76}, "its training examples are not those of report.json"),
+        (RIGHT, {"class_counts_sha256": "ab"}, "its training examples are not those of report"),
+        (RIGHT, {"all": 54.1775}, "its accuracies are not those of report.json"),
+        (RIGHT, {"all": None}, "its accuracies are not those of report.json"),
+        ([[0, 75, 0, 0, ""]], {}, "its accuracies are not those of report.json"),
+        ([], {}, "its training examples are not those of report.json"),
+        ([], {"train_examples": 0}, "its accuracies are not those of report.json"),
+        ([[0, "x", 4, 3, "75.0000"]], {}, "a class lacks a number"),
+    ],
+)
+def test_classes_that_are_not_of_the_run(rows, of, why, tmp_path):
+    file = tmp_path / "per_class.csv"
+    table_of(file, rows)
+    with pytest.raises(RunError, match=rf"per_class.csv is damaged: ({why}).*; remove it, or rep"):
+        reading.classes(file, {**OF, **of})
+
+
+def of_epochs(file, numbers, **last):
+    line = {"train_loss": 1.0, **{f"test_{split}": 50.0 for split in ("many", "medium", "all")}}
+    lines = [{"epoch": epoch, **line, "test_few": None} for epoch in numbers]
+    if lines:
+        lines[-1] |= last
+    file.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    return lines
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_the_epochs_of_a_run(number, tmp_path):
+    lines = of_epochs(tmp_path / "m.jsonl", range(1, number + 1), test_all=100.001, test_many=0)
+    assert reading.epochs(tmp_path / "m.jsonl", {"epochs": number}) == lines
+
+
+@pytest.mark.parametrize(
+    ("numbers", "last", "epochs", "why"),
+    [
+        ([1, 2], {}, 3, "it has 2 epochs, and report.json tells of 3"),
+        ([1, 2, 3, 4], {}, 3, "it has 4 epochs, and report.json tells of 3"),
+        ([2, 3, 4], {}, 3, "it has 3 epochs, and report.json tells of 3"),
+        ([1, 2, 4], {}, 3, "it has 3 epochs, and report.json tells of 3"),
+        ([], {}, 1, "it has 0 epochs, and report.json tells of 1"),
+        ([1, 2], {"test_few": 100.002}, 2, "test_few of epoch 2 is no accuracy"),
+        ([1, 2], {"test_all": -1, "test_few": -2}, 2, "test_few of epoch 2 is no accuracy"),
+        ([1, 2], {"test_many": 101}, 3, "it has 2 epochs"),
+    ],
+)
+def test_epochs_that_are_not_of_the_run(numbers, last, epochs, why, tmp_path):
+    of_epochs(tmp_path / "m.jsonl", numbers, **last)
+    with pytest.raises(RunError, match=rf"m.jsonl is damaged: {why}.*; remove it, or repeat"):
+        reading.epochs(tmp_path / "m.jsonl", {"epochs": epochs})
+
+
+@pytest.mark.parametrize("lacks", ["epoch", "train_loss"])
+def test_an_epoch_without_a_number_of_its_own_is_told(lacks, tmp_path):
+    (line,) = of_epochs(tmp_path / "m.jsonl", [1])
+    del line[lacks]
+    (tmp_path / "m.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(RunError, match="it has 0 epochs, and"):
+        reading.epochs(tmp_path / "m.jsonl", {"epochs": 1})
+
+
+def test_a_report_alone_and_what_is_none(tmp_path):
+    run = save(tmp_path / "run")
+    assert reading.read_report(run / "report.json")["rule"] == "sgd"
+    (tmp_path / "other.json").write_text('{"method": "devnet"}')
+    with pytest.raises(RunError, match=r"other.json is no report of a training run: it lacks rule"):
+        reading.read_report(tmp_path / "other.json")
+
+
+def test_what_is_passed_over_is_told_with_why(tmp_path):
+    """Folders that hold a run are not; nor those above one, though they have settings."""
+
+    def put(name, text="{}"):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        return str(file)
+
+    save(tmp_path / "runs" / "many" / "seed_0")
+    put("runs/many/config.json")
+    put("runs/begun/config.json")
+    put("runs/table/config.json")
+    put("runs/table/summary.json")
+    put("runs/anomaly/report.json", '{"method": "devnet"}')
+    put("runs/odd/mine.json", "{")
+    put("runs/.hidden/config.json")
+    (tmp_path / "empty").mkdir()
+    words = put("words.txt", "x")
+    other = put("other.json", '{"method": "x"}')
+    good = str(tmp_path / "runs" / "many" / "seed_0" / "report.json")
+    runs = tmp_path / "runs"
+    paths = [str(runs), str(tmp_path / "empty"), words, other, good, str(tmp_path / "runs/odd")]
+    assert reading.passed_over(paths) == [
+        f"{runs}/anomaly (no training run)", f"{runs}/odd/mine.json (unreadable)",
+        f"{runs}/begun (not finished)", f"{runs}/table (no training run)",
+        f"{tmp_path}/empty (no run)", f"{words} (no report)", f"{other} (no training run)",
+        f"{runs}/odd/mine.json (unreadable)",
+    ]  # fmt: skip
+
+
+def test_folders_are_walked_once_in_order(tmp_path):
+    for name in ("b", "a", "a/x", "checkpoints", ".git", "a/checkpoints/deep"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "a" / "back").symlink_to(tmp_path)
+    found = [str(path.relative_to(tmp_path)) for path in reading.folders_in(tmp_path)]
+    assert found == [".", "a", "a/x", "b"]
