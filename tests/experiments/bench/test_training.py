@@ -16,7 +16,7 @@ import pytest
 from experiments.bench import training
 from experiments.bench.training import Bench, Job, Setup
 from experiments.data.digits import load_digits_lt
-from experiments.host.errors import Diverged
+from experiments.host.errors import Diverged, RunError
 from experiments.run.settings import Settings
 from experiments.step.methods import Tabled
 from experiments.step.objectives import Objective
@@ -38,6 +38,22 @@ def test_a_setup_is_of_a_runs_settings() -> None:
     assert Setup.of(inside, np.array([False, True])) == SETUP._replace(tail=(False, True))
 
 
+def test_what_a_setup_is_without_a_word_of_it() -> None:
+    """As digits_lt and sweep train: SGD with momentum 0.9, the rate falling as a cosine."""
+    plain = Setup(3, 120, 0.05)
+    assert plain == Setup(
+        epochs=3, batch_size=120, lr=0.05, schedule="cosine", momentum=0.9, weight_decay=0.0,
+        sampling="natural", per_visit=1, tail=(), trained="all", classifier="linear",
+        max_norm="none",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seeds", [[-1, 0], [0, 2**32]])
+def test_seeds_that_are_none_are_refused_before_anything_is_loaded(seeds: Any) -> None:
+    with pytest.raises(RunError):
+        Bench([None, None], seeds)
+
+
 # SGD for the first epoch of three steps, then SAM.
 RULE = rules.stagewise(rules.sgd(10), rules.sam(10, rho=RHO), switch_step=3)
 JOB = Job("staged", Tabled(RULE), Objective(losses.cross_entropy, 10), SETUP)
@@ -55,6 +71,7 @@ def bench() -> Iterator[Bench]:
     [
         ((0, 5), [(0, 0, 2), (1, 2, 3), (2, 3, 5)]), ((0, 1), [(0, 0, 1)]), ((1, 2), [(0, 1, 2)]),
         ((2, 4), [(1, 2, 3), (2, 3, 4)]), ((3, 4), [(2, 3, 4)]), ((0, 0), [(0, 0, 0)]),
+        ((99, 120), [(2, 99, 120)]),
     ],
 )  # fmt: skip
 def test_epochs_are_cut_where_the_method_changes(span: Any, calls: Any) -> None:
@@ -128,10 +145,13 @@ def test_a_job_is_a_loop_over_epochs_and_batches(
     """Losses, counts and parameters; SGD's first epoch and SAM's other two, evaluated twice."""
     assert -(-bench.rows // 120) == 3
     told: list[tuple[int, float]] = []
+    compiled: list[Any] = []
     monkeypatch.setattr(training.Counted, "advance", lambda self, *of: told.append(of))
+    monkeypatch.setattr(training.Counted, "compiling", lambda self, *of: compiled.append(of))
     began = time.perf_counter()
     curve, found = bench.train([JOB])["staged"]
     epochs, seconds = map(sum, zip(*told, strict=True))
+    assert compiled == [(1, 1)]
     assert epochs == JOB.setup.epochs and 0 < seconds <= time.perf_counter() - began
     assert curve.epochs == [2, 3] and (curve.seconds > 0).all()
     val = bench.validate(found)
@@ -174,6 +194,29 @@ def test_a_loss_that_is_not_finite_names_job_epoch_and_seed(bench: Bench) -> Non
     found = bench.train([JOB._replace(params=broken)])["staged"]
     assert isinstance(found, Diverged)
     assert str(found).startswith("staged: the loss is not finite by epoch 1 (step 3, seed 8)")
+
+
+def test_a_curve_is_of_every_evaluation_and_counts_of_the_last() -> None:
+    def accuracies(correct: Any, total: Any) -> Any:
+        return {"all": 100 * correct / total, "few": correct}
+
+    program = training._Program.__new__(training._Program)
+    program.bench = types.SimpleNamespace(accuracies=accuracies)  # type: ignore[assignment]
+    program.seen = [(np.full(2, k), np.array([k, 9]), np.array([10, 10 + k]), k) for k in range(4)]
+    curve = program.curve([2, 4, 6, 7])
+    assert curve.epochs == [2, 4, 6, 7] and curve.seconds.tolist() == [0, 1, 2, 3]
+    assert curve.loss.tolist() == [[0, 0], [1, 1], [2, 2], [3, 3]]
+    assert curve.correct.tolist() == [3, 9] and curve.total.tolist() == [10, 13]
+    assert curve.splits.keys() == {"all", "few"}
+    assert curve.splits["few"].tolist() == [[k, 9] for k in range(4)]
+    np.testing.assert_allclose(curve.splits["all"][2], [20, 75])
+
+
+def test_classifiers_have_parameters_of_their_own(bench: Bench) -> None:
+    linear, cosine = bench.fresh(), bench.fresh("cosine")
+    assert linear["head"].keys() == {"kernel", "bias"} != cosine["head"].keys()
+    for one, other in zip(*map(jax.tree.leaves, (linear, bench.fresh(draw=0))), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_another_draw_gives_other_parameters(bench: Bench) -> None:
@@ -226,3 +269,11 @@ def test_seconds_are_of_an_epoch_and_all_its_calls(monkeypatch: pytest.MonkeyPat
     assert orders == [(2, 4), (4, 5)] and program.states == "at first, stage 0, stage 1"
     assert losses.tolist() == [1, 1] and (correct, total) == ("correct", "total")
     assert seconds == (4 + 2) / 3
+    clock = iter([50.0, 57.0])  # of one epoch, and of none
+    monkeypatch.setattr(program, "_cut", lambda start, end: ((1, start, end),))
+    program._calls[1, 0] = call(0)
+    program.advance(5, 6)
+    assert program.seen[-1][-1] == 7
+    clock = iter([60.0, 62.5])
+    program.advance(0, 0)
+    assert program.seen[-1][-1] == 2.5

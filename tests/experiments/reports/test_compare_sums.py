@@ -219,3 +219,39 @@ def test_a_baseline_that_is_missing_is_told(tmp_path):
 def test_what_intervals_are_of(own, cut, words):
     said = compare_folder.of_intervals({"splits": {"own_test": own}, "about": {"cut": cut}})
     assert said.endswith(words) and said.startswith("Every training" if own else "Intervals are")
+
+
+def test_a_record_is_made_by_name_stays_and_is_itself():
+    one = RECORDS[0]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        one.split = 3
+    with pytest.raises(TypeError):
+        Record(*(getattr(one, field.name) for field in dataclasses.fields(one)))
+    assert one == one and one != dataclasses.replace(one) and len({one, one}) == 1
+
+
+def test_what_json_has_no_word_for_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write(tmp_path, RECORDS, table_of((40, 20)), **{**ABOUT, "about": {"x": math.nan}})
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_metric_that_no_split_has_is_null_and_goes_with_empty_cells(tmp_path):
+    lost = [dataclasses.replace(one, scores={**one.scores, "few": math.nan}) for one in RECORDS]
+    write(tmp_path, lost, table_of((40, 20)), **ABOUT)
+    summary, lines = read(tmp_path)
+    assert [row["few"] for row in summary["rows"]] == [None] * 2 and lines["few"].isna().all()
+    assert summary["rows"][1]["difference"]["few"] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("few", ["x"] * 6), ("few", [math.inf] * 6), ("few", [True] * 6), ("test", ["x"] * 6)],
+)
+def test_a_column_of_other_than_numbers_is_told(name, values, tmp_path):
+    write(tmp_path, RECORDS, table_of((40, 20)), **ABOUT)
+    pd.read_csv(tmp_path / "runs.csv").assign(**{name: values}).to_csv(
+        tmp_path / "runs.csv", index=False
+    )
+    with pytest.raises(RunError, match=f"has other than numbers in its {name}: remove it, and"):
+        read(tmp_path)
