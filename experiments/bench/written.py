@@ -156,8 +156,9 @@ def _adds_up(line: dict[str, Any], base: dict[str, Any] | None, split: str) -> b
         return False
     if f"paired_{split}" not in line:
         return True
-    both = mine is not None and theirs is not None and len(theirs) == number
-    paired = np.subtract(mine, theirs) if both else None
+    paired = None
+    if mine is not None and theirs is not None and len(theirs) == number:
+        paired = np.subtract(mine, theirs)
     error = np.std(paired, ddof=1) / number**0.5 if paired is not None and number > 1 else None
     found = None if paired is None else np.mean(paired)
     return _near(found, line[f"paired_{split}"]) and _near(error, line[f"paired_{split}_se"])

@@ -403,5 +403,7 @@ def test_folders_are_walked_once_in_order(tmp_path):
     for name in ("b", "a", "a/x", "checkpoints", ".git", "a/checkpoints/deep"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "a" / "back").symlink_to(tmp_path)
+    (tmp_path.parent / f"{tmp_path.name}_beside").mkdir()
+    (tmp_path / "c").symlink_to(tmp_path.parent / f"{tmp_path.name}_beside")
     found = [str(path.relative_to(tmp_path)) for path in reading.folders_in(tmp_path)]
-    assert found == [".", "a", "a/x", "b"]
+    assert found == [".", "a", "a/x", "b", "c"]
