@@ -191,7 +191,7 @@ class Engine:
             found = self._call(part, family[0], group, size, order, part.test)
             logits += list(found[0])
             params += [
-                jax.tree.map(lambda leaf, k=k: np.asarray(leaf[k]), found[2])
+                jax.tree.map(lambda leaf, k=k: np.asarray(leaf[k]), found[1])
                 if self._keep
                 else None
                 for k in range(len(group))
@@ -212,7 +212,7 @@ class Engine:
         """The numbers of a row at a point: of the class sizes in the split, of its folds too."""
         counts = self.weighed_counts(part)
         labels = np.bincount(self.labels[part.train], minlength=self.recipe.net.classes)
-        priors = np.maximum(labels, 1) / max(labels.sum(), 1)
+        priors = np.maximum(labels, 1) / labels.sum()
         of = np.asarray(self.group_of)
         table = row.method(counts, point).numbers()
         weights = np.ones(self.groups)
@@ -269,7 +269,7 @@ class Engine:
         order: NDArray[np.int32],
         held: NDArray[np.int64],
     ) -> Any:
-        """(logits of the held rows, last losses, parameters) of these lanes; padded to `size`."""
+        """(logits of the held rows, parameters) of these lanes; padded to `size`."""
         self._stop()
         structure = self._structure(row, part)
         given = stacked([*lanes, *[lanes[0]] * (size - len(lanes))])
@@ -285,12 +285,11 @@ class Engine:
             run = program(self.recipe.net, structure, self.label_of, self._keep)
             self.compiled[key] = jax.jit(run).lower(given, batches).compile()
         began = time.perf_counter()
-        logits, loss, params = jax.device_get(self.compiled[key](given, batches))
+        logits, params = jax.device_get(self.compiled[key](given, batches))
         took = time.perf_counter() - began
         self.seconds += took
         self.advance(size * self._passes(row, part), took)
-        count = len(lanes)
-        return logits[:count, : len(held)], loss[:count], params
+        return logits[: len(lanes), : len(held)], params
 
     def _structure(self, row: Row, part: Part) -> Structure:
         counts = self.weighed_counts(part)
@@ -342,7 +341,7 @@ def steps_for(rows: int, batch_size: int, epochs: int | None) -> int:
     >>> steps_for(100, 64, 3)
     6
     """
-    of_epoch = -(-rows // min(batch_size, max(rows, 1)))
+    of_epoch = -(-rows // batch_size)
     if epochs is not None:
         return epochs * of_epoch
     return min(max(15 * of_epoch, 400), 1000)

@@ -155,8 +155,7 @@ def program(net: Net, structure: Structure, label_of: tuple[int, ...], keep: boo
       keep: return the parameters, too.
 
     Returns:
-      (logits float32[L, M, C] of the held rows, loss float32[L] of the last batch, parameters with
-      a leading axis L or None).
+      (logits float32[L, M, C] of the held rows, parameters with a leading axis L or None).
     """
     module, cells = net.module(), len(label_of)
 
@@ -169,17 +168,13 @@ def program(net: Net, structure: Structure, label_of: tuple[int, ...], keep: boo
         step = make_step(structure.method.given(lane.table), objective, _as_it_is)
         rows = Rows(index=batches.order)
         inputs = Inputs(batches.features, batches.cells)
-        state, seen = many_steps(step, state, inputs, rows, jnp.arange(size), size, batches.key)
+        state, _ = many_steps(step, state, inputs, rows, jnp.arange(size), size, batches.key)
 
         def predict(block: jax.Array) -> Any:
             return module.apply({"params": state.params}, batches.features[block], train=False)
 
         logits = jax.lax.map(predict, batches.held.reshape(-1, BLOCK))
-        return (
-            logits.reshape(-1, net.classes),
-            seen.loss[-1],
-            state.params if keep else None,
-        )
+        return logits.reshape(-1, net.classes), state.params if keep else None
 
     shared = Batches(*[None] * len(Batches._fields))
     return jax.vmap(one, in_axes=(0, shared))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.bench import comparison
+from experiments.bench.choosing import folds
 from experiments.bench.comparison import Engine, Part, Recipe, softmax
 from experiments.bench.lanes import Net
 from experiments.command.candidates import Candidate
@@ -22,7 +23,7 @@ POINT = {
     "gsa_scale": 0.05, "tau": 1.2, "beta": 0.9, "focal_gamma": 1.5,
 }  # fmt: skip
 ROWS = [
-    Candidate(f"{rule}, {loss}, {sampling}", rule, loss, sampling, [POINT, POINT])
+    Candidate(f"{rule}, {loss}, {sampling}", rule, loss, sampling, [POINT, dict(POINT)])
     for rule, loss, sampling in (
         ("sgd", "cross_entropy", "shuffled"), ("sgd", "focal", "shuffled"),
         ("sgd", "class_balanced", "shuffled"), ("sgd", "cross_entropy", "balanced"),
@@ -39,7 +40,8 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     def program(net: Any, structure: Any, label_of: Any, keep: bool) -> Any:
         def run(lanes: Any, batches: Any) -> Any:
             lanes_, held = len(lanes.lr), len(batches.held)
-            return jnp.zeros((lanes_, held, net.classes)), jnp.zeros(lanes_), None
+            kept = {"w": jnp.arange(lanes_) + 7.0} if keep else None
+            return jnp.zeros((lanes_, held, net.classes)), kept
 
         return run
 
@@ -124,7 +126,9 @@ def test_the_rows_of_a_split_go_to_the_device_once() -> None:
     np.testing.assert_array_equal(made._on_device(other)[0], other.features)
 
 
-@pytest.mark.parametrize(("folds", "test", "size"), [(0, 10, 10), (2, 10, 13), (3, 5, 10)])
+@pytest.mark.parametrize(("folds", "test", "size"), [
+    (0, 10, 10), (2, 10, 13), (3, 5, 10), (1, 10, 23), (0, 2, 2), (0, 0, 0), (7, 10, 10),
+])  # fmt: skip
 def test_held_rows_have_one_size(folds: int, test: int, size: int) -> None:
     """At most a fold, 20 rows by folds rounded up, with a row more of each class."""
     made = engine(folds)
@@ -148,5 +152,80 @@ def test_seeds_splits_and_purposes_draw_apart() -> None:
 def test_softmax_in_double_precision() -> None:
     found = softmax(np.array([[1e4, 1e4 - 1], [np.inf, 0]], np.float32))
     assert found.dtype == np.float64
+    assert comparison._finite_softmax(np.array([[0.0, 1.0], [np.nan, 0.0]])) is None
     np.testing.assert_allclose(found[0], [1 / (1 + np.exp(-1)), 1 / (1 + np.e)], rtol=1e-12)
     assert np.isnan(found[1]).any() and comparison._finite_softmax(np.full((1, 2), np.nan)) is None
+
+
+def test_an_engine_begins_with_nothing_spent_and_keeps_what_it_is_asked_to() -> None:
+    assert engine().seconds == 0 and engine().groups == 3
+    assert engine().label_of == engine().group_of == (0, 1, 2)
+    recipe = Recipe(Net(5, 1, 3), 6, 16, 0, 7)
+    keeping = Engine(LABELS, LABELS.copy(), recipe, ROWS[:3], keep=True)
+    assert keeping.label_of == (0, 1, 2)  # the same labels, if not the same array
+    found = keeping.run(PART, ROWS[:3])
+    assert [one.params["w"].tolist() for one in found] == [7, 8, 9]
+
+
+def test_pairs_of_class_and_group_are_numbered_by_class() -> None:
+    labels, weighed = np.array([0, 1, 1, 0], np.int32), np.array([2, 0, 1, 0], np.int32)
+    made = Engine(labels, weighed, Recipe(Net(5, 1, 2), 6, 16, 0, 7), [])
+    assert made.groups == 3 and made.cells.tolist() == [2, 3, 4, 0]
+    assert made.label_of == (0, 0, 0, 1, 1, 1) and made.group_of == (0, 1, 2, 0, 1, 2)
+
+
+def test_the_best_point_is_that_of_the_folds_and_of_equals_the_one_of_less_loss(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried = [[(50.0, -0.1), (60.0, -2.0)], [(60.0, -1.0), (60.0, -3.0)], [(9.0, -1), (9.0, -1)]]
+    monkeypatch.setattr(Engine, "_validated", lambda self, part, family: tried)
+    chosen, validated = engine().choose(PART, ROWS[:3])
+    for point, row, best in zip(chosen, ROWS, (1, 0, 0), strict=False):
+        assert point is row.points[best]
+    assert validated == [[50, 60], [60, 60], [9, 9]]
+
+
+def test_a_stop_is_asked_for_before_every_program() -> None:
+    def stop() -> None:
+        asked.append(len(done))
+
+    asked: list[int] = []
+    done: list[int] = []
+    recipe = Recipe(Net(5, 1, 3), 6, 16, 2, 7)
+    made = Engine(LABELS, LABELS, recipe, ROWS, stop=stop)
+    made.advance = lambda units, seconds: done.append(units)
+    made.run(PART, ROWS[:1])
+    assert asked == [0, 1, 2]
+
+
+def test_folds_orders_and_weights_are_drawn_each_by_a_number_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """0 for what is trained at last, 1 for the folds, and 2, 3, ... for each of them."""
+    drawn, draw = [], Engine._draw
+
+    def noted(self: Engine, part: Part, what: int) -> Any:
+        drawn.append((part.number, what))
+        return draw(self, part, what)
+
+    monkeypatch.setattr(Engine, "_draw", noted)
+    made = engine(folds=3)
+    made.run(PART, ROWS[:1])
+    assert drawn == [(3, k) for k in (1, 2, 3, 4, 0)]
+    held = folds(PART.train, LABELS, 3, np.random.default_rng([7, 3, 1]))
+    for one, other in zip(made.folds(PART), held, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "epochs", "steps"),
+    [
+        (64, 64, None, 400), (27 * 64, 64, None, 405), (26 * 64 + 1, 64, None, 405),
+        (26 * 64, 64, None, 400), (67 * 64, 64, None, 1000), (66 * 64, 64, None, 990),
+        (10, 64, 7, 7), (65, 64, 7, 14), (128, 64, 7, 14),
+    ],
+)  # fmt: skip
+def test_steps_are_of_15_epochs_from_400_to_1000(
+    rows: int, batch: int, epochs: int | None, steps: int
+) -> None:
+    assert comparison.steps_for(rows, batch, epochs) == steps

@@ -276,6 +276,7 @@ def test_batches_are_one_permutation_after_another() -> None:
     for start in (0, 23, 46):
         np.testing.assert_array_equal(np.sort(order[start : start + 23]), rows)
     assert order_of(rows, 2, 64, np.random.default_rng(1)).shape == (2, 23)
+    assert order_of(rows, 0, 8, np.random.default_rng(1)).shape == (0, 8)
     balanced = order_of(TRAIN, 6, 16, np.random.default_rng(1), LABELS[TRAIN]).ravel()
     np.testing.assert_array_equal(np.bincount(LABELS[balanced]), [32, 32, 32])
     rare = balanced[LABELS[balanced] == 2]

@@ -304,3 +304,19 @@ def test_the_columns_of_crops_are_there_where_all_runs_have_them():
     assert record["crops_all"] == 8.5
     (plain,) = grouping.grouped([make(0, last_epoch_ensembled=None)])
     assert "crops" not in plain.kinds and plain.figure("last", "all").mean == 50
+
+
+@pytest.mark.parametrize(
+    ("number", "more"), [(0, None), (1, ""), (12, ""), (13, " and 1 more"), (20, " and 8 more")]
+)
+def test_up_to_twelve_paths_that_are_passed_over_are_named(
+    number, more, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(report, "passed_over", lambda paths: [f"p{k}" for k in range(number)])
+    run_command(save(tmp_path / "run", dataset="digits"))
+    said = " ".join(capsys.readouterr().out.split())
+    names = ", ".join(f"p{k}" for k in range(min(number, 12)))
+    if more is None:
+        assert "passed over" not in said
+    else:
+        assert said.endswith(f"passed over, no finished run in: {names}{more}")
