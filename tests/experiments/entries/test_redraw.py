@@ -260,3 +260,44 @@ def test_a_run_without_epochs_or_tables_is_drawn_as_far_as_there_is_something(
     assert redraw.redraw(tmp_path) == []
     (tmp_path / "metrics.jsonl").write_text("")
     assert redraw.redraw(tmp_path) == [tmp_path / "curves.png"]
+
+
+def test_every_picture_that_was_made_is_named(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of folders at any depth, in order."""
+    shutil.copytree(whole, tmp_path / "of")
+    redraw.main(redraw.arguments().parse_args([str(tmp_path / "of"), str(tmp_path / "of/gains")]))
+    made = [f"{tmp_path}/of/{kind}/{name}.png" for kind in sorted(MADE) for name in MADE[kind][1]]
+    assert capsys.readouterr().out.splitlines() == [
+        *made,
+        f"{tmp_path}/of/gains/gain_per_class.png",
+    ]
+
+
+@pytest.mark.parametrize(("thresholds", "shots"), [
+    (None, None), ({"many_above": 100, "few_below": 20}, (100, 20)),
+])  # fmt: skip
+def test_the_pictures_of_a_run_tell_its_rule_and_its_shots(
+    thresholds: Any, shots: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from experiments.reports import plots
+
+    drawn: list[Any] = []
+    monkeypatch.setattr(plots, "per_class", lambda *of: drawn.append(of))
+    monkeypatch.setattr(plots, "learning_curves", lambda *of: drawn.append(of))
+    a_run(tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    (tmp_path / "run" / "report.json").write_text(json.dumps(report | {"thresholds": thresholds}))
+    at = tmp_path / "run"
+    assert redraw.redraw(at) == [at / "per_class.png", at / "curves.png"]
+    (path, title, *numbers, told), (curves, same, lines, again) = drawn
+    assert (path, curves) == (at / "per_class.png", at / "curves.png") and told == again == shots
+    assert title == same == "sgd on cifar100, resnet34_3x3"
+    assert numbers == [[500, 100, 5], [700, 500, 300], [1000] * 3]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+
+
+def test_the_command_ends_with_a_sentence(refuse: Any, tmp_path: Path) -> None:
+    said = refuse("experiments.redraw", tmp_path / "nowhere", code=1)
+    assert said == f"error: {tmp_path}/nowhere is no folder: name folders of results"

@@ -544,3 +544,12 @@ def test_a_finished_set_has_its_flags_and_all_that_compare_writes(tmp_path):
     assert study._finished(tmp_path, one)
     (folder / "summary.json").unlink()
     assert not study._finished(tmp_path, one)
+
+
+def test_the_command_ends_with_a_sentence(refuse, sets, tmp_path):
+    """And what is behind -- is compare's, of its own command line, too."""
+    words = (sets / "a.npz", "--out", tmp_path / "out", "--", "--seed", 3)
+    said = refuse("experiments.study", *words, code=1)
+    assert said.startswith("error: --seed behind -- would be heeded")
+    said = refuse("experiments.study", *words[:2], code=2)
+    assert said.endswith("expected one argument")

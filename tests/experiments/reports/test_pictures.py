@@ -57,7 +57,7 @@ GAINS = {
 PLOTS = {
     "a_run": lambda: plots.per_class("x", "imbsam on it", COUNTS, COUNTS % 7, COUNTS, SHOTS),
     "a_run_of_30": lambda: plots.per_class(
-        "x", "t", np.arange(30) // 6 + 1, np.arange(30) % 4, np.arange(30) % 4 + 1
+        "x", "t", np.arange(30) // 6 + 1, np.arange(30) % 4 // 2 + 1, np.arange(30) % 4 + 1
     ),
     "a_run_of_301": lambda: plots.per_class(
         "x", "a long title " * 9, MANY, MANY % 5, np.full(301, 5), (250, 60)
@@ -82,7 +82,9 @@ PLOTS = {
         [gain("imbsam", COUNTS, eta=20.0, se=np.arange(10) / 8, thresholds=SHOTS),
          gain("gsa", COUNTS)],
     ),
-    "gain_of_40": lambda: plots.gain_per_class("x", [gain("sam", 2 * np.arange(40), eta=8.5)]),
+    "gain_of_40": lambda: plots.gain_per_class(
+        "x", [gain("sam", 8 * (np.arange(40) // 4), eta=8.5, se=np.arange(40))]
+    ),
     "sweep": lambda: plots.sweep(
         "x", "rho", {"eta 8": swept([0.02, 0.1, 0.8], [51, 52, 53], 1),
                      "eta 20": swept([0.02, 0.1], [54, 55])}, LEVELS,

@@ -320,3 +320,13 @@ def test_up_to_twelve_paths_that_are_passed_over_are_named(
         assert "passed over" not in said
     else:
         assert said.endswith(f"passed over, no finished run in: {names}{more}")
+
+
+def test_what_has_a_plot_and_what_has_none_are_told_line_by_line(runs, tmp_path, capsys):
+    for seed, loss in enumerate(("ldam", "focal")):
+        save(runs / loss, seed, "sam", loss=loss)
+    run_command(runs, "--out", tmp_path / "out")
+    *_, plot, first, second = capsys.readouterr().out.splitlines()
+    assert plot == "gain_per_class.png too"
+    words = "no gain per class of {}. sam {}: no SGD run of the same setting and seed"
+    assert {first, second} == {words.format(1, "focal"), words.format(3, "ldam")}
