@@ -159,7 +159,7 @@ def is_whole(out: Path) -> bool:
     Raises:
       RunError, DataError: what is there is damaged, or the network is of other versions.
     """
-    jobs = [path.stem for path in sorted(out.glob("jobs/split_*.json"))]
+    jobs = [path.stem for path in out.glob("jobs/split_*.json")]
     each = [out / EACH / f"{name}.npz" for name in jobs if not name.endswith("_references")]
     if not (_is_there(out) and all(path.exists() for path in each)):
         return False

@@ -154,6 +154,8 @@ def test_softmax_in_double_precision() -> None:
     assert found.dtype == np.float64
     assert comparison._finite_softmax(np.array([[0.0, 1.0], [np.nan, 0.0]])) is None
     np.testing.assert_allclose(found[0], [1 / (1 + np.exp(-1)), 1 / (1 + np.e)], rtol=1e-12)
+    several = softmax(np.log([[[1.0, 3.0], [2.0, 6.0]], [[9.0, 1.0], [1.0, 1.0]]]))
+    np.testing.assert_allclose(several, [[[0.25, 0.75]] * 2, [[0.9, 0.1], [0.5, 0.5]]])
     assert np.isnan(found[1]).any() and comparison._finite_softmax(np.full((1, 2), np.nan)) is None
 
 
@@ -229,3 +231,11 @@ def test_steps_are_of_15_epochs_from_400_to_1000(
     rows: int, batch: int, epochs: int | None, steps: int
 ) -> None:
     assert comparison.steps_for(rows, batch, epochs) == steps
+
+
+def test_calls_of_a_family_have_equally_many_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two settings of each of three rows on two folds; at last the three rows, two and one."""
+    made, lanes, stacked = engine(), [], comparison.stacked
+    monkeypatch.setattr(comparison, "stacked", lambda of: lanes.append(len(of)) or stacked(of))
+    made.run(PART, ROWS[:3])
+    assert lanes == [2] * 8
