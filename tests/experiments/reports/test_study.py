@@ -58,7 +58,8 @@ def test_signed_ranks_by_hand(gains, zeros):
     assert signed_rank([0] * zeros) == (1 if zeros else None)
 
 
-@pytest.mark.parametrize("gains", [[0] * 9 + [1, -1, 2, 2, 5, 0.5, 3], [3, -1, 2, -0.5, 4, 4, 4]])
+@pytest.mark.parametrize("gains", [[0] * 9 + [1, -1, 2, 2, 5, 0.5, 3], [3, -1, 2, -0.5, 4, 4, 4],
+                                   [1, 2, -2, -4]])  # fmt: skip
 def test_signed_ranks_are_over_every_sign(gains):
     gains = np.array(gains)
     held = (stats.rankdata(np.abs(gains)) * np.sign(gains))[gains != 0]
@@ -74,6 +75,9 @@ def test_signed_ranks_of_many_gains_are_scipy_s():
 
 def test_the_last_places_break_no_ties():
     assert ranks([[0.1 + 0.2, 0.3, 0.1]])["rank"] == [1.5, 1.5, 3]
+    # Nine of them count, and the ninth as it is rounded.
+    assert ranks([[1 + 4e-10, 1, 0]])["rank"] == [1.5, 1.5, 3]
+    assert ranks([[1 + 6e-10, 1, 0]])["rank"] == [1, 2, 3]
     gains = [0.1 + 0.2 - 0.3, 0.1 + 0.2, -0.3, 1]
     assert signed_rank(gains) == signed_rank([0, 3, -3, 10])
 
@@ -115,6 +119,7 @@ def test_a_term_of_one_set_alone_has_no_error():
 
 def test_regression_that_has_no_answer():
     assert regression([1, 2, 3], {"x": [1, 2, 3]}) is None
+    assert regression([1, 3, 2, 5], {"x": [1, 2, 3, 4]})["sets"] == 4  # two more than terms
     x = np.arange(8.0)
     assert regression(x, {"a": x, "b": 2 * x}) is None
 
