@@ -214,10 +214,9 @@ class Bench:
             self.initial = self._abstract_state()
         else:
             settings = Settings(
-                epochs=1, batch_size=batch, lr=0.1, precision=args.precision,
-                accumulate=args.accumulate, remat=args.remat, augment=args.image_size == 32,
+                batch_size=batch, precision=args.precision, accumulate=args.accumulate,
+                remat=args.remat, augment=args.image_size == 32,
             )  # fmt: skip
-            settings.check()
             parts = Parts(dataset, model, cross_entropy, settings)
             self.run_on, self.initial, self.inputs = parts.run_on, parts.initial, None
             self._images = None
@@ -297,13 +296,15 @@ class Bench:
         import jax.numpy as jnp
 
         from experiments.models import create_model
-        from experiments.step.optimizer import optimizer
+        from experiments.run.parts import optimizer_of
+        from experiments.run.settings import Settings
         from experiments.step.state import create_state
 
         dtype = jnp.dtype(self.args.precision)
         classes, size = self.dataset.num_classes, self.args.image_size
         model = create_model(self.model, classes, dtype=dtype, remat=self.args.remat)
-        tx = optimizer(lambda _: 0.1, 0.9, 5e-3)
+        settings = Settings()
+        tx = optimizer_of(lambda _: settings.lr, settings, steps_per_epoch=1)
         example = jnp.zeros((1, size, size, 3))
         return jax.eval_shape(lambda key: create_state(model, tx, example, key), jax.random.key(0))
 

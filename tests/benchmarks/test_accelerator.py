@@ -433,3 +433,302 @@ def test_a_run_on_a_data_file_is_evaluated_as_one_of_cifar_lt(tmp_path, capsys):
     shown = capsys.readouterr().out
     (line,) = [each for each in shown.splitlines() if "as it is" in each]
     assert line.split()[-1] == f"{report['all']:.2f}"
+
+
+# ---- its parts, by hand --------------------------------------------------------------------------
+
+
+def test_what_is_timed_of_which_cell():
+    """The cells of results/accelerator/cells.json: ResNet-50 on ImageNet-LT's counts, a step a
+    call; those whose passes may leave rows out of large batches, beside the whole one.
+    """
+    every, few = step_cost.RULES, ("sgd", "imbsam")
+    whole, apart = ("dependent",), ("dependent", "split_norm")
+    assert {
+        kind: [(cell.name, cell.rules, cell.modes) for cell in cells]
+        for kind, cells in accelerator_steps.CELLS.items()
+    } == {
+        "dependent": [
+            ("resnet32 b64", every, apart), ("resnet32 b128", every, apart),
+            ("resnet32 b128 bfloat16", few, whole), ("resnet34_3x3 b64", every, whole),
+            ("resnet50 b256 224px bfloat16", every, whole),
+            ("resnet50 b256 224px bfloat16 remat", few, whole),
+        ],
+        "independent": [
+            ("resnet32_gn b256", few, ("dependent", "stratified")),
+            ("vit_ti4 b256", few, ("dependent", "stratified")),
+        ],
+    }  # fmt: skip
+    for cell in [*accelerator_steps.CELLS["dependent"], *accelerator_steps.CELLS["independent"]]:
+        large = cell.model == "resnet50"
+        assert cell.counts == ((1000, 1280, 256) if large else (100, 500, 100))
+        assert cell.most_steps == (1 if large else 50)
+    small = [cell for cells in accelerator_steps.QUICK.values() for cell in cells]
+    assert [(cell.name, cell.rules) for cell in small] == [
+        ("resnet8 b16", few), ("resnet14_bottleneck b8 40px bfloat16", ("sgd",)), ("mlp b20", few)
+    ]  # fmt: skip
+    assert {(cell.counts, cell.eta) for cell in small} == {((10, 60, 10), 20)}
+
+
+def test_a_cell_is_a_command_line_of_step_cost():
+    cell = Cell("mlp", 8, "bfloat16", 40, (5, 20, 10), 7.0, ("sam", "gsa"), ("uniform",), 3, True)
+    args = cell.arguments()
+    assert (args.batch_size, args.precision, args.image_size) == (8, "bfloat16", 40)
+    assert (args.counts, args.eta, args.remat) == ([5, 20, 10], 7, True)
+    assert (args.rule, args.mode, args.steps) == (["sam", "gsa"], ["uniform"], 170)
+    plain = Cell("mlp", 8)
+    assert not plain.arguments().remat and plain.name == "mlp b8"
+    assert cell.name == "mlp b8 40px bfloat16 remat"
+    assert Timing().rounds == 12 and accelerator.parsed(["--out", "x"]).rounds == 12
+
+
+ROWS = [
+    {"rule": rule, "stage": stage, "mode": mode, "precision": "float32"}
+    for rule, stage, mode in (
+        ("sgd", None, "dependent"), ("sam", None, "split_norm"), ("sse_sam", 1, "dependent"),
+        ("sse_sam", 2, "dependent"),
+    )
+]  # fmt: skip
+NAMES = ["sgd", "sam, split_norm", "sse_sam, stage 1", "sse_sam, stage 2"]
+FLOPS = dict(zip(NAMES, (2e9, 4e9, 6e9, 5e9), strict=True))
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """Benches of ROWS, whose steps have FLOPS and are compiled and timed as a test says."""
+    made = {"steps": [], "counted": [], "timed": [], "fails": {}, "takes": {}}
+
+    class Bench:
+        model = "mlp"
+
+        def __init__(self, model, args, dataset, steps_per_call):
+            assert (model, len(dataset.train_labels)) == ("mlp", 49)  # 20, 12, 7, 5, 3 and 2
+            made["steps"].append(steps_per_call)
+            self.orders = {mode: types.SimpleNamespace(labels_of=lambda n, mode=mode: (mode, n))
+                           for mode in step_cost.MODES}  # fmt: skip
+
+        def room(self, mode):
+            return f"room of {mode}"
+
+        def lowered(self, method, mode, room):
+            return method, mode, room
+
+        def compiled(self, method, room, mode):
+            assert room == f"room of {mode}"
+            if method in made["fails"].get("compiled", ()):
+                raise MemoryError(f"none for {method}\nmore")
+            analysed = types.SimpleNamespace(temp_size_in_bytes=len(method))
+            return types.SimpleNamespace(name=method, memory_analysis=lambda: analysed)
+
+    def counted(compiled, room, labels):
+        method, mode, _ = compiled("room")
+        assert room == f"room of {mode}" and labels == (mode, 1000)
+        made["counted"].append(method)
+        if method in made["fails"].get("counted", ()):
+            raise ValueError
+        return None, FLOPS[method]
+
+    def timed(bench, rows, calls, rounds, deadline=None):
+        names = [call.name for call in calls]
+        made["timed"].append((names, rounds, deadline))
+        if rounds == 2 and names[0] in made["fails"].get("timed", ()):
+            raise jax.errors.JaxRuntimeError(f"no room for {names[0]}")
+        assert names == [row["name"] for row in rows]
+        return np.array([[made["takes"].get(name, 0.25) for name in names]] * 2)
+
+    monkeypatch.setattr(step_cost, "Bench", Bench)
+    monkeypatch.setattr(step_cost, "planned", lambda bench: iter(zip(ROWS, NAMES, strict=True)))
+    monkeypatch.setattr(step_cost, "timed", timed)
+    monkeypatch.setattr(cost, "counted", counted)
+    return made
+
+
+def test_flops_are_counted_once_each_and_written(tmp_path, planned, capsys):
+    """What cannot be counted is left out, and asked for again."""
+    cell = Cell("mlp", 8, counts=(6, 20, 10))
+    planned["fails"]["counted"] = ["sam, split_norm"]
+    accelerator_steps.count(tmp_path, [cell])
+    found = json.loads((tmp_path / "flops.json").read_text())
+    assert found == {"mlp b8": {name: FLOPS[name] for name in (NAMES[0], *NAMES[2:])}}
+    assert found == accelerator_steps.counts_of(tmp_path / "flops.json")
+    assert capsys.readouterr().out.splitlines() == [
+        "mlp b8 sgd: 2 GFLOP", "mlp: FLOPs cannot be counted: ValueError: ",
+        "mlp b8 sse_sam, stage 1: 6 GFLOP", "mlp b8 sse_sam, stage 2: 5 GFLOP",
+    ]  # fmt: skip
+    assert planned["steps"] == [1]
+    planned["fails"].clear()
+    planned["counted"].clear()
+    accelerator_steps.count(tmp_path, [cell, cell._replace(batch_size=9)])
+    assert planned["counted"] == ["sam, split_norm", *NAMES]
+    assert json.loads((tmp_path / "flops.json").read_text()) == {"mlp b8": FLOPS, "mlp b9": FLOPS}
+
+
+def test_a_count_below_one_is_one(tmp_path):
+    (tmp_path / "flops.json").write_text('{"a": {"sgd": 0.5}, "b": {}}')
+    assert accelerator_steps.counts_of(tmp_path / "flops.json") == {"a": {"sgd": 0.5}, "b": {}}
+
+
+def measured(planned, before=(), timing=None, until=np.inf, deadline=np.inf):
+    cell = Cell("mlp", 8, counts=(6, 20, 10))
+    timing = timing or Timing(5)
+    return accelerator_steps.measure(cell, list(before), 3, timing, until, deadline)
+
+
+def test_rows_are_timed_beside_sgd(planned, taking, capsys):
+    """8 images in 0.25 s, and SGD's in 0.125; FLOPs that were counted are not counted again."""
+    taking(accelerator_steps, [1.5] * 4)
+    planned["takes"]["sgd"] = 0.125
+    planned["fails"]["counted"] = [NAMES[3]]
+    timing = Timing(5, {"mlp b8": {"sgd": 1e9}})
+    found = measured(planned, timing=timing, deadline=7.0)
+    assert planned["steps"] == [3] and planned["counted"] == NAMES[1:]
+    assert planned["timed"] == [*(([name], 2, None) for name in NAMES), (NAMES, 5, 7.0)]
+    assert found["missing"] == []
+    sgd, sam, _, uncounted = found["rows"]
+    assert {"name": sgd["name"], "rule": sgd["rule"], "mode": sam["mode"]} == {
+        "name": "sgd", "rule": "sgd", "mode": "split_norm"
+    }  # fmt: skip
+    assert (sgd["images_per_second"], sgd["flops_per_second"]) == (64, 8e9)
+    assert (sam["images_per_second"], sam["flops_per_second"]) == (32, 16e9)
+    assert (sam["time_ratio"], sam["flops_ratio"], sam["step_ms"]) == (2, 4, 250)
+    assert (sam["seconds_compile"], sam["temporary_bytes"]) == (1.5, len("sam, split_norm"))
+    for name in ("flops", "flops_ratio", "flops_per_second"):
+        assert uncounted[name] is None and uncounted["images_per_second"] == 32
+    said = capsys.readouterr().out
+    assert "mlp b8 sam, split_norm: compiled in 1.5 s" in said
+
+
+def test_rows_that_are_there_are_left_out_but_for_sgd(planned):
+    found = measured(planned, [{"name": name} for name in NAMES[:3]])
+    assert [row["name"] for row in found["rows"]] == [NAMES[3]]
+    assert planned["timed"][-1][0] == [NAMES[0], NAMES[3]]
+    # SGD alone is compiled again where it alone is there.
+    found = measured(planned, [{"name": NAMES[1]}])
+    assert [row["name"] for row in found["rows"]] == [NAMES[0], *NAMES[2:]]
+
+
+def test_late_two_rows_are_compiled_and_the_others_are_missing(planned, taking):
+    """Something is there beside SGD; at that very second it is late."""
+    taking(accelerator_steps, [1.0] * 4, late=[5.0])
+    found = measured(planned, until=5.0)
+    assert [row["name"] for row in found["rows"]] == NAMES[:2]
+    assert found["missing"] == NAMES[2:]
+    taking(accelerator_steps, [1.0] * 4, late=[4.9])
+    assert measured(planned, until=5.0)["missing"] == []
+
+
+def test_a_row_that_fails_is_noted_and_without_sgd_nothing_is(planned, capsys):
+    planned["fails"] = {"compiled": [NAMES[2]], "timed": [NAMES[1]]}
+    found = measured(planned)
+    assert [(row["name"], row.get("failed")) for row in found["rows"]] == [
+        (NAMES[0], None), (NAMES[3], None),
+        (NAMES[2], "MemoryError: none for sse_sam, stage 1"),
+        (NAMES[1], "JaxRuntimeError: no room for sam, split_norm"),
+    ]  # fmt: skip
+    said = capsys.readouterr().out
+    assert "mlp b8 sse_sam, stage 1: failed: MemoryError: none for sse_sam, stage 1\n" in said
+    assert "mlp b8 sam, split_norm: failed: JaxRuntimeError" in said
+    for when, error in (("compiled", MemoryError), ("timed", jax.errors.JaxRuntimeError)):
+        planned["fails"] = {when: ["sgd"]}
+        with pytest.raises(error):
+            measured(planned)
+
+
+def test_a_cell_waits_for_its_file(planned, taking, tmp_path, capsys):
+    clock = taking(accelerator_steps, [1.0] * 8, late=[0.0] * 6 + [5.0])
+    after = tmp_path / "go"
+    with pytest.raises(Stopped, match="go did not appear in time: nothing was timed") as stopped:
+        measured(planned, timing=Timing(5, {}, after), deadline=5.0)
+    assert stopped.value.exit_code == 75 and not planned["timed"]
+    assert capsys.readouterr().out.splitlines()[-1] == f"compiled: waiting for {after}"
+    assert clock.slept == [0.2] * 2  # five times a second; four times it was asked before
+    after.touch()
+    assert measured(planned, timing=Timing(5, {}, after), deadline=5.0)["missing"] == []
+    accelerator_steps.wait_for(None, 5.0)
+    assert "waiting" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("platform", "asked", "most", "steps"),
+    [("cpu", 0, 50, 1), ("gpu", 0, 50, 50), ("gpu", 0, 1, 1), ("gpu", 7, 50, 7)],
+)
+def test_steps_of_a_call(tmp_path, small, monkeypatch, platform, asked, most, steps):
+    given = []
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(
+        platform=platform, device_kind="x")])  # fmt: skip
+    monkeypatch.setattr(peak.origin, "environment", lambda: {"device": "x", "versions": {"jax": 1}})
+    monkeypatch.setattr(
+        accelerator_steps, "measure",
+        lambda *all_of: (given.append(all_of[2]), {"rows": [], "missing": []})[1],
+    )  # fmt: skip
+    run(tmp_path, [small._replace(most_steps=most)], steps_per_call=asked)
+    assert given == [steps]
+    assert cells_of(tmp_path)["mlp b8"]["steps_per_call"] == steps
+
+
+@pytest.mark.parametrize(("minutes", "spare"), [(2.5, 30), (10, 60)])
+def test_the_last_minute_is_for_timing(tmp_path, small, monkeypatch, taking, minutes, spare):
+    """Or a fifth of all; at that very second no cell is begun."""
+    end = 1000 + 60 * minutes
+    given = []
+    monkeypatch.setattr(
+        accelerator_steps, "measure",
+        lambda *all_of: (given.append(all_of[4:]), {"rows": [], "missing": []})[1],
+    )  # fmt: skip
+    taking(accelerator_steps, [], late=[end - spare - 0.1, end - spare])
+    cells = [small, small._replace(batch_size=9)]
+    with pytest.raises(Stopped, match="1 of 2 cells are in"):
+        accelerator_steps.run(tmp_path, cells, 1, Timing(3), minutes, 1000.0)
+    assert given == [(end - spare, end)]
+
+
+def test_a_cell_that_failed_under_other_rules_is_measured(tmp_path, small, monkeypatch, capsys):
+    """What was said of the others goes; the peak that was measured meanwhile is taken."""
+    answers = [MemoryError("full\nmore"), Stopped("late", 75), None]
+
+    def measure(cell, *_):
+        answer = answers.pop(0)
+        if answer:
+            raise answer
+        row = {"name": "sam", "precision": "float32", "flops_per_second": 1e12, "flops_ratio": 2,
+               "step_ms": 1.0, "images_per_second": 1.0, "time_ratio": 2.0, "flops": None,
+               "time_ratio_quartiles": [2, 2], "finite": True, "seconds_compile": 1.0,
+               "temporary_bytes": None}  # fmt: skip
+        return {"rows": [row], "missing": []}
+
+    monkeypatch.setattr(accelerator_steps, "measure", measure)
+    run(tmp_path, [small._replace(rules=("sgd",))])
+    found = cells_of(tmp_path)["mlp b8"]
+    assert (found["failed"], found["rows"]) == ("MemoryError: full", [])
+    said = capsys.readouterr().out
+    assert "mlp b8: failed: MemoryError: full\n" in said and "all 1 cells are in" in said
+    with pytest.raises(Stopped, match="late"):
+        run(tmp_path, [small])
+    run(tmp_path, [small])
+    found = cells_of(tmp_path)["mlp b8"]
+    assert "failed" not in found and found["rows"][0]["share_of_peak"] is None
+    assert found["rules"] == ["sgd", "sam", "imbsam"]
+    line = {"dtype": "float32", "precision": "default", "n": 64, "flops_per_second_best": 4e12,
+            "flops_per_second_median": 3e12}  # fmt: skip
+    held = json.loads((tmp_path / "steps.json").read_text())
+    about = {"matmul": [line], "copy": {"bytes_per_second_best": 3e9}, "device": held["device"]}
+    (tmp_path / "peak.json").write_text(json.dumps(about))
+    run(tmp_path, [small])
+    assert cells_of(tmp_path)["mlp b8"]["rows"][0]["share_of_peak"] == 0.25
+    assert "| 25.0% |" in (tmp_path / "steps.md").read_text()
+
+
+def test_of_an_error_the_first_300_letters_of_its_first_line_and_80_in_a_table():
+    found = accelerator_steps._first_line(ValueError("x" * 400))
+    assert found == "ValueError: " + 288 * "x"
+    assert accelerator_steps._first_line(ValueError()) == "ValueError: "
+    about = {"device": "d", "versions": {"jax": "1"}, "command": "c"}
+    cells = [{"cell": "a", "failed": 90 * "x", "rows": [], "missing": []}]
+    page = accelerator_steps.markdown({**about, "cells": cells}, {})
+    assert f"| a | failed: {80 * 'x'} |" in page and page.endswith(" |\n")
+
+
+def test_no_rule_at_all_of_no_cell_is_refused(small):
+    empty = small._replace(rules=())
+    with pytest.raises(RunError, match="no cell has any"):
+        accelerator_steps.chosen([empty], None, ["sam"])

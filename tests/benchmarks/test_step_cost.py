@@ -4,12 +4,16 @@ import json
 import time
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from benchmarks import step_cost
+from experiments.data import save_npz
 from experiments.host.errors import RunError
 from imbsam_jax import long_tail_counts
+from tiny import tiny_dataset
 
 pytestmark = pytest.mark.allow_rank_promotion  # Flax adds a bias[C] to a batch[B, C]
 
@@ -25,8 +29,18 @@ def run(out, *flags):
     return {(row["rule"], row["mode"]): row for row in found["rows"]}, found
 
 
-def test_what_compiling_took_is_of_the_step_alone(tmp_path):
-    """Seconds of the clock and of the process, less than all that the process has had."""
+def test_what_compiling_took_is_of_the_step_alone(tmp_path, monkeypatch):
+    """Seconds of the clock and of the process, less than all that the process has had.
+
+    Its parameters and momentum, of layers of 128, 128 and 5, are given back where they lay.
+    """
+    lain, noted = [], step_cost.temporary_bytes
+
+    def seen(call):
+        lain.append(call.memory_analysis().alias_size_in_bytes)
+        return noted(call)
+
+    monkeypatch.setattr(step_cost, "temporary_bytes", seen)
     before = time.process_time()
     flags = ["--rule", "sgd", "--mode", "dependent", "--compile-only", "--batch-size", "8"]
     rows, _ = run(tmp_path, *flags, "--image-size", "8", "--counts", "5", "60", "10")
@@ -34,6 +48,8 @@ def test_what_compiling_took_is_of_the_step_alone(tmp_path):
     assert row["seconds_compile"] > 0 and row["step_ms"] is None and row["flops_ratio"] == 1
     assert 0 < row["cpu_seconds_compile"] < time.process_time() - before
     assert set(FIELDS.split()) <= set(row)
+    held = 4 * 2 * ((192 + 1) * 128 + (128 + 1) * 128 + (128 + 1) * 5)
+    assert held <= lain[0] < held + 100  # and counters
 
 
 @pytest.mark.slow
@@ -179,3 +195,279 @@ def test_every_mode_that_is_taken_is_measured():
             for mode in step_cost.MODES
             if mode != "dependent" and (mode in step_cost.OF_BATCH_NORM) == of_norm
         }
+
+
+# ---- its parts, by hand --------------------------------------------------------------------------
+
+
+def test_passes_of_the_released_code():
+    """(forward passes + 2 backward ones) / 3, SGD's. ImbSAM and Focal-SAM: 2 and 3; SSE-SAM of
+    the whole: four steps' worth in its first stage; CC-SAM: of the classifier alone.
+    """
+    of_both = round((2 + 2 * 3) / 3, 2)
+    assert step_cost.RELEASED == {
+        "sgd": 1, "sam": 2, "imbsam": of_both, "focal_sam": of_both, "sse_sam": 4, "cc_sam": 1,
+    }  # fmt: skip
+
+
+def test_noise_has_the_counts_and_the_shape_of_a_data_set():
+    """Images that are only compiled for, or of more than fit, hold nothing in memory."""
+    counts = np.array([3, 2])
+    made = step_cost.noise(counts)
+    assert made.train_labels.tolist() == [0, 0, 0, 1, 1] and made.train_labels.dtype == np.int32
+    drawn = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    np.testing.assert_array_equal(made.train_images, drawn)
+    assert made.test_images.shape == (1, 32, 32, 3) and made.test_labels.tolist() == [0]
+    assert (made.num_classes, made.mean, made.std) == (2, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    assert (made.many_above, made.few_below) == (100, 20)  # as of CIFAR100-LT
+    for empty in (step_cost.noise(counts, 8), step_cost.noise(np.array([60_000, 40_000]))):
+        assert not any(empty.train_images.strides) and not empty.train_images[0].any()
+        assert empty.train_images.shape[0] == len(empty.train_labels)
+    assert step_cost.noise(counts, 8).train_images.shape == (5, 8, 8, 3)
+
+
+def test_optax_takes_the_gradient_at_theta_and_rho():
+    """Of |theta - x|^2 / 2, mean over x: theta + rho g / |g| less their mean."""
+    x, theta = jnp.array([[1.0, 2.0], [3.0, -2.0]]), jnp.array([5.0, 3.0])
+    halves = SimpleNamespace(
+        target="labels", stats="before", images=x,
+        features=lambda p, stats, images: (p[None] - images, 0.0),
+        losses_for=lambda target: lambda p, z, again: ((z**2).sum(axis=1) / 2, z),
+    )  # fmt: skip
+    method = step_cost.OptaxSAM(0.5)
+    assert method.stages() == [(0, method)] and method.initial_extra(theta) == {}
+    found = jax.jit(lambda at: method.gradient(halves, at, {"own": 1}, 0, None)._replace(
+        logits=None, stats=None))(theta)  # fmt: skip
+    np.testing.assert_allclose(found.grads, np.array([3.0, 3.0]) * (1 + 0.5 / 18**0.5), rtol=1e-6)
+    assert found.loss == (17 / 2 + 29 / 2) / 2 and found.extra == {"own": 1}
+
+
+SMALL = ["--batch-size", "4", "--image-size", "8", "--counts", "3", "6", "2", "--model", "mlp"]
+
+
+def bench_of(*flags, steps=1, model="mlp"):
+    args = step_cost.arguments().parse_args([*SMALL, "--out", "x", *flags])
+    args.eta = 4.0
+    data = step_cost.noise(long_tail_counts(*args.counts), args.image_size)
+    return step_cost.Bench(model, args, data, steps)
+
+
+class Asked:
+    """In place of devices: what is to be compiled, lowered or placed."""
+
+    def __init__(self):
+        self.passings, self.given = [], []
+
+    def passing_by(self, passing):
+        self.passings.append((passing.examples, passing.micro_batches, passing.room))
+        return self
+
+    def put_state(self, state):
+        return state
+
+    def compile_steps(self, *given):
+        self.given.append(given)
+        return "compiled"
+
+    def lower_on_host(self, *given):
+        self.given.append(given)
+        return "lowered"
+
+
+@pytest.fixture
+def parts(monkeypatch):
+    """What is asked of the parts of a run, and what lies on the devices; nothing is made."""
+    from experiments.run import parts
+
+    given = []
+
+    def put_inputs(inputs):
+        given.append((inputs.images, inputs.labels))
+        return "placed"
+
+    def made(dataset, model, loss, settings):
+        given.append((model, settings))
+        run_on = SimpleNamespace(put_inputs=put_inputs)
+        return SimpleNamespace(run_on=run_on, initial=SimpleNamespace(batch_stats={"a": 1.0}))
+
+    monkeypatch.setattr(parts, "Parts", made)
+    return given
+
+
+def test_a_call_goes_on_where_the_last_one_ended(parts):
+    """Of 13 images (6, 4, 3) three batches of four: the smaller one of an epoch is left out."""
+    bench = bench_of("--accumulate", "2", "--mode", "dependent", steps=2)
+    assert bench.tail_share == 7 / 13
+    order = bench.orders["dependent"]
+    labels = bench.dataset.train_labels
+    for call, steps in enumerate(([0, 1], [2, 0], [1, 2])):
+        rows = bench.rows("dependent", call)
+        wanted = np.stack([order.of_step(k) for k in steps])
+        np.testing.assert_array_equal(rows.labels, labels[wanted])
+        assert rows.index is None and rows.images.shape == (2, 4, 8, 8, 3)
+    assert rows.images.dtype == np.uint8 and 100 < rows.images.astype(int).mean() < 150
+    bench.run_on = Asked()
+    assert bench.compiled("method", "room") == "compiled"
+    assert bench.lowered("method", "split_norm", "room") == "lowered"
+    assert bench.run_on.passings == [("dependent", 2, "room"), ("split_norm", 2, "room")]
+    assert bench._passing("uniform", None).examples == "independent"
+    (method, state, inputs, rows), (_, _, _, one) = bench.run_on.given
+    assert (method, state, inputs) == ("method", bench.initial, None)
+    np.testing.assert_array_equal(rows.labels, bench.rows("dependent", 0).labels)
+    np.testing.assert_array_equal(one.labels, rows.labels[:1])
+    assert one.images.shape == (1, 4, 8, 8, 3)
+
+
+def test_images_of_32_pixels_lie_on_the_devices(parts):
+    """Every mode draws its batches as it says, an epoch from seed 0."""
+    bench = bench_of("--image-size", "32", "--remat", "--precision", "bfloat16", steps=3)
+    assert bench.inputs == "placed" and bench.couples
+    (model, settings), (images, labels) = parts
+    assert images is bench.dataset.train_images and labels is bench.dataset.train_labels
+    assert (model, settings.batch_size, settings.precision) == ("mlp", 4, "bfloat16")
+    assert settings.remat and settings.augment and settings.accumulate == 1
+    rows = bench.rows("uniform", 0)
+    assert rows.images is None and rows.index.shape == (3, 4) and rows.index.dtype == np.int32
+    rates = {mode: np.stack([order.of_step(k) for k in range(3)])
+             for mode, order in bench.orders.items()}  # fmt: skip
+    np.testing.assert_array_equal(rates["uniform"], rates["dependent"])
+    # Of 7 rows of the tail in 13, two or three in each stratified batch of four.
+    assert {int(x) for x in (labels[rates["stratified"]] > 0).sum(axis=1)} <= {2, 3}
+    bench_of("--image-size", "8", steps=3)
+    assert not parts[2][1].augment
+
+
+def test_which_steps_are_measured():
+    """SGD first, in every mode in which passes leave rows out; optax's SAM after SAM as it is."""
+    flags = ["--compile-only", "--rule", "cc_sam", "sam", "sgd", "imbsam"]
+    flags += ["--mode", "uniform", "dependent"]
+    bench = bench_of(*flags)
+    found = list(step_cost.planned(bench))
+    assert [(row["rule"], row["mode"], row["stage"]) for row, _ in found] == [
+        ("sgd", "dependent", None), ("cc_sam", "dependent", None), ("sam", "dependent", None),
+        (step_cost.OPTAX, "dependent", None), ("imbsam", "dependent", None),
+        ("imbsam", "uniform", None),
+    ]  # fmt: skip
+    imbsam = found[-1][1]
+    bench.couples = True  # a model with batch statistics
+    assert not bench.leaves_rows_out(imbsam, "uniform")
+    assert not bench_of(*flags).leaves_rows_out(imbsam, "split_norm")
+    more = bench_of("--compile-only", "--accumulate", "2", "--mode", "dependent", "--rule",
+                    "sam", "cc_sam")  # fmt: skip
+    assert not more.leaves_rows_out(imbsam, "uniform")
+    # In micro-batches neither CC-SAM, which sees one class at a time, nor optax's.
+    assert [row["rule"] for row, _ in step_cost.planned(more)] == ["sgd", "sam"]
+    moved = bench_of("--compile-only", "--rule", "sam", "--adaptive", "asam", "--mode", "dependent")
+    assert [row["rule"] for row, _ in step_cost.planned(moved)] == ["sgd", "sam"]
+
+
+def test_stages_are_numbered_and_change_after_half_of_the_run(monkeypatch):
+    monkeypatch.setattr(step_cost.Bench, "leaves_rows_out", lambda self, stage, mode: False)
+    bench = bench_of("--compile-only", "--rule", "sse_sam", "--mode", "uniform", "dependent")
+    rows = [row for row, _ in step_cost.planned(bench)]
+    assert [(row["rule"], row["stage"]) for row in rows] == [
+        ("sgd", None), ("sse_sam", 1), ("sse_sam", 2)
+    ]  # fmt: skip
+    assert rows[1]["rule_args"]["switch_step"] == 100  # of 200 epochs of a step
+    assert rows[2] == {**rows[1], "stage": 2}
+    assert {name: rows[0][name] for name in (
+        "model", "batch_size", "precision", "image_size", "accumulate", "remat", "tail_share"
+    )} == {
+        "model": "mlp", "batch_size": 4, "precision": "float32", "image_size": 8, "accumulate": 1,
+        "remat": False, "tail_share": 7 / 13,
+    }  # fmt: skip
+
+
+def test_ratios_are_taken_round_by_round():
+    rows = [
+        {"rule": rule, "mode": mode, "flops": flops, "temporary_bytes": held}
+        for rule, mode, flops, held in (
+            ("sgd", "dependent", 10.0, 100), ("sam", "dependent", 20.0, 150),
+            ("sam", "uniform", 15.0, None), (step_cost.OPTAX, "dependent", 20.0, 0),
+        )
+    ]  # fmt: skip
+    times = np.array([[1.0, 2, 1, 4], [2, 6, 1, 4], [4, 4, 1, 4]])
+    step_cost.with_ratios(rows, times)
+    sgd, sam, uniform, optax = rows
+    assert [row["flops_ratio"] for row in rows] == [1, 2, 1.5, 2]
+    assert [row["memory_ratio"] for row in rows] == [1, 1.5, None, None]
+    assert [row["step_ms"] for row in rows] == [2000, 4000, 1000, 4000]
+    assert {row["rounds"] for row in rows} == {3}
+    assert (sam["time_ratio"], sam["time_ratio_quartiles"]) == (2, [1.5, 2.5])  # of 2, 3 and 1
+    assert (uniform["time_ratio"], uniform["time_ratio_quartiles"]) == (0.5, [0.375, 0.75])
+    assert sgd["time_ratio_quartiles"] == [1, 1]
+    assert (optax["our_sam_ratio"], optax["our_sam_ratio_quartiles"]) == (1, [0.75, 1.25])
+    assert all("our_sam_ratio" not in row for row in rows[:3])
+    alone = [rows[0], rows[3]]
+    optax.pop("our_sam_ratio")
+    step_cost.with_ratios(alone, times[:, :2])
+    assert "our_sam_ratio" not in optax
+    step_cost.with_ratios(alone, None)
+    names = ("step_ms", "time_ratio", "time_ratio_quartiles", "rounds")
+    assert all(row[name] is None for row in alone for name in names) and sgd["flops_ratio"] == 1
+
+
+def test_what_is_measured_is_written_and_printed(tmp_path, monkeypatch, capsys):
+    row = {
+        "model": "mlp", "rule": "sam", "mode": "dependent", "stage": 2, "released": 2,
+        "step_ms": 12.345, "time_ratio": 2.345, "time_ratio_quartiles": [2.25, 2.5],
+        "flops_ratio": 2.656, "memory_ratio": 1.5, "temporary_bytes": 3 * 2**20,
+        "seconds_compile": 30.04,
+    }  # fmt: skip
+    nothing = dict.fromkeys(("released", "step_ms", "time_ratio", "time_ratio_quartiles",
+                             "memory_ratio", "temporary_bytes"))  # fmt: skip
+    ours = {"our_sam_ratio": 1.0625, "our_sam_ratio_quartiles": [0.75, 1.25]}
+    made = []
+
+    def measure(model, args, dataset):
+        made.append((model, dataset.source, len(dataset.train_labels)))
+        return [row | ours, {**row, **nothing, "stage": None}]
+
+    monkeypatch.setattr(step_cost, "measure", measure)
+    _, found = run(tmp_path / "a", "--counts", "5", "60", "10", "--batch-size", "127")
+    assert made == [("mlp", "noise", 127)]
+    assert found["data"] == "noise" and {"command", "device", "versions"} <= set(found)
+    assert found["rows"][1]["rule"] == "sam"
+    text = (tmp_path / "a" / "step_cost.md").read_text()
+    assert text.splitlines()[2:] == [
+        "| mlp | sam, stage 2 | dependent | 12.3 | 2.35 | 2.25 to 2.50 | 2.66 | 2.00 | 3 | 1.50 | "
+        "30.0 |",
+        "| mlp | sam | dependent | - | - | - to - | 2.66 | - | - | - | 30.0 |",
+        "",
+        "mlp: our SAM takes 1.062 times the time of optax.contrib.sam, round by round (quartiles "
+        "0.750 to 1.250).",
+    ]
+    assert text.endswith("\n") and capsys.readouterr().out == text + "\n"
+    file = tmp_path / "cache.npz"
+    save_npz(tiny_dataset(32), file)
+    run(tmp_path / "b", "--data", str(file), "--batch-size", "78")
+    with pytest.raises(RunError, match="79 is more than the 78 images"):
+        run(tmp_path / "b", "--data", str(file), "--batch-size", "79")
+    assert made[1][0] == "mlp" and made[1][2] == 78
+
+
+def test_ten_million_images_are_the_most(tmp_path):
+    made = step_cost._counts(SimpleNamespace(counts=[10, 10**6, 1]))
+    assert made.tolist() == [10**6] * 10
+    with pytest.raises(RunError, match="10000010 images, where 10000000 are the most"):
+        step_cost._counts(SimpleNamespace(counts=[10, 10**6 + 1, 1]))
+
+
+@pytest.mark.parametrize(
+    ("flags", "fits"),
+    [
+        ("--accumulate 1 --mode stratified --model mlp", True), ("--accumulate 2", True),
+        ("--accumulate 2 --mode dependent", True),
+        ("--accumulate 2 --mode stratified --model mlp", False),
+        ("--accumulate 2 --mode dependent stratified --model mlp", False),
+    ],
+)  # fmt: skip
+def test_micro_batches_are_of_whole_batches(flags, fits, capsys):
+    """Where no mode is named those that there are without are left out."""
+    if fits:
+        args = step_cost.arguments().parse_args([*flags.split(), "--out", "x"])
+        assert args.noise_ratio == 1e-6  # else CC-SAM could not be among the rules
+        return
+    with pytest.raises(SystemExit):
+        step_cost.arguments().parse_args([*flags.split(), "--out", "x"])
+    assert "--accumulate needs --mode dependent alone" in capsys.readouterr().err
