@@ -37,8 +37,8 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-@owning_out
-def main(args: argparse.Namespace) -> None:
+def parts() -> dict[str, Any]:
+    """(images, kernel, gradient by the output) -> what a part of a step makes of them, by name."""
     import jax
     import jax.numpy as jnp
 
@@ -77,7 +77,7 @@ def main(args: argparse.Namespace) -> None:
         var = jnp.square(x).mean((0, 1, 2)) - jnp.square(mean)
         return jax.nn.relu((x - mean) * jax.lax.rsqrt(var + 1e-5))
 
-    parts = {
+    return {
         "convolution": lambda x, k, g: conv(x, k),
         "by the input": lambda x, k, g: jax.vjp(lambda x: conv(x, k), x)[1](g),
         "by the kernel": lambda x, k, g: jax.vjp(lambda k: conv(x, k), k)[1](g),
@@ -89,6 +89,12 @@ def main(args: argparse.Namespace) -> None:
         "normalisation": lambda x, k, g: norm(x, k),
         "its gradient": lambda x, k, g: jax.vjp(lambda x: norm(x, k), x)[1](g),
     }
+
+
+@owning_out
+def main(args: argparse.Namespace) -> None:
+    import jax
+
     rows = []
     for channels, side in STAGES:
         keys = jax.random.split(jax.random.key(0), 3)
@@ -96,7 +102,7 @@ def main(args: argparse.Namespace) -> None:
         x, g = (jax.random.normal(key, shape) for key in keys[:2])
         kernel = jax.random.normal(keys[2], (3, 3, channels, channels))
         flops = 2 * args.batch_size * side * side * 9 * channels * channels
-        for name, part in parts.items():
+        for name, part in parts().items():
             call, seconds = jax.jit(part), []
             for _ in range(args.rounds + 1):
                 began = time.perf_counter()

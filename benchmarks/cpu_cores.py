@@ -98,6 +98,11 @@ def torch_steps(blocks: int, batch: int, rho: float = 0.05) -> dict[str, Any]:
     def gradients(loss: Any, again: bool = False) -> Any:
         return torch.autograd.grad(loss, params, retain_graph=again)
 
+    def move(by: Any) -> None:
+        with torch.no_grad():
+            for p, e in zip(params, by, strict=True):
+                p.add_(e)
+
     def descend(grads: Any) -> None:
         for p, g in zip(params, grads, strict=True):
             p.grad = g
@@ -111,13 +116,9 @@ def torch_steps(blocks: int, batch: int, rho: float = 0.05) -> dict[str, Any]:
         head = gradients(found[~tail].sum() / batch, again=True)
         d = gradients(found[tail].sum() / batch)
         scale = rho / torch.sqrt(sum((g**2).sum() for g in d))
-        with torch.no_grad():
-            for p, g in zip(params, d, strict=True):
-                p.add_(scale * g)
+        move([scale * g for g in d])
         moved = gradients(losses()[tail].sum() / batch)
-        with torch.no_grad():
-            for p, g in zip(params, d, strict=True):
-                p.sub_(scale * g)
+        move([-scale * g for g in d])
         descend([a + b for a, b in zip(head, moved, strict=True)])
 
     return {"sgd": sgd, "imbsam": imbsam}

@@ -19,7 +19,9 @@ def test_a_part_is_timed_without_its_first_call(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(conv_profile, "STAGES", ((2, 4),))
     flags = ["--batch-size", "2", "--rounds", "3", "--out", str(tmp_path)]
     conv_profile.main(conv_profile.arguments().parse_args(flags))
-    rows = json.loads((tmp_path / "conv_profile.json").read_text())["rows"]
+    held = json.loads((tmp_path / "conv_profile.json").read_text())
+    assert held["batch_size"] == 2 and {"command", "device", "versions"} <= set(held)
+    rows = held["rows"]
     assert {(row["channels"], row["side"], row["ms"]) for row in rows} == {(2, 4, 4.0)}
     one = pytest.approx(2304 / 0.004 / 1e9)
     assert {row["part"]: row["gflops_per_second"] for row in rows} == {
@@ -31,3 +33,41 @@ def test_a_part_is_timed_without_its_first_call(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "2 channels, 4 pixels: convolution      4.00 ms    0.0 GFLOP/s"
     assert said[-1] == "2 channels, 4 pixels: its gradient     4.00 ms"
+
+
+@pytest.mark.allow_rank_promotion
+def test_the_ways_to_a_gradient_are_one():
+    """By sums over pixels and windows, written out; a branch has both gradients at once."""
+    draw = np.random.default_rng(0)
+    x, g = draw.normal(size=(2, 2, 3, 3, 2))
+    kernel = draw.normal(size=(3, 3, 2, 2))
+    parts = conv_profile.parts()
+    every = jax.jit(lambda *given: {name: part(*given) for name, part in parts.items()})
+    found = every(*(jax.numpy.float32(value) for value in (x, kernel, g)))
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    out, by_input, by_kernel = np.zeros_like(g), np.zeros_like(padded), np.zeros_like(kernel)
+    for i, j in itertools.product(range(3), range(3)):
+        window = (slice(None), slice(i, i + 3), slice(j, j + 3))
+        out += padded[window] @ kernel[i, j]
+        by_input[window] += g @ kernel[i, j].T
+        by_kernel[i, j] = np.einsum("nhwc,nhwd->cd", padded[window], g)
+    by_input = by_input[:, 1:-1, 1:-1]
+    for name in ("by the kernel", "nine products", "one product"):
+        np.testing.assert_allclose(found[name], by_kernel, atol=1e-4, err_msg=name)
+    for name in ("both", "branch, JAX's", "branch, ours"):
+        np.testing.assert_allclose(found[name][0], by_input, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(found[name][1], by_kernel, atol=1e-4, err_msg=name)
+    np.testing.assert_allclose(found["convolution"], out, atol=1e-4)
+    np.testing.assert_allclose(found["by the input"], by_input, atol=1e-4)
+    axes = (0, 1, 2)
+    inverse = 1 / np.sqrt(x.var(axis=axes) + 1e-5)
+    normed = (x - x.mean(axis=axes)) * inverse
+    np.testing.assert_allclose(found["normalisation"], np.maximum(normed, 0), atol=1e-4)
+    d = g * (normed > 0)
+    want = inverse * (d - d.mean(axis=axes) - normed * (d * normed).mean(axis=axes))
+    np.testing.assert_allclose(found["its gradient"], want, atol=1e-4)
+
+
+def test_stages_are_those_of_resnet_32():
+    """He et al. (2016), 4.2: 16, 32 and 64 filters on maps of 32, 16 and 8 pixels."""
+    assert tuple((16 * 2**k, 32 // 2**k) for k in range(3)) == conv_profile.STAGES

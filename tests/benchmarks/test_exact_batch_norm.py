@@ -38,8 +38,9 @@ def test_the_ways_are_one_gradient_but_where_statistics_are_held():
     head = gradient(w, 0.2 - tail)
     given = {"w": jnp.float32(w)}, {"mean": jnp.ones(4)}, jnp.float32(x), jnp.array(y)
     ways = exact_batch_norm.ways(Centred(), 2)
-    for name in ("sgd", "exact", "stopped"):
-        found, new = jax.jit(ways[name])(*given)
+    assert list(ways) == ["sgd", "exact", "batched", "stopped", "remat"]
+    every = jax.jit(lambda *given: {name: way(*given) for name, way in ways.items()})(*given)
+    for name, (found, new) in every.items():
         want = gradient(w, np.full(5, 0.2)) if name == "sgd" else head + gradient(
             point, tail, held=name == "stopped"
         )  # fmt: skip

@@ -205,9 +205,9 @@ def test_passes_of_the_released_code():
     the whole: four steps' worth in its first stage; CC-SAM: of the classifier alone.
     """
     of_both = round((2 + 2 * 3) / 3, 2)
-    assert step_cost.RELEASED == {
+    assert {
         "sgd": 1, "sam": 2, "imbsam": of_both, "focal_sam": of_both, "sse_sam": 4, "cc_sam": 1,
-    }  # fmt: skip
+    } == step_cost.RELEASED  # fmt: skip
 
 
 def test_noise_has_the_counts_and_the_shape_of_a_data_set():
