@@ -84,8 +84,9 @@ def row(name: str, adapter: str, classes: int, batch_size: int) -> dict[str, Any
     from experiments.models.clip import SIZES
     from experiments.run.cost import flops
     from experiments.run.one import count
+    from experiments.run.parts import optimizer_of
+    from experiments.run.settings import Settings
     from experiments.step.objectives import Objective
-    from experiments.step.optimizer import optimizer
     from experiments.step.passing import Passing
     from experiments.step.state import create_state
     from experiments.step.step import Inputs, Rows, make_step
@@ -95,16 +96,16 @@ def row(name: str, adapter: str, classes: int, batch_size: int) -> dict[str, Any
     model = create_model(name, classes, classifier="cosine", adapter=adapter)
     side = SIZES[name].image
     one = jnp.zeros((1, side, side, 3))
-    tx = optimizer(lambda _: 0.01, 0.9, 5e-4)
+    settings = Settings()
+    tx = optimizer_of(lambda _: settings.lr, settings, steps_per_epoch=1)
     state = jax.eval_shape(
         lambda key: create_state(model, tx, one, key, ADAPTERS[adapter].trained), jax.random.key(0)
     )
     images = jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.float32)
     labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
-    objective = Objective(logit_adjusted([1] * classes), classes)
-
-    counts, eta = np.where(np.arange(classes) < classes // 2, 2, 1), 1  # as good as any
+    counts, eta = np.arange(1, classes + 1), 1  # as good as any
     tail = tail_classes(counts, eta)
+    objective = Objective(logit_adjusted(counts), classes)
     # Of every batch as many: the program has one buffer of each size, and no branch to count.
     buffers = stratified_buffers(tail, (batch_size - tail_rows(batch_size), tail_rows(batch_size)))
     own_rows = Passing("independent", room=lambda _: buffers)

@@ -109,7 +109,6 @@ def measure(model: str, args: argparse.Namespace, dataset: Any) -> dict[str, Any
             steps_per_call=args.steps_per_call,
         )
     )  # fmt: skip
-    settings.check()
     devices = settings.devices
     if args.seeds % devices:
         raise RunError(f"{args.seeds} seeds cannot be divided among {devices} devices")

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import accelerator, accelerator_steps, peak, step_cost
 from benchmarks.accelerator_steps import Cell, Timing
-from experiments import evaluate
+from experiments import cifar_lt, evaluate
 from experiments.data import save_npz
 from experiments.host.errors import RunError, Stopped
 from experiments.models import create_model
@@ -732,3 +732,256 @@ def test_no_rule_at_all_of_no_cell_is_refused(small):
     empty = small._replace(rules=())
     with pytest.raises(RunError, match="no cell has any"):
         accelerator_steps.chosen([empty], None, ["sam"])
+
+
+# ---- runs, by stand-ins for their training -------------------------------------------------------
+
+
+def test_runs_are_of_the_papers_settings():
+    """ImbSAM (Zhou et al.): rho 0.05, eta 100; twice that for the tail in imbsam_x2; what is not
+    named is as in cifar_lt, CC-SAM's noise ratio as in every benchmark.
+    """
+    of_imbsam = {"rho": 0.05, "eta": 100}
+    assert {
+        "sgd": ("sgd", {}), "sam": ("sam", {"rho": 0.05}),
+        "imbsam": ("imbsam", {**of_imbsam, "tail_scale": 1.0}),
+        "imbsam_x2": ("imbsam", {**of_imbsam, "tail_scale": 2.0}),
+        "focal_sam": ("focal_sam", {}), "sse_sam": ("sse_sam", {"eta": 100}),
+        "cc_sam": ("cc_sam", {"noise_ratio": 1e-6}), "gsa": ("gsa", {}),
+    } == accelerator.METHODS  # fmt: skip
+    args = accelerator.parsed(["--out", "x", "--quick"])
+    small = (args.models, args.methods, args.weight_decays, args.epochs, args.batch_size, args.eta)
+    assert small == (["mlp"], ["imbsam"], [5e-3], 2, 20, 20) and args.rounds == 3
+
+
+@pytest.fixture
+def begun(monkeypatch):
+    """What `main` hands on to the parts; none is done."""
+    seen = []
+    monkeypatch.setattr(accelerator, "time", types.SimpleNamespace(monotonic=lambda: 1000.0))
+    monkeypatch.setattr(accelerator.cli, "use_compilation_cache", lambda: seen.append("cache"))
+    monkeypatch.setattr(peak, "run", lambda out, quick: seen.append(("peak", out, quick)))
+    monkeypatch.setattr(
+        accelerator_steps, "count", lambda out, cells: seen.append(("flops", out, len(cells)))
+    )
+    monkeypatch.setattr(accelerator_steps, "run", lambda *given: seen.append(("steps", *given)))
+    monkeypatch.setattr(accelerator, "train", lambda args, until: seen.append(("runs", until)))
+
+    def start(*flags):
+        seen.clear()
+        accelerator.main(accelerator.parsed([*map(str, flags)]))
+        assert seen[0] == "cache"
+        return seen[1:]
+
+    return start
+
+
+def test_the_parts_in_their_order(begun, tmp_path, capsys):
+    (tmp_path / "steps.md").write_text("a table")
+    quick = ["--quick", "--out", tmp_path, "--minutes", 2]
+    first, steps, runs = begun(*quick)
+    assert first == ("peak", tmp_path, True) and runs == ("runs", 1000 + 2 * 60)
+    assert [cell.name for cell in steps[2]] == [
+        "resnet8 b16",
+        "resnet14_bottleneck b8 40px bfloat16",
+    ]
+    assert (steps[1], *steps[3:]) == (tmp_path, 0, Timing(3, {}, None), 2, 1000.0)
+    assert capsys.readouterr().out == "a table\n"
+    assert begun(*quick[:-2], "--parts", "flops") == [("flops", tmp_path, 2)]
+    assert capsys.readouterr().out == ""
+    file = tmp_path / "flops.json"
+    file.write_text('{"a": {"sgd": 3}}')
+    ((_, _, cells, *_, timing, _, _),) = begun(
+        "--out", tmp_path, "--parts", "steps", "--cells", "resnet32 b64", "--time-after", "go"
+    )
+    assert [cell.name for cell in cells] == ["resnet32 b64"]
+    assert (timing.rounds, timing.flops, str(timing.after)) == (12, {"a": {"sgd": 3}}, "go")
+    file.rename(tmp_path / "other.json")
+    ((_, _, cells, *_, timing, _, _),) = begun(
+        "--out", tmp_path, "--parts", "steps", "--modes", "independent", "dependent",
+        "--flops", tmp_path / "other.json",
+    )  # fmt: skip
+    assert [cell.model for cell in cells[:3]] == ["resnet32_gn", "vit_ti4", "resnet32"]
+    assert timing.flops == {"a": {"sgd": 3}}
+    with pytest.raises(RunError, match=r"none\.json"):  # what is named must be there
+        begun("--out", tmp_path, "--parts", "steps", "--flops", tmp_path / "none.json")
+    assert begun("--out", tmp_path, "--parts", "peak") == [("peak", tmp_path, False)]
+    assert begun("--out", tmp_path, "--parts", "runs", "--data", "x") == [("runs", 1000 + 9 * 60)]
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Runs that are over at once; what they were given."""
+    from experiments.run import fit
+
+    given = {"runs": [], "late": False}
+
+    def report(out, settings, seed, description):
+        ends = dict.fromkeys(("many", "medium", "few", "all"), 12.34) | {"few": None}
+        return {**description, "seed": seed, **ends, "seconds_train": 61.2, "seconds_compile": 7.6}
+
+    def alone(dataset, model, method, loss, settings, out, **how):
+        if given["late"]:
+            raise Stopped("out of time", 75)
+        given["runs"].append((dataset, model, method, loss, settings, {settings.seed: out}, how))
+        return report(out, settings, settings.seed, how["description"])
+
+    def together(dataset, model, method, loss, settings, outs, **how):
+        given["runs"].append((dataset, model, method, loss, settings, outs, how))
+        return [report(out, settings, seed, how["description"]) for seed, out in outs.items()]
+
+    monkeypatch.setattr(fit, "fit", alone)
+    monkeypatch.setattr(fit, "fit_together", together)
+    monkeypatch.setattr(
+        accelerator, "_hits", lambda data, model, settings, outs: {s: {"hits": s} for s in outs}
+    )
+    ticks = iter(range(100, 10**6, 100))
+    monkeypatch.setattr(
+        accelerator, "time",
+        types.SimpleNamespace(perf_counter=lambda: next(ticks) / 7, monotonic=lambda: 0.0),
+    )  # fmt: skip
+    return given
+
+
+def train(out, *flags):
+    words = ["--quick", "--parts", "runs", "--models", "mlp", "--methods", *flags]
+    args = accelerator.parsed([*words, "--out", str(out), "--work", str(out / "work")])
+    accelerator.train(args, 77.0)
+    return {one["job"]: one for one in json.loads((out / "runs.json").read_text())}
+
+
+def test_a_run_has_what_its_flags_say(trained, tmp_path, capsys):
+    flags = ["sse_sam", "--losses", "ldam", "--weight-decays", "0.125", "--lr", "0.5", "--epochs"]
+    flags += ["4", "--schedule", "cosine", "--precision", "bfloat16", "--steps-per-call", "3"]
+    found = train(tmp_path, *flags, "--eval-every", "2", "--quiet", "--seeds", "5")
+    ((data, model, _, _, settings, outs, how),) = trained["runs"]
+    (name,) = found
+    assert name == "mlp_b20_lr0.5_cosine_wd0.125_ldam_sse_sam_eta20_bfloat16_e4_s5"
+    assert outs == {5: tmp_path / "work" / name} and model == "mlp"
+    assert data.class_counts().tolist() == [60, 33, 18, 10, 6]  # 60 10^(-k / 4)
+    assert how == {
+        "description": how["description"], "resume": True, "deadline": 77.0, "quiet": True,
+        "measure": True, "draw": accelerator_plots(),
+    }  # fmt: skip
+    about = how["description"]
+    assert about["experiment"] == "accelerator" and about["rule"] == "sse_sam"
+    # 127 images are seven batches of 20; it changes after 0.7 of four epochs, in whole ones.
+    assert about["rule_args"]["switch_step"] == 3 * 7
+    assert about["rule_args"]["eta"] == 20 and about["imbalance_factor"] == 10
+    told = {field: getattr(settings, field) for field in (
+        "epochs", "batch_size", "lr", "schedule", "weight_decay", "seed", "precision",
+        "steps_per_call", "eval_every", "classifier",
+    )}  # fmt: skip
+    assert told == {
+        "epochs": 4, "batch_size": 20, "lr": 0.5, "schedule": "cosine", "weight_decay": 0.125,
+        "seed": 5, "precision": "bfloat16", "steps_per_call": 3, "eval_every": 2,
+        "classifier": "normalised",
+    }  # fmt: skip
+    assert (found[name]["seconds_whole"], found[name]["hits"]) == (14.286, 5)
+    assert capsys.readouterr().out.splitlines() == [
+        "0 runs are done, 1 to do, 9 minutes",
+        f"{name}: many 12.3 medium 12.3 few - all 12.3, 61 s and 8 s to compile, 14.3 s in all",
+        f"all 1 runs are in {tmp_path / 'runs.json'}",
+    ]  # fmt: skip
+    text = (tmp_path / "runs.json").read_text()
+    assert text.startswith('[\n {\n  "experiment"') and text.endswith("]\n")
+
+
+def accelerator_plots():
+    from experiments.reports import plots
+
+    return plots.run_folder
+
+
+def test_runs_that_are_done_are_not_done_again(trained, tmp_path, capsys):
+    """Of two seeds together both, or neither; a folder that was begun has no time of its own."""
+    first = train(tmp_path, "sgd", "--seeds", "0", "--no-cost")
+    assert trained["runs"][0][-1]["measure"] is False
+    earlier = tmp_path / "earlier.json"
+    (tmp_path / "runs.json").rename(earlier)
+    more = ["--done", str(earlier), "--seeds", "0", "1", "--no-cost"]
+    found = train(tmp_path, "sgd", *more)
+    assert len(trained["runs"]) == 2 and [one["seed"] for one in found.values()] == [0, 1]
+    assert first.items() <= found.items()
+    trained["runs"].clear()
+    assert train(tmp_path, "sgd", *more) == found and not trained["runs"]
+    capsys.readouterr()
+    names = [name.replace("_sgd_", "_sam_") for name in found]
+    (tmp_path / "work" / names[1]).mkdir(parents=True)
+    (tmp_path / "work" / names[1] / "config.json").write_text("{}")
+    found = train(tmp_path, "sgd", "sam", *more, "--together")
+    ((*_, settings, outs, _),) = trained["runs"]
+    assert [*outs] == [0, 1] and [folder.name for folder in outs.values()] == names
+    assert settings.seed == 0 and len(found) == 4
+    assert [found[name]["seconds_whole"] for name in names] == [None] * 2
+    assert [found[name]["hits"] for name in names] == [0, 1]
+    assert "2 runs are done, 2 to do, 9 minutes" in capsys.readouterr().out
+    trained["late"] = True
+    with pytest.raises(Stopped, match=r"4 runs are in .*; the same command goes on") as stopped:
+        train(tmp_path, "gsa", *more)
+    assert stopped.value.exit_code == 75
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1].endswith("_gsa_eta20_float32_e2_s0: out of time")
+
+
+def test_reports_of_another_kind_are_refused(tmp_path):
+    (tmp_path / "runs.json").write_text('[{"seed": 0}]')
+    with pytest.raises(RunError, match=r"runs\.json: it is no list of jobs' reports"):
+        accelerator.finished([tmp_path / "none.json", tmp_path / "runs.json"])
+
+
+def test_a_run_on_a_file_is_one_of_cifar_lt(trained, tmp_path):
+    """With its images' counts, and with eta from the method where no flag says it."""
+    file = tmp_path / "cache.npz"
+    save_npz(tiny_dataset(32, counts=(120, 20, 10, 5, 3)), file)
+    args = accelerator.parsed(
+        ["--out", str(tmp_path), "--data", str(file), "--methods", "imbsam", "--models", "mlp",
+         "--weight-decays", "0.5", "--work", str(tmp_path / "work")]
+    )  # fmt: skip
+    accelerator.train(args, 5.0)
+    ((data, *_, how),) = trained["runs"]
+    about = how["description"]
+    assert about["experiment"] == "cifar_lt" and about["rule_args"]["eta"] == 100
+    assert data.class_counts()[0] == 120
+    assert cifar_lt.describe(args, data).items() <= about.items()
+    assert how["measure"] is True and how["quiet"] is False
+
+
+def test_hits_are_of_the_last_checkpoint(monkeypatch, tmp_path):
+    """In training and in testing; where there is none, nothing is said."""
+    from experiments.run import checkpoints
+    from experiments.run import parts as of_runs
+
+    closed = []
+
+    class Kept:
+        def __init__(self, folder, *, config, reading):
+            assert folder.name == "checkpoints" and config == {"seed": folder.parent.name}
+            assert reading is True
+            self.folder = folder
+
+        def restore(self, initial):
+            assert initial == "initial"
+            return None if self.folder.parent.name == "b" else ("state", 7)
+
+        def close(self):
+            closed.append(self.folder.parent.name)
+
+    def hits(state, part, stop):
+        return types.SimpleNamespace(correct=np.array([len(state), len(part)]))
+
+    evaluator = types.SimpleNamespace(put_state=lambda state: f"{state} there", hits=hits)
+    monkeypatch.setattr(checkpoints, "Checkpoints", Kept)
+    monkeypatch.setattr(
+        of_runs, "Parts",
+        lambda *given: types.SimpleNamespace(initial="initial", evaluator=evaluator),
+    )  # fmt: skip
+    outs = {}
+    for seed, name in enumerate("ab"):
+        outs[seed] = tmp_path / name
+        outs[seed].mkdir()
+        (outs[seed] / "config.json").write_text(json.dumps({"seed": name}))
+    assert accelerator._hits(None, "mlp", None, outs) == {
+        0: {"train_correct": [11, 5], "test_correct": [11, 4]}, 1: {}
+    }  # fmt: skip
+    assert closed == ["a", "b"]
