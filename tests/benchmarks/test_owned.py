@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import types
 
 import jax
 import pytest
@@ -85,3 +86,19 @@ def test_ways_with_batch_normalisation_need_a_model_with_it(capsys):
         with pytest.raises(SystemExit):
             exact_batch_norm.arguments().parse_args(["--model", model, "--out", "x"])
         assert f"argument --model: invalid choice: '{model}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_as_a_command_it_asks_for_its_out(name, refuse):
+    words = refuse(f"benchmarks.{name}", code=2)
+    assert words == "error: the following arguments are required: --out"
+
+
+def test_a_log_of_the_accelerator_is_written_line_by_line(refuse, monkeypatch):
+    """So that what is lent can be watched through a pipe."""
+    told = []
+    monkeypatch.setattr(
+        "sys.stdout", types.SimpleNamespace(reconfigure=lambda **how: told.append(how))
+    )
+    refuse("benchmarks.accelerator", code=2)
+    assert told == [{"line_buffering": True}]
