@@ -14,6 +14,8 @@ from experiments.reports import drawing
 # What is drawn beside the figures of analysis.json.
 SHOWN = "figures.json"
 PLOTS = ("groups", "densities", "surfaces", "epochs", "plane", "line")
+# Head and tail side by side, in inches; and dots an inch of what has many panels, or a fine one.
+_PAIR, _COARSE = (9, 3.8), 80
 
 
 def draw(out: Path) -> list[Path]:
@@ -76,7 +78,7 @@ def surfaces(path: Path, axis: np.ndarray, found: dict[str, np.ndarray]) -> Figu
             if column == 0:
                 ax.set_ylabel(f"loss of the {group}")
     figure.colorbar(drawn, ax=axes, label="mean loss", format="%.2g")
-    return drawing.save(figure, path, dpi=80)
+    return drawing.save(figure, path, dpi=_COARSE)
 
 
 def plane(path: Path, names: list[str], found: dict[str, Any]) -> Figure:
@@ -95,12 +97,12 @@ def plane(path: Path, names: list[str], found: dict[str, Any]) -> Figure:
             ax.annotate(name.split(",")[0], (x, y), (6, 6), textcoords="offset points")
         ax.set_title(f"loss of the {title}")
     figure.colorbar(drawn, ax=axes, label="mean loss", format="%.2g")
-    return drawing.save(figure, path, dpi=80)
+    return drawing.save(figure, path, dpi=_COARSE)
 
 
 def line_between(path: Path, names: list[str], found: dict[str, Any]) -> Figure:
     """Losses of head and tail on the lines from the first model to each of the others."""
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    figure = Figure(figsize=_PAIR, layout="constrained")
     axes = figure.subplots(1, 2)
     styles = drawing.styles(names[1:])
     for side, (ax, title) in enumerate(zip(axes, ("head", "tail"), strict=True)):
@@ -130,12 +132,12 @@ def densities(path: Path, found: dict[str, dict[str, tuple[np.ndarray, np.ndarra
         ax.set_title(f"density of the Hessian of the {group}'s mean loss", fontsize="small")
     for ax in axes[-1]:
         ax.set_xlabel("eigenvalue")
-    return drawing.save(figure, path, dpi=80)
+    return drawing.save(figure, path, dpi=_COARSE)
 
 
 def over_epochs(path: Path, summary: list[dict[str, Any]], measure: str = "trace") -> Figure:
     """A measure of head and tail over the epochs whose checkpoints were kept."""
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    figure = Figure(figsize=_PAIR, layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     names = list(dict.fromkeys(line["name"] for line in summary))
     styles = drawing.styles(names)
@@ -160,7 +162,7 @@ def bars(path: Path, summary: list[dict[str, Any]], measures: tuple[str, ...]) -
     """Head and tail of each line side by side, mean and two standard errors over seeds."""
     last = {line["name"]: line for line in summary}
     figure = Figure(figsize=(4.2 * len(measures), 0.34 * len(last) + 2), layout="constrained")
-    axes = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
+    axes = figure.subplots(1, len(measures), sharey=True)
     places = np.arange(len(last))[::-1]
     for ax, measure in zip(axes, measures, strict=True):
         for group, shift, colour in (("head", 0.18, "#56B4E9"), ("tail", -0.18, "#D55E00")):

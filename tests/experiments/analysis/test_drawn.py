@@ -163,3 +163,132 @@ def test_each_picture_that_there_are_figures_for(shown, names, epochs, tmp_path,
     assert made == list(drawn) == [tmp_path / f"{of}.png" for of in order if of in wanted]
     assert {path.stem for path in made} <= set(figures.PLOTS)
     assert drawn[tmp_path / "groups.png"] == (lines, ("trace", "largest", "sam", "train_loss"))
+
+
+# ---- how they look ------------------------------------------------------------------------------
+
+
+def joined(figure, along):
+    """Of which panels the scales are one: as many sets of them as there are scales."""
+    panels = [axis for axis in figure.axes if axis.get_label() != "<colorbar>"]
+    groups = {frozenset(getattr(axis, f"get_shared_{along}_axes")().get_siblings(axis))
+              for axis in panels}  # fmt: skip
+    return len(panels), len(groups)
+
+
+@pytest.fixture
+def dots(monkeypatch):
+    """The dots an inch that are asked of each file; 120 where none are."""
+    from experiments.reports import drawing
+
+    asked, save = [], drawing.save
+
+    def noted(figure, path, dpi=120):
+        asked.append(dpi)
+        return save(figure, path)
+
+    monkeypatch.setattr(drawing, "save", noted)
+    return asked
+
+
+ONE = np.arange(1.0, 19).reshape(3, 3, 2)
+THREE = np.array([-1.0, 0, 1])
+
+
+def test_surfaces_are_smaller_where_there_are_many(dots):
+    """Panels of 2.6 inches, of 1.7 from seven lines on; a file of them takes 80 dots an inch."""
+    for lines, width in ((1, 2.6), (6, 2.6), (7, 1.7)):
+        figure = figures.surfaces("x", THREE, {f"rule {k} a, b": ONE for k in range(lines)})
+        size = (lines * width + 1.2, 2 * width + 0.6)
+        np.testing.assert_allclose(figure.get_size_inches(), size)
+        assert joined(figure, "x") == joined(figure, "y") == (2 * lines, 1)
+        first, *_, scale = figure.axes
+        assert scale.get_ylabel() == "mean loss" and first.lines[0].get_color() == "red"
+        assert first.lines[0].get_xydata().tolist() == [[0, 0]]
+        assert first.collections[0].norm.__class__.__name__ == "LogNorm"
+        assert first.title.get_fontsize() == pytest.approx(10 * 0.694)  # x-small
+    assert dots == [80] * 3
+
+
+def test_surfaces_reach_down_to_a_ten_thousandth(monkeypatch):
+    given = contoured(monkeypatch)
+    wide = 10.0 ** np.linspace(-9, 1, 18).reshape(3, 3, 2)
+    figures.surfaces("x", THREE, {"a": wide})
+    top = np.quantile(wide, 0.9)
+    np.testing.assert_allclose(given[0][3], np.geomspace(top * 1e-4, top, LEVELS))
+    np.testing.assert_allclose(given[0][2], np.clip(wide[..., 0], top * 1e-4, top).T)
+    given.clear()
+    figures.surfaces("x", THREE, {"a": np.full((3, 3, 2), 3.0)})  # of one height
+    np.testing.assert_allclose(given[0][3], np.geomspace(3, 6, LEVELS))
+
+
+def test_a_plane_is_of_one_scale(dots, monkeypatch):
+    given = contoured(monkeypatch)
+    found = {"losses": ONE.tolist(), "axes": [THREE, THREE], "models": [[0, 0], [1, 0], [0, 1]]}
+    names = ["sgd", "sam rho=1, ce", "gsa, ce"]
+    figure = figures.plane("x", names, found)
+    assert figure.get_size_inches().tolist() == [10, 4.2] and dots == [80]
+    assert joined(figure, "x") == joined(figure, "y") == (2, 1)
+    head, _, scale = figure.axes
+    assert scale.get_ylabel() == "mean loss"
+    assert head.collections[0].norm.__class__.__name__ == "LogNorm"
+    for mark, colour in zip(head.lines, ("#0072B2", "#D55E00", "#009E73"), strict=True):
+        assert (mark.get_color(), mark.get_linestyle()) == (colour, "None")
+        assert mark.get_markeredgecolor() == "white"
+    assert [(text.xyann, text.anncoords) for text in head.texts] == [((6, 6), "offset points")] * 3
+    given.clear()
+    flat = {**found, "losses": np.full((3, 3, 2), 3.0).tolist()}
+    figures.plane("x", names, flat)
+    np.testing.assert_allclose(given[0][3], np.geomspace(3, 6, LEVELS))
+    given.clear()
+    figures.plane("x", names, {**found, "losses": np.zeros((3, 3, 2)).tolist()})
+    np.testing.assert_allclose(given[0][3], np.geomspace(1e-6, 2e-6, LEVELS))
+
+
+def test_ways_are_named_by_their_ends(dots):
+    found = {"t": [0, 1], "to": {"b": [[1, 4], [2, 5]], "c": [[7, 1], [8, 2]]}}
+    figure = figures.line_between("x", ["a", "b", "c"], found)
+    assert figure.get_size_inches().tolist() == [9, 3.8] and dots == [120]
+    assert [axis.get_title() for axis in figure.axes] == ["head", "tail"]
+    assert [axis.get_ylabel() for axis in figure.axes] == ["mean loss", ""]
+    assert {axis.get_xlabel() for axis in figure.axes} == {"from a (0) to another (1)"}
+    # The first style is of the first line that is drawn.
+    assert [of.get_color() for of in figure.axes[0].lines] == ["#0072B2", "#D55E00"]
+
+
+def test_densities_are_a_row_a_line(dots):
+    grid = np.array([-1.0, 2])
+    for lines in (1, 3):
+        found = {f"line {k}": {"head": (grid, grid + 2), "tail": (grid, grid + 2)}
+                 for k in range(lines)}  # fmt: skip
+        figure = figures.densities("x", found)
+        np.testing.assert_allclose(figure.get_size_inches(), (10, 0.8 * lines + 1))
+        assert joined(figure, "y") == (2 * lines, 1) and joined(figure, "x") == (2 * lines, 2)
+        first = figure.axes[0]
+        (name,), (area,) = first.texts, first.collections
+        assert name.get_position() == (0.98, 0.8) and name.get_transform() == first.transAxes
+        assert name.get_horizontalalignment() == "right"
+        assert name.get_fontsize() == pytest.approx(10 * 0.694)  # x-small
+        assert first.title.get_fontsize() == pytest.approx(10 * 0.833)  # small
+        assert area.get_linewidth() == 0
+        np.testing.assert_allclose(area.get_facecolor()[0][:3], (0, 0x72 / 255, 0xB2 / 255))
+    assert dots == [80] * 2
+    titles = [axis.get_title() for axis in figure.axes]
+    assert [bool(title) for title in titles] == [True] * 2 + [False] * 4
+
+
+def test_epochs_and_groups_have_their_names_and_sizes(dots):
+    figure = figures.over_epochs("x", LINES)
+    assert figure.get_size_inches().tolist() == [9, 3.8] and joined(figure, "y") == (2, 1)
+    assert [axis.get_title() for axis in figure.axes] == ["head", "tail"]
+    assert [axis.get_ylabel() for axis in figure.axes] == ["trace of the Hessian", ""]
+    assert {axis.get_xlabel() for axis in figure.axes} == {"epoch"}
+    figure = figures.bars("x", LINES, ("trace", "largest"))  # two lines
+    np.testing.assert_allclose(figure.get_size_inches(), (2 * 4.2, 2 * 0.34 + 2))
+    assert joined(figure, "y") == (2, 1) and dots == [120, 120]
+    trace, _ = figure.axes
+    assert {round(bar.get_height(), 9) for bar in trace.patches} == {0.34}
+    colours = [bar.get_facecolor()[:3] for bar in trace.patches[::2]]
+    np.testing.assert_allclose(np.array(colours) * 255, [[0x56, 0xB4, 0xE9], [0xD5, 0x5E, 0]])
+    assert trace.get_yticklabels()[0].get_fontsize() == pytest.approx(10 * 0.833)  # small
+    assert trace.get_yticks().tolist() == [1, 0]
