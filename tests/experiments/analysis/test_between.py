@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.analysis.between import Between
+from experiments.analysis.between import Between, barriers, of_lines
 from experiments.analysis.measure import Measure
 from experiments.analysis.subjects import groups_of
 from experiments.host.errors import RunError
@@ -63,26 +63,83 @@ def test_lines_and_planes_between_models(statistics: Any) -> None:
     corner = jax.tree.map(lambda p, u, v: p + x * u + y * v, a, *plane.directions)
     np.testing.assert_allclose(found["plane"]["losses"][0][0][1], loss(corner, TAIL), rtol=1e-4)
     np.testing.assert_allclose(found["plane"]["models"], plane.models, rtol=1e-5)
+    assert list(found["line"]["to"]) == ["b", "c"]
+    # A fifth of their extent beyond the models to each side.
+    for k, axis in enumerate(found["plane"]["axes"]):
+        low, high = (float(of(plane.models[:, k])) for of in (np.min, np.max))
+        room = 0.2 * (high - low)
+        assert axis == pytest.approx([low - room, (low + high) / 2, high + room], abs=1e-6)
+    # Nine points and two lines of three; twice, where statistics are taken anew.
+    ways = Between(measures, asked)
+    assert ways.passes() == pytest.approx(0.2 * (9 + 6) * (1 if statistics is None else 2))
+    item = ways.item()
+    assert (item.name, item.passes, item.products) == ("between", ways.passes(), 0)
+    assert item.more == [3, 3, ["a", "b", "c"], 0]
 
 
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"between": ["a", "x"]}, "'x' is none of the lines: a; b; other seed; other rows"),
+        (
+            {"between": ["a", "x"]},
+            "'x' is none of the lines: a; b; other seed; other rows; other shape",
+        ),
         ({"between": ["a", "b"], "plane": 3}, "three models, and there are 2"),
         ({"between": ["a"], "plane": 0}, "there is only one"),
         ({"between": ["a", "other seed"], "plane": 0}, "have none"),
         ({"between": ["a", "other rows"], "plane": 0}, "of models of the same training rows"),
+        ({"between": ["a", "other shape"], "plane": 0}, "are of models of one shape"),
     ],
 )
 def test_what_nothing_can_be_drawn_between(asked: Any, said: str) -> None:
     one = subject(1)
     groups = groups_of(one, ETA, per_class=False)
     rows = one.train._replace(images=one.train.images + 1)
+    wide = np.ones((1, 4, 5), np.float32)
     subjects = {
         "a": one, "b": one, "other seed": one._replace(seeds=[7]),
         "other rows": one._replace(train=rows),
+        "other shape": one._replace(variables={**one.variables, "params": {"w": wide}}),
     }  # fmt: skip
     measures = {name: Measure(x, groups, how(), jax.devices()[:1]) for name, x in subjects.items()}
     with pytest.raises(RunError, match=said):
         Between(measures, Namespace(**{"plane": 0, "line": 3, **asked}))
+
+
+def test_which_models_ways_go_between() -> None:
+    """Of all that there are; a plane through the first three; of the first seed that all have."""
+    one = subject(2)
+    images = np.repeat(one.train.images[:1], 2, axis=0)
+    one = one._replace(train=one.train._replace(images=images))
+    groups = groups_of(one, ETA, per_class=False)
+    measures = {
+        name: Measure(one._replace(seeds=seeds), groups, how(), jax.devices()[:1])
+        for name, seeds in (("a", [5, 3]), ("b", [3, 5]), ("c", [5, 4]), ("d", [5, 6]))
+    }
+    line = Between(measures, Namespace(plane=0, line=5, between=None))
+    assert (line.names, line.seed) == (["a", "b", "c", "d"], 5)
+    assert line.passes() == pytest.approx(0.2 * 5 * 3)
+    plane = Between(measures, Namespace(plane=4, line=0, between=None))
+    assert plane.names == ["a", "b", "c"] and plane.passes() == pytest.approx(0.2 * 16)
+    pair = Between(measures, Namespace(plane=0, line=2, between=["b", "a"]))
+    assert (pair.names, pair.seed) == (["b", "a"], 3)
+    # Seed 3 is the first of b, and the second of a.
+    first, second = (part.subject.variables["params"]["w"][0] for part in pair._alone)
+    np.testing.assert_array_equal(first, one.variables["params"]["w"][0])
+    np.testing.assert_array_equal(second, one.variables["params"]["w"][1])
+    works = {name: Namespace(measure=measure) for name, measure in measures.items()}
+    assert of_lines(works, Namespace(plane=0, line=0)) is None
+    for asked in ({"plane": 0, "line": 3}, {"plane": 3, "line": 0}):
+        found = of_lines(works, Namespace(between=["a", "b", "c"], **asked))
+        assert found is not None and found.names == ["a", "b", "c"]
+
+
+def test_a_barrier_is_over_the_straight_line_between_the_ends() -> None:
+    """What lies beyond the ends is none; nor is a valley; ends are interpolated."""
+    t = [-0.5, 0.0, 0.25, 0.5, 1.0, 1.5]
+    head, tail = [9.0, 1.0, 4.0, 2.0, 3.0, 9.0], [0.0, 4.0, 2.0, 1.0, 2.0, 7.0]
+    found = {"line": {"t": t, "to": {"sam": np.transpose([head, tail]).tolist()}}}
+    assert barriers(found) == {"sam": {"head": 2.5, "tail": 0.0}}  # of 4 over 1.5
+    around = {"line": {"t": [-1.0, 0.5, 2.0], "to": {"b": [[1.0, 1.0], [0.0, 4.0], [1.0, 1.0]]}}}
+    heights = barriers(around)["b"]  # ends at a third of the way: 1/3 and 3
+    assert heights["head"] == 0 and heights["tail"] == pytest.approx(1)

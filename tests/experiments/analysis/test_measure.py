@@ -9,9 +9,10 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.analysis import measure as measuring
 from experiments.analysis import results
 from experiments.analysis.measure import Measure, _atoms
-from experiments.analysis.subjects import Subject, groups_of
+from experiments.analysis.subjects import Own, Rows, Subject, groups_of
 from made_subjects import COUNTS, ETA, SEEDS, how, mean_loss, subject
 
 
@@ -160,3 +161,52 @@ def test_one_seed_of_several_has_its_own_parameters_and_rows(seed: int) -> None:
     assert alone.seeds == [both.seeds[seed]]
     for cut, whole in ((alone.variables, both.variables), (alone.train, both.train)):
         jax.tree.map(np.testing.assert_array_equal, cut, jax.tree.map(lambda x: x[[seed]], whole))
+
+
+def test_seeds_of_one_subject_have_the_same_labels() -> None:
+    both = subject(2)
+    labels = both.train.labels.copy()
+    labels[1, 0] = 1
+    other = both._replace(train=both.train._replace(labels=labels))
+    groups = groups_of(both, ETA, per_class=False)
+    with pytest.raises(ValueError, match="must have the same labels"):
+        Measure(other, groups, how(), jax.devices()[:1])
+
+
+def test_what_the_rises_of_an_own_rule_cost() -> None:
+    """A gradient and a forward pass for each group, of classes together for all; and the levels."""
+    moved = {
+        by_class: Own(np.ones((2, 3, 4)), np.ones((2, 3)), None, by_class=by_class)
+        for by_class in (False, True)
+    }
+    for by_class, passes in ((False, 3 * 0.8 + 0.2), (True, 0.8 + 0.2)):
+        one = subject()._replace(own=moved[by_class])
+        groups = groups_of(one, ETA, per_class=False)
+        items = {x.name: x for x in Measure(one, groups, how(), jax.devices()[:1]).items()}
+        assert items["own"].passes == pytest.approx(passes) and items["own"].products == 0
+        assert items["own"].more == moved[by_class].key()
+
+
+def test_a_class_without_rows_has_no_part_in_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the last one, of which no image was looked at; of the third there is one row."""
+    one = subject(1)
+    rows = Rows(one.train.images[:, :16], one.train.labels[:, :16])
+    one = one._replace(train=rows)
+    groups = groups_of(one, ETA, per_class=False)
+    measure = Measure(one, groups, how(), jax.devices()[:1])
+    tables = dict(zip(groups, measure._tables(), strict=True))
+    np.testing.assert_allclose(tables["tail"], [0, 0, 16, 16])
+    atoms = _atoms(rows.labels[0], list(groups.values()))
+    assert sorted(atom.tolist() for atom in atoms)[0] == [False, False, True, False]
+
+    def program(of: Any, given: Any, alone: bool) -> Any:
+        return lambda moved, placed, tables: np.full(len(tables), float(moved[2][0]))
+
+    monkeypatch.setattr(measuring, "program", program)
+    radii = np.array([[1.0, 2.0, 3.0, 4.0]])
+    found = measure.own(Own(np.eye(4)[None], radii, None, by_class=True))["own"][0]
+    # By class its radius, weighed by the rows: 9, 6 and 1 of 16.
+    want = {"all": (9 + 12 + 3) / 16, "head": 21 / 15, "tail": 3}
+    assert {name: dict(zip(groups, found, strict=True))[name] for name in want} == pytest.approx(
+        want
+    )

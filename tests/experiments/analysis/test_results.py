@@ -235,3 +235,44 @@ def test_the_cells_of_the_tables() -> None:
     assert less[-1] == f"| {name} | 3 | tail | 2.5 ± 0.5 | - | 0 ± 0 | 60.5 ± 0 |"
     assert results.differences([sgd]) == ""
     assert results._cell({"mean": 1234.5, "error": None}) == "1.23e+03"
+
+
+# ---- at the edges -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("largest", "ratio"), [(0.0, None), (0.5, 4), (-1.0, None)])
+def test_a_saddle_has_a_largest_eigenvalue_over_nothing(largest: float, ratio: Any) -> None:
+    told = found() | {"ends of all": {"smallest": [-2.0] * 2, "largest": [largest] * 2}}
+    assert results.figures(subject(), GROUPS, told, 0)["all"]["ratio"] == ratio
+
+
+def test_measures_at_zero_explain_nothing_and_below_one_do() -> None:
+    records = [record("sgd", 0, trace=0.5, largest=0.0, test_accuracy=50.0)]
+    for k, rule in enumerate(("sam", "imbsam", "gsa"), start=1):
+        records.append(record(rule, 0, trace=0.5 / 2**k, largest=1.0 * k, test_accuracy=50.0 + k))
+    records.append(record("focal_sam", 0, trace=0.1, test_accuracy=None))
+    explained = results.explained(records)
+    assert explained["trace"]["lines"] == {"rho": pytest.approx(-1), "p": pytest.approx(0), "n": 3}
+    assert "largest" not in explained  # SGD's is 0
+    # Of ranks that are as they should be, or turned in one place.
+    turned = [record(rule, 0, trace=t, test_accuracy=50.0 + t) for rule, t in (
+        ("sam", 0.25), ("imbsam", 0.375), ("gsa", 1.0))]  # fmt: skip
+    assert results.explained([records[0], *turned])["trace"]["lines"]["rho"] == pytest.approx(1)
+
+
+def test_ratios_of_numbers_below_one() -> None:
+    one = results._log_ratio([(0.5, 2.0)])
+    assert one is not None and one["ratio"] == pytest.approx(0.25)
+    assert results._log_ratio([(None, None), (2.0, None)]) is None
+
+
+def test_a_setting_is_the_same_in_whatever_order_it_stands() -> None:
+    """And what differs stands in the order of the alphabet."""
+    one = {**record("sam", 0), "setting": {"lr": 1, "m": 2}, "rule_args": {"rho": 1, "eta": 2}}
+    other = {**record("sam", 1), "setting": {"m": 2, "lr": 1}, "rule_args": {"eta": 2, "rho": 1}}
+    (line,) = results.summarise([one, other])
+    assert line["seeds"] == [0, 1]
+    names = "gbfadceh"
+    both = [{**one, "setting": dict.fromkeys(names, value)} for value in (1, 2)]
+    told = [line["name"] for line in results.summarise(both)]
+    assert told[1] == f"{one['name']} ({', '.join(f'{name}=2' for name in sorted(names))})"

@@ -21,7 +21,7 @@ from experiments.command.candidates import SETTINGS
 from experiments.data.digits import load_digits_lt
 from experiments.host import sealed
 from experiments.host.errors import RunError
-from experiments.host.stopping import StopRequest
+from experiments.host.stopping import StopNow, StopRequest
 from experiments.models.resnet import BATCH_NORM_MOMENTUM
 from tiny import COUNTS, tiny_dataset
 
@@ -86,6 +86,25 @@ def test_the_first_stages_of_a_folder_of_digits(tmp_path: Path) -> None:
         runs.of_digits(out, CONFIG)
 
 
+def test_a_folder_of_one_line_and_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a setting asks for is part of it, and what it leaves alone is not."""
+    data = load_digits_lt(50, 3)
+    monkeypatch.setattr(runs, "load_digits_lt", lambda factor, seed: {(50, 3): data}[factor, seed])
+    config = {**CONFIG, "mixup": 0, "classifier": "normalised", "weight_decay_inside": True}
+    (tmp_path / "params").mkdir()
+    one = line("sam") | {"rule_args": {"rho": 0.5}, "seeds": [3]}
+    (tmp_path / "summary.json").write_text(json.dumps([one]))
+    about = {"config": config, "sha256": rows_sha256([data]), "line": one}
+    leaves = {"head/kernel": np.ones((1, 64, 10), np.float32)}
+    sealed.write(tmp_path / "params" / "0.npz", leaves, about)
+    (found,) = runs.of_digits(tmp_path, config)
+    asked = {name: found.description["setting"].get(name) for name in (
+        "mixup", "classifier", "weight_decay_inside")}  # fmt: skip
+    assert asked == {"mixup": None, "classifier": "normalised", "weight_decay_inside": True}
+    assert found.seeds == [3] and found.train.images.shape == (1, *data.train_images.shape)
+    assert found.own is not None and found.own.radii.tolist() == [[0.5]]
+
+
 def own(**config: Any) -> Any:
     """Of SAM whose radius changes after half of 12 steps, two epochs of six."""
     schedule = {"rule": "sam", "rule_args": {"rho": "late(0.1,0.3)"}, "ascent": {}, "stage2": None}
@@ -98,6 +117,12 @@ def test_a_rule_is_seen_as_it_was_in_an_epochs_last_step() -> None:
     assert [float(one.radii[0, 0]) for one in found] == pytest.approx([0.1, 0.1, 0.3])
     assert found[0].about == {"rule": "sam", "rule_args": {"rho": "late(0.1,0.3)"}, "ascent": {}}
     assert own()(2, stage2="crt") is None
+    # Of one step an epoch the second is the last of the first half.
+    one = [own(batch_size=78)(epoch) for epoch in (0, 1, 2)]
+    assert [float(x.radii[0, 0]) for x in one] == pytest.approx([0.1, 0.1, 0.3])
+    # 78 rows are seven batches of 12: the radius changes behind the seventh step.
+    seven = [own(batch_size=12)(epoch) for epoch in (1, 2)]
+    assert [float(x.radii[0, 0]) for x in seven] == pytest.approx([0.1, 0.3])
 
 
 def test_balanced_batches_have_every_class_alike() -> None:
@@ -120,6 +145,65 @@ def test_the_first_rows_of_each_class() -> None:
     assert np.bincount(train.labels[0]).tolist() == [4, 4, 4, 4, 3]
     np.testing.assert_array_equal(train.images[0, 4:6], dataset.train_images[40:42])
     assert test.labels.shape == (1, 55)  # in memory: all of them
+
+
+def test_rows_are_the_first_however_many_there_are() -> None:
+    labels = np.random.default_rng(0).integers(0, 5, 500)
+    seen: dict[int, int] = {}
+    wanted = []
+    for row, label in enumerate(labels.tolist()):
+        seen[label] = seen.get(label, 0) + 1
+        if seen[label] <= 7:
+            wanted.append(row)
+    assert runs._first(labels, 7).tolist() == wanted
+
+
+@pytest.mark.parametrize(("rows", "fits"), [(10, True), (11, False)])
+def test_eight_gibibytes_of_images_are_the_most(rows: int, fits: bool) -> None:
+    """Of 16384 x 16384 pixels of three bytes ten are 7.5 GiB, eleven 8.25."""
+    part = types.SimpleNamespace(labels=np.zeros(rows, int))
+    dataset = types.SimpleNamespace(train=part, size=2**14)
+
+    def evaluation(part: str, at_a_time: int) -> Any:
+        raise EOFError(f"{at_a_time} rows of {part}")
+
+    feed = types.SimpleNamespace(evaluation=evaluation)
+    with pytest.raises(
+        EOFError if fits else RunError, match="256 rows of train" if fits else "fit"
+    ):
+        runs._rows(dataset, feed, "train", None, StopRequest())
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_rows_of_blocks_the_last_of_which_is_padded(stopped: bool) -> None:
+    labels = np.array([0, 1, 0, 1, 1])
+    images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1)
+
+    def blocks() -> Any:
+        for at, mask in (([0, 1, 2], [True] * 3), ([3, 4, 4], [True, True, False])):
+            yield types.SimpleNamespace(
+                images=images[at][None], labels=labels[at][None], mask=np.array([mask])
+            )
+
+    feed = types.SimpleNamespace(evaluation=lambda *_: contextlib.nullcontext(blocks()))
+    dataset = types.SimpleNamespace(test=types.SimpleNamespace(labels=labels), size=1)
+    if stopped:
+        with pytest.raises(StopNow):
+            runs._rows(dataset, feed, "test", None, StopRequest(deadline=0.0))
+        return
+    every = runs._rows(dataset, feed, "test", None, StopRequest())
+    assert every.images.ravel().tolist() == [0, 1, 2, 3, 4]
+    assert every.labels.tolist() == [labels.tolist()]
+    some = runs._rows(dataset, feed, "test", 2, StopRequest())
+    assert some.images.ravel().tolist() == [0, 1, 2, 3]
+
+
+def test_of_files_as_few_test_images_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(runs, "_rows", lambda *given: asked.append(given[2:4]))
+    runs.rows_of(types.SimpleNamespace(), None, 4, StopRequest())
+    runs.rows_of(tiny_dataset(), None, 4, StopRequest())
+    assert asked == [("train", 4), ("test", 4), ("train", 4), ("test", None)]
 
 
 def test_images_that_do_not_fit_into_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,9 +254,12 @@ class _Normed(nn.Module):
 
 
 def test_statistics_of_some_rows_are_theirs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "create_model", lambda *args, **kwargs: _Normed())
+    monkeypatch.setattr(
+        runs, "create_model",
+        lambda *given, classifier: {(("any", 2), "scaled"): _Normed()}[given, classifier],
+    )  # fmt: skip
     rows = np.array([[[0]], [[51]], [[255]]], np.uint8)[..., None]
-    statistics = runs._statistics.__wrapped__("any", 2, "linear", (0.2,), (0.5,))
+    statistics = runs._statistics.__wrapped__("any", 2, "scaled", (0.2,), (0.5,))
     held = {"BatchNorm_0": {name: np.full(1, 7, np.float32) for name in ("mean", "var")}}
     found = statistics({"params": {}, "batch_stats": held}, rows)["batch_stats"]["BatchNorm_0"]
     seen = (np.array([0, 0.2, 1]) - 0.2) / 0.5
@@ -188,6 +275,52 @@ def test_a_model_has_statistics_of_rows_where_it_normalises_by_them(model: str) 
         Path("run"), config | {"rule_args": {}, "ascent": {}}, data, {"params": {}}, 2, (None, None)
     )
     assert (found.statistics is not None) == (model == "resnet8")
+
+
+def test_a_model_sees_normalised_rows_and_running_statistics(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def made(name: str, classes: int, *, classifier: str) -> Any:
+        assert (name, classes, classifier) == ("any", 2, "scaled")
+        return types.SimpleNamespace(apply=lambda variables, x, *, train: (variables, x, train))
+
+    monkeypatch.setattr(runs, "create_model", made)
+    apply = runs._applied.__wrapped__("any", 2, "scaled", (0.2,), (0.5,))
+    variables, seen, train = apply("held", np.array([[[[51]], [[255]]]], np.uint8))
+    assert variables == "held" and train is False
+    np.testing.assert_allclose(np.ravel(seen), [0, 1.6], atol=1e-6)
+
+
+def test_what_must_agree_between_runs_and_what_need_not() -> None:
+    """Not the rule, nor how its passes see rows; eta and strict where they decide the batches."""
+    config = {
+        "experiment": "cifar_lt", "model": "mlp", "seed": 3, "batch_size": 13, "epochs": 2,
+        "rule": "sgd", "rule_args": {}, "ascent": {}, "loss": "cross_entropy", "lr": 0.1,
+        "preset": "x", "together": [3, 4], "eta": 10, "strict": True, "workers": 2,
+        "examples": "independent", "memory": None, "sampling": "natural", "stage2": None,
+    }  # fmt: skip
+    data = tiny_dataset()
+    rows = (runs.Rows(np.zeros((1, 2, 3)), np.zeros((1, 2), int)), "rows to test on")
+    held = {"params": {"w": np.arange(3)}, "batch_stats": {}}
+
+    def found(**more: Any) -> Any:
+        return runs.of_checkpoint(Path("run"), {**config, **more}, data, held, 2, rows)
+
+    one = found()
+    same = {"experiment": "cifar_lt", "model": "mlp", "batch_size": 13, "epochs": 2, "lr": 0.1,
+            "sampling": "natural"}  # fmt: skip
+    assert one.description["setting"] == same
+    assert one.description["passes"] == {"examples": "independent"}
+    described = {name: one.description[name] for name in ("rule", "loss", "stage2", "loss_args")}
+    assert described == {"rule": "sgd", "loss": "cross_entropy", "stage2": None, "loss_args": None}
+    drawn = found(sampling="stratified").description["setting"]
+    assert drawn == {**same, "sampling": "stratified", "eta": 10, "strict": True}
+    assert (one.run, one.seeds, one.epoch) == ("run", [3], 2)
+    assert one.train is rows[0] and one.test == "rows to test on"
+    assert list(one.variables) == ["params"]  # without statistics there are none
+    assert one.variables["params"]["w"].tolist() == [[0, 1, 2]]
+    np.testing.assert_array_equal(one.counts, COUNTS)
+    assert one.thresholds == (data.many_above, data.few_below)
 
 
 # ---- a folder of compare ------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 import time
@@ -333,3 +334,76 @@ def test_lines_of_one_rule_are_drawn_apart(tmp_path: Path) -> None:
     near = sam._replace(description={**sam.description, "passes": {"examples": "split_norm"}})
     two = [made(tmp_path, one) for one in (sam, near)]
     assert list(work._last(two).values()) == two
+
+
+def test_ways_between_models_are_measured_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Counted, in a file of all models that they go between, and of the first one's line."""
+    seen = fake(monkeypatch)
+    line = {"t": [0, 0.5, 1], "to": {"sam, cross_entropy": [[1, 1], [3, 0.5], [2.00004, 1]]}}
+    way = {"names": ["sam, cross_entropy", "sgd, cross_entropy"], "seed": 0, "line": line}
+    calls: list[Any] = []
+    item = Item("between", 7.0, 0, lambda: (calls.append(1), way)[1], [3])
+    ways = argparse.Namespace(passes=lambda: 7.0, names=way["names"], item=lambda: item)
+    monkeypatch.setattr(work.between, "of_lines", lambda last, args: ways)
+    changes = {"density": 0, "surface": 0}
+    works = two(tmp_path / "parts", **changes)
+    work.measured(works, args(**changes), StopRequest(), tmp_path)
+    each = sum(item.passes for item in works[0].items)
+    total, *parts = seen["shown"][0]
+    assert total == round(2 * each + 7) == sum(parts)
+    assert works[1].found["between"] == way and "between" not in works[0].found
+    found = json.loads((tmp_path / "analysis.json").read_text())["between"]
+    assert found["seed"] == 0 and found["names"] == way["names"]
+    assert found["barriers"]["sam, cross_entropy"]["head"] == pytest.approx(1.5, abs=1e-4)
+    shown = json.loads((tmp_path / figures.SHOWN).read_text())["between"]
+    assert shown["line"]["to"]["sam, cross_entropy"][2] == [2, 1]
+    assert f"figures are in {tmp_path}" in capsys.readouterr().out
+    # Of the same models it is there; of another one of them it is not.
+    work.measured(two(tmp_path / "parts", **changes), args(**changes), StopRequest(), tmp_path)
+    assert calls == [1]
+    other = [made(tmp_path / "parts", subject("sgd", weight=5.0), **changes), works[1]]
+    work.measured(other, args(**changes), StopRequest(), tmp_path)
+    assert calls == [1, 1]
+    del way["line"]
+    (tmp_path / "others").mkdir()
+    works = two(tmp_path / "others", **changes)
+    work.measured(works, args(**changes), StopRequest(), tmp_path)
+    assert "barriers" not in json.loads((tmp_path / "analysis.json").read_text())["between"]
+
+
+def test_lines_without_their_sgd_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And of what is there already something is counted: a bar of nothing would not end."""
+    seen = fake(monkeypatch)
+    changes = {"density": 0, "surface": 0}
+    far = subject("sam", weight=1.0)
+    far = far._replace(description={**far.description, "setting": {"lr": 2}})
+    (tmp_path / "parts").mkdir()
+    works = [made(tmp_path / "parts", one, **changes) for one in (subject(), far)]
+    work.measured(works, args(**changes), StopRequest(), tmp_path)
+    said = capsys.readouterr().out
+    name = "sam, cross_entropy"
+    assert (
+        f"not compared with SGD, of which there is none of their setting: {name}\n" in said
+    ) and f"figures are in {tmp_path}" in said
+    works = [made(tmp_path / "parts", one, **changes) for one in (subject(), far)]
+    work.measured(works, args(**changes), StopRequest(), tmp_path)
+    assert seen["shown"][1] == [1]
+    work.measured(two(tmp_path / "parts", **changes), args(**changes), StopRequest(), tmp_path)
+    assert "not compared" not in capsys.readouterr().out.split(name)[-1]
+
+
+def test_what_was_measured_before_is_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names of files, recorded: else a folder of an earlier version would be measured anew."""
+    fake(monkeypatch)
+    works = [made(tmp_path / "parts", subject())]
+    (tmp_path / "parts").mkdir()
+    work.measured(works, args(), StopRequest(), tmp_path)
+    names = sorted(path.name for path in (tmp_path / "parts").iterdir())
+    assert len(names) == 10 + 3
+    assert hashlib.sha256(" ".join(names).encode()).hexdigest()[:16] == "f30998723d5a52aa"
