@@ -39,7 +39,7 @@ _NEEDS: Needs = {
 def arguments() -> argparse.ArgumentParser:
     from experiments.models import MODELS, WITHOUT_BATCH_NORM
 
-    models = sorted({*MODELS} - {*WITHOUT_BATCH_NORM})
+    models = [name for name in MODELS if name not in WITHOUT_BATCH_NORM]
     parser = cli.parser(
         "Count and time ways to take ImbSAM's step with batch normalisation.", _NEEDS
     )

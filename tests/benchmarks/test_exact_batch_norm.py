@@ -114,7 +114,9 @@ def timed(monkeypatch):
             return Model()
 
         monkeypatch.setattr(exact_batch_norm, "time", clock)
-        monkeypatch.setattr(exact_batch_norm.cli, "use_compilation_cache", lambda: None)
+        monkeypatch.setattr(
+            exact_batch_norm.cli, "use_compilation_cache", lambda: clock.seen.append("cache")
+        )
         monkeypatch.setattr(models, "create_model", created)
         monkeypatch.setattr(
             exact_batch_norm, "ways",
@@ -126,6 +128,7 @@ def timed(monkeypatch):
             exact_batch_norm.main(
                 exact_batch_norm.arguments().parse_args([*words, *flags, "--out", str(out)])
             )
+        assert clock.seen.pop(0) == "cache"
         text = (out / "exact_batch_norm.json").read_text()
         assert text.startswith('{\n "model"') and text.endswith("}\n")
         return json.loads(text), clock

@@ -161,9 +161,12 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
     rises = {rise: [[0.1] * 6] * 2 for rise in ("sam", "imbsam", "random", "random_error")}
     worst = {name: [0.3, 0.4] for name in SHARES}
     monkeypatch.setattr(Measure, "levels", lambda self: level)
-    monkeypatch.setattr(
-        Measure, "ends", lambda self, group: {"smallest": [-1.0, -3.0], "largest": [7.0, 17.0]}
-    )
+
+    def ends(self: Any, group: Any) -> Any:  # the first model's are the widest
+        less = float(self.subject.variables["params"]["w"][0, 0])
+        return {"smallest": [-1.0, -3.0 + less], "largest": [7.0, 17.0 - less]}
+
+    monkeypatch.setattr(Measure, "ends", ends)
     monkeypatch.setattr(
         Measure, "traces", lambda self: {name: [[1.0, 2, 3], [2.0, 3, 4]] for name in SHARES}
     )

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import types
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,9 @@ def told(eta: Any = None, scale: float = 1.0, **setting: Any) -> Any:
 
 def test_the_tail_is_that_of_the_runs() -> None:
     assert analyse._eta([told(), told(20), told(20.0)]) == 20
+    sgd = told()
+    nothing = sgd._replace(description={**sgd.description, "rule_args": None})
+    assert analyse._eta([nothing, told(20)]) == 20
     with pytest.raises(RunError, match=r"name it, since the runs have several: \[10.0, 20.0\]"):
         analyse._eta([told(20), told(10)])
     tables = [told(experiment="compare"), told(experiment="anomaly")]
@@ -241,7 +245,8 @@ def test_devices_are_emulated_for_convolutions_alone(monkeypatch: pytest.MonkeyP
     [
         ({"rows": [], "verdict": ""}, {}, "compare"), ({"paper_table_4": {}}, {}, "anomaly"),
         ([{"seeds": [0]}], {"epochs": 1}, "digits_lt"), ([{"seeds": [0]}], {}, None),
-        ([{}], {"epochs": 1}, None), ([{"seeds": [0]}], {"epochs": 1, "grid": []}, None),
+        ([{}], {"epochs": 1}, None), ([{"seeds": [0]}, {}], {"epochs": 1}, None),
+        ([["seeds"]], {"epochs": 1}, None), ([{"seeds": [0]}], {"epochs": 1, "grid": []}, None),
         ({"rows": []}, {}, None),
     ],
 )  # fmt: skip
@@ -255,6 +260,78 @@ def test_a_folder_is_known_by_its_files(
             analyse._config(tmp_path)
     else:
         assert analyse._config(tmp_path) == {**config, "experiment": kind}
+
+
+@pytest.mark.parametrize("there", ["config.json", "checkpoints", "summary.json"])
+def test_half_a_run_folder_is_none(there: str, tmp_path: Path) -> None:
+    (tmp_path / there).mkdir() if there == "checkpoints" else (tmp_path / there).write_text("{}")
+    with pytest.raises(RunError, match="is no run folder"):
+        analyse._config(tmp_path)
+
+
+def test_folders_of_tables_are_read_by_their_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sets of anomaly detection where the flag says, or the environment, if it had files."""
+    run = Path("run")
+    monkeypatch.setattr(analyse, "of_digits", lambda run, config: ["digits", run])
+    monkeypatch.setattr(analyse, "of_comparison", lambda run, config, data: ["compare", data])
+    monkeypatch.setattr(analyse, "of_anomalies", lambda run, config, where: ["anomaly", where])
+
+    def found(kind: str, *flags: str, data_dir: str | None = "then") -> Any:
+        args = analyse.arguments().parse_args(["run", "--out", "x", *flags])
+        with StopRequest() as stop:
+            return analyse._subjects(run, {"experiment": kind, "data_dir": data_dir}, args, stop)
+
+    assert found("digits_lt") == ["digits", run]
+    assert found("compare", "--data", "t.csv") == ["compare", "t.csv"]
+    monkeypatch.setenv("ADBENCH_DIR", "env")
+    assert found("anomaly", "--data-dir", "flag") == ["anomaly", "flag"]
+    assert found("anomaly") == ["anomaly", "env"]
+    assert found("anomaly", data_dir=None) == ["anomaly", None]
+    for unset in ("", None):
+        monkeypatch.delenv("ADBENCH_DIR") if unset is None else monkeypatch.setenv(
+            "ADBENCH_DIR", unset
+        )
+        assert found("anomaly") == ["anomaly", None]
+
+
+def test_checkpoints_of_a_run_the_last_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last that can be read, or all of these; the folder is closed behind them."""
+    seen: list[Any] = []
+    readable = {2: "two", 5: "five"}
+
+    def read(step: int, initial: Any, check: Any) -> Any:
+        assert (initial, check) == ("initial", "contradiction")
+        if step not in readable:
+            return None
+        return types.SimpleNamespace(variables=lambda: readable[step]), {"epoch": step}
+
+    kept = types.SimpleNamespace(
+        steps=lambda: [9, 5, 2], read=read, close=lambda: seen.append("closed")
+    )
+    opened = types.SimpleNamespace(
+        dataset="data", parts=types.SimpleNamespace(feed="feed", initial="initial"),
+        config="config", checkpoints=kept, contradiction="contradiction",
+    )  # fmt: skip
+    monkeypatch.setattr(analyse.evaluate, "open_run", lambda run, args: opened)
+    monkeypatch.setattr(
+        analyse, "rows_of", lambda data, feed, most, stop: f"{most} rows of {data} by {feed}"
+    )
+    monkeypatch.setattr(analyse, "of_checkpoint", lambda *given: given)
+
+    def found(*flags: str) -> Any:
+        args = analyse.arguments().parse_args(["run", "--out", "x", *flags])
+        with StopRequest() as stop:
+            return analyse._subjects(Path("run"), {"experiment": "cifar_lt"}, args, stop)
+
+    rows = "3 rows of data by feed"
+    first, second = ((Path("run"), "config", "data", readable[k], k, rows) for k in (5, 2))
+    assert found("--images-per-class", "3") == [first]
+    assert found("--images-per-class", "3", "--all-checkpoints") == [first, second]
+    assert seen == ["closed"] * 2
+    readable.clear()
+    with pytest.raises(RunError, match="none of the checkpoints of run can be read"):
+        found()
+    assert seen == ["closed"] * 3
 
 
 def test_networks_with_adapters_are_refused(tmp_path: Path) -> None:
@@ -281,6 +358,9 @@ def analysed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
                 os.kill(os.getpid(), handed["stopped"])
                 stop.check()
 
+        monkeypatch.setattr(
+            analyse.cli, "use_compilation_cache", lambda: handed["opened"].append("cache")
+        )
         monkeypatch.setattr(analyse, "_config", lambda run: {"model": f"that of {run.name}"})
         monkeypatch.setattr(analyse, "_emulated", lambda configs: len(configs) + 4)
         monkeypatch.setattr(analyse, "use_devices", lambda count: handed.update(devices=count))
@@ -298,7 +378,7 @@ def test_what_is_handed_on_to_be_measured(analysed: Any) -> None:
     start, _ = analysed
     first, other = told(20), told(20, scale=2.0)
     found = start({"a": [first], "b": [first, other]}, "a")
-    assert found["opened"] == ["a", "b"] and found["devices"] == 2 + 4
+    assert found["opened"] == ["cache", "a", "b"] and found["devices"] == 2 + 4
     assert [(one is first, eta) for one, _, eta, *_ in found["work"]] == [(True, 20), (False, 20)]
     tail = other._replace(tail=np.array([False, True]))
     found = start({"a": [first, tail]}, "--eta", 7, "--devices", 1)
