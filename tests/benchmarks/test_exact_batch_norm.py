@@ -12,6 +12,7 @@ import pytest
 from benchmarks import exact_batch_norm
 from experiments import models
 from experiments.models import BATCH_NORM_MOMENTUM
+from experiments.run import cost
 
 
 class Centred:
@@ -124,6 +125,7 @@ def timed(monkeypatch):
         )  # fmt: skip
         words = ["--model", "resnet8", "--image-size", "8", "--batch-size", "4", "--tail-rows", "4"]
         with monkeypatch.context() as patch:
+            assert cost.flops  # imported while its own programs are compiled
             patch.setattr(jax, "jit", jit)
             exact_batch_norm.main(
                 exact_batch_norm.arguments().parse_args([*words, *flags, "--out", str(out)])

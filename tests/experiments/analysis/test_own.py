@@ -125,6 +125,13 @@ def test_what_a_batch_has_more_of_weighs_more() -> None:
 # ---- subjects of one seed put together ----------------------------------------------------------
 
 
+def test_rows_of_a_class_stay_in_their_order() -> None:
+    labels = np.random.default_rng(0).integers(0, 3, 300)
+    rows = rows_by_class(np.arange(300), labels)
+    wanted = [row for c in range(3) for row in range(300) if labels[row] == c]
+    assert rows.images.tolist() == [wanted] and rows.labels.tolist() == [sorted(labels.tolist())]
+
+
 def test_subjects_whose_labels_agree_are_put_together() -> None:
     labels = np.array([1, 0, 1, 2])
     rows = [rows_by_class(np.arange(4.0)[:, None] + k, np.roll(labels, k)) for k in range(2)]
