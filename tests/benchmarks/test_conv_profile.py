@@ -15,13 +15,25 @@ def test_a_part_is_timed_without_its_first_call(tmp_path, monkeypatch, capsys):
     spent = itertools.cycle([0.0, 9.0, 0.0, 0.004, 0.0, 0.002, 0.0, 0.006])
     monkeypatch.setattr(conv_profile.time, "perf_counter", lambda: next(spent))
     monkeypatch.setattr(jax, "jit", lambda part: lambda *_: 0)
-    monkeypatch.setattr(jax.random, "normal", lambda key, shape: np.zeros(shape))
+    drawn = []
+
+    def normal(key, shape):
+        drawn.append((jax.random.key_data(key).tolist(), shape))
+        return np.zeros(shape)
+
+    awaited = []
+    monkeypatch.setattr(jax, "block_until_ready", awaited.append)
+    monkeypatch.setattr(jax.random, "normal", normal)
     monkeypatch.setattr(conv_profile, "STAGES", ((2, 4),))
     flags = ["--batch-size", "2", "--rounds", "3", "--out", str(tmp_path)]
     conv_profile.main(conv_profile.arguments().parse_args(flags))
     held = json.loads((tmp_path / "conv_profile.json").read_text())
     assert held["batch_size"] == 2 and {"command", "device", "versions"} <= set(held)
     rows = held["rows"]
+    # Images, the gradient by the output, and the kernel, each by a key of its own.
+    keys = jax.random.key_data(jax.random.split(jax.random.key(0), 3)).tolist()
+    assert drawn == [(keys[0], (2, 4, 4, 2)), (keys[1], (2, 4, 4, 2)), (keys[2], (3, 3, 2, 2))]
+    assert awaited == [0] * 4 * len(rows)
     assert {(row["channels"], row["side"], row["ms"]) for row in rows} == {(2, 4, 4.0)}
     one = pytest.approx(2304 / 0.004 / 1e9)
     assert {row["part"]: row["gflops_per_second"] for row in rows} == {

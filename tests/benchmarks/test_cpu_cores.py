@@ -5,6 +5,7 @@ import json
 import sys
 from types import ModuleType, SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -103,10 +104,13 @@ def test_steps_on_one_and_on_several_devices(monkeypatch):
     sgd, imbsam = (rule(0) for rule, _ in given)
     assert sgd.groups.shape == (0, 100) and [shape for _, shape in given] == [(1, 3)] * 2
     np.testing.assert_array_equal(imbsam.groups[0] > 0, counts <= 100)
+    awaited = []
+    monkeypatch.setattr(jax, "block_until_ready", awaited.append)
     step = found["imbsam", "2 devices, jit"]
     step()
     step()
     assert called == [(7, counts.sum(), 1), (8, counts.sum(), 1)]  # each goes on from the last
+    assert awaited == [(8, 0.0), (9, 0.0)]  # and is over when what it gives is there
 
 
 def test_what_is_measured_is_written(tmp_path, monkeypatch, capsys):

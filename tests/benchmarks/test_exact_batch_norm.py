@@ -99,7 +99,7 @@ def timed(monkeypatch):
     """`timed(ways, *flags)`: what is written of these ways, of a model that is asked nothing."""
 
     def start(ways, out, *flags):
-        clock = types.SimpleNamespace(now=100.0, seen=[], shapes=[])
+        clock = types.SimpleNamespace(now=100.0, seen=[], shapes=[], awaited=[])
         clock.perf_counter = lambda: clock.now
 
         class Model:
@@ -127,6 +127,7 @@ def timed(monkeypatch):
         with monkeypatch.context() as patch:
             assert cost.flops  # imported while its own programs are compiled
             patch.setattr(jax, "jit", jit)
+            patch.setattr(jax, "block_until_ready", clock.awaited.append)
             exact_batch_norm.main(
                 exact_batch_norm.arguments().parse_args([*words, *flags, "--out", str(out)])
             )
@@ -167,6 +168,7 @@ def test_ways_are_timed_in_turn_without_the_first_round(timed, tmp_path, capsys)
         np.testing.assert_array_equal(y, labels)
     for *_, x, y in clock.shapes:
         assert (x.shape, y.shape) == ((4, 8, 8, 3), (4,))
+    assert len(clock.awaited) == 4 * 4  # each of four rounds
     said = capsys.readouterr().out.splitlines()
     assert said[1] == "exact    FLOPs 2.50  memory 1.50  time 2.00 [1.5, 2.5]"
     assert said[2].startswith("batched  FLOPs 3.00  memory nan  time ")

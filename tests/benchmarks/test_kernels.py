@@ -97,7 +97,9 @@ def test_of_a_gpu_its_streams_are_counted(monkeypatch, tmp_path):
 @pytest.fixture
 def bench(monkeypatch, taking):
     """A bench of steps that are states counted up; one traced call takes 0.25 s."""
-    made = types.SimpleNamespace(calls=[], cells=[], traced=[], said=[], seen=[("dot.1", 8e3)])
+    made = types.SimpleNamespace(
+        calls=[], cells=[], traced=[], said=[], awaited=[], seen=[("dot.1", 8e3)]
+    )
 
     def call(state, inputs, rows):
         made.calls.append((state, inputs, rows))
@@ -124,7 +126,7 @@ def bench(monkeypatch, taking):
         jax.profiler, "trace",
         lambda folder: (made.traced.append(len(made.calls)), contextlib.nullcontext())[1],
     )  # fmt: skip
-    monkeypatch.setattr(jax, "block_until_ready", lambda x: x)
+    monkeypatch.setattr(jax, "block_until_ready", lambda x: (made.awaited.append(x), x)[1])
     taking(kernels, [0.25])
     return made
 
@@ -137,7 +139,7 @@ def test_the_call_behind_two_others_is_traced(bench, tmp_path, capsys):
     assert (cell.name, cell.rules, steps) == ("mlp b8 bfloat16", ("sam",), 5)
     assert bench.said == ["cache", ("method of sam", "room of dependent", "dependent")]
     assert bench.calls == [(7 + k, "inputs", ("dependent", 0)) for k in range(3)]
-    assert bench.traced == [2]
+    assert bench.traced == [2] and len(bench.awaited) == 1 + 3
     found = json.loads((tmp_path / "kernels.json").read_text())
     assert (found["cell"], found["rule"], found["step_ms"]) == ("mlp b8 bfloat16", "sam", 50)
     assert found["kernels"] == [

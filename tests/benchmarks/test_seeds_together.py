@@ -4,6 +4,7 @@ import contextlib
 import json
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -58,7 +59,7 @@ class Device:
 @pytest.fixture
 def made(monkeypatch):
     """What is made of flags: parts, a trainer of calls, and a clock that steps move."""
-    made = {"compiled": [], "steps": [], "parts": [], "now": 100.0, "waited": []}
+    made = {"compiled": [], "steps": [], "parts": [], "now": 100.0, "waited": [], "awaited": []}
 
     def of(dataset, model, loss, settings, own_batches):
         made["parts"].append((model, settings, own_batches))
@@ -77,6 +78,7 @@ def made(monkeypatch):
         run_on = Device(made, "together", 1.0 if count == 1 else 3.0)
         return SimpleNamespace(run_on=run_on, feed=feed, runs=runs, batches=batches)
 
+    monkeypatch.setattr(jax, "block_until_ready", made["awaited"].append)
     monkeypatch.setattr(parts, "Parts", of)
     monkeypatch.setattr(fit, "several", several)
     monkeypatch.setattr(seeds_together, "wait_for", made["waited"].append)
@@ -129,6 +131,7 @@ def test_ways_are_timed_in_turn_without_the_first_round(made):
         "image_shape": [8, 8, 3], "seeds": 2, "devices": 2, "steps_per_call": 2, "rounds": 4,
     }  # fmt: skip
     assert made["waited"] == [None]
+    assert len(made["awaited"]) == 5 * (2 + 2 + 1)  # a step is over when what it gives is there
 
 
 def test_quartiles_are_of_the_rounds(made, monkeypatch):

@@ -83,6 +83,9 @@ class Clocked:
     def __init__(self, monkeypatch):
         self.now, self.asked = 0.0, []
         monkeypatch.setattr(step_cost.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(step_cost.time, "monotonic", lambda: 50.0)
+        self.awaited = []
+        monkeypatch.setattr(jax, "block_until_ready", self.awaited.append)
 
     def rows(self, mode, number):
         self.asked.append((mode, number))
@@ -97,19 +100,28 @@ class Clocked:
 
 
 @pytest.mark.parametrize(
-    ("rounds", "left", "timed"), [(5, 1e9, 4), (2, 1e9, 1), (5, -1.0, 2), (2, -1.0, 1)]
+    ("rounds", "left", "timed"), [(5, 1e9, 4), (2, 1e9, 1), (5, 0.0, 2), (2, 0.0, 1)]
 )
 def test_rounds_are_timed_by_row_without_the_first(monkeypatch, rounds, left, timed):
-    """In seconds a step; late, no round begins that is not one of the first three."""
+    """In seconds a step; late, no round begins that is not one of the first three.
+
+    A step is over when all that it gives is there, and begins when its rows are.
+    """
     bench = Clocked(monkeypatch)
-    rows = [{"mode": "dependent"}, {"mode": "uniform"}, {"mode": "dependent"}]
-    calls = [bench.step(1.0), bench.step(3.0, np.nan), bench.step(2.0)]
-    times = step_cost.timed(bench, rows, calls, rounds, time.monotonic() + left)
-    np.testing.assert_allclose(times, [[1.0, 3.0, 2.0]] * timed)
-    assert [row["finite"] for row in rows] == [True, False, True]
+    modes = ("dependent", "uniform", "dependent", "stratified", "split_norm")
+    rows = [{"mode": mode} for mode in modes]
+    losses = [0.0, [np.nan, 0.0], 0.0, 0.0, np.inf]
+    seconds = [1.0, 3.0, 2.0, 5.0, 4.0]
+    calls = [bench.step(*of) for of in zip(seconds, losses, strict=True)]
+    times = step_cost.timed(bench, rows, calls, rounds, 50.0 + left)
+    np.testing.assert_allclose(times, [seconds] * timed)
+    assert [row["finite"] for row in rows] == [True, False, True, True, False]
     assert bench.asked == [
-        (mode, number) for number in range(timed + 1) for mode in ("dependent", "uniform")
+        (mode, number) for number in range(timed + 1) for mode in sorted({*modes})
     ]  # once a round, whatever the number of rows of a mode
+    placed = [what for what in bench.awaited if isinstance(what, dict)]
+    assert placed == [dict.fromkeys(modes, str(number)) for number in range(timed + 1)]
+    assert len(bench.awaited) == 6 * (timed + 1)
 
 
 @pytest.mark.slow
@@ -406,6 +418,59 @@ def test_ratios_are_taken_round_by_round():
     step_cost.with_ratios(alone, None)
     names = ("step_ms", "time_ratio", "time_ratio_quartiles", "rounds")
     assert all(row[name] is None for row in alone for name in names) and sgd["flops_ratio"] == 1
+
+
+def test_each_step_is_compiled_counted_and_timed(monkeypatch):
+    """What its choices take is not its own: the first compiling is of the step."""
+    clock = SimpleNamespace(wall=100.0, cpu=40.0, asked=[])
+
+    class Bench:
+        def __init__(self, model, args, dataset):
+            assert (model, dataset) == ("mlp", "data")
+            self.orders = {mode: SimpleNamespace(labels_of=lambda n, mode=mode: (mode, n))
+                           for mode in step_cost.MODES}  # fmt: skip
+
+        def room(self, mode):
+            return f"room of {mode}"
+
+        def compiled(self, stage, room, mode):
+            clock.asked.append((stage, room, mode))
+            clock.wall, clock.cpu = clock.wall + 3.0, clock.cpu + 0.5
+            analysed = SimpleNamespace(temp_size_in_bytes=8)
+            return SimpleNamespace(stage=stage, memory_analysis=lambda: analysed)
+
+    def counted(compiled, room, labels):
+        clock.asked.append((room, labels))
+        call, _ = compiled("first"), compiled("a choice")
+        return call, 4.0 if call.stage == "one" else 8.0
+
+    def timed(bench, rows, calls, rounds):
+        assert [call.stage for call in calls] == ["one", "two"] and rounds == 7
+        return np.array([[1.0, 2.0]] * 6)
+
+    from experiments.run import cost
+
+    rows = [
+        {"rule": rule, "mode": mode} for rule, mode in (("sgd", "dependent"), ("gsa", "uniform"))
+    ]
+    monkeypatch.setattr(step_cost, "Bench", Bench)
+    monkeypatch.setattr(step_cost, "planned", lambda bench: zip(map(dict, rows), ("one", "two"),
+                                                                strict=True))  # fmt: skip
+    monkeypatch.setattr(step_cost, "timed", timed)
+    monkeypatch.setattr(cost, "counted", counted)
+    monkeypatch.setattr(step_cost, "time", SimpleNamespace(
+        perf_counter=lambda: clock.wall, process_time=lambda: clock.cpu))  # fmt: skip
+    args = SimpleNamespace(compile_only=False, steps=7)
+    first, second = step_cost.measure("mlp", args, "data")
+    assert clock.asked[3:] == [("room of uniform", ("uniform", 1000)), ("two", "first", "uniform"),
+                               ("two", "a choice", "uniform")]  # fmt: skip
+    told = {"rule": "gsa", "mode": "uniform", "flops": 8, "flops_ratio": 2, "released": None,
+            "seconds_compile": 3, "cpu_seconds_compile": 0.5, "temporary_bytes": 8,
+            "memory_ratio": 1, "step_ms": 2000, "time_ratio": 2, "time_ratio_quartiles": [2, 2],
+            "rounds": 6}  # fmt: skip
+    assert second == told and (first["released"], first["flops_ratio"]) == (1, 1)
+    args.compile_only = True
+    assert [row["step_ms"] for row in step_cost.measure("mlp", args, "data")] == [None] * 2
 
 
 def test_what_is_measured_is_written_and_printed(tmp_path, monkeypatch, capsys):
