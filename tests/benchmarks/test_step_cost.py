@@ -261,7 +261,9 @@ def bench_of(*flags, steps=1, model="mlp"):
     args = step_cost.arguments().parse_args([*SMALL, "--out", "x", *flags])
     args.eta = 4.0
     data = step_cost.noise(long_tail_counts(*args.counts), args.image_size)
-    return step_cost.Bench(model, args, data, steps)
+    bench = step_cost.Bench(model, args, data, *([] if steps == 1 else [steps]))
+    assert bench.steps_per_call == steps  # a lone one where nobody asks for more
+    return bench
 
 
 class Asked:
@@ -370,6 +372,8 @@ def test_which_steps_are_measured():
     assert not more.leaves_rows_out(imbsam, "uniform")
     # In micro-batches neither CC-SAM, which sees one class at a time, nor optax's.
     assert [row["rule"] for row, _ in step_cost.planned(more)] == ["sgd", "sam"]
+    with pytest.raises(ValueError, match="has no blocks to compute again"):
+        bench_of("--compile-only", "--remat")
     moved = bench_of("--compile-only", "--rule", "sam", "--adaptive", "asam", "--mode", "dependent")
     assert [row["rule"] for row, _ in step_cost.planned(moved)] == ["sgd", "sam"]
 

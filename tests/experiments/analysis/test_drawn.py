@@ -147,6 +147,16 @@ def test_ways_from_the_first_model():
         ({"surfaces": {}, "axis": []}, ["surfaces"]),
         ({"between": {"names": [], "plane": {}}}, ["plane"]),
         ({"between": {"names": [], "line": {}}}, ["line"]),
+        (
+            {
+                "densities": {},
+                "grids": {},
+                "surfaces": {},
+                "axis": [],
+                "between": {"names": [], "plane": {}, "line": {}},
+            },
+            ["densities", "surfaces", "plane", "line"],
+        ),
     ],
 )
 @pytest.mark.parametrize("epochs", [1, 2])
@@ -160,6 +170,7 @@ def test_each_picture_that_there_are_figures_for(shown, names, epochs, tmp_path,
     made = figures.draw(tmp_path)
     order = ["groups", "densities", "surfaces", *["epochs"] * (epochs == 2), "plane", "line"]
     wanted = ["groups", *names, *["epochs"] * (epochs == 2)]
+    # Each at its own path.
     assert made == list(drawn) == [tmp_path / f"{of}.png" for of in order if of in wanted]
     assert {path.stem for path in made} <= set(figures.PLOTS)
     assert drawn[tmp_path / "groups.png"] == (lines, ("trace", "largest", "sam", "train_loss"))
@@ -207,6 +218,7 @@ def test_surfaces_are_smaller_where_there_are_many(dots):
         assert first.lines[0].get_xydata().tolist() == [[0, 0]]
         assert first.collections[0].norm.__class__.__name__ == "LogNorm"
         assert first.title.get_fontsize() == pytest.approx(10 * 0.694)  # x-small
+        assert first.get_title() == "rule\n0 a\nb"  # what comes behind the rule is one line
     assert dots == [80] * 3
 
 
@@ -275,6 +287,7 @@ def test_densities_are_a_row_a_line(dots):
     assert dots == [80] * 2
     titles = [axis.get_title() for axis in figure.axes]
     assert [bool(title) for title in titles] == [True] * 2 + [False] * 4
+    assert [axis.get_xlabel() for axis in figure.axes] == [""] * 4 + ["eigenvalue"] * 2
 
 
 def test_epochs_and_groups_have_their_names_and_sizes(dots):
