@@ -140,9 +140,7 @@ def our_steps(model: str, args: argparse.Namespace) -> dict[tuple[str, str], Any
     found: dict[tuple[str, str], Any] = {}
     for count in sorted({1, *args.devices}):
         for parallel in args.parallel if count > 1 else ["jit"]:
-            settings = Settings(
-                epochs=2, batch_size=args.batch_size, lr=0.01, devices=count, parallel=parallel
-            )
+            settings = Settings(batch_size=args.batch_size, devices=count, parallel=parallel)
             parts = Parts(dataset, model, cross_entropy, settings)
             run_on = parts.run_on
             inputs = run_on.put_inputs(Inputs(dataset.train_images, dataset.train_labels))

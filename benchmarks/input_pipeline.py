@@ -23,7 +23,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -74,8 +74,7 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class InMemory:
+class InMemory(NamedTuple):
     """A split whose files are there already."""
 
     files: list[bytes]
@@ -85,7 +84,7 @@ class InMemory:
         return [self.files[row] for row in rows]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Cyclic:
     """Steps that go round the images in order."""
 

@@ -99,12 +99,13 @@ def timed(monkeypatch):
     """`timed(ways, *flags)`: what is written of these ways, of a model that is asked nothing."""
 
     def start(ways, out, *flags):
-        clock = types.SimpleNamespace(now=100.0, seen=[], shapes=[], awaited=[])
+        clock = types.SimpleNamespace(now=100.0, seen=[], shapes=[], awaited=[], keys=[])
         clock.perf_counter = lambda: clock.now
 
         class Model:
             def init(self, key, x, train):
                 assert x.shape == (1, 8, 8, 3) and train is False
+                clock.keys.append(key)
                 return {"params": {"w": jnp.zeros(3)}, "batch_stats": {"s": jnp.ones(2)}}
 
         def jit(f):
@@ -166,6 +167,8 @@ def test_ways_are_timed_in_turn_without_the_first_round(timed, tmp_path, capsys)
         assert params["w"].shape == (3,) and stats["s"].shape == (2,)
         np.testing.assert_allclose(x, images, rtol=1e-6)
         np.testing.assert_array_equal(y, labels)
+    _, key = clock.keys
+    assert jax.random.key_data(key).tolist() == [0, 0]
     for *_, x, y in clock.shapes:
         assert (x.shape, y.shape) == ((4, 8, 8, 3), (4,))
     assert len(clock.awaited) == 4 * 4  # each of four rounds
