@@ -312,7 +312,9 @@ def test_a_call_goes_on_where_the_last_one_ended(parts):
     """Of 13 images (6, 4, 3) three batches of four: the smaller one of an epoch is left out."""
     bench = bench_of("--accumulate", "2", "--mode", "dependent", steps=2)
     assert bench.tail_share == 7 / 13
+    assert bench_of("--rule", "imbsam", "--strict").tail_share == 3 / 13  # under four, not of it
     order = bench.orders["dependent"]
+    assert order.of_step(0).tolist() == [10, 2, 7, 4]  # recorded, as in every benchmark before
     labels = bench.dataset.train_labels
     for call, steps in enumerate(([0, 1], [2, 0], [1, 2])):
         rows = bench.rows("dependent", call)

@@ -193,6 +193,7 @@ def test_a_class_without_rows_has_no_part_in_anything(monkeypatch: pytest.Monkey
     rows = Rows(one.train.images[:, :16], one.train.labels[:, :16])
     one = one._replace(train=rows)
     groups = groups_of(one, ETA, per_class=False)
+    assert "few" not in groups and groups["medium"].tolist() == [False, False, True, False]
     measure = Measure(one, groups, how(), jax.devices()[:1])
     tables = dict(zip(groups, measure._tables(), strict=True))
     np.testing.assert_allclose(tables["tail"], [0, 0, 16, 16])
