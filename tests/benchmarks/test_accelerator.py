@@ -14,7 +14,7 @@ from benchmarks import accelerator, accelerator_steps, peak, step_cost
 from benchmarks.accelerator_steps import Cell, Timing
 from experiments import cifar_lt, evaluate
 from experiments.data import save_npz
-from experiments.host.errors import RunError, Stopped
+from experiments.host.errors import Diverged, RunError, Stopped
 from experiments.models import create_model
 from experiments.run import cost
 from experiments.run.parts import last_variables
@@ -415,6 +415,7 @@ def test_a_loss_brings_its_classifier_and_another_recipe_in_a_folder_is_refused(
     assert json.loads((tmp_path / "out" / "runs.json").read_text()) == [report]
 
 
+@pytest.mark.slow  # a run; what is made of it, test_runs_that_diverge shows
 def test_a_run_that_diverges_is_a_finding(tmp_path):
     flags = ["--methods", "sgd", "--losses", "cross_entropy", "--epochs", "3", "--lr", "1e30"]
     (report,) = runs(tmp_path, *flags)
@@ -922,6 +923,25 @@ def test_runs_that_are_done_are_not_done_again(trained, tmp_path, capsys):
     assert stopped.value.exit_code == 75
     said = capsys.readouterr().out.splitlines()
     assert said[-1].endswith("_gsa_eta20_float32_e2_s0: out of time")
+
+
+def test_runs_that_diverge_are_findings_and_the_next_have_their_turn(
+    trained, tmp_path, capsys, monkeypatch
+):
+    from experiments.run import fit
+
+    whole = fit.fit
+
+    def diverging(dataset, model, method, loss, settings, out, **how):
+        if settings.weight_decay == 0.5:
+            raise Diverged("the loss is nan")
+        return whole(dataset, model, method, loss, settings, out, **how)
+
+    monkeypatch.setattr(fit, "fit", diverging)
+    found = train(tmp_path, "sgd", "--weight-decays", "0.5", "0.25")
+    (bad, good) = found.values()
+    assert (bad["failed"], bad["rule"]) == ("the loss is nan", "sgd") and good["all"] == 12.34
+    assert "seed" not in bad and f"{bad['job']}: the loss is nan\n" in capsys.readouterr().out
 
 
 def test_reports_of_another_kind_are_refused(tmp_path):

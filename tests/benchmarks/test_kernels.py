@@ -3,6 +3,7 @@
 import contextlib
 import json
 import types
+import warnings
 
 import jax
 import pytest
@@ -53,6 +54,7 @@ def test_kernels_are_summed_over_the_steps():
     ]
 
 
+@pytest.mark.slow  # what is made of a trace, those after it show
 def test_a_step_is_traced(tmp_path, capsys):
     """On a CPU, whose operations are in the trace as well, under names of its own."""
     flags = ["--model", "mlp", "--batch-size", "8", "--steps-per-call", "2", "--out", str(tmp_path)]
@@ -77,7 +79,12 @@ def trace(monkeypatch, tmp_path, planes):
 
     found = [of(plane, lines=[of(line, events=events) for line, events in lines.items()])
              for plane, lines in planes.items()]  # fmt: skip
-    data = types.SimpleNamespace(from_file=lambda file: types.SimpleNamespace(planes=found))
+
+    def from_file(file):
+        warnings.warn("builtin type swigvarlink has no __module__", DeprecationWarning, 1)
+        return types.SimpleNamespace(planes=found)
+
+    data = types.SimpleNamespace(from_file=from_file)
     monkeypatch.setattr(jax.profiler, "ProfileData", data)
     (tmp_path / "a").mkdir(exist_ok=True)
     (tmp_path / "a" / "t.xplane.pb").touch()
