@@ -173,6 +173,18 @@ def test_seeds_of_one_subject_have_the_same_labels() -> None:
         Measure(other, groups, how(), jax.devices()[:1])
 
 
+def test_a_loss_of_its_own_is_of_no_logits() -> None:
+    one = subject()
+    groups = groups_of(one, ETA, per_class=False)
+    for own in (None, lambda outputs, labels: labels):
+        measure = Measure(one._replace(loss=own), groups, how(), jax.devices()[:1])
+        settings = measure._settings()
+        assert settings.counted == (own is None) and settings.loss is (own or how().loss)
+        assert settings.tail == (False, False, True, True) and settings.each == 10
+        told = (settings.rho, settings.iterations, settings.probes, settings.directions)
+        assert (*told, settings.steps, settings.density) == (0.1, 24, 60, 3, 2, 2)
+
+
 def test_what_the_rises_of_an_own_rule_cost() -> None:
     """A gradient and a forward pass for each group, of classes together for all; and the levels."""
     moved = {
