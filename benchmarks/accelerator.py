@@ -315,9 +315,10 @@ def _method(
     flags = argparse.ArgumentParser()
     method_flags.add_arguments(flags)
     loss_flags.add_arguments(flags)
-    options = {**vars(flags.parse_args([])), **options, "epochs": args.epochs}
-    options |= {"weight_decay": job["weight_decay"]}
-    options |= {} if args.eta is None else {"eta": args.eta}
+    options = {
+        **vars(flags.parse_args([])), **options, "epochs": args.epochs,
+        "weight_decay": job["weight_decay"], **({} if args.eta is None else {"eta": args.eta}),
+    }  # fmt: skip
     per_epoch = -(-int(counts.sum()) // args.batch_size)
     method, described = method_flags.build_method(rule, counts, options, steps_per_epoch=per_epoch)
     loss, of_loss = loss_flags.build_loss(job["loss"], counts, options, steps_per_epoch=per_epoch)
