@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.owned import owning_out
+from benchmarks.step_cost import abstract_state
 from experiments.host import cli, origin, outputs
 from experiments.host.needs import Needs, always
 from experiments.models import ADAPTERS, PRETRAINED
@@ -84,23 +85,15 @@ def row(name: str, adapter: str, classes: int, batch_size: int) -> dict[str, Any
     from experiments.models.clip import SIZES
     from experiments.run.cost import flops
     from experiments.run.one import count
-    from experiments.run.parts import optimizer_of
-    from experiments.run.settings import Settings
     from experiments.step.objectives import Objective
     from experiments.step.passing import Passing
-    from experiments.step.state import create_state
     from experiments.step.step import Inputs, Rows, make_step
     from imbsam_jax import rules, stratified_buffers, tail_classes
     from imbsam_jax.losses import logit_adjusted
 
     model = create_model(name, classes, classifier="cosine", adapter=adapter)
     side = SIZES[name].image
-    one = jnp.zeros((1, side, side, 3))
-    settings = Settings()
-    tx = optimizer_of(lambda _: settings.lr, settings, steps_per_epoch=1)
-    state = jax.eval_shape(
-        lambda key: create_state(model, tx, one, key, ADAPTERS[adapter].trained), jax.random.key(0)
-    )
+    state = abstract_state(model, side, ADAPTERS[adapter].trained)
     images = jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.float32)
     labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
     counts, eta = np.arange(1, classes + 1), 1  # as good as any

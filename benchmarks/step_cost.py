@@ -189,6 +189,26 @@ class OptaxSAM:
         return methods.Gradient(loss, logits, after, grads, extra)
 
 
+def abstract_state(model: Any, size: int, trained: str = "all") -> Any:
+    """Shapes of a state under SGD as runs have it, of images of `size` pixels; no array anywhere.
+
+    `trained` as in `experiments.step.state.create_state`.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from experiments.run.parts import optimizer_of
+    from experiments.run.settings import Settings
+    from experiments.step.state import create_state
+
+    settings = Settings()
+    tx = optimizer_of(lambda _: settings.lr, settings, steps_per_epoch=1)
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    return jax.eval_shape(
+        lambda image, key: create_state(model, tx, image, key, trained), image, jax.random.key(0)
+    )
+
+
 class Bench:
     """One model and batch size: what compiles a call of some steps, and what runs it."""
 
@@ -292,21 +312,13 @@ class Bench:
         return Passing(examples, self.args.accumulate, room)
 
     def _abstract_state(self) -> Any:
-        import jax
         import jax.numpy as jnp
 
         from experiments.models import create_model
-        from experiments.run.parts import optimizer_of
-        from experiments.run.settings import Settings
-        from experiments.step.state import create_state
 
-        dtype = jnp.dtype(self.args.precision)
-        classes, size = self.dataset.num_classes, self.args.image_size
+        dtype, classes = jnp.dtype(self.args.precision), self.dataset.num_classes
         model = create_model(self.model, classes, dtype=dtype, remat=self.args.remat)
-        settings = Settings()
-        tx = optimizer_of(lambda _: settings.lr, settings, steps_per_epoch=1)
-        example = jnp.zeros((1, size, size, 3))
-        return jax.eval_shape(lambda key: create_state(model, tx, example, key), jax.random.key(0))
+        return abstract_state(model, self.args.image_size)
 
     def _abstract_step(self, method: Any, room: Any, mode: str) -> tuple[Any, ...]:
         """(a step, shapes of its arguments): of images brought along, no array anywhere."""
