@@ -149,7 +149,8 @@ def main(args: argparse.Namespace) -> None:
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     y = jax.ShapeDtypeStruct((args.batch_size,), jnp.int32)
     init = jax.jit(lambda key: model.init(key, jnp.zeros((1, *shape[1:])), train=False))
-    variables = jax.eval_shape(init, jax.random.key(0))
+    key = jax.random.key(0)
+    variables = jax.eval_shape(init, key)
     calls, rows = {}, list[dict[str, Any]]()
     for name, way in ways(model, args.tail_rows).items():
         began = time.perf_counter()
@@ -163,7 +164,7 @@ def main(args: argparse.Namespace) -> None:
         })  # fmt: skip
     times: dict[str, list[float]] = {name: [] for name in calls}
     if not args.compile_only:
-        variables = init(jax.random.key(0))
+        variables = init(key)
         images = jnp.asarray(draw.normal(size=shape), jnp.float32)
         labels = jnp.asarray(draw.integers(0, 100, args.batch_size), jnp.int32)
         values = (variables["params"], variables["batch_stats"], images, labels)

@@ -91,7 +91,7 @@ class Between:
             found["plane"] = {
                 "models": models.tolist(),
                 "axes": [axis.tolist() for axis in axes],
-                "losses": losses.reshape(len(axes[0]), len(axes[1]), 2).tolist(),
+                "losses": losses.reshape(*map(len, axes), 2).tolist(),
             }
         return found
 
