@@ -280,11 +280,11 @@ def test_a_shortcut_is_padded_on_both_sides(torch):
     same, wider = torch["net"][4], torch["net"][5]
     x = np.arange(-8.0, 24.0).reshape(1, 2, 4, 4)
     np.testing.assert_array_equal(same.forward(x), 2 * np.maximum(x, 0))
-    wider.missing, wider.conv1 = 3, lambda x: np.full((1, 5, 2, 2), -7.0)
+    wider.missing, wider.conv1 = 5, lambda x: np.full((1, 7, 2, 2), -7.0)
     found = wider.forward(x)
-    assert found.shape == (1, 5, 2, 2)
-    np.testing.assert_array_equal(found[:, 1:3], np.maximum(x[:, :, ::2, ::2], 0))
-    assert not found[:, [0, 3, 4]].any()
+    assert found.shape == (1, 7, 2, 2)
+    np.testing.assert_array_equal(found[:, 2:4], np.maximum(x[:, :, ::2, ::2], 0))
+    assert not found[:, [0, 1, 4, 5, 6]].any()
 
 
 def test_pytorch_takes_the_steps_of_the_rules(torch):
