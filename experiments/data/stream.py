@@ -192,7 +192,7 @@ class _MakeBatch:
         rows, positions = self.rows_of_step(int(step))
         real = real_rows(rows, positions, len(self.split.labels), int(step))
         images = np.empty((len(rows), self.size, self.size, 3), np.uint8)
-        labels = np.zeros(len(rows), np.int32)
+        labels = np.empty(len(rows), np.int32)
         labels[real] = self.split.labels[rows[real]]
         ok = np.zeros(len(rows), bool)
         files = self.split.read(rows[real].tolist())

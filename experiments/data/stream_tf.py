@@ -75,15 +75,15 @@ def _batches(
 
     failed: list[Exception] = []
 
-    def images() -> Iterator[tuple[int, int, bytes, list[int], Any]]:
+    def images() -> Iterator[tuple[int, int, bytes, Any, Any]]:
         # What fails here is no damaged image, and ignore_errors would take it for the end.
         try:
             yield from encoded()
         except Exception as error:
             failed.append(error)
 
-    def encoded() -> Iterator[tuple[int, int, bytes, list[int], Any]]:
-        nothing = np.zeros((0, 0, 3), np.uint8)
+    def encoded() -> Iterator[tuple[int, int, bytes, Any, Any]]:
+        nothing, no_box = np.zeros((0, 0, 3), np.uint8), np.zeros(4, np.int32)
         for step in steps:
             rows, positions = rows_of_step(step)
             real = real_rows(rows, positions, len(split.labels), step)
@@ -98,15 +98,15 @@ def _batches(
                     continue
                 # Evaluation has one definition, and of training files these are few.
                 done = decode_train(data, size, rng) if train else decode_eval(data, size, resize)
-                yield step, at, b"", [0, 0, 0, 0], nothing if done is None else done
+                yield step, at, b"", no_box, nothing if done is None else done
 
     def decode(step: Any, at: Any, data: Any, box: Any, done: Any) -> Any:
         def crop() -> Any:
             image = tf.io.decode_and_crop_jpeg(data, box, channels=3)
             image = tf.image.resize(image, (size, size), antialias=True)
-            return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
+            return tf.cast(tf.round(image), tf.uint8)  # means of pixels: none leaves 0 to 255
 
-        return step, at, tf.cond(tf.strings.length(data) > 0, crop, lambda: done)
+        return step, at, tf.cond(tf.equal(data, b""), lambda: done, crop)
 
     wholes = tf.TensorSpec((), tf.int64)
     signature = (
@@ -129,7 +129,7 @@ def _batches(
         rows, positions = rows_of_step(step)
         real = real_rows(rows, positions, len(split.labels), step)
         pixels = np.empty((len(rows), size, size, 3), np.uint8)
-        labels = np.zeros(len(rows), np.int32)
+        labels = np.empty(len(rows), np.int32)
         labels[real] = split.labels[rows[real]]
         ok = np.zeros(len(rows), bool)
         while following is not None and following[0] == step:
