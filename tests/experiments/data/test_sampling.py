@@ -28,7 +28,7 @@ def test_classes_are_visited_in_cycles(per_visit):
 
 
 def test_rows_of_a_class_are_drawn_alike():
-    order = np.asarray(balanced_order(jnp.asarray(LABELS), jax.random.key(1), 5, 50_000))
+    order = np.asarray(balanced_order(jnp.asarray(LABELS), jax.random.key(1), 5, 50_000, 1))
     drawn = np.bincount(order, minlength=78)
     for mine in np.split(drawn, np.cumsum(COUNTS)[:-1]):
         mean = 10_000 / len(mine)
@@ -89,9 +89,23 @@ def test_labels_of_whole_batches_come_in_parts_of_one_size():
     found = list(order.labels_of(10, 3))
     want = [LABELS[order.of_step(step)[5 * k : 5 * k + 5]] for step in whole for k in range(3)]
     np.testing.assert_array_equal(found, want)
-    # A batch larger than the data is all there is.
-    (alone,) = Order("natural", LABELS, 0, 100).labels_of(10)
-    np.testing.assert_array_equal(np.sort(alone), LABELS)
+    # A batch larger than the data is all there is: the first step's.
+    large = Order("natural", LABELS, 0, 100)
+    (alone,) = large.labels_of(10)
+    np.testing.assert_array_equal(alone, LABELS[large.of_step(0)])
+    assert sorted(alone) == LABELS.tolist()
+
+
+def test_an_order_is_that_of_its_epochs():
+    """One row a visit, as CC-SAM's code has it, unless more are asked for; -1 is padding alone."""
+    for kind, asked in (("balanced", {}), ("balanced", {"per_visit": 4}), ("natural", {})):
+        order = Order(kind, LABELS, 7, 20, **asked)
+        assert order.steps_per_epoch == 4
+        for epoch in (0, 2, 1):
+            found = [order.of_step(4 * epoch + step) for step in range(4)]
+            assert [len(rows) for rows in found] == [20, 20, 20, 18]
+            of_epoch = epoch_order(kind, LABELS, 7, epoch, asked.get("per_visit", 1))
+            np.testing.assert_array_equal(np.concatenate(found), of_epoch)
 
 
 def test_buffers_have_room_for_what_each_order_draws():
@@ -107,6 +121,12 @@ def test_buffers_have_room_for_what_each_order_draws():
     absent = np.where(LABELS == 2, 0, LABELS)
     sizes = Order("balanced", absent, 0, 40).buffers(5, 40)(classes)
     assert sizes[0] == np.ceil(20 + 0.5 * np.sqrt(10))
+    # But one with a single row is a class, and one that is none of the labels' has no rows.
+    single = np.repeat(np.arange(5), [40, 20, 10, 1, 7])
+    sizes = Order("balanced", single, 0, 40).buffers(6, 40)(np.append(classes, True))
+    assert sizes[0] == np.ceil(40 * 3 / 5 + 0.5 * np.sqrt(40 * 6 / 25))
+    sizes = Order("natural", LABELS, 0, 40).buffers(6, 40)(np.append(classes, True))
+    assert sizes[0] == np.ceil(40 * 18 / 78 + 0.5 * np.sqrt(40 * 18 * 60 / 78**2))
 
 
 def test_stratified_batches_are_drawn_alike():
