@@ -13,7 +13,17 @@ import pytest
 
 import imbsam_jax
 from damage import damaged_json
-from experiments.data import DataError, Dataset, cifar, hold_out, load_npz, save_npz, shrunk
+from experiments.data import (
+    DataError,
+    Dataset,
+    cifar,
+    draw_held_out,
+    filled,
+    hold_out,
+    load_npz,
+    save_npz,
+    shrunk,
+)  # fmt: skip
 from experiments.data.cifar import load_cifar_lt
 from fresh_imports import imported
 
@@ -350,6 +360,20 @@ def _dataset(counts: tuple[int, ...] = (6, 3, 2, 1), **changes: Any) -> Dataset:
         ({"test_labels": np.array([0, 4], np.int32)}, r"outside \[0, 4\)"),
         ({"test_labels": np.array([0, -1], np.int32)}, r"outside \[0, 4\)"),
         ({"val_labels": np.zeros(1, np.int32)}, "must come together"),
+        ({"val_images": np.zeros((1, 4, 4, 3), np.uint8)}, "must come together"),
+        (
+            {
+                "val_images": np.zeros((1, 4, 4, 3), np.uint8),
+                "val_labels": np.array([4], np.int32),
+            },
+            r"val_labels lie in \[4, 4\], outside \[0, 4\)",
+        ),
+        ({"test_images": np.zeros((2, 4, 0, 3), np.uint8)}, "no other 0"),
+        ({"test_images": np.zeros((2, 4, 4), np.uint8)}, r"not uint8\[2, 4, 4\]"),
+        ({"test_images": np.zeros((2, 4, 5, 3), np.uint8)}, r"test_images are \(4, 5, 3\)"),
+        ({"mean": (0.5,) * 4}, "lengths 4 and 3, the images have 3 channels"),
+        ({"std": (0.5,) * 2}, "lengths 3 and 2, the images have 3 channels"),
+        ({"subset": "last"}, "subset must be first or shuffled, not 'last'"),
         ({"mean": (0.5,)}, "3 channels"),
         ({"few_below": 6}, "both many and few"),
         ({"class_names": ("a", "b")}, "2 class names for 4 classes"),
@@ -358,6 +382,9 @@ def _dataset(counts: tuple[int, ...] = (6, 3, 2, 1), **changes: Any) -> Dataset:
 def test_dataset_refuses(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=f"tiny: .*{message}"):
         _dataset(**changes)
+
+
+_VAL = {"val_images": np.zeros((1, 4, 4, 3), np.uint8), "val_labels": np.zeros(1, np.int32)}
 
 
 @pytest.mark.parametrize(
@@ -371,13 +398,16 @@ def test_dataset_refuses(changes: dict[str, Any], message: str) -> None:
         ({"subset_seed": 2**32 - 1}, {"subset_seed": 2**32}),
         ({"shrink": 1}, {"shrink": 0}), ({"shrink": 2**31 - 1}, {"shrink": 2**31}),
         ({"val_per_class": 0}, {"val_per_class": -1}),
+        ({"val_per_class": 2**31 - 1, **_VAL}, {"val_per_class": 2**31, **_VAL}),
+        ({"val_per_class": 1, **_VAL}, {"val_per_class": -1, **_VAL}),
+        ({"subset": "first"}, {"subset": "First"}), ({"subset": "shuffled"}, {"subset": ""}),
         ({"val_per_class": 0}, {"val_per_class": 1}),  # without an image held out
     ],
 )  # fmt: skip
 def test_what_a_dataset_says_of_its_making_has_a_range(
     taken: dict[str, Any], refused: dict[str, Any]
 ) -> None:
-    ((name, value),) = taken.items()
+    name, value = next(iter(taken.items()))
     assert getattr(_dataset(**taken), name) == value
     with pytest.raises(DataError, match=name):
         _dataset(**refused)
@@ -417,6 +447,23 @@ def test_hold_out_follows_its_seed() -> None:
     assert draws[0] == draws[1] != draws[2]
 
 
+def test_the_draw_is_one_permutation_a_class() -> None:
+    """Of MT19937 seeded so, class by class in the order of the labels, each's rows in theirs."""
+    labels = np.random.RandomState(1).randint(0, 5, 400).astype(np.int32)
+    draw, expected = np.random.RandomState(7), set()
+    for label in range(5):
+        members = [row for row, other in enumerate(labels) if other == label]
+        expected |= {members[k] for k in draw.permutation(len(members))[:30]}
+    held = draw_held_out("tiny", labels, np.bincount(labels), 30, 7)
+    assert set(np.flatnonzero(held)) == expected and len(expected) == 150
+
+
+def test_a_class_without_an_image_counts_as_the_smallest() -> None:
+    assert filled(np.array([5, 0, 1, 3, 0])).tolist() == [5, 1, 1, 3, 1]
+    assert filled(np.array([5, 2, 0])).tolist() == [5, 2, 2]
+    assert filled(np.array([5, 1])).tolist() == [5, 1]
+
+
 def test_hold_out_with_an_absent_class() -> None:
     data = _dataset((3, 0, 2), test_labels=np.array([0, 2], np.int32))
     assert hold_out(data, 1, seed=0).class_counts().tolist() == [2, 0, 1]
@@ -433,9 +480,12 @@ def test_shrunk_averages_squares() -> None:
     assert small.train_images.shape == (2, 2, 3, 3)
     np.testing.assert_array_equal(small.test_images, small.train_images)
     assert "2x2 pixels" in small.source
-    assert shrunk(whole, 1) is whole
-    with pytest.raises(DataError, match="4 x 6 cannot"):
-        shrunk(whole, 4)
+    assert shrunk(whole, 1) is whole and whole.shrink == 1 and small.shrink == 2
+    for factor in (4, 3):  # of the width, of the height
+        with pytest.raises(DataError, match=f"4 x 6 cannot be cut into squares of {factor}"):
+            shrunk(whole, factor)
+    with pytest.raises(DataError, match=r"every 2 x 2 pixels averaged already.*leave --shrink out"):
+        shrunk(small, 2)
     with pytest.raises(ValueError, match="at least 1"):
         shrunk(whole, 0)
 
@@ -468,6 +518,17 @@ def test_npz_round_trip(tmp_path: Path, full: bool) -> None:
             assert before == after
 
 
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    """Over one that is there; where a folder of its name is, nothing is left beside it."""
+    for many_above in (4, 5):
+        save_npz(_dataset(many_above=many_above), tmp_path / "data.npz")
+        assert load_npz(tmp_path / "data.npz").many_above == many_above
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        save_npz(_dataset(), tmp_path / "folder")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["data.npz", "folder"]
+
+
 def _saved(tmp_path: Path) -> tuple[Path, dict[str, np.ndarray]]:
     path = tmp_path / "new" / "folders" / "data.npz"
     save_npz(_dataset(), path)
@@ -481,6 +542,17 @@ def test_npz_without_a_key(tmp_path: Path, key: str) -> None:
     del arrays[key]
     np.savez(path, **arrays)
     with pytest.raises(DataError, match=f"data.npz lacks the key {key}"):
+        load_npz(path)
+
+
+def test_npz_of_something_else(tmp_path: Path) -> None:
+    path, arrays = _saved(tmp_path)
+    np.savez(path, **arrays, **{f"more_{name}": np.zeros(1) for name in "hbdafceg"})
+    named = ", ".join(f"more_{name}" for name in "abcdefgh")
+    with pytest.raises(DataError, match=f"data.npz holds the unknown key {named}: write it"):
+        load_npz(path)
+    np.savez(path, x=np.zeros(1))
+    with pytest.raises(DataError, match="lacks the key name, train_images, train_labels, test"):
         load_npz(path)
 
 

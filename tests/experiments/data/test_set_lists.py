@@ -71,6 +71,11 @@ def test_a_list_of_lines_is_read_line_by_line(folder):
         ("set = [{data = 'a'}]\n[families]\nx = ['a']\ny = 'a'", "needs a list of names"),
         ("set = [{data = 'a', text = ['x', {}]}]", "text = .* is no word, number or list of these"),
         ("set = [{data = 'a', family = []}]", r"family = \[\] must be one word"),
+        ("set = [{data = 'a', family = ''}]", r"family = '' must be one word"),
+        ("set = [{data = 'a', family = ['b', 'c']}]", "must be one word"),
+        ("set = [{data = 'a', tune = false}]", "tune = false is said as no_tune = true"),
+        ("set = [{data = 'a$.csv'}]", r"a\$.csv has a \$ that begins no variable"),
+        ("set = [{data = '${NOWHERE_9}.csv'}]", "needs the variable NOWHERE_9 to be set"),
         ("set = [{data = 'a', family = 'x'}]\n[families]\ny = ['a']", "family x, and .* of y$"),
         ("set = [{data = 'a'}]\n[families]\nx = ['a', 'b']", "b of the family x is no set"),
     ],
@@ -83,10 +88,10 @@ def test_a_list_of_which_a_part_is_wrong_is_refused(tmp_path, text, says):
 
 def test_a_family_said_twice_alike_is_one(tmp_path):
     (tmp_path / "l.toml").write_text(
-        "set = [{data = 'a', family = 'x', text = ['b', 3, 0.5]}]\n[families]\nx = ['a', 'a']"
+        "set = [{data = 'a', family = ['x'], text = ['b', 3, 0.5], tune = true}]\n[families]\nx = ['a', 'a']"
     )
     (found,) = entries([str(tmp_path / "l.toml")])
-    assert found["family"] == "x" and found["text"] == ["b", 3, 0.5]
+    assert found["family"] == "x" and found["text"] == ["b", 3, 0.5] and found["tune"] is True
 
 
 @pytest.mark.parametrize(
