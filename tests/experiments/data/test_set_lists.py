@@ -88,7 +88,8 @@ def test_a_list_of_which_a_part_is_wrong_is_refused(tmp_path, text, says):
 
 def test_a_family_said_twice_alike_is_one(tmp_path):
     (tmp_path / "l.toml").write_text(
-        "set = [{data = 'a', family = ['x'], text = ['b', 3, 0.5], tune = true}]\n[families]\nx = ['a', 'a']"
+        "set = [{data = 'a', family = ['x'], text = ['b', 3, 0.5], tune = true}]\n"
+        "[families]\nx = ['a', 'a']"
     )
     (found,) = entries([str(tmp_path / "l.toml")])
     assert found["family"] == "x" and found["text"] == ["b", 3, 0.5] and found["tune"] is True
