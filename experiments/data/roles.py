@@ -52,7 +52,7 @@ def _others(frame: pd.DataFrame, name: str) -> str:
             f": its first line is one name, with {between} in it; save it with commas (.csv) or "
             "tabs (.tsv) between columns"
         )
-    near = difflib.get_close_matches(name, list(frame.columns), 1)
+    near = difflib.get_close_matches(name, list(frame.columns))
     if near:
         return f": did you mean {near[0]!r}?"
     shown = ", ".join(map(repr, frame.columns[:8]))
@@ -105,7 +105,7 @@ def check_classes(
     if first_test is not None:
         if first_test == len(codes):
             raise DataError("the file of --test holds no row with a label")
-        unknown = np.setdiff1d(codes[first_test:], codes[:first_test])
+        unknown = np.setdiff1d(codes, codes[:first_test])
         if len(unknown):
             raise DataError(
                 f"the file of --test holds class {names[unknown[0]]!r}, which no training row has"
@@ -116,7 +116,7 @@ def testable(
     codes: np.ndarray, names: tuple[str, ...], first_test: int | None, notes: list[str]
 ) -> NDArray[np.bool_]:
     """Rows of classes that can be both trained on and tested."""
-    counts = np.bincount(codes, minlength=len(names))
+    counts = np.bincount(codes)
     single = np.flatnonzero(counts < 2)
     if first_test is not None or not len(single):
         return np.ones(len(codes), bool)
@@ -147,7 +147,7 @@ def groups(
             f"column {group!r} (--group) has {len(names)} values in {rows} rows: groups of several "
             "rows are needed; rows of one value are kept on one side by --id"
         )
-    if first_test is not None and np.setdiff1d(codes[first_test:], codes[:first_test]).size:
+    if np.setdiff1d(codes, codes[:first_test]).size:
         raise DataError(f"the file of --test holds a {group!r} (--group) that no training row has")
     return codes, names
 
