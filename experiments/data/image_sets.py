@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import os
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -222,7 +222,7 @@ def _of_lists(
         train=parts["train"],
         val=parts.get("val"),
         test=parts["test"],
-        num_classes=_classes(parts["train"]) or 0,
+        num_classes=cast(int, _classes(parts["train"])),
         mean=mean,
         std=std,
         source=f"{source}, chosen and labelled by lists",

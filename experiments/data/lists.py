@@ -160,7 +160,7 @@ def select(split: TfdsSplit, list_file: PathLike, num_classes: int | None = None
     rows = np.array([row_of[_tail(name, parts)] for name in names], np.int64)
     if len(np.unique(rows)) < len(rows):
         counts = Counter(rows.tolist())
-        twice = [name for name, row in zip(names, rows.tolist(), strict=True) if counts[row] > 1]
+        twice = [name for name in names if counts[row_of[_tail(name, parts)]] > 1]
         raise DataError(
             f"{listed.place(twice[0])}: lists {_some(twice)} that mean the same records"
         )

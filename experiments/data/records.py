@@ -181,4 +181,4 @@ def _in_order(pool: ThreadPoolExecutor, function: Any, items: Sequence[Any]) -> 
         for future in futures:
             yield future.result()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)

@@ -126,7 +126,7 @@ def kind_of(column: pd.Series) -> str:
         return "of dates or times"
     if isinstance(column.dtype, pd.CategoricalDtype | pd.StringDtype):
         return "words"
-    held = kind.infer_dtype(column, skipna=True)
+    held = kind.infer_dtype(column)
     if held in ("boolean", "empty"):
         return "number"
     if held in ("date", "datetime", "time", "timedelta"):

@@ -97,11 +97,11 @@ class Tokenizer:
           RunError: a text is longer.
         """
         rows = np.zeros((len(texts), length), np.int32)
-        for row, text in zip(rows, texts, strict=True):
+        for row, text in enumerate(texts):
             tokens = [self.start, *self._encode(text), self.end]
             if len(tokens) > length:
                 raise RunError(f"{text!r:.80} has {len(tokens)} tokens, and CLIP reads {length}")
-            row[: len(tokens)] = tokens
+            rows[row, : len(tokens)] = tokens
         return rows
 
     def _encode(self, text: str) -> Iterator[int]:

@@ -21,6 +21,7 @@ KINDS = {
     "nullable": ([1, None], "Int64", "number"),
     "nullable truths": ([True, None], "boolean", "number"),
     "truths with one missing": ([True, None], object, "number"),
+    "truths with one not available": ([True, pd.NA], object, "number"),
     "nothing": ([None, None], object, "number"),
     "no row": ([], object, "number"),
     "complex": ([1j, 2], complex, "of complex numbers"),

@@ -49,6 +49,16 @@ def test_words(small, text, words):
     assert _shown(small, text) == words
 
 
+def test_curled_quotes_are_straight(small):
+    """Those that ftfy, with which CLIP cleans its texts, makes straight; their neighbours stay."""
+    singles, doubles = [0x2BC, *range(0x2018, 0x201C)], range(0x201C, 0x2020)
+    for codes, straight in ((singles, "'"), (doubles, '"')):
+        found = small([chr(code) for code in codes])
+        np.testing.assert_array_equal(found, small([straight] * len(codes)))
+    for code in (0x2BB, 0x2BD, 0x2017, 0x2020):
+        assert "".join(_shown(small, chr(code))) not in ("'</w>", '"</w>')
+
+
 def test_numbering(small):
     """256 bytes from "!", each once more as a word's end, merges, then the two marks."""
     assert (small.start, small.end) == (512 + len(_MERGES), 513 + len(_MERGES))
@@ -62,10 +72,12 @@ def test_gzipped_and_refused(small, tmp_path):
     packed = tmp_path / "vocabulary.txt.gz"
     packed.write_bytes(gzip.compress("\n".join(["#version", *_MERGES]).encode()))
     np.testing.assert_array_equal(Tokenizer(packed)(["apple"]), small(["apple"]))
+    assert small(["a b c d"], 6)[0, -1] == small.end
     with pytest.raises(RunError, match="has 7 tokens, and CLIP reads 6"):
         small(["a b c d e"], 6)
     for content, said in (
-        (b"", "no vocabulary"), (b"#\na b c", "no vocabulary"), (b"\xff\xfe", "cannot be read"),
+        (b"", "no vocabulary"), (b"#\na b c", "no vocabulary"),
+        (b"#\na b\nc", "no vocabulary"), (b"\xff\xfe", "cannot be read"),
         (gzip.compress(b"# a")[:-6], "cannot be read"),
     ):  # fmt: skip
         packed.write_bytes(content)
