@@ -115,15 +115,15 @@ def _delimited(
         raise DataError(f"{name} is empty")
     if b"\0" in data:
         raise DataError(f"{name} is no text: it holds a NUL character")
-    if len(data) > 2**31 - 2:
+    if len(data) > np.iinfo(np.int32).max:  # of a block
         raise DataError(f"{name} has over 2 GiB of text: convert it to .parquet")
-    first = re.split(rb"[\r\n]", data, maxsplit=1)[0]
+    (first,) = re.findall(rb"\A[^\r\n]*", data)
     _check_width(name, first.count(delimiter.encode()) + 1)
     try:
         # In one block, so that the kind of a column is judged by all its rows.
         table = pyarrow.csv.read_csv(
             io.BytesIO(data),
-            read_options=pyarrow.csv.ReadOptions(block_size=len(data) + 1),
+            read_options=pyarrow.csv.ReadOptions(block_size=len(data)),
             parse_options=pyarrow.csv.ParseOptions(
                 delimiter=delimiter,
                 newlines_in_values=True,
@@ -152,11 +152,11 @@ def with_leading_zeros(
     007 is not 7, nor 0x1F 31. Where 250.1 and 250.10 both stand in a file, or 250.0 and 250.00,
     these are two names: numbers are written alike.
     """
-    typed = [_typed(path, frame, names) for path, frame in zip(paths, frames, strict=True)]
-    coded = {name for cells in typed for name in cells if _are_codes(cells[name].dropna())}
+    typed = [(frame, _typed(path, frame, names)) for path, frame in zip(paths, frames, strict=True)]
+    coded = {name for _, cells in typed for name in cells if _are_codes(cells[name].dropna())}
     return [
         frame.assign(**{name: cells[name] for name in coded if name in cells})
-        for frame, cells in zip(frames, typed, strict=True)
+        for frame, cells in typed
     ]
 
 
@@ -217,13 +217,12 @@ def _parquet(name: str) -> pd.DataFrame:
 
 
 def _pandas(name: str, table: pa.Table) -> pd.DataFrame:
-    _check_width(name, table.num_columns)
     _check_names(name, table.column_names)
     for at, field in enumerate(table.schema):
         if pa.types.is_decimal(field.type):
             table = table.set_column(at, field.name, table.column(at).cast(pa.float64()))
     # An index that pandas once wrote beside the columns is none of the data.
-    return table.replace_schema_metadata(None).to_pandas(ignore_metadata=True)
+    return table.replace_schema_metadata(None).to_pandas()
 
 
 def _said(error: Exception) -> str:

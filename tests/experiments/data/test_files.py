@@ -1,0 +1,123 @@
+"""Files as frames: bounds, damage that only a checksum tells, and what a file says of itself."""
+
+import hashlib
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from experiments.data.files import digests, frame, has_labels, with_leading_zeros
+from experiments.host.errors import DataError
+
+
+def text(folder, *lines, name="x.csv"):
+    (folder / name).write_text("\n".join(lines))
+    return folder / name
+
+
+def test_ten_thousand_columns_can_be_taken(tmp_path):
+    for columns in (10_000, 10_001):
+        names = [f"c{k}" for k in range(columns)]
+        # Told by the first line, before any other is looked at.
+        csv = text(tmp_path, ",".join(names), ",".join(["1"] * 10_000), name=f"{columns}.csv")
+        npz, parquet = tmp_path / f"{columns}.npz", tmp_path / f"{columns}.parquet"
+        np.savez(npz, X=np.ones((1, columns)), y=[0])
+        pa.parquet.write_table(pa.table({name: [1] for name in names}), parquet)
+        for path in (csv, npz, parquet):
+            if columns == 10_000:
+                assert frame(path).shape == (1, columns + (path == npz))
+                continue
+            with pytest.raises(
+                DataError, match="has 10001 columns, over the 10000 that can be taken"
+            ):
+                frame(path)
+
+
+def test_the_kind_of_a_column_is_judged_by_its_last_row_too(tmp_path):
+    found = frame(text(tmp_path, "x,y", *["1,2"] * 5000, "a,2.5"))
+    assert found["x"].tolist()[-2:] == ["1", "a"] and found["y"].tolist()[-2:] == [2.0, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("lines", "last"),
+    [
+        (["a,k", "1,x", '2,"y', 'z"'], "y\nz"),
+        (["a,k", '"p",x', '"q","y', 'z"'], "y\nz"),
+        (["a,k", '1,"x"'], "x"),
+    ],
+)
+def test_a_cell_of_several_lines_is_a_cell(tmp_path, lines, last):
+    assert frame(text(tmp_path, *lines))["k"].tolist()[-1] == last
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [['1,"x', "2,y"], ['"p",x', '1,"x', "2,y"], ['"p","q"', '1,"x', "2,y"], ['"1,x', "2,y"]],
+)
+def test_a_quotation_mark_that_is_not_closed_is_told(tmp_path, lines):
+    rows = len(lines) - 1
+    with pytest.raises(
+        DataError, match=rf"not closed: the last row, {rows}, has all lines|as long"
+    ):
+        frame(text(tmp_path, "a,k", *lines))
+
+
+def test_a_page_of_another_checksum_is_damage(tmp_path):
+    """Its bytes would be other numbers, and nothing else tells."""
+    path = tmp_path / "x.parquet"
+    table = pa.table({"x": np.arange(1000.0), "y": ["a", "b"] * 500})
+    pa.parquet.write_table(
+        table, path, write_page_checksum=True, compression="none", use_dictionary=False
+    )
+    whole = bytearray(path.read_bytes())
+    whole[whole.index(np.float64(500).tobytes()) + 3] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(DataError, match=r"x.parquet is not a whole .parquet file: "):
+        frame(path)
+
+
+def test_an_index_that_pandas_wrote_is_a_column(tmp_path):
+    rows = pd.DataFrame({"x": [1, 2]}, index=pd.Index([7, 8], name="row"))
+    rows.to_parquet(tmp_path / "x.parquet")
+    found = frame(tmp_path / "x.parquet")
+    assert found.index.tolist() == [0, 1] and found["row"].tolist() == [7, 8]
+
+
+def test_names_of_arrays(tmp_path):
+    X = np.arange(6.0).reshape(3, 2)
+    np.savez(tmp_path / "x.npz", X=X, y=["a", "", "b"], feature_names=["p", "q"])
+    found = frame(tmp_path / "x.npz")
+    assert list(found.columns) == ["p", "q", "y"] and found["y"].tolist() == ["a", None, "b"]
+    np.savez(tmp_path / "x.npz", X=X, feature_names=["p", "q"])
+    assert list(frame(tmp_path / "x.npz", labelled=False).columns) == ["p", "q"]
+    np.savez(tmp_path / "x.npz", X=X, y=[True, False, True])
+    assert list(frame(tmp_path / "x.npz").columns) == ["x0", "x1", "y"]
+    np.savez(tmp_path / "x.npz", X=X, y=[0, 1, 2], feature_names=["p", "y"])
+    with pytest.raises(DataError, match="two columns named 'y': rename one"):
+        frame(tmp_path / "x.npz")
+
+
+def test_what_a_file_says_of_itself(tmp_path):
+    path = text(tmp_path, "x", "1")
+    digest = hashlib.sha256(b"x\n1").hexdigest()
+    assert digests(str(path), None, "sklearn:wine") == [digest, None, None] and digests() == []
+    for name, own in (("a.npz", True), ("a.NPZ", True), ("sklearn:wine", True), ("a.csv", False)):
+        assert has_labels(name) == own
+    wine = frame("sklearn:wine")
+    assert wine.columns[0] == "alcohol" and set(wine["y"]) == {"class_0", "class_1", "class_2"}
+
+
+def test_names_with_zeros_in_front_in_any_of_the_files(tmp_path):
+    one = text(tmp_path, "i,x", "007,1", "8,2")
+    other = text(tmp_path, "i\tx", "9\t1", name="y.tsv")
+    frames = [frame(one), frame(other)]
+    found = with_leading_zeros([one, other], frames, ["i", "absent"])
+    assert [part["i"].tolist() for part in found] == [["007", "8"], ["9"]]
+    assert [part["x"].tolist() for part in found] == [[1, 2], [1]]
+    # Of arrays and of columns of words nothing is read again.
+    same = with_leading_zeros(["no.npz", "no.parquet"], frames, ["i"])
+    assert [part["i"].tolist() for part in same] == [[7, 8], [9]]
+    with pytest.raises(ValueError, match="shorter"):
+        with_leading_zeros([one], frames, ["i"])
