@@ -179,7 +179,7 @@ def stream(
     return Stream(iter(steps))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass
 class _MakeBatch:
     split: Split
     rows_of_step: Callable[[int], StepRows]

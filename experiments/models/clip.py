@@ -103,8 +103,8 @@ class Attention(nn.Module):
     """
 
     heads: int
-    causal: bool = False
-    rank: int = 0
+    causal: bool
+    rank: int
     dtype: DTypeLike = jnp.float32
 
     @nn.compact

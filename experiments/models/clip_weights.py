@@ -11,6 +11,7 @@ a pooler, buffers) and said so, or refused.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Mapping
@@ -318,16 +319,18 @@ def _positions(
 
 
 def _image_shapes(size: Size) -> dict[str, tuple[int, ...]]:
-    tower = ImageTower(1, size, "linear")
-    images = jnp.zeros((1, size.image, size.image, 3))
-    found = jax.eval_shape(lambda key: tower.init(key, images, train=False), jax.random.key(0))
-    flat = traverse_util.flatten_dict(found["params"], sep="/")
-    return {name: x.shape for name, x in flat.items() if not name.startswith("head/")}
+    init = functools.partial(ImageTower(1, size, "linear").init, train=False)
+    found = _shapes(init, (1, size.image, size.image, 3), jnp.float32)
+    return {name: shape for name, shape in found.items() if not name.startswith("head/")}
 
 
 def _text_shapes(size: Size) -> dict[str, tuple[int, ...]]:
-    tower = TextTower(size)
-    found = jax.eval_shape(tower.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
+    return _shapes(TextTower(size).init, (1, 2), jnp.int32)
+
+
+def _shapes(init: Any, shape: tuple[int, ...], dtype: Any) -> dict[str, tuple[int, ...]]:
+    """Of the parameters that `init` draws for an input of that shape."""
+    found = jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct(shape, dtype))
     flat = traverse_util.flatten_dict(found["params"], sep="/")
     return {name: x.shape for name, x in flat.items()}
 

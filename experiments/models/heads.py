@@ -19,8 +19,8 @@ class NormalisedLinear(nn.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
-        shape = (features.shape[-1], self.num_classes)
-        kernel = self.param("kernel", classifiers.normalised_init, shape)
+        *_, width = features.shape
+        kernel = self.param("kernel", classifiers.normalised_init, (width, self.num_classes))
         return classifiers.normalised_linear(features.astype(self.dtype), kernel)
 
 
@@ -33,8 +33,8 @@ class CosineLinear(nn.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
-        shape = (features.shape[-1], self.num_classes)
-        kernel = self.param("kernel", classifiers.normalised_init, shape)
+        *_, width = features.shape
+        kernel = self.param("kernel", classifiers.normalised_init, (width, self.num_classes))
         return self.scale * classifiers.normalised_linear(features.astype(self.dtype), kernel)
 
 
@@ -43,15 +43,15 @@ class ScaledLinear(nn.Module):
 
     num_classes: int
     kernel_init: Initializer
-    bias_init: Initializer = nn.initializers.zeros
+    bias_init: Initializer
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
-        shape = (features.shape[-1], self.num_classes)
-        kernel = self.param("kernel", self.kernel_init, shape)
-        bias = self.param("bias", self.bias_init, shape[1:])
-        scales = self.param("scales", nn.initializers.ones, shape[1:])
+        *_, width = features.shape
+        kernel = self.param("kernel", self.kernel_init, (width, self.num_classes))
+        bias = self.param("bias", self.bias_init, (self.num_classes,))
+        scales = self.param("scales", nn.initializers.ones, (self.num_classes,))
         logits = features.astype(self.dtype) @ kernel + bias[None]
         return classifiers.lws_logits(logits, scales)
 

@@ -115,7 +115,8 @@ def load_weights(
     given = {name: x.shape for name, x in found.items() if name.startswith(prefix)}
     note = f"{path.name} (SHA-256 {hashlib.sha256(data).hexdigest()[:8]}), "
     if fresh := given != {name: ours[name].shape for name in head}:
-        classes, wanted = given[needed[0]][-1], variables["params"]["head"]["kernel"].shape[-1]
+        *_, classes = given[needed[0]]
+        *_, wanted = variables["params"]["head"]["kernel"].shape
         why = f"for {classes} classes, not {wanted}" if classes != wanted else "of another kind"
         note += f"but a fresh classifier: the file's is {why}"
     else:
@@ -152,7 +153,7 @@ def _once(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
 
 def _decode_msgpack(data: bytes, path: Path) -> dict[str, NDArray[Any]]:
     try:
-        msgpack.unpackb(data, object_pairs_hook=_once, raw=False, strict_map_key=False)
+        msgpack.unpackb(data, object_pairs_hook=_once)
         flat = traverse_util.flatten_dict(serialization.msgpack_restore(data))
         named = [("/".join(map(str, key)), np.asarray(leaf)) for key, leaf in flat.items()]
         leaves = _once(named)

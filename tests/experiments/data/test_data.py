@@ -5,6 +5,7 @@ import importlib.util
 import io
 import os
 import shutil
+import types
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,39 @@ def test_shuffled_images_of_each_class(prepared: Path, seed: int) -> None:
     np.random.set_state(state)
     assert _ids(data.train_images) == expected
     assert f"shuffled, seed {seed}" in data.source
+
+
+def test_what_is_said_of_the_images_that_stayed(prepared: Path) -> None:
+    """In fields, too, which `matching` compares; of the other kind there is no flag."""
+    folder = str(prepared)
+    first = load_cifar_lt("cifar10", imbalance_factor=4, data_dir=folder)
+    assert (first.imbalance_factor, first.subset, first.subset_seed) == (4, "first", 0)
+    step = load_cifar_lt("cifar10", imbalance_factor=4, data_dir=folder, kind="step")
+    assert (step.subset, step.subset_seed) == (None, None) and "(step, imb" in step.source
+    shuffled = load_cifar_lt("cifar10", imbalance_factor=4, data_dir=folder, subset="shuffled")
+    assert shuffled.subset_seed == 0 and shuffled.source.endswith("shuffled, seed 0)")
+    seeded = load_cifar_lt(
+        "cifar10", imbalance_factor=4, data_dir=folder, subset="shuffled", subset_seed=0
+    )
+    assert _ids(seeded.train_images) == _ids(shuffled.train_images)
+
+
+@pytest.mark.parametrize("missing", ["id", "label", "image"])
+def test_an_empty_record_among_others_is_damage(missing: str) -> None:
+    """Of some truncated shards array_record reads such."""
+    pytest.importorskip("tensorflow_datasets")
+    records = [{"id": b"train_0", "label": 0, "image": b"png"} for _ in range(3)]
+    records[1][missing] = None
+
+    class Source(list):
+        def __getitems__(self, rows: list[int]) -> Any:
+            return [self[row] for row in rows]
+
+    builder = types.SimpleNamespace(
+        as_data_source=lambda split, decoders: Source(records), data_dir="/tfds"
+    )
+    with pytest.raises(DataError, match="the train split in /tfds holds empty records"):
+        cifar._read(builder, "train")
 
 
 def test_folder_from_the_environment(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:

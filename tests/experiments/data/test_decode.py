@@ -55,7 +55,19 @@ def _published(width: int, height: int, rng: np.random.Generator) -> tuple[int, 
 
 
 @pytest.mark.parametrize(
-    "shape", [(500, 375), (375, 500), (224, 224), (2000, 90), (40, 900), (1, 1), (3, 2)]
+    "shape",
+    [
+        (500, 375),
+        (375, 500),
+        (224, 224),
+        (2000, 90),
+        (40, 900),
+        (1, 1),
+        (3, 2),
+        (40, 1),
+        (1, 41),
+        (91, 20),
+    ],
 )
 def test_crop_box_is_the_published_rule(shape: tuple[int, int]) -> None:
     for seed in range(200):
@@ -128,6 +140,40 @@ def test_reduced_decoding_changes_little(odd: int, seed: int, monkeypatch: Any) 
     assert scales == [max(fits)] and max(fits) > 1
     assert fast is not None and full is not None
     assert np.abs(fast.astype(int) - full).mean() < 1.5
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4, 8])
+def test_a_crop_of_just_so_many_pixels_is_reduced(factor: int, monkeypatch: Any) -> None:
+    """By what leaves it `size` pixels a side, and not by more where one is missing."""
+    from PIL.JpegImagePlugin import JpegImageFile
+
+    seed = next(s for s in range(99) if min(_crop(s)[2:]) % 8 == 0)
+    size = min(_crop(seed)[2:]) // factor
+    data, asked, draft = _encode(_noise(320, 240)), [], JpegImageFile.draft
+
+    def watched(image: Any, mode: Any, wanted: Any) -> Any:
+        asked.append(wanted)
+        return draft(image, mode, wanted)
+
+    monkeypatch.setattr(JpegImageFile, "draft", watched)
+    for pixels, expected in ((size, factor), (size + 1, factor // 2)):
+        pixels_of = decode_train(data, pixels, np.random.default_rng(seed))
+        assert pixels_of is not None and pixels_of.shape == (pixels, pixels, 3)
+        assert asked == ([(320 // expected, 240 // expected)] if expected > 1 else [])
+        asked.clear()
+
+
+def _crop(seed: int) -> tuple[int, int, int, int]:
+    return crop_box(320, 240, np.random.default_rng(seed))  # type: ignore[return-value]
+
+
+def test_images_of_one_pixel_and_other_formats() -> None:
+    for shape in ((1, 40), (40, 1), (1, 1)):
+        pixels = decode_eval(_encode(_gradient(*shape), "PNG"), 4, 4)
+        assert pixels is not None and pixels.shape == (4, 4, 3)
+        assert decode_train(_encode(_gradient(*shape)), 4, np.random.default_rng(0)) is not None
+    for kind in ("TIFF", "PPM", "TGA"):  # readable, but of no format that is taken
+        assert decode_eval(_encode(_gradient(8, 8), kind), 4, 4) is None
 
 
 @pytest.mark.parametrize("shape", [(500, 375), (333, 512), (256, 256), (40, 30)])

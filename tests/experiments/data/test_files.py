@@ -18,21 +18,19 @@ def text(folder, *lines, name="x.csv"):
 
 
 def test_ten_thousand_columns_can_be_taken(tmp_path):
-    for columns in (10_000, 10_001):
-        names = [f"c{k}" for k in range(columns)]
-        # Told by the first line, before any other is looked at.
-        csv = text(tmp_path, ",".join(names), ",".join(["1"] * 10_000), name=f"{columns}.csv")
-        npz, parquet = tmp_path / f"{columns}.npz", tmp_path / f"{columns}.parquet"
-        np.savez(npz, X=np.ones((1, columns)), y=[0])
-        pa.parquet.write_table(pa.table({name: [1] for name in names}), parquet)
-        for path in (csv, npz, parquet):
-            if columns == 10_000:
-                assert frame(path).shape == (1, columns + (path == npz))
-                continue
-            with pytest.raises(
-                DataError, match="has 10001 columns, over the 10000 that can be taken"
-            ):
-                frame(path)
+    path = tmp_path / "x.npz"
+    np.savez(path, X=np.ones((1, 10_000)), y=[0])
+    assert frame(path).shape == (1, 10_001)
+    np.savez(path, X=np.ones((1, 10_001)), y=[0])
+    names = [f"c{k}" for k in range(10_001)]
+    pa.parquet.write_table(pa.table({name: [1] for name in names}), tmp_path / "x.parquet")
+    # Of text the first line tells, before any other is looked at.
+    csv = text(tmp_path, ",".join(names), "1,2")
+    for wide in (path, tmp_path / "x.parquet", csv):
+        with pytest.raises(DataError, match="has 10001 columns, over the 10000 that can be"):
+            frame(wide)
+    with pytest.raises(DataError, match="is not a table of rows as long as its first"):
+        frame(text(tmp_path, ",".join(names[1:]), "1,2"))
 
 
 def test_the_kind_of_a_column_is_judged_by_its_last_row_too(tmp_path):
@@ -52,16 +50,11 @@ def test_a_cell_of_several_lines_is_a_cell(tmp_path, lines, last):
     assert frame(text(tmp_path, *lines))["k"].tolist()[-1] == last
 
 
-@pytest.mark.parametrize(
-    "lines",
-    [['1,"x', "2,y"], ['"p",x', '1,"x', "2,y"], ['"p","q"', '1,"x', "2,y"], ['"1,x', "2,y"]],
-)
-def test_a_quotation_mark_that_is_not_closed_is_told(tmp_path, lines):
-    rows = len(lines) - 1
-    with pytest.raises(
-        DataError, match=rf"not closed: the last row, {rows}, has all lines|as long"
-    ):
-        frame(text(tmp_path, "a,k", *lines))
+@pytest.mark.parametrize("before", [[], ['"p",x'], ['"p","q"']])
+def test_a_quotation_mark_that_is_not_closed_is_told(tmp_path, before):
+    said = f"not closed: the last row, {len(before) + 1}, has all lines after it in its column 'k'"
+    with pytest.raises(DataError, match=said):
+        frame(text(tmp_path, "a,k", *before, '1,"x', "2,y"))
 
 
 def test_a_page_of_another_checksum_is_damage(tmp_path):
@@ -89,7 +82,11 @@ def test_names_of_arrays(tmp_path):
     X = np.arange(6.0).reshape(3, 2)
     np.savez(tmp_path / "x.npz", X=X, y=["a", "", "b"], feature_names=["p", "q"])
     found = frame(tmp_path / "x.npz")
-    assert list(found.columns) == ["p", "q", "y"] and found["y"].tolist() == ["a", None, "b"]
+    assert list(found.columns) == ["p", "q", "y"] and found["y"].isna().tolist() == [
+        False,
+        True,
+        False,
+    ]
     np.savez(tmp_path / "x.npz", X=X, feature_names=["p", "q"])
     assert list(frame(tmp_path / "x.npz", labelled=False).columns) == ["p", "q"]
     np.savez(tmp_path / "x.npz", X=X, y=[True, False, True])
@@ -119,5 +116,5 @@ def test_names_with_zeros_in_front_in_any_of_the_files(tmp_path):
     # Of arrays and of columns of words nothing is read again.
     same = with_leading_zeros(["no.npz", "no.parquet"], frames, ["i"])
     assert [part["i"].tolist() for part in same] == [[7, 8], [9]]
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="longer than argument 1"):
         with_leading_zeros([one], frames, ["i"])

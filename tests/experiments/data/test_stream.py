@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import types
 from collections.abc import Sequence
@@ -18,7 +20,14 @@ import tiny_records
 from experiments.data import DataError
 from experiments.data.decode import decode_eval, decode_train
 from experiments.data.image_sets import load_inaturalist
-from experiments.data.stream import HostBatch, StepRows, Stream, stream
+from experiments.data.stream import (
+    HostBatch,
+    StepRows,
+    Stream,
+    _begin_worker,
+    _end_with_parent,
+    stream,
+)
 from fresh_imports import imported
 
 pytest.importorskip("grain")
@@ -170,6 +179,54 @@ def test_how_much_is_made_ahead(
     assert seen == {"reading": reading, **({"workers": (workers, prefetch)} if workers else {})}
 
 
+def test_of_a_stream_nothing_is_asked_but_what_is_said(split: Any, monkeypatch: Any) -> None:
+    """One thread of this process, two batches ahead."""
+    import grain
+
+    made, real = [], grain.ReadOptions
+
+    def options(**given: int) -> Any:
+        made.append(given)
+        return real(**given)
+
+    monkeypatch.setattr(grain, "ReadOptions", options)
+    rows = Rows(len(split.labels))
+    with stream(split, rows, 0, 1, size=1, resize=1, train=True, seed=0) as batches:
+        assert next(batches).images.shape == (_BATCH, 1, 1, 3)
+    assert made == [{"num_threads": 1, "prefetch_buffer_size": 2}]
+
+
+def test_flags_that_nobody_has_parsed_are_none(split: Any) -> None:
+    """grain reads those of absl, which fail until they are parsed."""
+    from absl import flags
+
+    flags.FLAGS.unparse_flags()
+    assert len(_all(_stream(split))) == _STEPS and flags.FLAGS.is_parsed()
+
+
+def test_a_stream_is_closed_when_it_is_left_and_when_it_is_lost(split: Any) -> None:
+    with _stream(split) as batches:
+        next(batches)
+    for call in (lambda: next(batches), batches.get_state, lambda: batches.set_state({})):
+        with pytest.raises(ValueError, match="the stream is closed"):
+            call()
+    batches.close()  # without effect
+    closed = []
+    lost = Stream(types.SimpleNamespace(close=lambda: closed.append(True)))
+    assert iter(lost) is lost and not closed
+    del lost
+    assert closed == [True]
+
+
+def test_a_file_too_few_is_not_passed_over(split: Any) -> None:
+    class Short(Changed):
+        def read(self, rows: Sequence[int]) -> list[bytes]:
+            return super().read(rows)[:-1]
+
+    with _stream(Short(split, {})) as batches, pytest.raises(ValueError, match="shorter"):
+        next(batches)
+
+
 @pytest.mark.parametrize("hosts", [2, 3])
 def test_hosts_change_nothing(split: Any, hosts: int) -> None:
     whole = _all(_stream(split))
@@ -259,6 +316,7 @@ def test_bad_rows(split: Any) -> None:
         ([0, 44], [0, 1], r"step 0: rows lie in \[0, 44\], outside \[-1, 44\)"),
         ([0, -2], [0, 1], r"rows lie in \[-2, 0\]"),
         ([0, 1], [0], r"rows have shape \(2,\) and positions \(1,\)"),
+        ([[0, 1]], [[0, 1]], r"rows have shape \(1, 2\) and positions \(1, 2\), not both \(b,\)"),
     ):
         made = StepRows(np.array(rows), np.array(positions))
         batches = _stream(split, lambda _, made=made: made)
@@ -347,6 +405,31 @@ def test_a_failing_worker_raises(
 def test_workers_leave_signals_to_the_trainer(split: Any) -> None:
     failing = Failing("ignored", len(split.labels))
     _assert_same(_all(_stream(split, failing, workers=1, threads=1)), _all(_stream(split)))
+
+
+def test_a_worker_ends_when_its_parent_has(monkeypatch: Any) -> None:
+    """In this process: the parent's sentinel is a pipe, and what would end it is noted."""
+    ended: list[int] = []
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    before = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
+    others = set(threading.enumerate())
+    monkeypatch.setattr(os, "_exit", ended.append)
+    _end_with_parent()  # of no other process: nothing to wait for
+    parent = types.SimpleNamespace(sentinel=reader)
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
+    try:
+        _begin_worker(0, 1)
+        assert {signal.getsignal(kind) for kind in before} == {signal.SIG_IGN}
+        (thread,) = set(threading.enumerate()) - others
+        assert thread.daemon  # or else it would keep the worker
+        thread.join(0.05)
+        assert thread.is_alive() and not ended
+        writer.close()
+        thread.join(10)
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+    assert ended == [1]
 
 
 @pytest.mark.slow

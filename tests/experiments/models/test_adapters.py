@@ -10,7 +10,7 @@ import pytest
 from flax import traverse_util
 
 from experiments.models import ADAPTERS, create_model
-from experiments.models.adapters import AdaptFormer, default_size
+from experiments.models.adapters import AdaptFormer, LowRank, Prompts, default_size
 from experiments.models.clip import ImageTower, Size, Text
 from experiments.step.methods import Tabled
 from experiments.step.objectives import Objective
@@ -69,6 +69,22 @@ def test_adaptformer_starts_as_lifts_code_draws_it():
     assert np.mean(down**4) == pytest.approx(3, abs=0.2)  # a uniform draw's is 9 / 5
     assert {name for name, x in flat.items() if (x == 1).all()} == {"norm/scale", "scale"}
     assert all((x == x.ravel()[0]).all() for x in flat.values()) and flat["scale"].shape == (1,)
+
+
+def test_what_is_added_starts_within_the_published_bounds():
+    """lora's first matrix U(+-1 / sqrt(r)), the second 0; tokens U(+-sqrt(6 / (3 p^2 + D)))."""
+    x = np.zeros((1, 2, 300), np.float32)
+
+    def drawn(module):
+        return jax.jit(module.init)(jax.random.key(0, impl="rbg"), x)["params"]
+
+    low = drawn(LowRank(4))
+    assert not low["up"].any() and low["up"].shape == (4, 300)
+    tokens = drawn(Prompts(40, 8))["tokens"]
+    assert (low["down"].shape, tokens.shape) == ((300, 4), (40, 300))
+    for found, bound in ((low["down"], 1 / 2), (tokens, (6 / (3 * 8**2 + 300)) ** 0.5)):
+        assert 0.98 * bound < found.max() <= bound and -bound <= found.min() < -0.98 * bound
+        assert np.std(found) == pytest.approx(bound / np.sqrt(3), rel=0.05)
 
 
 def test_widths_are_lifts():

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+from flax import traverse_util
 from safetensors.numpy import save_file
 
 from experiments.host.errors import RunError
@@ -215,6 +217,18 @@ def test_a_classifier_from_texts(loaded):
         np.testing.assert_allclose(column, back / np.linalg.norm(back), atol=1e-6)
 
 
+def test_a_classifier_is_the_same_in_calls_of_any_size(loaded):
+    """Of 256 texts unless told; a text without a direction has a column of zeros."""
+    tokens = np.resize(_TOKENS, (4, 7))
+    whole = classifier_start(_CLIP, loaded.text, loaded.projection, tokens)
+    assert whole.shape == (24, 4)
+    np.testing.assert_allclose(np.linalg.norm(whole, axis=0), 1, rtol=1e-5)
+    part = classifier_start(_CLIP, loaded.text, loaded.projection, tokens, 2)
+    np.testing.assert_allclose(part, whole, atol=1e-6)
+    nothing = classifier_start(_CLIP, loaded.text, loaded.projection * 0, tokens)
+    np.testing.assert_array_equal(nothing, np.zeros((24, 4)))
+
+
 def test_places_of_other_image_sizes(tmp_path):
     """A file for 16 pixels, seen at 32: what is linear in the grid's place stays linear inside."""
     state = dict(_hugging_face())
@@ -267,7 +281,16 @@ def _wide(*shape):
             )
         ),
         (_changed(ln_final__bias=np.full(16, np.nan, np.float32)), "ln_final.bias holds numbers"),
-        (_vit("timm"), "another kind"),
+        (_vit("timm"), "names of a ViT's without a text tower weights, and the model is another"),
+        (
+            {k: v for k, v in _openai().items() if not k.startswith("visual.ln_")},
+            r"ln_post.bias is missing; .*ln_pre.weight is missing$",
+        ),
+        (
+            {k: v for k, v in _openai().items() if "visual.ln_" not in k and "final.b" not in k},
+            "; and 1 more$",
+        ),
+        ({f"t{k}": np.zeros(2, np.float32) for k in range(5)}, "it has t., t., t. and so on$"),
         (
             {k: v for k, v in _openai().items() if ".0." not in k},
             r"\.0\.attn.in_proj_weight is missing.*; and 20 more",
@@ -326,7 +349,8 @@ def test_published_sizes():
 def test_sizes_are_those_of_the_papers():
     """Width, heads, blocks, patch and image of Radford et al., Table 20, and of ViT-B/16; texts.
 
-    The tiny ones are of no paper; heads change no count of parameters.
+    The tiny ones are of no paper: B's in the small, two blocks of two heads, for 32 pixels. Heads
+    change no count of parameters.
     """
     text = Text(49408, 77, 512, 8, 12, 512)
     published = {
@@ -339,8 +363,52 @@ def test_sizes_are_those_of_the_papers():
         assert SIZES[name] == size, name
         if size.text:
             assert SIZES[f"{name}_gelu"] == size._replace(quick=False)
-    assert SIZES["clip_vit_tiny"].text.length == 77 and SIZES["vit_tiny"].text is None
+    tiny = Size(64, 2, 2, 8, 32, Text(49408, 77, 32, 2, 2, 32))
+    assert SIZES["clip_vit_tiny"] == tiny
+    assert SIZES["vit_tiny"] == tiny._replace(text=None, quick=False)
     assert [size.epsilon for size in (_CLIP, _VIT)] == [1e-5, 1e-6]
+
+
+def _of(call, module, *args):
+    """(parameters, epsilon of every LayerNorm) of a module, drawn by jit or as shapes."""
+    epsilons = {}
+
+    def note(method, args, kwargs, context):
+        if isinstance(context.module, nn.LayerNorm):
+            epsilons["/".join(context.module.path)] = context.module.epsilon
+        return method(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        params = call(lambda key: module.init(key, *args))(jax.random.key(0, impl="rbg"))["params"]
+    return traverse_util.flatten_dict(params, sep="/"), epsilons
+
+
+def test_towers_start_as_clips_do():
+    """Normal of deviation 0.02, and 0.01 for the places of a text; biases 0, norms 1."""
+    size = Size(96, 2, 1, 8, 32, Text(96, 77, 32, 2, 1, 96))
+    images = np.zeros((1, 32, 32, 3), np.float32)
+    image, epsilons = _of(jax.jit, ImageTower(50, size, "linear"), images, False)
+    text, norms = _of(jax.jit, TextTower(size), np.zeros((1, 2), np.int32))
+    assert list(epsilons.values()) == [1e-5] * 4 and list(norms.values()) == [1e-5] * 3
+    vit = ImageTower(50, size._replace(text=None), "linear")
+    shapes = lambda f: functools.partial(jax.eval_shape, f)  # noqa: E731
+    assert list(_of(shapes, vit, images, False)[1].values()) == [1e-6] * 3
+    assert np.std(text.pop("positions")) == pytest.approx(0.01, rel=0.1)
+    drawn = {**image, **{f"text/{name}": x for name, x in text.items()}}
+    assert sum(name.endswith("kernel") for name in drawn) == 15
+    for name, x in drawn.items():
+        if name.endswith(("bias", "scale")):
+            assert (np.asarray(x) == name.endswith("scale")).all(), name
+        else:
+            assert np.std(x) == pytest.approx(0.02, rel=0.3), name
+
+
+def test_an_adapter_is_as_wide_as_lift_has_it_where_nothing_is_said():
+    """2^floor(log2(100 / (2 * 2))) channels of a tower of two blocks."""
+    tower = ImageTower(100, SIZES["vit_tiny"], "adaptformer")
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    found = jax.eval_shape(functools.partial(tower.init, train=False), jax.random.key(0), images)
+    assert found["params"]["blocks_0"]["adapter"]["down"]["kernel"].shape == (64, 16)
 
 
 def test_features_pass_through_to_the_classifier():

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax.extend.core import jaxprs_in_params
 
 from experiments.models import (
     BATCH_NORM_MOMENTUM,
@@ -46,6 +47,8 @@ def _variable_shapes(
 @pytest.mark.parametrize(
     ("name", "num_classes", "expected"),
     [
+        # He et al. (2016), Table 6: 0.27M and 0.46M.
+        ("resnet20", 10, 269_722),
         ("resnet32", 10, 464_154),
         ("resnet32", 100, 470_004),
         ("resnet34_3x3", 100, 21_328_292),
@@ -136,6 +139,75 @@ def test_bfloat16_reaches_every_layer_but_the_classifier(name: str) -> None:
     assert {x.dtype for x in jax.tree.leaves(seen.pop("head"))} == {jnp.dtype("float32")}
     del seen["__call__"]
     assert {x.dtype for x in jax.tree.leaves(seen)} == {jnp.dtype("bfloat16")}
+
+
+def test_group_normalisation_has_eight_groups() -> None:
+    """An eighth of the channels each, and PyTorch's epsilon, as BatchNorm's."""
+    seen = []
+
+    def note(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        if isinstance(context.module, nn.GroupNorm):
+            seen.append((context.module.num_groups, context.module.epsilon))
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        _variable_shapes.__wrapped__("resnet32_gn", 7, shallow=True)
+    assert seen == [(8, 1e-5)] * 5
+
+
+def test_attention_heads_of_vit_ti() -> None:
+    """Three of 64 channels each (Touvron et al. 2021, Table 1): the count of numbers is any's."""
+    attention = _variable_shapes("vit_ti4", 7, shallow=True)["params"]["blocks_0"]["attention"]
+    assert attention["query"]["kernel"].shape == (_D, 3, 64)
+
+
+_FEATURED = {**_SHALLOW, "resnet8": {}, "vit_tiny": {}, "clip_vit_tiny": {}}
+
+
+@pytest.mark.parametrize("name", _FEATURED)
+def test_in_bfloat16_features_and_exponentials_are_of_float32(name: str) -> None:
+    """Of sums over many numbers: a mean over places, a softmax, the classifier's input."""
+    model = create_model(name, 7, dtype=jnp.bfloat16).clone(**_FEATURED[name])
+    init = functools.partial(model.init, train=False)
+    variables = jax.eval_shape(init, jax.random.key(0), _IMAGES)
+    embed = functools.partial(model.apply, train=False, method="embed")
+    made = jax.make_jaxpr(embed)(variables, _IMAGES)
+    assert [x.dtype for x in made.out_avals] == [jnp.float32]
+    softmaxes = [
+        x.outvars[0].aval.dtype for x in _equations(made.jaxpr) if x.primitive.name == "exp"
+    ]
+    assert set(softmaxes) <= {jnp.dtype("float32")}
+    assert bool(softmaxes) == ("vit" in name)
+
+
+def _equations(jaxpr: Any) -> Any:
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from _equations(inner)
+
+
+@pytest.mark.parametrize("name", _FEATURED)
+def test_a_block_is_computed_again_where_that_is_asked_for(name: str) -> None:
+    """A block each; nowhere else, and in training as well."""
+    found = []
+    for again in (False, True):
+        model = create_model(name, 7, remat=again).clone(**_FEATURED[name])
+        init = functools.partial(model.init, train=False)
+        variables = jax.eval_shape(init, jax.random.key(0), _IMAGES)
+        call = functools.partial(model.apply, train=True, mutable=["batch_stats"])
+        made = jax.make_jaxpr(call)(variables, _IMAGES)
+        found.append(sum(x.primitive.name in ("remat", "checkpoint", "remat2") for x in made.eqns))
+        blocks = sum(key.startswith("blocks_") for key in variables["params"])
+    assert found == [0, blocks]
+    assert not type(model).remat  # nobody asks for it by saying nothing
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet14_bottleneck"])
+def test_stages_have_a_width_each(name: str) -> None:
+    model = create_model(name, 7).clone(stage_sizes=(1, 1, 1, 1, 1))
+    with pytest.raises(ValueError, match="shorter"):
+        jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), _IMAGES)
 
 
 def test_unknown_name_lists_the_known_ones() -> None:

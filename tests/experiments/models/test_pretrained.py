@@ -199,6 +199,12 @@ def test_what_does_not_fit_is_named(path: Path) -> None:
     # Only the number of classes may differ, not the features.
     assert "fc.weight is [128, 10]" in message(fc__weight=np.zeros((10, 128), np.float32))
     assert "bn1.bias is I32, not one of" in message(bn1__bias=np.zeros(8, np.int32))
+    for missing in (4, 5):
+        names = [f"layer1.0.bn{k}.{leaf}" for k in (1, 2, 3) for leaf in ("weight", "bias")][
+            :missing
+        ]
+        said = message(**{name.replace(".", "__"): None for name in names})
+        assert said.count(" is missing") == 4 and said.endswith("; and 1 more") == (missing == 5)
     with pytest.raises(RunError, match=r": fc\.bias is missing; layer1.*; and \d+ more$"):
         _load(path, {"fc.weight": whole["fc.weight"]})
 
@@ -321,6 +327,8 @@ def test_damaged_safetensors(path: Path) -> None:
     # A tensor's name twice: safetensors keeps one of them.
     twice = "{" + json.dumps(first) + ": " + json.dumps(header[first]) + ", " + text[1:]
     _refused(path, _with_header(whole, twice), said, first, "more than once")
+    last = text[:-1] + ", " + json.dumps(second) + ": " + json.dumps(header[second]) + "}"
+    _refused(path, _with_header(whole, last), said, f"'{second}' stands in it more than once")
     for data in (
         b"", b"\0" * 8, b"\xff" * 8, whole[:7], whole[:99], whole[:-1], whole + b"\0",
         (2**63).to_bytes(8, "little") + whole[8:], (10**9).to_bytes(8, "little") + whole[8:],

@@ -68,6 +68,20 @@ def test_numbering(small):
     ]
 
 
+def test_bytes_are_numbered_as_gpt2_numbers_them(small, tmp_path):
+    """Printable ones of Latin-1 first; the others are shown as characters from 256 on."""
+    order = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    order += [byte for byte in range(256) if byte not in order]
+    for text in ("!", "~", "¬", "®", "\u00ad", "\u0080", "ÿ", "ā", "ß"):
+        *first, last = (order.index(byte) for byte in text.encode())
+        expected = [small.start, *first, 256 + last, small.end]
+        assert small([text], len(expected)).tolist() == [expected]
+    # The second byte of ā, 0x81, is the 36th of the others.
+    path = tmp_path / "shown.txt"
+    path.write_text(f"#version\nÄ {chr(256 + 35)}</w>", encoding="utf-8")
+    assert Tokenizer(path)(["ā"], 3).tolist() == [[513, 512, 514]]
+
+
 def test_gzipped_and_refused(small, tmp_path):
     packed = tmp_path / "vocabulary.txt.gz"
     packed.write_bytes(gzip.compress("\n".join(["#version", *_MERGES]).encode()))
