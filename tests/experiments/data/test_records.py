@@ -1,8 +1,11 @@
 """Encoded data sets: TFDS records and their label cache, list files, folders."""
 
 import io
+import itertools
 import os
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from experiments.data.encoded import (
 )
 from experiments.data.image_sets import load_imagenet_lt, load_inaturalist
 from experiments.data.lists import folder_split, read_list, select
-from experiments.data.records import TfdsSplit
+from experiments.data.records import TfdsSplit, _in_order
 from fresh_imports import imported
 
 # --- TFDS ------------------------------------------------------------------------------------
@@ -126,13 +129,82 @@ def test_a_cache_that_cannot_be_written(
 def test_a_long_scan_says_so(
     inaturalist: tiny_records.Tiny, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
-    load_inaturalist(str(inaturalist.folder))
+    right = load_inaturalist(str(inaturalist.folder)).train_labels
     assert capfd.readouterr() == ("", "")
-    monkeypatch.setenv("XDG_CACHE_HOME", os.environ["XDG_CACHE_HOME"] + "2")
-    monkeypatch.setattr("experiments.data.records._LONG_SCAN", 1)
+    # Of 63 records, and not of the 16 of the other split; read ten by ten.
+    monkeypatch.setattr("experiments.data.records._LONG_SCAN", 63)
+    monkeypatch.setattr("experiments.data.records._CHUNK", 10)
+    for terminal in (False, True):
+        home = os.environ["XDG_CACHE_HOME"] + "2"
+        monkeypatch.setenv("XDG_CACHE_HOME", home)
+        if terminal:
+            monkeypatch.setenv("FORCE_COLOR", "1")
+        labels = load_inaturalist(str(inaturalist.folder)).train_labels
+        np.testing.assert_array_equal(labels, right)
+        out, err = capfd.readouterr()
+        said = (
+            "Reading the labels of i_naturalist2018/1.0.0 train once, 63 records; they are kept in "
+            f"{home}/imbsam_jax/labels\n"
+        )
+        assert err.startswith(said) and out == ""
+        if terminal:  # a bar that is full at last, and gone then
+            assert "100%" in err and err.endswith("\x1b[2K")
+        else:
+            assert err.strip() == said.strip()
+
+
+def test_the_cache_is_at_home_where_nothing_is_said(
+    inaturalist: tiny_records.Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
     load_inaturalist(str(inaturalist.folder))
-    out, err = capfd.readouterr()
-    assert "labels of i_naturalist2018/1.0.0 train once, 63 records" in err and out == ""
+    cache = tmp_path / ".cache" / "imbsam_jax" / "labels"
+    kept = sorted(cache.iterdir())
+    assert len(kept) == 2 and {path.suffix for path in kept} == {".npz"}
+    kept[0].unlink()
+    kept[0].mkdir()  # what cannot be replaced leaves nothing beside it
+    load_inaturalist(str(inaturalist.folder))
+    assert sorted(cache.iterdir()) == kept
+
+
+def test_what_has_not_begun_is_given_up_at_the_first_error() -> None:
+    began, failed = [], threading.Event()
+
+    def work(item: int) -> int:
+        began.append(item)
+        if item == 1:
+            raise ValueError("no record")
+        if item == 2:  # begun before the error is seen
+            failed.wait(10)
+        return item
+
+    with ThreadPoolExecutor(1) as pool:
+        results = _in_order(pool, work, range(6))
+        assert next(results) == 0
+        threading.Timer(0.2, failed.set).start()
+        with pytest.raises(ValueError, match="no record"):
+            next(results)
+    assert began in ([0, 1], [0, 1, 2])
+
+
+@pytest.mark.parametrize("missing", ["label", "file_name"])
+def test_an_empty_record_among_others_is_damage(
+    imagenet: dict[str, tiny_records.Tiny], missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of some truncated shards array_record reads such."""
+    import tensorflow_datasets as tfds
+
+    read, count = tfds.features.FeaturesDict.deserialize_example_np, itertools.count()
+
+    def emptied(features: Any, raw: Any) -> Any:
+        found = read(features, raw)
+        return {**found, missing: None} if next(count) == 5 else found
+
+    monkeypatch.setattr(tfds.features.FeaturesDict, "deserialize_example_np", emptied)
+    folder = imagenet["imagenet2012"].folder / "imagenet2012/5.1.0"
+    with pytest.raises(DataError, match=r"the train split in .*/5.1.0 holds empty records"):
+        TfdsSplit(folder, "train")
 
 
 def test_workers_are_not_sent_names(imagenet: dict[str, tiny_records.Tiny]) -> None:
@@ -147,6 +219,9 @@ def test_imagenet_lt_of_tfds(imagenet: dict[str, tiny_records.Tiny]) -> None:
     tiny = imagenet["imagenet_lt"]
     data = load_imagenet_lt(data_dir=str(tiny.folder))
     assert data.class_counts().tolist() == tiny.counts.tolist()
+    assert data.source == "TensorFlow Datasets imagenet_lt/1.0.0" and data.size + data.resize == 480
+    smaller = load_imagenet_lt(data_dir=str(tiny.folder), size=16, resize=20)
+    assert (smaller.size, smaller.resize) == (16, 20)
     assert data.val_labels is not None and len(data.val_labels) == len(data.test_labels) == 16
     assert data.mean == (0.485, 0.456, 0.406) and data.std == (0.229, 0.224, 0.225)
     assert (data.name, data.num_classes) == ("imagenet_lt", 8)
@@ -205,6 +280,15 @@ def test_lists_choose_by_file_name(
         test_list=lists["test_list"],
     )
     assert without.val is None
+    # Where one list alone numbers the classes otherwise, they have no names.
+    numbered = zip(*read_list(lists["test_list"]), strict=True)
+    other = _write_list(tmp_path / "o.txt", {name: (label + 1) % 8 for name, label in numbered})
+    only = load_imagenet_lt(
+        dataset, str(tiny.folder), train_list=lists["train_list"], test_list=other
+    )
+    assert only.class_names is None
+    with pytest.raises(DataError, match=r"the train and the val list share .* \(row \d+\): noth"):
+        load_imagenet_lt(dataset, str(tiny.folder), **{**lists, "val_list": lists["train_list"]})
 
 
 def test_missing_and_ambiguous_names(
