@@ -40,7 +40,7 @@ def plain(values: pd.Series) -> pd.Series:
         held = values.to_numpy(np.float64)
         if not np.isfinite(held).all():
             raise DataError(f"column {values.name!r} holds infinite labels")
-        if np.abs(held).max(initial=0) >= 2**53:
+        if (np.abs(held) >= 2**53).any():
             raise DataError(
                 f"column {values.name!r} holds numbers of 2**53 and more, which are read rounded "
                 "and would fall together: put a letter in front of each"

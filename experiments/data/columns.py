@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.compose import ColumnTransformer
 from sklearn.decomposition import TruncatedSVD
@@ -153,9 +154,9 @@ class _Text(TransformerMixin, BaseEstimator):
         else:
             return self
         self.dims_ = min(self.dims, *weights.shape)
-        self.svd_ = make_pipeline(
-            TruncatedSVD(self.dims_, n_iter=2, random_state=self.seed), Normalizer(copy=False)
-        )
+        svd = TruncatedSVD(self.dims_, n_iter=2, random_state=self.seed)
+        lone = weights.shape[1] == 1  # one word is one number as it is, which the SVD refuses
+        self.svd_ = make_pipeline(*([] if lone else [svd]), Normalizer())
         with warnings.catch_warnings():  # texts all alike have no variance to explain
             warnings.simplefilter("ignore", RuntimeWarning)
             self.svd_.fit(weights)
@@ -165,10 +166,11 @@ class _Text(TransformerMixin, BaseEstimator):
         if self.dims_ == 0:
             return np.zeros((len(texts), 0), np.float32)
         found = self.svd_.transform(self.words_.transform(self._plain(texts)))
+        found = found.toarray() if issparse(found) else found
         return np.asarray(found * np.sqrt(self.dims_), np.float32)
 
     def get_feature_names_out(self, names: Any = None) -> NDArray[Any]:
-        return np.array([f"{self.name_} {k}" for k in range(self.dims_)], dtype=object)
+        return np.array([f"{self.name_} {k}" for k in range(self.dims_)])
 
     @staticmethod
     def _plain(texts: pd.Series) -> list[str]:

@@ -5,6 +5,8 @@ import pickle
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
 
 from experiments.data.columns import _Text, fit
 from experiments.data.splits import splits
@@ -132,6 +134,63 @@ def test_of_a_text_words_and_pairs_of_words_of_several_rows_count():
     assert np.flatnonzero(weights).tolist() == [0, 2]
     alone = _Text(64, 0).fit(pd.Series(["card was", "lost"], name="said"))
     assert alone.words_.get_feature_names_out().tolist() == ["card", "card was", "lost", "was"]
+
+
+def test_of_the_words_of_a_text_twenty_thousand_count():
+    texts = pd.Series([" ".join(f"w{k}" for k in range(10_050))] * 2, name="said")
+    assert len(_Text(1, 0).fit(texts).words_.get_feature_names_out()) == 20_000
+
+
+def test_text_is_the_truncated_svd_of_its_words():
+    """By scikit-learn's parts, called one after the other; by seed 0 where none is given."""
+    texts = [f"card lost number {k % 7} please help{k % 3} w{k % 11}" for k in range(60)]
+    table = table_of({"said": objects(*texts)}, text=("said",))
+    weights = TfidfVectorizer(
+        sublinear_tf=True, min_df=2, ngram_range=(1, 2), dtype=np.float32
+    ).fit_transform(texts)
+    for seed, given in ((0, {}), (3, {"seed": 3})):
+        svd = TruncatedSVD(5, n_iter=2, random_state=seed).fit(weights)
+        found = svd.transform(weights)
+        expected = found / np.linalg.norm(found, axis=1, keepdims=True) * np.sqrt(5)
+        made = fit(table, np.arange(60), text_dims=5, **given)(table.columns)
+        np.testing.assert_allclose(made, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_names_of_columns_are_told_apart():
+    table = table_of(
+        {
+            "a": objects("b_c", "x", "b_c", "x"), "a_b": objects("c", "y", "c", "y"),
+            "said 0": [1.0, 2, 3, 4], "said": objects("one word", "a word", "word", "no word"),
+            "p__q": [1.0, 2, 3, 5], "some": [1.0, np.nan, 1, 1],
+        },
+        text=("said",),
+    )  # fmt: skip
+    fitted = fit(table, np.arange(4), text_dims=1)
+    assert fitted.names == (
+        "numbers__said 0", "p__q", "some", "missingindicator_some", "words__a_b_c", "a_x",
+        "words__a_b_c (2)", "a_b_y", "text 0__said 0",
+    )  # fmt: skip
+    assert fitted.notes == () and len(fitted.schema) == 0
+    assert list(fitted.schema.columns) == list(table.columns.columns)
+    one = table_of({"x": [1.0, 2, 3, 4], "same": 1.0})
+    assert fit(one, np.arange(4)).notes == ("1 column the same in all training rows left out",)
+
+
+def test_a_text_without_words_beside_a_number_is_no_number():
+    table = table_of({"x": [1.0, 2, 3, 4], "said": objects("!", "?", "!!", "??")}, text=("said",))
+    fitted = fit(table, np.arange(4))
+    assert fitted.names == ("x",) and fitted(table.columns).shape == (4, 1)
+
+
+def test_texts_of_the_same_words_are_no_error():
+    """They have no variance to explain, which scikit-learn warns of; of one word it has no SVD."""
+    for words in ("two words", "word"):
+        texts = (words, f"  {words}", words.upper(), f"{words}!", "other")
+        table = table_of({"said": objects(*texts)}, text=("said",))
+        found = fit(table, np.arange(4))(table.columns)
+        assert found.shape == (5, 1 if words == "word" else 3)
+        np.testing.assert_allclose((found[:4] ** 2).mean(axis=1), 1, rtol=1e-5)
+        np.testing.assert_array_equal(found[4], 0)
 
 
 def test_text_without_words():
