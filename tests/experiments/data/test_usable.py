@@ -183,6 +183,9 @@ def test_numbers_with_signs_are_told(cells, told):
             f"column 'c' is taken for one of words, for {told!r} and the like: were these numbers"
         )
         assert [note.startswith(says) for note in notes] == [True] * (told is not None)
+    notes, many = [], [*(f"{k}" for k in range(40)), "1,5"]  # and of words nothing more
+    usable(pd.DataFrame({"c": many, "x": np.arange(41) / 2}), (), notes)
+    assert [" and the like: were these" in note for note in notes] == [True, False]
     notes = []
     usable(
         pd.DataFrame({"c": pd.Series([1, 2, None], dtype="category"), "x": [0.5, 1, 2]}), (), notes
