@@ -279,10 +279,10 @@ def _tower(
 def _take(
     found: Flat, name: str, shape: tuple[int, ...], problems: list[str], transposed: bool = False
 ) -> NDArray[Any]:
-    """The tensor of that name, in our order of axes; a problem, and zeros, where it is not so."""
+    """The tensor of that name, in our order of axes; a problem, and any, where it is not so."""
     if name not in found:
         problems.append(f"{name} is missing")
-        return np.zeros(shape, np.float32)
+        return np.empty(shape, np.float32)
     x = found.pop(name)
     theirs = shape
     if transposed:
@@ -291,7 +291,7 @@ def _take(
         x = x.reshape(x.shape[-len(theirs) :])
     if x.shape != theirs:
         problems.append(f"{name} is {list(x.shape)}, in the model {list(theirs)}")
-        return np.zeros(shape, np.float32)
+        return np.empty(shape, np.float32)
     if not transposed:
         return x
     return x.transpose(2, 3, 1, 0) if x.ndim == 4 else x.T

@@ -192,6 +192,9 @@ def test_every_naming_holds_the_same(loaded, tmp_path):
         save_file({**_openai(), **change}, path)
         found = load_clip(path, _CLIP, 16)
         jax.tree.map(np.testing.assert_array_equal, found[:3], loaded[:3])
+        assert found.note.endswith(
+            "out its attn_mask, logit_scale" if change else "its logit_scale"
+        )
     save_file({f"module.{name}": x for name, x in _openai().items()}, path)
     jax.tree.map(np.testing.assert_array_equal, load_clip(path, _CLIP, 16)[:3], loaded[:3])
 
@@ -246,6 +249,14 @@ def test_places_of_other_image_sizes(tmp_path):
     place = (np.arange(3, 5) + 0.5) / 2 - 0.5
     wanted = 2 * place[:, None, None] + place[None, :, None] + np.arange(24)[None, None]
     np.testing.assert_allclose(inside, wanted, atol=1e-5)
+    # Of fewer places each is between two, and no more of them count.
+    down, across = np.meshgrid(np.arange(8), np.arange(8), indexing="ij")
+    grid = ((2 * down + across) ** 2).reshape(-1, 1) + np.zeros(24)
+    save_file({**state, name: np.concatenate([state[name][:1], grid.astype(np.float32)])}, path)
+    fewer = load_clip(path, _CLIP, 32).image["tokens"]["positions"][1:].reshape(4, 4, 24)
+    taps = np.array([-1, 9, 9, -1]) / 16  # Keys' cubic, half way
+    around = grid[:, 0].reshape(8, 8)[1:5, 1:5]
+    np.testing.assert_allclose(fewer[1, 1], taps @ around @ taps, rtol=1e-5)
     save_file({**state, name: state[name][:16]}, path)
     with pytest.raises(RunError, match="15 patches, which are no square"):
         load_clip(path, _CLIP, 16)
@@ -313,6 +324,8 @@ def test_half_precision_and_other_files(loaded, tmp_path):
     ):
         assert ours.dtype == np.float32
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
+    with pytest.raises(RunError, match="names of CLIP's weights, and the model is another kind"):
+        load_clip(path, _VIT, 16)
     with pytest.raises(RunError, match=r"no .safetensors file"):
         load_clip(tmp_path / "model.bin", _CLIP, 16)
     with pytest.raises(RunError, match="does not exist"):
