@@ -46,6 +46,7 @@ def test_encoded_dataset() -> None:
     assert (data.test_labels.tolist(), data.val_labels) == ([0, 1, 2], None)
     assert data.class_counts().tolist() == [3, 2, 1] and data.class_counts().dtype == np.int64
     assert (data.many_above, data.few_below, data.size, data.resize) == (100, 20, 224, 256)
+    assert data.image_shape == (224, 224, 3)
     assert _encoded(size=256).size == 256 and _encoded(size=1).size == 1
     two = _Split(np.array([0, 1], np.int32))
     assert _encoded(train=[0, 1], test=two, num_classes=2).num_classes == 2
