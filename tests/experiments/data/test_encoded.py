@@ -12,6 +12,7 @@ from experiments.data.encoded import (
     EncodedDataset,
     Subset,
     check_no_empty_class,
+    empty_classes,
     hold_out_rows,
 )
 
@@ -46,10 +47,40 @@ def test_encoded_dataset() -> None:
     assert (data.test_labels.tolist(), data.val_labels) == ([0, 1, 2], None)
     assert data.class_counts().tolist() == [3, 2, 1] and data.class_counts().dtype == np.int64
     assert (data.many_above, data.few_below, data.size, data.resize) == (100, 20, 224, 256)
-    assert data.image_shape == (224, 224, 3)
     assert _encoded(size=256).size == 256 and _encoded(size=1).size == 1
     two = _Split(np.array([0, 1], np.int32))
     assert _encoded(train=[0, 1], test=two, num_classes=2).num_classes == 2
+
+
+def test_images_are_squares_of_three_channels() -> None:
+    assert _encoded().image_shape == (224, 224, 3) and _encoded(size=9).image_shape == (9, 9, 3)
+
+
+def test_bounds_of_an_encoded_set() -> None:
+    """A row a split, two classes and a pixel are enough; labels from 0 to below the classes."""
+    one = _Split(np.zeros(1, np.int32))
+    least = _encoded(train=[1], test=one, val=one, num_classes=2, size=1, resize=1)
+    assert least.val_labels is not None and least.val_labels.tolist() == [0]
+    for changes in (
+        {"num_classes": 1, "train": [0], "test": one}, {"size": 0}, {"size": 3, "resize": 2},
+        {"train": [0, 3]}, {"val": _Split(np.array([-1], np.int32))}, {"std": (0.2,) * 4},
+        {"mean": (0.5,) * 2, "std": (0.2,) * 2}, {"test": _Split(np.zeros((1, 1), np.int32))},
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=r"^tiny: "):
+            _encoded(**changes)
+
+
+def test_of_empty_classes_the_first_five_are_told() -> None:
+    for empty, shown in ((5, "1, 2, 3, 4, 5"), (6, "1, 2, 3, 4, 5 and 1 more")):
+        data = _encoded(train=[0] * (empty + 1), num_classes=empty + 1)
+        assert empty_classes(data, data.train_labels) == (empty, shown)
+    data = _encoded(test=_Split(np.array([0, 2], np.int32)))
+    assert empty_classes(data, data.train_labels) is None
+    for allow, remedy in ((False, ", or train without them: --allow-empty-classes"), (None, "")):
+        with pytest.raises(DataError) as refused:
+            check_no_empty_class(data, allow)
+        said = f"tiny: 1 of 3 classes have no test image: 1. Check the data{remedy}"
+        assert str(refused.value) == said
 
 
 @pytest.mark.parametrize(

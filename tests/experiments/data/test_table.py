@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from experiments.data.files import MOST_COLUMNS
-from experiments.data.table import read, read_rows
+from experiments.data.table import Table, read, read_rows
 from experiments.host.errors import DataError
 
 
@@ -445,6 +445,43 @@ def test_the_file_that_is_trained_on_is_no_test(tmp_path):
 def test_bundled_sets(name, rows, classes):
     table = read(f"sklearn:{name}")
     assert (len(table.labels), table.num_classes, table.name) == (rows, classes, name)
+
+
+def test_two_files_are_one_table(tmp_path):
+    path, other = write(tmp_path, good(), "csv"), tmp_path / "other.csv"
+    rows = good()[::-1].iloc[:6].assign(size=range(6))
+    rows.loc[rows.index[0], "colour"] = None
+    rows.to_csv(other, index=False)
+    table = read(path, "kind", test=other)
+    assert table.source == f"{path} and {other}" and table.name == "rows"
+    assert table.columns.index.tolist() == list(range(18))
+    assert table.columns["size"].tolist() == [*good()["size"], *range(6)]
+    assert table.columns["colour"].isna().sum() == 1
+    alone = read(path, "kind")
+    assert alone.source == str(path) and alone.columns.index.tolist() == list(range(12))
+    assert table.groups is None and table.ids is None and table.weighed is table.labels
+    assert table.weighed_names is table.class_names
+
+
+def test_a_class_without_a_row_is_counted_as_none(tmp_path):
+    frame = pd.DataFrame({"x": [1.0, 2]})
+    table = Table(name="t", columns=frame, labels=np.zeros(2, np.int32), class_names=("a", "b"))
+    assert table.class_counts().tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_words_of_which_some_are_missing_are_no_numbers(tmp_path, swap):
+    """Of the one file numbers, of the other words: a column that is empty alone is of any kind."""
+    numbers, words = [1.5, None, 2.5] * 4, ["a", None, "b"] * 4
+    for path, cells in zip(("1.csv", "2.csv"), (words, numbers) if swap else (numbers, words),
+                           strict=True):  # fmt: skip
+        good()[["kind", "count"]].assign(x=cells).to_csv(tmp_path / path, index=False)
+    if swap:  # words are read as such in the other file
+        table = read(tmp_path / "1.csv", "kind", test=tmp_path / "2.csv")
+        assert table.columns["x"].tolist()[12:14] == ["1.5", None]
+        return
+    with pytest.raises(DataError, match=r"2.csv: column 'x' holds words, and in .*1.csv numbers"):
+        read(tmp_path / "1.csv", "kind", test=tmp_path / "2.csv")
 
 
 # ---- what a review with tables of its own found ---------------------------------------------

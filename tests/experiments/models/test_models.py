@@ -47,8 +47,6 @@ def _variable_shapes(
 @pytest.mark.parametrize(
     ("name", "num_classes", "expected"),
     [
-        # He et al. (2016), Table 6: 0.27M and 0.46M.
-        ("resnet20", 10, 269_722),
         ("resnet32", 10, 464_154),
         ("resnet32", 100, 470_004),
         ("resnet34_3x3", 100, 21_328_292),
@@ -65,6 +63,15 @@ def _variable_shapes(
 def test_parameter_count(name: str, num_classes: int, expected: int) -> None:
     params = _variable_shapes(name, num_classes)["params"]
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == expected
+
+
+def test_resnet20_has_the_published_depth() -> None:
+    """He et al. (2016), Table 6: 0.27M numbers at 10 classes; three blocks a stage."""
+    params = _variable_shapes("resnet20", 10)["params"]
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == 269_722
+    assert sum(name.startswith("blocks_") for name in params) == 9
+    tiny = _variable_shapes("resnet8", 10)["params"]
+    assert sum(name.startswith("blocks_") for name in tiny) == 3
 
 
 # Tracing many blocks three times takes seconds: in bfloat16, shallower networks have the same.
