@@ -41,9 +41,9 @@ def load_digits_lt(imbalance_factor: float, seed: int) -> Dataset:
     draw = np.random.default_rng(seed)
     ranked = draw.permutation(10)
     # In the order of the digits, not of their ranks: then each seed's test set is as large.
-    train: list[np.ndarray] = [np.empty(0, np.int64)] * 10
-    test: list[np.ndarray] = [np.empty(0, np.int64)] * 10
-    val: list[np.ndarray] = [np.empty(0, np.int64)] * 10
+    train: dict[int, np.ndarray] = {}
+    test: dict[int, np.ndarray] = {}
+    val: dict[int, np.ndarray] = {}
     sizes = np.bincount(digits)
     untested = min(int(size) - round(TEST_SHARE * size) for size in sizes)
     for digit in range(10):
@@ -53,15 +53,15 @@ def load_digits_lt(imbalance_factor: float, seed: int) -> Dataset:
         used = held + counts[rank]
         test[rank], train[rank] = rows[:held], rows[held:used]
         val[rank] = rows[used : used + min(VAL_PER_CLASS, untested - counts[rank])]
-    labels = np.arange(10, dtype=np.int32)
+    parts = {}
+    for part, of_rank in (("train", train), ("test", test), ("val", val)):
+        of_class = [of_rank[rank] for rank in sorted(of_rank)]
+        parts[f"{part}_images"] = images[np.concatenate(of_class)]
+        labels = np.repeat(np.arange(len(of_class)), [len(rows) for rows in of_class])
+        parts[f"{part}_labels"] = labels.astype(np.int32)
     return Dataset(
         name="digits",
-        train_images=images[np.concatenate(train)],
-        train_labels=np.repeat(labels, [len(rows) for rows in train]),
-        test_images=images[np.concatenate(test)],
-        test_labels=np.repeat(labels, [len(rows) for rows in test]),
-        val_images=images[np.concatenate(val)],
-        val_labels=np.repeat(labels, [len(rows) for rows in val]),
+        **parts,
         num_classes=10,
         mean=(0.0,),
         std=(16 / 255,),
