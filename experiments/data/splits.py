@@ -150,7 +150,7 @@ def _units(
 def _cut(
     table: Table, rows: np.ndarray, factor: float, draw: np.random.Generator
 ) -> NDArray[np.int64]:
-    counts = np.bincount(table.labels[rows], minlength=table.num_classes)
+    counts = np.bincount(table.labels[rows])
     try:
         profile = imbsam_jax.long_tail_counts(table.num_classes, int(counts.max()), factor)
     except ValueError as error:

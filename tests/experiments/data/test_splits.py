@@ -67,6 +67,14 @@ def test_rows_by_their_labels_and_groups():
     strata = [f"{g} {c}" for g, c in zip(groups, labels, strict=True)]
     expected = [parts(taken_of(strata, 0.3, draw) | {52}, 55) for draw in draws(3, 7)]
     assert_splits(splits(table_of(labels, groups=groups), 3, seed=7), expected)
+    two = table_of([*labels[:52], 2, 2], groups=groups[:54])
+    assert all((52 in split.test) and (53 in split.train) for split in splits(two, 3, seed=7))
+    ids = splits(table_of(labels, groups=groups, ids=np.arange(55)), 3, seed=7)
+    for split in ids:  # each row an id of its own: in groups, too
+        taken = np.isin(np.arange(55), split.test)
+        for stratum in set(strata[:52]):
+            rows = np.array([other == stratum for other in strata])
+            assert taken[rows].sum() == max(int(0.3 * rows.sum() + 0.5), 1)
     single = table_of([*labels, 3], groups=np.append(groups, 0).astype(np.int32))
     assert all(55 in split.train for split in splits(single, 3, seed=7))
 
@@ -79,6 +87,8 @@ DRAWN = np.random.default_rng(8).integers(100, 118, 90)
     [
         (mixed(60, 24, 6), DRAWN, False),
         (mixed(42, 42, 6), DRAWN, False),
+        # No id has rows of class 0 alone.
+        ([0, 0, 0, 1] * 6 + [0, 2] * 5, [*np.arange(24) // 4, *10 + np.arange(10) // 2], False),
         # Class 1 is in two of the three ids of class 2, of which one is tested.
         ([0] * 20 + [1, 1, 1, 2] * 2 + [2], [*np.arange(20) // 2, *[20] * 4, *[21] * 4, 22], True),
     ],
