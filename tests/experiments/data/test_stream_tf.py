@@ -154,7 +154,7 @@ def test_without_tensorflow() -> None:
 @pytest.mark.usefixtures("tensorflow")
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("first", [0, 2])
-def test_the_same_batches_but_for_rounding(train: bool, first: int) -> None:
+def test_batches_of_tf_are_the_same_but_for_rounding(train: bool, first: int) -> None:
     got = list(stream_tf(_split(), _rows, first, 3, train=train, **_OPTIONS))
     with stream(_split(), _rows, first, 3, train=train, threads=0, **_OPTIONS) as batches:
         expected = list(batches)
@@ -180,7 +180,7 @@ def test_the_same_batches_but_for_rounding(train: bool, first: int) -> None:
         ((0, 1), {"prefetch": 0}, "threads is 8 and prefetch 0"),
     ],
 )
-def test_bad_arguments_of_tf(steps: tuple[int, int], changes: Any, message: str) -> None:
+def test_arguments_of_tf_out_of_their_range(steps: tuple[int, int], changes: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         stream_tf(_split(), _rows, *steps, train=True, **{**_OPTIONS, **changes})
 
@@ -205,6 +205,7 @@ def test_a_training_crop_of_tf_is_cut_out_and_resized_by_itself(stand_in: Any) -
         np.testing.assert_array_equal(made[0].images[row], np.asarray(small))
     with stream(_split(), _rows, 1, 2, train=True, threads=0, **_OPTIONS) as batches:
         np.testing.assert_array_equal(made[1].images, next(batches).images)
+    assert [batch.corrupt for batch in made] == [0, 2]
     # Two batches of four ahead, eight images at a time, and JAX's devices are left to JAX.
     assert stand_in.said == {"calls": 8, "prefetch": 8}
     assert stand_in.hidden[-1] == ([], "GPU")
