@@ -180,7 +180,9 @@ def test_batches_of_tf_are_the_same_but_for_rounding(train: bool, first: int) ->
         ((0, 1), {"prefetch": 0}, "threads is 8 and prefetch 0"),
     ],
 )
-def test_arguments_of_tf_out_of_their_range(steps: tuple[int, int], changes: Any, message: str) -> None:
+def test_arguments_of_tf_out_of_their_range(
+    steps: tuple[int, int], changes: Any, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         stream_tf(_split(), _rows, *steps, train=True, **{**_OPTIONS, **changes})
 
