@@ -100,6 +100,7 @@ def _needs() -> Needs:
 
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
     """Parses; flags that the file of --data has settled are refused: nothing would heed them."""
+    argv = sys.argv[1:] if argv is None else argv
     args = presets.parse(parser, argv)
     settled = [flag for flag in cli.given(parser, argv) if flag in _OF_AN_EXPORT]
     if settled and args.data:

@@ -203,9 +203,8 @@ def parser(description: str, needs: Needs) -> Parser:
     return Parser(description, needs)
 
 
-def given(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> list[str]:
+def given(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[str]:
     """The flags on a command line without mistakes, whatever their values: ["--data", ...]."""
-    argv = sys.argv[1:] if argv is None else list(argv)
     left_out: list[Any] = []  # a list, for flags that append to theirs
     nothing = dict.fromkeys(vars(parser.parse_known_args(argv)[0]), left_out)
     found = vars(parser.parse_known_args(argv, argparse.Namespace(**nothing))[0])

@@ -16,7 +16,7 @@ def join_processes(
     num_processes: int | None,
     process_id: int | None,
     devices: int,
-    heartbeat_seconds: int = 100,
+    heartbeat_seconds: int,
 ) -> None:
     """Joins the processes of a run; all None leaves it to the cluster (TPU pod, Slurm, Open MPI).
 

@@ -80,12 +80,13 @@ def cannot_write(path: object, error: OSError) -> RunError:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: BaseException | None = error
-    for _ in range(20):
-        if seen is None:
-            return
-        yield seen
-        seen = seen.__cause__ or seen.__context__
+    """It, what caused it, what caused that, to the first that was met before."""
+    one: BaseException | None = error
+    met: set[int] = set()
+    while one is not None and id(one) not in met:
+        yield one
+        met.add(id(one))
+        one = one.__cause__ or one.__context__
 
 
 # Of every seed: JAX's keys and NumPy's older generators take 32 bits.

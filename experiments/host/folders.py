@@ -34,11 +34,11 @@ def check_run(path: Path) -> None:
 def begun(path: Path) -> dict[str, Any]:
     """config.json of a run that may be resumed, as far as it says how the run is shared out."""
     config = read_object(path)
-    together, devices = config.get("together"), config.get("devices", 1)
+    together, devices = config.get("together"), config.get("devices")
     seeds = together if isinstance(together, list) else []
     if not (together is None or (seeds and all(type(seed) is int for seed in seeds))):
         raise RunError(f"cannot read {path}: together is {same_text(together)}, no list of seeds")
-    if type(devices) is not int or devices < 1:
+    if devices is not None and (type(devices) is not int or devices < 1):
         raise RunError(f"cannot read {path}: devices is {same_text(devices)}, no number of them")
     return config
 

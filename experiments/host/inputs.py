@@ -105,13 +105,14 @@ def read_npz(
                 raise DataError(
                     f"{path} is not an .npz file of whole arrays: it lists {len(members)} of {told}"
                 )
-            keys = [ascii_safe(member.filename).removesuffix(".npy") for member in members]
-            twice = [key for key in dict.fromkeys(keys) if keys.count(key) > 1]
-            if twice:
-                raise DataError(f"{path} holds {twice[0]} more than once")
-            found = {
-                k: m for k, m in zip(keys, members, strict=True) if wanted is None or k in wanted
-            }
+            found = {}
+            for member in members:
+                key = ascii_safe(member.filename).removesuffix(".npy")
+                if key in found:
+                    raise DataError(f"{path} holds {key} more than once")
+                found[key] = member
+            if wanted is not None:
+                found = {key: member for key, member in found.items() if key in wanted}
             size, memory = sum(m.file_size for m in found.values()), _memory()
             if size > memory:
                 raise DataError(

@@ -35,7 +35,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     """The lines of a table, by the heads of its columns; RunError, naming it, for anything else."""
     text = _text(path)
     try:
-        heads, *lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+        heads, *lines = csv.reader(io.StringIO(text), strict=True)
         return [dict(zip(heads, line, strict=True)) for line in lines if line]
     except (ValueError, csv.Error) as error:
         raise RunError(f"cannot read {path}: it is no whole table") from error
@@ -167,5 +167,5 @@ def clear_plots(out: Path, names: Iterable[str]) -> None:
 def _clear(out: Path, patterns: Iterable[str]) -> None:
     with writing(out):
         for pattern in patterns:
-            for path in sorted(out.glob(pattern)):
+            for path in list(out.glob(pattern)):
                 path.unlink()

@@ -22,8 +22,8 @@ class Spent:
         self._began = time.perf_counter(), time.process_time()
 
     def now(self) -> dict[str, float]:
-        passed = time.perf_counter() - self._began[0], time.process_time() - self._began[1]
+        wall, cpu = self._began
         return {
-            name: self._before[name] + more
-            for name, more in zip(("seconds", "cpu_seconds"), passed, strict=True)
+            "seconds": self._before["seconds"] + time.perf_counter() - wall,
+            "cpu_seconds": self._before["cpu_seconds"] + time.process_time() - cpu,
         }

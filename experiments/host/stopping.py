@@ -18,7 +18,6 @@ class StopNow(Exception):
     """
 
     def __init__(self, exit_code: int = 128 + signal.SIGTERM):
-        super().__init__(exit_code)
         self.exit_code = exit_code
 
 

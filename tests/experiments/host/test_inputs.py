@@ -1,5 +1,6 @@
 """What arrays of an .npz file may stand for, and that what NumPy warns of is refused."""
 
+import os
 import warnings
 import zipfile
 
@@ -35,6 +36,87 @@ def test_arrays_that_stand_for_something_else(read, taken, message) -> None:
         else:
             with pytest.raises(DataError, match=f"x.npz: it {message}"):
                 read(np.asarray(value), "x.npz: it")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (np.float32(0.5), "float32 0.5"), (np.bool_(True), "bool True"), (np.arange(3), "int64[3]"),
+        (np.ones((1, 2), np.float32), "float32[1, 2]"), (np.array("ab"), "<U2"),
+        (np.array(["a"]), "<U1[1]"), (np.datetime64("2020-01-01"), "datetime64[D]"),
+    ],
+)  # fmt: skip
+def test_what_stands_in_the_place_of_a_number_is_shown(value, shown) -> None:
+    with pytest.raises(DataError) as refused:
+        inputs.whole(np.asarray(value), "x.npz: it")
+    assert str(refused.value) == f"x.npz: it must be one whole number, not {shown}"
+
+
+def test_a_line_of_text_can_be_printed_and_is_not_endless() -> None:
+    for text in ("a" * 10_000, "é ü", ""):
+        assert inputs.line(np.array(text), "it") == text
+    for text in ("a" * 10_001, "a\nb", "a\x1b"):
+        with pytest.raises(DataError) as refused:
+            inputs.lines(np.array([text]), "it")
+        assert str(refused.value) == (
+            f"it must be one line of printable text, not {ascii(text)[:60]}"
+        )
+
+
+def test_an_error_is_said_in_a_line() -> None:
+    """The system's words, or the library's, or at least its kind; 200 characters at most."""
+    assert inputs.said_by(OSError(2, "No such\n file")) == "No such file"
+    assert inputs.said_by(OSError("only words")) == "only words"
+    assert inputs.said_by(ValueError()) == "ValueError"
+    assert inputs.said_by(ValueError("a" * 200)) == "a" * 200
+    assert inputs.said_by(ValueError("a" * 201)) == "a" * 197 + "..."
+
+
+def test_what_cannot_be_printed_is_escaped() -> None:
+    assert inputs.ascii_safe("é a") == "é a" and inputs.ascii_safe("é\n") == r"'\xe9\n'"
+
+
+def test_of_what_is_no_file_nothing_stays_open(tmp_path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    os.mkfifo(tmp_path / "pipe")
+    for name, kind in (("pipe", "a pipe"), (".", "a folder"), ("/dev/null", "a device")):
+        with pytest.raises(DataError, match=f"is {kind}, not a file to read"):
+            inputs.open_regular(tmp_path / name)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_arrays_are_read_by_key_and_no_more_than_the_memory_holds(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "x.npz"
+    np.savez(path, a=np.arange(3), b=np.ones(2))
+    with zipfile.ZipFile(path, "a") as file:  # a comment stands behind the numbers of entries
+        file.comment = b"made by hand"
+        size = {member.filename: member.file_size for member in file.infolist()}
+    assert inputs.read_npz(path).keys() == {"a", "b"}
+    monkeypatch.setattr(inputs, "_memory", lambda: size["a.npy"])
+    assert inputs.read_npz(path, ["a", "c"])["a"].tolist() == [0, 1, 2]
+    monkeypatch.setattr(inputs, "_memory", lambda: size["a.npy"] - 1)
+    with pytest.raises(DataError, match="this machine has"):
+        inputs.read_npz(path, ["a"])
+    monkeypatch.setattr(inputs, "_memory", lambda: sum(size.values()) - 1)
+    with pytest.raises(DataError, match="this machine has"):
+        inputs.read_npz(path)
+
+
+@pytest.mark.parametrize("told", [1, 2, 3, 2**16 - 2, 2**16 - 1])
+def test_as_many_arrays_are_listed_as_are_told(tmp_path, told) -> None:
+    """Where there is no room for their number, in 16 bits, it is told elsewhere."""
+    path = tmp_path / "x.npz"
+    np.savez(path, a=np.arange(3), b=np.ones(2))
+    data = bytearray(path.read_bytes())
+    data[-12:-10] = told.to_bytes(2, "little")
+    path.write_bytes(data)
+    if told in (2, 2**16 - 1):
+        assert inputs.read_npz(path).keys() == {"a", "b"}
+    else:
+        with pytest.raises(
+            DataError, match=f"not an .npz file of whole arrays: it lists 2 of {told}"
+        ):
+            inputs.read_npz(path)
 
 
 def test_an_array_that_numpy_warns_of_is_refused(tmp_path) -> None:

@@ -42,11 +42,11 @@ def test_a_command_is_said_by_its_module(typed, said, monkeypatch):
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Sets what the machine is; None: there is no /proc/cpuinfo, or no git."""
+    """Sets what the machine is; None: there is no /proc/cpuinfo, or no git; {}: no repository."""
 
     def set_to(platform_, cpuinfo, answers):
-        device = types.SimpleNamespace(platform=platform_, device_kind="kind")
-        monkeypatch.setattr(jax, "devices", lambda: [device, device])
+        first = types.SimpleNamespace(platform=platform_, device_kind="kind")
+        monkeypatch.setattr(jax, "devices", lambda: [first, object()])
         monkeypatch.setattr(os, "cpu_count", lambda: 3)
         monkeypatch.setattr(platform, "processor", lambda: "")
         monkeypatch.setattr(platform, "machine", lambda: "its machine")
@@ -59,11 +59,14 @@ def machine(monkeypatch):
         monkeypatch.setattr(Path, "read_text", read)
         monkeypatch.setattr(metadata, "version", version)
 
-        def run(command, *, cwd, **kwargs):
+        def run(command, *, cwd, capture_output, text, check, timeout):
             assert (cwd / "host").is_dir(), "asked elsewhere than where the code lies"
+            assert capture_output and text and timeout == 10
             if answers is None:
                 raise FileNotFoundError("git")
-            return types.SimpleNamespace(stdout=answers[command[1]])
+            if answers == {} and check:  # no repository
+                raise subprocess.CalledProcessError(128, command)
+            return types.SimpleNamespace(stdout=answers.get(command[1], ""))
 
         monkeypatch.setattr(subprocess, "run", run)
 
@@ -89,7 +92,7 @@ def test_the_device(platform_, cpuinfo, device, machine):
 
 @pytest.mark.parametrize(
     ("answers", "said"),
-    [(CLEAN, "abc"), ({**CLEAN, "status": " M a.py\n"}, "abc+changes"), (None, None)],
+    [(CLEAN, "abc"), ({**CLEAN, "status": " M a.py\n"}, "abc+changes"), (None, None), ({}, None)],
 )
 def test_the_commit(answers, said, machine):
     machine("gpu", CPUINFO, answers)

@@ -2,14 +2,20 @@
 
 import argparse
 import errno
+import fcntl
+import itertools
+import json
 import os
 import re
 import signal
 
+import jax
+import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from damage import damaged_json
-from experiments.host import devices, locks, needs, outputs, stopping
+from experiments.host import devices, locks, needs, outputs, spent, stopping
 from experiments.host.errors import DataError, RunError, cannot_write, is_full, reason
 
 
@@ -66,6 +72,42 @@ def test_a_sealed_file_says_what_was_written_or_is_named(tmp_path):
             )
         else:  # one without a seal may be of before there were any: {}, and what is whole
             assert found in (value, {}), what
+
+
+def test_the_order_of_its_keys_is_no_part_of_what_a_sealed_file_says(tmp_path):
+    path = tmp_path / "x.json"
+    outputs.write_sealed(path, {"b": 1, "a": {"d": 2, "c": 3}})
+    held = outputs.read_object(path)
+    held["a"] = dict(reversed(held["a"].items()))
+    path.write_text(json.dumps(dict(reversed(held.items()))))
+    assert outputs.read_sealed(path, "start anew") == {"a": {"c": 3, "d": 2}, "b": 1}
+
+
+def test_a_table_is_read_by_the_heads_of_its_columns(tmp_path):
+    path = tmp_path / "x.csv"
+    for end in ("\r\n", "\n"):
+        path.write_bytes(f'a,b{end}1,"x, ""y"""{end}{end}2,"two\r\nlines"{end}'.encode())
+        assert outputs.read_csv(path) == [
+            {"a": "1", "b": 'x, "y"'}, {"a": "2", "b": "two\r\nlines"}
+        ]  # fmt: skip
+    for damaged in ("", "a,b\n1\n", "a,b\n1,2,3\n", 'a,b\n1,"2\n', 'a,b\n1,"2"x\n'):
+        path.write_text(damaged)
+        with pytest.raises(RunError, match=r"^cannot read .*x\.csv: it is no whole table$"):
+            outputs.read_csv(path)
+
+
+def test_a_file_is_of_a_table_by_whatever_name(tmp_path):
+    for name in ("runs.csv", "table.md", "mine.csv"):
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to("runs.csv")
+    (tmp_path / "snippet.py").symlink_to("nowhere")
+    (tmp_path / "sub").mkdir()
+    for name, is_one in (
+        ("runs.csv", True), ("table.md", True), ("link", True), ("sub/../runs.csv", True),
+        ("mine.csv", False), ("none.csv", False), ("snippet.py", False), ("sweep.csv", False),
+    ):  # fmt: skip
+        assert outputs.is_of_table(tmp_path, tmp_path / name) is is_one, name
+    assert not outputs.is_of_table(tmp_path / "sub", tmp_path / "runs.csv")
 
 
 def test_an_earlier_table_is_cleared_and_nothing_else(tmp_path, monkeypatch):
@@ -135,6 +177,17 @@ def test_an_error_that_caused_itself_ends():
     assert reason(one) == "ValueError: a" and not is_full(one)
 
 
+def test_an_error_is_told_by_what_it_came_of():
+    """Of however many; also where nobody said that one caused the other."""
+    last: BaseException = FULL
+    for cause, context in itertools.islice(itertools.cycle(((1, 0), (0, 1), (1, 1))), 30):
+        error = ValueError("x")
+        error.__cause__ = last if cause else None
+        error.__context__ = last if context else None
+        last = error
+    assert reason(last) == "Disk quota exceeded" and is_full(last)
+
+
 # ---- locks, stops, devices, needs ---------------------------------------------------------------
 
 
@@ -157,6 +210,61 @@ def _here():
     before = os.getcwd()
     yield
     os.chdir(before)
+
+
+def test_where_something_is_held(tmp_path):
+    (tmp_path / "FILE").touch()
+    with pytest.raises(RunError, match="FILE is no folder"):
+        locks.holds_something(tmp_path / "FILE")
+    assert locks.holds_something(tmp_path)
+
+
+def open_files():
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_what_is_not_locked_is_let_go(tmp_path):
+    """No file stays open of a folder that another owns, or whose lock is none."""
+    (tmp_path / "odd").mkdir()
+    os.mkfifo(tmp_path / "odd" / locks.LOCK)
+    before = open_files()
+    with pytest.raises(RunError, match="is no file: remove it"):
+        locks.Lock(tmp_path / "odd")
+    assert open_files() == before
+    with locks.Lock(tmp_path / "mine"):
+        held = open_files()
+        with pytest.raises(RunError, match="is in use by another process: come back$"):
+            locks.Lock(tmp_path / "mine", "come back")
+        assert open_files() == held == before + 1
+    assert open_files() == before
+    locks.Lock(tmp_path / "mine").close()
+
+
+def test_whoever_may_write_a_folder_may_lock_it(tmp_path):
+    before = os.umask(0)
+    try:
+        locks.Lock(tmp_path).close()
+    finally:
+        os.umask(before)
+    assert (tmp_path / locks.LOCK).stat().st_mode & 0o777 == 0o666
+
+
+def test_a_loop_of_links_is_no_folder(tmp_path):
+    (tmp_path / "a").symlink_to("a")
+    (tmp_path / "kept").mkdir()
+    with pytest.raises(RunError, match=r"^cannot write to .*a/run: Too many levels of symbolic"):
+        locks.Lock(tmp_path / "a" / "run")
+
+
+def test_a_lock_that_the_system_does_not_give_is_told(tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", fails)
+    before = open_files()
+    with pytest.raises(RunError, match=r"^cannot lock .*: No locks available$"):
+        locks.Lock(tmp_path)
+    assert open_files() == before
 
 
 def test_a_folder_of_which_nothing_came_is_removed(tmp_path):
@@ -189,6 +297,45 @@ def test_a_signal_asks_for_a_stop(number):
     assert signal.getsignal(number) == before
 
 
+def test_without_a_signal_a_stop_is_that_of_sigterm():
+    assert stopping.StopNow().exit_code == 143
+
+
+@pytest.mark.parametrize(("processes", "code"), [(1, 0), (2, 130)])
+def test_every_process_learns_of_a_stop_of_one(processes, code, monkeypatch):
+    asked = []
+
+    def allgather(mine):
+        asked.append(mine)
+        return np.array([mine, 130, 0])
+
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    monkeypatch.setattr(multihost_utils, "process_allgather", allgather)
+    assert stopping.StopRequest().signalled_anywhere() == code
+    assert asked == [0] * (processes - 1)
+
+
+def test_seconds_go_on_after_a_stop(tmp_path, monkeypatch):
+    wall, cpu = [100.0], [10.0]
+    monkeypatch.setattr(spent.time, "perf_counter", lambda: wall[0])
+    monkeypatch.setattr(spent.time, "process_time", lambda: cpu[0])
+    path = tmp_path / "spent.json"
+    first = spent.Spent(path)
+    assert first.now() == {"seconds": 0, "cpu_seconds": 0}
+    wall[0], cpu[0] = 103.0, 12.0
+    assert first.now() == {"seconds": 3, "cpu_seconds": 2}
+    outputs.write_json(path, first.now())
+    second = spent.Spent(path)
+    wall[0], cpu[0] = 104.0, 12.5
+    assert second.now() == {"seconds": 4, "cpu_seconds": 2.5}
+    path.write_text('{"cpu_seconds": 7}')
+    assert spent.Spent(path).now() == {"seconds": 0, "cpu_seconds": 7}
+    for damaged in ('{"seconds": "x"}', '{"cpu_seconds": null}'):
+        path.write_text(damaged)
+        with pytest.raises(RunError, match="is damaged: remove it, and only its seconds are not"):
+            spent.Spent(path)
+
+
 def test_a_deadline_asks_for_a_stop(monkeypatch):
     now = [10.0]
     monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
@@ -209,7 +356,7 @@ def test_a_deadline_asks_for_a_stop(monkeypatch):
 )  # fmt: skip
 def test_processes_that_cannot_come_together(given, said):
     with pytest.raises(RunError, match=said):
-        devices.join_processes(*given)
+        devices.join_processes(*given, 100)
 
 
 def test_devices_that_there_are_not():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,30 @@ def test_what_is_kept_comes_back(tmp_path: Path) -> None:
     sealed.refuse_others(path, about, {**ABOUT, "other": 1}, "a file", "do it again")
     with pytest.raises(RunError, match=r"else than a file tells \(rule 'sam' -> 'sgd'\): do it"):
         sealed.refuse_others(path, about, {**ABOUT, "rule": "sgd"}, "a file", "do it again")
+
+
+def test_the_order_of_arrays_and_keys_is_no_part_of_what_was_kept(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    arrays = {"b": np.ones(4), "a/kernel": ARRAYS["a/kernel"]}  # not as they are sorted
+    sealed.write(path, arrays, ABOUT)
+    with np.load(path) as held:
+        about = json.loads(str(held["about"]))
+    turned = np.array(json.dumps(dict(reversed(about.items()))))
+    np.savez(path, **dict(reversed(arrays.items())), about=turned)
+    told, found = sealed.read(path, "do it again")
+    assert told == ABOUT and [*found] == ["a/kernel", "b"]
+
+
+def test_a_digest_is_of_types_and_shapes_too() -> None:
+    """As SHA-256 of "TYPE SHAPE" and the bytes in C order, array by array."""
+    bits = np.arange(4, dtype=np.uint32)
+    alike = [bits, bits.view(np.int32), bits.reshape(2, 2), bits.reshape(4, 1), bits[::-1]]
+    assert len({sealed.digest([each]) for each in alike}) == len(alike)
+    assert sealed.digest([bits.reshape(2, 2).T]) == sealed.digest([bits.reshape(2, 2).T.copy()])
+    whole = b"uint32 (4,)" + bits.tobytes() + b"float64 ()" + np.float64(0.5).tobytes()
+    assert sealed.digest([bits, 0.5]) == hashlib.sha256(whole).hexdigest()
+    counts = np.array([3, 1], "<i8").tobytes()
+    assert sealed.class_counts_sha256([3, 1]) == hashlib.sha256(counts).hexdigest()
 
 
 @pytest.mark.parametrize(
