@@ -16,7 +16,6 @@ from experiments.host import cli
 from experiments.host.errors import DataError, RunError, Stopped
 from experiments.host.stopping import StopRequest
 
-
 # ---- numbers ------------------------------------------------------------------------------------
 
 F32 = np.finfo(np.float32)
@@ -109,10 +108,10 @@ def test_what_is_typed_is_taken_from_the_command_line(monkeypatch):
 def test_a_value_that_is_named_twice_is_told():
     args = argparse.Namespace(seeds=[1, 2, 1], rule=["a", "b"], rho_values=None)
     cli.refuse_twice(args, "rule", "rho_values")
-    with pytest.raises(RunError, match="^--seeds names 1 twice$"):
+    with pytest.raises(RunError, match=r"^--seeds names 1 twice$"):
         cli.refuse_twice(args, "rule", "rho_values", "seeds")
     args.rho_values = [0.5] * 3
-    with pytest.raises(RunError, match="^--rho-values names 0.5 twice$"):
+    with pytest.raises(RunError, match=r"^--rho-values names 0\.5 twice$"):
         cli.refuse_twice(args, "rho_values")
 
 

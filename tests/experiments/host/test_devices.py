@@ -1,4 +1,4 @@
-"""Which devices a process has and whom it meets, asked of a JAX that only writes down what it is."""
+"""Which devices a process has and whom it meets: by a JAX that only notes what it is asked."""
 
 import os
 import types
@@ -46,7 +46,9 @@ def test_processes_that_did_not_meet_are_told_in_a_line(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
-    with pytest.raises(RunError, match="^the processes of this run did not .*together: no answer$"):
+    with pytest.raises(
+        RunError, match=r"^the processes of this run did not .*together: no answer$"
+    ):
         devices.join_processes("h:1", 2, 0, 0, 7)
 
 

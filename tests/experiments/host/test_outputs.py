@@ -233,7 +233,7 @@ def test_what_is_not_locked_is_let_go(tmp_path):
     assert open_files() == before
     with locks.Lock(tmp_path / "mine"):
         held = open_files()
-        with pytest.raises(RunError, match="is in use by another process: come back$"):
+        with pytest.raises(RunError, match=r"is in use by another process: come back$"):
             locks.Lock(tmp_path / "mine", "come back")
         assert open_files() == held == before + 1
     assert open_files() == before
