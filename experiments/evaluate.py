@@ -67,7 +67,9 @@ def add_data_arguments(parser: Any) -> None:
 def _load(args: argparse.Namespace, config: dict[str, Any], run: Path) -> Any:
     """The run's data set, by the flags that its entry point would be given."""
     modules = (cifar_lt, imagenet_lt, inaturalist, finetune)
-    module = {m.__name__.split(".")[-1]: m for m in modules}.get(config.get("experiment", ""))
+    module = {m.__name__.removeprefix("experiments."): m for m in modules}.get(
+        config.get("experiment", "")
+    )
     if module is None:
         raise RunError(f"{run} is a run of {config.get('experiment')!r}, which has no images")
     if config.get("features"):

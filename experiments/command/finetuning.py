@@ -232,7 +232,8 @@ def _class_means(
     sums = np.zeros((dataset.num_classes, images.shape[-1]))
     np.add.at(sums, dataset.train_labels, images[:, 0, 0])
     norms = np.linalg.norm(sums, axis=1, keepdims=True)
-    return np.asarray((sums / np.where(norms == 0, 1, norms)).T, np.float32)
+    # A class without an image has sums of 0.
+    return np.asarray((sums / np.maximum(norms, np.finfo(float).tiny)).T, np.float32)
 
 
 def _texts(args: argparse.Namespace, names: Any) -> NDArray[np.int32]:

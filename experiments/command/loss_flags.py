@@ -201,7 +201,7 @@ def needs() -> Needs:
     """When each of these flags is heeded."""
 
     def of_losses(option: str) -> Need:
-        taken = (name for name, loss in sorted(LOSSES.items()) if option in loss.taken)
+        taken = (name for name, loss in LOSSES.items() if option in loss.taken)
         return one_of("loss", taken)
 
     deferred = Need(lambda args: args.drw_epoch is not None, "--drw-epoch")

@@ -293,13 +293,13 @@ def build_method(
     """
     options = dict(options)
     epochs = options["epochs"]
-    if "rho" in rule_arguments(name, {"rho": 0.0}):
+    if "rho" in options_of(name):
         rho = radii.radius_of(options, steps_per_epoch)
     elif name != "sgd" and options.get("rho_schedule", "constant") != "constant":
         raise RunError(f"--rule {name} has no --rho that --rho-schedule could change")
     else:
         rho = None
-    fraction = options.get("switch_fraction", 0.7)
+    fraction = options["switch_fraction"]
     if not 0 <= fraction <= 1:
         raise RunError(f"--switch-fraction must be between 0 and 1, got {fraction}")
     # In units of 1e-9 epochs: 0.7 * 10 must not become 7.000000000000001.
@@ -347,12 +347,8 @@ def ascent_of(arguments: dict[str, Any], options: dict[str, Any]) -> Ascent:
         "asam": lambda: asam_scale(arguments["asam_eta"]),
         "magnitude": lambda: magnitude_scale,
     }[arguments.get("adaptive")]()
-    more: dict[str, Any] = {}
+    named = {"p_norm": "p", "group_mean": "group_mean"}
+    given = {of: arguments[name] for name, of in named.items() if name in arguments}
     if arguments.get("weight_decay_inside"):
-        more["weight_decay"] = options["weight_decay"]
-    return Ascent(
-        p=arguments.get("p_norm", 2.0),
-        adaptive=adaptive,
-        group_mean=arguments.get("group_mean", False),
-        **more,
-    )
+        given["weight_decay"] = options["weight_decay"]
+    return Ascent(adaptive=adaptive, **given)

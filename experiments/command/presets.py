@@ -34,7 +34,7 @@ def add_argument(parser: argparse.ArgumentParser) -> None:
 
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
     """Parses with the preset's flags as defaults."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--preset", nargs="?")
     name = first.parse_known_args(argv)[0].preset
     presets = _table(parser)
@@ -67,7 +67,7 @@ def explain(args: argparse.Namespace) -> str:
 
 
 def _switch(flag: str, on: bool) -> str:
-    return flag if on else flag.replace("--", "--no-", 1)
+    return flag if on else f"--no-{flag.removeprefix('--')}"
 
 
 def _shown(value: Any) -> str:

@@ -232,4 +232,4 @@ def _metrics_line(text: bytes, needed: tuple[str, ...]) -> dict[str, Any] | None
 
 def _last_byte(file: Any) -> bytes:
     file.seek(-1, os.SEEK_END)
-    return bytes(file.read(1))
+    return bytes(file.read())

@@ -144,7 +144,7 @@ class Counted:
     def __init__(self, total: int, unit: str, what: str = ""):
         self._total, self._unit, self._what = total, unit, what
         self._done, self._seconds, self._said = 0, 0.0, time.monotonic()
-        self._console = Console(stderr=True, soft_wrap=True, highlight=False)
+        self._console = Console(stderr=True, soft_wrap=True)
         self._bar = Bar(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"),
             console=self._console, disable=not self._console.is_terminal, transient=True,

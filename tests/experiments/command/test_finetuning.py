@@ -9,6 +9,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -47,6 +48,7 @@ PLAN = Plan(None, None, None, {"rule": "sgd"}, {})  # type: ignore[arg-type]
         ({"image_size": 112, "resize": 112, "init": "random"}, (112, 112), "adapter", "random"),
         ({"init": None, "classifier_start": "mean"}, (224, 256), "adapter", "mean"),
         ({"init": None}, (224, 256), "adapter", "random"),
+        ({"image_size": 32}, (32, 36), "adapter", "text"),  # 8/7 of it, in whole pixels
     ],
 )
 def test_what_follows_from_other_flags(changes: Any, sizes: Any, trained: str, start: str) -> None:
@@ -97,6 +99,17 @@ def test_presets_have_the_published_numbers() -> None:
             assert found == [float(value) for value in of_rule], name
         if "cifar" in dataset:
             assert args.subset == "shuffled", name
+        if not of_rule:  # of CIFAR nobody tells which images are left
+            gaps = presets.TABLES["finetune"][name].unpublished
+            assert ["drawn as LDAM does" in gap for gap in gaps] == [True] * ("cifar" in dataset)
+
+
+def test_pixels_are_normalised_as_the_weights_were_trained() -> None:
+    """`Normalize` in clip/clip.py of OpenAI's release; timm's of vit_*_augreg_in21k: 0.5 each."""
+    clip = "0.48145466 0.4578275 0.40821073 0.26862954 0.26130258 0.27577711"
+    for model, numbers in (("clip_vit_b16", clip), ("vit_b16", " ".join(["0.5"] * 6))):
+        seen = finetune.as_seen(model, tiny_dataset())
+        assert [*seen.mean, *seen.std] == [float(x) for x in numbers.split()]
 
 
 def test_class_names(tmp_path: Path) -> None:
@@ -181,13 +194,13 @@ def found(width: int = 2) -> dict[str, np.ndarray]:
 
 def test_the_mean_of_each_classes_features() -> None:
     """Of the images alone, not of their mirrors; one class has none."""
-    given = found()
+    given = found(3)
     labels = np.array([2, 2, 0, 0, 0, 2], np.int32)
     seen = types.SimpleNamespace(train_labels=labels, num_classes=3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(finetuning, "_features", lambda *args: {args[-1][0]: given["train"]})
         kernel = finetuning._class_means("m", seen, None, None)
-    assert kernel.shape == (2, 3) and kernel.dtype == np.float32
+    assert kernel.shape == (3, 3) and kernel.dtype == np.float32
     for c in (0, 2):
         mean = given["train"][labels == c, 0, 0].mean(axis=0)
         np.testing.assert_allclose(kernel[:, c], mean / np.linalg.norm(mean), rtol=1e-5)
@@ -294,12 +307,26 @@ def test_images_are_told_apart() -> None:
 
 def test_features_are_kept_of_these_images(tmp_path: Path, monkeypatch: Any) -> None:
     """Not of others with the same labels; a path that takes none is refused before them."""
-    monkeypatch.setattr(finetuning, "_features", lambda *_: found())
+    given = found()
+    monkeypatch.setattr(
+        finetuning, "_features", lambda *asked: {part: given[part] for part in asked[-1]}
+    )
     path = tmp_path / "kept.npz"
     args = asked(cache_features=str(path), precision="float32")
     settings = types.SimpleNamespace(seed=0)
     for _ in range(2):
         finetuning.cached(args, TINY, None, settings)
+    with np.load(path) as kept:
+        assert sorted(kept) == ["made", "test", "train"]
+        assert json.loads(str(kept["made"])) == {
+            "model": "clip_vit_b16", "weights": "random, seed 0", "source": TINY.source,
+            "labels": finetuning._labels_sha256(TINY), "image_size": None, "resize": None,
+            "images": identity.images_sha256(TINY)[:16], "precision": "float32",
+        }  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "process_count", lambda: 2)
+        with pytest.raises(RunError, match="--cache-features computes them in one process"):
+            finetuning.cached(args, TINY, None, settings)
     others = dataclasses.replace(TINY, train_images=TINY.train_images ^ 1)
     with pytest.raises(DataError, match="holds other features: images is "):
         finetuning.cached(args, others, None, settings)

@@ -2,7 +2,6 @@
 
 import argparse
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,8 +12,8 @@ from imbsam_jax import losses
 from tiny import COUNTS
 
 OPTIONS = vars(cifar_lt.arguments().parse_args(["--eta", "10", "--epochs", "10"]))
-LOGITS = jnp.array([[1.0, 0.0, -1.0, 0.5, 0.2], [0.3, 0.1, 0.0, -0.4, 2.0]])
-LABELS = jnp.array([4, 0])
+LOGITS = np.array([[1.0, 0.0, -1.0, 0.5, 0.2], [0.3, 0.1, 0.0, -0.4, 2.0]])
+LABELS = np.array([4, 0])
 
 
 @pytest.mark.parametrize(
@@ -78,6 +77,40 @@ def test_deferred_reweighting_smoothing_and_the_head_of_ldam():
         loss_flags.build_loss("ldam", np.array(COUNTS), late, steps_per_epoch=5)
     with pytest.raises(RunError, match="unknown loss 'mse'"):
         loss_flags.build_loss("mse", np.array(COUNTS), OPTIONS, steps_per_epoch=5)
+
+
+def test_weights_are_deferred_to_an_epoch_from_the_first_to_the_last():
+    for epoch in (0, 9):
+        options = {**OPTIONS, "drw_epoch": epoch, "normalise": "batch", "beta": 0.9}
+        _, found = loss_flags.build_loss("ldam", np.array(COUNTS), options, steps_per_epoch=5)
+        told = {"drw_epoch": epoch, "beta": 0.9, "normalise": "batch"}
+        assert found["loss_args"].items() >= told.items() and "smoothing" not in found["loss_args"]
+    for epoch, said in ((-1, "must be at least 0, got -1"), (10, "10 is past the last of 10")):
+        options = {**OPTIONS, "drw_epoch": epoch}
+        with pytest.raises(RunError, match=f"--drw-epoch {said}"):
+            loss_flags.build_loss("ldam", np.array(COUNTS), options, steps_per_epoch=5)
+    for name in ("ldam", "cross_entropy"):
+        _, found = loss_flags.build_loss(name, np.array(COUNTS), OPTIONS, steps_per_epoch=5)
+        told = {"max_margin": 0.5, "scale": 30.0, "scale_logits": True} if name == "ldam" else {}
+        assert found == {"loss": name, "loss_args": told}
+
+
+@pytest.mark.parametrize(
+    ("loss", "given", "found"),
+    [
+        ("ldam", "auto", "normalised"), ("vs", "auto", "linear"), ("ldam", None, "normalised"),
+        ("ldam", "linear", "linear"), ("ldam", "normalised", "normalised"),
+        ("vs", "cosine", "cosine"), ("vs", "normalised", "normalised"),
+    ],
+)  # fmt: skip
+def test_a_classifier_that_is_named_is_taken(loss, given, found):
+    """But LDAM scales cosines itself, unless it takes its margins alone."""
+    assert loss_flags.classifier_for(loss, {**OPTIONS, "classifier": given}) == found
+    cosine = {**OPTIONS, "classifier": "cosine"}
+    with pytest.raises(RunError, match="--loss ldam scales cosines itself"):
+        loss_flags.classifier_for("ldam", cosine)
+    assert loss_flags.classifier_for("ldam", {**cosine, "scale_logits": False}) == "cosine"
+    assert loss_flags.classifier_for("vs", {**cosine, "scale_logits": True}) == "cosine"
 
 
 def test_a_loss_takes_the_least_that_its_flags_allow():

@@ -1,5 +1,6 @@
 """Rules by name: a function of the library is a value of --rule, its parameters are flags."""
 
+import argparse
 import inspect
 
 import jax.numpy as jnp
@@ -104,7 +105,9 @@ def test_a_rule_with_a_perturbation_of_its_own_takes_no_other():
     args = cifar_lt.arguments().parse_args(["--rule", "gsa", "--running-statistics", "every"])
     assert built(args)[0].running_statistics == "every"
     args.p_norm = args.group_mean = 3.0
-    with pytest.raises(RunError, match="--rule gsa has a perturbation of its own, without --group"):
+    args.adaptive, args.weight_decay_inside = "asam", True
+    every = "--adaptive, --asam-eta, --group-mean, --p-norm, --weight-decay-inside"
+    with pytest.raises(RunError, match=f"gsa has a perturbation of its own, without {every}$"):
         built(args)
 
 
@@ -132,6 +135,10 @@ def test_a_method_is_described_by_the_flags_it_takes():
 def test_the_ascent_is_the_one_asked_for():
     method, _ = build("sam", p_norm=3.0, group_mean=True, adaptive="magnitude")
     assert method.ascent.p == 3.0 and method.ascent.group_mean
+    plain = build("sam")[0].ascent
+    assert (plain.p, plain.group_mean, plain.adaptive) == (2.0, False, None)
+    added = build("sam", adaptive="asam", asam_eta=0.5)[0].ascent.adaptive
+    np.testing.assert_array_equal(added({"w": np.array([-2.0, 3.0])})["w"], [2.5, 3.5])
     scale = method.ascent.adaptive({"w": jnp.array([-2.0, 3.0])})
     np.testing.assert_array_equal(scale["w"], [2.0, 3.0])
 
@@ -163,6 +170,10 @@ def test_sse_sam_switches_after_a_share_of_the_epochs():
             {"rho_schedule": "step", "rho_values": [0.1, 0.2], "rho_boundaries": [9]},
             {44: 0.1, 45: 0.2},
         ),
+        (
+            {"rho_schedule": "step", "epochs": 200},
+            {24: 0.05, 25: 0.1, 799: 0.1, 800: 0.5, 899: 0.5, 900: 0.6},
+        ),
         # 5, 160 and 180 of 200 epochs.
         ({"rho_schedule": "step", "epochs": 40}, {4: 0.05, 5: 0.1, 159: 0.1, 160: 0.5, 180: 0.6}),
     ],
@@ -177,7 +188,11 @@ def test_radius_schedules_by_epoch(options, at):
     told = found["rule_args"]["rho"]
     assert told == {"late": "late(0.1, 0.2)", "linear": "linear(0, 0.9)"}.get(
         options["rho_schedule"],
-        "step(0.1, 0.2 from 9)" if "rho_boundaries" in options else "step(from 1, 32, 36)",
+        "step(0.1, 0.2 from 9)"
+        if "rho_boundaries" in options
+        else "step(from 5, 160, 180)"
+        if options.get("epochs") == 200
+        else "step(from 1, 32, 36)",
     )
     again = flags_of(told)
     method, found = build("sam", **{**options, **again})
@@ -206,6 +221,27 @@ def test_what_is_written_of_a_schedule_is_the_schedule():
         assert told == found
         radii = [[float(m.rule(step).radii[0]) for step in range(25)] for m in (method, again)]
         assert radii[0] == radii[1]
+
+
+def test_the_first_boundary_of_a_step_is_a_later_epoch():
+    """And one that is the last of the epochs is used in it."""
+    radii = {"rho_schedule": "step", "rho_values": [0.1, 0.2], "rho_boundaries": [9]}
+    for boundary in (1, 9):
+        method, _ = build("sam", **{**radii, "rho_boundaries": [boundary]})
+        seen = [float(method.rule(step).radii[0]) for step in (5 * boundary - 1, 5 * boundary)]
+        assert seen == pytest.approx([0.1, 0.2])
+
+
+def test_a_model_without_batch_normalisation_has_no_running_statistics():
+    without = [*method_flags.WITHOUT_BATCH_NORM, *method_flags.PRETRAINED]
+    for model, met in (("resnet32", True), *((name, False) for name in without),
+                       (without, False), ([*without, "resnet8"], True)):  # fmt: skip
+        assert method_flags.STATISTICAL.met(argparse.Namespace(model=model)) is met
+
+
+def test_rules_that_leave_rows_out():
+    """Those with a pass in which some class has no weight: METHODS of the paper, by hand."""
+    assert method_flags.leaving_rows_out() == ["gsa", "imbsam", "sse_sam"]
 
 
 @pytest.mark.parametrize(

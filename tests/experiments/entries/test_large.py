@@ -183,6 +183,10 @@ def test_presets_have_the_published_numbers():
         assert args.jitter == (0.4 if name == "imagenet_lt" or "saddle" in preset else 0.0)
         if "saddle" in preset:
             assert (args.rho_boundaries, args.drw_epoch) == ([5, 60, 75], 60)
+        if args.loss == "ldam":  # Saddle's release, of both sets
+            assert (args.max_margin, args.scale) == (0.3, 30)
+        if args.loss == "logit_adjusted":
+            assert args.tau == 1
         if preset == "focal-sam-paper":
             scale = {"imagenet_lt": (0.8, 0.8), "inaturalist": (2.0, 1.1)}[name]
             assert (args.gamma, args.strength) == scale
@@ -190,6 +194,11 @@ def test_presets_have_the_published_numbers():
         args = presets.parse(MODULES[name].arguments(), ["--preset", "imbsam-paper"])
         assert (args.model, args.batch_size) == expected
         assert (args.epochs, args.rho, args.eta, args.tail_scale) == (200, 0.05, 100, 1)
+        assert args.strict is False  # the paper's n_c <= eta
+        # What it does not print is decoupling's, the learning rate an image: it has batches of 512.
+        other = presets.parse(MODULES[name].arguments(), ["--preset", "decoupling"])
+        assert args.lr == pytest.approx(other.lr * args.batch_size / 512)
+        assert (args.weight_decay, args.jitter) == (other.weight_decay, other.jitter)
 
 
 @pytest.mark.parametrize(("name", "preset"), NAMES)

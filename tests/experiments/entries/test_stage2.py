@@ -170,6 +170,80 @@ def test_a_stage_of_other_settings_is_refused_before_anything_is_trained(run, mo
         cifar_lt.main(cifar_lt.arguments().parse_args([*flags, "--lr", "0.5"]))
 
 
+HEAD = {
+    "kernel": np.array([[3.0, 0.0, 1.0, 0.5, 2.0], [4.0, 2.0, 0.0, 0.0, 0.0]], np.float32),
+    "bias": np.array([0.5, -1.0, 0.0, 2.0, 1.0], np.float32),
+}
+NORMS = np.array([5.0, 2.0, 1.0, 0.5, 2.0])  # of the columns
+PRIOR = np.array(COUNTS) / sum(COUNTS)
+
+
+@pytest.mark.parametrize("tau", [1.0, 0.7])
+@pytest.mark.parametrize("name", stage2.RECIPES)
+def test_what_a_stage_starts_from(name, tau):
+    """By the table in stage2.py: a head of its own, every other layer the first stage's."""
+    first, fresh = {"conv": "first", "head": HEAD}, {"conv": "fresh", "head": "fresh"}
+    stage = make(name, stage2_tau=tau)
+    found = stage.start(first, fresh)
+    expected = {
+        "tau-norm": {"kernel": HEAD["kernel"] / NORMS**tau, "bias": np.zeros(5)},
+        "logit-adjustment": {**HEAD, "bias": HEAD["bias"] - tau * np.log(PRIOR)},
+        "crt": "fresh", "lws": {**HEAD, "scales": np.ones(5)},
+    }.get(name, HEAD)  # fmt: skip
+    assert found.keys() == first.keys() and found["conv"] == "first"
+    assert stage.keeps_head == (name != "crt")
+    if isinstance(expected, str):
+        assert found["head"] == expected
+        return
+    assert found["head"].keys() == expected.keys()
+    for leaf, value in expected.items():
+        np.testing.assert_allclose(found["head"][leaf], value, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", stage2.RECIPES)
+def test_what_is_told_of_a_stage_and_asked_of_it(name):
+    first = Settings(lr=0.2, weight_decay=3e-4, mixup=1.0, examples="independent", seed=3)
+    flags = vars(cifar_lt.arguments().parse_args(["--eta", "10"]))
+    stage = stage2.make(name, flags, class_counts=np.array(COUNTS), first=first, steps_per_epoch=5)
+    own = stage.settings
+    assert (own.mixup, own.examples, own.seed) == (0, "dependent", 3)
+    told = stage.description["stage2_args"]
+    taken = {
+        "tau-norm": {"tau": 1.0}, "logit-adjustment": {"tau": 1.0},
+        "cc-sam": {"variant": "paper", "limit": 1.0},
+    }.get(name, {})  # fmt: skip
+    if name not in TRAINED:
+        assert (own.epochs, own.trained, told) == (0, "all", taken)
+    else:
+        loss = "softmax_binary" if name == "weight-balancing" else "cross_entropy"
+        keys = ("lr", "weight_decay", "schedule", "sampling", "statistics", "max_norm", "epochs")
+        assert told == {
+            **taken, **{key: getattr(own, key) for key in keys}, "rule": "sgd", "loss": loss
+        }  # fmt: skip
+    assert stage.description["stage2"] == name
+    before = Asked(first, "its method", "imbsam", steps_per_epoch=5)
+    asked = stage2.asked(name, stage, before)
+    assert (asked.settings, asked.method, asked.stage2) == (own, stage.method, name)
+    assert asked.adversary is stage.adversary and (asked.adversary is None) == (name != "cc-sam")
+    assert asked.first == (None if name == "crt" else first)
+
+
+def test_the_adversary_is_of_its_variant():
+    """The release's looks at the batch, the paper's at each row."""
+    for variant in ("paper", "release"):
+        stage = make("cc-sam", stage2_variant=variant)
+        assert stage.adversary.over_the_batch == (variant == "release")
+        seen = {}
+
+        def features(fn, counts, *, variant, seen=seen):
+            seen.update(counts=counts, variant=variant)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(losses, "feature_adversary", features)
+            stage.adversary.wrap("fn")
+        assert seen["variant"] == variant and seen["counts"].tolist() == COUNTS
+
+
 def make(name, first=None, **options):
     """A stage that goes with its first one."""
     flags, first = vars(cifar_lt.arguments().parse_args(["--eta", "10"])), first or Settings()

@@ -37,7 +37,8 @@ def test_processes_meet_and_each_emulates_its_share(asked, given, emulated):
     """The cluster's own too, of whose number nothing is known yet."""
     devices.join_processes(*given, 7)
     assert asked["met"] == (given[:3], {"heartbeat_timeout_seconds": 7})
-    assert asked.get("jax_num_cpu_devices") == emulated
+    found = asked.get("jax_num_cpu_devices")
+    assert found == emulated and type(found) is type(emulated)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("\nno answer\nat all"), ValueError("no answer")])

@@ -224,9 +224,10 @@ def test_the_accuracy_of_each_class(names, tmp_path):
 
 @pytest.mark.parametrize("name", ["a[b", "a]b", "a*b", "a?b", "a\\b"])
 def test_a_path_that_is_a_pattern_to_orbax_is_refused(name, tmp_path):
-    with pytest.raises(RunError) as refused:
-        folders.check_run(tmp_path / name)
-    assert f"because of the {name[1]} in it: choose another --out" in str(refused.value)
+    for check in (folders.check_run, lambda path: folders.RunFolder.check(path, CONFIG, False)):
+        with pytest.raises(RunError) as refused:
+            check(tmp_path / name)
+        assert f"because of the {name[1]} in it: choose another --out" in str(refused.value)
     folders.check_run(tmp_path / name.replace(name[1], "{"))
     with pytest.raises(RunError, match="is no folder"):
         folders.check_run(Path(__file__))

@@ -119,6 +119,12 @@ def test_as_many_arrays_are_listed_as_are_told(tmp_path, told) -> None:
             inputs.read_npz(path)
 
 
+def test_nothing_is_unpickled(tmp_path) -> None:
+    np.savez(tmp_path / "x.npz", a=np.array([1, "x"], object))
+    with pytest.raises(DataError, match=r"a: Object arrays cannot be loaded"):
+        inputs.read_npz(tmp_path / "x.npz")
+
+
 def test_an_array_that_numpy_warns_of_is_refused(tmp_path) -> None:
     """As of Python 2, with a length of 2L: also where nobody looks at warnings."""
     header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (2L,), }".ljust(117) + b"\n"

@@ -251,9 +251,11 @@ def test_whoever_may_write_a_folder_may_lock_it(tmp_path):
 
 def test_a_loop_of_links_is_no_folder(tmp_path):
     (tmp_path / "a").symlink_to("a")
-    (tmp_path / "kept").mkdir()
     with pytest.raises(RunError, match=r"^cannot write to .*a/run: Too many levels of symbolic"):
         locks.Lock(tmp_path / "a" / "run")
+    (tmp_path / locks.LOCK).symlink_to("elsewhere")
+    with pytest.raises(RunError, match=r"\.lock is a symbolic link: remove it$"):
+        locks.Lock(tmp_path)
 
 
 def test_a_lock_that_the_system_does_not_give_is_told(tmp_path, monkeypatch):
@@ -285,7 +287,8 @@ def test_a_folder_of_which_nothing_came_is_removed(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_asks_for_a_stop(number):
-    before = signal.getsignal(number)
+    before, both = signal.getsignal(number), (signal.SIGTERM, signal.SIGINT)
+    others = [signal.getsignal(each) for each in both]
     with stopping.StopRequest() as stop:
         stop.check()
         assert (stop.exit_code, stop.signalled) == (None, 0)
@@ -294,7 +297,7 @@ def test_a_signal_asks_for_a_stop(number):
         with pytest.raises(stopping.StopNow):
             stop.check()
         assert signal.getsignal(number) == before  # the next one ends the process
-    assert signal.getsignal(number) == before
+    assert [signal.getsignal(each) for each in both] == others
 
 
 def test_without_a_signal_a_stop_is_that_of_sigterm():

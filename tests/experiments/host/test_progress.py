@@ -12,8 +12,8 @@ from experiments.host.stopping import StopNow
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that the test moves."""
-    now = [0.0]
+    """A clock that the test moves; it began long ago."""
+    now = [1000.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     return now
 
@@ -80,12 +80,20 @@ def test_a_resumed_run_tells_the_time_left_by_its_own_epochs(clock, capsys):
             assert ("left" not in out) if left is None else f"{left} left" in out
 
 
+def test_an_only_epoch_leaves_nothing_to_do(clock, capsys):
+    with progress.Progress(epochs=1) as shown:
+        shown.start_epoch(0, 0, rows=40)
+        shown.update(40, 1.0, 1.0)
+        shown.epoch_done(line(1))
+        assert "  0:00:00 left" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("rows", "left"), [(20, "0:02:30"), (30, "0:02:15"), (40, "0:02:00")])
 def test_rows_after_the_first_call_tell_the_time_left(clock, capsys, rows, left):
     """The first call compiles: what came after it, ten rows or more, is what an epoch takes."""
     with progress.Progress(epochs=4) as shown:
         shown.start_epoch(0, 0, rows=40)
-        clock[0] = 50.0
+        clock[0] += 50.0
         shown.update(10, 1.0, 1.0)
         # 1.25, 1.125 and 1 second a row.
         clock[0] += {20: 12.5, 30: 22.5, 40: 30.0}[rows]
