@@ -103,12 +103,12 @@ def _first_stages(
     settings = {seed: dataclasses.replace(plan.settings, seed=seed) for seed in group.seeds}
     outs = {seed: _folder(args, seed) for seed in group.seeds}
     finished = args.resume and all((out / "report.json").exists() for out in outs.values())
-    starts, described = {}, {}
+    starts: dict[int, Any] = {}
+    description: dict[str, Any] = {}  # the same of each
     for seed in group.seeds:
-        starts[seed], described[seed] = _start(args, dataset, plan, settings[seed], not finished)
+        starts[seed], description = _start(args, dataset, plan, settings[seed], not finished)
     if group.together:
         shared = dataclasses.replace(plan.settings, devices=group.devices)
-        description = described[group.seeds[0]]
         return fit_together(
             dataset, args.model, plan.method, plan.loss, shared, outs,
             starts=starts, description=description, **_manner(args),
@@ -117,7 +117,7 @@ def _first_stages(
     return [
         fit(
             dataset, args.model, plan.method, plan.loss, settings[seed], outs[seed],
-            start=starts[seed], description=described[seed], **_manner(args),
+            start=starts[seed], description=description, **_manner(args),
         )
     ]  # fmt: skip
 

@@ -299,8 +299,10 @@ def test_a_folder_of_another_run_is_refused_before_anything_is_written(
     held(first, seed=3, rule="sam", together=[3, 9])
     with pytest.raises(RunError, match="trained together with others: name them all"):
         launch.refuse_others(args, "data", plan)
-    (first / "config.json").unlink()  # of what is not begun, nothing is refused, or said
+    for seed in (7, 3):  # of what is not begun, nothing is refused, or said
+        (tmp_path / f"seed_{seed}" / "config.json").unlink()
     args.quiet = False
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
     launch.refuse_others(args, "data", plan)
     assert fitted == [] and capsys.readouterr().out == ""
 

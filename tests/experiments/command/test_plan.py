@@ -62,9 +62,10 @@ def test_what_a_plan_says_of_a_run():
     [
         ([], {"lr": -1.0}, "--lr must be finite and positive"),
         (["--val-per-class", "2"], {}, "--val-per-class holds images out"),
-        (["--sampling", "stratified"], {"eta": 1.0}, "leaves no tail class"),
+        (["--sampling", "stratified", "--rule", "sgd"], {"eta": 1.0}, "leaves no tail class"),
         (["--examples", "independent", "--mixup", "1"], {}, "--mixup 1 every row is of two"),
-        (["--stage2", "crt", "--stage2-sampling", "stratified"], {"eta": 1.0}, "leaves no tail"),
+        (["--stage2", "crt", "--stage2-sampling", "stratified", "--rule", "sgd"], {"eta": 1.0},
+         "leaves no tail"),
         (["--stage2", "crt", "--stage2-epochs", "1"], {}, "one epoch would train nothing"),
         (["--stage2", "tau-norm"], {"loss": "ldam"}, "starts from a linear"),
         (["--stage2", "logit-adjustment"], {"loss": "logit_adjusted"}, "logit-adjustment"),
