@@ -24,6 +24,7 @@ from experiments.data.records import TfdsSplit
 from experiments.host import folders
 from experiments.host.errors import DataError, RunError
 from experiments.models.clip_weights import Weights
+from experiments.run.settings import Settings
 from tiny import tiny_dataset
 
 
@@ -110,6 +111,30 @@ def test_pixels_are_normalised_as_the_weights_were_trained() -> None:
     for model, numbers in (("clip_vit_b16", clip), ("vit_b16", " ".join(["0.5"] * 6))):
         seen = finetune.as_seen(model, tiny_dataset())
         assert [*seen.mean, *seen.std] == [float(x) for x in numbers.split()]
+
+
+def test_the_weights_that_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finetuning, "load_clip", lambda *given: given)
+    file = ("a.safetensors", finetuning.SIZES["clip_vit_b16"], 48)
+    for init, found in (("random", None), ("a.safetensors", file)):
+        assert finetuning.read_weights(asked(init=init, image_size=48)) == found
+    with pytest.raises(RunError, match=r"--init is missing: name a \.safetensors file"):
+        finetuning.read_weights(asked(init=None))
+
+
+def test_features_are_those_of_the_tower_without_an_adapter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever is trained on them."""
+
+    def variables(model: str, dataset: Any, settings: Settings, weights: Any) -> None:
+        assert settings == Settings(lr=0.5, adapter="linear", trained="head")
+        raise RunError("seen")
+
+    monkeypatch.setattr(finetuning, "_variables", variables)
+    given = Settings(lr=0.5, adapter="lora", adapter_size=3, trained="adapter")
+    with pytest.raises(RunError, match="seen"):
+        finetuning._features("clip_vit_b16", TINY, given, None, ["train"])
 
 
 def test_class_names(tmp_path: Path) -> None:

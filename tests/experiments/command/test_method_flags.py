@@ -153,7 +153,10 @@ def test_weight_decay_may_be_inside_the_perturbed_loss():
 
 
 def test_sse_sam_switches_after_a_share_of_the_epochs():
-    for fraction, epochs, switch in ((0.7, 10, 35), (0.7, 200, 700), (0.65, 10, 35), (0.0, 10, 0)):
+    """A product that is whole but for the last bit is that number, of however many epochs."""
+    for fraction, epochs, switch in (
+        (0.7, 10, 35), (0.7, 200, 700), (0.65, 10, 35), (0.0, 10, 0), (0.54, 900_000, 2_430_000),
+    ):  # fmt: skip
         method, found = build("sse_sam", switch_fraction=fraction, epochs=epochs)
         assert found["rule_args"]["switch_step"] == switch
         starts = [start for start, _ in method.stages()]

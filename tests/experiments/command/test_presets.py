@@ -95,6 +95,13 @@ def test_presets_build_and_take_a_step(one_step, name):
         assert f"--{key.replace('_', '-')}" in said.replace("--no-", "--")
 
 
+def test_help_is_that_of_the_entry(capsys):
+    with pytest.raises(SystemExit):
+        presets.parse(cifar_lt.arguments(), ["--preset", "saddle", "--help"])
+    said = capsys.readouterr().out
+    assert "Train on long-tailed CIFAR" in said and "--imbalance-factor" in said
+
+
 def test_a_flag_beside_a_preset_wins_and_is_shown():
     flags = ["--lr", "0.5", "--preset", "imbsam-release", "--eta=7", "--no-strict"]
     args = presets.parse(cifar_lt.arguments(), flags)

@@ -59,8 +59,11 @@ def test_what_was_begun_without_a_word_on_devices_had_one(tmp_path):
 
 @pytest.mark.parametrize(
     ("devices", "accumulate", "emulated", "asked"),
-    [(None, 1, [], (9, "resnet32", 60, "dependent")),
-     (None, 0, [], (9, "resnet32", 60, "dependent")), (None, 7, [], (9, "resnet32", 8, "dependent")), (0, 1, [0], None), (3, 1, [3], None)],
+    [
+        (None, 1, [], (9, "resnet32", 60, "dependent")),
+        (None, 0, [], (9, "resnet32", 60, "dependent")),
+        (None, 7, [], (9, "resnet32", 8, "dependent")), (0, 1, [0], None), (3, 1, [3], None),
+    ],
 )  # fmt: skip
 def test_devices_are_settled_before_anything_starts_them(
     monkeypatch, devices, accumulate, emulated, asked

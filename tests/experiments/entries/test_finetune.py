@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from experiments import evaluate, finetune
 from experiments.command import finetuning, launch
+from experiments.command.plan import Plan
 from experiments.data import save_npz
 from experiments.host.errors import DataError, RunError, Stopped
 from experiments.models import create_model
@@ -356,6 +357,102 @@ def test_devices_share_a_run_and_change_no_number(tmp_path, run_python):
     for part in ("train", "test"):
         np.testing.assert_allclose(kept[1][part], kept[0][part], rtol=1e-4, atol=1e-5)
     assert _report(tmp_path / "together/seed_0")["together"] == [3, 0]
+
+
+# ---- what is asked for, of nothing that is trained -----------------------------------------------
+
+
+def parsed(*flags):
+    return finetune.parse(finetune.arguments(), [*flags, "--model", "vit_b16", "--out", "x"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "module", "asked"),
+    [
+        (["--dataset", "cifar10"], "cifar_lt", "cifar10"),
+        (["--dataset", "cifar100"], "cifar_lt", "cifar100"),
+        (["--dataset", "inaturalist"], "inaturalist", "inaturalist"),
+        (["--dataset", "places_lt"], "imagenet_lt", "places365_small"),
+        (["--dataset", "places_lt", "--train-list", "a"], "imagenet_lt", "places365_small"),
+        (["--dataset", "imagenet_lt"], "imagenet_lt", "imagenet_lt"),
+        # Lists without a folder are of TFDS's whole set; with one, of its files.
+        (["--dataset", "imagenet_lt", "--train-list", "a"], "imagenet_lt", "imagenet2012"),
+        (["--dataset", "imagenet_lt", "--train-list", "a", "--image-dir", "b"], "imagenet_lt",
+         "imagenet_lt"),
+        (["--dataset", "imagenet_lt", "--image-dir", "b"], "imagenet_lt", "imagenet_lt"),
+    ],
+)  # fmt: skip
+def test_each_data_set_is_loaded_by_its_entry(monkeypatch, tmp_path, flags, module, asked):
+    seen = []
+
+    def load(name):
+        def loads(args):
+            seen.append((name, args.dataset, args.image_size, args.resize))
+            return tiny_dataset()
+
+        return loads
+
+    for name in ("cifar_lt", "inaturalist", "imagenet_lt"):
+        monkeypatch.setattr(getattr(finetune, name), "load", load(name))
+    args = parsed(*flags)
+    dataset = finetune.load(args)
+    assert seen == [(module, asked, 224, 256)] and args.dataset == flags[1]
+    assert (dataset.mean, dataset.std) == ((0.5,) * 3, (0.5,) * 3)
+    assert dataset.class_names == tiny_dataset().class_names
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    args.class_names = str(tmp_path / "names.txt")
+    assert finetune.load(args).class_names == tuple(NAMES)
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "places_lt"])
+@pytest.mark.parametrize("kept", [None, "kept.npz"])
+def test_how_a_run_is_described_and_its_images_resized(monkeypatch, dataset, kept):
+    """On the device, where they are in memory and no features stand for them."""
+    monkeypatch.setattr(finetune.plan, "make_plan", lambda *given: given)
+    args = parsed("--dataset", dataset, "--init", "x.safetensors", "--image-size", "32")
+    args.cache_features = kept
+    asked, _, described = finetune.make_plan(args, tiny_dataset())
+    own = {"requested_imbalance_factor": None, "subset": None, "subset_seed": None}
+    own = {**own, "val_per_class": 0} if dataset == "cifar10" else {}
+    assert described == {
+        **own, "data_of": dataset, "image_size": 32, "resize": 36, "classifier_start": "mean",
+        "features": kept is not None,
+    }  # fmt: skip
+    in_memory = dataset == "cifar10" and kept is None
+    assert (asked.enlarged, asked.enlarged_eval) == ((32, 36) if in_memory else (0, 0))
+    args.classifier_start = "text"
+    assert finetune.describe(args, tiny_dataset())["prompt"] == "a photo of a {}."
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "places_lt"])
+@pytest.mark.parametrize("kept", [None, "kept.npz"])
+def test_a_run_goes_from_its_flags_to_a_table(monkeypatch, dataset, kept):
+    done = []
+
+    def step(module, name, answer):
+        def doing(*given):
+            done.append(name)
+            return answer(*given)
+
+        monkeypatch.setattr(module, name, doing)
+
+    step(launch, "begin", lambda args: None)
+    step(finetuning, "read_weights", lambda args: "weights")
+    step(finetune, "load", lambda args: "images")
+    step(finetune, "make_plan", lambda args, data: Plan(Settings(lr=0.5), data, None, {}, {}))
+    step(finetuning, "cached", lambda args, data, weights, settings: (data, weights, settings))
+    step(finetuning, "started", lambda args, data, weights, plan: (data, weights, plan.method))
+    step(launch, "train", lambda args, data, plan: (data, plan))
+    step(launch, "show", done.append)
+    args = parsed("--dataset", dataset, "--init", "x", "--seeds", "7", "3", "--image-size", "32")
+    args.cache_features = kept
+    finetune.main(args)
+    seen = "images"
+    if kept:  # of the first seed; the tower sees images of memory enlarged
+        own = {"enlarged": 32 if dataset == "cifar10" else 0, "enlarged_eval": 36}
+        seen = ("images", "weights", Settings(lr=0.5, seed=7, **own))
+    order = ["begin", "read_weights", "load", "make_plan", *["cached"] * bool(kept), "started"]
+    assert done == [*order, "train", "show", (seen, (seen, "weights", "images"))]
 
 
 def _refused(files, said, *flags, error=RunError):

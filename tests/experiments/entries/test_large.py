@@ -13,7 +13,7 @@ import tiny_records
 from experiments import analyse, evaluate, imagenet_lt, inaturalist, redraw
 from experiments.command import presets
 from experiments.command.plan import make_plan
-from experiments.data import DataError, filled
+from experiments.data import DataError, encoded, filled, image_sets
 from experiments.data.image_sets import load_inaturalist
 from experiments.host.errors import RunError
 from experiments.host.stopping import StopRequest
@@ -217,6 +217,35 @@ def test_presets_build_what_they_name(name, preset, folders):
         steps = plan.settings.epochs * -(-len(dataset.train_labels) // args.batch_size)
         rule = plan.method.stages()[-1][1].rule
         assert float(rule(steps - 1).radii[0]) == pytest.approx(args.rho_values[-1])
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_run_goes_from_its_flags_to_a_table(name, monkeypatch):
+    """What is loaded is what the flags say of images; it is described by what is not in them."""
+    module, done = MODULES[name], []
+    loader = {"imagenet_lt": "load_imagenet_lt", "inaturalist": "load_inaturalist"}[name]
+    monkeypatch.setattr(image_sets, loader, lambda *given, **more: (given, more))
+    monkeypatch.setattr(encoded, "finished", lambda *given: given)
+    monkeypatch.setattr(module.launch, "begin", lambda args: done.append("begun"))
+    monkeypatch.setattr(module.launch, "run", lambda args, *given: done.append(given))
+    lists = {kind: f"{kind}.txt" for kind in module.LISTS}
+    flags = ["--data-dir", "d", "--image-dir", "i", "--image-size", "64", "--resize", "72"]
+    flags += ["--val-per-class", "3", "--allow-empty-classes", "--out", "x"]
+    flags += [
+        word for kind, file in lists.items() for word in (f"--{kind.replace('_', '-')}", file)
+    ]
+    of = ["--dataset", "places365_small"] if name == "imagenet_lt" else []
+    start(name, *flags, *of)
+    asked = {"image_dir": "i", "size": 64, "resize": 72, **lists}
+    seen = (((*of[1:], "d"), asked), 3, True)
+    described = {"image_size": 64, "resize": 72, **({"data_of": of[1]} if of else {})}
+    assert done == ["begun", (seen, described)]
+
+
+@pytest.mark.parametrize(("name", "devices"), [("imagenet_lt", 0), ("inaturalist", 0)])
+def test_all_devices_train_one_seed_after_the_other(name, devices):
+    args = presets.parse(MODULES[name].arguments(), [])
+    assert (args.devices_by_default, args.together) == (devices, False)
 
 
 def test_published_figures_of_these_sets_are_found():
