@@ -134,8 +134,9 @@ def make(
     )
     settings.check(least_epochs=0)
     taken = {key: flag(key, _DEFAULTS[key]) for key in recipe.takes}
-    if not np.isfinite(taken.get("tau", 1.0)):
-        raise RunError(f"--stage2-tau must be finite, got {taken['tau']}")
+    tau = taken.get("tau")
+    if tau is not None and not np.isfinite(tau):
+        raise RunError(f"--stage2-tau must be finite, got {tau}")
     described: dict[str, Any] = {"stage2": name, "stage2_args": dict(taken)}
     rule = "sgd"
     if epochs:
@@ -146,8 +147,7 @@ def make(
     inside = first.weight_decay_inside and rule != "sgd"
     settings = dataclasses.replace(settings, weight_decay_inside=inside)
     own = {
-        "epochs": max(epochs, 1), "first_epochs": first.epochs,
-        "weight_decay": settings.weight_decay,
+        "epochs": epochs, "first_epochs": first.epochs, "weight_decay": settings.weight_decay
     }  # fmt: skip
     method, _ = build_method(
         rule,
@@ -158,7 +158,7 @@ def make(
     return Stage(
         settings,
         _LOSSES[recipe.loss](class_counts),
-        partial(_STARTS[recipe.start], class_counts=class_counts, tau=taken.get("tau", 1.0)),
+        partial(_STARTS[recipe.start], class_counts=class_counts, tau=tau),
         method,
         _adversary(taken, class_counts, epochs, steps_per_epoch) if name == "cc-sam" else None,
         recipe.start != "fresh head",

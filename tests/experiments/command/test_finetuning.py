@@ -137,6 +137,32 @@ def test_features_are_those_of_the_tower_without_an_adapter(
         finetuning._features("clip_vit_b16", TINY, given, None, ["train"])
 
 
+def test_a_start_from_texts_is_the_files_or_of_random_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Tower:
+        def __init__(self, size: Any):
+            assert size == finetuning.SIZES["clip_vit_tiny"]
+
+        def init(self, key: Any, texts: Any) -> Any:
+            return {"params": (jax.random.key_data(key), np.asarray(texts.shape))}
+
+    monkeypatch.setattr("experiments.models.clip.TextTower", Tower)
+    monkeypatch.setattr(finetuning, "classifier_start", lambda *given: given)
+    args, texts = asked(model="clip_vit_tiny"), np.zeros((3, 7), np.int32)
+    size = finetuning.SIZES[args.model]
+    weights = Weights({}, "text", "projection", "a file")  # type: ignore[arg-type]
+    assert finetuning._of_texts(args, texts, weights, 0) == (size, "text", "projection", texts)
+    made = [finetuning._of_texts(args, texts, None, seed) for seed in (0, 0, 1)]
+    assert size.text is not None
+    for of, (_, shape), projection, same in made:
+        assert (of, projection.shape) == (size, (size.width, size.text.joint)) and same is texts
+        assert shape.tolist() == [1, 7]  # one is enough to make parameters for
+    for k, alike in ((1, True), (2, False)):
+        assert (made[k][1][0] == made[0][1][0]).all() == alike
+        assert (made[k][2] == made[0][2]).all() == alike
+
+
 def test_class_names(tmp_path: Path) -> None:
     path = tmp_path / "names.txt"
     for mark in (b"", b"\xef\xbb\xbf"):

@@ -290,6 +290,8 @@ def test_options_of_a_stage():
     assert same.description["stage2_args"]["rule"] == "imbsam"
     assert same.method.rule(0).groups.shape == (1, 5)
     assert make("crt", rule="imbsam").method.rule(0).groups.shape == (0, 5)
+    staged = make("cc-sam", rule="sse_sam", stage2_rule="same", stage2_epochs=1)
+    assert [start for start, _ in staged.method.stages()] == [0, 5]  # of the one epoch's 0.7
     release = make("cc-sam", stage2_variant="release", stage2_limit=0.3, stage2_epochs=10)
     assert [release.adversary.share(step) for step in (0, 5, 49)] == pytest.approx([0.1, 0.2, 0.3])
     # Where nobody says anything: those of the papers.
