@@ -9,6 +9,8 @@ import pytest
 
 from experiments.data.digits import load_digits_lt
 from experiments.host.errors import RunError
+from experiments.run import compatible
+from imbsam_jax import losses
 
 
 def test_the_data_is_long_tailed_disjoint_and_permuted_by_the_seed():
@@ -109,6 +111,99 @@ def test_a_second_stage_is_sampled_as_its_flags_say():
     assert setup.sampling == "stratified" and setup.tail == (False,) * 6 + (True,) * 4
     with pytest.raises(RunError, match="leaves no tail"):
         planned(*flags[:-1], "1")
+
+
+def test_every_loss_and_rule_then_their_second_stages():
+    """Each row by its name; what is told of a second stage is told beside what its first one is."""
+    flags = ["--rule", "sgd", "imbsam", "--loss", "focal", "vs", "--stage2", "tau-norm", "crt"]
+    found = planned(*flags, "--rho", "0.5", "--mixup", "0.25")
+    firsts = ["sgd, focal", "imbsam, focal", "sgd, vs", "imbsam, vs"]
+    assert [one.job.name for one in found[:4]] == firsts
+    assert [(one.after, one.job.name) for one in found[4:]] == [
+        (first, f"{first}, then {name}") for first in firsts for name in ("tau-norm", "crt")
+    ]
+    for one in found[:4]:
+        told = one.description
+        assert f"{told['rule']}, {told['loss']}" == one.job.name
+        assert (told["stage2"], told["stage2_args"], one.after, one.start) == (None, {}, None, None)
+        assert (one.job.objective.mixup, one.job.objective.train_statistics) == (0.25, True)
+    assert found[1].description["rule_args"]["rho"] == 0.5
+    for one in found[4:]:
+        told, first = one.description, dict(zip(firsts, found, strict=False))[one.after]
+        assert told.items() >= {k: first.description[k] for k in ("rule", "loss")}.items()
+        assert told["stage2"] == one.job.name.split()[-1] and one.start is not None
+        # Features are frozen, and so are their statistics.
+        assert (one.job.objective.mixup, one.job.objective.train_statistics) == (0, False)
+    twice = planned("--stage2", "crt", "crt")
+    assert len(twice) == 2
+
+
+@pytest.mark.parametrize(("batch", "steps"), [(276, 1), (275, 2), (92, 3)])
+def test_an_epoch_of_the_digits_has_a_step_for_the_last_rows_too(batch, steps):
+    """276 of them. The switch of a rule, a loss's and a second stage's shares are counted so."""
+    flags = ["--rule", "sse_sam", "--epochs", "4", "--switch-fraction", "0.5", "--drw-epoch", "3"]
+    flags += ["--stage2", "cc-sam", "--stage2-epochs", "10", "--eta", "10", "--batch-size", batch]
+    first, second = planned(*map(str, flags))
+    assert first.description["rule_args"]["switch_step"] == 2 * steps
+    share = second.job.objective.adversary.share
+    assert [share(k * steps) for k in (0, 1, 9)] == pytest.approx([0.1, 0.2, 1.0])
+    logits, labels = np.eye(10, dtype="f")[:9] * 2, np.arange(9)
+    plain = losses.cross_entropy(logits, labels)
+    for step, same in ((0, True), (3 * steps - 1, True), (3 * steps, False)):
+        assert (first.job.objective.loss(logits, labels, step) == plain).all() == same
+
+
+def test_what_does_not_go_together_is_refused_before_anything_is_trained(monkeypatch):
+    asked = []
+    monkeypatch.setattr(compatible, "check", asked.append)
+    planned("--rule", "sam", "--loss", "vs", "--stage2", "crt", "--batch-size", "92")
+    first, second = asked
+    assert (first.rule, first.priors, first.steps_per_epoch) == ("sam", "vs", 3)
+    assert (second.stage2, second.priors, second.steps_per_epoch) == ("crt", "vs", 3)
+
+
+@pytest.mark.parametrize("save", [False, True])
+def test_a_table_goes_from_its_flags_to_a_page(monkeypatch, tmp_path, capsys, save):
+    """Every step in its order, and what is kept of the flags: what decides a network."""
+    from experiments import digits_lt
+
+    done = []
+
+    def step(module, name, answer=None):
+        monkeypatch.setattr(
+            module, name, lambda *given, **more: done.append((name, given, more)) or answer
+        )
+
+    data, out = [load_digits_lt(50, 0)] * 2, tmp_path / "out"
+    monkeypatch.setattr(digits_lt, "load_digits_lt", lambda factor, seed: data[seed - 3])
+    monkeypatch.setattr(digits_lt, "Bench", lambda datasets, seeds: ("bench", datasets, seeds))
+    for module, name, answer in (
+        (digits_lt.cli, "use_compilation_cache", None), (digits_lt, "planned", "plan"),
+        (digits_lt, "train", "lines"), (digits_lt.tables, "summarise", "summary"),
+        (digits_lt.outputs, "clear_tables", None), (digits_lt.origin, "write_flags", None),
+        (digits_lt, "write_params", None), (digits_lt, "write_table", None),
+        (digits_lt.tables, "show", None),
+    ):  # fmt: skip
+        step(module, name, answer)
+    flags = ["--out", str(out), "--seeds", "3", "4", "--rule", "sam", "sgd", "sam"]
+    flags += ["--loss", "vs", "vs", "--imbalance-factor", "50"]
+    args = digits_lt.arguments().parse_args([*flags, *["--save"] * save])
+    digits_lt.main(args)
+    assert (args.rule, args.loss) == (["sam", "sgd"], ["vs"])
+    kept = {k: v for k, v in vars(args).items() if k not in ("out", "overwrite", "save")}
+    title = "long-tailed digits, imbalance factor 50"
+    *steps, (name, table, _), shown = done
+    assert steps == [
+        ("use_compilation_cache", (), {}), ("planned", (args, data[0]), {}),
+        ("train", (("bench", data, [3, 4]), "plan"), {}), ("summarise", ("lines", [3, 4]), {}),
+        ("clear_tables", (out,), {}), ("write_flags", (out, args), {}),
+        *[("write_params", (out, "lines"), {"seeds": [3, 4], "datasets": data, "config": kept})]
+        * save,
+    ]  # fmt: skip
+    assert (name, *table[:3]) == ("write_table", out, "lines", "summary")
+    assert table[3].tolist() == data[0].class_counts().tolist()
+    assert shown == ("show", ("summary", title), {}) and (out / ".lock").exists()
+    assert capsys.readouterr().out.startswith(f"summary, tables and plots are in {out}: summary")
 
 
 def test_decay_in_the_perturbed_loss_is_not_the_optimizers():

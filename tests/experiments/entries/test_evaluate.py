@@ -123,21 +123,21 @@ def test_an_exported_file_is_not_done_twice(tmp_path: Path, held_out: bool) -> N
 
 
 @pytest.mark.parametrize(
-    ("of_run", "seen"), [(None, "as they are"), (2, None), (3, "of 3 x 3 pixels averaged")]
+    ("of_run", "seen"), [(None, "as they are"), (3, None), (2, "of 2 x 2 pixels averaged")]
 )
 def test_a_file_that_was_shrunk_otherwise_is_refused(
     tmp_path: Path, of_run: int | None, seen: str | None
 ) -> None:
     data = tmp_path / "x.npz"
-    save_npz(dataclasses.replace(tiny_dataset(), shrink=2), data)
+    save_npz(dataclasses.replace(tiny_dataset(), shrink=3), data)
     config = {"experiment": "cifar_lt", "val_per_class": 0}
     config |= {} if of_run is None else {"shrink": of_run}
     expected: Any = contextlib.nullcontext() if seen is None else pytest.raises(RunError)
     with expected as refused:
-        assert evaluate._load(args_of("--data", str(data)), config, RUN).shrink == 2
+        assert evaluate._load(args_of("--data", str(data)), config, RUN).shrink == 3
     if seen:
         assert str(refused.value) == (
-            f"{data} has every 2 x 2 pixels averaged, and the run saw images {seen}: give the file "
+            f"{data} has every 3 x 3 pixels averaged, and the run saw images {seen}: give the file "
             "that it was trained from"
         )
 

@@ -20,6 +20,7 @@ from experiments.anomaly import command as anomaly
 from experiments.command import loss_flags, method_flags, presets, stage2
 from experiments.host import cli
 from experiments.host.errors import RunError
+from experiments.models import MODELS, PRETRAINED
 from places import ROOT
 from tiny import tiny_dataset
 
@@ -113,6 +114,16 @@ def test_defaults_and_ranges(entry, monkeypatch):
             assert action.default in (None, False, "", []) or action.default == 0, flag
         if _numeric(action):
             assert action.type.range == ranges.get(f"{entry}/{flag}", ranges.get(flag)), flag
+
+
+@pytest.mark.parametrize("entry", ["experiments.cifar_lt", "experiments.finetune"])
+def test_what_has_a_name_is_offered_in_the_order_of_the_alphabet(entry):
+    """However the tables are ordered that it stands in; no model that the entry cannot train."""
+    flags = {action.option_strings[0]: action for action in _flags(entry)}
+    for flag in ("--model", "--preset", "--rule", "--loss", "--stage2"):
+        assert list(flags[flag].choices) == sorted(flags[flag].choices), flag
+    offered = MODELS if entry.endswith("cifar_lt") else PRETRAINED
+    assert set(flags["--model"].choices) == set(offered)
 
 
 def _type(action, value):
@@ -250,10 +261,10 @@ UNHEEDED = {
         "--overwrite", "--out x --overwrite",
         "--preset saddle --gamma 1", "--preset imbsam-paper --rho-boundaries 1",
     ],
-    "experiments.imagenet_lt": ["--loader tf.data --workers 2", "--steps-per-call 5"],
+    "experiments.imagenet_lt": ["--loader tf.data --workers 2", "--steps-per-call 2"],
     "experiments.finetune": [
         "--dataset imagenet_lt --shrink 2", "--dataset places_lt --subset first", "--workers 2",
-        "--dataset inaturalist --steps-per-call 5", "--jitter 0.4",
+        "--dataset inaturalist --steps-per-call 2", "--jitter 0.4",
         "--adapter bias --adapter-size 2",
         "--init random --prompt {}", "--init random --vocabulary x", "--cache-features x",
         "--model vit_b16 --init x --prompt {}", "--adapter linear --cache-features x --ensemble",
