@@ -404,6 +404,11 @@ def test_each_data_set_is_loaded_by_its_entry(monkeypatch, tmp_path, flags, modu
     assert finetune.load(args).class_names == tuple(NAMES)
 
 
+def test_all_devices_train_one_seed_after_the_other():
+    args = parsed()
+    assert (args.devices_by_default, args.together) == (0, False)
+
+
 @pytest.mark.parametrize("dataset", ["cifar10", "places_lt"])
 @pytest.mark.parametrize("kept", [None, "kept.npz"])
 def test_how_a_run_is_described_and_its_images_resized(monkeypatch, dataset, kept):
