@@ -97,6 +97,8 @@ def test_every_flag_is_declared_wholly(entry):
         assert all(action.type.holds(value) for value in numbers), f"default of {name}"
     known = {action.option_strings[0][2:].replace("-", "_") for action in _flags(entry)}
     assert known <= set(parser.needs), "each flag has a place among the parser's needs"
+    places = {action.dest for action in parser._actions if not action.option_strings}
+    assert set(parser.needs) <= known | places, "each of the parser's needs is of a flag"
 
 
 @pytest.mark.parametrize("entry", [name for name in ENTRIES if name.startswith("experiments.")])

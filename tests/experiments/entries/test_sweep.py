@@ -16,8 +16,10 @@ from experiments.command import image_sweep, launch
 from experiments.command.seeds import seeds_of
 from experiments.data import save_npz
 from experiments.data.digits import load_digits_lt
+from experiments.host import locks
 from experiments.host.errors import Diverged, RunError
 from experiments.run import compatible
+from imbsam_jax import losses
 from tiny import tiny_dataset
 
 SMALL = ["--num-seeds", "2", "--epochs", "2", "--batch-size", "92"]
@@ -151,6 +153,74 @@ def test_other_rules_and_flags_can_be_swept(tmp_path, rule, grid):
     sweep.main(sweep.arguments().parse_args(flags))
     _, first, second = json.loads((tmp_path / "x" / "summary.json").read_text())
     assert first["val_all"] != second["val_all"]
+
+
+def test_a_sweep_of_the_digits_goes_from_its_flags_to_a_table(tmp_path, monkeypatch, capsys):
+    """Its folder is its own while it trains; an earlier table is there until it has trained."""
+    done, out = [], tmp_path / "out"
+
+    def step(module, name, answer=None):
+        monkeypatch.setattr(module, name, lambda *given: done.append((name, *given)) or answer)
+
+    def train(args, seeds, points):
+        with pytest.raises(RunError, match="in use by another process"):
+            locks.Lock(out)
+        done.append(("train", args, seeds, points))
+        return "tried"
+
+    monkeypatch.setattr(sweep, "train", train)
+    for module, name, answer in (
+        (sweep.cli, "use_compilation_cache", None), (sweep.outputs, "clear_tables", None),
+        (sweep.origin, "write_flags", None), (sweep, "summarise", "summary"),
+        (sweep, "write_sweep", None), (sweep, "table", "the table"), (sweep, "verdict", "chosen"),
+    ):  # fmt: skip
+        step(module, name, answer)
+    flags = ["--grid", "rho", "0.4", "0.1", "--grid", "eta", "20", "--num-seeds", "2"]
+    args = sweep.parse([*flags, "--out", str(out)])
+    sweep.main(args)
+    grid = {"rho": [0.1, 0.4], "eta": [20.0]}
+    points = [{"rho": 0.1, "eta": 20.0}, {"rho": 0.4, "eta": 20.0}]
+    assert done == [
+        ("use_compilation_cache",), ("train", args, [0, 1], points), ("clear_tables", out),
+        ("write_flags", out, args), ("summarise", "tried", [0, 1]),
+        ("write_sweep", out, "summary", grid, "imbsam"), ("table", "summary", grid),
+        ("verdict", "summary"),
+    ]  # fmt: skip
+    assert capsys.readouterr().out == (
+        f"the table\nchosen\n2 seeds; figure and tables are in {out}: sweep.png, sweep.csv, "
+        "table.md\n"
+    )
+    locks.Lock(out).close()
+
+
+def test_what_the_points_of_the_digits_train(monkeypatch):
+    """One program for all, in which a point is its numbers; what is asked of a step is counted."""
+    asked = []
+
+    class Made(sweep.Bench):
+        def train(self, jobs, what=""):
+            asked.extend(jobs)
+            return {job.name: Diverged("x") for job in jobs}
+
+    monkeypatch.setattr(sweep, "Bench", Made)
+    flags = ["--rule", "sse_sam", "--grid", "head-rho", "0.1", "0.4", "--drw-epoch", "1"]
+    args = sweep.parse([*SMALL, *flags, "--switch-fraction", "0.5", "--mixup", "0.5", "--out", "x"])
+    with pytest.raises(RunError, match="SGD, with which every point is compared: x"):
+        sweep.train(args, [0, 1], sweep.points_of(sweep.grid_of(args)))
+    sgd, one, other = asked
+    assert [job.name for job in asked] == ["sgd", "head_rho 0.1", "head_rho 0.4"]
+    assert sgd.numbers is None and one.method is other.method
+    # Three steps of 92 rows an epoch: it switches, and weights are deferred, after one of two.
+    assert [start for start, _ in one.method.stages()] == [0, 3]
+    for job, rho in ((one, 0.1), (other, 0.4)):  # of head and tail, then of the tail alone
+        first, second = (np.asarray(part.radii) for part in job.numbers)
+        assert first.tolist() == pytest.approx([rho, 0.2]) and second.tolist() == [0.2]
+    assert all(job.objective is sgd.objective and job.setup is sgd.setup for job in asked)
+    assert sgd.objective.mixup == 0.5
+    logits, labels = np.eye(10, dtype="f")[:9] * 2, np.arange(9)
+    plain = losses.cross_entropy(logits, labels)
+    for step, same in ((0, True), (2, True), (3, False)):
+        assert (sgd.objective.loss(logits, labels, step) == plain).all() == same
 
 
 # ---- of images -----------------------------------------------------------------------------------
