@@ -145,12 +145,11 @@ def grid_of(args: argparse.Namespace) -> dict[str, list[float]]:
 
 
 def _numeric_flags(args: argparse.Namespace) -> dict[str, cli.number]:
-    """Of the rule, those of one number that need not be whole: what each takes, by name."""
-    parser = arguments() if args.experiment == "digits" else image_arguments()
+    """Of the rule, those of a number: what each takes, by name."""
     types = {
         action.dest: action.type
-        for action in parser._actions
-        if isinstance(action.type, cli.number) and not (action.type.whole or action.nargs)
+        for action in image_arguments()._actions  # the digits' of a rule take the same
+        if isinstance(action.type, cli.number)
     }
     known = {*method_flags.options_of(args.rule)}
     if args.experiment != "digits":  # there every point has a method of its own

@@ -217,6 +217,9 @@ def test_what_the_points_of_the_digits_train(monkeypatch):
         assert first.tolist() == pytest.approx([rho, 0.2]) and second.tolist() == [0.2]
     assert all(job.objective is sgd.objective and job.setup is sgd.setup for job in asked)
     assert sgd.objective.mixup == 0.5
+    with pytest.raises(RunError, match="SGD, with which"):  # a grid may be a point
+        sweep.train(args, [0], [{"head_rho": 0.3}])
+    assert [job.name for job in asked[3:]] == ["sgd", "head_rho 0.3"]
     logits, labels = np.eye(10, dtype="f")[:9] * 2, np.arange(9)
     plain = losses.cross_entropy(logits, labels)
     for step, same in ((0, True), (2, True), (3, False)):
