@@ -122,6 +122,23 @@ def test_the_weights_that_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         finetuning.read_weights(asked(init=None))
 
 
+def test_a_files_tower_takes_the_place_of_a_fresh_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Head and adapters stay fresh, and what only the file has is left out."""
+    fresh = {"params": {"blocks": {"w": 1, "adapter": 2}, "head": {"kernel": 3}}, "frozen": 4}
+
+    def made(dataset: Any, model: str, loss: Any, settings: Settings) -> Any:
+        assert (dataset, model, settings) == (TINY, "clip_vit_b16", Settings(seed=3))
+        return types.SimpleNamespace(initial=types.SimpleNamespace(variables=lambda: fresh))
+
+    monkeypatch.setattr("experiments.run.parts.Parts", made)
+    given: Any = ("clip_vit_b16", TINY, Settings(seed=3))
+    assert finetuning._variables(*given, None) == fresh
+    weights = Weights({"blocks": {"w": 10}, "proj": 5}, None, None, "a file")
+    assert finetuning._variables(*given, weights) == {
+        "params": {"blocks": {"w": 10, "adapter": 2}, "head": {"kernel": 3}}, "frozen": 4
+    }  # fmt: skip
+
+
 def test_features_are_those_of_the_tower_without_an_adapter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
