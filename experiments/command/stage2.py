@@ -229,7 +229,7 @@ def _tau_normalised(params: Any, fresh: Any, *, tau: float, **_: Any) -> Any:
 
 def _adjusted(params: Any, fresh: Any, *, class_counts: np.ndarray, tau: float, **_: Any) -> Any:
     head = params["head"]
-    bias = classifiers.adjust_logits(head["bias"][None], class_counts, tau=tau)[0]
+    bias = classifiers.adjust_logits(head["bias"], class_counts, tau=tau)
     return _head(params, {**head, "bias": bias})
 
 
