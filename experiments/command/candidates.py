@@ -130,9 +130,9 @@ def gsa_groups(counts: np.ndarray) -> list[int]:
     >>> gsa_groups(np.array([90, 40, 30, 9, 5, 2])), gsa_groups(np.array([90, 5]))
     ([0, 0, 1, 1, 2, 2], [0, 1])
     """
-    ranks = np.argsort(np.argsort(-counts, kind="stable"), kind="stable")
+    ranks: list[int] = np.argsort(np.argsort(-counts, kind="stable")).tolist()
     groups = min(3, len(counts))
-    return [int(rank * groups // len(counts)) for rank in ranks]
+    return [rank * groups // len(counts) for rank in ranks]
 
 
 def candidates(

@@ -35,6 +35,16 @@ def test_which_parameters_are_moved(name, moved):
     }  # fmt: skip
 
 
+def test_points_are_the_same_in_every_comparison():
+    """As recorded when they were first drawn: a Latin hypercube of NumPy's generator of seed 0."""
+    (row,) = candidates.candidates(["imbsam"], ["cross_entropy"], settings=4, fixed={})
+    assert [[*point.values()] for point in row.points] == [
+        [0.1, 1e-3, 0.1, 0.8], [0.05, 5e-3, 0.0, 0.887], [0.0248, 1.83e-4, 0.186, 0.574],
+        [0.0459, 4.11e-5, 0.0461, 0.686],
+    ]  # fmt: skip
+    assert [*row.points[0]] == ["lr", "weight_decay", "rho", "head_share"]
+
+
 def test_what_is_given_is_given_to_the_rows_that_take_it():
     """In every point, the second too; a given eta takes the place of the head's share."""
     fixed = {"lr": 0.3, "rho": 0.25, "eta": 7.0, "focal_gamma": 2.0, "tau": 0.5}
