@@ -438,7 +438,7 @@ def test_a_point_of_the_digits_that_diverges_keeps_its_place(monkeypatch, which)
     class Made(sweep.Bench):
         def train(self, jobs, what=""):
             curve = types.SimpleNamespace(
-                splits={split: np.array([[0.0, 0.0], [1.0, 2.0]]) for split in SPLITS}
+                splits={split: np.array([[0.0, 0], [5, 6], [1, 2]]) for split in SPLITS}
             )
             return {
                 job.name: Diverged("too far") if job.name == which else (curve, job.name)
