@@ -92,18 +92,14 @@ def make_step(net: Any, rule: Any, optimizer: Any) -> Callable[..., Any]:
     return step
 
 
-def make_program(
-    net: Any, rule: str, optimizer: str, devices: Sequence[Any], *, keep: bool = False
-) -> Any:
-    """The jitted `program(runs, steps, lr, rho) -> (scores float32[R, m], losses float32[R, S],
-    kept)`: the last is (parameters, state) at the end, [R, ...] each, or None without `keep`.
+def make_program(net: Any, rule: str, optimizer: str, devices: Sequence[Any], *, keep: bool) -> Any:
+    """The jitted `program(runs, steps, lr, rho) -> (scores float32[R, m], kept)`.
 
-    R must be a multiple of the number of devices. `steps`, `lr` and `rho` are traced: one
-    compilation serves data sets of different lengths, and every radius. Losses past `steps` are
-    NaN.
+    What is kept is (parameters, state) at the end, [R, ...] each, or None without `keep`. R must be
+    a multiple of the number of devices. `steps`, `lr` and `rho` are traced: one compilation serves
+    data sets of different lengths, and every radius.
     """
     import jax
-    import jax.numpy as jnp
     from jax.sharding import PartitionSpec as P
 
     def one(run: Runs, steps: Any, lr: Any, rho: Any) -> Any:
@@ -111,16 +107,14 @@ def make_program(
         step = make_step(net, make_rule(rule, rho), tx)
 
         def body(i: Any, carry: Any) -> Any:
-            *carry, losses = carry
             rows = run.order[i]
-            *carry, loss = step(*carry, run.train[rows], run.labels[rows], run.fixed)
-            return (*carry, losses.at[i].set(loss))
+            *carry, _ = step(*carry, run.train[rows], run.labels[rows], run.fixed)
+            return tuple(carry)
 
-        losses = jnp.full(run.order.shape[0], jnp.nan, jnp.float32)
-        carry = (run.params, tx.init(run.params), run.state, losses)
-        params, _, state, losses = jax.lax.fori_loop(0, steps, body, carry)
+        carry = (run.params, tx.init(run.params), run.state)
+        params, _, state = jax.lax.fori_loop(0, steps, body, carry)
         kept = (params, state) if keep else None
-        return net.scores(params, run.test, run.fixed, state), losses, kept
+        return net.scores(params, run.test, run.fixed, state), kept
 
     # No run needs another's numbers: every device trains its own, and nothing is communicated.
     spread = jax.shard_map(

@@ -56,21 +56,23 @@ def summarise(results: Sequence[Result], rules: Sequence[str]) -> list[dict[str,
     by_key = {(r.protocol, r.label_ratio, r.method, r.rule, r.dataset, r.seed): r for r in results}
     groups = dict.fromkeys((r.protocol, r.label_ratio, r.method) for r in results)
     summary = []
-    for group in groups:
+    for protocol, label_ratio, method in groups:
+        about = {"protocol": protocol, "label_ratio": label_ratio, "method": method}
         values = {
             rule: {
                 metric: np.array(
-                    [[getattr(by_key[*group, rule, d, s], metric) for s in seeds] for d in datasets]
+                    [
+                        [getattr(by_key[*about.values(), rule, d, s], metric) for s in seeds]
+                        for d in datasets
+                    ]
                 )
                 for metric in METRICS
             }
             for rule in rules
         }
         for rule in rules:
-            row: dict[str, Any] = dict(
-                zip(("protocol", "label_ratio", "method"), group, strict=True)
-            )
-            row |= {"rule": rule, "datasets": len(datasets), "seeds": len(seeds)}
+            row: dict[str, Any] = {**about, "rule": rule}
+            row |= {"datasets": len(datasets), "seeds": len(seeds)}
             row["diverged"] = int(np.isnan(values[rule]["auroc"]).sum())
             for metric in METRICS:
                 table = values[rule][metric]
@@ -134,10 +136,10 @@ def families(results: Sequence[Result]) -> list[dict[str, Any]]:
             # The full protocol has one label ratio, 1, and stands beside the paper's too.
             at = [r for r in at if r.label_ratio == PAPER_RATIO or protocol == "full"]
             row: dict[str, Any] = {"method": method, "rule": rule, "protocol": protocol}
-            for family, figure in zip(_FAMILIES, quoted, strict=False):
+            for k, family in enumerate(_FAMILIES):
                 here = [r for r in at if re.match(f"{re.escape(family)}(?![0-9])", r.dataset)]
                 row[family] = {
-                    "paper": figure,
+                    "paper": quoted[k],
                     "here": _mean(np.array([r.auroc for r in here])) if here else None,
                     "subsets": len({r.dataset for r in here}),
                 }
@@ -190,7 +192,7 @@ def _grid(title: str, *names: str) -> Any:
 
     grid = Grid(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
     for name in names:
-        grid.add_column(name, no_wrap=True)
+        grid.add_column(name)
     return grid
 
 
@@ -199,7 +201,7 @@ def _of_a_group(protocol: str, label_ratio: float, rows: Sequence[dict[str, Any]
     title = f"{protocol} protocol, {100 * label_ratio:g}% of the training anomalies labelled"
     grid = _grid(title, "method", "rule", "")
     for name in METRICS.values():
-        grid.add_column(name, justify="right", no_wrap=True)
+        grid.add_column(name, justify="right")
     before = None
     for row in rows:
         method = row["method"] if row["method"] != before else ""
@@ -218,7 +220,7 @@ def _beside_the_paper(quoted: Sequence[dict[str, Any]]) -> Any:
     )  # fmt: skip
     for name in _FAMILIES:
         grid.add_column(name.replace("-", "-\n").replace("Fashion", "Fashion-\n"), justify="right")
-    grid.add_column("average", justify="right", no_wrap=True)
+    grid.add_column("average", justify="right")
     for row in quoted:
         cells = []
         for family in _FAMILIES:

@@ -165,8 +165,8 @@ def scaled(table: Table, drawn: Split) -> Arrays:
 
     scaler = MinMaxScaler().fit(table.features[drawn.train_rows])
     return Arrays(
-        scaler.transform(table.features[drawn.train_rows]).astype(np.float32, copy=False),
-        scaler.transform(table.features[drawn.test_rows]).astype(np.float32, copy=False),
+        scaler.transform(table.features[drawn.train_rows]),
+        scaler.transform(table.features[drawn.test_rows]),
     )
 
 

@@ -121,8 +121,7 @@ def train(
     net = ANOMALY_NETS[method]()
     tasks = [_task(net, case, epochs) for case in cases]
     devices = _devices(len(tasks))
-    most = _RUNS_PER_DEVICE.get(devices[0].platform, _RUNS_PER_ACCELERATOR)
-    count = min(most, math.ceil(len(tasks) / len(devices))) * len(devices)
+    count = _at_once(devices, len(tasks))
     spread = jax.sharding.NamedSharding(mesh(devices), jax.sharding.PartitionSpec("runs"))
 
     def compiled(rule: str, runs: Runs, numbers: Any) -> Any:
@@ -132,8 +131,8 @@ def train(
 
     results: list[Result] = []
     spent = _Spent()
-    with ThreadPoolExecutor(max_workers=len(rules) + 1) as pool:
-        for shape in sorted({task.shape for task in tasks}):
+    with ThreadPoolExecutor() as pool:
+        for shape in dict.fromkeys(task.shape for task in tasks):
             alike = [task for task in tasks if task.shape == shape]
             programs: dict[str, Any] = {}
             for part in _parts(alike, count):
@@ -152,7 +151,7 @@ def train(
                     with spent.on("compiling"):
                         program, metrics = programs[rule].result(), measured.result()
                     with spent.on("training"):
-                        scores, _, ended = jax.device_get(program(runs, *numbers))
+                        scores, ended = jax.device_get(program(runs, *numbers))
                         found = jax.device_get(metrics(scores, *tested))
                     ours = _results(part, method, rule, found, spent.last)
                     results += ours
@@ -166,9 +165,10 @@ def train(
 class _Spent:
     """Wall time by what it went into, and that of the last piece of work."""
 
+    last: float
+
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(Seconds._fields, 0.0)
-        self.last = 0.0
 
     @contextlib.contextmanager
     def on(self, what: str) -> Iterator[None]:
@@ -214,6 +214,12 @@ def _devices(runs: int) -> list[Any]:
     devices = jax.local_devices()
     most = cores if devices[0].platform == "cpu" else len(devices)
     return devices[: max(1, min(most or 1, runs))]
+
+
+def _at_once(devices: Sequence[Any], runs: int) -> int:
+    """How many runs a program trains side by side, on each device as many."""
+    most = _RUNS_PER_DEVICE.get(devices[0].platform, _RUNS_PER_ACCELERATOR)
+    return min(most, math.ceil(runs / len(devices))) * len(devices)
 
 
 def _parts(tasks: Sequence[_Task], most: int) -> Iterator[list[_Task]]:

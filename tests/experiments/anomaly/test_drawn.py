@@ -1,5 +1,6 @@
 """Which numbers stand in the curves of the anomaly runs; nothing is rendered here."""
 
+import matplotlib
 import numpy as np
 import pytest
 
@@ -56,11 +57,19 @@ def test_levels_over_the_label_ratio():
         assert axis.get_xlim() == pytest.approx((1 / 1.3, 25 * 1.3))
         assert axis.get_xlabel() == "labelled part of the training anomalies (%)"
         assert {of[0].get_linestyle() for of in axis.containers} == {"-", "--"}
+        # Caps of six points; lines across, at the levels alone, and no marks between the ratios.
+        assert {cap.get_markersize() for of in axis.containers for cap in of[1]} == {6}
+        assert not len(axis.xaxis.get_minorticklocs())
+        assert not any(line.get_visible() for line in axis.xaxis.get_gridlines())
+        across = {(line.get_visible(), line.get_linewidth()) for line in axis.yaxis.get_gridlines()}
+        assert across == {(True, 0.3)}
     words = [axis.get_ylabel() for axis in figure.axes]
     assert words == [
         "AUROC (%)",
         *(f"average precision of {x} (%)" for x in ("anomalies", "normals")),
     ]
+    assert figure.get_size_inches().tolist() == [13, 4.2]
+    assert figure._suptitle.get_fontsize() == matplotlib.rcParams["font.size"]
     said = "adbench protocol, mean over 14 data sets; bars: standard deviation over 3 seeds"
     assert figure.get_suptitle() == said and legend(figure) == ["devnet sgd", "devnet sam"]
 
@@ -85,3 +94,9 @@ def test_at_one_label_ratio_methods_stand_side_by_side():
     assert legend(figure) == [
         f"{method} {rule}" for method in ("devnet", "deepsad") for rule in ("sgd", "sam", "imbsam")
     ]
+
+
+def test_two_seeds_are_several():
+    figure = curves.draw("x", [row("devnet", "sgd", 0.25, 80.0, seeds=2)], "adbench")
+    assert figure.get_suptitle().endswith("bars: standard deviation over 2 seeds")
+    assert found(figure.axes[0]) == [[pytest.approx((0, 80, 2))]]

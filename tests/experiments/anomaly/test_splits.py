@@ -1,6 +1,7 @@
 """ADBench's splits, as its own generator drew them."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,41 @@ def test_protocols_differ_in_what_they_say() -> None:
     np.testing.assert_array_equal(np.sort(rows), np.arange(400))
 
 
+@pytest.mark.parametrize("n", [1000, 10000])
+def test_at_either_bound_every_row_is_there_once(n: int) -> None:
+    """Resampled are fewer than 1000 rows, cut are more than 10000."""
+    drawn = split(made_table(n, n // 10, width=1), seed=1)
+    rows = np.concatenate([drawn.train_rows, drawn.test_rows])
+    np.testing.assert_array_equal(np.sort(rows), np.arange(n))
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_two_examples_of_a_kind_are_enough_to_train_and_to_test(value: int) -> None:
+    for number in (1, 2):
+        table = made_table(1000, number, width=1)
+        table = table._replace(labels=table.labels if value else 1 - table.labels)
+        if number == 1:
+            with pytest.raises(DataError, match=rf"t\.npz: 1 .* \(label {value}\) among the 1000"):
+                split(table, seed=0)
+            continue
+        drawn = split(table, seed=0, label_ratio=1.0)
+        truth = table.labels[drawn.train_rows]
+        assert (truth == value).sum() == (drawn.test_labels == value).sum() == 1
+
+
+def test_ratios_and_protocols_that_there_are_not() -> None:
+    table = made_table(1000, 100, width=1)
+    for ratio in (-0.1, 0, 1.0001, 2):
+        with pytest.raises(ValueError, match=rf"label_ratio must lie in \(0, 1\], got {ratio}"):
+            split(table, seed=0, label_ratio=ratio)
+    with pytest.raises(ValueError, match="one of adbench, clean, full, nodup, got 'dup'"):
+        split(table, seed=0, protocol="dup")
+
+
+def test_a_quarter_is_labelled_unless_another_part_is_asked_for() -> None:
+    assert split(made_table(1000, 80, width=1), seed=0).train_labels.sum() == 56 / 4
+
+
 def test_at_least_one_anomaly_is_labelled() -> None:
     assert split(made_table(2000, 40), seed=0, label_ratio=0.001).train_labels.sum() == 1
     drawn = split(made_table(2000, 40), seed=0, label_ratio=1.0)
@@ -107,3 +143,59 @@ def test_bundled_data_needs_no_folder() -> None:
     assert load_tables(None, ["digits_3"])[0].features.shape == (1797, 64)
     with pytest.raises(DataError, match=r"^data set digits_3 is named twice$"):
         load_tables(None, ["digits_4", "digits_3", "digits_3"])
+
+
+def test_data_sets_named_twice_are_told_in_order() -> None:
+    names = [f"digits_{k}" for k in range(9, 0, -1)]
+    with pytest.raises(DataError, match=r"^data set digits_1 is named twice$"):
+        load_tables(None, [*names, *names, "digits_0"])
+
+
+def test_data_sets_of_a_folder_are_in_order_whatever_the_file_system_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "cadb":
+        np.savez(tmp_path / f"{name}.npz", X=np.eye(4), y=np.arange(4) % 2)
+    monkeypatch.setattr(Path, "glob", lambda self, _: [self / f"{name}.npz" for name in "cadb"])
+    assert [table.name for table in load_tables(tmp_path)] == ["a", "b", "c", "d"]
+    assert [table.name for table in load_tables(tmp_path, ["d", "b"])] == ["d", "b"]
+
+
+_X = np.array([[0.0], [2.0], [1.0]])
+_WIDE = np.array([[0, 3e38, -1], [0, -3e38, 1], [3e38, 0, 0]])
+_HUGE = np.array([[0, 1e39], [0, 0], [np.nan, 0]])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"X": np.zeros((3, 0))}, r"matrix of real numbers \[n, d\], not float64\[3, 0\]$"),
+        ({"X": np.zeros((0, 3)), "y": np.zeros(0)}, r"not float64\[0, 3\]$"),
+        ({"X": _X * 1j}, r"not complex128\[3, 1\]$"),
+        ({"X": np.zeros((3, 1, 1))}, r"not float64\[3, 1, 1\]$"),
+        ({"y": np.zeros((3, 1))}, r"each of the 3 rows of X, but has shape \[3, 1\]$"),
+        ({"y": np.zeros(2)}, r"each of the 3 rows of X, but has shape \[2\]$"),
+        ({"y": np.array(["0", "1", "0"])}, r"anomaly\), but holds '0' and 1 other values$"),
+        ({"y": np.array([0j, 1, 0])}, r"anomaly\), but holds numbers of type complex128$"),
+        ({"y": np.array([0, 1, 2])}, r"anomaly\), but holds 2$"),
+        ({"y": np.array([0.5, 7, 2])}, r"anomaly\), but holds 0.5 and 2 other values$"),
+        ({"X": _HUGE}, r"X\[0, 1\] is inf in float32 \(2 such features\): fill them in"),
+        ({"X": _WIDE}, r"X\[:, 1\] spans more than float32 can hold \(1 such features\), so"),
+    ],
+)  # fmt: skip
+def test_arrays_that_are_no_table_are_told_what_is_wrong(
+    tmp_path: Path, arrays: dict[str, Any], words: str
+) -> None:
+    np.savez(tmp_path / "t.npz", **{"X": _X, "y": np.array([0, 1, 0]), **arrays})
+    with pytest.raises(DataError, match=words) as told:
+        load_tables(tmp_path)
+    assert str(told.value).startswith(f"{tmp_path / 't.npz'}: ")
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int64", "float16", "float64"])
+def test_tables_may_be_of_any_real_numbers(tmp_path: Path, dtype: str) -> None:
+    np.savez(tmp_path / "t.npz", X=_X.astype(dtype), y=np.array([0, 1, 0]).astype(dtype))
+    (table,) = load_tables(tmp_path)
+    assert table.features.dtype == np.float32 and table.labels.dtype == np.int64
+    assert table.labels.tolist() == [0, 1, 0]
+    np.testing.assert_array_equal(table.features, _X.astype(dtype))
