@@ -207,7 +207,7 @@ def _of_a_group(protocol: str, label_ratio: float, rows: Sequence[dict[str, Any]
         method = row["method"] if row["method"] != before else ""
         levels = [_figure(row[m], row[f"{m}_sd"]) for m in METRICS]
         grid.add_row(method, row["rule"], "", *levels)
-        if row["rule"] != "sgd" and any(f"{m}_minus_sgd" in row for m in METRICS):
+        if all(f"{m}_minus_sgd" in row for m in METRICS):
             grid.add_row("", "", "- SGD", *(_difference(row, m) for m in METRICS))
         before = row["method"]
     return grid

@@ -22,7 +22,7 @@ from experiments.analysis.anomalies import of_anomalies
 from experiments.anomaly import command as anomaly
 from experiments.anomaly import report as anomaly_report
 from experiments.anomaly.nets import ANOMALY_NETS
-from experiments.anomaly.training import RUN
+from experiments.anomaly.training import RUN, Seconds
 from experiments.host import cli, outputs
 from experiments.host.errors import RunError
 from made_tables import made_table
@@ -176,6 +176,66 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with unittest.mock.patch.object(anomaly, "_train", trained):
         assert _run(*flags)[0] == 0
     return folder
+
+
+@pytest.mark.parametrize(
+    ("rules", "seeds", "more", "title"),
+    [
+        (["sgd"], [4], ["--epochs", 1], "1 data set, 1 seed, sgd, lr 0.001, 1 epoch"),
+        (["sgd", "sam"], [4, 0], ["--rho", 0.25, "--lr", 0.5, "--optimizer", "adam"],
+         "1 data set, 2 seeds, adam, lr 0.5, rho 0.25, 50 epochs"),
+    ],
+)  # fmt: skip
+def test_what_was_asked_for_stands_over_the_table(
+    rules: list[Any],
+    seeds: list[Any],
+    more: list[Any],
+    title: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A radius where a rule has one; programs are kept for the next time, runs are counted."""
+    from experiments.anomaly import curves
+
+    counted, compiled = [], []
+
+    class Counted(contextlib.AbstractContextManager):  # type: ignore[type-arg]
+        def __init__(self, *what: Any):
+            counted.append(what)
+            self.advance = "shown"
+
+        def __exit__(self, *_: Any) -> None:
+            pass
+
+    def train(cases: Any, **asked: Any) -> Any:
+        assert asked["advance"] == "shown" and asked["kept"] is None
+        found = [
+            anomaly.Result("a", asked["method"], rule, case.seed, 0.25, "adbench", 90, 50, 99, 1)
+            for rule in reversed(asked["rules"]) for case in reversed(cases)
+        ]  # fmt: skip
+        return found, Seconds(2.0, 3.0, 4.0)
+
+    monkeypatch.setattr(anomaly, "train", train)
+    monkeypatch.setattr(anomaly, "Counted", Counted)
+    monkeypatch.setattr(cli, "use_compilation_cache", lambda: compiled.append(True))
+    monkeypatch.setattr(curves, "draw", lambda *_: None)
+    _save(tmp_path, "a")
+    out = tmp_path / "out"
+    flags = ["--rule", *rules, "--seeds", *seeds, *more]
+    code, shown, error = _run("--data-dir", tmp_path, *flags, "--out", out)
+    assert code == 0, error
+    assert shown.splitlines()[0] == title and compiled == [True]
+    runs = len(rules) * len(seeds)
+    assert counted == [(runs, "runs", "devnet"), (runs, "runs", "deepsad")]
+    assert "4.0 s of it waiting for the compiler" in " ".join(shown.split())
+    # In the order of the flags' values, whatever the order of training.
+    rows = [(row["method"], row["rule"], int(row["seed"])) for row in _rows(out)]
+    assert rows == list(itertools.product(["devnet", "deepsad"], rules, seeds))
+
+
+def test_as_a_module_it_is_the_command(refuse: Any, tmp_path: Path) -> None:
+    flags = ("--datasets", "none", "--out", tmp_path / "out")
+    assert "'none' is none of" in refuse("experiments.anomaly", *flags, code=1)
 
 
 def _edit(path: Path, **changes: Any) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from experiments.anomaly import command as anomaly
 from experiments.anomaly import report as anomaly_report
+from experiments.host.errors import RunError
 from places import ROOT
 
 
@@ -82,7 +84,8 @@ def test_a_tie_within_rounding_is_no_win() -> None:
     ("auroc_minus_sgd", 5e-4, 0.0, True), ("auroc_minus_sgd", 2e-3, 0.0, False),
     ("auroc_minus_sgd", 0.0, 5e-4, True), ("auroc", 90.0002, 90.0, True),
     ("auroc", 90.01, 90.0, False), ("label_ratio", 0.0105, 0.01, False),
-    ("label_ratio", 0.01 + 1e-9, 0.01, True), ("auroc_improved", 3, 4, True),
+    ("label_ratio", 0.01 * (1 + 9e-6), 0.01, True), ("label_ratio", 0.01 * (1 + 2e-5), 0.01, False),
+    ("auroc_improved", 3, 4, True),
     ("seeds", 3, 4, False), ("seeds", True, 1, False), ("auroc", True, 1.0, False),
 ])  # fmt: skip
 def test_what_is_read_again_may_differ_by_rounding_alone(
@@ -91,6 +94,49 @@ def test_what_is_read_again_may_differ_by_rounding_alone(
     """Scores by a thousandth of a point; the share of labels does not, and no number is a truth."""
     found = anomaly_report._differs({"rule": "sam", name: told}, {"rule": "sam", name: value})
     assert found == (None if same else name)
+
+
+def test_a_record_of_a_run(tmp_path: Path) -> None:
+    """As in the files of `results/`: lines end as in Unix, figures have four decimals."""
+    run = _result("a,b", "sam", 3, 70.00004, label_ratio=0.123456789)
+    anomaly_report.write_runs(tmp_path / "runs.csv", [run])
+    assert (tmp_path / "runs.csv").read_bytes() == (
+        b"dataset,method,rule,seed,label_ratio,protocol,auroc,ap_anomaly,ap_normal,seconds\n"
+        b'"a,b",deepsad,sam,3,0.123457,adbench,70.0000,50.0000,90.0000,1.0000\n'
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "read"),
+    [
+        ("label_ratio", 1.0, True), ("label_ratio", 1.01, False), ("label_ratio", 0.001, True),
+        ("label_ratio", 0, False), ("label_ratio", -0.5, False), ("seed", 7, True),
+        ("method", "devnet", True), ("method", "sam", False), ("rule", "imbsam", True),
+        ("rule", "adam", False), ("protocol", "nodup", True), ("protocol", "../x", False),
+        *((name, value, fits) for name in anomaly_report.METRICS for value, fits in (
+            (0.0, True), (0.5, True), (100.0, True), (100.5, False), (-0.5, False),
+            (math.nan, True), (math.inf, False),
+        )),
+        ("seconds", 0.0, True), ("seconds", 1e6, True),
+    ],
+)  # fmt: skip
+def test_runs_are_read_where_each_field_is_in_its_range(
+    name: str, value: Any, read: bool, tmp_path: Path
+) -> None:
+    """Also where config.json says the same: a name is part of a path, a figure a percentage."""
+    run = _result("a", "sam", 3, 70.0)._replace(**{name: value})
+    anomaly_report.write_runs(tmp_path / "runs.csv", [run])
+    fields = {"datasets": "dataset", "seeds": "seed"}
+    config = {
+        key: [getattr(run, fields.get(key, key))]
+        for key in ("datasets", "method", "rule", "seeds", "label_ratio", "protocol")
+    }
+    if not read:
+        with pytest.raises(RunError, match=r"runs.csv is damaged: no run is .*; train again"):
+            anomaly_report.read_runs(tmp_path, config)
+        return
+    (found,) = anomaly_report.read_runs(tmp_path, config)
+    np.testing.assert_equal(found, run)
 
 
 def test_what_stands_is_said_with_the_number_of_tests(capsys: pytest.CaptureFixture[str]) -> None:

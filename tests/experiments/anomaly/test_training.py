@@ -1,5 +1,7 @@
 """Training follows a transcription in NumPy, and reaches the levels that were measured."""
 
+import os
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -111,6 +113,33 @@ def test_imbsam_perturbs_labelled_anomalies_also_where_they_are_many() -> None:
     assert table.radii.tolist() == [0.3]
 
 
+@pytest.mark.parametrize(
+    ("name", "base", "groups", "radii"),
+    [
+        ("sgd", [1, 1], [], []),
+        ("sam", None, [[1, 1]], [0.3]),
+        ("imbsam", [1, 0], [[0, 1]], [0.3]),
+    ],
+)
+def test_rules_are_of_two_classes(name: str, base: Any, groups: Any, radii: Any) -> None:
+    """Rows without a label and labelled anomalies; sam perturbs for both."""
+    table = program.make_rule(name, 0.3)(None)
+    assert (table.base if base is None else table.base.tolist()) == base
+    assert table.groups.tolist() == groups
+    assert table.radii.tolist() == radii
+
+
+@pytest.mark.parametrize(("name", "share"), [("adam", 1 / 2), ("rmsprop", 1 / (0.1**0.5 + 1))])
+def test_a_gradient_as_small_as_an_optimizers_epsilon_makes_a_smaller_step(
+    name: str, share: float
+) -> None:
+    """g / (sqrt(v) + eps) where g is eps: of Adam 1e-8, v unbiased; of RMSprop 1e-7, a tenth."""
+    grads = {"w": jnp.full(2, {"adam": 1e-8, "rmsprop": 1e-7}[name])}
+    tx = program.make_optimizer(name, 0.5, {})
+    updates, _ = tx.update(grads, tx.init(grads), grads)
+    np.testing.assert_allclose(updates["w"], [-0.5 * share] * 2, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["adam", "rmsprop"])
 def test_optimizers_are_those_of_the_protocol(name: str) -> None:
     rng = np.random.default_rng(0)
@@ -140,9 +169,15 @@ def test_runs_side_by_side_are_those_alone() -> None:
     method = "deepsad"
     tables = [made_table(n, n // 8, name=f"t{n}") for n in (1100, 1500)]
     cases = anomaly.draw_cases(tables, seeds=[4, 5], label_ratios=[0.5], protocols=["adbench"])
+    told: list[tuple[int, float]] = []
     found, seconds = anomaly.train(
-        cases, method=method, rules=["imbsam"], optimizer="sgd", lr=1e-3, rho=0.05, epochs=2
-    )
+        cases, method=method, rules=["imbsam"], optimizer="sgd", lr=1e-3, rho=0.05, epochs=2,
+        advance=lambda runs, took: told.append((runs, took)),
+    )  # fmt: skip
+    # Longer runs first; what each batch of runs took is told, and shared among its runs.
+    assert [r.dataset for r in found] == ["t1500"] * 2 + ["t1100"] * 2
+    assert [runs for runs, _ in told] == [2, 2]
+    assert [took / 2 for _, took in told for _ in "ab"] == [r.seconds for r in found]
     assert sorted((r.dataset, r.seed) for r in found) == [
         ("t1100", 4), ("t1100", 5), ("t1500", 4), ("t1500", 5),
     ]  # fmt: skip
@@ -183,6 +218,89 @@ def test_each_case_is_drawn_by_its_own_numbers() -> None:
         drawn = split(tables[0], seed=seed, label_ratio=ratio, protocol=protocol)
         np.testing.assert_array_equal(case.drawn.train_rows, drawn.train_rows)
         np.testing.assert_array_equal(case.drawn.train_labels, drawn.train_labels)
+
+
+def _device(platform: str) -> Any:
+    return SimpleNamespace(platform=platform)
+
+
+@pytest.mark.parametrize(
+    ("platform", "devices", "runs", "expected"),
+    [
+        ("cpu", 2, 100, 6), ("cpu", 2, 6, 6), ("cpu", 2, 5, 6), ("cpu", 2, 4, 4), ("cpu", 1, 1, 1),
+        ("gpu", 1, 1000, 64), ("gpu", 2, 1000, 128), ("gpu", 2, 3, 4),
+    ],
+)  # fmt: skip
+def test_so_many_runs_go_side_by_side(
+    platform: str, devices: int, runs: int, expected: int
+) -> None:
+    """Three on each core, whose caches hold them, 64 on each accelerator; no device with fewer."""
+    assert anomaly_training._at_once([_device(platform)] * devices, runs) == expected
+
+
+@pytest.mark.parametrize(
+    ("platform", "there", "cores", "runs", "expected"),
+    [
+        ("cpu", 4, 4, 9, 4), ("cpu", 4, 2, 9, 2), ("cpu", 4, 4, 3, 3), ("cpu", 4, 4, 0, 1),
+        ("cpu", 4, None, 9, 1), ("gpu", 4, 2, 9, 4), ("gpu", 4, 2, 3, 3),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("affinity", [True, False])
+def test_no_more_devices_than_cores_and_runs(
+    platform: str, there: int, cores: Any, runs: int, expected: int, affinity: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Of this process where the system says which those are; JAX is asked for as many."""
+    asked: list[tuple[str, Any]] = []
+    monkeypatch.setattr(jax, "local_devices", lambda: [_device(platform)] * there)
+    monkeypatch.setattr(jax.config, "update", lambda *what: asked.append(what))
+    if affinity and cores is None:
+        pytest.skip("a process always has its cores")
+    monkeypatch.setattr(os, "cpu_count", lambda: 64 if affinity else cores)
+    if affinity:
+        own = lambda process: set(range(cores)) if process == 0 else set()  # noqa: E731
+        monkeypatch.setattr(os, "sched_getaffinity", own, raising=False)
+    else:
+        monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert len(anomaly_training._devices(runs)) == expected
+    assert asked == [("jax_num_cpu_devices", cores)]
+
+
+def test_runs_of_equally_many_steps_go_together_the_longest_first() -> None:
+    tasks = [SimpleNamespace(name=k, steps=steps) for k, steps in enumerate([5, 20, 5, 7, 5, 5])]
+    parts = anomaly_training._parts(tasks, 3)  # type: ignore[arg-type]
+    assert [[task.name for task in part] for part in parts] == [[1], [3], [0, 2, 4], [5]]  # type: ignore[attr-defined]
+
+
+def test_runs_side_by_side_are_padded_with_nothing_and_the_last_is_repeated() -> None:
+    """Two data sets of 200 and 150 rows as four runs, for a part that also has longer ones."""
+    tables = [made_table(n, n // 5, name=f"t{n}") for n in (200, 150, 300)]
+    cases = anomaly.draw_cases(tables, seeds=[4], label_ratios=[0.5], protocols=["nodup"])
+    net = ANOMALY_NETS["deepsad"]()
+    alike = [anomaly_training._task(net, case, 2) for case in cases]
+    # 140, 105 and 210 rows train, of which 128, 105 and 128 are a batch.
+    assert [(task.steps, task.shape) for task in alike] == [
+        (2, (6, 128)), (2, (6, 105)), (2, (6, 128))
+    ]  # fmt: skip
+    part = [alike[0], alike[2]]
+    runs = anomaly_training._side_by_side(net, part, part, 4, 2)
+    for k, task in enumerate([part[0], *[part[1]] * 3]):
+        drawn, arrays = task.case.drawn, scaled(task.case.table, task.case.drawn)
+        n, m = len(drawn.train_rows), len(drawn.test_rows)
+        for padded, own, length in (
+            (runs.train, arrays.train, n), (runs.labels, drawn.train_labels, n),
+            (runs.test, arrays.test, m), (runs.test_labels, drawn.test_labels, m),
+        ):  # fmt: skip
+            np.testing.assert_array_equal(padded[k, :length], own)
+            assert not padded[k, length:].any()
+        assert runs.test_real[k].tolist() == [True] * m + [False] * (90 - m)
+        order = net.batches(4, drawn.train_labels, 2)
+        np.testing.assert_array_equal(runs.order[k], order)
+        params, fixed, state = net.init(4, arrays.train)
+        mine = jax.tree.map(lambda x, k=k: x[k], (runs.params, runs.fixed, runs.state))
+        jax.tree.map(np.testing.assert_array_equal, mine, (params, fixed, state))
+    assert (runs.train.shape, runs.test.shape) == ((4, 210, 6), (4, 90, 6))
+    assert runs.labels.dtype == runs.test_labels.dtype == np.int32
 
 
 def test_seconds_are_summed_by_what_they_went_into(monkeypatch: pytest.MonkeyPatch) -> None:
