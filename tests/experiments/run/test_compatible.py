@@ -30,7 +30,11 @@ ADJUST = {"stage2": "logit-adjustment", "first": Settings()}
 # One for each row, in the order of the table: changed settings, what else is changed, the message.
 REFUSED = [
     ({"schedule": "cosine-prestep", "epochs": 1}, {}, "use more, or --schedule cosine"),
-    ({"epochs": 2**29}, {}, "536870912 epochs of 5 steps are more than steps are counted to"),
+    (
+        {"epochs": 2**29},
+        {"steps_per_epoch": 4},
+        "536870912 epochs of 4 steps are more than steps are counted to",
+    ),
     ({}, {"together": [4]}, "there is one, [4]: use --seeds or --num-seeds"),
     ({"parallel": "pmap"}, TOGETHER, "--together maps plain jit over seeds: use --parallel jit"),
     ({"devices": 2}, {"together": [0, 1, 2]}, "3 seeds cannot be divided among 2"),
@@ -95,6 +99,10 @@ def test_every_row_refuses_something(row, settings, changes, message):
         ({}, ADJUST),
         ({}, {"stage2": "tau-norm", "first": Settings(), "priors": "logit_adjusted"}),
         ({}, {"priors": "logit_adjusted"}),
+        ({"schedule": "cosine-prestep"}, {}),  # two epochs
+        ({"epochs": 1}, {}),
+        ({"epochs": 2**31 - 1}, {"steps_per_epoch": 1}),
+        ({"epochs": 2**40}, {"steps_per_epoch": None}),  # not known yet
     ],
 )
 def test_what_goes_together(settings, changes):
@@ -103,6 +111,12 @@ def test_what_goes_together(settings, changes):
             ASKED, settings=dataclasses.replace(ASKED.settings, **settings), **changes
         )
     )
+
+
+def test_what_was_asked_stays_as_it_was_asked():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ASKED.processes = 2
+    assert (ASKED.streamed, ASKED.processes) == (False, 1)
 
 
 @pytest.mark.parametrize("room", ["run", "step"])

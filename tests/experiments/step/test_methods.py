@@ -11,6 +11,7 @@ import pytest
 
 from experiments.step import methods
 from experiments.step.objectives import Adversary, Objective
+from experiments.step.passing import Passing
 from experiments.step.state import merge, split
 from imbsam_jax import Ascent, cc_sam, losses, rules, value_and_grad
 from rule_table import RULES, row_id
@@ -147,11 +148,87 @@ def test_class_conditional_sam_of_two_matrices(variant):
     (loss, (_, logits)), expected = jax.jit(f)(params, labels if release else soft)
     method = methods.ClassConditional(COUNTS, **options)
     assert method.stages() == [(0, method)] and method.initial_extra(params) == {}
+    assert (method.whole_batches, method.hands_on) == (True, False)
     found = jax.jit(lambda params: method.gradient(halves, params, {"kept": 1}, 0, None))(params)
     assert_close(found.grads, expected, 1e-6)
     np.testing.assert_allclose(found.loss, loss, rtol=1e-6)
     np.testing.assert_allclose(found.logits, logits, rtol=1e-5)
     assert (found.stats, found.extra) == (4.0, {"kept": 1})
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("every", [False, True])
+def test_a_rule_of_two_matrices(parts, every):
+    """Likewise: in one batch or two micro-batches, statistics those of the first pass or of all.
+
+    A statistic is moved on by its micro-batch's images, logits and loss are those at theta; row i
+    of the batch is in micro-batch i % 2.
+    """
+    draw = np.random.default_rng(0)
+    images, labels = draw.normal(size=(8, 3)).astype(np.float32), np.arange(8) % 5
+    params = {
+        "body": draw.normal(size=(3, 4)).astype(np.float32),
+        "head": draw.normal(size=(4, 5)).astype(np.float32),
+    }
+
+    def classify(params, features, target):
+        logits = features @ params["head"]
+        return losses.cross_entropy(logits, target), logits
+
+    def moved(body, images):
+        return body[0, :2] * images[0, 0] + images[0, 1]
+
+    halves = types.SimpleNamespace(
+        images=images, target=labels, labels=labels, stats=jnp.full(2, 3.0), mask=None,
+        passes=Passing(micro_batches=parts).over(8), losses_for=lambda target: classify,
+        features=lambda params, stats, images: (
+            images @ params["body"], stats + moved(params["body"], images),
+        ),
+    )  # fmt: skip
+    rule, ascent = rules.sam(5, rho=0.5), Ascent(p=3.0)
+
+    def losses_fn(params):
+        return classify(params, images @ params["body"], labels)[0], None
+
+    @jax.jit
+    def both(params):
+        method = methods.Tabled(rule, ascent, "every" if every else "first")
+        return (
+            method.gradient(halves, params, {"kept": 1}, 0, None),
+            value_and_grad(losses_fn, rule, ascent=ascent)(params, labels),
+            value_and_grad(losses_fn, rules.sgd(5))(params, labels)[1],
+        )
+
+    found, ((loss, _), expected), gradients = jax.device_get(both(params))
+    assert_close(found.grads, expected, 1e-5)
+    np.testing.assert_allclose(found.loss, loss, rtol=1e-6)
+    np.testing.assert_allclose(found.logits, images @ params["body"] @ params["head"], rtol=1e-4)
+    assert found.extra == {"kept": 1}
+    # Of SAM in the p-norm, 1/p + 1/q = 1: e = rho d / ||d||_p, d = sign(g) |g|^(q - 1).
+    direction = {k: np.sign(g) * np.abs(g) ** 0.5 for k, g in gradients.items()}
+    length = sum((np.abs(d) ** 3).sum() for d in direction.values()) ** (1 / 3)
+    bodies = [params["body"], params["body"] + 0.5 * direction["body"] / length]
+    # Row 0 is the first of the first micro-batch, row 1 of the second.
+    moves = [np.mean([moved(b, images[k:]) for k in range(parts)], axis=0) for b in bodies]
+    np.testing.assert_allclose(found.stats, 3 + sum(moves[: 1 + every]), rtol=1e-4)
+
+
+def test_stages_of_stages_are_in_order_and_none_is_empty():
+    """What a first stage would do after the switch is never done; at one step the last holds."""
+    a, b, c, d = (rules.sam(5, rho=rho) for rho in (0.1, 0.2, 0.3, 0.4))
+    at = rules.stagewise
+    assert methods.rule_stages(a) == [(0, a)]
+    assert methods.rule_stages(at(a, b, switch_step=7)) == [(0, a), (7, b)]
+    nested = at(at(a, b, switch_step=3), at(c, d, switch_step=9), switch_step=7)
+    assert methods.rule_stages(nested) == [(0, a), (3, b), (7, c), (9, d)]
+    late = at(at(a, b, switch_step=7), c, switch_step=7)
+    assert methods.rule_stages(late) == [(0, a), (7, c)]
+    past = at(a, at(b, at(c, d, switch_step=5), switch_step=4), switch_step=7)
+    assert methods.rule_stages(past) == [(0, a), (7, d)]
+    stages = methods.Tabled(nested, Ascent(p=3.0), "every").stages()
+    assert [(start, of.rule, of.ascent, of.hands_on) for start, of in stages] == [
+        (start, rule, Ascent(p=3.0), True) for start, rule in methods.rule_stages(nested)
+    ]
 
 
 def test_frozen_statistics_normalise_by_the_running_ones_and_stay(one_step):

@@ -10,10 +10,10 @@ from experiments.data import augment
 from experiments.step.many import many_steps
 from experiments.step.objectives import Objective
 from experiments.step.optimizer import learning_rate, optimizer
-from experiments.step.passing import Passing
+from experiments.step.passing import EXAMPLES, Passing
 from experiments.step.state import create_state
 from experiments.step.step import Inputs, Rows, StepMetrics, count_hits, make_step
-from imbsam_jax import rules
+from imbsam_jax import passes, rules
 from imbsam_jax.losses import cross_entropy
 from tiny import TinyNet, tiny_dataset
 
@@ -128,9 +128,17 @@ def test_schedules_at_known_epochs():
     np.testing.assert_allclose(
         epochs("cosine-prestep", [0, 1, 2, 3], 4), [*cosine[1:], 0.0], rtol=1e-5, atol=1e-9
     )
-    ldam = epochs("steps", [0, 3, 4, 159, 160, 179, 180, 199], 200)
-    np.testing.assert_allclose(ldam, [0.02, 0.08, 0.1, 0.1, 1e-3, 1e-3, 1e-5, 1e-5], rtol=1e-5)
+    ldam = epochs("steps", [0, 3, 4, 5, 159, 160, 179, 180, 199], 200)
+    expected = [0.02, 0.08, 0.1, 0.1, 0.1, 1e-3, 1e-3, 1e-5, 1e-5]
+    np.testing.assert_allclose(ldam, expected, rtol=1e-5)
+    # CC-SAM's: from 7/15 up in five epochs; the epochs that end at 80% and 90% are the first less.
+    warm = epochs("warmup-steps", [0, 1, 2, 3, 4, 5, 158, 159, 178, 179, 199], 200)
+    rise = [0.1 * x / 15 for x in (7, 9, 11, 13, 15, 15, 15)]
+    np.testing.assert_allclose(warm, [*rise, 1e-2, 1e-2, 1e-3, 1e-3], rtol=1e-5)
     assert epochs("constant", [0, 3], 4) == [pytest.approx(0.1)] * 2
+    # After the last epoch, as for a checkpoint's state, the rate stays what it was.
+    last = learning_rate("cosine", 0.1, 4, 7)
+    assert float(last(27)) == float(last(28)) == float(last(70)) > 0
     with pytest.raises(ValueError, match=r"linear.*cosine"):
         learning_rate("linear", 0.1, 4, 7)
 
@@ -154,7 +162,8 @@ def test_the_classifier_alone_is_projected_after_so_many_steps(every):
     """Columns of norm 1 and 3: onto 1 + 0.1 (3 - 1)."""
     kernel = jnp.array([[1.0, 3.0]])
     params = {"body": {"kernel": kernel}, "head": {"kernel": kernel, "bias": jnp.full(2, 9.0)}}
-    tx = optimizer(lambda step: 0.0, 0.0, 0.0, max_norm_every=every)
+    options = {"max_norm_every": every} if every else {}  # none unless asked for
+    tx = optimizer(lambda step: 0.0, 0.0, 0.0, **options)
     state = tx.init(params)
     for step in range(1, 4):
         updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
@@ -169,6 +178,33 @@ def test_the_passes_of_one_run_are_not_those_of_another():
     """A default is one value for all who leave it out: it cannot be changed."""
     with pytest.raises(AttributeError, match="micro_batches"):
         Passing().micro_batches = 2
+
+
+@pytest.mark.parametrize("examples", EXAMPLES)
+def test_passes_of_the_library_for_a_batch(examples):
+    """Images, target and logits have a row for each example, running statistics have none."""
+    rooms = []
+
+    def buffers(classes):
+        return (12,)
+
+    def room(rows):
+        rooms.append(rows)
+        return buffers
+
+    found = Passing(examples, 3, room).over(12)
+    batched = (True, True, False, True)
+    if examples == "dependent":
+        assert found == passes.whole(3, batched) and not rooms
+        assert Passing().over(12) == passes.whole(1, batched)
+        return
+    kind = {"independent": "own_rows"}.get(examples, examples)
+    assert type(found) is getattr(passes, kind) and rooms == [12]
+    assert (found.buffers, found.batched) == (buffers, batched)
+    if kind == "split_norm":  # a group is normalised by what the pass at theta noted
+        assert found.carry(("images", "target", "before", "x"), ("noted", "y")) == (
+            "images", "target", "noted", None,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
