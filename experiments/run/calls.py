@@ -60,8 +60,8 @@ class Calls:
 
     def step_after(self, epoch: int, calls: int) -> int:
         """The step reached after so many calls of this epoch."""
-        made = self.of_epoch(epoch)[:calls] if epoch < self.epochs else []
-        return epoch * self.steps_per_epoch + sum(call.steps for call in made)
+        made = sum(call.steps for call in self.of_epoch(epoch)[:calls])
+        return epoch * self.steps_per_epoch + made
 
     def _stage(self, step: int) -> tuple[int, int]:
         """(which stage the step is in, first step of the next)."""

@@ -113,7 +113,7 @@ class Evaluator:
                 f"no {part} image of {noun(len(gone), 'class', 'classes')} (the first is "
                 f"{gone[0]}) could be read, and a mean over classes would leave it out"
             )
-        return Hits(correct, total, loss / max(seen, 1))
+        return Hits(correct, total, loss / seen)
 
     def features(self, state: TrainState, part: str, stop: StopRequest) -> np.ndarray:
         """float32[N, 1, 2, D] of a part, of each image and of its mirror image.

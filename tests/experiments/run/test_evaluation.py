@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -16,9 +17,11 @@ from experiments.host.errors import RunError
 from experiments.host.stopping import StopRequest
 from experiments.run import cost
 from experiments.run.evaluation import Evaluator, Hits
+from experiments.run.feeds import Place, make_feed
 from experiments.run.one import Run
 from experiments.run.parts import Parts
 from experiments.run.settings import Settings
+from experiments.step.passing import Passing
 from imbsam_jax import losses, rules
 from tiny import tiny_dataset
 
@@ -95,7 +98,7 @@ def test_five_crops_of_enlarged_images(parts: Parts) -> None:
 
 
 class Unreadable:
-    """A feed of which some images cannot be read."""
+    """A feed of which the first images cannot be read."""
 
     def __init__(self, feed: Any, lost: int):
         self._feed, self._lost = feed, np.arange(55) < lost
@@ -143,6 +146,69 @@ def test_images_that_cannot_be_read_are_left_out_up_to_a_share(parts: Parts) -> 
         evaluate.hits(state, "test", StopRequest())
     with pytest.raises(RunError, match=r"1 of 55 images .* more than the share --max-corrupt 0 a"):
         evaluator(parts, 20, feed=Unreadable(parts.feed, 1)).hits(state, "test", StopRequest())
+
+
+@pytest.mark.parametrize("first", [0, 10])
+def test_a_class_without_a_readable_image_is_named(parts: Parts, first: int) -> None:
+    """Of eleven images or of one; a class that has none was never there."""
+    data = dataclasses.replace(
+        DATA, test_images=DATA.test_images[first:], test_labels=DATA.test_labels[first:]
+    )
+    lost = 11 - first
+    feed = make_feed(data, SETTINGS, Place())
+    evaluate = evaluator(parts, 20, data, Unreadable(feed, lost), max_corrupt=1.0)
+    state = evaluate.put_state(parts.initial)
+    with pytest.raises(RunError, match=r"no test image of 1 class \(the first is 0\) could be"):
+        evaluate.hits(state, "test", StopRequest())
+    absent = dataclasses.replace(data, test_images=data.test_images[lost:],
+                                 test_labels=data.test_labels[lost:])  # fmt: skip
+    feed = make_feed(absent, SETTINGS, Place())
+    found = evaluator(parts, 20, absent, feed).hits(state, "test", StopRequest())
+    assert found.total.tolist() == [0, 11, 11, 11, 11]
+
+
+def test_features_are_of_each_image_and_of_its_mirror_image(parts: Parts) -> None:
+    """What the head sees, of all images or of none."""
+    evaluate = evaluator(parts, 20)
+    state = evaluate.put_state(parts.initial)
+    found = evaluate.features(state, "test", StopRequest())
+    assert found.shape == (55, 1, 2, 128)
+    params = jax.tree.map(np.asarray, parts.initial.params)
+    for k, images in enumerate((DATA.test_images, DATA.test_images[:, :, ::-1])):
+        logits = found[:, 0, k] @ params["head"]["kernel"] + params["head"]["bias"]
+        np.testing.assert_allclose(logits, logits_of(params, images), rtol=1e-3, atol=1e-4)
+    with pytest.raises(RunError, match="1 of 55 images of the test set could not be read, and fea"):
+        evaluator(parts, 20, feed=Unreadable(parts.feed, 1)).features(state, "test", StopRequest())
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_stop_is_answered_between_batches_where_one_process_evaluates(
+    parts: Parts, processes: int
+) -> None:
+    """Several would stop at different ones, and wait for each other."""
+    evaluate = evaluator(parts, 20)
+    evaluate._run_on = SimpleNamespace(
+        processes=processes, devices=parts.run_on.devices, place=lambda rows: rows,
+        put_inputs=lambda inputs: inputs,
+    )  # fmt: skip
+    asked: list[bool] = []
+    stop: Any = SimpleNamespace(check=lambda: asked.append(True))
+    assert len(list(evaluate._batches("test", stop))) == 3
+    assert len(asked) == (3 if processes == 1 else 0)
+
+
+@pytest.mark.parametrize(("batch", "size"), [(20, 20), (18, 20), (500, 56), (1, 4)])
+def test_a_batch_is_shared_by_all_devices_and_no_larger_than_the_part(
+    parts: Parts, batch: int, size: int
+) -> None:
+    evaluate = evaluator(parts, batch)
+    evaluate._run_on = SimpleNamespace(
+        processes=1, devices=[None] * 4, place=lambda rows: rows, put_inputs=lambda inputs: inputs
+    )
+    stop: Any = SimpleNamespace(check=lambda: None)
+    found = [rows for _, rows in evaluate._batches("test", stop)]
+    assert {rows.index.shape for rows in found} == {(1, size)}
+    assert sum(int(rows.mask.sum()) for rows in found) == 55
 
 
 def test_accuracies_are_means_over_classes_that_were_trained_on(parts: Parts) -> None:
@@ -221,6 +287,125 @@ def test_where_every_pass_sees_the_batch_the_step_alone_is_counted() -> None:
     rooms = []
     call, found = cost.counted(lambda room: rooms.append(room) or Compiled(7.0), None, [])
     assert (rooms, found, cost.flops(call)) == ([None], 7.0, 7.0)
+
+
+class Devices:
+    """Steps that cost what they are said to, by a clock of their own.
+
+    As in Jit: on the host an uncompiled step counts the work of all devices.
+    """
+
+    processes = 1
+
+    def __init__(self, clock: list[float], platform: str, axis_name: Any, passing: Passing):
+        self.devices = [SimpleNamespace(platform=platform), SimpleNamespace(platform="tpu")]
+        self.axis_name, self.passing, self.apart = axis_name, passing, 3
+        self.clock, self.done, self.seconds = clock, [], iter([64.0, *range(1, 200)])
+
+    def passing_by(self, passing: Passing) -> Any:
+        there = copy.copy(self)
+        there.passing = passing
+        return there
+
+    def put_state(self, state: str) -> str:
+        return f"{state} there"
+
+    def place(self, rows: str) -> str:
+        return f"{rows} there"
+
+    def lower_on_host(self, method: Any, state: str, inputs: str, rows: str) -> Compiled:
+        assert (method, state, inputs, rows) == ("sgd", "state there", "inputs", "rows")
+        self.done.append(("lowered", self.passing.micro_batches))
+        return Compiled(40.0)
+
+    def compile_steps(self, method: Any, state: str, inputs: str, rows: str) -> Any:
+        assert (method, state, inputs, rows) == ("sgd", "state there", "inputs", "rows")
+        self.done.append(("compiled", self.passing.micro_batches))
+        step = Step(self)
+        step.cost_analysis = Compiled(20.0).cost_analysis  # type: ignore[attr-defined]
+        return step
+
+
+class Step:
+    """A compiled call; the clock goes on as its result is waited for."""
+
+    def __init__(self, on: Devices):
+        self.on, self.calls = on, 0
+
+    def __call__(self, state: str, inputs: str, placed: str) -> Any:
+        assert (state, inputs, placed) == ("state there", "inputs", "rows there")
+        self.calls += 1
+        return state, self
+
+    def block_until_ready(self) -> None:
+        self.on.clock[0] += next(self.on.seconds)
+
+
+def _lone_step(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, platform: str = "cpu", axis_name: Any = None,
+    passing: Passing = Passing(), host: bool = True, processes: int = 1,
+) -> tuple[Any, Devices]:  # fmt: skip
+    """What a step costs there, whose first call takes 64 seconds and the others 1, 2, 3 ..."""
+    clock = [1000.0]
+
+    def local_devices(backend: str) -> list[str]:
+        if not host:
+            raise RuntimeError("no CPU")
+        return [backend]
+
+    def labels_of(steps: int, parts: int) -> list[Any]:
+        assert (steps, parts) == (1000, 3)
+        return [np.zeros(4, int)]
+
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(jax, "local_devices", local_devices)
+    run_on: Any = Devices(clock, platform, axis_name, passing)
+    run_on.processes = processes
+    order: Any = SimpleNamespace(labels_of=labels_of)
+    args: Any = (run_on, "sgd", "state", "inputs", "rows", order, seconds)
+    return cost.lone_step(*args), run_on
+
+
+@pytest.mark.parametrize(
+    ("seconds", "processes", "milliseconds"),
+    [
+        (1e-9, 1, 2000),  # the first three but the very first, whatever they take
+        (70.0, 1, 2000),  # 64 + 1 + 2 + 3 are as many
+        (70.5, 1, 2500),
+        (74.0, 1, 2500),
+        (74.5, 1, 3000),
+        (1e9, 1, 50_000),  # of a hundred
+        (1e9, 2, 2000),  # all processes make equally many
+    ],
+)
+def test_a_step_is_timed_for_so_long(
+    seconds: float, processes: int, milliseconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (_, found), _ = _lone_step(monkeypatch, seconds, processes=processes)
+    assert found == milliseconds
+
+
+@pytest.mark.parametrize(
+    ("where", "flops", "done"),
+    [
+        ({}, 20, [("compiled", 1)]),
+        ({"passing": Passing(micro_batches=2)}, 20, [("compiled", 1), ("compiled", 2)]),
+        # Of a GPU on the host: the work of both devices, by micro-batches or not; not of pmap.
+        ({"platform": "gpu"}, 20, [("lowered", 1), ("compiled", 1)]),
+        ({"platform": "gpu", "passing": Passing(micro_batches=4)}, 20,
+         [("lowered", 1), ("compiled", 4)]),
+        ({"platform": "gpu", "axis_name": "batch"}, 20, [("compiled", 1)]),
+        ({"platform": "gpu", "host": False}, 20, [("compiled", 1)]),
+    ],
+)  # fmt: skip
+def test_what_is_counted_is_compiled_without_a_loop(
+    where: Any, flops: float, done: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is timed is the step as it is made; it is not compiled again where none is timed."""
+    (found, _), run_on = _lone_step(monkeypatch, 1e-9, **where)
+    assert found == flops and run_on.done == done
+    (found, none), run_on = _lone_step(monkeypatch, 0, **where)
+    assert found == flops and np.isnan(none) and run_on.done == done[:1]
 
 
 def test_a_lone_step_is_counted_and_timed(parts: Parts) -> None:
