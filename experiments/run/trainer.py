@@ -103,7 +103,6 @@ class Trainer:
             except StopNow:
                 self._save()
                 run = self.runs[0]
-                self.close()
                 raise Stopped(
                     f"stopped at step {run.step}, epoch {run.note.epoch + 1}: saved. Continue with "
                     f"the same command and {flag('resume')}",

@@ -206,6 +206,14 @@ def test_lines_of_epochs_and_the_best_of_them():
     assert run.note.epoch == 5
 
 
+def test_the_mean_of_one_row_is_that_row():
+    done = []
+    run = made(done)
+    run.note = Note(loss_sum=0.5, hit_sum=1.0, rows=1)
+    line, _ = close_epoch(run, done)
+    assert (line["train_loss"], line["train_accuracy"]) == (0.5, 100)
+
+
 def test_without_held_out_images_none_are_evaluated():
     done = []
     run = made(done, dataclasses.replace(SETTINGS, eval_every=1), test=[1.0], flip=[2.0])
