@@ -174,6 +174,11 @@ def tail_of(dataset: Dataset | EncodedDataset, settings: Settings) -> np.ndarray
     return tail
 
 
+def another_seed(seed: int) -> int:
+    """A seed far from this one: half of all that there are further on."""
+    return (seed + 2**31) % 2**32
+
+
 def last_variables(
     run: Path, dataset: Dataset, model_name: str, settings: Settings
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -194,7 +199,7 @@ def last_variables(
             f"{run} holds no whole checkpoint of its last epoch to start a second stage from: "
             f"remove its report.json, and {flag('resume')} trains what is missing again"
         )
-    again = dataclasses.replace(settings, seed=(settings.seed + 2**31) % 2**32, classifier="linear")
+    again = dataclasses.replace(settings, seed=another_seed(settings.seed), classifier="linear")
     fresh = Parts(dataset, model_name, cross_entropy, again).initial
     return found[0].variables(), fresh.variables()
 
