@@ -11,6 +11,7 @@ import contextlib
 import gc
 import hashlib
 import io
+import itertools
 import json
 import logging
 import os
@@ -129,7 +130,7 @@ class Checkpoints:
             try:
                 aside.mkdir(exist_ok=True)
                 for other in newer:
-                    free = (aside / f"{other}{'_' * n}" for n in range(len(os.listdir(aside)) + 1))
+                    free = (aside / f"{other}{'_' * n}" for n in itertools.count())
                     os.rename(self.path / str(other), next(p for p in free if not p.exists()))
             except OSError as error:
                 raise RunError(f"cannot write to {aside}: {reason(error)}") from error
@@ -142,7 +143,6 @@ class Checkpoints:
         if self._failed:
             return
         with self._writing():
-            self._manager.wait_until_finished()
             self._manager.close()
 
     # ---- reading ---------------------------------------------------------------------------

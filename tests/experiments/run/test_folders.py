@@ -196,6 +196,8 @@ def test_a_note_damaged_in_any_field_is_named(saved, tmp_path):
         told[what] = rest.partition("), in ")[0]
         assert damaged == "checkpoint of step 10 is damaged"
     held.close()
+    for what in ("a list", "nothing", "text", "another object"):
+        assert told[what] == "its note has no digest to verify it by", what
     for name in whole:
         without = {key: value for key, value in whole.items() if key != name}
         assert told[str(without)] == "its note has no digest to verify it by"
