@@ -184,7 +184,7 @@ class InTurn(NamedTuple):
         return -(-self.rows // self.size)
 
     def of_step(self, step: int) -> np.ndarray:
-        rows = np.arange(step * self.size, (step + 1) * self.size, dtype=np.int64)
+        rows = np.arange(step * self.size, (step + 1) * self.size)
         return np.where(rows < self.rows, rows, -1)
 
 
@@ -201,7 +201,7 @@ class Mine(NamedTuple):
         rows, mine = self._part(step)
         # Padding repeats the first row of the whole batch, whichever process has it.
         real = np.where(rows >= 0, rows, rows[0])
-        return StepRows(real[mine], np.arange(len(rows), dtype=np.int64)[mine])
+        return StepRows(real[mine], np.arange(len(rows))[mine])
 
     def real(self, step: int) -> np.ndarray:
         """bool[b]: which of the rows are no padding."""

@@ -161,7 +161,7 @@ def test_features_are_not_normalised(done):
     assert feed.prepare(images, "positions", 6, "key") is images and done == [("flip", "key")]
 
 
-@pytest.mark.parametrize(("around", "edge"), [(0, 0), (17, 2)])
+@pytest.mark.parametrize(("around", "edge"), [(0, 0), (21, 4)])
 def test_what_is_evaluated_is_the_centre_of_a_larger_image(around, edge):
     """12 pixels of as many as are asked for, with as many left as right of them."""
     feed = made(enlarged=12, enlarged_eval=around)
@@ -282,6 +282,11 @@ def test_a_worker_leaves_the_accelerator_alone(worker, monkeypatch):
     monkeypatch.setattr(jax.config, "update", lambda *what: asked.append(what))
     rows, positions = feeds.Mine(feeds.InTurn(23, 8), feeds.Place(2, 2, 1))(2)
     assert asked == ([("jax_platforms", "cpu")] if worker else [])
+    assert rows.dtype == positions.dtype == np.int64
+    for step in range(5):  # the very first image is as real as another, wherever it stands
+        np.testing.assert_array_equal(
+            feeds.Mine(ORDER, feeds.Place())(step).rows, ORDER.of_step(step)
+        )
     assert (rows.tolist(), positions.tolist()) == ([20, 21, 22, 16], [4, 5, 6, 7])
     first = feeds.Mine(feeds.InTurn(23, 8), feeds.Place(2, 2, 0))
     assert first(0).rows.tolist() == [0, 1, 2, 3] and first.real(0).all()
