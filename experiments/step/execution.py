@@ -219,7 +219,7 @@ class Jit:
 
     def _replicate(self, x: Any) -> jax.Array:
         if self.processes == 1:
-            return jax.device_put(jnp.array(x, copy=True), self.replicated)
+            return jax.device_put(jnp.array(x), self.replicated)
         host = np.asarray(x)
         return jax.make_array_from_callback(host.shape, self.replicated, lambda part: host[part])
 
@@ -237,7 +237,7 @@ class Pmap(Jit):
         return self._everywhere(state)
 
     def get_state(self, state: TrainState) -> TrainState:
-        return jax.tree.map(lambda x: self._replicate(x.addressable_shards[0].data[0]), state)
+        return jax.tree.map(lambda x: self._replicate(_first(x)), state)
 
     def put_inputs(self, inputs: Inputs | None) -> Inputs | None:
         return None if inputs is None else self._everywhere(inputs)
@@ -283,7 +283,7 @@ class Pmap(Jit):
 
         def run(state: TrainState, inputs: Inputs | None, placed: Any) -> Any:
             state, seen = use(state, inputs, placed)
-            return state, jax.tree.map(lambda x: x.addressable_shards[0].data[0], seen)
+            return state, jax.tree.map(_first, seen)
 
         run.cost_analysis, run.as_text = compiled.cost_analysis, compiled.as_text  # type: ignore[attr-defined]
         return run
@@ -291,6 +291,11 @@ class Pmap(Jit):
     def _everywhere(self, tree: Any) -> Any:
         copy = jax.pmap(lambda _, x: x, in_axes=(0, None), devices=self.devices)
         return copy(np.arange(self._local), jax.device_get(tree))
+
+
+def _first(x: jax.Array) -> jax.Array:
+    """What this process's first device has of what pmap returned."""
+    return x.addressable_shards[0].data.squeeze(0)
 
 
 EXECUTIONS = {"jit": Jit, "pmap": Pmap}

@@ -33,5 +33,5 @@ def many_steps(
 
     if jax.tree.leaves(rows)[0].shape[0] != 1:
         return jax.lax.scan(body, state, rows)
-    state, seen = body(state, jax.tree.map(lambda x: x[0], rows))
+    state, seen = body(state, jax.tree.map(lambda x: x.squeeze(0), rows))
     return state, jax.tree.map(lambda x: x[None], seen)

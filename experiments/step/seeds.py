@@ -75,7 +75,7 @@ class Seeds:
         keys = np.stack([one.key_data for one in self._alone])
 
         def of_device(states: TrainState, inputs: Inputs | None, placed: Rows, keys: Any) -> Any:
-            seeds, _, count = jax.tree.leaves(placed)[0].shape[:3]
+            seeds, _, count = jax.tree.leaves(placed)[0].shape  # of an index
 
             def many(one: tuple[TrainState, Rows, Any]) -> Any:
                 state, rows, key = one

@@ -43,7 +43,7 @@ class World:
     most_steps, processes = None, 1
 
     def __init__(self, log, clock, runs=1):
-        self.log, self.clock, self.number = log, clock, runs
+        self.log, self.clock, self.number, self.shown = log, clock, runs, []
         self.devices = [SimpleNamespace(platform="cpu")]
 
     def inputs(self, part):
@@ -97,7 +97,7 @@ class World:
         self.log.append(f"epoch {what}")
 
     def update(self, *what):
-        pass
+        self.shown.append(what)
 
     def warn(self, words):
         self.log.append(words)
@@ -176,7 +176,7 @@ def made(monkeypatch, epochs=2, runs=1, every=1, **more):
     initial = SimpleNamespace(params={}, replace=lambda extra: ("initial", extra))
     parts = [
         SimpleNamespace(
-            feed=world, order=SimpleNamespace(rows=18), steps_per_epoch=5, began=90.0,
+            feed=world, order=SimpleNamespace(rows=18), steps_per_epoch=5, began=89.99956,
             initial=initial, evaluator=None, schedule=None,
         )
         for _ in range(runs)
@@ -242,8 +242,8 @@ def test_a_training_from_its_first_step_to_its_last(monkeypatch):
     note = run.note
     # Nine calls of four seconds each that first rows were waited for, one more for the end.
     assert (note.seconds_waiting, note.seconds_compile) == (9, 20)
-    assert note.seconds_train == 9 * (1 + 4) + 2
-    # From 90, before its parts were made, to the first call, waited for and done.
+    assert note.seconds_train == 9 * (1 + 4) + 2 and world.shown == [(0, 0, 0)] * 9
+    # From before its parts were made, at 90, to the first call, waited for and done.
     assert trainer.reports(False, "draw") == [(0, 15, (None, None, None), 27.0, "draw")]
     monkeypatch.setattr(trainer, "_cost", lambda: "cost")
     assert trainer.reports(True, None) == [(0, 15, "cost", 27.0, None)]

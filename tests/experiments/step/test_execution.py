@@ -55,6 +55,7 @@ def test_each_process_gives_its_part_of_the_rows_and_its_stop(kind, process, mon
     np.testing.assert_array_equal(rows.index, [INDEX[:, mine[:2]], INDEX[:, mine[2:]]])
     np.testing.assert_array_equal(positions, [mine[:2], mine[2:]])
     np.testing.assert_array_equal(flags, np.full((2, 3), 143))
+    assert positions.dtype == odd[1].dtype == np.int32
     rows, positions, flags = odd
     np.testing.assert_array_equal(rows.index, [INDEX[:, :7]] * 2)
     np.testing.assert_array_equal(positions, [np.arange(7)] * 2)
@@ -79,5 +80,5 @@ def test_a_call_says_the_largest_stop_that_was_given_with_it(parts):
     call = run_on.compile_steps(rules.sgd(5), state, inputs, INDEX)
     for stop, expected in ((None, 0), (143, 143), (75, 75)):
         state, seen = call(state, inputs, run_on.place(INDEX, stop))
-        assert int(np.max(seen.stop)) == expected
+        assert int(np.max(seen.stop)) == expected and np.shape(seen.loss) == (3,)
     assert int(np.ravel(jax.device_get(run_on.get_state(state).step))[0]) == 9

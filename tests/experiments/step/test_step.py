@@ -1,5 +1,7 @@
 """One step's parts against closed forms and plain loops."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,13 +9,16 @@ import optax
 import pytest
 
 from experiments.data import augment
+from experiments.step import step as step_module
 from experiments.step.many import many_steps
-from experiments.step.objectives import Objective
+from experiments.step.methods import Gradient
+from experiments.step.objectives import Adversary, Objective
 from experiments.step.optimizer import learning_rate, optimizer
 from experiments.step.passing import EXAMPLES, Passing
 from experiments.step.state import create_state
+from experiments.step.statistics import OF_BATCH, Noted
 from experiments.step.step import Inputs, Rows, StepMetrics, count_hits, make_step
-from imbsam_jax import passes, rules
+from imbsam_jax import losses, passes, rules
 from imbsam_jax.losses import cross_entropy
 from tiny import TinyNet, tiny_dataset
 
@@ -207,15 +212,22 @@ def test_passes_of_the_library_for_a_batch(examples):
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("steps", [0, 1, 3])
-def test_many_steps_are_the_steps_one_after_the_other(steps):
+@pytest.mark.parametrize(("steps", "size"), [(0, 4), (1, 4), (2, 4), (3, 4), (3, 1)])
+def test_many_steps_are_the_steps_one_after_the_other(steps, size):
+    """A lone one without a loop around it."""
+
     def step(state, inputs, rows, positions, batch_size, key):
         seen = rows.index.sum() * inputs + positions.sum() + batch_size
         return 2 * state + seen, StepMetrics(seen, state, seen)
 
-    rows = Rows(index=jnp.arange(4 * steps).reshape(steps, 4))
-    given = (10, jnp.arange(4), 5, None)  # inputs; positions, rows of the whole batch, key
-    state, seen = many_steps(step, jnp.array(1), given[0], rows, *given[1:])
+    rows = Rows(index=jnp.arange(size * steps).reshape(steps, size))
+    given = (10, jnp.arange(size), 5, None)  # inputs; positions, rows of the whole batch, key
+
+    def many(state):
+        return many_steps(step, state, given[0], rows, *given[1:])
+
+    state, seen = many(jnp.array(1))
+    assert ("scan" in str(jax.make_jaxpr(many)(jnp.array(1)))) == (steps != 1)
     expected = jnp.array(1)
     for k in range(steps):
         expected, one = step(expected, given[0], Rows(index=rows.index[k]), *given[1:])
@@ -301,3 +313,197 @@ def test_counted_hits_equal_a_count_of_predictions(one_step):
             mine = dataset.test_labels == c
             assert int(correct[c]) == hit[mine].sum()
             assert int(total[c]) == np.asarray(shown)[mine].sum()
+
+
+# ---- what a method is given, and what becomes of what it gives ----------------------------------
+
+INDEX = jnp.array([7, 3, 5, 1])
+IMAGES = jnp.arange(10.0)[:, None, None, None] * jnp.ones((10, 1, 2, 1))
+LABELS = jnp.arange(10) % 3
+LOGITS = jnp.array([[9.0, 1, 2], [0, 5, 1], [2, 1, 0], [0, 1, 4]])  # 0, 1, 0, 2
+
+
+class Given:
+    """A method that keeps what it is given, and gives a gradient that is told apart."""
+
+    def gradient(self, halves, params, extra, step, axis):
+        self.halves, self.given = halves, (params, extra, int(step), axis)
+        return Gradient(0.5, LOGITS, "stats after", "gradient", "extra after")
+
+
+def a_step(rows=INDEX, objective=None):
+    """(the method that was given halves, the state after, what was seen)"""
+    method, seeds = Given(), []
+
+    def prepare(images, positions, batch_size, key):
+        assert batch_size == 4
+        seeds.append(jax.random.key_data(key).tolist())
+        return images + 100 * positions[:, None, None, None]
+
+    given = {"step": 6, "params": "params", "extra": "extra", "batch_stats": "stats"}
+    state = SimpleNamespace(**given, apply_gradients=lambda **changes: changes)
+    step = make_step(method, objective or Objective(cross_entropy, 3), prepare)
+    inputs = Inputs(IMAGES, LABELS)
+    if isinstance(rows, Rows) and rows.index is None:
+        inputs = None
+    after, seen = step(state, inputs, rows, jnp.arange(4), 4, jax.random.key(1))
+    assert seeds[0] == jax.random.key_data(jax.random.fold_in(jax.random.key(1), 6)).tolist()
+    assert after == {"grads": "gradient", "batch_stats": "stats after", "extra": "extra after"}
+    assert method.given == ("params", "extra", 6, None) and method.halves.stats == "stats"
+    return method.halves, seen
+
+
+def test_a_method_is_given_the_rows_of_the_index():
+    """Of labels 1, 0, 2 and 1 the first and third guess, 0, are wrong, and the last, 2."""
+    halves, seen = a_step()
+    images = np.asarray(IMAGES[INDEX]) + 100 * np.arange(4)[:, None, None, None]
+    np.testing.assert_array_equal(halves.images, images)
+    assert halves.labels.tolist() == halves.target.tolist() == [1, 0, 2, 1]
+    assert halves.mask is None and halves.passes == passes.whole(1, (True, True, False, True))
+    assert (seen.loss, float(seen.accuracy), float(seen.real), seen.stop) == (0.5, 0.0, 1.0, None)
+    _, seen = a_step(Rows(index=jnp.array([0, 1, 3, 2])))  # 0, 1, 0, 2
+    assert float(seen.accuracy) == 1
+
+
+@pytest.mark.parametrize(("mask", "accuracy"), [([1, 1, 0, 1], 1 / 3), ([0, 0, 1, 0], 1.0),
+                                                ([0, 0, 0, 0], 0.0)])  # fmt: skip
+def test_rows_that_are_none_are_neither_right_nor_wrong(mask, accuracy):
+    """Images that were brought along; where none could be read, no guess was right."""
+    labels = jnp.array([2, 1, 0, 0])
+    rows = Rows(images=IMAGES[:4], labels=labels, mask=jnp.array(mask, bool))
+    halves, seen = a_step(rows)
+    assert halves.labels is labels and halves.mask is rows.mask
+    assert float(seen.accuracy) == pytest.approx(accuracy)
+    assert float(seen.real) == sum(mask) / 4
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_rows_are_mixed_with_others_of_the_batch_as_they_are_there(masked):
+    """By the batch's share and order; a row whose partner is none stays by itself."""
+    key = jax.random.fold_in(jax.random.key(1), 6)
+    share_key, pair_key = jax.random.split(jax.random.fold_in(key, 2))
+    share = float(jax.random.beta(share_key, 0.7, 0.7))
+    others = np.asarray(jax.random.permutation(pair_key, 4))
+    mask = jnp.array([True, True, False, True]) if masked else None
+    if masked:
+        others = np.where(np.asarray(mask)[others], others, np.arange(4))
+    halves, seen = a_step(Rows(index=INDEX, mask=mask), Objective(cross_entropy, 3, mixup=0.7))
+    whole = np.asarray(IMAGES[INDEX]) + 100 * np.arange(4)[:, None, None, None]
+    mixed = share * whole + (1 - share) * whole[others]
+    np.testing.assert_allclose(halves.images, mixed, rtol=1e-5)
+    soft = np.eye(3)[[1, 0, 2, 1]]
+    soft = share * soft + (1 - share) * soft[others]
+    np.testing.assert_allclose(halves.target, soft, rtol=1e-6)
+    assert halves.labels.tolist() == [1, 0, 2, 1]
+    real = np.ones(4) if mask is None else np.asarray(mask)
+    hits = soft[np.arange(4), [0, 1, 0, 2]]
+    np.testing.assert_allclose(seen.accuracy, (hits * real).sum() / real.sum(), rtol=1e-5)
+
+
+def a_state(stats):
+    """One that notes how it is applied."""
+    asked = []
+
+    def apply_fn(variables, images, **how):
+        asked.append((variables, how))
+        if "mutable" not in how:
+            return images
+        return images, {name: {"moved": 1.0} for name in how["mutable"]} if stats else {}
+
+    return SimpleNamespace(apply_fn=apply_fn, frozen={}, step=3), asked
+
+
+BOTH = {"train": True, "mutable": ["batch_stats"]}
+
+
+@pytest.mark.parametrize(
+    ("how", "updated", "train", "after"),
+    [
+        (passes.whole(), True, BOTH, {"moved": 1.0}),
+        (passes.whole(), False, {"train": False}, "stats"),
+        (passes.own_rows(lambda c: (1,)), False, {"train": False}, "stats"),
+        (passes.shared_norm(lambda c: (1,)), True, BOTH, {"moved": 1.0}),
+        (passes.split_norm(lambda c: (1,)), True,
+         {"train": True, "mutable": ["batch_stats", OF_BATCH]},
+         Noted({"moved": 1.0}, {"moved": 1.0})),
+    ],
+)  # fmt: skip
+def test_how_a_pass_normalises_and_what_becomes_of_the_statistics(how, updated, train, after):
+    """By the batch where they are updated; frozen ones, and those of rows alone, stay."""
+    state, asked = a_state(stats=True)
+    objective = Objective(cross_entropy, 3, train_statistics=updated)
+    found, stats = step_module._features_fn(state, objective, how)({"a": 1}, "stats", "images")
+    ((variables, mode),) = asked
+    assert found == "images" and mode == {**train, "method": "embed"}
+    assert variables == {"params": {"a": 1}, "batch_stats": "stats"}
+    running = step_module._running("stats", stats)
+    assert running == (after.running if isinstance(after, Noted) else after)
+    assert stats == (None if isinstance(how, passes.own_rows) else after)
+
+
+def test_a_group_is_normalised_by_what_was_noted():
+    state, asked = a_state(stats=True)
+    features = step_module._features_fn(
+        state, Objective(cross_entropy, 3), passes.split_norm(lambda c: (1,))
+    )
+    noted = Noted("running", "of the batch")
+    assert features({"a": 1}, noted, "images") == ("images", noted)
+    ((variables, mode),) = asked
+    assert variables["batch_stats"] == "of the batch" and mode["train"] is False
+
+
+@pytest.mark.parametrize("stats", [True, False])
+def test_rows_alone_are_no_batch_to_normalise_by(stats):
+    """Where the model has no statistics they are as good as any."""
+    state, asked = a_state(stats)
+    how = passes.own_rows(lambda classes: (1,))
+    features = step_module._features_fn(state, Objective(cross_entropy, 3), how)
+    if stats:
+        with pytest.raises(ValueError, match="examples are not independent where a model normal"):
+            features({"a": 1}, {}, "images")
+    else:
+        assert features({"a": 1}, {}, "images") == ("images", None)
+        assert asked[0][1]["train"] is True
+
+
+def test_a_loss_that_is_divided_by_the_whole_batch_is_so_in_a_part_of_it():
+    """Weights 1, 2 and 4 of five rows, one of which is none: by their mean over the other four."""
+    weights, labels = jnp.array([1.0, 2.0, 4.0]), jnp.array([0, 1, 2, 2, 0])
+    mask = jnp.array([True, True, True, True, False])
+    loss = losses.weighted(cross_entropy, weights, normalise="weights")
+
+    def apply_fn(variables, features, method):
+        assert (variables, method) == ({"params": {"w": 3.0}}, "classify")
+        return features
+
+    state = SimpleNamespace(apply_fn=apply_fn, frozen={}, step=3)
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
+    of_part = step_module._losses_fn(state, Objective(loss, 3), mask)(labels)
+    found, seen = of_part({"w": 3.0}, logits[2:4], labels[2:4])
+    plain = -jax.nn.log_softmax(logits)[np.arange(5), labels]
+    np.testing.assert_allclose(found, 4 * plain[2:4] / (11 / 4), rtol=1e-5)
+    np.testing.assert_array_equal(seen, logits[2:4])
+    # A loss without such a factor, and any function: as it is.
+    for other in (losses.weighted(cross_entropy, weights, normalise="batch"), cross_entropy):
+        by = weights[labels] if other is not cross_entropy else 1
+        of_all = step_module._losses_fn(state, Objective(other, 3), None)(labels)
+        np.testing.assert_allclose(of_all({"w": 3.0}, logits, labels)[0], by * plain, rtol=1e-5)
+
+
+def test_an_adversary_has_the_share_of_the_step_and_the_rows_that_count():
+    def wrap(fn):
+        def wrapped(params, target, features, *, share, mask):
+            return fn(params, features)[0] * share, (target, mask)
+
+        return wrapped
+
+    state = SimpleNamespace(apply_fn=lambda v, x, method: x, frozen={}, step=3)
+    objective = Objective(cross_entropy, 3, adversary=Adversary(wrap, lambda step: 0.25 * step))
+    mask, logits = jnp.array([True, False]), jnp.eye(3)[:2]
+    labels = jnp.array([0, 2])
+    found, (target, rows) = step_module._losses_fn(state, objective, mask)(labels)(
+        {}, logits, labels
+    )
+    plain = -jax.nn.log_softmax(logits)[np.arange(2), labels]
+    np.testing.assert_allclose(found, 0.75 * plain, rtol=1e-6)
+    assert target is labels and rows is mask
