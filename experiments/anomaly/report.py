@@ -57,12 +57,14 @@ def summarise(results: Sequence[Result], rules: Sequence[str]) -> list[dict[str,
     groups = dict.fromkeys((r.protocol, r.label_ratio, r.method) for r in results)
     summary = []
     for protocol, label_ratio, method in groups:
-        about = {"protocol": protocol, "label_ratio": label_ratio, "method": method}
         values = {
             rule: {
                 metric: np.array(
                     [
-                        [getattr(by_key[*about.values(), rule, d, s], metric) for s in seeds]
+                        [
+                            getattr(by_key[protocol, label_ratio, method, rule, d, s], metric)
+                            for s in seeds
+                        ]
                         for d in datasets
                     ]
                 )
@@ -71,8 +73,10 @@ def summarise(results: Sequence[Result], rules: Sequence[str]) -> list[dict[str,
             for rule in rules
         }
         for rule in rules:
-            row: dict[str, Any] = {**about, "rule": rule}
-            row |= {"datasets": len(datasets), "seeds": len(seeds)}
+            row: dict[str, Any] = {
+                "protocol": protocol, "label_ratio": label_ratio, "method": method, "rule": rule,
+                "datasets": len(datasets), "seeds": len(seeds),
+            }  # fmt: skip
             row["diverged"] = int(np.isnan(values[rule]["auroc"]).sum())
             for metric in METRICS:
                 table = values[rule][metric]

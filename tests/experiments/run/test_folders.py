@@ -213,6 +213,17 @@ def test_all_damaged_is_an_error_and_nothing_is_removed(saved, tmp_path):
     assert read(tmp_path / "nowhere")[0] is None
 
 
+def test_a_note_is_read_whatever_became_of_its_state(saved, tmp_path):
+    """What a run was trained with is told by the newest note."""
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    for file in (tmp_path / "checkpoints" / "10" / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    held = Checkpoints(tmp_path / "checkpoints", reading=True)
+    held.check_config(tmp_path / "config.json", CONFIG, pytest.fail)
+    held.close()
+
+
 def test_numbers_of_another_width_are_no_damage(saved, tmp_path):
     """The state of 64 bits read in 32, and the other way about, had bytes that nobody saved."""
     with jax.enable_x64(True):
