@@ -170,9 +170,10 @@ def test_runs_side_by_side_are_those_alone() -> None:
     tables = [made_table(n, n // 8, name=f"t{n}") for n in (1100, 1500)]
     cases = anomaly.draw_cases(tables, seeds=[4, 5], label_ratios=[0.5], protocols=["adbench"])
     told: list[tuple[int, float]] = []
+    kept: dict[tuple[Any, ...], Any] = {}
     found, seconds = anomaly.train(
         cases, method=method, rules=["imbsam"], optimizer="sgd", lr=1e-3, rho=0.05, epochs=2,
-        advance=lambda runs, took: told.append((runs, took)),
+        advance=lambda runs, took: told.append((runs, took)), kept=kept,
     )  # fmt: skip
     # Longer runs first; what each batch of runs took is told, and shared among its runs.
     assert [r.dataset for r in found] == ["t1500"] * 2 + ["t1100"] * 2
@@ -194,6 +195,11 @@ def test_runs_side_by_side_are_those_alone() -> None:
             labels = case.drawn.train_labels[rows]
             carry = step(params, opt_state, state, arrays.train[rows], labels, fixed)
             params, opt_state, state, _ = carry
+        ended = kept[case.table.name, method, "imbsam", case.seed, 0.5, "adbench"]
+        for one, other in zip(
+            jax.tree.leaves(ended), jax.tree.leaves((params, state)), strict=True
+        ):
+            np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
         y, s = case.drawn.test_labels, np.asarray(net.scores(params, arrays.test, fixed, state))
         expected = (
             roc_auc_score(y, s),
