@@ -76,8 +76,9 @@ def test_what_a_lone_step_costs_is_that_of_the_first_seed():
     [(1, 1, 1, 1), (1, 4, 1, 4), (2, 1, 1, 1), (2, 2, 2, 1), (2, 4, 2, 2), (4, 8, 4, 2)],
 )
 def test_processes_have_equally_many_of_the_devices(there, devices, processes, local, monkeypatch):
-    """But for a single device, which each process has for itself."""
+    """But for a single device, which each process has for itself; this one is the last of them."""
     monkeypatch.setattr(jax, "process_count", lambda: there)
+    monkeypatch.setattr(jax, "process_index", lambda: there - 1)
     monkeypatch.setattr(execution, "Mesh", lambda devices, names, axis_types: (
         devices.tolist(), names, axis_types,
     ))  # fmt: skip
@@ -86,6 +87,7 @@ def test_processes_have_equally_many_of_the_devices(there, devices, processes, l
     for kind, apart in ((Jit, 1), (Pmap, devices)):
         made = kind([9], None, None, jax.random.key(0)).on(list(range(devices)))
         assert (made.processes, made._local, made.apart) == (processes, local, apart)
+        assert made.part(24) == slice(24 - 24 // processes, 24)
         assert made.replicated == (mesh, jax.sharding.PartitionSpec())
         assert made._rows == (mesh, jax.sharding.PartitionSpec(None, "batch"))
 

@@ -326,9 +326,12 @@ LOGITS = jnp.array([[9.0, 1, 2], [0, 5, 1], [2, 1, 0], [0, 1, 4]])  # 0, 1, 0, 2
 class Given:
     """A method that keeps what it is given, and gives a gradient that is told apart."""
 
+    def __init__(self, logits=LOGITS):
+        self.logits = logits
+
     def gradient(self, halves, params, extra, step, axis):
         self.halves, self.given = halves, (params, extra, int(step), axis)
-        return Gradient(0.5, LOGITS, "stats after", "gradient", "extra after")
+        return Gradient(0.5, self.logits, "stats after", "gradient", "extra after")
 
 
 def a_step(rows=INDEX, objective=None):
@@ -377,12 +380,24 @@ def test_rows_that_are_none_are_neither_right_nor_wrong(mask, accuracy):
     assert float(seen.real) == sum(mask) / 4
 
 
+@pytest.fixture
+def share(monkeypatch):
+    """Drawn evenly, which is quicker than of a Beta distribution"""
+
+    def drawn(key, a, b):
+        assert a == b == 0.7
+        return jax.random.uniform(key)
+
+    monkeypatch.setattr(jax.random, "beta", drawn)
+
+
+@pytest.mark.usefixtures("share")
 @pytest.mark.parametrize("masked", [False, True])
 def test_rows_are_mixed_with_others_of_the_batch_as_they_are_there(masked):
     """By the batch's share and order; a row whose partner is none stays by itself."""
     key = jax.random.fold_in(jax.random.key(1), 6)
     share_key, pair_key = jax.random.split(jax.random.fold_in(key, 2))
-    share = float(jax.random.beta(share_key, 0.7, 0.7))
+    share = float(jax.random.uniform(share_key))
     others = np.asarray(jax.random.permutation(pair_key, 4))
     mask = jnp.array([True, True, False, True]) if masked else None
     if masked:
@@ -398,6 +413,39 @@ def test_rows_are_mixed_with_others_of_the_batch_as_they_are_there(masked):
     real = np.ones(4) if mask is None else np.asarray(mask)
     hits = soft[np.arange(4), [0, 1, 0, 2]]
     np.testing.assert_allclose(seen.accuracy, (hits * real).sum() / real.sum(), rtol=1e-5)
+
+
+@pytest.mark.usefixtures("share")
+@pytest.mark.parametrize("masked", [False, True])
+def test_devices_mix_their_rows_with_those_of_the_whole_batch(masked):
+    """And all of them have its accuracy, by the rows that are real anywhere."""
+    mask = jnp.array([True, True, False, True]) if masked else None
+    objective = Objective(cross_entropy, 3, mixup=0.7)
+    whole, seen = a_step(Rows(index=INDEX, mask=mask), objective)
+    state = SimpleNamespace(
+        step=6, params=None, extra=None, batch_stats=None, apply_gradients=lambda **_: None
+    )
+
+    def prepare(images, positions, batch_size, key):
+        return images + 100 * positions[:, None, None, None]
+
+    def part(index, mask, positions, logits):
+        method = Given(logits)
+        step = make_step(method, objective, prepare, axis_name="devices")
+        rows, inputs = Rows(index=index, mask=mask), Inputs(IMAGES, LABELS)
+        _, mine = step(state, inputs, rows, positions, 4, jax.random.key(1))
+        assert method.given[3] == "devices"
+        return method.halves.images, method.halves.target, mine.accuracy, mine.real
+
+    def halved(x):
+        return None if x is None else x.reshape(2, 2, *x.shape[1:])
+
+    parts = map(halved, (INDEX, mask, jnp.arange(4), LOGITS))
+    images, target, accuracy, real = jax.vmap(part, axis_name="devices")(*parts)
+    np.testing.assert_allclose(images.reshape(whole.images.shape), whole.images, rtol=1e-6)
+    np.testing.assert_allclose(target.reshape(4, 3), whole.target, rtol=1e-6)
+    np.testing.assert_allclose(accuracy, [seen.accuracy] * 2, rtol=1e-6)
+    assert real.tolist() == [seen.real] * 2
 
 
 def a_state(stats):
