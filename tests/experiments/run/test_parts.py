@@ -96,6 +96,21 @@ def test_devices_share_a_batch_or_have_their_own(own, shared, monkeypatch):
     assert places == [(shared, 4, 2), (3, 4, 2)]
 
 
+@pytest.mark.parametrize(("statistics", "updated"), [("updated", True), ("frozen", False)])
+def test_what_a_step_minimises(statistics, updated, monkeypatch):
+    asked = []
+
+    def objective(*what, **more):
+        asked.append((*what, more))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(made_of, "Objective", objective)
+    settings = Settings(statistics=statistics, mixup=0.5)
+    with pytest.raises(KeyboardInterrupt):
+        Parts(DATA, "mlp", "loss", settings, adversary="adversary")
+    assert asked == [("loss", 5, 0.5, {"train_statistics": updated, "adversary": "adversary"})]
+
+
 def test_a_seed_that_is_none_is_refused_before_anything_is_made():
     for seed in (-1, 2**32):
         with pytest.raises(RunError, match=f"seed.*{seed}"):
