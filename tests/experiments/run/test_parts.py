@@ -137,12 +137,13 @@ def test_another_seed_is_far_away(seed, other):
 
 @pytest.mark.parametrize("found", [None, 9, 10, 11])
 def test_a_second_stage_starts_from_the_last_step_alone(found, monkeypatch, tmp_path):
-    """Of two epochs with five steps each; the fresh ones are those of another seed."""
+    """Of two epochs with five steps each; the fresh ones are those of another seed, linear."""
     asked, closed, names = [], [], ("params", "batch_stats")
 
     def parts(dataset, model, loss, settings):
-        state = SimpleNamespace(variables=lambda: dict.fromkeys(names, settings.seed))
-        return SimpleNamespace(steps_per_epoch=5, initial=state, classifier=settings.classifier)
+        about = settings.seed, settings.classifier
+        state = SimpleNamespace(variables=lambda: dict.fromkeys(names, about))
+        return SimpleNamespace(steps_per_epoch=5, initial=state)
 
     class Checkpoints:
         def __init__(self, *what, **more):
@@ -160,7 +161,7 @@ def test_a_second_stage_starts_from_the_last_step_alone(found, monkeypatch, tmp_
     (tmp_path / "config.json").write_text('{"a": 1}')
     args = (Path(tmp_path), DATA, "mlp", Settings(epochs=2, seed=3, classifier="cosine"))
     if found == 10:
-        fresh = dict.fromkeys(names, 2**31 + 3)
+        fresh = dict.fromkeys(names, (2**31 + 3, "linear"))
         assert made_of.last_variables(*args) == ("trained", fresh)
     else:
         with pytest.raises(
