@@ -249,17 +249,18 @@ class Trainer:
             ]
             if all(one is not None for one in found):
                 return found
-        without = [str(path) for path, of_it in held.items() if not of_it]
-        if without and any(held.values()):  # a kill between their first saves
+        if any(held.values()):
+            without = [str(path) for path, of_it in held.items() if not of_it]
+            if not without:
+                steps = ", ".join(f"{path}: {of_it}" for path, of_it in held.items())
+                raise RunError(
+                    f"no step has a checkpoint that can be read in all folders ({steps}): remove "
+                    f"their checkpoints/ to start again with {flag('resume')}, or choose another "
+                    f"{flag('out')}"
+                )
+            # A kill between their first saves.
             say(f"no checkpoint in {', '.join(without)}: all seeds start afresh")
-        elif any(held.values()):
-            steps = ", ".join(f"{path}: {of_it or 'none'}" for path, of_it in held.items())
-            raise RunError(
-                f"no step has a checkpoint that can be read in all folders ({steps}): remove "
-                f"their checkpoints/ to start again with {flag('resume')}, or choose another "
-                f"{flag('out')}"
-            )
-        return [None] * len(self.runs)
+        return [None for _ in self.runs]
 
     def _save(self) -> None:
         if len(self.runs) > 1:
