@@ -240,6 +240,8 @@ def test_the_whole_report_of_two_data_sets(
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     if not terminal:
         assert lines == SHOWN.strip().splitlines()
+        anomaly_report.show([], [], f"{'x' * 78} yy")  # a column too many
+        assert [line.strip() for line in capsys.readouterr().out.splitlines()][1] == "yy"
         return
     for code, words in STYLES:
         assert any(line.startswith(f"\x1b[{code}m{words}") for line in lines), words
