@@ -32,8 +32,9 @@ class Seeds:
 
     def __init__(self, alone: list[Jit], in_turn: bool):
         self._alone, self._in_turn = alone, in_turn
-        self.devices = alone[0].devices
-        self._mesh = alone[0].replicated.mesh
+        self._first, *_ = alone
+        self.devices = self._first.devices
+        self._mesh = self._first.replicated.mesh
         self._by_seed = NamedSharding(self._mesh, P(AXIS))
 
         def stack(states: list[TrainState]) -> TrainState:
@@ -43,14 +44,14 @@ class Seeds:
             return [of_seed(states, k) for k in range(len(alone))]
 
         self._stack = jax.jit(stack, out_shardings=self._by_seed)
-        self._unstack = jax.jit(unstack, out_shardings=alone[0].replicated)
+        self._unstack = jax.jit(unstack, out_shardings=self._first.replicated)
 
     def alone(self) -> Jit:
         """The first seed's own steps, on one device."""
-        return self._alone[0].on(self.devices[:1])
+        return self._first.on(self.devices[:1])
 
     def put_inputs(self, inputs: Inputs | None) -> Inputs | None:
-        return self._alone[0].put_inputs(inputs)
+        return self._first.put_inputs(inputs)
 
     def join(self, states: list[TrainState]) -> TrainState:
         put = [one.put_state(state) for one, state in zip(self._alone, states, strict=True)]
@@ -79,11 +80,11 @@ class Seeds:
 
             def many(one: tuple[TrainState, Rows, Any]) -> Any:
                 state, rows, key = one
-                steps = self._alone[0].many(method, key)
+                steps = self._first.many(method, key)
                 return steps(state, inputs, rows, jnp.arange(count), count)
 
             if seeds == 1:  # no batch dimension in any operation: a lone run's program
-                found = many(of_seed((states, placed, keys), 0))
+                found = many(jax.tree.map(lambda leaf: leaf.squeeze(0), (states, placed, keys)))
                 return jax.tree.map(lambda leaf: leaf[None], found)
             mapped = partial(jax.lax.map, many) if self._in_turn else jax.vmap(many)
             return mapped((states, placed, keys))

@@ -83,8 +83,8 @@ def test_protocols_differ_in_what_they_say() -> None:
 
 
 @pytest.mark.parametrize("n", [1000, 10000])
-def test_at_either_bound_every_row_is_there_once(n: int) -> None:
-    """Resampled are fewer than 1000 rows, cut are more than 10000: nothing is drawn before."""
+def test_at_either_bound_nothing_is_drawn_before_the_split(n: int) -> None:
+    """Resampled are fewer than 1000 rows, cut are more than 10000."""
     table = made_table(n, n // 10, width=1)
     drawn = split(table, seed=1)
     train, test = train_test_split(

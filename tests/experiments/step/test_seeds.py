@@ -28,22 +28,23 @@ class Counting(Jit):
         return steps
 
 
-def seeds(in_turn):
+def seeds(in_turn, number):
     devices = jax.local_devices()[:1]
-    return Seeds([Counting(devices, None, None, jax.random.key(k)) for k in (5, 7)], in_turn)
+    keys = [jax.random.key(k) for k in (5, 7)[:number]]
+    return Seeds([Counting(devices, None, None, key) for key in keys], in_turn)
 
 
-@pytest.mark.parametrize("in_turn", [False, True])
-def test_every_seed_has_its_state_its_rows_and_its_key(in_turn):
-    """Side by side or one after the other; the state is given away, the data set is not."""
-    run_on = seeds(in_turn)
-    states = [{"a": jnp.int32(k), "b": jnp.ones(2) * k} for k in (1, 2)]
+@pytest.mark.parametrize(("in_turn", "number"), [(False, 2), (True, 2), (True, 1)])
+def test_every_seed_has_its_state_its_rows_and_its_key(in_turn, number):
+    """Side by side, or one after the other, or alone; the state is given away, data are not."""
+    run_on = seeds(in_turn, number)
+    states = [{"a": jnp.int32(k), "b": jnp.ones(2) * k} for k in (1, 2)[:number]]
     inputs = run_on.put_inputs(Inputs(None, jnp.array([0, 1])))
-    rows = run_on.join_rows([Rows(index=index) for index in INDEX])
-    np.testing.assert_array_equal(rows.index, INDEX)
+    rows = run_on.join_rows([Rows(index=index) for index in INDEX[:number]])
+    np.testing.assert_array_equal(rows.index, INDEX[:number])
     joined = run_on.join(states)
     call = run_on.compile_steps("method", joined, inputs, rows)
-    assert ("while" in call.as_text()) == in_turn
+    assert ("while" in call.as_text()) == (in_turn and number > 1)
     after, seen = call(joined, inputs, run_on.place(rows))
     assert joined["b"].is_deleted() and not inputs.labels.is_deleted()
     for k, (state, mine) in enumerate(
