@@ -213,6 +213,27 @@ def test_a_rule_of_two_matrices(parts, every):
     np.testing.assert_allclose(found.stats, 3 + sum(moves[: 1 + every]), rtol=1e-4)
 
 
+def test_passes_over_some_rows_give_the_logits_of_all():
+    """In the order of the batch, as they come: there are no micro-batches to be joined."""
+    draw = np.random.default_rng(0)
+    images, labels = draw.normal(size=(8, 3)).astype(np.float32), np.arange(8) % 5
+    kernel = draw.normal(size=(3, 5)).astype(np.float32)
+
+    def classify(params, features, target):
+        return losses.cross_entropy(features, target), features
+
+    halves = types.SimpleNamespace(
+        images=images, target=labels, labels=labels, stats={}, mask=None,
+        passes=Passing("independent", room=lambda rows: lambda classes: (rows,)).over(8),
+        features=lambda params, stats, images: (images @ params, None),
+        losses_for=lambda target: classify,
+    )  # fmt: skip
+    method = methods.Tabled(rules.sgd(5))
+    found = jax.jit(lambda kernel: method.gradient(halves, kernel, {}, 0, None))(kernel)
+    np.testing.assert_allclose(found.logits, images @ kernel, rtol=1e-5)
+    assert found.stats is None
+
+
 def test_stages_of_stages_are_in_order_and_none_is_empty():
     """What a first stage would do after the switch is never done; at one step the last holds."""
     a, b, c, d = (rules.sam(5, rho=rho) for rho in (0.1, 0.2, 0.3, 0.4))

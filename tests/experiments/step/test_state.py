@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+from experiments.step import state
 from experiments.step.objectives import Adversary, Objective
 from experiments.step.state import merge, split
 
@@ -29,6 +30,7 @@ TRAINED = {
 @pytest.mark.parametrize("trained", TRAINED)
 def test_a_part_is_trained_and_the_rest_is_frozen(trained):
     """The classifier always is, but for its scales alone."""
+    assert {path for path in PATHS if state.TRAINED[trained](path)} == TRAINED[trained]
     part, rest = split(PARAMS, trained)
     flat, frozen = traverse_util.flatten_dict(part), traverse_util.flatten_dict(rest)
     assert set(flat) == TRAINED[trained] and set(frozen) == set(PATHS) - TRAINED[trained]
