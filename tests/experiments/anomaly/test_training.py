@@ -272,6 +272,14 @@ def test_no_more_devices_than_cores_and_runs(
     assert asked == [("jax_num_cpu_devices", cores)]
 
 
+def test_runs_are_spread_over_these_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all that there are, and by no rule of sharding but the program's own."""
+    monkeypatch.setattr(jax, "make_mesh", lambda *what, **more: (what, more))
+    kinds = (jax.sharding.AxisType.Auto,)
+    asked = {"axis_types": kinds, "devices": ["a", "b"]}
+    assert program.mesh(["a", "b"]) == (((2,), ("runs",)), asked)
+
+
 def test_runs_of_equally_many_steps_go_together_the_longest_first() -> None:
     tasks = [SimpleNamespace(name=k, steps=steps) for k, steps in enumerate([5, 20, 5, 7, 5, 5])]
     parts = anomaly_training._parts(tasks, 3)  # type: ignore[arg-type]
