@@ -15,7 +15,6 @@ from experiments.data.augment import normalise
 from experiments.data.encoded import EncodedDataset
 from experiments.data.sampling import Order
 from experiments.data.stream import HostBatch
-from experiments.host.devices import cores
 from experiments.run import feeds
 from experiments.run.settings import Settings
 from tiny import tiny_dataset
@@ -197,6 +196,7 @@ def loader(monkeypatch):
             ok = np.arange(len(rows)) != 1
             yield HostBatch(np.full((len(rows), 2), step), rows.astype(np.int32), ok, 1)
 
+    monkeypatch.setattr(feeds, "cores", lambda: 6)
     for name in ("grain", "tf.data"):
         monkeypatch.setitem(feeds._LOADERS, name, lambda: load)
     return asked
@@ -205,7 +205,7 @@ def loader(monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "more"),
     [
-        ({}, {"train": True, "workers": 0, "threads": cores()}),
+        ({}, {"train": True, "workers": 0, "threads": 6}),
         ({"augment": False, "seed": 7, "workers": 3}, {"train": False, "workers": 3, "threads": 1}),
         ({"loader": "tf.data"}, {"train": True}),
     ],
