@@ -71,3 +71,16 @@ def test_a_centre_at_zero_stays_there():
     """As in ADBench, which pushes what is near zero away by its sign; zero has none."""
     _, fixed, _ = deep_sad().init(0, np.zeros((4, WIDTH), np.float32))
     assert fixed["centre"].tolist() == [0] * 10
+
+
+def test_batches_are_of_streams_of_their_own():
+    """Of RandomState(20000 + seed): DevNet's two halves in turn, DeepSAD's rows permuted."""
+    draw = np.random.RandomState(20003)
+    normal, anomaly = np.flatnonzero(~LABELS), np.flatnonzero(LABELS)
+    rows = devnet().batches(3, LABELS.astype(int), 1)
+    for row in rows[:2]:
+        np.testing.assert_array_equal(row[:64], normal[draw.randint(0, len(normal), 64)])
+        np.testing.assert_array_equal(row[64:], anomaly[draw.randint(0, len(anomaly), 64)])
+    draw = np.random.RandomState(20003)
+    for row in deep_sad().batches(3, LABELS.astype(int), 2):
+        np.testing.assert_array_equal(row, draw.permutation(ROWS))
