@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import compile_cache
+import ir_context
 import xla_flags
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,6 +48,8 @@ if not compile_cache.is_shared_safely():
     _OWN = f"{os.environ['JAX_COMPILATION_CACHE_DIR']}-{os.environ.get('PYTEST_XDIST_WORKER', '0')}"
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _OWN
     jax.config.update("jax_compilation_cache_dir", _OWN)
+
+ir_context.share()
 
 # The first example compiles, so no deadline; the same examples in every run.
 hypothesis.settings.register_profile("imbsam_jax", deadline=None, derandomize=True)
