@@ -262,6 +262,7 @@ def test_class_index_holds_what_int32_holds() -> None:
         given = np.array([label, np.asarray(label).dtype.type(1)])
         assert class_index(given).tolist() == [-1, 1]
         assert class_index(given).dtype == jnp.int32
+    assert class_index(np.array([2**31 - 1, 2**31])).tolist() == [2**31 - 1, -1]
     assert jax.jit(class_index)(np.array([2**32 - 1, 5], np.uint32)).tolist() == [-1, 5]
     with jax.enable_x64(True):
         for label in (2**40, 2**63):
@@ -802,6 +803,13 @@ def test_a_loss_that_averages_over_the_batch_sees_all_of_it(way: Way, name: str)
             traced(way, averaged(loss), LOGITS, LABELS, X, LABELS)
     else:
         traced(way, averaged(loss), LOGITS, LABELS, X, LABELS)
+
+
+def test_chosen_rows_with_room_for_the_batch_are_all_of_it() -> None:
+    everywhere = passes.own_rows(lambda classes: (4,))
+    f = ij.value_and_grad(averaged(WEIGHTED), _rule(COUNTS), passes=everywhere)
+    want = _value_and_grad(averaged(WEIGHTED), LOGITS, LABELS, X, LABELS)
+    same(f(LOGITS, LABELS, X, LABELS)[1], want, rtol=1e-6)
 
 
 def test_a_cached_trace_does_not_hide_it() -> None:
