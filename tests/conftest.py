@@ -73,6 +73,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _what_stays_is_old() -> Iterator[None]:
+    """What a module leaves in caches is not looked through again in every later one."""
+    yield
+    gc.collect(1)
+    gc.freeze()
+
+
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

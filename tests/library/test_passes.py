@@ -685,3 +685,19 @@ def test_own_rows_takes_an_aux_of_numpy() -> None:
 def test_strata_of_any_whole_type(kind: Any) -> None:
     strata = np.array([0, 1, 1]).astype(kind)
     assert passes.stratified_buffers(strata, (5, 3))(np.array([False, True, True])) == (3,)
+
+
+# ------------------------------------------------------------------------ labels of no class
+
+
+@pytest.mark.parametrize("label", [-1, 9])
+def test_a_row_of_no_class_counts_in_the_loss_of_chosen_rows_too(label: int) -> None:
+    """The mean is over it as well, and its gradient is none."""
+    x = np.array([[1.0, 0.0], [0.5, 2.0], [0.0, 1.0], [1.0, 1.0]], np.float32)
+    labels, w = np.array([0, 0, 0, label]), jnp.array([1.0, -0.5])
+    rule = rules.imbsam([90, 10], rho=0.1, eta=20)
+    room = passes.own_rows(lambda classes: (1, 4))  # for the bad row alone, or for all
+    f = ij.value_and_grad(lambda w, x: ((x @ w) ** 2, None), rule, passes=room)
+    (loss, _), gradient = quick_jit(f)(w, labels, x)
+    np.testing.assert_allclose(loss, (1 + 0.25 + 0.25 + 0.25) / 4, rtol=1e-6)
+    assert np.isnan(gradient).all()

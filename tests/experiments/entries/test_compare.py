@@ -40,6 +40,7 @@ QUICK = (
     "--rule", "sgd", "imbsam", "--loss", "cross_entropy", "logit_adjusted",
     "--sampling", "shuffled", "--reference", "logistic",
 )  # fmt: skip
+LEAST = ("--rule", "sgd", "--loss", "cross_entropy")
 ROWS = [
     "sgd, cross_entropy", "sgd, logit_adjusted", "imbsam, cross_entropy", "imbsam, logit_adjusted",
     "logistic regression, balanced weights",
@@ -457,7 +458,6 @@ def test_what_is_handed_on_is_of_the_rows_that_are_trained_on(
     written(Path("x.csv"), halves if way == "cut" else frame())
     written(Path("other.csv"), frame()[30:].assign(a=7.0))
     flags, rows_of = TRAINED[way]
-    args = ["--data", "x.csv", "--label", "kind", "--out", "out", *QUICK, *flags]
     seen: list[Any] = []
     kept = compare_kept.save
     monkeypatch.setattr(compare_kept, "save", lambda *a: (seen.append(a), kept(*a)))
@@ -468,7 +468,7 @@ def test_what_is_handed_on_is_of_the_rows_that_are_trained_on(
         hand_on(*before, "imbsam, logit_adjusted", cut)
 
     monkeypatch.setattr(compare, "_hand_on", imbsam)
-    compare.main(compare.arguments().parse_args([*args, "--save"]))
+    untuned(Path("x.csv"), Path("out"), "--loss", "logit_adjusted", *flags, "--save")
     ((_, table, part, *_),) = seen
     np.testing.assert_array_equal(part.train, rows_of(table))
     if way == "cut":  # as the splits are: the largest whole, the other a twentieth
@@ -537,7 +537,7 @@ def test_a_network_that_cannot_be_handed_on_costs_no_page(
 
     monkeypatch.setattr(compare_kept, "save", refuses)
     with pytest.raises(RunError, match="on all rows"):
-        run(data, tmp_path / "out", "--save")
+        untuned(data, tmp_path / "out", *LEAST, "--save")
     assert (tmp_path / "out" / "report.html").exists()
 
 
@@ -580,7 +580,7 @@ def test_a_name_with_a_dollar_is_drawn_as_it_is(name: str, tmp_path: Path) -> No
     made = frame()
     made["kind"] = made["kind"].where(made["kind"] == "rare", name)
     file = written(tmp_path / f"{name.replace('/', '')}.csv", made)
-    untuned(file, tmp_path / "out")
+    untuned(file, tmp_path / "out", *LEAST)
     drawn = (tmp_path / "out" / "recall.svg").read_text()
     assert f">{html.escape(name)} (" in drawn
     compile((tmp_path / "out" / "snippet.py").read_text(), "snippet.py", "exec")
@@ -651,7 +651,8 @@ def test_equal_classes_are_compared_without_a_tail(
 ) -> None:
     """Nothing is imbalanced: it says so, and goes on with what needs no tail."""
     path = written(tmp_path / "x.csv", frame().assign(kind=np.tile(["p", "q"], 45)))
-    summary = run(path, tmp_path / "out")
+    untuned(path, tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [row["row"] for row in summary["rows"]] == [*ROWS[:2], ROWS[-1]]
     assert "without imbsam: every class has" in capsys.readouterr().out
     assert any("nothing is imbalanced" in note for note in summary["about"]["notes"])

@@ -358,13 +358,8 @@ def listed(tmp_path):
     return run, tmp_path
 
 
-@pytest.mark.parametrize(
-    "lists",
-    [
-        {"test": "test_turned.txt"},
-        pytest.param({"train": "train_turned.txt"}, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("lists", [{"test": "test_turned.txt"}, {"train": "train_turned.txt"}])
 def test_other_lists_are_another_run(listed, lists, capsys):
     """Of the same counts and folder: nothing else of a run says which images it saw."""
     run, folder = listed

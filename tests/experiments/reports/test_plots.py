@@ -375,3 +375,17 @@ def test_redraw_names_the_damaged_file(tmp_path, table, damaged, content):
 def test_the_digits_thresholds_are_the_data_sets():
     data = digits.load_digits_lt(50.0, 0)
     assert (data.many_above, data.few_below) == SHOTS_OF_DIGITS
+
+
+def test_classes_of_one_size_stay_in_their_order(unsaved, tmp_path):
+    """Beyond the sixteen that any sort leaves in place."""
+    counts = np.repeat([5, 9, 7], 20)
+    order = [*range(20, 40), *range(40, 60), *range(20)]
+    percent = np.arange(60) * 1.5
+    figures = (
+        plots.per_class(tmp_path / "a.png", "t", counts, np.arange(60) * 3, np.full(60, 200)),
+        plots.classes_by_rule(tmp_path / "b.png", counts, {"": {"sgd": percent}}),
+    )
+    for figure in figures:
+        drawn = figure.axes[0].lines[0].get_ydata()
+        np.testing.assert_allclose(drawn, percent[order])
