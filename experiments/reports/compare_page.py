@@ -12,6 +12,7 @@ from experiments.host import outputs
 from experiments.host.cli import noun
 from experiments.reports import compare_figures, compare_folder
 from experiments.reports.compare_figures import baseline
+from experiments.reports.figures import p_value
 from experiments.reports.scores import PERCENT
 
 PAGE = "report.html"
@@ -108,7 +109,7 @@ def _rows(summary: Mapping[str, Any]) -> str:
         figures = [_number(row[name], name) for name in shown]
         difference = row.get("difference", {}).get("balanced_accuracy")
         cells = [row["row"] + (" (reference)" if row["reference"] else ""), *figures]
-        cells += [_interval(difference), _p(row["p_holm"]), f"{row['seconds']:.1f}"]
+        cells += [_interval(difference), p_value(row["p_holm"]), f"{row['seconds']:.1f}"]
         body.append((cells, "use" if row["row"] == summary["best"] else ""))
     heads = ["", *shown.values(), f"− {baseline(summary)['row']} (points, 95% interval)",
              "Holm's p", "seconds"]  # fmt: skip
@@ -211,10 +212,6 @@ def _interval(found: Sequence[float | None] | None) -> str:
         return "-"
     mean, low, high = found
     return f"{mean:+.1f}" + ("" if low is None else f" ({low:+.1f} to {high:+.1f})")
-
-
-def _p(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
 def _plain(value: Any) -> str:

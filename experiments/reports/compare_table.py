@@ -11,7 +11,7 @@ from rich.text import Text
 
 from experiments.host.cli import noun
 from experiments.reports.compare_folder import of_intervals
-from experiments.reports.figures import number
+from experiments.reports.figures import number, p_value
 
 
 def show(summary: Mapping[str, Any]) -> None:
@@ -35,7 +35,7 @@ def show(summary: Mapping[str, Any]) -> None:
             Text(row["row"]), number(row["balanced_accuracy"], 1),
             "" if mean is None else f"{mean:+.1f}",
             "" if low is None else f"{low:+.1f} to {high:+.1f}",
-            "" if row.get("p_holm") is None else f"{row['p_holm']:.3f}",
+            "" if row.get("p_holm") is None else p_value(row["p_holm"]),
             number(row["auroc"], 3), number(row["average_precision"], 3),
             number(row["log_loss"], 3),
         )  # fmt: skip

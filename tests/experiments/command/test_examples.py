@@ -65,10 +65,8 @@ def assert_same(one, other, rtol=1e-5):
 
 
 # Drawn uniformly, three sizes of each part are compiled: without the last, smaller batch.
-@pytest.mark.parametrize(
-    ("sampling", "batch"),
-    [pytest.param("natural", 26, marks=pytest.mark.slow), ("stratified", 16)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("sampling", "batch"), [("natural", 26), ("stratified", 16)])
 def test_the_run_is_that_of_dependent_examples(sampling, batch):
     settings = dataclasses.replace(BASE, sampling=sampling, batch_size=batch)
     runs = [

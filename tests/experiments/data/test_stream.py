@@ -402,6 +402,7 @@ def test_a_failing_worker_raises(
     assert len(got) <= 2 and not _children()
 
 
+@pytest.mark.slow
 def test_workers_leave_signals_to_the_trainer(split: Any) -> None:
     failing = Failing("ignored", len(split.labels))
     _assert_same(_all(_stream(split, failing, workers=1, threads=1)), _all(_stream(split)))

@@ -191,6 +191,7 @@ def test_names_of_data_are_no_html(tmp_path):
     assert "<b>" not in page and "&lt;b&gt;&amp;co" in page
 
 
+@pytest.mark.slow
 def test_redraw_draws_it_again(finished, drawn):
     out, _ = finished
     before = {path.name: path.read_bytes() for path in out.iterdir()}

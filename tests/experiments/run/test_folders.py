@@ -657,6 +657,7 @@ def test_images_of_another_source_are_noted(finished, data, tmp_path, capsys):
     assert "note: this data" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_begun_before_its_images_were_recorded_goes_on(run, finished, data, capsys):
     for name in ("config.json", "report.json"):
         whole = json.loads((run / name).read_text())

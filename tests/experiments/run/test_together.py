@@ -267,6 +267,7 @@ def test_stopped_runs_end_bitwise_where_unstopped_ones_do(
     end_alike(tmp_path, whole)
 
 
+@pytest.mark.slow
 def test_a_stop_between_two_evaluations_closes_the_epoch_for_none(whole, tmp_path, monkeypatch):
     """The first seed's epoch is evaluated and written, the second's is not: both are left open."""
     plain = Run.close_epoch
