@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jax._src.interpreters import mlir
 from jax._src.lru_cache import LRUCache
 
 import compile_cache
+import ir_context
 import xla_flags
 
 
@@ -55,3 +57,16 @@ def test_entries_are_put_whole(tmp_path: Path, monkeypatch: Any) -> None:
     cache.put("key", b"another")
     assert cache.get("key") == b"program"
     assert [path.name for path in tmp_path.iterdir()] == ["key-cache"]
+
+
+def test_programs_share_a_context_for_a_while(monkeypatch: Any) -> None:
+    made: list[object] = []
+    monkeypatch.setattr(mlir, "make_ir_context", lambda: made.append(object()) or made[-1])
+    assert ir_context.share()
+    given = [mlir.make_ir_context() for _ in range(ir_context.PROGRAMS + 1)]
+    assert given == [made[0]] * ir_context.PROGRAMS + [made[1]] and len(made) == 2
+
+
+def test_a_jax_without_such_a_context_is_left_as_it_is(monkeypatch: Any) -> None:
+    monkeypatch.delattr(mlir, "make_ir_context")
+    assert not ir_context.share()

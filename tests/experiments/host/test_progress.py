@@ -39,15 +39,23 @@ def test_the_first_estimate_of_a_run_leaves_compilation_out(clock, capsys):
         assert "  0:00:45 left" in capsys.readouterr().out
 
 
-def test_an_epoch_of_one_compiled_call_tells_nothing_yet(clock, capsys):
-    with progress.Progress(epochs=3) as shown:
-        for epoch, said in ((1, None), (2, "0:00:05"), (3, "0:00:00")):
+@pytest.mark.parametrize(
+    ("epochs", "lines"),
+    [
+        (3, [(1, 60, None), (2, 5, "0:00:05"), (3, 5, "0:00:00")]),
+        (9, [(4, 100, None), (5, 10, "0:00:40"), (6, 20, "0:00:45")]),  # gone on with
+    ],
+)
+def test_the_first_epoch_tells_no_time_left(epochs, lines, clock, capsys):
+    """It compiles: from the end of it on, by the epochs of this process alone."""
+    with progress.Progress(epochs=epochs) as shown:
+        for epoch, seconds, left in lines:
             shown.start_epoch(epoch - 1, 0, rows=40)
-            clock[0] += 60 if epoch == 1 else 5
+            clock[0] += seconds
             shown.update(40, 1.0, 1.0)
             shown.epoch_done(line(epoch))
             out = capsys.readouterr().out
-            assert ("left" not in out) if said is None else f"{said} left" in out
+            assert ("left" not in out) if left is None else f"{left} left" in out
 
 
 def test_the_line_of_an_epoch(clock, capsys):
@@ -66,18 +74,6 @@ def test_the_line_of_an_epoch(clock, capsys):
             "epoch 2/2  loss 1.0000  train 50.0%  all 3.2  many 4.0  medium 5.0  5 images/s  "
             "0:00:00 left\n"
         )
-
-
-def test_a_resumed_run_tells_the_time_left_by_its_own_epochs(clock, capsys):
-    """Its first one apart, which compiles: from the end of it on, epoch by epoch."""
-    with progress.Progress(epochs=9) as shown:
-        for epoch, seconds, left in ((4, 100, None), (5, 10, "0:00:40"), (6, 20, "0:00:45")):
-            shown.start_epoch(epoch - 1, 0, rows=40)
-            clock[0] += seconds
-            shown.update(40, 1.0, 1.0)
-            shown.epoch_done(line(epoch))
-            out = capsys.readouterr().out
-            assert ("left" not in out) if left is None else f"{left} left" in out
 
 
 def test_an_only_epoch_leaves_nothing_to_do(clock, capsys):
