@@ -276,7 +276,7 @@ def main(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace, deadline: float) -> None:
     """The runs that are not done, each into OUT/runs.json as it ends."""
-    from benchmarks.step_cost import noise
+    from benchmarks.step_bench import noise
     from experiments.data import load_npz
     from imbsam_jax import long_tail_counts
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import peak, step_cost
+from benchmarks import peak, step_bench, step_cost
 from experiments.host import origin, outputs
 from experiments.host.errors import RunError, Stopped
 
@@ -136,12 +136,12 @@ def counts_of(file: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def bench_of(cell: Cell, steps_per_call: int) -> step_cost.Bench:
+def bench_of(cell: Cell, steps_per_call: int) -> step_bench.Bench:
     from imbsam_jax import long_tail_counts
 
     args = cell.arguments()
-    dataset = step_cost.noise(long_tail_counts(*args.counts), args.image_size)
-    return step_cost.Bench(cell.model, args, dataset, steps_per_call)
+    dataset = step_bench.noise(long_tail_counts(*args.counts), args.image_size)
+    return step_bench.Bench(cell.model, args, dataset, steps_per_call)
 
 
 class Timing(NamedTuple):
@@ -265,7 +265,7 @@ def measure(
             began = time.perf_counter()
             call = bench.compiled(method, bench.room(mode), mode)
             row["seconds_compile"] = time.perf_counter() - began
-            row["temporary_bytes"] = step_cost.temporary_bytes(call)
+            row["temporary_bytes"] = step_bench.temporary_bytes(call)
         except Exception as error:
             note(row, error, first=not ready)
             continue
@@ -274,13 +274,13 @@ def measure(
     wait_for(timing.after, deadline)
     for row, call in ready:
         try:
-            step_cost.timed(bench, [dict(row)], [call], 2)  # it fails here, or not at all
+            step_bench.timed(bench, [dict(row)], [call], 2)  # it fails here, or not at all
         except Exception as error:
             note(row, error, first=not rows)
             continue
         rows.append(row)
         calls.append(call)
-    times = step_cost.timed(bench, rows, calls, timing.rounds, deadline)
+    times = step_bench.timed(bench, rows, calls, timing.rounds, deadline)
     step_cost.with_ratios(rows, times)
     for row in rows:
         row["images_per_second"] = 1000 * cell.batch_size / row["step_ms"]
@@ -305,7 +305,7 @@ def wait_for(file: Path | None, deadline: float = np.inf) -> None:
         time.sleep(0.2)
 
 
-def _flops(bench: step_cost.Bench, method: Any, mode: str) -> float:
+def _flops(bench: step_bench.Bench, method: Any, mode: str) -> float:
     """Of a lone step; NaN where they cannot be counted: times without them are worth having."""
     from experiments.run import cost
 

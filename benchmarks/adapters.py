@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.owned import owning_out
-from benchmarks.step_cost import abstract_state
+from benchmarks.step_bench import abstract_state
 from experiments.host import cli, origin, outputs
 from experiments.host.needs import Needs, always
 from experiments.models import ADAPTERS, PRETRAINED

@@ -128,7 +128,7 @@ def our_steps(model: str, args: argparse.Namespace) -> dict[tuple[str, str], Any
     """(rule, way) -> one step of its own state each."""
     import jax
 
-    from benchmarks.step_cost import noise
+    from benchmarks.step_bench import noise
     from experiments.run.parts import Parts
     from experiments.run.settings import Settings
     from experiments.step.step import Inputs

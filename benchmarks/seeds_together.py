@@ -239,7 +239,7 @@ def markdown(rows: list[dict[str, Any]], device: str) -> str:
 
 @owning_out
 def main(args: argparse.Namespace) -> None:
-    from benchmarks.step_cost import noise
+    from benchmarks.step_bench import noise
     from experiments.data import load_npz, shrunk
     from experiments.host.devices import emulate
     from imbsam_jax import long_tail_counts

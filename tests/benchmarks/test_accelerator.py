@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import accelerator, accelerator_steps, peak, step_cost
+from benchmarks import accelerator, accelerator_steps, peak, step_bench, step_cost
 from benchmarks.accelerator_steps import Cell, Timing
 from experiments import cifar_lt, evaluate
 from experiments.data import save_npz
@@ -205,14 +205,14 @@ def test_a_cell_cut_short_is_completed_with_sgd_timed_again(tmp_path, small, mon
 
 @pytest.mark.slow
 def test_a_rule_that_fails_is_recorded_and_the_next_has_its_turn(tmp_path, small, monkeypatch):
-    compiled = step_cost.Bench.compiled
+    compiled = step_bench.Bench.compiled
 
     def fails(self, method, room, mode="dependent"):
-        if isinstance(method, step_cost.OptaxSAM):
+        if isinstance(method, step_bench.OptaxSAM):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 80 GiB\nmore")
         return compiled(self, method, room, mode)
 
-    monkeypatch.setattr(step_cost.Bench, "compiled", fails)
+    monkeypatch.setattr(step_bench.Bench, "compiled", fails)
     run(tmp_path, [small])
     found = cells_of(tmp_path)["mlp b8"]
     assert [row["name"] for row in found["rows"]] == ["sgd", "sam", "imbsam", "optax.contrib.sam"]
@@ -222,7 +222,7 @@ def test_a_rule_that_fails_is_recorded_and_the_next_has_its_turn(tmp_path, small
 
 @pytest.mark.slow
 def test_steps_in_one_scan_have_the_flops_of_a_lone_one(small):
-    lone, three = (step_cost.Bench("mlp", small.arguments(), noise(small), k) for k in (1, 3))
+    lone, three = (step_bench.Bench("mlp", small.arguments(), noise(small), k) for k in (1, 3))
     rule = next(method for row, method in step_cost.planned(lone) if row["rule"] == "imbsam")
     flops = [
         bench.lowered(rule, "dependent", None).cost_analysis()["flops"] for bench in (lone, three)
@@ -235,7 +235,7 @@ def test_steps_in_one_scan_have_the_flops_of_a_lone_one(small):
 
 @pytest.mark.slow
 def test_on_a_gpu_a_step_is_counted_on_the_host(small):
-    bench = step_cost.Bench("mlp", small.arguments(), noise(small))
+    bench = step_bench.Bench("mlp", small.arguments(), noise(small))
     rule = next(method for row, method in step_cost.planned(bench) if row["rule"] == "imbsam")
     rest = (rule, bench.initial, bench.inputs, bench.rows("dependent", 0))
     order = bench.orders["dependent"]
@@ -249,7 +249,7 @@ def test_on_a_gpu_a_step_is_counted_on_the_host(small):
 def noise(cell):
     from imbsam_jax import long_tail_counts
 
-    return step_cost.noise(long_tail_counts(*cell.counts))
+    return step_bench.noise(long_tail_counts(*cell.counts))
 
 
 @pytest.mark.slow
@@ -506,7 +506,7 @@ def planned(monkeypatch):
             assert (model, len(dataset.train_labels)) == ("mlp", 49)  # 20, 12, 7, 5, 3 and 2
             made["steps"].append(steps_per_call)
             self.orders = {mode: types.SimpleNamespace(labels_of=lambda n, mode=mode: (mode, n))
-                           for mode in step_cost.MODES}  # fmt: skip
+                           for mode in step_bench.MODES}  # fmt: skip
 
         def room(self, mode):
             return f"room of {mode}"
@@ -537,9 +537,9 @@ def planned(monkeypatch):
         assert names == [row["name"] for row in rows]
         return np.array([[made["takes"].get(name, 0.25) for name in names]] * 2)
 
-    monkeypatch.setattr(step_cost, "Bench", Bench)
+    monkeypatch.setattr(step_bench, "Bench", Bench)
     monkeypatch.setattr(step_cost, "planned", lambda bench: iter(zip(ROWS, NAMES, strict=True)))
-    monkeypatch.setattr(step_cost, "timed", timed)
+    monkeypatch.setattr(step_bench, "timed", timed)
     monkeypatch.setattr(cost, "counted", counted)
     return made
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import step_cost
+from benchmarks import step_bench, step_cost
 from experiments.data import save_npz
 from experiments.host.errors import RunError
 from imbsam_jax import long_tail_counts
@@ -34,13 +34,13 @@ def test_what_compiling_took_is_of_the_step_alone(tmp_path, monkeypatch):
 
     Its parameters and momentum, of layers of 128, 128 and 5, are given back where they lay.
     """
-    lain, noted = [], step_cost.temporary_bytes
+    lain, noted = [], step_bench.temporary_bytes
 
     def seen(call):
         lain.append(call.memory_analysis().alias_size_in_bytes)
         return noted(call)
 
-    monkeypatch.setattr(step_cost, "temporary_bytes", seen)
+    monkeypatch.setattr(step_bench, "temporary_bytes", seen)
     before = time.process_time()
     flags = ["--rule", "sgd", "--mode", "dependent", "--compile-only", "--batch-size", "8"]
     rows, _ = run(tmp_path, *flags, "--image-size", "8", "--counts", "5", "60", "10")
@@ -82,8 +82,8 @@ class Clocked:
 
     def __init__(self, monkeypatch):
         self.now, self.asked = 0.0, []
-        monkeypatch.setattr(step_cost.time, "perf_counter", lambda: self.now)
-        monkeypatch.setattr(step_cost.time, "monotonic", lambda: 50.0)
+        monkeypatch.setattr(step_bench.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(step_bench.time, "monotonic", lambda: 50.0)
         self.awaited = []
         monkeypatch.setattr(jax, "block_until_ready", self.awaited.append)
 
@@ -113,7 +113,7 @@ def test_rounds_are_timed_by_row_without_the_first(monkeypatch, rounds, left, ti
     losses = [0.0, [np.nan, 0.0], 0.0, 0.0, np.inf]
     seconds = [1.0, 3.0, 2.0, 5.0, 4.0]
     calls = [bench.step(*of) for of in zip(seconds, losses, strict=True)]
-    times = step_cost.timed(bench, rows, calls, rounds, 50.0 + left)
+    times = step_bench.timed(bench, rows, calls, rounds, 50.0 + left)
     np.testing.assert_allclose(times, [seconds] * timed)
     assert [row["finite"] for row in rows] == [True, False, True, True, False]
     assert bench.asked == [
@@ -183,7 +183,7 @@ def test_groups_over_their_own_rows(tmp_path):
 )
 def test_what_is_refused(tmp_path, flags, message, monkeypatch):
     """Before anything is made."""
-    monkeypatch.setattr(step_cost, "Bench", None)
+    monkeypatch.setattr(step_bench, "Bench", None)
     with pytest.raises(RunError, match=message):
         run(tmp_path / "out", *flags)
     assert not (tmp_path / "out").exists()
@@ -196,16 +196,16 @@ def test_every_mode_that_is_taken_is_measured():
     flags += ["--image-size", "8", "--noise-ratio", "1e-6", "--out", "x"]
     names = step_cost.method_flags.rule_names()
     args = step_cost.arguments().parse_known_args([*flags, "--rule", *names])[0]
-    data = step_cost.noise(long_tail_counts(*args.counts), args.image_size)
+    data = step_bench.noise(long_tail_counts(*args.counts), args.image_size)
     for model in ("mlp", "resnet8"):
         of_norm = model == "resnet8"
-        found = [row for row, _ in step_cost.planned(step_cost.Bench(model, args, data))]
+        found = [row for row, _ in step_cost.planned(step_bench.Bench(model, args, data))]
         apart = {(row["rule"], row["mode"]) for row in found if row["mode"] != "dependent"}
         assert apart == {
             (rule, mode)
             for rule in step_cost.method_flags.leaving_rows_out()
-            for mode in step_cost.MODES
-            if mode != "dependent" and (mode in step_cost.OF_BATCH_NORM) == of_norm
+            for mode in step_bench.MODES
+            if mode != "dependent" and (mode in step_bench.OF_BATCH_NORM) == of_norm
         }
 
 
@@ -225,17 +225,17 @@ def test_passes_of_the_released_code():
 def test_noise_has_the_counts_and_the_shape_of_a_data_set():
     """Images that are only compiled for, or of more than fit, hold nothing in memory."""
     counts = np.array([3, 2])
-    made = step_cost.noise(counts)
+    made = step_bench.noise(counts)
     assert made.train_labels.tolist() == [0, 0, 0, 1, 1] and made.train_labels.dtype == np.int32
     drawn = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (5, 32, 32, 3), np.uint8)
     np.testing.assert_array_equal(made.train_images, drawn)
     assert made.test_images.shape == (1, 32, 32, 3) and made.test_labels.tolist() == [0]
     assert (made.num_classes, made.mean, made.std) == (2, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     assert (made.many_above, made.few_below) == (100, 20)  # as of CIFAR100-LT
-    for empty in (step_cost.noise(counts, 8), step_cost.noise(np.array([60_000, 40_000]))):
+    for empty in (step_bench.noise(counts, 8), step_bench.noise(np.array([60_000, 40_000]))):
         assert not any(empty.train_images.strides) and not empty.train_images[0].any()
         assert empty.train_images.shape[0] == len(empty.train_labels)
-    assert step_cost.noise(counts, 8).train_images.shape == (5, 8, 8, 3)
+    assert step_bench.noise(counts, 8).train_images.shape == (5, 8, 8, 3)
 
 
 def test_optax_takes_the_gradient_at_theta_and_rho():
@@ -246,7 +246,7 @@ def test_optax_takes_the_gradient_at_theta_and_rho():
         features=lambda p, stats, images: (p[None] - images, 0.0),
         losses_for=lambda target: lambda p, z, again: ((z**2).sum(axis=1) / 2, z),
     )  # fmt: skip
-    method = step_cost.OptaxSAM(0.5)
+    method = step_bench.OptaxSAM(0.5)
     assert method.stages() == [(0, method)] and method.initial_extra(theta) == {}
     found = jax.jit(lambda at: method.gradient(halves, at, {"own": 1}, 0, None)._replace(
         logits=None, stats=None))(theta)  # fmt: skip
@@ -260,8 +260,8 @@ SMALL = ["--batch-size", "4", "--image-size", "8", "--counts", "3", "6", "2", "-
 def bench_of(*flags, steps=1, model="mlp"):
     args = step_cost.arguments().parse_args([*SMALL, "--out", "x", *flags])
     args.eta = 4.0
-    data = step_cost.noise(long_tail_counts(*args.counts), args.image_size)
-    bench = step_cost.Bench(model, args, data, *([] if steps == 1 else [steps]))
+    data = step_bench.noise(long_tail_counts(*args.counts), args.image_size)
+    bench = step_bench.Bench(model, args, data, *([] if steps == 1 else [steps]))
     assert bench.steps_per_call == steps  # a lone one where nobody asks for more
     return bench
 
@@ -381,7 +381,7 @@ def test_which_steps_are_measured():
 
 
 def test_stages_are_numbered_and_change_after_half_of_the_run(monkeypatch):
-    monkeypatch.setattr(step_cost.Bench, "leaves_rows_out", lambda self, stage, mode: False)
+    monkeypatch.setattr(step_bench.Bench, "leaves_rows_out", lambda self, stage, mode: False)
     bench = bench_of("--compile-only", "--rule", "sse_sam", "--mode", "uniform", "dependent")
     rows = [row for row, _ in step_cost.planned(bench)]
     assert [(row["rule"], row["stage"]) for row in rows] == [
@@ -434,7 +434,7 @@ def test_each_step_is_compiled_counted_and_timed(monkeypatch):
         def __init__(self, model, args, dataset):
             assert (model, dataset) == ("mlp", "data")
             self.orders = {mode: SimpleNamespace(labels_of=lambda n, mode=mode: (mode, n))
-                           for mode in step_cost.MODES}  # fmt: skip
+                           for mode in step_bench.MODES}  # fmt: skip
 
         def room(self, mode):
             return f"room of {mode}"
@@ -459,10 +459,10 @@ def test_each_step_is_compiled_counted_and_timed(monkeypatch):
     rows = [
         {"rule": rule, "mode": mode} for rule, mode in (("sgd", "dependent"), ("gsa", "uniform"))
     ]
-    monkeypatch.setattr(step_cost, "Bench", Bench)
+    monkeypatch.setattr(step_bench, "Bench", Bench)
     monkeypatch.setattr(step_cost, "planned", lambda bench: zip(map(dict, rows), ("one", "two"),
                                                                 strict=True))  # fmt: skip
-    monkeypatch.setattr(step_cost, "timed", timed)
+    monkeypatch.setattr(step_bench, "timed", timed)
     monkeypatch.setattr(cost, "counted", counted)
     monkeypatch.setattr(step_cost, "time", SimpleNamespace(
         perf_counter=lambda: clock.wall, process_time=lambda: clock.cpu))  # fmt: skip
