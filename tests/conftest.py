@@ -22,6 +22,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("MPLBACKEND", "agg")
+# A tenth of the time of refusals went into which of JAX's frames to leave out of a traceback.
+os.environ.setdefault("JAX_TRACEBACK_FILTERING", "off")
 
 # Thousands of small programs, most of them run once: what XLA gains at run time by optimising is
 # far less than what it takes (the fusion emitters alone take most of a compilation). A name that

@@ -20,6 +20,7 @@ def test_megabytes_are_of_two_to_the_twenty():
     assert adapters.megabytes(1.06 * 2**20) == 1.1
 
 
+@pytest.mark.slow
 def test_what_a_step_of_an_adapter_costs(monkeypatch):
     """Of layers of 128 and 128 behind 32 x 32 x 3 numbers in the tower's place, all of it trained:
     a pass back costs what one forward does for the weights, and for what enters all but the first.

@@ -553,7 +553,9 @@ def test_records_of_something_else(
         load_inaturalist(str(inaturalist.folder))
 
 
-@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize(
+    "name", ["dataset_info.json", pytest.param("features.json", marks=pytest.mark.slow)]
+)
 def test_damaged_descriptions(inaturalist: tiny_records.Tiny, tmp_path: Path, name: str) -> None:
     """One sentence, or the very same data where nothing reads what was damaged."""
 

@@ -446,9 +446,8 @@ TRAINED: dict[str, tuple[tuple[str, ...], Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "way", ["cut", pytest.param("beside a file of test rows", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # of uncut rows, the snippet's test above is quick
+@pytest.mark.parametrize("way", TRAINED)
 def test_what_is_handed_on_is_of_the_rows_that_are_trained_on(
     way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -713,6 +712,7 @@ def test_what_is_damaged_of_a_finished_one_is_named_and_made_anew_once_removed(
         resume()
 
 
+@pytest.mark.slow  # that it is the one that was trained, the snippet's test shows
 def test_a_model_that_is_missing_a_file_is_made_as_it_was(
     data: Path, finished: Path, tmp_path: Path
 ) -> None:

@@ -100,6 +100,7 @@ def test_runs_are_analysed_over_epochs_and_between_models(name, folders, tmp_pat
         assert (tmp_path / "out" / name).read_bytes() == drawn, name
 
 
+@pytest.mark.slow  # its parts are quick: a run of ImageNet-LT below, weights in test_pretrained.py
 def test_inaturalist_from_weights_to_a_second_stage_and_evaluation(folders, tmp_path, capsys):
     data = ["--data-dir", folders["i_naturalist2018"]]
     dataset = load_inaturalist(data[1], size=16, resize=18)
