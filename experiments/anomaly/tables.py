@@ -45,6 +45,8 @@ __all__ = [
 
 PROTOCOLS = ("adbench", "clean", "full", "nodup")
 _FEWEST, _MOST = 1000, 10000
+# A range that is a smaller part of a column's largest number loses half of float32's digits.
+_FAR = 2.0**-12
 _T = TypeVar("_T")
 _TEST_PART = 0.3
 
@@ -55,7 +57,7 @@ class Table(NamedTuple):
     Attributes:
       name: of the data set.
       source: the file, or the function that made it; error messages begin with it.
-      features: float32[n, d], finite.
+      features: float32[n, d], finite; of a column far from zero, by how much it exceeds its least.
       labels: int64[n], 1 for an anomaly, else 0.
     """
 
@@ -163,11 +165,17 @@ def scaled(table: Table, drawn: Split) -> Arrays:
     """
     from sklearn.preprocessing import MinMaxScaler
 
-    scaler = MinMaxScaler().fit(table.features[drawn.train_rows])
-    return Arrays(
-        scaler.transform(table.features[drawn.train_rows]),
-        scaler.transform(table.features[drawn.test_rows]),
-    )
+    train, test = table.features[drawn.train_rows], table.features[drawn.test_rows]
+    scaler = MinMaxScaler().fit(train)
+    arrays = Arrays(scaler.transform(train), scaler.transform(test))
+    # scikit-learn takes a range under 10 epsilons of the type for none: in ADBench's, float64,
+    # columns in small units have one.
+    narrow = (scaler.data_range_ > 0) & (scaler.data_range_ < 10 * np.finfo(np.float32).eps)
+    if narrow.any():
+        scaler = MinMaxScaler().fit(train[:, narrow].astype(np.float64))
+        arrays.train[:, narrow] = scaler.transform(train[:, narrow].astype(np.float64))
+        arrays.test[:, narrow] = scaler.transform(test[:, narrow].astype(np.float64))
+    return arrays
 
 
 # ----------------------------------------------------------------------------- where rows come from
@@ -235,6 +243,7 @@ def _checked(name: str, source: str, features: NDArray[Any], labels: NDArray[Any
         found = repr(odd[0]) if odd else f"numbers of type {labels.dtype}"
         others = f" and {len(odd) - 1} other values" if len(odd) > 1 else ""
         raise DataError(f"{source}: y must be 0 (normal) or 1 (anomaly), but holds {found}{others}")
+    given = features
     with np.errstate(over="ignore"):
         features = features.astype(np.float32)
     bad = np.argwhere(~np.isfinite(features))
@@ -251,7 +260,18 @@ def _checked(name: str, source: str, features: NDArray[Any], labels: NDArray[Any
             f"{source}: X[:, {wide[0]}] spans more than float32 can hold ({wide.size} such "
             "features), so it cannot be scaled to [0, 1]: rescale it or drop it"
         )
-    return Table(name, source, features, labels.astype(np.int64))
+    return Table(name, source, _near_zero(features, given), labels.astype(np.int64))
+
+
+def _near_zero(features: NDArray[np.float32], given: NDArray[Any]) -> NDArray[np.float32]:
+    """The features; of a column far from zero (seconds since 1970), float32 keeps too few digits.
+
+    Scaling takes its least off anyway, so that is done here, in the digits that were given.
+    """
+    low, high = given.min(0).astype(np.float64), given.max(0).astype(np.float64)
+    far = (high > low) & (high - low < _FAR * np.maximum(abs(low), abs(high)))
+    features[:, far] = given[:, far].astype(np.float64) - low[far]
+    return features
 
 
 def _sklearn_tables() -> dict[str, Table]:

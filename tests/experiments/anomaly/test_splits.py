@@ -139,6 +139,22 @@ def test_scaled_by_the_training_rows_alone() -> None:
     assert arrays.test.max() > 1  # not clipped
 
 
+@pytest.mark.parametrize("number", [1, 1e-7, 1e-12])
+@pytest.mark.parametrize("offset", [0, 1.7e9])
+def test_columns_in_small_units_or_far_from_zero_are_scaled_like_others(
+    tmp_path: Path, number: float, offset: float
+) -> None:
+    column = np.arange(40) % 7 * 8.0
+    x = np.stack([column * number, column + offset, np.full(40, 1.7e9)], axis=1)
+    np.savez(tmp_path / "t.npz", X=x, y=np.arange(40) % 4 == 0)
+    (table,) = load_tables(tmp_path)
+    arrays = scaled(table, split(table, seed=0))
+    for part in arrays:
+        np.testing.assert_allclose(part[:, :2], np.rint(part[:, :2] * 6) / 6, atol=1e-6)
+        np.testing.assert_array_equal(part[:, 2], 0)
+        assert part.dtype == np.float32 and part[:, :2].max(0).tolist() == pytest.approx([1, 1])
+
+
 def test_bundled_data_needs_no_folder() -> None:
     tables = load_tables(None)
     names = [table.name for table in tables]
