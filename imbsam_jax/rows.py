@@ -200,9 +200,9 @@ def check_params(params: Any) -> Any:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if jnp.finfo(leaf.dtype).bits < 32:
             warnings.warn(
-                f"parameter {jax.tree_util.keystr(path)} is {leaf.dtype}: at usual radii most of "
-                "its coordinates do not move, so the realised perturbation is shorter than rho; "
-                "keep parameters in float32 and compute in a lower precision",
+                f"parameter {jax.tree_util.keystr(path) or 'params'} is {leaf.dtype}: at usual "
+                "radii most of its coordinates do not move, so the realised perturbation is "
+                "shorter than rho; keep parameters in float32 and compute in a lower precision",
                 stacklevel=3,
             )
             break

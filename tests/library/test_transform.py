@@ -16,6 +16,7 @@ import pytest
 
 import imbsam_jax as ij
 from imbsam_jax import rules
+from imbsam_jax.rows import check_params
 from rule_table import (
     BY_ID,
     CLASSES,
@@ -378,3 +379,8 @@ def test_coarse_parameters_warn() -> None:
             lambda params: tx.update(fn_of(x, y), tx.init(params), params), params
         )
     chex.assert_trees_all_equal_dtypes(grads, params)
+
+
+def test_coarse_parameters_that_are_one_array_are_named_in_the_warning() -> None:
+    with pytest.warns(UserWarning, match="^parameter params is float16: at usual radii"):
+        check_params(np.ones(2, np.float16))
