@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from experiments.host.errors import DataError
 from experiments.host.inputs import read_npz
+from experiments.host.locks import is_utf8
 
 __all__ = [
     "PROTOCOLS",
@@ -218,6 +219,9 @@ def _chosen(known: dict[str, _T], names: Sequence[str] | None, where: str) -> li
 
 
 def _read(path: Path) -> Table:
+    if not is_utf8(path.stem):
+        # Linux allows any bytes, and runs.csv could not be written once all is trained.
+        raise DataError(f"{path.name!a} in {path.parent} is no name in UTF-8: rename it")
     arrays = read_npz(path, ("X", "y"))
     missing = [key for key in ("X", "y") if key not in arrays]
     if missing:

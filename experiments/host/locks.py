@@ -69,7 +69,7 @@ class Lock:
 def check_out(path: Path) -> None:
     """RunError for a path at which no folder could be made, written and named."""
     text = os.fspath(path)
-    if not _is_utf8(text) or "\0" in text:
+    if not is_utf8(text) or "\0" in text:
         raise RunError(f"{text!r} is not UTF-8 text: choose another --out")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
         raise RunError(f"{path} is a URL, but only folders can be written: choose another --out")
@@ -95,7 +95,8 @@ def refuse_to_fill(path: Path, overwrite: bool) -> None:
         raise RunError(f"{path} is not empty: pass --overwrite, or choose another --out")
 
 
-def _is_utf8(text: str) -> bool:
+def is_utf8(text: str) -> bool:
+    """Whether a file can hold it: names of files on Linux may be of any bytes."""
     try:
         text.encode()
     except UnicodeEncodeError:

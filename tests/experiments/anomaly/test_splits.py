@@ -181,6 +181,14 @@ def test_data_sets_of_a_folder_are_in_order_whatever_the_file_system_has(
     assert [table.name for table in load_tables(tmp_path, ["d", "b"])] == ["d", "b"]
 
 
+def test_a_file_whose_name_no_table_could_hold_is_refused_before_training(tmp_path: Path) -> None:
+    for name in ("a", "b\udcff"):
+        np.savez(tmp_path / f"{name}.npz", X=np.eye(4), y=np.arange(4) % 2)
+    with pytest.raises(DataError, match=r"^'b\\udcff.npz' in .* is no name in UTF-8: rename it"):
+        load_tables(tmp_path)
+    assert [table.name for table in load_tables(tmp_path, ["a"])] == ["a"]
+
+
 _X = np.array([[0.0], [2.0], [1.0]])
 _WIDE = np.array([[0, 3e38, -1], [0, -3e38, 1], [3e38, 0, 0]])
 _HUGE = np.array([[0, 1e39], [0, 0], [np.nan, 0]])
