@@ -203,6 +203,8 @@ def load_tables(
     if data_dir is None:
         return _chosen(_sklearn_tables(), names, "scikit-learn's data sets here")
     folder = Path(data_dir)
+    if folder.is_file():
+        raise DataError(f"{folder} is a file: name its folder, and of those in it the data set")
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder")
     files = {path.stem: path for path in sorted(folder.glob("*.npz"))}

@@ -374,7 +374,11 @@ def test_bad_arguments_end_in_one_line(args: list[str], message: str, tmp_path: 
 
 
 def test_folders_without_data_are_named(tmp_path: Path) -> None:
-    for folder, message in ((tmp_path, "holds no .npz file"), (tmp_path / "x", "no such folder")):
+    (tmp_path / "a.csv").touch()
+    for folder, message in (
+        (tmp_path, "holds no .npz file"), (tmp_path / "x", "no such folder"),
+        (tmp_path / "a.csv", "a.csv is a file: name its folder, and of those in it the data set"),
+    ):  # fmt: skip
         code, _, error = _run("--data-dir", folder, "--out", tmp_path / "out")
         assert code == 1 and str(folder) in error and message in error
     (tmp_path / "torn.npz").write_bytes(b"PK\x03\x04 and no more")
