@@ -151,11 +151,12 @@ def _compare(
     net = compare_read.net(vars(args), table)
     steps = steps_for(train, args.batch_size, args.epochs)
     recipe = Recipe(net, steps, args.batch_size, args.folds if args.tune else 0, args.seed)
-    notes = [*table.notes, *refused, *unseen.notes(table, splits, recipe)]
-    for note in notes:
-        print(f"note: {note}")
+    untested = unseen.notes(table, splits, recipe)
     keep = config if args.save else None
     jobs = Jobs(table, splits, recipe, rows, args.reference, out, keep=keep)
+    notes = [*table.notes, *jobs.parts.notes(), *refused, *untested]
+    for note in notes:
+        print(f"note: {note}")
     records, diverged = jobs.run(stop.check)
     about = {
         "seed": args.seed, "splits": args.splits, "tuned": args.tune,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from experiments.data import columns
 from experiments.data.splits import Split
 from experiments.data.table import Table
 from experiments.host import outputs
+from experiments.host.cli import noun
 from experiments.host.errors import RunError
 from experiments.host.progress import Counted
 from experiments.reports import scores
@@ -56,6 +58,17 @@ class Parts:
         self.fitted = [columns.fit(table, split.train, seed=k) for k, split in enumerate(splits)]
         self.width = max(len(fitted.names) for fitted in self.fitted)
 
+    def notes(self) -> list[str]:
+        """A sentence where columns are left out of all splits, and where of some."""
+        times = Counter(name for fitted in self.fitted for name in fitted.constant)
+        everywhere = [name for name, many in times.items() if many == len(self)]
+        somewhere = [name for name in times if times[name] < len(self)]
+        same = "the same in all training rows"
+        return [
+            *_left_out(everywhere, f"{same} left out"),
+            *_left_out(somewhere, f"{same} of some split left out there"),
+        ]
+
     def __len__(self) -> int:
         return len(self._splits)
 
@@ -64,6 +77,13 @@ class Parts:
         features = np.pad(found, ((0, 0), (0, self.width - found.shape[1])))
         split = self._splits[number]
         return Part(number, features, split.train, split.test)
+
+
+def _left_out(names: Sequence[str], what: str) -> list[str]:
+    if not names:
+        return []
+    shown = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
+    return [f"{noun(len(names), 'column')} {what}: {shown}"]
 
 
 class Jobs:

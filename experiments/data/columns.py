@@ -19,7 +19,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, OneHotEncoder, StandardScaler
 
 from experiments.data.table import Table
-from experiments.host.cli import noun
 from experiments.host.errors import DataError
 
 __all__ = ["Fitted", "fit"]
@@ -37,7 +36,7 @@ class Fitted:
       names: [d], of the numbers.
       schema: a frame without rows, the columns that it takes.
       width: of the table that they are of.
-      notes: sentences, which columns it leaves out.
+      constant: the columns that it leaves out, the same in all rows that it was fitted on.
     """
 
     def __init__(
@@ -45,9 +44,9 @@ class Fitted:
         pipeline: ColumnTransformer,
         schema: pd.DataFrame,
         width: int | None,
-        notes: tuple[str, ...],
+        constant: tuple[str, ...],
     ):
-        self.pipeline, self.schema, self.width, self.notes = pipeline, schema, width, notes
+        self.pipeline, self.schema, self.width, self.constant = pipeline, schema, width, constant
         self.names: tuple[str, ...] = _names(pipeline)
 
     def __call__(self, columns: pd.DataFrame) -> NDArray[np.float32]:
@@ -86,8 +85,6 @@ def fit(
     text = [name for name in varying if name in table.text]
     words = [name for name in varying if name not in text and train[name].dtype == object]
     numbers = [name for name in varying if train[name].dtype != object]
-    constant = len(train.columns) - len(varying)
-    notes = (f"{noun(constant, 'column')} the same in all training rows left out",) * (constant > 0)
     pipeline = ColumnTransformer(
         [
             ("numbers", _of_numbers(), numbers),
@@ -101,7 +98,8 @@ def fit(
     pipeline.fit(train[varying])
     if not len(pipeline.get_feature_names_out()):
         raise DataError(f"{table.name}: no text has a word in it")
-    return Fitted(pipeline, table.columns[varying].iloc[:0], table.width, notes)
+    constant = tuple(name for name in train.columns if name not in set(varying))
+    return Fitted(pipeline, table.columns[varying].iloc[:0], table.width, constant)
 
 
 def _names(pipeline: ColumnTransformer) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import time
@@ -203,6 +204,18 @@ def test_all_splits_have_equally_many_columns() -> None:
     assert [part.train.tolist() for part in (first, second)] == [[0, 1, 2, 3], [4, 5, 6]]
     assert [part.test.tolist() for part in (first, second)] == [[4, 5, 6, 7], [0, 1, 2, 3]]
     np.testing.assert_allclose(second.features[4:7, 0], [-(1.5**0.5), 0, 1.5**0.5], atol=1e-6)
+
+
+def test_columns_that_are_left_out_of_all_splits_or_of_some_are_told() -> None:
+    """Of "late" the second split trains on rows 4 to 6 alone, which are the same."""
+    late = [0.0, 1, 2, 3, 5, 5, 5, 5]
+    frame = table().columns.assign(late=late, **{f"same{k}": 1.0 for k in range(6)})
+    of = "the same in all training rows"
+    assert Parts(dataclasses.replace(table(), columns=frame), SPLITS).notes() == [
+        f"6 columns {of} left out: same0, same1, same2, same3, same4, ...",
+        f"1 column {of} of some split left out there: late",
+    ]
+    assert Parts(table(), SPLITS).notes() == []
 
 
 def test_many_and_few_are_those_of_the_first_split() -> None:

@@ -71,7 +71,7 @@ def test_constant_columns_are_left_out():
     table = table_of({"x": [1.0, 2, 3, 4], "same": 1.0, "gone": np.nan, "later": [0, 0, 0, 9.0]})
     fitted = fit(table, np.arange(3))
     assert fitted.names == ("x",)
-    assert fitted.notes == ("3 columns the same in all training rows left out",)
+    assert fitted.constant == ("same", "gone", "later")
     with pytest.raises(DataError, match="every column is the same"):
         fit(table, np.arange(1))
 
@@ -170,10 +170,10 @@ def test_names_of_columns_are_told_apart():
         "numbers__said 0", "p__q", "some", "missingindicator_some", "words__a_b_c", "a_x",
         "words__a_b_c (2)", "a_b_y", "text 0__said 0",
     )  # fmt: skip
-    assert fitted.notes == () and len(fitted.schema) == 0
+    assert fitted.constant == () and len(fitted.schema) == 0
     assert list(fitted.schema.columns) == list(table.columns.columns)
     one = table_of({"x": [1.0, 2, 3, 4], "same": 1.0})
-    assert fit(one, np.arange(4)).notes == ("1 column the same in all training rows left out",)
+    assert fit(one, np.arange(4)).constant == ("same",)
 
 
 def test_a_text_without_words_beside_a_number_is_no_number():

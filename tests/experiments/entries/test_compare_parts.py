@@ -137,6 +137,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     class Jobs:
         scale = Namespace(counts=np.array([3, 2, 1]), thresholds=(2, 2))
+        parts = Namespace(notes=lambda: ["constant"])
 
         def __init__(self, table: Any, splits: Any, recipe: Any, *rest: Any, keep: Any):
             seen.update(table=table, splits=splits, recipe=recipe, rest=rest, keep=keep)
@@ -189,7 +190,9 @@ def test_how_a_comparison_was_made_is_told(
     about = told["about"]
     assert about["folds"] == folds and about["settings"] == settings
     assert about["tuned"] is (folds > 0) and about["batch_size"] == trained and about["steps"] == 2
-    assert about["notes"][-2:] == ["unseen", "a row diverged"] and about["seconds"] == 5.0
+    assert (
+        about["notes"][-3:] == ["constant", "unseen", "a row diverged"] and about["seconds"] == 5.0
+    )
     assert about["model"] == {"name": "mlp", "width": 6, "depth": 2} and about["cut"] is None
     assert {name: len(points) for name, points in about["grid"].items()} == {
         "sgd, cross_entropy": settings, "sam, cross_entropy": settings
