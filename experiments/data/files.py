@@ -137,11 +137,26 @@ def _delimited(
             ),
         )
     except (pa.ArrowException, ValueError) as error:
+        # One name for a first line with semicolons, and commas in the numbers of the others.
+        lone = b"" if delimiter.encode() in first else first
         raise DataError(
-            f"{name} is not a table of rows as long as its first: {_said(error)}"
+            f"{name} is not a table of rows as long as its first: "
+            f"{otherwise_divided(lone.decode()) or _said(error)}"
         ) from error
     _check_closed(name, data, table)
     return _pandas(name, table)
+
+
+def otherwise_divided(name: str) -> str:
+    """What to do about a file whose first line is this one name; "" where nothing divides that."""
+    found = re.search("[;\t,|]", name)
+    if not found:
+        return ""
+    between = "tabs" if found[0] == "\t" else repr(found[0])
+    return (
+        f"its first line is one name, with {between} in it; save it with commas (.csv) or "
+        "tabs (.tsv) between columns"
+    )
 
 
 def with_leading_zeros(
@@ -222,7 +237,22 @@ def _pandas(name: str, table: pa.Table) -> pd.DataFrame:
         if pa.types.is_decimal(field.type):
             table = table.set_column(at, field.name, table.column(at).cast(pa.float64()))
     # An index that pandas once wrote beside the columns is none of the data.
-    return table.replace_schema_metadata(None).to_pandas()
+    table = table.replace_schema_metadata(None)
+    for column in table.column_names:
+        _check_cells(name, column, table.select([column]))
+    return table.to_pandas(date_as_object=False)  # Python's dates end with the year 9999
+
+
+def _check_cells(name: str, column: str, table: pa.Table) -> None:
+    """A file may be whole, and hold words that are no UTF-8, or what pandas has no type for."""
+    try:
+        table.validate(full=True)
+        table.slice(0, 1).to_pandas(date_as_object=False)
+    except (pa.ArrowException, ValueError, LookupError, NotImplementedError) as error:
+        raise DataError(
+            f"{name}: column {column!r} cannot be read ({_said(error)}): leave it out, or save it "
+            "as numbers or UTF-8 text"
+        ) from error
 
 
 def _said(error: Exception) -> str:

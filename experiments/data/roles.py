@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from experiments.data.classes import classes, plain
+from experiments.data.files import otherwise_divided
 from experiments.data.usable import holds_numbers, is_number
 from experiments.host.cli import noun
 from experiments.host.errors import DataError
@@ -45,13 +45,9 @@ def check_roles(
 
 
 def _others(frame: pd.DataFrame, name: str) -> str:
-    lone = re.search("[;\t,|]", frame.columns[0]) if len(frame.columns) == 1 else None
+    lone = otherwise_divided(frame.columns[0]) if len(frame.columns) == 1 else ""
     if lone:
-        between = "tabs" if lone[0] == "\t" else repr(lone[0])
-        return (
-            f": its first line is one name, with {between} in it; save it with commas (.csv) or "
-            "tabs (.tsv) between columns"
-        )
+        return f": {lone}"
     near = difflib.get_close_matches(name, list(frame.columns))
     if near:
         return f": did you mean {near[0]!r}?"
@@ -62,7 +58,7 @@ def _others(frame: pd.DataFrame, name: str) -> str:
 def with_labels(
     frame: pd.DataFrame, label: str, first_test: int | None, notes: list[str]
 ) -> tuple[pd.DataFrame, int | None]:
-    there = frame[label].notna().to_numpy()
+    there = ~_is_empty(frame[label])
     if there.all():
         return frame, first_test
     if not there.any():
@@ -171,9 +167,18 @@ def ids(frame: pd.DataFrame, id: str, first_test: int | None) -> NDArray[np.int6
 
 
 def _check_whole(column: pd.Series, flag: str) -> None:
-    empty = int(column.isna().sum())
+    empty = int(_is_empty(column).sum())
     if empty:
         raise DataError(
             f"column {column.name!r} ({flag}) is empty in {noun(empty, 'row')}: fill it, or leave "
             "them out"
         )
+
+
+def _is_empty(column: pd.Series) -> NDArray[np.bool_]:
+    """Also of spaces alone, which databases of fixed widths write: no class has such a name."""
+    empty = column.isna().to_numpy()
+    if is_number(column):
+        return empty
+    blank = [isinstance(cell, str) and not cell.strip() for cell in column]
+    return empty | np.array(blank, bool)

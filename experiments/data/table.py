@@ -184,9 +184,10 @@ def _labelled(path: Any, label: str | None, words: Sequence[str] = ()) -> tuple[
         if label is not None:
             raise DataError(f"{path} says itself what its labels are (y): leave out --label")
         return files.frame(path), files.LABELS
+    frame = files.frame(path, words)  # what cannot be read has no columns to name
     if label is None:
         raise DataError(f"{path} has several columns: name that of the labels with --label")
-    return files.frame(path, words), label
+    return frame, label
 
 
 # What pandas and R call row numbers that they write beside the columns, or no name at all.

@@ -78,6 +78,30 @@ def test_an_index_that_pandas_wrote_is_a_column(tmp_path):
     assert found.index.tolist() == [0, 1] and found["row"].tolist() == [7, 8]
 
 
+def test_semicolons_are_told_where_commas_are_in_numbers(tmp_path):
+    said = r"x.csv is not .* as its first: its first line is one name, with ';' in it; save it with"
+    with pytest.raises(DataError, match=said):
+        frame(text(tmp_path, "a;b", "0,5;1,5"))
+    with pytest.raises(DataError, match="as its first: CSV parse error: Expected 2 columns, got 3"):
+        frame(text(tmp_path, "a;b,c", "1,2,3"))
+
+
+def test_cells_of_a_whole_file_that_cannot_be_read_are_told_by_their_column(tmp_path):
+    path, ends = tmp_path / "x.parquet", pa.py_buffer(np.array([0, 1, 2], np.int32).tobytes())
+    words = pa.Array.from_buffers(pa.string(), 2, [None, ends, pa.py_buffer(b"a\xff")])
+    for cells in (words, pa.array([1, 2], pa.timestamp("s", tz="No/Where"))):
+        pa.parquet.write_table(pa.table({"x": [1, 2], "k": cells}), path)
+        with pytest.raises(DataError, match=r"x.parquet: column 'k' cannot be read \("):
+            frame(path)
+
+
+def test_days_after_the_year_9999_are_days(tmp_path):
+    days = pa.array([0, 10_000_000], pa.date32())
+    pa.parquet.write_table(pa.table({"day": days}), tmp_path / "x.parquet")
+    found = frame(tmp_path / "x.parquet")["day"].to_numpy()
+    assert found.astype("datetime64[D]").astype(int).tolist() == [0, 10_000_000]
+
+
 def test_names_of_arrays(tmp_path):
     X = np.arange(6.0).reshape(3, 2)
     np.savez(tmp_path / "x.npz", X=X, y=["a", "", "b"], feature_names=["p", "q"])

@@ -61,6 +61,10 @@ def test_rows_without_a_label_are_left_out_on_both_sides_of_a_test_file():
     assert with_labels(whole, "y", 3, notes)[0] is whole and len(notes) == 1
     with pytest.raises(DataError, match=r"'y' \(--label\) is empty in every row"):
         with_labels(frame.assign(y=None), "y", None, [])
+    blank = frame.assign(y=["a", " ", "b", "\t ", "c"])  # of widths that are fixed
+    assert with_labels(blank, "y", None, [])[0]["y"].tolist() == ["a", "b", "c"]
+    with pytest.raises(DataError, match=r"'y' \(--group\) is empty in 2 rows"):
+        groups(blank, "y", None)
     rows, first = kept(frame, np.array([False, True, True, False, True]), 2)
     assert rows["x"].tolist() == [1, 2, 4] and first == 1
 

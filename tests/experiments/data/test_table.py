@@ -204,6 +204,12 @@ def test_columns_that_are_given_wrongly(tmp_path, given, says):
         read(write(tmp_path, good(), "csv"), **{"label": "kind", **given})
 
 
+def test_a_file_of_no_kind_is_told_before_its_label_is_asked_for(tmp_path):
+    for name in ("rows.npy", "rows.npz.gz"):
+        with pytest.raises(DataError, match=r"is named neither \.csv, \.tsv, \.parquet nor \.npz"):
+            read(tmp_path / name)
+
+
 @pytest.mark.parametrize("columns", [7, 8, 9])
 def test_of_many_columns_the_first_eight_are_named(tmp_path, columns):
     frame = good().assign(kind2=1, kind3=2).iloc[:, -columns:]
