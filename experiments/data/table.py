@@ -234,8 +234,15 @@ def _check_same(frame: pd.DataFrame, like: pd.DataFrame, path: str, whose: str) 
         if holds_numbers(like[name]) != holds_numbers(frame[name]) and not (
             frame[name].isna().all() or (len(like) and like[name].isna().all())
         ):
-            kinds = ("words", "numbers") if holds_numbers(like[name]) else ("numbers", "words")
-            raise DataError(f"{path}: column {name!r} holds {kinds[0]}, and in {whose} {kinds[1]}")
+            its, theirs = _held(frame[name]), _held(like[name])
+            raise DataError(f"{path}: column {name!r} holds {its}, and in {whose} {theirs}")
+
+
+def _held(column: pd.Series) -> str:
+    if holds_numbers(column):
+        return "numbers"
+    # Of a schema, which has no rows, all that is no number is words.
+    return kind_of(column).removeprefix("of ") if len(column) else "words"
 
 
 def _width(path: str | os.PathLike[str], frame: pd.DataFrame) -> int | None:

@@ -427,6 +427,17 @@ def test_words_stay_words_in_another_file(tmp_path, what):
         assert read(first, "kind", test=other).columns["colour"].tolist()[12:] == [then] * 12
 
 
+def test_days_beside_numbers_are_told_as_days(tmp_path):
+    days = pd.date_range("2024-01-01", periods=12)
+    first = write(tmp_path, good().assign(day=days), "csv")
+    (tmp_path / "other").mkdir()
+    other = write(tmp_path / "other", good().assign(day=1), "csv")
+    with pytest.raises(DataError, match=r"'day' holds numbers, and in .* dates or times$"):
+        read(first, "kind", test=other)
+    with pytest.raises(DataError, match=r"'day' holds dates or times, and in .* numbers$"):
+        read(other, "kind", test=first)
+
+
 def test_truths_with_one_missing_are_truths_in_another_file(tmp_path):
     (tmp_path / "other").mkdir()
     paths = [write(tmp_path, good(), "csv")]
