@@ -5,13 +5,15 @@ the images are the same whatever the number of workers, threads or hosts, and wh
 begins.
 """
 
+import contextlib
 import dataclasses
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +23,9 @@ from experiments.data.decode import decode_eval, decode_train
 from experiments.data.encoded import Split
 
 __all__ = ["HostBatch", "StepRows", "Stream", "fill_gaps", "stream"]
+
+# A trainer saves its state on these, and needs the stream until it has.
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StepRows(NamedTuple):
@@ -58,15 +63,19 @@ class HostBatch(NamedTuple):
 class Stream:
     """Iterates over HostBatches and can be closed; made by `stream`."""
 
-    def __init__(self, iterator: Any):
+    def __init__(self, iterator: Any, workers: int = 0):
         self._iterator: Any | None = iterator
+        self._to_start = workers > 0
 
     def __iter__(self) -> "Stream":
         return self
 
     def __next__(self) -> HostBatch:
         try:
-            batch = next(self._opened())
+            # Workers start when the first batch is asked for.
+            with _held_back() if self._to_start else contextlib.nullcontext():
+                batch = next(self._opened())
+            self._to_start = False
         except StopIteration:
             raise
         except BaseException:
@@ -176,7 +185,7 @@ def stream(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch),
             worker_init_fn=_begin_worker,
         )
-    return Stream(iter(steps))
+    return Stream(iter(steps), workers)
 
 
 @dataclasses.dataclass
@@ -233,10 +242,24 @@ def fill_gaps(images: NDArray[np.uint8], labels: NDArray[np.int32], ok: NDArray[
     labels[~ok] = labels[good] if ok.any() else 0
 
 
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """Processes that start meanwhile, of this thread or of one that it starts, are not stopped.
+
+    A worker imports for seconds before it can ignore anything; Ctrl-C and what sends SIGTERM to a
+    whole job reach it then, too.
+    """
+    resource_tracker.ensure_running()  # where it starts, it lets them through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin_worker(index: int, count: int) -> None:
-    # A trainer saves its state on these, and needs the stream until it has.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in _STOPS:
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -406,6 +406,27 @@ def test_a_failing_worker_raises(
 def test_workers_leave_signals_to_the_trainer(split: Any) -> None:
     failing = Failing("ignored", len(split.labels))
     _assert_same(_all(_stream(split, failing, workers=1, threads=1)), _all(_stream(split)))
+
+
+def test_workers_are_born_without_the_trainers_signals() -> None:
+    """A process has the signal mask of the thread that starts it; grain's threads start workers."""
+    seen: list[set[int]] = []
+
+    def batches() -> Iterator[HostBatch]:
+        def look() -> None:
+            seen.append(set(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+
+        while True:
+            thread = threading.Thread(target=look)
+            thread.start()
+            thread.join()
+            yield HostBatch(*(np.empty(0),) * 3, 0)
+
+    found = Stream(batches(), workers=1)
+    for _ in range(2):
+        next(found)
+    stops = {signal.SIGINT, signal.SIGTERM}
+    assert [held & stops for held in seen] == [stops, set()]
 
 
 def test_a_worker_ends_when_its_parent_has(monkeypatch: Any) -> None:
