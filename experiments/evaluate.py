@@ -17,7 +17,7 @@ from rich.text import Text
 
 from experiments import cifar_lt, finetune, imagenet_lt, inaturalist
 from experiments.host import cli
-from experiments.host.errors import RunError
+from experiments.host.errors import DataError, RunError
 from experiments.host.needs import Needs, always, without
 from experiments.host.outputs import read_object, same_text
 from experiments.host.sealed import class_counts_sha256
@@ -108,8 +108,17 @@ def _load(args: argparse.Namespace, config: dict[str, Any], run: Path) -> Any:
             )
     wanted["data_dir"] = args.data_dir
     given += [f"--{k.replace('_', '-')}={v}" for k, v in wanted.items() if v is not None]
-    # Known ones alone: what nobody typed is not refused as unheeded.
-    return module.load(module.arguments().parse_known_args(given)[0])
+    try:
+        # Known ones alone: what nobody typed is not refused as unheeded.
+        return module.load(module.arguments().parse_known_args(given)[0])
+    except DataError as error:
+        # Without the flags of files prepared data is looked for, which such a run never had.
+        if args.image_dir is not None or not config.get("source", "").startswith("images in "):
+            raise
+        raise RunError(
+            f"{run} was trained on {config['source']}: give --image-dir and the lists that it was "
+            "trained with"
+        ) from error
 
 
 def _exported(path: str, config: dict[str, Any]) -> Any:

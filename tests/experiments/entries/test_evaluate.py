@@ -16,7 +16,7 @@ import pytest
 from experiments import cifar_lt, evaluate, finetune, imagenet_lt, inaturalist
 from experiments.data import save_npz
 from experiments.host import cli
-from experiments.host.errors import RunError
+from experiments.host.errors import DataError, RunError
 from experiments.host.sealed import class_counts_sha256
 from experiments.run import checkpoints, parts
 from experiments.run.settings import Note, Settings
@@ -104,6 +104,26 @@ def test_data_that_a_run_cannot_have_had_is_refused(
     config: Any, flags: list[str], said: str
 ) -> None:
     with pytest.raises(RunError, match=said):
+        evaluate._load(args_of(*flags), config, RUN)
+
+
+@pytest.mark.parametrize(
+    ("source", "flags", "said"),
+    [
+        ("images in pictures, by lists", [], "was trained on images in pictures, by lists: give"),
+        ("images in pictures, by lists", ["--image-dir", "i"], "^no such data$"),
+        ("TensorFlow Datasets imagenet_lt", [], "^no such data$"),
+    ],
+)
+def test_a_run_of_files_asks_for_its_files(
+    monkeypatch: pytest.MonkeyPatch, source: str, flags: list[str], said: str
+) -> None:
+    def load(args: argparse.Namespace) -> None:
+        raise DataError("no such data")
+
+    monkeypatch.setattr(imagenet_lt, "load", load)
+    config = {**STREAMED, "experiment": "imagenet_lt", "data_of": "imagenet_lt", "source": source}
+    with pytest.raises((RunError, DataError), match=said):
         evaluate._load(args_of(*flags), config, RUN)
 
 
