@@ -172,12 +172,19 @@ def folder_split(
 ) -> FolderSplit:
     """The files below a folder that a list file names; num_classes as of `read_list`.
 
+    A list all of whose separators are backslashes is one of Windows.
+
     Raises:
-      DataError: files are not there, or are folders or pipes; it counts and names them.
+      DataError: the folder is not there, or files are not, or are folders or pipes; it counts and
+        names them.
     """
     root = os.path.expanduser(os.fspath(root))
     listed = _read_list(list_file, num_classes)
+    if not any("/" in name for name in listed.names):
+        listed = listed._replace(names=[name.replace("\\", "/") for name in listed.names])
     names, labels = listed.names, listed.labels
+    if not os.path.isdir(root):
+        raise DataError(f"{root}, of the images in {list_file}: there is no such folder")
     # One listing a folder: asking for every file takes minutes on a network disk.
     folders = {os.path.dirname(name) for name in names}
     there = {os.path.join(folder, file) for folder in folders for file in _files(root, folder)}
