@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 
 from experiments.bench import compare_kept, references
 from experiments.bench.comparison import Engine, Part, Recipe, Row
-from experiments.data import columns
+from experiments.data import columns, usable
 from experiments.data.splits import Split
 from experiments.data.table import Table
 from experiments.host import outputs
-from experiments.host.cli import noun
 from experiments.host.errors import RunError
 from experiments.host.progress import Counted
 from experiments.reports import scores
@@ -64,10 +63,8 @@ class Parts:
         everywhere = [name for name, many in times.items() if many == len(self)]
         somewhere = [name for name in times if times[name] < len(self)]
         same = "the same in all training rows"
-        return [
-            *_left_out(everywhere, f"{same} left out"),
-            *_left_out(somewhere, f"{same} of some split left out there"),
-        ]
+        both = ((everywhere, "left out"), (somewhere, "of some split left out there"))
+        return [usable.told(names, f"{same} {what}") for names, what in both if names]
 
     def __len__(self) -> int:
         return len(self._splits)
@@ -77,13 +74,6 @@ class Parts:
         features = np.pad(found, ((0, 0), (0, self.width - found.shape[1])))
         split = self._splits[number]
         return Part(number, features, split.train, split.test)
-
-
-def _left_out(names: Sequence[str], what: str) -> list[str]:
-    if not names:
-        return []
-    shown = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
-    return [f"{noun(len(names), 'column')} {what}: {shown}"]
 
 
 class Jobs:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
 from experiments.host.cli import noun
 from experiments.host.errors import DataError
+from experiments.host.inputs import ascii_safe
 
 # Numbers beyond this have no float64 variance.
 _LARGEST = 1e100
@@ -77,12 +80,16 @@ def usable(
                 kept[name] = column.astype(object).where(column.notna(), None)
         else:
             dropped.setdefault(kind, []).append(str(name))
-    for why, names in dropped.items():
-        shown = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
-        notes.append(f"{noun(len(names), 'column')} {why} left out: {shown}")
+    notes += [told(names, f"{why} left out") for why, names in dropped.items()]
     if not kept:
         raise DataError("; ".join(["no column is left to learn from", *notes]))
     return pd.DataFrame(kept)
+
+
+def told(names: Sequence[str], what: str) -> str:
+    """A note of several columns, the first of them by name."""
+    shown = ", ".join(map(ascii_safe, names[:5])) + ", ..." * (len(names) > 5)
+    return f"{noun(len(names), 'column')} {what}: {shown}"
 
 
 def _are_row_numbers(values: np.ndarray) -> bool:

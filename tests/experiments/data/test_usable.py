@@ -119,6 +119,9 @@ def test_of_what_is_left_out_five_names_are_told():
         frame = pd.DataFrame({name: [1j, 2] for name in "abcdef"[:many]}).assign(x=[0.5, 1])
         usable(frame, (), notes)
         assert notes == [f"{many} columns of complex numbers left out: {shown}"]
+    notes = []
+    usable(pd.DataFrame({"a\nb": [1j, 2], "x": [0.5, 1]}), (), notes)
+    assert notes == [r"1 column of complex numbers left out: 'a\nb'"]
     with pytest.raises(DataError, match=r"^no column is left to learn from; 1 column of dates"):
         usable(pd.DataFrame({"d": of("days")}), (), [])
 
