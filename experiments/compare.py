@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 
 from experiments.bench import compare_kept, compare_read, snippet, unseen
-from experiments.bench.compare_jobs import Jobs
+from experiments.bench.compare_jobs import FOLDER, Jobs
 from experiments.bench.comparison import Engine, Recipe, steps_for
 from experiments.bench.references import REFERENCES
 from experiments.command import candidates as offered
 from experiments.command import compare_flags
 from experiments.data import files
 from experiments.host import cli, folders, locks, origin, outputs
-from experiments.host.errors import RunError, Stopped, flag
+from experiments.host.errors import DataError, RunError, Stopped, flag
 from experiments.host.spent import Spent
 from experiments.host.stopping import StopNow, StopRequest
 from experiments.reports import compare_folder, compare_page, compare_table
@@ -86,8 +86,14 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
                 f"stopped; finished jobs are kept in {out}: the same command with --resume goes on",
                 stop.exit_code or 130,
             ) from None
+        except (DataError, RunError):
+            # Refused for its data: once these are mended, the same command begins.
+            if not args.resume and not (out / FOLDER).exists():
+                (out / CONFIG).unlink()
+            raise
         finally:
-            outputs.write_json(out / SPENT, spent.now())
+            if (out / CONFIG).exists():
+                outputs.write_json(out / SPENT, spent.now())
         if args.predict:
             _predict(args, out)
     return summary

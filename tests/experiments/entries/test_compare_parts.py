@@ -17,8 +17,8 @@ from experiments.bench.comparison import Engine, Part, Recipe
 from experiments.bench.lanes import Net
 from experiments.command.candidates import Candidate, candidates
 from experiments.data.splits import Split
-from experiments.host import outputs
-from experiments.host.errors import RunError, Stopped
+from experiments.host import locks, outputs
+from experiments.host.errors import DataError, RunError, Stopped
 from experiments.host.stopping import StopNow
 from experiments.reports import compare_folder
 
@@ -109,6 +109,33 @@ def test_a_stop_is_told_with_its_code_and_what_was_spent_is_kept(
     with pytest.raises(Stopped, match=r"^stopped; finished jobs are kept in .*out: the") as raised:
         compare.main(parsed("--data", data, "--label", "kind", "--out", tmp_path / "out"))
     assert raised.value.exit_code == exit_code and (tmp_path / "out" / "spent.json").exists()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_refused_table_leaves_nothing_that_keeps_a_mended_one_from_being_compared(
+    data: Path, tmp_path: Path, there: bool
+) -> None:
+    (tmp_path / "bad.csv").write_bytes("größe,kind\n1,a\n".encode("latin-1"))
+    out = tmp_path / "out"
+    if there:
+        out.mkdir()
+    with pytest.raises(DataError, match=r"bad.csv is not UTF-8 text"):
+        compare.main(parsed("--data", tmp_path / "bad.csv", "--label", "kind", "--out", out))
+    assert out.exists() == there and not locks.holds_something(out)
+
+
+def test_what_is_trained_stays_where_the_rest_is_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(args: Any, config: Any, out: Path, *_: Any) -> None:
+        (out / "jobs").mkdir()
+        raise RunError("no network is left")
+
+    monkeypatch.setattr(compare, "_compare", refused)
+    with pytest.raises(RunError, match="no network is left"):
+        compare.main(parsed("--data", data, "--label", "kind", "--out", tmp_path / "out"))
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left == {".lock", "config.json", "jobs", "spent.json"}
 
 
 def test_predictions_are_written_without_row_numbers(
