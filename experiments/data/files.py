@@ -238,17 +238,27 @@ def _pandas(name: str, table: pa.Table) -> pd.DataFrame:
             table = table.set_column(at, field.name, table.column(at).cast(pa.float64()))
     # An index that pandas once wrote beside the columns is none of the data.
     table = table.replace_schema_metadata(None)
-    for column in table.column_names:
-        _check_cells(name, column, table.select([column]))
+    try:
+        return _converted(table)
+    except _NO_CELLS:
+        for column in table.column_names:
+            _check_cells(name, column, table.select([column]))
+        raise
+
+
+# A file may be whole, and hold words that are no UTF-8, or what pandas has no type for.
+_NO_CELLS = (pa.ArrowException, ValueError, LookupError)
+
+
+def _converted(table: pa.Table) -> pd.DataFrame:
+    table.validate(full=True)
     return table.to_pandas(date_as_object=False)  # Python's dates end with the year 9999
 
 
 def _check_cells(name: str, column: str, table: pa.Table) -> None:
-    """A file may be whole, and hold words that are no UTF-8, or what pandas has no type for."""
     try:
-        table.validate(full=True)
-        table.slice(0, 1).to_pandas(date_as_object=False)
-    except (pa.ArrowException, ValueError, LookupError, NotImplementedError) as error:
+        _converted(table)
+    except _NO_CELLS as error:
         raise DataError(
             f"{name}: column {column!r} cannot be read ({_said(error)}): leave it out, or save it "
             "as numbers or UTF-8 text"

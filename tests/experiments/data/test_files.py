@@ -89,7 +89,8 @@ def test_semicolons_are_told_where_commas_are_in_numbers(tmp_path):
 def test_cells_of_a_whole_file_that_cannot_be_read_are_told_by_their_column(tmp_path):
     path, ends = tmp_path / "x.parquet", pa.py_buffer(np.array([0, 1, 2], np.int32).tobytes())
     words = pa.Array.from_buffers(pa.string(), 2, [None, ends, pa.py_buffer(b"a\xff")])
-    for cells in (words, pa.array([1, 2], pa.timestamp("s", tz="No/Where"))):
+    zone, fine = pa.timestamp("s", tz="No/Where"), pa.time64("ns")
+    for cells in (words, pa.array([1, 2], zone), pa.array([0, 1], fine)):
         pa.parquet.write_table(pa.table({"x": [1, 2], "k": cells}), path)
         with pytest.raises(DataError, match=r"x.parquet: column 'k' cannot be read \("):
             frame(path)
