@@ -15,19 +15,20 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.bench import compare_kept, compare_read, snippet, unseen
-from experiments.bench.compare_jobs import FOLDER, Jobs
+from experiments.bench.compare_jobs import Jobs
 from experiments.bench.comparison import Engine, Recipe, steps_for
 from experiments.bench.references import REFERENCES
 from experiments.command import candidates as offered
 from experiments.command import compare_flags
-from experiments.data import files
+from experiments.data import files, leakage
+from experiments.data.table import Table
 from experiments.host import cli, folders, locks, origin, outputs
-from experiments.host.errors import DataError, RunError, Stopped, flag
+from experiments.host.errors import RunError, Stopped, flag
 from experiments.host.spent import Spent
 from experiments.host.stopping import StopNow, StopRequest
 from experiments.reports import compare_folder, compare_page, compare_table
@@ -75,25 +76,20 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
         return summary
     cli.use_compilation_cache()
     with StopRequest() as stop, locks.Lock(out):
+        spent = Spent(out / SPENT, before=args.resume)
+        made = _prepared(args, config, out)  # what is refused is refused before all is cleared
         if not args.resume:
             outputs.clear_tables(out)
         outputs.write_json(out / CONFIG, config)
-        spent = Spent(out / SPENT)
         try:
-            summary = _compare(args, config, out, stop, spent)
+            summary = _compare(args, made, out, stop, spent)
         except StopNow:
             raise Stopped(
                 f"stopped; finished jobs are kept in {out}: the same command with --resume goes on",
                 stop.exit_code or 130,
             ) from None
-        except (DataError, RunError):
-            # Refused for its data: once these are mended, the same command begins.
-            if not args.resume and not (out / FOLDER).exists():
-                (out / CONFIG).unlink()
-            raise
         finally:
-            if (out / CONFIG).exists():
-                outputs.write_json(out / SPENT, spent.now())
+            outputs.write_json(out / SPENT, spent.now())
         if args.predict:
             _predict(args, out)
     return summary
@@ -148,27 +144,44 @@ def _finished(out: Path, args: argparse.Namespace) -> dict[str, Any] | None:
     return summary if not args.save or compare_kept.is_whole(out) else None
 
 
-def _compare(
-    args: argparse.Namespace, config: dict[str, Any], out: Path, stop: StopRequest, spent: Spent
-) -> dict[str, Any]:
+class _Prepared(NamedTuple):
+    """A comparison that can be made, and of which nothing is made or written."""
+
+    table: Table
+    trained: int  # rows, of the first split
+    cut: float | None
+    recipe: Recipe
+    rows: list[Any]
+    jobs: Jobs
+    notes: list[str]
+
+
+def _prepared(args: argparse.Namespace, config: dict[str, Any], out: Path) -> _Prepared:
     table, splits, cut = compare_read.read(vars(args))
     rows, refused = _rows(args, table, splits)
-    train = len(splits[0].train)
     net = compare_read.net(vars(args), table)
-    steps = steps_for(train, args.batch_size, args.epochs)
+    trained = len(splits[0].train)
+    steps = steps_for(trained, args.batch_size, args.epochs)
     recipe = Recipe(net, steps, args.batch_size, args.folds if args.tune else 0, args.seed)
     untested = unseen.notes(table, splits, recipe)
     keep = config if args.save else None
     jobs = Jobs(table, splits, recipe, rows, args.reference, out, keep=keep)
-    notes = [*table.notes, *jobs.parts.notes(), *refused, *untested]
+    notes = [*table.notes, *leakage.notes(table), *jobs.parts.notes(), *refused, *untested]
+    return _Prepared(table, trained, cut, recipe, rows, jobs, notes)
+
+
+def _compare(
+    args: argparse.Namespace, made: _Prepared, out: Path, stop: StopRequest, spent: Spent
+) -> dict[str, Any]:
+    table, trained, cut, recipe, rows, jobs, notes = made
     for note in notes:
         print(f"note: {note}")
     records, diverged = jobs.run(stop.check)
     about = {
         "seed": args.seed, "splits": args.splits, "tuned": args.tune,
         "settings": args.settings if args.tune else 1, "folds": recipe.folds,
-        "model": {"name": args.model, "width": args.width, "depth": net.depth},
-        "steps": steps, "batch_size": min(args.batch_size, train), "cut": cut,
+        "model": {"name": args.model, "width": args.width, "depth": recipe.net.depth},
+        "steps": recipe.steps, "batch_size": min(args.batch_size, trained), "cut": cut,
         "perturb": args.perturb, "grid": {row.name: row.points for row in rows},
         "confidence": compare_folder.CONFIDENCE, "notes": notes + diverged,
         **spent.now(), "command": origin.command_line(), **origin.environment(),

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from experiments.data import files, roles
 from experiments.data.classes import classes, tell_alike
-from experiments.data.usable import holds_numbers, is_number, kind_of, usable
+from experiments.data.usable import holds_numbers, is_number, kind_of, told, usable
 from experiments.host.cli import noun
 from experiments.host.errors import DataError
 
@@ -119,6 +119,8 @@ def read(
             raise DataError(f"{test} is the file that is trained on: --test is for other rows")
         words = [name for name in frame if kind_of(frame[name]) == "words"]
         other, _ = _labelled(test, None if files.has_labels(test) else label, words)
+        more = [x for x in other if x not in frame and not _INDEX.fullmatch(x)]
+        notes += [told(more, f"of {test} that {path} lacks left out")] if more else []
         frame, other = files.with_leading_zeros((path, test), (frame, other), named)
         frame = _joined(frame, other, str(path), str(test), named)
         _check_width(_width(test, other), width, str(test), str(path))

@@ -10,10 +10,10 @@ from experiments.host.errors import RunError
 
 
 class Spent:
-    """Seconds and CPU seconds since it was made, and before a stop that left them in its file."""
+    """Seconds and CPU seconds since it was made, and `before`, which a stop left in its file."""
 
-    def __init__(self, file: Path):
-        self._before = outputs.read_object(file) if file.exists() else {}
+    def __init__(self, file: Path, before: bool = True):
+        self._before = outputs.read_object(file) if before and file.exists() else {}
         for name in ("seconds", "cpu_seconds"):
             if not outputs.is_number(self._before.setdefault(name, 0.0)):
                 raise RunError(

@@ -368,6 +368,23 @@ def test_a_test_file_of_ones_own(tmp_path):
     assert table.labels[12:].tolist() == table.labels[6:12].tolist()
 
 
+@pytest.mark.parametrize("more", [["note"], ["note", "score"], ["Unnamed: 0"], ["Unnamed: 0", "b"]])
+def test_columns_that_only_a_test_file_has_are_named(tmp_path, more):
+    """But row numbers, which are left out of either."""
+    path, other = write(tmp_path, good(), "csv"), tmp_path / "other.csv"
+    good().assign(**{name: range(12) for name in more}).to_csv(other, index=False)
+    named = [name for name in more if name != "Unnamed: 0"]
+    notes, plain = (read(path, "kind", test=at).notes for at in (other, write_twin(tmp_path)))
+    told = f"of {other} that {path} lacks left out: {', '.join(named)}"
+    many = "1 column" if len(named) == 1 else f"{len(named)} columns"
+    assert [x for x in notes if x not in plain] == ([f"{many} {told}"] if named else [])
+
+
+def write_twin(tmp_path):
+    good().to_csv(tmp_path / "twin.csv", index=False)
+    return tmp_path / "twin.csv"
+
+
 @pytest.mark.parametrize(
     ("change", "given", "says"),
     [

@@ -124,6 +124,26 @@ def test_a_refused_table_leaves_nothing_that_keeps_a_mended_one_from_being_compa
     assert out.exists() == there and not locks.holds_something(out)
 
 
+@pytest.mark.parametrize(("cells", "flags"), [
+    ("kind\n1,p\n", ()), ("x,kind\n1,p\n2,p\n", ()), ("x,kind\n1,p\n1,p\n1,q\n1,q\n", ()),
+    ("x,kind\n1,p\n2,p\n3,p\n4,q\n5,q\n", ("--cut", "90")),
+    ("x,kind\n1,p\n2,p\n3,q\n4,q\n", ()),
+], ids=["no table", "one class", "nothing varies", "cut too far", "no folds"])  # fmt: skip
+def test_an_earlier_comparison_stays_where_that_in_its_place_is_refused(
+    tmp_path: Path, cells: str, flags: tuple[Any, ...]
+) -> None:
+    (tmp_path / "x.csv").write_text(cells)
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("summary.json", "runs.csv", "config.json", "spent.json", "report.html"):
+        (out / name).write_text(name)
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises((DataError, RunError)):
+        compare.main(parsed("--data", tmp_path / "x.csv", "--label", "kind", "--out", out,
+                            "--overwrite", *flags))  # fmt: skip
+    assert {path: path.read_bytes() for path in out.iterdir() if path.name != ".lock"} == before
+
+
 def test_what_is_trained_stays_where_the_rest_is_refused(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,7 +218,8 @@ def compared(tmp_path: Path, data: Path, *words: Any) -> Any:
                   "--rule", "sgd", "sam", "--loss", "cross_entropy",
                   "--sampling", "shuffled", *words)  # fmt: skip
     args.tune = compare.compare_flags.is_tuned(args)
-    return compare._compare(args, {"of": "config"}, tmp_path, STOP, SPENT)
+    made = compare._prepared(args, {"of": "config"}, tmp_path)
+    return compare._compare(args, made, tmp_path, STOP, SPENT)
 
 
 @pytest.mark.parametrize(
