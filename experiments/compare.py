@@ -65,7 +65,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
         return None
     args.tune = compare_flags.is_tuned(args)
     config = {key: value for key, value in vars(args).items() if key not in _NOT_COMPARED}
-    config[DIGESTS] = files.digests(args.data, args.test)
+    config |= {DIGESTS: files.digests(args.data, args.test), **origin.jax_settings()}
     _check(out, config, args)
     summary = _finished(out, args) if args.resume else None
     if summary is not None:

@@ -39,7 +39,28 @@ def environment() -> dict[str, Any]:
     import imbsam_jax
 
     versions["imbsam_jax"] = imbsam_jax.__version__
-    return {"device": device, "versions": versions, "git": _commit()}
+    variables = {
+        name: value for name, value in sorted(os.environ.items())
+        if value and name.startswith(_OF_JAX) and "CACHE" not in name
+    }  # fmt: skip
+    return {"device": device, "versions": versions, "variables": variables, "git": _commit()}
+
+
+_OF_JAX = ("JAX_", "XLA_", "NVIDIA_TF32_OVERRIDE")
+# By which JAX draws and multiplies, and its defaults.
+_DECIDES = {
+    "jax_default_prng_impl": "threefry2x32", "jax_threefry_partitionable": True,
+    "jax_default_matmul_precision": None,
+}  # fmt: skip
+
+
+def jax_settings() -> dict[str, Any]:
+    """{"jax": those settings that make other numbers and are not its defaults}, or nothing."""
+    import jax
+
+    found = {name: getattr(jax.config, name) for name in _DECIDES}
+    others = {name: value for name, value in found.items() if value != _DECIDES[name]}
+    return {"jax": others} if others else {}
 
 
 def command_line() -> str:

@@ -19,6 +19,7 @@ from experiments.data.sampling import Order
 from experiments.host import outputs
 from experiments.host.devices import use_devices
 from experiments.host.errors import RunError, check_seed, flag
+from experiments.host.origin import jax_settings
 from experiments.host.sealed import class_counts_sha256
 from experiments.models import create_model
 from experiments.models.pretrained import load_weights
@@ -237,6 +238,7 @@ def run_config(
         "class_counts_sha256": class_counts_sha256(dataset.class_counts()),
         **about_images(dataset),
         "rows_sha256": rows_of(dataset),
+        **jax_settings(),
     }
     return config, config.pop("preset", None)
 

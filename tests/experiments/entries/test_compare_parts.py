@@ -60,13 +60,16 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return done
 
 
-def test_a_comparison_begins_anew_and_goes_on(data: Path, tmp_path: Path, steps: list[Any]) -> None:
+def test_a_comparison_begins_anew_and_goes_on(
+    data: Path, tmp_path: Path, steps: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Compiled programs are kept, and what stood there before is not, unless it goes on."""
     words = ("--data", data, "--label", "kind", "--out", tmp_path / "out", "--seed", 3)
     assert compare.main(parsed(*words)) == {"verdict": "x"}
     assert steps == ["cache", "clear", "compare"]
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["seed"] == 3 and config["tune"] is True and len(config["data_sha256"]) == 2
+    assert "jax" not in config
     assert not {"out", "overwrite", "resume", "save", "predict"} & config.keys()
     assert json.loads((tmp_path / "out" / "spent.json").read_text()).keys() == {
         "seconds", "cpu_seconds"
@@ -76,6 +79,10 @@ def test_a_comparison_begins_anew_and_goes_on(data: Path, tmp_path: Path, steps:
     assert steps == ["cache", "compare", "predict"]
     with pytest.raises(RunError, match="is not empty: pass --resume to go on, --overwrite, or"):
         compare.main(parsed(*words))
+    with monkeypatch.context() as other:  # numbers that are drawn otherwise
+        other.setattr(compare.origin, "jax_settings", lambda: {"jax": {"generator": "rbg"}})
+        with pytest.raises(RunError, match=r"holds another comparison .jax None -> .*generator"):
+            compare.main(parsed(*words, "--resume"))
     steps.clear()
     compare.main(parsed(*words, "--overwrite", "--no-tune"))
     assert steps == ["cache", "clear", "compare"]

@@ -108,6 +108,35 @@ def test_the_versions(machine):
     }  # fmt: skip
 
 
+def test_the_variables_by_which_jax_makes_other_numbers(machine, monkeypatch):
+    machine("gpu", CPUINFO, CLEAN)
+    for name in [x for x in os.environ if x.startswith(("JAX_", "XLA_"))]:
+        monkeypatch.delenv(name)
+    assert origin.environment()["variables"] == {}
+    there = {"XLA_FLAGS": "--xla_a=1", "JAX_ENABLE_X64": "1", "NVIDIA_TF32_OVERRIDE": "0"}
+    others = {"JAX_COMPILATION_CACHE_DIR": "/mine", "JAX_DEFAULT_PRNG_IMPL": "", "OTHER_JAX_": "1"}
+    for name, value in {**others, **there}.items():
+        monkeypatch.setenv(name, value)
+    assert origin.environment()["variables"] == there
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("jax_default_prng_impl", "rbg"), ("jax_threefry_partitionable", False),
+        ("jax_default_matmul_precision", "bfloat16"),
+    ],
+)  # fmt: skip
+def test_settings_by_which_jax_makes_other_numbers(setting, value):
+    assert origin.jax_settings() == {}
+    before = getattr(jax.config, setting)
+    jax.config.update(setting, value)
+    try:
+        assert origin.jax_settings() == {"jax": {setting: value}}
+    finally:
+        jax.config.update(setting, before)
+
+
 def test_a_folder_keeps_the_flags_without_overwrite(tmp_path, machine, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["experiments/study.py", "--overwrite"])
     machine("gpu", CPUINFO, CLEAN)

@@ -614,6 +614,17 @@ def test_images_of_another_kind_are_refused(finished, tmp_path, name):
     assert f"({name} {known} -> {given}" in str(error.value)
 
 
+def test_a_run_goes_on_by_the_numbers_that_it_was_begun_with(finished, data):
+    """Its images are augmented by what JAX draws: of another generator they are others."""
+    before = jax.config.jax_default_prng_impl
+    jax.config.update("jax_default_prng_impl", "rbg")
+    try:
+        with pytest.raises(RunError, match=r"other settings \(jax None -> \{'jax_default_prng_imp"):
+            train(data, finished, "--resume")
+    finally:
+        jax.config.update("jax_default_prng_impl", before)
+
+
 def others():
     """Data sets of the same counts, shapes and pixel statistics, with other images."""
     ours, rng = tiny_dataset(), np.random.default_rng(3)
