@@ -100,11 +100,23 @@ def _bundled(name: str) -> pd.DataFrame:
 # ---- text and parquet -----------------------------------------------------------------------
 
 
+# What is often named .csv, by its first bytes.
+_NO_TEXT = {
+    b"\x1f\x8b": "compressed by gzip: unpack it",
+    b"PK\x03\x04": "a zip archive, as those of spreadsheets are: unpack it, or save it as .csv",
+    b"\xd0\xcf\x11\xe0": "a spreadsheet of Excel's: save it as .csv",
+    b"PAR1": "a .parquet file: name it so",
+}
+
+
 def _delimited(
     name: str, delimiter: str, words: Collection[str], only: list[str] | None = None
 ) -> pd.DataFrame:
     # Empty lines around a table are no rows.
     data = inputs.read_bytes(name).strip(b"\r\n") + b"\n"
+    for begins, what in _NO_TEXT.items():
+        if data.startswith(begins):
+            raise DataError(f"{name} is no text: it is {what}")
     try:
         data.decode()
     except UnicodeDecodeError as error:

@@ -1,6 +1,7 @@
 """Files as frames: bounds, damage that only a checksum tells, and what a file says of itself."""
 
 import hashlib
+import zipfile
 
 import numpy as np
 import pandas as pd
@@ -143,3 +144,27 @@ def test_names_with_zeros_in_front_in_any_of_the_files(tmp_path):
     assert [part["i"].tolist() for part in same] == [[7, 8], [9]]
     with pytest.raises(ValueError, match="longer than argument 1"):
         with_leading_zeros([one], frames, ["i"])
+
+
+def _zipped(path, found):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.csv", found.to_csv(index=False))
+
+
+OTHERWISE = {
+    "gzip": (lambda path, found: found.to_csv(path, compression="gzip"), "by gzip: unpack it"),
+    "zip": (_zipped, "a zip archive, as those of spreadsheets are: unpack it, or save it as"),
+    "parquet": (lambda path, found: found.to_parquet(path), "a .parquet file: name it so"),
+    "xls": (
+        lambda path, _: path.write_bytes(bytes.fromhex("d0cf11e0a1b11ae1")), "of Excel's: save it",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv"])
+@pytest.mark.parametrize("kind", OTHERWISE)
+def test_what_is_no_text_is_told_as_what_it_is(tmp_path, kind, ending):
+    write, says = OTHERWISE[kind]
+    write(tmp_path / f"x{ending}", pd.DataFrame({"a": [1, 2], "kind": ["p", "q"]}))
+    with pytest.raises(DataError, match=f"x{ending} is no text: it is .*{says}"):
+        frame(tmp_path / f"x{ending}")
