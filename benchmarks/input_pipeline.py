@@ -83,6 +83,9 @@ class InMemory(NamedTuple):
     def read(self, rows: Sequence[int]) -> list[bytes]:
         return [self.files[row] for row in rows]
 
+    def name(self, row: int) -> str:
+        return f"image {row}"
+
 
 @dataclasses.dataclass
 class Cyclic:

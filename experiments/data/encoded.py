@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 import imbsam_jax
 from experiments.data import DataError, Dataset, check_classes, draw_held_out
+from experiments.data.decode import decode_eval
 from experiments.host.errors import RunError
+from experiments.host.inputs import ascii_safe
 
 __all__ = [
     "EncodedDataset",
@@ -24,6 +26,7 @@ __all__ = [
     "empty_classes",
     "finished",
     "hold_out_rows",
+    "told_unreadable",
 ]
 
 
@@ -46,6 +49,10 @@ class Split(Protocol):
         """
         ...
 
+    def name(self, row: int) -> str:
+        """What a message calls a row: its file, where it has one."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subset:
@@ -63,6 +70,9 @@ class Subset:
 
     def read(self, rows: Sequence[int]) -> list[bytes]:
         return self.split.read([int(self.rows[row]) for row in rows])
+
+    def name(self, row: int) -> str:
+        return self.split.name(int(self.rows[row]))
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -186,6 +196,16 @@ def empty_classes(
     first = [f"{c} ({names[c]})" if names else f"{c}" for c in empty[:5]]
     more = f" and {len(empty) - len(first)} more" if len(empty) > len(first) else ""
     return len(empty), f"{', '.join(first)}{more}"
+
+
+def told_unreadable(dataset: Dataset | EncodedDataset, part: str) -> str:
+    """ " (the first is NAME)" of the images of a part that cannot be decoded; "" where all can."""
+    if isinstance(dataset, EncodedDataset):
+        split: Split = getattr(dataset, part)
+        for row in range(len(split.labels)):
+            if decode_eval(split.read([row])[0], 1, 1) is None:
+                return f" (the first is {ascii_safe(split.name(row))})"
+    return ""
 
 
 def hold_out_rows(dataset: EncodedDataset, per_class: int, seed: int) -> EncodedDataset:

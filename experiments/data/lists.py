@@ -42,7 +42,10 @@ class FolderSplit:
     labels: NDArray[np.int32]
 
     def read(self, rows: Sequence[int]) -> list[bytes]:
-        return [read_bytes(os.path.join(self.root, self.files[row].decode())) for row in rows]
+        return [read_bytes(self.name(row)) for row in rows]
+
+    def name(self, row: int) -> str:
+        return os.path.join(self.root, self.files[row].decode())
 
 
 class _List(NamedTuple):

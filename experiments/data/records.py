@@ -78,6 +78,10 @@ class TfdsSplit:
             ) from error
         return [record["image"] or b"" for record in records]
 
+    def name(self, row: int) -> str:
+        file = "" if self.names is None else f" ({self.names[row].decode(errors='replace')})"
+        return f"record {row} of {self.split}{file}"
+
     def _builder(self) -> Any:
         # From the folder, not by name: its features are those it was prepared with.
         return from_directory(self.directory)

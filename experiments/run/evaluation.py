@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.data import Dataset, filled
-from experiments.data.encoded import EncodedDataset
+from experiments.data.encoded import EncodedDataset, told_unreadable
 from experiments.host.cli import noun
 from experiments.host.errors import RunError, flag
 from experiments.host.stopping import StopRequest
@@ -101,8 +101,9 @@ class Evaluator:
         seen = int(total.sum())
         if count - seen > self._max_corrupt * count:
             raise RunError(
-                f"{count - seen} of {count} images of the {part} set could not be read, more than "
-                f"the share {flag('max_corrupt')} {self._max_corrupt:g} allows"
+                f"{count - seen} of {count} images of the {part} set could not be read"
+                f"{told_unreadable(self._dataset, part)}, more than the share "
+                f"{flag('max_corrupt')} {self._max_corrupt:g} allows"
             )
         had = np.bincount(
             getattr(self._dataset, f"{part}_labels"), minlength=self._dataset.num_classes
@@ -128,8 +129,8 @@ class Evaluator:
         whole, count = np.concatenate(found), len(getattr(self._dataset, f"{part}_labels"))
         if len(whole) < count:
             raise RunError(
-                f"{count - len(whole)} of {count} images of the {part} set could not be read, and "
-                "features are kept of all or of none"
+                f"{count - len(whole)} of {count} images of the {part} set could not be read"
+                f"{told_unreadable(self._dataset, part)}, and features are kept of all or of none"
             )
         return whole
 

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.data import Dataset
-from experiments.data.encoded import EncodedDataset
+from experiments.data.encoded import EncodedDataset, told_unreadable
 from experiments.host import folders, origin, outputs
+from experiments.host.cli import noun
 from experiments.host.errors import Diverged, RunError, flag
 from experiments.host.progress import Progress
 from experiments.host.stopping import StopRequest
@@ -141,11 +142,11 @@ class Run:
         note.rows += int(rows.sum())
         note.skipped += int(meant * steps - rows.sum())
         if note.skipped > self.settings.max_corrupt * self.order.rows:
-            of = "draws" if self.settings.sampling == "balanced" else "training images"
+            of = "draw" if self.settings.sampling == "balanced" else "training image"
             raise RunError(
-                f"{note.skipped} {of} of epoch {note.epoch + 1} could not be read, more than the "
-                f"share {flag('max_corrupt')} {self.settings.max_corrupt:g} of {self.order.rows} "
-                "allows"
+                f"{noun(note.skipped, of)} of epoch {note.epoch + 1} could not be read"
+                f"{told_unreadable(self.dataset, 'train')}, more than the share "
+                f"{flag('max_corrupt')} {self.settings.max_corrupt:g} of {self.order.rows} allows"
             )
 
     def close_epoch(self, state: TrainState, stop: StopRequest, progress: Progress) -> None:

@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from experiments.data import DataError, Dataset, hold_out
 from experiments.data.encoded import (
@@ -14,7 +16,10 @@ from experiments.data.encoded import (
     check_no_empty_class,
     empty_classes,
     hold_out_rows,
+    told_unreadable,
 )
+from experiments.data.lists import FolderSplit
+from tiny import tiny_dataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +32,10 @@ class _Split:
         return [str(row).encode() for row in rows]
 
 
-def _encoded(train: Sequence[int] = (0, 1, 0, 2, 0, 1), **changes: Any) -> EncodedDataset:
+def _encoded(train: Any = (0, 1, 0, 2, 0, 1), **changes: Any) -> EncodedDataset:
     fields: dict[str, Any] = {
         "name": "tiny",
-        "train": _Split(np.array(train, np.int32)),
+        "train": train if hasattr(train, "read") else _Split(np.array(train, np.int32)),
         "test": _Split(np.array([0, 1, 2], np.int32)),
         "num_classes": 3,
         "mean": (0.5, 0.5, 0.5),
@@ -50,6 +55,24 @@ def test_encoded_dataset() -> None:
     assert _encoded(size=256).size == 256 and _encoded(size=1).size == 1
     two = _Split(np.array([0, 1], np.int32))
     assert _encoded(train=[0, 1], test=two, num_classes=2).num_classes == 2
+
+
+def test_the_first_image_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
+    """Of files by their path, of rows of another split by that one's; arrays have none."""
+    for number, name in enumerate(("0.png", "1.png", "größe.tif", "3.png")):
+        Image.new("RGB", (3, 2), (number, 0, 0)).save(tmp_path / name)
+    whole = (tmp_path / "3.png").read_bytes()
+    (tmp_path / "3.png").write_bytes(whole[: len(whole) // 2])
+    files = np.array([name.encode() for name in ("0.png", "1.png", "größe.tif", "3.png")])
+    split = FolderSplit(str(tmp_path), files, np.array([0, 1, 2, 0], np.int32))
+    rows = np.array([1, 3, 0])
+    some = Subset(split, rows, split.labels[rows])
+    whole_ones = Subset(split, rows[::2], split.labels[rows[::2]])
+    data = _encoded(train=split, val=some, test=whole_ones)
+    assert told_unreadable(data, "train") == f" (the first is {tmp_path}/größe.tif)"
+    assert told_unreadable(data, "val") == f" (the first is {tmp_path}/3.png)"
+    assert told_unreadable(data, "test") == ""
+    assert told_unreadable(tiny_dataset(), "train") == ""
 
 
 def test_images_are_squares_of_three_channels() -> None:

@@ -211,7 +211,9 @@ def test_workers_are_not_sent_names(imagenet: dict[str, tiny_records.Tiny]) -> N
     split = TfdsSplit(imagenet["imagenet_lt"].folder / "imagenet_lt/1.0.0", "train")
     assert split.names is not None and split.names.dtype.kind == "S"
     split.read([0])
+    assert split.name(3) == f"record 3 of train ({split.names[3].decode()})"
     copy = pickle.loads(pickle.dumps(split))
+    assert copy.name(3) == "record 3 of train"
     assert copy.names is None and copy.read([3, 4]) == split.read([3, 4])
 
 
