@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from experiments import cifar_lt, evaluate
-from experiments.command import launch, presets
+from experiments.command import presets
 from experiments.command.method_flags import build_rule
 from experiments.data import save_npz
 from experiments.host.errors import RunError, Stopped
@@ -32,7 +32,7 @@ from experiments.run.trainer import Trainer
 from experiments.step.methods import Gradient, rule_stages
 from imbsam_jax import rules
 from imbsam_jax.losses import cross_entropy
-from tiny import IN_FULL, TinyNet, tiny_dataset
+from tiny import TinyNet, tiny_dataset
 
 pytestmark = [
     pytest.mark.allow_rank_promotion,  # Flax adds a bias[C] to a batch[B, C]
@@ -40,7 +40,9 @@ pytestmark = [
 ]
 
 COUNTS = tiny_dataset().class_counts()
-QUICK = Settings(epochs=3, batch_size=16, lr=0.05, eval_batch=20, checkpoint_every=1)
+# Three steps an epoch, all of one size; of UNEVEN five, the last of 14 rows: a program of its own.
+QUICK = Settings(epochs=3, batch_size=26, lr=0.05, eval_batch=20, checkpoint_every=1)
+UNEVEN = dataclasses.replace(QUICK, batch_size=16)
 
 
 def run(out, rule=None, settings=QUICK, model="mlp", dataset=None, **options):
@@ -57,18 +59,37 @@ def run(out, rule=None, settings=QUICK, model="mlp", dataset=None, **options):
     return fit(dataset, model, rule, cross_entropy, settings, out, **options)
 
 
+LONG = ["--epochs", "5", "--checkpoint-every", "2", "--eval-every", "3", "--lr", "0.05"]
+
+
+def command(data, out, *more):
+    flags = ["--data", data, "--model", "mlp", "--batch-size", "26", "--eta", "10"]
+    return [*flags, "--out", out, *map(str, more)]
+
+
+def here(*args):
+    """The run in this process."""
+    cifar_lt.main(cifar_lt.parse(cifar_lt.arguments(), [*command(*args), "--quiet"]))
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """(folder, report, seconds) of a run by QUICK, with what its step costs and its pictures."""
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "tiny.npz"
+    save_npz(tiny_dataset(), path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    """(folder, report, seconds) of a run by LONG, with what its step costs and its pictures."""
     out, began = tmp_path_factory.mktemp("finished") / "run", time.perf_counter()
     with jax.numpy_rank_promotion("allow"):
-        report = run(out, **IN_FULL)
-    return out, report, time.perf_counter() - began
+        here(data, str(out), *LONG)
+    return out, json.loads((out / "report.json").read_text()), time.perf_counter() - began
 
 
 def test_a_run_folder_and_its_report(finished):
     out, report, took = finished
-    assert json.loads((out / "report.json").read_text()) == report
     promised = """experiment dataset rule rule_args model loss imbalance_factor epochs batch_size
     seed all many medium few best_epoch class_counts_sha256 train_examples seconds_train
     seconds_compile seconds_to_first_step step_ms flops_per_step flops_ratio_to_sgd device versions
@@ -83,9 +104,11 @@ def test_a_run_folder_and_its_report(finished):
     # Two forward and three backward passes over SGD's one and one, the optimizer aside.
     assert 2 < report["flops_ratio_to_sgd"] < 3
     lines = [json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5]
+    tested = [line for line in lines if "test_all" in line]
+    assert [line["epoch"] for line in tested] == [3, 5]
     assert lines[-1]["test_all"] == report["all"]
-    best = max(lines, key=lambda line: line["test_all"])
+    best = max(tested, key=lambda line: line["test_all"])
     assert report["best_epoch"]["all"] == best["test_all"]
     with open(out / "per_class.csv") as file:
         rows = list(csv.DictReader(file))
@@ -106,7 +129,7 @@ def test_a_group_without_classes_is_null(tmp_path):
 
 def test_the_path_is_that_of_a_plain_loop(tmp_path):
     """SGD by hand over the trainer's order: full batches, then the last one at its true size."""
-    settings = dataclasses.replace(QUICK, augment=False, epochs=2, schedule="constant")
+    settings = dataclasses.replace(UNEVEN, augment=False, epochs=2, schedule="constant")
     dataset = tiny_dataset()
     parts = Parts(dataset, "mlp", cross_entropy, settings)
     params = jax.device_get(parts.initial.params)
@@ -153,7 +176,7 @@ def test_longer_calls_go_the_same_way(tmp_path):
     """A scan of three steps and lone steps agree to rounding; equal calls agree bitwise."""
     reports = {}
     for steps_per_call, name in ((1, "one"), (3, "three"), (3, "again")):
-        settings = dataclasses.replace(QUICK, steps_per_call=steps_per_call)
+        settings = dataclasses.replace(UNEVEN, steps_per_call=steps_per_call)
         reports[name] = run(tmp_path / name, settings=settings)
     assert reports["three"]["params_sha256"] == reports["again"]["params_sha256"]
     lines = {
@@ -168,7 +191,7 @@ def test_longer_calls_go_the_same_way(tmp_path):
 def test_a_staged_rule_switches_inside_an_epoch(tmp_path):
     """sgd -> sam after 7 steps, 5 an epoch: calls end at the switch, stages cost their own."""
     switch = rules.stagewise(rules.sgd(5), rules.sam(5, rho=0.3), switch_step=7)
-    settings = dataclasses.replace(QUICK, steps_per_call=4, epochs=2)
+    settings = dataclasses.replace(UNEVEN, steps_per_call=4, epochs=2)
     dataset = tiny_dataset()
     parts = Parts(dataset, "mlp", cross_entropy, settings)
     calls = Trainer(dataset, switch, [parts], [settings], parts.run_on).calls
@@ -187,7 +210,8 @@ def test_held_out_images_choose_an_epoch_and_are_not_trained_on(tmp_path):
     from experiments.data import hold_out
 
     dataset = hold_out(tiny_dataset(), 2, seed=0)
-    report = run(tmp_path / "run", dataset=dataset)
+    settings = dataclasses.replace(QUICK, batch_size=34)
+    report = run(tmp_path / "run", rules.sgd(5), settings, dataset=dataset)
     assert report["train_examples"] == 78 - 10
     assert report["best_val_epoch"]["val"]["all"] >= 0
     assert 1 <= report["best_val_epoch"]["epoch"] <= 3
@@ -207,36 +231,7 @@ def test_bfloat16_computes_low_and_keeps_high(tmp_path, monkeypatch):
 # ---- stopping and going on -----------------------------------------------------------------
 
 
-LONG = ["--epochs", "8", "--checkpoint-every", "3", "--eval-every", "4"]
-
-
-def command(data, out, *more):
-    flags = ["--data", data, "--model", "mlp", "--batch-size", "16", "--eta", "10", "--quiet"]
-    return [*flags, "--out", out, *map(str, more)]
-
-
-def here(*args):
-    """The run in this process."""
-    cifar_lt.main(cifar_lt.parse(cifar_lt.arguments(), command(*args)))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "tiny.npz"
-    save_npz(tiny_dataset(), path)
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def unkilled(data, tmp_path_factory):
-    out = tmp_path_factory.mktemp("unkilled") / "run"
-    with pytest.MonkeyPatch.context() as patch, jax.numpy_rank_promotion("allow"):
-        patch.setattr(launch, "in_full", dict)
-        here(data, str(out), *LONG)
-    return json.loads((out / "report.json").read_text())
-
-
-# The command in a process that has a signal as it sees its 28th step, in the sixth epoch of five
+# The command in a process that has a signal as it sees its 11th step, in the fourth epoch of three
 # each: two epochs after a checkpoint, one after an evaluation.
 CUT = """
 import itertools, os, runpy, sys
@@ -245,7 +240,7 @@ from experiments.run.one import Run
 plain, calls, number = Run.see, itertools.count(1), int(sys.argv.pop(1))
 
 def see(self, *args):
-    if next(calls) == 28:
+    if next(calls) == 11:
         os.kill(os.getpid(), number)
     plain(self, *args)
 
@@ -263,10 +258,10 @@ runpy.run_module("experiments.cifar_lt", run_name="__main__", alter_sys=True)
     ],
 )
 def test_a_stopped_run_ends_bitwise_where_an_unstopped_one_does(
-    data, unkilled, tmp_path, run_python, number, code
+    data, finished, tmp_path, run_python, number, code
 ):
     out = tmp_path / "run"
-    args = ["-c", CUT, str(int(number)), *command(data, str(out), *LONG)]
+    args = ["-c", CUT, str(int(number)), *command(data, str(out), *LONG), "--quiet"]
     errors = run_python(args, expect=code).stderr
     assert not (out / "report.json").exists()
     if number != signal.SIGKILL:
@@ -274,9 +269,9 @@ def test_a_stopped_run_ends_bitwise_where_an_unstopped_one_does(
     here(data, str(out), *LONG, "--resume")
     report = json.loads((out / "report.json").read_text())
     for name in ("params_sha256", "all", "many", "medium", "few", "best_epoch"):
-        assert report[name] == unkilled[name]
+        assert report[name] == finished[1][name]
     epochs = [json.loads(x)["epoch"] for x in (out / "metrics.jsonl").read_text().splitlines()]
-    assert epochs == list(range(1, 9))
+    assert epochs == list(range(1, 6))
     # A finished run resumed again says the same and trains nothing.
     before = (out / "report.json").stat().st_mtime_ns
     here(data, str(out), *LONG, "--resume")
@@ -291,7 +286,7 @@ def test_a_deadline_stops_like_a_signal(tmp_path):
     assert stopped.value.exit_code == 75
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(finished, tmp_path, capsys):
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(data, finished, tmp_path, capsys):
     whole = finished[1]
     shutil.copytree(finished[0], tmp_path / "run")
     (tmp_path / "run" / "report.json").unlink()
@@ -303,9 +298,11 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(finished, tmp_path,
     for file in newest.rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    report = run(tmp_path / "run", resume=True, quiet=False)
+    loud = command(data, str(tmp_path / "run"), *LONG, "--resume")
+    cifar_lt.main(cifar_lt.parse(cifar_lt.arguments(), loud))
     said = capsys.readouterr().out
-    assert "checkpoint of step 15 is damaged" in said and "after epoch 2" in said
+    assert "checkpoint of step 15 is damaged" in said and "after epoch 4" in said
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["params_sha256"] == whole["params_sha256"]
 
 
@@ -351,23 +348,26 @@ def test_a_method_keeps_a_state_of_its_own(tmp_path):
 # ---- bad input: one clear last line, nothing written ----------------------------------------
 
 
-def test_a_loss_that_is_not_finite_names_the_step_and_the_last_checkpoint(tmp_path):
+@pytest.mark.slow  # before a checkpoint is quick in test_one.py
+def test_a_loss_that_is_not_finite_at_once_names_the_step(tmp_path):
     settings = dataclasses.replace(QUICK, lr=1e30, weight_decay=0.0)
     with pytest.raises(RunError, match=r"loss is (nan|inf) at step \d+ .*no checkpoint"):
         run(tmp_path / "run", settings=settings)
 
+
+def test_a_loss_that_is_not_finite_names_the_step_and_the_last_checkpoint(tmp_path):
     nan = rules.sgd(5)(None)._replace(base=np.full(5, np.nan))
-    poisoned = rules.stagewise(rules.sgd(5), lambda step: nan, switch_step=8)
-    with pytest.raises(RunError, match=r"at step 9 .*last good checkpoint is step 5"):
+    poisoned = rules.stagewise(rules.sgd(5), lambda step: nan, switch_step=4)
+    with pytest.raises(RunError, match=r"at step 5 .*last good checkpoint is step 3"):
         run(tmp_path / "later", poisoned)
 
 
-def test_a_folder_in_use_is_refused(finished, tmp_path):
+def test_a_folder_in_use_is_refused(data, finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
     with pytest.raises(RunError, match=r"already holds a run.*--resume"):
-        run(tmp_path / "run")
+        here(data, str(tmp_path / "run"), *LONG)
     with pytest.raises(RunError, match=r"other settings \(lr 0.05 -> 0.01\)"):
-        run(tmp_path / "run", settings=dataclasses.replace(QUICK, lr=0.01), resume=True)
+        here(data, str(tmp_path / "run"), *LONG, "--lr", "0.01", "--resume")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("keep")
     with pytest.raises(RunError, match="not empty"):
@@ -456,6 +456,7 @@ def test_evaluate_shrinks_as_the_run_did(data, tmp_path, capsys):
     """The multilayer perceptron refuses images of another size; a convolution would not."""
     out = str(tmp_path / "run")
     flags = ["--data", data, "--model", "mlp", "--shrink", "2", "--epochs", "2", "--rule", "sgd"]
+    flags += ["--batch-size", "26"]
     cifar_lt.main(presets.parse(cifar_lt.arguments(), [*flags, "--out", out, "--quiet"]))
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     evaluate.main(evaluate.arguments().parse_args([out, "--data", data]))
