@@ -40,6 +40,13 @@ def evaluator(parts: Parts, batch: int, data: Any = DATA, feed: Any = None, **op
     return Evaluator(data, feed or parts.feed, parts.run_on, batch, **options)
 
 
+def again(evaluate: Any, feed: Any, max_corrupt: float = 0.0) -> Any:
+    """The same, compiled already, of another feed."""
+    other = copy.copy(evaluate)
+    other._feed, other._max_corrupt = feed, max_corrupt
+    return other
+
+
 def logits_of(params: Any, images: Any) -> Any:
     x = (images / 255 - np.array(DATA.mean)) / np.array(DATA.std)
     x = x.reshape(len(images), -1)
@@ -59,8 +66,15 @@ def by_hand(params: Any, images: Any, labels: Any, flip: bool) -> Hits:
     return Hits(correct, total, -np.log(p[np.arange(len(labels)), labels]).mean())
 
 
-@pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize("batch", [500, 20, 7])
+@pytest.mark.parametrize(
+    ("batch", "flip"),
+    [
+        (500, False), (20, False), (20, True), (7, True),
+        # Both together are slow where each is quick.
+        pytest.param(500, True, marks=pytest.mark.slow),
+        pytest.param(7, False, marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
 def test_every_image_counts_once_in_batches_of_any_size(
     parts: Parts, batch: int, flip: bool
 ) -> None:
@@ -141,11 +155,11 @@ def test_images_that_cannot_be_read_are_left_out_up_to_a_share(parts: Parts) -> 
     np.testing.assert_array_equal(got.correct, want.correct)
     assert got.total.tolist() == [8, 11, 11, 11, 11]
     assert got.loss == pytest.approx(want.loss, rel=1e-5)
-    evaluate = evaluator(parts, 20, feed=Unreadable(parts.feed, 4), max_corrupt=3 / 55)
+    four = again(evaluate, Unreadable(parts.feed, 4), 3 / 55)
     with pytest.raises(RunError, match="4 of 55 images of the test set could not be read"):
-        evaluate.hits(state, "test", StopRequest())
+        four.hits(state, "test", StopRequest())
     with pytest.raises(RunError, match=r"1 of 55 images .* more than the share --max-corrupt 0 a"):
-        evaluator(parts, 20, feed=Unreadable(parts.feed, 1)).hits(state, "test", StopRequest())
+        again(evaluate, Unreadable(parts.feed, 1)).hits(state, "test", StopRequest())
 
 
 @pytest.mark.parametrize("first", [0, 10])
@@ -178,7 +192,7 @@ def test_features_are_of_each_image_and_of_its_mirror_image(parts: Parts) -> Non
         logits = found[:, 0, k] @ params["head"]["kernel"] + params["head"]["bias"]
         np.testing.assert_allclose(logits, logits_of(params, images), rtol=1e-3, atol=1e-4)
     with pytest.raises(RunError, match="1 of 55 images of the test set could not be read, and fea"):
-        evaluator(parts, 20, feed=Unreadable(parts.feed, 1)).features(state, "test", StopRequest())
+        again(evaluate, Unreadable(parts.feed, 1)).features(state, "test", StopRequest())
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -423,7 +437,7 @@ def test_a_lone_step_is_counted_and_timed(parts: Parts) -> None:
     assert least < found < 1.5 * least
     assert 0 < time_ms < 60_000
     jax.tree.map(np.testing.assert_array_equal, before, parts.initial.params)
-    again, none = cost.lone_step(
+    flops, none = cost.lone_step(
         parts.run_on, rules.sgd(5), parts.initial, inputs, rows, parts.order, 0
     )
-    assert again == found and np.isnan(none)
+    assert flops == found and np.isnan(none)
