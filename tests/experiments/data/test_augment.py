@@ -4,7 +4,6 @@ import functools
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -36,6 +35,21 @@ def test_images_are_resized_as_pillow_does():
     assert augment.resized(square, 5) is square
 
 
+@functools.cache
+def draws():
+    @jax.jit
+    def made():
+        keys = jax.random.split(KEY, 3)
+        limit = math.log(4 / 3)
+        return (
+            jax.random.uniform(keys[0], (24, 10), minval=0.08),
+            jax.random.uniform(keys[1], (24, 10), minval=-limit, maxval=limit),
+            jax.random.uniform(keys[2], (24, 2)),
+        )
+
+    return jax.device_get(made())
+
+
 @pytest.mark.parametrize("shape", [(3, 5), (1, 1), (12, 4)])
 def test_parts_of_small_images_lie_where_a_loop_draws_them(shape):
     """Pixels are 3 y + x; a part has a pixel at least and fits, or it is the whole image."""
@@ -43,18 +57,8 @@ def test_parts_of_small_images_lie_where_a_loop_draws_them(shape):
     down, across = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
     images = np.tile((3.0 * down + across)[None, :, :, None], (24, 1, 1, 1)).astype(np.float32)
 
-    @jax.jit
-    def both(images):
-        keys = jax.random.split(KEY, 3)
-        limit = math.log(4 / 3)
-        draws = (
-            jax.random.uniform(keys[0], (24, 10), minval=0.08),
-            jax.random.uniform(keys[1], (24, 10), minval=-limit, maxval=limit),
-            jax.random.uniform(keys[2], (24, 2)),
-        )
-        return augment.resized_crop(images, jnp.arange(24), 24, KEY, 16), draws
-
-    found, (areas, logs, places) = jax.device_get(both(images))
+    call = jax.jit(lambda images: augment.resized_crop(images, np.arange(24), 24, KEY, 16))
+    found, (areas, logs, places) = np.asarray(call(images)), draws()
     at = (np.arange(16) + 0.5) / 16
     for one, area, log, place in zip(found, areas * height * width, logs, places, strict=True):
         sides = [

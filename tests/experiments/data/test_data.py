@@ -26,7 +26,7 @@ from experiments.data import (
     shrunk,
 )  # fmt: skip
 from experiments.data.cifar import load_cifar_lt
-from fresh_imports import imported
+from experiments.data.prepared import check_split, prepared_builder
 
 # The lists every public code base arrives at, class 0 first.
 _CIFAR100_IF100 = (
@@ -332,18 +332,24 @@ def test_damaged_image() -> None:
         cifar._decode([b"not a PNG"], (32, 32, 3))
 
 
-def test_import_needs_no_tensorflow_datasets() -> None:
-    assert not {"tensorflow", "tensorflow_datasets", "PIL"} & imported()
-
-
-def test_real_cifar100_lt() -> None:
-    folder = os.environ.get("TFDS_DATA_DIR")
-    if not folder:
-        pytest.skip("TFDS_DATA_DIR is not set: no real CIFAR-100 to read")
-    if not (Path(folder) / "cifar100").is_dir():
-        pytest.skip("TFDS_DATA_DIR holds no cifar100")
+def test_the_real_test_split_of_cifar100(cifar_dir: str) -> None:
+    """Of the test set alone; the next test reads all."""
     pytest.importorskip("tensorflow_datasets")
-    data = load_cifar_lt("cifar100", imbalance_factor=100)
+    builder = prepared_builder("cifar100", cifar_dir, {"id", "image", "label"}, prepare=False)
+    assert (
+        check_split(builder, "test") == 100 and builder.info.splits["train"].num_examples == 50000
+    )
+    test = cifar._read(builder, "test")
+    assert np.bincount(test.labels).tolist() == [100] * 100
+    assert builder.info.features["label"].names[0] == "apple"
+    images = cifar._decode(test.images[::20], (32, 32, 3), builder.data_dir)
+    np.testing.assert_allclose(images.mean((0, 1, 2)) / 255, (0.4914, 0.4822, 0.4465), atol=0.03)
+
+
+@pytest.mark.slow
+def test_real_cifar100_lt(cifar_dir: str) -> None:
+    pytest.importorskip("tensorflow_datasets")
+    data = load_cifar_lt("cifar100", imbalance_factor=100, data_dir=cifar_dir)
     assert data.train_images.shape == (10847, 32, 32, 3)
     assert data.test_images.shape == (10000, 32, 32, 3)
     assert data.class_counts().tolist() == [int(count) for count in _CIFAR100_IF100.split()]

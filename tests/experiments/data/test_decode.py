@@ -9,7 +9,6 @@ import pytest
 
 from experiments.data import decode
 from experiments.data.decode import Box, crop_box, decode_eval, decode_train, eval_box
-from fresh_imports import imported
 
 pil_image: Any = pytest.importorskip("PIL.Image")
 
@@ -271,7 +270,3 @@ def test_junk_never_raises() -> None:
             data[at] = rng.integers(256)
         pixels = decode.decode_eval(bytes(data), 16, 16)
         assert pixels is None or pixels.shape == (16, 16, 3)
-
-
-def test_import_needs_no_pillow() -> None:
-    assert "PIL" not in imported()

@@ -22,7 +22,6 @@ from experiments.data.encoded import (
 from experiments.data.image_sets import load_imagenet_lt, load_inaturalist
 from experiments.data.lists import folder_split, read_list, select
 from experiments.data.records import TfdsSplit, _in_order
-from fresh_imports import imported
 
 # --- TFDS ------------------------------------------------------------------------------------
 
@@ -635,7 +634,3 @@ def test_every_species(tmp_path: Path) -> None:
     ):
         check_no_empty_class(data, allow=False)
     assert data.class_counts().tolist() == tiny.counts.tolist()
-
-
-def test_import_needs_no_tensorflow_datasets() -> None:
-    assert not {"tensorflow", "tensorflow_datasets", "PIL", "rich"} & imported()
