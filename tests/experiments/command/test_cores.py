@@ -11,12 +11,15 @@ from experiments.data import save_npz
 from experiments.host.devices import cores
 from tiny import tiny_dataset
 
-DEVICES = """
-import json, sys
+LOADED = """
 import jax
 from experiments import cifar_lt
 from experiments.command import launch
 from experiments.data import save_npz
+"""
+DEVICES = f"""
+import json, sys
+{LOADED}
 from experiments.command.seeds import devices_by_default
 cases = json.loads(sys.argv[1])
 print(json.dumps([devices_by_default(*case) for case in cases]))
@@ -40,14 +43,20 @@ def test_convolutions_are_shared_among_the_cores(run_python) -> None:
     assert json.loads(done.stdout.splitlines()[-1]) == [*shared, 1, 1, 1, 1, 1]
 
 
-def test_a_number_of_devices_that_is_given_is_kept(run_python) -> None:
-    """Also by XLA_FLAGS, and where JAX runs already, as it does here."""
+@pytest.mark.parametrize("given", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_number_of_devices_that_is_given_is_kept(run_python, given) -> None:
+    """By XLA_FLAGS, before JAX runs."""
+    code = DEVICES.replace(LOADED, "")
+    done = run_python(["-c", code, json.dumps([(1, "resnet32", 9, "dependent")])], devices=given)
+    assert json.loads(done.stdout.splitlines()[-1]) == [given]
+
+
+def test_one_device_that_is_given_or_runs_already_is_kept(monkeypatch) -> None:
     assert devices_by_default(1, "mlp", 64, "dependent") == 1
-    for flag, expected in (("3", 3), ("1", 1)):
-        done = run_python(
-            ["-c", DEVICES, json.dumps([(1, "resnet32", 9, "dependent")])], devices=int(flag)
-        )
-        assert json.loads(done.stdout.splitlines()[-1]) == [expected]
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
+    monkeypatch.setattr(jax.config, "update", lambda *_: pytest.fail("emulated"))
+    monkeypatch.setattr(seeds, "cores", lambda: 3)
+    assert devices_by_default(1, "resnet32", 9, "dependent") == 1
 
 
 @pytest.mark.parametrize(

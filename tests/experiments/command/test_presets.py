@@ -66,7 +66,17 @@ def test_variants_of_presets_are_those_of_the_paper_or_the_release():
     assert {(args.loss, args.tau) for args in focal} == {("logit_adjusted", 1.0)}
 
 
-@pytest.mark.parametrize("name", presets.TABLES["cifar_lt"])
+# With the method and the loss of another preset or two, by other numbers.
+AGAIN = {"focal-sam-paper-cifar10", "density-ratio-protocol", "saddle-ldam"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in AGAIN))
+        for name in presets.TABLES["cifar_lt"]
+    ],
+)
 def test_presets_build_and_take_a_step(one_step, name):
     parser = cifar_lt.arguments()
     preset = presets.TABLES["cifar_lt"][name]

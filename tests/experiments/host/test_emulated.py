@@ -18,7 +18,8 @@ def test_devices_are_emulated_without_a_flag_of_xla(tmp_path, run_python):
         from experiments.host.devices import use_devices
         from experiments.host.errors import RunError
         launch.in_full = dict
-        flags = ["--model", "mlp", "--batch-size", "26", "--epochs", "2", "--eta", "10", "--quiet"]
+        flags = ["--model", "mlp", "--batch-size", "78", "--epochs", "2", "--rule", "sgd"]
+        flags += ["--quiet"]
         flags += ["--data", {str(tmp_path / "tiny.npz")!r}, "--out", {str(tmp_path / "run")!r}]
         args = cifar_lt.parse(cifar_lt.arguments(), [*flags, "--devices", "2"])
         launch.begin(args)
