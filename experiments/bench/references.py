@@ -81,5 +81,5 @@ def probabilities(
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a solver that has not converged: it is a reference
         model.fit(features[train], labels[train])
-    found[:, model.classes_] = model.predict_proba(features[test])
+        found[:, model.classes_] = model.predict_proba(features[test])
     return found

@@ -385,11 +385,12 @@ class _Constant:
 
     def fit(self, features: Any, labels: Any) -> None:
         assert len(features) == len(labels) == 5 and features[0, 0] == 1
-        self.threads = {pool["num_threads"] for pool in threadpool_info()}
+        self.threads = [{pool["num_threads"] for pool in threadpool_info()}]
         self.classes_, counts = np.unique(labels, return_counts=True)
         self.shares = counts / counts.sum()
 
     def predict_proba(self, features: Any) -> Any:
+        self.threads += [{pool["num_threads"] for pool in threadpool_info()}]
         return np.tile(self.shares, (len(features), 1)) + features[:, :1]
 
 
@@ -403,7 +404,7 @@ def test_of_the_test_rows_by_one_thread(monkeypatch: pytest.MonkeyPatch) -> None
     )
     # Classes 1 and 3 are trained on: three and two rows of five.
     np.testing.assert_allclose(found, [[0, 7.6, 0, 7.4, 0], [0, 0.6, 0, 0.4, 0]], rtol=1e-6)
-    assert given == [(5, 9)] and model.threads == {1}
+    assert given == [(5, 9)] and model.threads == [{1}, {1}]
 
 
 @pytest.mark.parametrize("name", REFERENCES)
