@@ -62,9 +62,10 @@ def step_of(rule: Any) -> Any:
 
 def points(rule: Any, theta: Any, slopes: Any, labels: Any, **options: Any) -> Any:
     """(point of each group's second pass float[G, P], gradient); float32 in, float32 out."""
+    options = {"step": 0, **options}
     groups = len(rule(0).radii)
     seen = np.full((1 + groups, theta.size), np.nan, theta.dtype)
-    (_, seen), grads = step_of(rule)(theta, labels, slopes, seen, step=0, **options)
+    (_, seen), grads = step_of(rule)(theta, labels, slopes, seen, **options)
     np.testing.assert_array_equal(seen[0], theta)
     return np.asarray(seen[1:]), np.asarray(grads)
 
@@ -94,11 +95,15 @@ def steps_by_hand(direction: str, scale: float) -> np.ndarray:
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_two_groups_in_two_dimensions(direction: Any) -> None:
-    for options in ({}, {"groups": [0, 1]}, {"groups": np.array([3, 8], np.uint8)}):
-        rule = rules.gsa(TWO, scale=0.6, direction=direction, **options)
-        found, grads = points(rule, THETA, SLOPES, LABELS)
-        np.testing.assert_allclose(found, THETA + steps_by_hand(direction, 0.6), rtol=1e-14)
-        np.testing.assert_allclose(grads, [2.0, 1.0], rtol=1e-15)
+    rule, seen = OF_TWO[direction], np.zeros((3, 2))
+    found, grads = points(rule, THETA, SLOPES, LABELS)
+    np.testing.assert_allclose(found, THETA + steps_by_hand(direction, 0.6), rtol=1e-14)
+    np.testing.assert_allclose(grads, [2.0, 1.0], rtol=1e-15)
+    program = str(step_of(rule).trace(THETA, LABELS, SLOPES, seen, step=0).jaxpr)
+    for groups in ([0, 1], np.array([3, 8], np.uint8)):
+        same = rules.gsa(TWO, scale=0.6, direction=direction, groups=groups)
+        jax.tree.map(np.testing.assert_array_equal, same(0), rule(0))
+        assert str(step_of(same).trace(THETA, LABELS, SLOPES, seen, step=0).jaxpr) == program
 
 
 @pytest.mark.usefixtures("x64")
@@ -114,7 +119,7 @@ def test_head_and_tail_move_apart_by_a_hundredth() -> None:
 @pytest.mark.usefixtures("x64")
 def test_info_tells_the_length_of_each_gradient() -> None:
     f = ij.value_and_grad(lambda theta, a: (a @ theta, None), rules.gsa(TWO, scale=0.6), info=True)
-    (_, _, info), _ = f(THETA, LABELS, SLOPES)
+    (_, _, info), _ = quick_jit(f)(THETA, LABELS, SLOPES)
     np.testing.assert_allclose(info.ascent_norm, [2.0, 1.0])
     np.testing.assert_array_equal(info.rows, [1, 1])
     moved = THETA + steps_by_hand("orthogonal", 0.6)
@@ -147,7 +152,12 @@ def many(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
+OF_THREE = {
+    direction: rules.gsa([500, 80, 5], direction=direction, scale=lambda step: 0.01 * (1.0 - step))
+    for direction in DIRECTIONS
+}
 THREE = rules.gsa([500, 80, 5])
+PLAIN = rules.gsa([500, 80, 5], direction="plain")
 
 
 @pytest.mark.parametrize("group", [0, 1, 2])
@@ -171,14 +181,13 @@ def test_a_group_alone_in_the_batch_is_not_perturbed(group: int, size: float) ->
 @pytest.mark.parametrize("direction", ["plain", "projection"])
 def test_a_group_alone_is_its_own_projection(direction: Any) -> None:
     """The controls have a direction there: d_k itself."""
-    rule = rules.gsa(TWO, scale=0.6, direction=direction)
-    found, _ = points(rule, THETA, SLOPES[[0, 0]] / 2, np.zeros(2, int))
+    found, _ = points(OF_TWO[direction], THETA, SLOPES[[0, 0]] / 2, np.zeros(2, int))
     np.testing.assert_allclose(found[0], THETA + steps_by_hand("plain", 0.6)[0], rtol=1e-14)
     np.testing.assert_array_equal(found[1], THETA)
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("direction", ["orthogonal", *slowly("plain", "projection")])
 def test_an_absent_group_takes_no_part(direction: Any) -> None:
     """The others move as if there were none but them."""
     found, grads = points(
@@ -190,16 +199,16 @@ def test_an_absent_group_takes_no_part(direction: Any) -> None:
     np.testing.assert_allclose(grads, [2.0, 1.0], rtol=1e-15)
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("direction", ["orthogonal", *slowly("plain", "projection")])
 def test_parameters_at_0_do_not_move(direction: Any) -> None:
     """Nor where the gradient is 0, nor by a scale of 0."""
     theta, slopes = many(0, 7), many(1, 3, 7)
-    labels = np.arange(3)
-    rule = partial(rules.gsa, [500, 80, 5], direction=direction)
-    for scale, at, a in ((1.0, 0 * theta, slopes), (1.0, theta, 0 * slopes), (0.0, theta, slopes)):
-        found, grads = points(rule(scale=scale), at, a, labels)
+    rule = OF_THREE[direction]  # of scale 0 in step 1
+    for step, at, a in ((0, 0 * theta, slopes), (0, theta, 0 * slopes), (1, theta, slopes)):
+        found, grads = points(rule, at, a, np.arange(3), step=step)
         np.testing.assert_array_equal(found, [at] * 3)
         np.testing.assert_allclose(grads, a.mean(0), rtol=1e-6)
+    assert (points(rule, theta, slopes, np.arange(3))[0] != theta).any(axis=1).all()
 
 
 @pytest.mark.parametrize("size", [1e-12, 1.0, 1e12])
@@ -211,7 +220,7 @@ def test_gradients_on_one_line_leave_no_direction(factors: Any, size: float) -> 
     theta, along = many(0, MANY), np.float32(size) * many(1, MANY)
     slopes = np.float32(factors)[:, None] * along
     found, _ = points(THREE, theta, slopes, np.arange(3))
-    plain, _ = points(rules.gsa([500, 80, 5], direction="plain"), theta, slopes, np.arange(3))
+    plain, _ = points(PLAIN, theta, slopes, np.arange(3))
     moved, full = (np.linalg.norm(p - theta, axis=1) for p in (found, plain))
     assert np.isfinite(found).all() and (full > 0).all()
     assert (moved <= 1e-3 * full).all(), moved / full
@@ -226,7 +235,7 @@ def test_one_parameter_has_no_direction() -> None:
 def test_gradients_that_cancel_are_finite() -> None:
     """d is 0, and there is nothing to project on: each group moves along its own gradient."""
     slopes = np.array([[4.0, 0.0], [-4.0, 0.0]])
-    found, grads = points(rules.gsa(TWO, scale=0.6), THETA, slopes, LABELS)
+    found, grads = points(OF_TWO["orthogonal"], THETA, slopes, LABELS)
     radii = math.sqrt(5 / 4) * 2**0.25 * np.array([1 / 3, -1 / 2])
     np.testing.assert_allclose(found - THETA, 0.6 * radii[:, None] * [1, 0], rtol=1e-13)
     np.testing.assert_array_equal(grads, [0, 0])
@@ -257,8 +266,7 @@ def test_large_and_small_parameters_have_a_length() -> None:
 def test_what_is_not_finite_shows_in_every_group(bad: float, direction: Any) -> None:
     slopes = many(1, 3, 7)
     slopes[1, 2] = bad
-    rule = rules.gsa([500, 80, 5], direction=direction)
-    found, grads = points(rule, many(0, 7), slopes, np.arange(3))
+    found, grads = points(OF_THREE[direction], many(0, 7), slopes, np.arange(3))
     assert not np.isfinite(grads).all() and not np.isfinite(found[1]).all()
     if direction != "plain":  # through d, which all of them are projected on
         assert not np.isfinite(found).all(axis=1).any()
@@ -268,29 +276,24 @@ def test_what_is_not_finite_shows_in_every_group(bad: float, direction: Any) -> 
 
 
 @pytest.mark.usefixtures("x64")
-def test_with_a_class_for_a_group_its_radius_is_that_of_cc_sam() -> None:
+@pytest.mark.parametrize("perturb", ["all", *slowly("classifier")])
+def test_with_a_class_for_a_group_its_radius_is_that_of_cc_sam(perturb: Any) -> None:
     x, y = one_batch()
     params = to_library(init_params())
     plain = rules.gsa(COUNTS, groups=np.arange(CLASSES), scale=0.3, direction="plain")
-    both = {
-        "all": ij.Ascent(),
-        "classifier": ij.Ascent(perturb={"hidden": False, "head": True}),
-    }
+    marks = None if perturb == "all" else {"hidden": False, "head": True}
 
     @quick_jit
-    def pairs(params: Any) -> Any:
-        return {
-            perturb: [
-                ij.value_and_grad(losses_fn, plain, ascent=ascent)(params, y, x, y)[1],
-                cc_sam.value_and_grad(
-                    features_fn, head_losses_fn, COUNTS, perturb=perturb, noise_ratio=0.3
-                )(params, y, x, y)[1],
-            ]
-            for perturb, ascent in both.items()
-        }
+    def pair(params: Any) -> Any:
+        ascent = ij.Ascent(perturb=marks)
+        return (
+            ij.value_and_grad(losses_fn, plain, ascent=ascent)(params, y, x, y)[1],
+            cc_sam.value_and_grad(
+                features_fn, head_losses_fn, COUNTS, perturb=perturb, noise_ratio=0.3
+            )(params, y, x, y)[1],
+        )
 
-    for grouped, by_class in pairs(params).values():
-        assert_trees(grouped, by_class, atol=1e-13)
+    assert_trees(*pair(params), atol=1e-13)
 
 
 @pytest.mark.usefixtures("x64")
@@ -308,7 +311,7 @@ def test_only_the_parameters_that_perturb_marks_move(door: str, direction: Any) 
     else:
         tx = ij.sharpness_aware(rule, ascent=ascent)
         fn = ij.class_weighted_grad(losses_fn, y, x, y)
-        grads, _ = tx.update(fn, tx.init(params), params)
+        grads, _ = quick_jit(lambda params: tx.update(fn, tx.init(params), params))(params)
     want = reference.gsa_gradient(
         init_params(), x, y, class_counts=COUNTS, groups=GROUPS, z=0.3, direction=direction,
         perturb="classifier",
@@ -327,10 +330,12 @@ def _by_stage(first: Any, second: Any, x: Any, y: Any, door: str) -> Any:
         fn = ij.class_weighted_grad(losses_fn, y, x, y)
         return ij.sharpness_aware(rule).update(fn, ij.SharpnessAwareState(step), params)[0]
 
-    traced = quick_jit(gradient)
-    for step in (SWITCH - 1, SWITCH):
-        for by_step in (traced, lambda step: quick_jit(partial(gradient, np.int32(step)))()):
-            yield step, to_reference(by_step(step))
+    about = (SWITCH - 1, SWITCH)
+    both = quick_jit(lambda step: (gradient(step), [gradient(np.int32(known)) for known in about]))
+    for place, step in enumerate(about):
+        traced, known = both(step)
+        yield step, to_reference(traced)
+        yield step, to_reference(known[place])
 
 
 @pytest.mark.usefixtures("x64")
@@ -399,6 +404,19 @@ def test_the_step_may_be_differentiated(direction: Any) -> None:
     np.testing.assert_allclose(by_scale, want, rtol=1e-6)
 
 
+@cache
+def slopes_after(direction: Any) -> Any:
+    """(theta, scale, x, labels, slope) -> by theta and by scale, of a loss after a step."""
+
+    def after(theta: Any, scale: Any, x: Any, labels: Any, slope: Any) -> Any:
+        bent = lambda theta, x: (slope * jnp.tanh(x @ theta), None)  # noqa: E731
+        rule = rules.gsa([500, 80, 5], scale=scale, direction=direction)
+        grads = ij.value_and_grad(bent, rule)(theta, labels, x)[1]
+        return bent(theta - 0.1 * grads, x)[0].sum()
+
+    return quick_jit(jax.grad(after, (0, 1)))
+
+
 @pytest.mark.parametrize("direction", ["orthogonal", *slowly("plain", "projection")])
 @pytest.mark.parametrize(
     ("at", "labels", "slope"),
@@ -416,27 +434,16 @@ def test_derivatives_of_the_step_are_finite(
     at: float, labels: Any, slope: float, direction: Any
 ) -> None:
     x, theta = many(1, 3, 7), np.float32(at) * many(0, 7)
-
-    def bent(theta: Any, x: Any) -> Any:
-        return slope * jnp.tanh(x @ theta), None
-
-    def after(theta: Any, scale: Any) -> Any:
-        rule = rules.gsa([500, 80, 5], scale=scale, direction=direction)
-        grads = ij.value_and_grad(bent, rule)(theta, np.array(labels), x)[1]
-        return bent(theta - 0.1 * grads, x)[0].sum()
-
-    for derivative in quick_jit(jax.grad(after, (0, 1)))(theta, jnp.float32(0.3)):
+    scale, slope = np.float32(0.3), np.float32(slope)
+    for derivative in slopes_after(direction)(theta, scale, x, np.array(labels), slope):
         assert np.isfinite(derivative).all()
 
 
 def test_collinear_gradients_have_finite_derivatives() -> None:
     x, theta = many(1, 1, 7).repeat(3, 0), many(0, 7)
-
-    def after(theta: Any) -> Any:
-        f = ij.value_and_grad(lambda theta, x: (jnp.tanh(x @ theta), None), THREE)
-        return (f(theta, np.arange(3), x)[1] ** 2).sum()
-
-    assert np.isfinite(quick_jit(jax.grad(after))(theta)).all()
+    scale, slope = np.float32(0.3), np.float32(1)
+    for derivative in slopes_after("orthogonal")(theta, scale, x, np.arange(3), slope):
+        assert np.isfinite(derivative).all()
 
 
 # ------------------------------------------------------------------------------------ refusals
