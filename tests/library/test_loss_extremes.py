@@ -163,8 +163,21 @@ def run(loss: Any, z: np.ndarray, labels: Any, dtype: Any) -> tuple[np.ndarray, 
     return np.asarray(values, np.float64), np.asarray(slopes, np.float64)
 
 
-@pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16, jnp.bfloat16])
+# What is narrow is widened at the door of them all: quickly one such type of each.
+NARROW = (jnp.float16, jnp.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(
+            name, dtype, id=f"{dtype.__name__}-{name}",
+            marks=[pytest.mark.slow] * (dtype == NARROW[place % 2]),
+        )
+        for dtype in (jnp.float32, *NARROW)
+        for place, name in enumerate(LOSSES)
+    ],
+)  # fmt: skip
 def test_values_and_slopes_in_closed_form(name: str, dtype: Any) -> None:
     loss, formula = LOSSES[name]
     narrow = dtype != jnp.float32
