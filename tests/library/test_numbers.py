@@ -295,13 +295,14 @@ def computed(name: str, made: Any) -> Any:
     """What the numbers of a function go into, as arrays; where no row is an exception to it."""
     if name.startswith("rules."):
         f = ij.value_and_grad(losses_fn, made)
-        return [f(WEIGHTS, labels, ROWS, step=2)[1] for labels in (MARKS, jnp.zeros(2, int))]
+        labels = np.array([[0, 1], [0, 0]])
+        return jax.vmap(lambda labels: f(WEIGHTS, labels, ROWS, step=2)[1])(labels)
     if isinstance(made, losses.Loss):  # of the second row cross-entropy is 0
         return made(jnp.array([[0.5, -0.25], [99.0, -99.0]]), jnp.array([1, 0]), 2)
     if name == "batch_norm":
         return made[0]  # statistics do not depend on it
     if name == "cc_sam.value_and_grad":
-        return [made(WEIGHTS, MARKS, rows)[1] for rows in (ROWS, 0 * ROWS)]
+        return jax.vmap(lambda rows: made(WEIGHTS, MARKS, rows)[1])(jnp.stack([ROWS, 0 * ROWS]))
     if name == "losses.feature_adversary":
         return result(made)[0]
     if name == "remembered.value_and_grad":
@@ -380,6 +381,9 @@ def test_a_schedule_that_gives_no_radius_gives_nan(rule: Any) -> None:
     f = ij.value_and_grad(losses_fn, rule(lambda step: 1.0 - step))
     at = jax.jit(lambda step: f(WEIGHTS, MARKS, ROWS, step=step)[1])
     assert np.isfinite(at(1)).all() and np.isnan(at(2)).all()
+
+
+def test_a_schedule_that_gives_no_ratio_gives_nan() -> None:
     cc = cc_sam.value_and_grad(
         features_fn, head_losses_fn, COUNTS, classifier=None, noise_ratio=lambda step: 1.0 - step
     )
