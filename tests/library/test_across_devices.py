@@ -72,10 +72,15 @@ CASES = [
     for door in ("value_and_grad", "sharpness_aware")
     if row.rule is not None or door == "value_and_grad"
 ]
+# Others have the structure of one of these: of imbsam, of gsa_groups, or of neither group.
+SLOW = {
+    *((name, door) for name in ("focal_sam_1.1", "gsa") for _, door in CASES),
+    *((name, "sharpness_aware") for name in ("sgd", "sam", "gsa_groups")),
+}
 
 
 @cache
-def found(sync: bool) -> Any:
+def found(sync: bool, slow: bool) -> Any:
     """(loss, gradient) of each case and device: one program for all of them."""
     with jax.enable_x64(True):
         x, y, mask = batch()
@@ -85,6 +90,7 @@ def found(sync: bool) -> Any:
             return {
                 (name, door): by_door(door, BY_ID[name], sync, params, x, y, mask)
                 for name, door in CASES
+                if ((name, door) in SLOW) == slow
             }
 
         return jax.device_get(quick_jit(jax.vmap(on_device, axis_name="devices"))(x, y, mask))
@@ -103,9 +109,12 @@ def by_hand(name: str, sync: bool) -> reference.Params:
 
 
 @pytest.mark.parametrize("sync", [True, False])
-@pytest.mark.parametrize(("name", "door"), CASES)
+@pytest.mark.parametrize(
+    ("name", "door"),
+    [pytest.param(*case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES],
+)
 def test_devices_ascend_together_or_each_by_its_own_rows(name: str, door: str, sync: bool) -> None:
-    _, grads = found(sync)[name, door]
+    _, grads = found(sync, (name, door) in SLOW)[name, door]
     want = by_hand(name, sync)
     for device in range(DEVICES):
         got = to_reference(jax.tree.map(lambda leaf, k=device: leaf[k], grads))
@@ -117,11 +126,20 @@ def test_devices_ascend_together_or_each_by_its_own_rows(name: str, door: str, s
 
 
 @pytest.mark.parametrize("sync", [True, False])
-@pytest.mark.parametrize("row", ROWS, ids=[row.id for row in ROWS])
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(
+            row, id=row.id, marks=[pytest.mark.slow] * ((row.id, "value_and_grad") in SLOW)
+        )
+        for row in ROWS
+    ],
+)
 def test_the_mean_loss_is_that_of_the_real_rows_of_all_devices(row: Row, sync: bool) -> None:
     x, y, mask = batch()
     want = reference.per_example_losses(init_params(), x[mask], y[mask]).mean()
-    loss, _ = found(sync)[row.id, "value_and_grad"]
+    case = row.id, "value_and_grad"
+    loss, _ = found(sync, case in SLOW)[case]
     np.testing.assert_allclose(loss, [want] * DEVICES, rtol=1e-12)
 
 
@@ -134,10 +152,19 @@ PASSES = {
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("passes", PASSES)
-def test_how_passes_are_run_does_not_show_on_several_devices(passes: str) -> None:
+@pytest.mark.parametrize(
+    ("passes", "name"),
+    [
+        ("micro_batches", "imbsam"),
+        ("own_rows", "sse_sam"),
+        ("split_norm", "imbsam"),
+        pytest.param("micro_batches", "sse_sam", marks=pytest.mark.slow),
+        pytest.param("split_norm", "sse_sam", marks=pytest.mark.slow),
+    ],
+)
+def test_how_passes_are_run_does_not_show_on_several_devices(passes: str, name: str) -> None:
     x, y, mask = batch()
-    row = BY_ID["sse_sam"]
+    row = BY_ID[name]
     f = row.value_and_grad(losses_fn, axis_name="devices", **PASSES[passes])
     params = to_library(init_params())
     mapped = jax.vmap(lambda x, y, m: f(params, y, x, y, step=STEP, mask=m), axis_name="devices")
@@ -218,11 +245,18 @@ def test_a_wider_axis_than_classes(sync: bool) -> None:
     devices = CLASSES + 2
     x, y = np.random.default_rng(1).normal(size=(devices, 1, 5)), np.arange(devices) % CLASSES
     params = to_library(init_params())
-    for name in ("imbsam", "cc_sam_release"):
+    names = ("imbsam", "cc_sam_release")
+
+    def on_device(x: Any, y: Any) -> Any:
+        options = {"axis_name": "devices", "sync_ascent": sync}
+        return [
+            BY_ID[name].value_and_grad(losses_fn, **options)(params, y, x, y)[1] for name in names
+        ]
+
+    found = quick_jit(jax.vmap(on_device, axis_name="devices"))(x, y[:, None])
+    for name, grads in zip(names, found, strict=True):
         row = BY_ID[name]
-        f = row.value_and_grad(losses_fn, axis_name="devices", sync_ascent=sync)
-        mapped = jax.vmap(lambda x, y, f=f: f(params, y, x, y)[1], axis_name="devices")
-        got = to_reference(jax.tree.map(lambda g: g[0], quick_jit(mapped)(x, y[:, None])))
+        got = to_reference(jax.tree.map(lambda g: g[0], grads))
         groups = [np.arange(devices)] if sync else np.arange(devices)[:, None]
         want = reference.zeros(init_params())
         for own in groups:
