@@ -94,9 +94,8 @@ def test_a_number_of_jax_inside_of_jit_is_a_number(use: str) -> None:
 
     want = USES[use](float)(PARAMS)
     eager = USES[use](number)
-    made = {"eager": eager(PARAMS), "jit": jax.jit(eager)(PARAMS)}
-    made["made inside"] = jax.jit(lambda p: USES[use](number)(p))(PARAMS)
-    for name, found in made.items():
+    within = jax.jit(lambda p: {"jit": eager(p), "made inside": USES[use](number)(p)})
+    for name, found in {"eager": eager(PARAMS), **within(PARAMS)}.items():
         for got, leaf in zip(*map(jax.tree.leaves, (found, want)), strict=True):
             np.testing.assert_allclose(got, leaf, rtol=5e-5, atol=1e-7, err_msg=name)
 
@@ -299,21 +298,27 @@ def given_as(value: Any, number: Any, step: Any) -> list[Any]:
     return [jnp.asarray(value, step)] if isinstance(value, int) else [value]
 
 
-def traced(name: str) -> None:
-    """With numbers of every width; where JAX refuses to promote one it does so in tracing."""
+def traced(name: str, like: bool | None = None) -> None:
+    """With numbers of every width; where JAX refuses to promote one it does so in tracing.
+
+    Beside parameters of every type: those of float32 with numbers that are `like` them or not.
+    """
     f, *given = STRICT[name]
     widths = [(jnp.float32, jnp.int32), (float, jnp.uint32)]
     numbers = any(isinstance(value, int | float) for value in given)
-    for number, step in widths if numbers else widths[:1]:
-        for args in itertools.product(*(given_as(value, number, step) for value in given)):
-            jax.eval_shape(f, *args)
+    for wide, (number, step) in enumerate(widths if numbers else widths[:1]):
+        several = itertools.product(*(given_as(value, number, step) for value in given))
+        for mixed, args in enumerate(several):
+            if like is None or not numbers or "p" not in given or like == (mixed == wide):
+                jax.eval_shape(f, *args)
 
 
+@pytest.mark.parametrize("like", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", STRICT)
-def test_strict_types_with_numbers_of_64_bits(name: str, x64: None) -> None:
+def test_strict_types_with_numbers_of_64_bits(name: str, like: bool, x64: None) -> None:
     """float32 parameters, and some of float64 beside them, where JAX's default is float64."""
     with jax.numpy_dtype_promotion("strict"):
-        traced(name)
+        traced(name, like)
 
 
 @pytest.mark.parametrize("name", [name for name in STRICT if "radius" in name or name == "ramp"])
@@ -491,15 +496,25 @@ WHOLE: dict[str, tuple[Any, Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("narrow", "exactly"),
+    [
+        (np.int8, False),  # Python's own is run beside it where there is no closed form
+        pytest.param(np.int8, True, marks=pytest.mark.slow),
+        pytest.param(np.uint8, True, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("use", WHOLE)
-def test_a_whole_number_of_a_narrow_type_is_that_number(use: str) -> None:
+def test_a_whole_number_of_a_narrow_type_is_that_number(
+    use: str, narrow: Any, exactly: bool
+) -> None:
     """Nothing is computed in its width: 3 times 50, or the root of 20, in eight bits."""
     of, closed = WHOLE[use]
-    want = of(int)
+    found = of(narrow)
     if closed is not None:
-        np.testing.assert_allclose(want, closed, rtol=1e-5, atol=1e-6)
-    for narrow in (np.int8, np.uint8):
-        jax.tree.map(np.testing.assert_array_equal, of(narrow), want)
+        np.testing.assert_allclose(found, closed, rtol=1e-5, atol=1e-6)
+    if closed is None or exactly:
+        jax.tree.map(np.testing.assert_array_equal, found, of(int))
 
 
 def test_a_number_wider_than_pythons_is_one_of_pythons() -> None:
