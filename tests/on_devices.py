@@ -209,13 +209,18 @@ def initial(cases: Cases) -> Any:
 
 
 def check_modes() -> None:
-    """One row of each structure, by one door; `check_every_method` takes all, by both."""
+    """One row of each structure, by one door; `check_every_method` takes all, by both.
+
+    Also in the modes left out here: vmap, which test_across_devices.py maps with, and the one that
+    differs from another in a check alone.
+    """
     cases = (
         ("sse_sam", "value_and_grad", True),
         ("imbsam_release-group_mean-decay", "sharpness_aware", True),
         ("cc_sam-two_at_once", "value_and_grad", False),
     )
-    compare_modes({name: (BY_ID[name], door, masked) for name, door, masked in cases})
+    modes = {name: MODES[name] for name in ("jit with a sharded batch", "pmap", "shard_map")}
+    compare_modes({name: (BY_ID[name], door, masked) for name, door, masked in cases}, modes)
 
 
 def check_every_method() -> None:
@@ -223,7 +228,7 @@ def check_every_method() -> None:
     compare_modes(cases_of(METHODS))
 
 
-def compare_modes(cases: Cases) -> None:
+def compare_modes(cases: Cases, modes: dict[str, Any] = MODES) -> None:
     """Three steps, the second stage of staged rules from the third on: equal numbers everywhere."""
     make_step = partial(train_steps, cases)
 
@@ -234,7 +239,7 @@ def compare_modes(cases: Cases) -> None:
             yield carry, report
 
     expected = list(run(_whole))
-    for name, mode in MODES.items():
+    for name, mode in modes.items():
         for number, (got, want) in enumerate(zip(run(mode), expected, strict=True)):
             compare(got, want, f"{name}, step {number}", atol=1e-6)
 
