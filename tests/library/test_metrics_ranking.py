@@ -61,7 +61,7 @@ def test_equal_to_scikit_learn_in_float32(n: int, levels: int) -> None:
     np.testing.assert_allclose(found, _of_sklearn(y, s), rtol=0, atol=1e-6)
 
 
-@hypothesis.settings(max_examples=60)
+@hypothesis.settings(max_examples=30)
 @hypothesis.given(
     st.lists(st.tuples(st.booleans(), st.integers(-2, 2)), min_size=12, max_size=12).filter(
         lambda rows: len({label for label, _ in rows}) == 2
