@@ -97,7 +97,12 @@ def close(got: Any, want: Any, atol: float = 1e-13, rtol: float = 1e-11) -> None
 
 # ---- rules x passes -----------------------------------------------------------------------------
 
-SIZES = lambda classes: (5, ROWS)  # noqa: E731
+
+def SIZES(classes: Any) -> tuple[int, ...]:
+    """A choice of two, but none for the two classes in the tail of imbsam_release."""
+    return (5,) if classes.sum() == 2 else (5, ROWS)
+
+
 SIZES_OF_PARTS = lambda classes: (7,)  # noqa: E731
 
 
@@ -298,10 +303,10 @@ def test_seeds_train_side_by_side_under_nnx_vmap() -> None:
 
     models = nnx.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(jax.random.key(1), 2))
     graph, state = nnx.split(models)
-    alone = []
+    alone, by_itself = [], nnx.jit(lambda model: door(model, x, y, _NoOptimizer))
     for seed in range(2):
         model = nnx.merge(graph, jax.tree.map(lambda v, seed=seed: v[seed], state), copy=True)
-        (loss, _), grads = nnx.jit(lambda m: door(m, x, y, _NoOptimizer))(model)
+        (loss, _), grads = by_itself(model)
         alone.append((loss, pure(grads), held_by(model)))
     loss, grads = nnx.jit(step)(models, x, y)
     together = loss, grads, held_by(models)
