@@ -34,6 +34,8 @@ from rule_table import (
 )
 
 IMBSAM = BY_ID["imbsam"]
+# Of another's kind with other numbers.
+LIKE_ANOTHER = ("imbsam_release", "focal_sam_1.1", "reweighted_sam", "gsa_groups")
 
 
 def assert_trees(got: Any, want: Any, **tolerance: float) -> None:
@@ -164,7 +166,11 @@ def test_the_count_is_the_step_of_schedules_and_stages() -> None:
             assert_trees(to_reference(results[row.id][0]), want, atol=1e-12)
 
 
-@pytest.mark.parametrize("row", RULES, ids=row_id)
+@pytest.mark.parametrize(
+    "row",
+    [pytest.param(r, marks=[pytest.mark.slow] * (r.id in LIKE_ANOTHER)) for r in RULES],
+    ids=[row_id(r) for r in RULES],
+)
 def test_state_is_stable_and_steps_trace_once(row: Row) -> None:
     """Under scan (one type of state), under cond (both branches alike), and again from outside."""
     chex.clear_trace_counter()
