@@ -69,24 +69,31 @@ def test_rise_under_a_rules_own_perturbation(
 
 def test_the_stage_of_a_staged_rule_and_gsa(x64: None) -> None:
     rule = rules.sse_sam([3, 1], head_rho=0.1, tail_rho=0.2, eta=1, switch_step=5)
-    later = sharpness.of_rule(quadratic, rule, THETA, Y, X, Y, step=5)
     as_imbsam = rules.imbsam([3, 1], rho=0.2, eta=1)
-    np.testing.assert_allclose(later, sharpness.of_rule(quadratic, as_imbsam, THETA, Y, X, Y))
+    gsa = rules.gsa([3, 2], groups=[0, 1], scale=0.3)
+
+    @jax.jit
+    def of_each(theta: Any) -> Any:
+        return [
+            sharpness.of_rule(quadratic, of, theta, Y, X, Y, step=step)
+            for of, step in ((rule, 5), (as_imbsam, None), (gsa, None))
+        ]
+
+    later, imbsam, got = of_each(THETA)
+    np.testing.assert_allclose(later, imbsam)
     with pytest.raises(ValueError, match="which stage is meant"):
         sharpness.of_rule(quadratic, rule, THETA, Y, X, Y)
     # GSA brings its own ascent: theta + e is what its gradient is taken at.
-    gsa = rules.gsa([3, 2], groups=[0, 1], scale=0.3)
     points: list[Any] = []
 
     def seen(theta: Any, x: Any, y: Any) -> Any:
         jax.debug.callback(lambda t: points.append(np.asarray(t)), theta)
         return quadratic(theta, x, y)
 
-    ij.value_and_grad(seen, gsa)(jnp.asarray(THETA), Y, X, Y)
+    jax.jit(ij.value_and_grad(seen, gsa))(THETA, Y, X, Y)
     jax.effects_barrier()
     moved = {tuple(p.round(12)) for p in points} - {tuple(THETA.round(12))}
     want = sorted(rise(TABLES[0], THETA, np.array(p) - THETA) for p in moved)
-    got = sharpness.of_rule(quadratic, gsa, THETA, Y, X, Y)
     np.testing.assert_allclose(sorted(got.tolist()), want, atol=1e-10)
 
 
