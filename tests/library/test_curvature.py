@@ -326,12 +326,16 @@ OF_ROWS: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("batch_size", [None, 70_000])
 @pytest.mark.parametrize("of", OF_ROWS)
 @pytest.mark.parametrize(
-    ("losses", "dtype"),
-    [(halves, jnp.float16), (in_half, jnp.float32)],
-    ids=["float16", "computed in float16"],
+    ("losses", "dtype", "batch_size"),
+    [
+        (halves, jnp.float16, None),
+        (halves, jnp.float16, 70_000),
+        (in_half, jnp.float32, None),
+        pytest.param(in_half, jnp.float32, 70_000, marks=pytest.mark.slow),
+    ],
+    ids=["float16", "float16-batches", "computed in float16", "computed in float16-batches"],
 )
 def test_derivatives_of_many_narrow_rows_are_finite(
     losses: Any, dtype: Any, of: str, batch_size: Any
