@@ -271,8 +271,9 @@ def test_injected_radii_follow_schedules() -> None:
     )
     x, y = one_batch()
     params, state = start(tx)
+    after = quick_jit(lambda state: tx.update(fn_of(x, y), state, params)[1])
     for want in (0.0, 0.1, 0.2):
-        _, state = tx.update(fn_of(x, y), state, params)
+        state = after(state)
         assert float(state.hyperparams["rho"]) == pytest.approx(want)
 
 
