@@ -277,6 +277,19 @@ def _initialise(name: str, num_classes: int, **changes: Any) -> Any:
     return jax.tree.map(np.asarray, init(_KEY))
 
 
+def _fresh(module: Any, x: Any) -> Any:
+    """Drawn kernels, norms and statistics as they start, from no program."""
+    shapes = jax.eval_shape(functools.partial(module.init, train=False), jax.random.key(0), x)
+    draw = np.random.default_rng(1)
+
+    def leaf(path: Any, x: Any) -> Any:
+        if path[-1].key == "kernel":
+            return np.float32(draw.normal(scale=0.5, size=x.shape))
+        return np.full(x.shape, path[-1].key in ("scale", "var"), np.float32)
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
 def _normal(*shape: int) -> Any:
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
@@ -307,7 +320,7 @@ def test_strided_block_against_a_hand_computation(shortcut: Any) -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 6, 6, 4)).astype(np.float32)
     block = BasicBlock(8, 2, shortcut, jax.nn.initializers.normal(0.5))
-    variables = jax.jit(functools.partial(block.init, train=False))(_KEY, x)
+    variables = _fresh(block, x)
     got = jax.jit(functools.partial(block.apply, train=False))(variables, x)
 
     params = variables["params"]
@@ -339,7 +352,7 @@ def test_batch_statistics_move_by_a_tenth() -> None:
     """Momentum 0.9 of the old value, and the biased variance (PyTorch's is unbiased)."""
     model = create_model("resnet8", 3).clone(stage_sizes=(0,), widths=(4,))  # the stem alone
     images = _normal(4, 8, 8, 3)
-    variables: Any = jax.jit(functools.partial(model.init, train=False))(_KEY, images)
+    variables = _fresh(model, images)
     _, updates = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))(
         variables, images
     )
@@ -353,7 +366,7 @@ def test_strided_bottleneck_block_against_a_hand_computation() -> None:
     """Two groups, the stride in the 3x3 convolution, a projection on the shortcut."""
     x = np.random.default_rng(0).normal(size=(2, 6, 6, 4)).astype(np.float32)
     block = BottleneckBlock(8, 6, 2, 2)
-    variables: Any = jax.jit(functools.partial(block.init, train=False))(_KEY, x)
+    variables = _fresh(block, x)
     got = jax.jit(functools.partial(block.apply, train=False))(variables, x)
 
     params = variables["params"]
