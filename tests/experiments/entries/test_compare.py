@@ -12,6 +12,7 @@ import runpy
 import shutil
 import signal
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ QUICK = (
     "--rule", "sgd", "imbsam", "--loss", "cross_entropy", "logit_adjusted",
     "--sampling", "shuffled", "--reference", "logistic",
 )  # fmt: skip
+UNTUNED = ("--splits", "2", "--no-tune", *QUICK[QUICK.index("--epochs") :])
 LEAST = ("--rule", "sgd", "--loss", "cross_entropy")
 ROWS = [
     "sgd, cross_entropy", "sgd, logit_adjusted", "imbsam, cross_entropy", "imbsam, logit_adjusted",
@@ -65,13 +67,36 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_compiled_once() -> Iterator[None]:
+    """For every comparison of this file: by all that they are made of, and the engine's own key."""
+    made: dict[Any, Any] = {}
+    begin = Engine.__init__
+
+    def sharing(self: Engine, *args: Any, **more: Any) -> None:
+        begin(self, *args, **more)
+        self.compiled = made.setdefault((self.recipe.net, self.label_of, self._keep), {})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "__init__", sharing)
+        yield
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page is without figures."""
+    monkeypatch.setattr(compare_figures, "draw", lambda out, summary: [])
+
+
 def run(data: Any, out: Path, *flags: str, label: str = "kind") -> Any:
     args = ["--data", str(data), "--label", label, "--out", str(out), *QUICK, *flags]
     return compare.main(compare.arguments().parse_args(args))
 
 
 @pytest.fixture(scope="module")
-def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(
+    programs_are_compiled_once: None, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     out = tmp_path_factory.mktemp("compare") / "out"
     with jax.numpy_rank_promotion("raise"), contextlib.redirect_stdout(io.StringIO()) as said:
         run(data, out, "--save")
@@ -140,6 +165,7 @@ def test_runs_have_a_line_for_each_split_and_row(finished: Path) -> None:
     ("number", "code"),
     [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
 )
+@pytest.mark.usefixtures("undrawn")
 def test_a_comparison_that_is_stopped_goes_on(
     data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int,
     code: int,
@@ -528,6 +554,7 @@ def test_without_folds_the_default_settings_are_handed_on(
     assert handed == str([rows[0].points[1 if folds else 0]])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_network_that_cannot_be_handed_on_costs_no_page(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -586,8 +613,7 @@ def test_a_name_with_a_dollar_is_drawn_as_it_is(name: str, tmp_path: Path) -> No
 
 
 def untuned(data: Path, out: Path, *flags: str) -> None:
-    base = ["--splits", "2", "--no-tune", *QUICK[QUICK.index("--epochs") :]]
-    args = ["--data", str(data), "--label", "kind", "--out", str(out), *base, *flags]
+    args = ["--data", str(data), "--label", "kind", "--out", str(out), *UNTUNED, *flags]
     compare.main(compare.arguments().parse_args(args))
 
 
@@ -622,17 +648,19 @@ def real(variable: str, name: str) -> Path:
 
 
 def learnt(out: Path, *flags: str) -> Any:
-    """SGD with cross-entropy alone, tuned; the summary."""
-    given = [*QUICK, "--rule", "sgd", "--loss", "cross_entropy", "--reference", "--out", str(out)]
-    return compare.main(compare.arguments().parse_args([*given, *flags]))
+    """SGD with cross-entropy alone, not tuned; the summary."""
+    given = [*UNTUNED, *LEAST, "--reference", "--out", str(out), *flags]
+    return compare.main(compare.arguments().parse_args(given))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_public_table(tmp_path: Path) -> None:
     summary = learnt(tmp_path / "out", "--data", str(real("TABULAR_DIR", "glass.npz")))
     assert summary["data"]["class_counts"] == [76, 70, 29, 17, 13, 9]
     assert summary["rows"][0]["auroc"] > 0.7
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_sentences(tmp_path: Path) -> None:
     """The four largest intents of Banking77, the last three cut: 260 questions."""
     held = pd.read_csv(real("TEXT_DIR", "banking77/train.csv"))
@@ -645,6 +673,7 @@ def test_sentences(tmp_path: Path) -> None:
     assert summary["data"]["text"] == ["text"] and summary["rows"][0]["auroc"] > 0.9
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_equal_classes_are_compared_without_a_tail(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
