@@ -1443,7 +1443,11 @@ def contrast(row, against, study="study"):
 
 @pytest.mark.parametrize(
     ("study", "number", "of_two"),
-    [("study", 44, 28), ("study/wide", 17, 8), ("study/deep", 17, 8)],
+    [
+        ("study/wide", 17, 8),  # the others in the same way
+        pytest.param("study", 44, 28, marks=pytest.mark.slow),
+        pytest.param("study/deep", 17, 8, marks=pytest.mark.slow),
+    ],
 )
 def test_a_study_adds_up_its_sets(study, number, of_two):
     """study.json and tables.md again, of each set's summary.json and runs.csv."""
