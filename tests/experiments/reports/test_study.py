@@ -408,7 +408,7 @@ def picture(figure):
     ]
 
 
-@pytest.mark.parametrize("every", [199, pytest.param(11, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [499, pytest.param(11, marks=pytest.mark.slow)])
 def test_a_study_damaged_in_any_field_is_told_or_drawn_as_before(tmp_path, monkeypatch, every):
     """But for another value that the field may have: a name, or a metric that is not ranked."""
     drawn = []
