@@ -12,7 +12,7 @@ from experiments import redraw, report
 from experiments.host import cli, locks
 from experiments.host.errors import RunError
 from experiments.host.sealed import class_counts_sha256
-from experiments.reports import grouping, reading, tables, writing
+from experiments.reports import grouping, plots, reading, tables, writing
 from made_reports import IMBSAM, make, run_command, save
 
 
@@ -23,6 +23,12 @@ def runs(tmp_path):
         save(tmp_path / "runs" / f"imbsam_{seed}", seed, "imbsam", 43.0 + 2 * seed, IMBSAM,
              accuracies=(59.0 + seed, 42.0 + seed, 28.0 + 4 * seed))  # fmt: skip
     return tmp_path / "runs"
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """A plot is a name: what it is drawn of is in gains.json."""
+    monkeypatch.setattr(plots, "gain_per_class", lambda path, panels: path.touch())
 
 
 def test_the_terminal_fits_100_columns_and_names_both_kinds(runs, capsys):
@@ -107,7 +113,7 @@ def test_the_gain_of_a_class_is_the_mean_over_common_seeds(runs):
     assert panel["se"] == pytest.approx([0, 0, math.sqrt(3)])  # of 8, 11 and 14
 
 
-def test_a_class_that_was_not_tested_has_a_gap_in_the_kept_gains(runs, tmp_path):
+def test_a_class_that_was_not_tested_has_a_gap_in_the_kept_gains(runs, tmp_path, undrawn):
     for seed in range(3):
         for rule in ("sgd", "sam"):
             save(runs / "gap" / rule / str(seed), seed, rule, accuracies=(60, 40, ""))
@@ -216,10 +222,9 @@ def test_class_tables_of_other_data_are_refused(runs, tmp_path):
         run_command(runs, "--out", tmp_path / "out")
 
 
-@pytest.mark.parametrize("classes", [10, 100])
+# A hundred, quickly: "many classes" of test_plots.py.
+@pytest.mark.parametrize("classes", [10, pytest.param(100, marks=pytest.mark.slow)])
 def test_the_plot_of_many_panels_and_untested_classes(tmp_path, classes):
-    from experiments.reports import plots
-
     gain = [float("nan")] + [(-1.0) ** c * c for c in range(1, classes)]
     panel = {"title": "x", "counts": list(range(classes, 0, -1)), "gain": gain, "eta": None}
     plots.gain_per_class(tmp_path / "gain.png", [panel, {**panel, "eta": 3.0}])
@@ -235,7 +240,7 @@ def test_a_running_mean_leaves_out_what_is_not_known():
     np.testing.assert_allclose(_running_mean(values, 3), [1.5, 1.5, 3, 6.5, 6.5])
 
 
-def test_out_is_not_overwritten_unasked(runs, tmp_path, capsys):
+def test_out_is_not_overwritten_unasked(runs, tmp_path, capsys, undrawn):
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("kept")
@@ -270,7 +275,7 @@ def test_no_published_figure_is_said(tmp_path, capsys):
     assert "no published figure of this setting" in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_gains_of_two_seeds_where_a_class_is_not_tested(tmp_path):
+def test_gains_of_two_seeds_where_a_class_is_not_tested(tmp_path, undrawn):
     """NaN there, in the mean and in its error; the others as they are."""
     for seed in (0, 1):
         for rule, accuracies in (("sgd", ("", 50.0, 10.0)), ("imbsam", ("", 60.0, 20.0 + seed))):
@@ -322,7 +327,7 @@ def test_up_to_twelve_paths_that_are_passed_over_are_named(
         assert said.endswith(f"passed over, no finished run in: {names}{more}")
 
 
-def test_what_has_a_plot_and_what_has_none_are_told_line_by_line(runs, tmp_path, capsys):
+def test_what_has_a_plot_and_what_has_none_are_told_line_by_line(runs, tmp_path, capsys, undrawn):
     for seed, loss in enumerate(("ldam", "focal")):
         save(runs / loss, seed, "sam", loss=loss)
     run_command(runs, "--out", tmp_path / "out")
