@@ -58,7 +58,9 @@ def _rows(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_command_from_data_to_files(tmp_path: Path) -> None:
+def test_command_from_data_to_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from experiments.anomaly import curves
+
     data, out = tmp_path / "data", tmp_path / "out"
     data.mkdir()
     for k, name in enumerate(("b_set", "a_set")):
@@ -98,6 +100,7 @@ def test_command_from_data_to_files(tmp_path: Path) -> None:
 
     code, _, error = _run(*args)
     assert code == 1 and "is not empty: pass --overwrite" in error.splitlines()[-1]
+    monkeypatch.setattr(curves, "draw", lambda *_: None)
     code, _, _ = _run(*args, "--overwrite")
     assert code == 0
     assert not list((out / "params").iterdir())  # those of the runs before are gone
