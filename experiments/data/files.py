@@ -105,7 +105,7 @@ _NO_TEXT = {
     b"\x1f\x8b": "compressed by gzip: unpack it",
     b"PK\x03\x04": "a zip archive, as those of spreadsheets are: unpack it, or save it as .csv",
     b"\xd0\xcf\x11\xe0": "a spreadsheet of Excel's: save it as .csv",
-    b"PAR1": "a .parquet file: name it so",
+    b"PAR1\x15": "a .parquet file: name it so",
 }
 
 

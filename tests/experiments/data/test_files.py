@@ -168,3 +168,8 @@ def test_what_is_no_text_is_told_as_what_it_is(tmp_path, kind, ending):
     write(tmp_path / f"x{ending}", pd.DataFrame({"a": [1, 2], "kind": ["p", "q"]}))
     with pytest.raises(DataError, match=f"x{ending} is no text: it is .*{says}"):
         frame(tmp_path / f"x{ending}")
+
+
+@pytest.mark.parametrize("name", ["PAR1", "PK", "PAR10"])
+def test_a_column_may_be_named_as_other_files_begin(tmp_path, name):
+    assert frame(text(tmp_path, f"{name},kind", "1,p")).columns.tolist() == [name, "kind"]
