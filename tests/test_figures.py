@@ -874,6 +874,39 @@ def test_before_and_after_the_rooms():
          f"they are {split[0]} and {split[1]}, SGD's {sgd[0]} and {sgd[1]}")  # fmt: skip
 
 
+def test_seconds_to_the_first_step():
+    held, text = read("step_cost/first_step/seconds.json"), page("step_cost")
+    names = {
+        "SGD": ("sgd", "dependent"), "ImbSAM": ("imbsam", "dependent"),
+        "ImbSAM, `split_norm` (five processes)": ("imbsam", "split_norm"),
+    }  # fmt: skip
+
+    def seconds(name, key):
+        return [one[key] for one in held["processes"] if (one["rule"], one["mode"]) == names[name]]
+
+    for line in table(text, "compiled", "first step done"):
+        assert line["compiled"] == _middle(seconds(line["step"], "seconds_compile"))
+        assert line["first step done"] == _middle(seconds(line["step"], "seconds_first_step"))
+    sgd, imbsam = (np.array(seconds(name, "seconds_first_step")) for name in ("SGD", "ImbSAM"))
+    low, middle, high = np.percentile(imbsam / sgd, [25, 50, 75])
+    assert len(sgd) == 15
+    says(text, f"{np.median(imbsam) / np.median(sgd):.1f} times SGD's, and {middle:.1f} in the "
+         f"median of pairs (quartiles {low:.1f} and {high:.1f})")  # fmt: skip
+    heads = [("compiled, s", "ms/step"), ("with the option, s", "ms/step with the option")]
+    for line in table(text.replace("\n  |", "\n|"), "compiled, s", "ms/step"):
+        for option, (compiled, steps) in enumerate(heads):
+            runs = [one for one in held["option"] if one["flattened_after_fusion"] == option]
+            of = line["step"].lower()
+            assert line[compiled] == _middle(
+                [s for one in runs for s in one["seconds_compile"][of]]
+            )
+            assert line[steps] == ", ".join(f"{one['step_ms'][of]:.0f}" for one in runs)
+
+
+def _middle(seconds):
+    return f"{np.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
+
+
 def test_one_pass_in_parts():
     shown = table(page("step_cost"), "passes", "over SGD's")
     first, *_ = rows = step_rows("resnet32_shared_256")
