@@ -12,7 +12,7 @@ from experiments.host.cli import noun
 
 __all__ = ["notes"]
 
-# That rows of one value are of one class in every column by chance.
+# A column that tells nothing has one class for each of its values with less than this probability.
 _BY_CHANCE = 1e-6
 
 
@@ -75,7 +75,7 @@ def _of_copies(table: Table, rows: NDArray[np.uint64]) -> list[str]:
     if table.ids is not None:
         others, hint = "others of another id", ""
     sentence = (
-        f"{many} of {noun(len(rows), 'row')} equal {others} in every column: where one is tested, "
-        f"a copy may be trained on{hint}"
+        f"{many} of {noun(len(rows), 'row')} equal {others} in all that is learned from: where one "
+        f"is tested, a copy may be trained on{hint}"
     )
     return [sentence] if many else []

@@ -93,7 +93,7 @@ def test_copies_that_a_split_may_divide(seed, by_id):
     assert 0 < many < 40
     (said,) = leakage.notes(table_of(columns, labels, ids=ids if by_id else None))
     whose = "others of another id" if by_id else "others"
-    assert said.startswith(f"{many} of 40 rows equal {whose} in every column: where one is tested")
+    assert said.startswith(f"{many} of 40 rows equal {whose} in all that is learned from: where")
     assert said.endswith(
         "a copy may be trained on" if by_id else "(--id keeps together what belongs together)"
     )
