@@ -1,4 +1,4 @@
-"""What the detectors keep and how they score, in NumPy; their training is in test_training.py"""
+"""What the detectors keep and how they score, in NumPy; their steps are in test_program.py"""
 
 import jax
 import numpy as np
