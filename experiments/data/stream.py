@@ -83,7 +83,7 @@ class Stream:
             self.close()
             raise
         # Plain views: what comes from a worker is a subclass of ndarray in shared memory.
-        images, labels, ok = (part.view(np.ndarray) for part in batch[:3])
+        images, labels, ok = (_unnamed(part).view(np.ndarray) for part in batch[:3])
         return HostBatch(images, labels, ok, batch.corrupt)
 
     def get_state(self) -> dict[str, Any]:
@@ -240,6 +240,17 @@ def fill_gaps(images: NDArray[np.uint8], labels: NDArray[np.int32], ok: NDArray[
     good = int(ok.argmax())
     images[~ok] = images[good] if ok.any() else 0
     labels[~ok] = labels[good] if ok.any() else 0
+
+
+def _unnamed(part: Any) -> Any:
+    """Itself; shared memory without a name goes with who holds it, however the process ends.
+
+    grain takes the name away in a thread once the array is gone, which the end of a process is not.
+    """
+    if getattr(part, "_unlink_on_del", False):
+        part._unlink_on_del = False
+        part.shm.unlink()
+    return part
 
 
 @contextlib.contextmanager

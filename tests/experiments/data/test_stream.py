@@ -10,6 +10,7 @@ import threading
 import time
 import types
 from collections.abc import Iterator, Sequence
+from multiprocessing import shared_memory
 from pathlib import Path
 from typing import Any
 
@@ -482,6 +483,55 @@ def test_workers_end_with_a_killed_parent(split: Any, tmp_path: Path, run_python
         time.sleep(0.1)
     os.kill(worker, signal.SIGKILL)
     pytest.fail("the worker outlived its parent by ten seconds")
+
+
+class Shared(np.ndarray):
+    """As grain hands on what a worker has made: the name of its memory is to go with it."""
+
+    shm: shared_memory.SharedMemory
+    _unlink_on_del = True
+
+
+def test_shared_memory_is_without_a_name_once_it_is_handed_on() -> None:
+    """Else it is left over where a process ends before grain's thread has come to it."""
+    made = shared_memory.SharedMemory(create=True, size=12)
+    images = np.ndarray((1, 2, 2, 3), np.uint8, made.buf).view(Shared)
+    images.shm, images[:] = made, 7
+    plain = np.zeros(1, np.int32)
+    given = HostBatch(images, plain, plain == 0, 0)
+    (batch,) = _all(Stream(one for one in [given]))
+    assert type(batch.images) is np.ndarray and batch.images.min() == batch.images.max() == 7
+    assert not images._unlink_on_del
+    with pytest.raises(FileNotFoundError):
+        shared_memory.SharedMemory(made.name)
+    del images, given, batch
+    made.close()
+
+
+@pytest.mark.slow  # processes of its own
+def test_a_process_that_ends_with_a_batch_in_hand_leaks_none(
+    split: Any, tmp_path: Path, run_python: Any
+) -> None:
+    import pickle
+
+    (tmp_path / "split").write_bytes(pickle.dumps(split))
+    code = f"""
+        import pickle
+        import numpy as np
+        from experiments.data.stream import StepRows, stream
+
+        if __name__ == "__main__":
+            split = pickle.loads(open({str(tmp_path / "split")!r}, "rb").read())
+            rows = StepRows(np.arange(4), np.arange(4))
+            batches = stream(
+                split, lambda _: rows, 0, 10**6, size=16, resize=16, train=True, seed=0, workers=1
+            )
+            held = [next(batches), next(batches)]
+            print(type(held[0].images.base).__name__)
+            batches.close()
+    """
+    done = run_python(code)
+    assert done.stdout == "SharedMemoryArray\n" and "leaked" not in done.stderr
 
 
 def _runs(process: int) -> bool:
