@@ -176,7 +176,8 @@ def _compare(
     table, trained, cut, recipe, rows, jobs, notes = made
     for note in notes:
         print(f"note: {note}")
-    records, diverged = jobs.run(stop.check)
+    # At every kept job: a try that is killed took its seconds, too.
+    records, diverged = jobs.run(stop.check, lambda: outputs.write_json(out / SPENT, spent.now()))
     about = {
         "seed": args.seed, "splits": args.splits, "tuned": args.tune,
         "settings": args.settings if args.tune else 1, "folds": recipe.folds,

@@ -104,8 +104,13 @@ class Jobs:
         self.parts = Parts(table, splits)
         self._out, self._folder, self._keep = out, out / FOLDER, keep
 
-    def run(self, stop: Callable[[], None]) -> tuple[list[Record], list[str]]:
-        """(a Record for each row and split, notes); `stop` raises to end between programs."""
+    def run(
+        self, stop: Callable[[], None], kept: Callable[[], None] = lambda: None
+    ) -> tuple[list[Record], list[str]]:
+        """(a Record for each row and split, notes).
+
+        `stop` raises to end between programs; `kept` is called after each job that is kept.
+        """
         with outputs.writing(self._folder):
             self._folder.mkdir(exist_ok=True)
         part = self.parts[0]
@@ -131,9 +136,11 @@ class Jobs:
                 part = part if part.number == number else self.parts[number]
                 for k in mine:
                     self._train(engine, part, families[k], k)
+                    kept()
                 if not self._path(number, "references").exists():
                     stop()
                     self._refer(part, self._path(number, "references"))
+                    kept()
         return self._collected(len(families))
 
     def _path(self, number: int, what: int | str) -> Path:

@@ -161,6 +161,30 @@ def test_runs_have_a_line_for_each_split_and_row(finished: Path) -> None:
     assert {line["chosen_eta"] for line in found if line["rule"] == "imbsam"} == {"10.0"}
 
 
+def test_a_killed_comparison_counts_its_seconds_up_to_the_last_kept_job(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a kill leaves is what is in the folder when the next program begins."""
+    calls, call, held = 0, Engine._call, {}
+    out = tmp_path / "out"
+
+    def killed(self: Engine, *args: Any) -> Any:
+        nonlocal calls, held
+        calls += 1
+        if calls == 9:
+            held = json.loads((out / "spent.json").read_text())
+            raise RunError("the ninth")
+        return call(self, *args)
+
+    monkeypatch.setattr(Engine, "_call", killed)
+    with pytest.raises(RunError, match="the ninth"):
+        run(data, out)
+    assert (out / "jobs/split_0_0.json").exists()
+    at_last = json.loads((out / "spent.json").read_text())
+    assert 0 < held["seconds"] < at_last["seconds"]
+    assert 0 < held["cpu_seconds"] < at_last["cpu_seconds"]
+
+
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
