@@ -176,7 +176,13 @@ def check_no_empty_class(dataset: Dataset | EncodedDataset, allow: bool | None) 
     if allow:
         return
     remedy = "" if allow is None else ", or train without them: --allow-empty-classes"
-    for split, labels in (("training", dataset.train_labels), ("test", dataset.test_labels)):
+    both = (("training", dataset.train_labels), ("test", dataset.test_labels))
+    if all(labels.min() == 1 for _, labels in both):
+        raise DataError(
+            f"{dataset.name}: class 0 has no training and no test image. Labels number the classes "
+            f"from 0: if these begin at 1, take 1 off each{remedy}"
+        )
+    for split, labels in both:
         found = empty_classes(dataset, labels)
         if found:
             raise DataError(

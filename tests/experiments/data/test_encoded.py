@@ -106,6 +106,22 @@ def test_of_empty_classes_the_first_five_are_told() -> None:
         assert str(refused.value) == said
 
 
+def test_of_labels_that_begin_at_1_it_is_said() -> None:
+    """Whoever allowed an empty class would have one too many in every row of the classifier."""
+    data = _encoded(train=[1, 1, 2], test=_Split(np.array([2, 1], np.int32)))
+    for allow, remedy in ((False, ", or train without them: --allow-empty-classes"), (None, "")):
+        with pytest.raises(DataError) as refused:
+            check_no_empty_class(data, allow)
+        assert str(refused.value) == (
+            "tiny: class 0 has no training and no test image. Labels number the classes from 0: if "
+            f"these begin at 1, take 1 off each{remedy}"
+        )
+    check_no_empty_class(data, allow=True)
+    tested = dataclasses.replace(data, test=_Split(np.array([0, 1, 2], np.int32)))
+    with pytest.raises(DataError, match=r"1 of 3 classes have no training image: 0\. "):
+        check_no_empty_class(tested, allow=False)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
