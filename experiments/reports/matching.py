@@ -14,8 +14,8 @@ def beside(facts: Mapping[str, Any]) -> list[Result]:
     Args:
       facts: what is known of the run, flat: "dataset", "imbalance_factor" (largest over smallest
         class), "rule", "loss" (with "+drw"), "stage2", the dict "ascent", and its settings and
-        arguments of the rule by name; of shrunk images, or of a "subset" None that nobody knows,
-        there are none.
+        arguments of the rule by name; of shrunk images, of a "subset" None that nobody knows, or
+        of a natural set whose classes are of other sizes than the published one's, there are none.
     """
     if facts.get("shrink", 1) != 1 or facts.get("subset", "first") is None:
         return []  # other images, or nobody knows which
@@ -57,6 +57,21 @@ def text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+# Images of the largest and of the smallest class.
+_NATURAL = {"imagenet": (1280, 5), "places": (4980, 5), "inaturalist2018": (1000, 2)}
+
+
+def is_other_set(facts: Mapping[str, Any]) -> bool:
+    """Whether a run named a set that is published whole, and had one of another imbalance.
+
+    So have folders of one's own images, which are read as one of these sets. What was held out is
+    not counted.
+    """
+    held = facts.get("val_per_class") or 0
+    sizes = [n - min(held, n - 1) for n in _NATURAL.get(_dataset(facts), ())]
+    return bool(sizes) and round(facts["imbalance_factor"]) != round(sizes[0] / sizes[1])
+
+
 _LARGEST = {"cifar10": 5000, "cifar100": 500}
 # What every protocol is taken to have unless it says otherwise.
 _USUAL: dict[str, tuple[Any, ...]] = {
@@ -73,12 +88,14 @@ def _place(item: tuple[str, Any]) -> int:
 
 
 def _same_factor(facts: Mapping[str, Any], result: Result) -> bool:
+    if result.imbalance_factor is None:
+        return not is_other_set(facts)
     factors = {result.imbalance_factor}
-    if result.imbalance_factor and result.dataset in _LARGEST:
+    if result.dataset in _LARGEST:
         # The smallest class is a whole number: of 500 images, factor 200 leaves 2, which is 250.
         largest = _LARGEST[result.dataset]
         factors.add(round(largest / (largest // result.imbalance_factor)))
-    return not factors.isdisjoint({None, round(facts["imbalance_factor"])})
+    return round(facts["imbalance_factor"]) in factors
 
 
 def _dataset(facts: Mapping[str, Any]) -> str:

@@ -71,6 +71,8 @@ def data(group: Group) -> str:
         found += f", every {shrink}x{shrink} pixels averaged (not the papers' data)"
     elif facts["subset"] is None:
         found += " of a file (not known to be the papers' data)"
+    elif matching.is_other_set(facts):
+        found += " (not the papers' data)"
     return found
 
 

@@ -65,6 +65,14 @@ def test_factor_200_of_cifar100_is_250_in_whole_images():
         ({"shrink": 2}, "cifar100 IF 100, every 2x2 pixels averaged (not the papers' data)"),
         ({"subset": None}, "cifar100 IF 100 of a file (not known to be the papers' data)"),
         ({"subset": None, "shrink": 4}, "every 4x4 pixels averaged (not the papers' data)"),
+        (
+            {"dataset": "imagenet_lt", "imbalance_factor": 120.0},
+            "imagenet_lt IF 120 (not the papers' data)",
+        ),
+        (
+            {"dataset": "i_naturalist2018", "imbalance_factor": 999.0},
+            "i_naturalist2018 IF 999 (not the papers' data)",
+        ),
     ],
 )
 def test_other_data_do_not_stand_beside_the_papers(changes, said):
@@ -75,6 +83,20 @@ def test_other_data_do_not_stand_beside_the_papers(changes, said):
     assert "None" not in shown
     same = grouping.grouped([make(rule="imbsam", rule_args=IMBSAM)])[0]
     assert matching.beside(same.facts) and naming.data(same) == "cifar100 IF 100"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "sizes"),
+    [("imagenet_lt", (1280, 5)), ("places_lt", (4980, 5)), ("i_naturalist2018", (1000, 2))],
+)
+def test_a_natural_set_is_the_published_one_also_with_images_held_out(dataset, sizes):
+    for held in (0, 1, 3, 20):
+        largest, smallest = (max(n - held, 1) for n in sizes)
+        for factor, other in ((largest / smallest, False), (largest / smallest + 1, True)):
+            of = {"dataset": dataset, "imbalance_factor": factor, "val_per_class": held}
+            assert matching.is_other_set(facts(**of)) == other
+            assert bool(matching.beside(facts(**of))) != other
+    assert not matching.is_other_set(facts(dataset="cifar100", imbalance_factor=7.0))
 
 
 def test_reweighted_sam_stands_beside_its_weight():
