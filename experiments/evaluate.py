@@ -18,6 +18,7 @@ from rich.text import Text
 from experiments import cifar_lt, finetune, imagenet_lt, inaturalist
 from experiments.host import cli
 from experiments.host.errors import DataError, RunError
+from experiments.host.folders import same_source
 from experiments.host.needs import Needs, always, without
 from experiments.host.outputs import read_object, same_text
 from experiments.host.sealed import class_counts_sha256
@@ -215,7 +216,7 @@ def open_run(run: Path, args: argparse.Namespace, devices: int = 1) -> Opened:
     others = [part for part in now if then is not None and now[part] != then.get(part)]
     if others:
         print(f"note: the {' and '.join(others)} images are others than the run's")
-    if dataset.source != config["source"]:
+    if not same_source(dataset.source, config["source"]):
         print(f"note: this data is: {dataset.source}\nthe run's was: {config['source']}")
     fields = Settings.__dataclass_fields__
     trained = Settings(**{name: config[name] for name in fields if name in config})

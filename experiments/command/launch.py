@@ -157,6 +157,7 @@ def refuse_others(args: argparse.Namespace, dataset: Any, plan: Plan) -> None:
         config, _ = run_config(dataset, args.model, settings, plan.description)
         wanted = {k: v for k, v in config.items() if k not in ("init", "devices", "steps_per_call")}
         out = _folder(args, seed)
+        wanted = folders.as_begun(out, wanted)
         _refuse_other(out, wanted, "a run with other settings", "choose another --out")
         for name, stage in plan.second.items():
             _refuse_other(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import operator
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from experiments.data import DataError, Dataset
 from experiments.data.identity import rows_sha256
 from experiments.host import inputs
 from experiments.host.errors import RunError, reason
+from experiments.host.folders import same_source
 
 _PARTS = ("train", "test", "val")
 
@@ -117,7 +119,8 @@ def load(path: str | os.PathLike[str], made: dict[str, Any], dataset: Any) -> Fe
             f"{path} holds no features: nothing in it says how they were made"
         ) from error
     for name, value in made.items():
-        if theirs.get(name) != value:
+        same = same_source if name == "source" else operator.eq
+        if not same(theirs.get(name), value):
             raise DataError(
                 f"{path} holds other features: {name} is {theirs.get(name)!r:.80}, not "
                 f"{value!r:.80}; name another file"

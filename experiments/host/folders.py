@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,32 @@ class RunFolder:
             accuracy = "" if of == 0 else f"{100 * hits / of:.4f}"
             writer.writerow([c, names[c] if names else "", int(n), int(of), int(hits), accuracy])
         replace_text(self.path / "per_class.csv", text.getvalue())
+
+
+_IMAGES_IN = re.compile("images in (.+), chosen and labelled by lists(.*)", re.DOTALL)
+
+
+def place_of(source: str) -> str:
+    """What a data set says of its place, the folder of images as it is without links."""
+    found = _IMAGES_IN.fullmatch(source)
+    if found is None:
+        return source
+    folder = os.path.realpath(os.path.expanduser(found[1]))
+    return f"images in {folder}, chosen and labelled by lists{found[2]}"
+
+
+def same_source(one: Any, other: Any) -> bool:
+    """Whether two data sets say that they are of one place, however the way there is written."""
+    return bool(one == other) or place_of(str(one)) == place_of(str(other))
+
+
+def as_begun(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The config, with the folder of its images written as in the run that `path` holds, if any."""
+    check_run(path)
+    old = path / "config.json"
+    source = read_object(old).get("source") if old.exists() else None
+    known = source is not None and same_source(source, config.get("source"))
+    return {**config, "source": source} if known else config
 
 
 METRICS = "metrics.jsonl"

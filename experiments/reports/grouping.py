@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.host.errors import RunError
+from experiments.host.folders import place_of
 from experiments.reports.figures import Figure
 from experiments.reports.reading import is_first, is_number
 
@@ -188,6 +189,8 @@ def _identity(report: dict[str, Any]) -> dict[str, Any]:
     settings = {k: v for k, v in report["settings"].items() if k not in (*DECIDES_NOTHING, *unused)}
     found = settings | {k: report[k] for k in _DECIDES if report.get(k) is not None}
     found |= _of_source(report)
+    if "source" in found:
+        found["source"] = place_of(str(found["source"]))
     if found.get("subset", "first") != "first":
         found.setdefault("subset_seed", report.get("subset_seed") or 0)
     if "first" in report:

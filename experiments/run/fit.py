@@ -193,6 +193,11 @@ def _into_folders(
 ) -> list[dict[str, Any]]:
     """Trains each run into its folder; the reports, old ones where all runs were finished."""
     first = jax.process_index() == 0
+    if resume:
+        configs = [
+            (folders.as_begun(out, config), preset)
+            for out, (config, preset) in zip(outs, configs, strict=True)
+        ]
     if len(outs) > 1:  # all, before any is written
         for out, (config, _) in zip(outs, configs, strict=True):
             folders.RunFolder.check(out, config, resume)

@@ -81,6 +81,19 @@ def test_a_file_keeps_them_with_what_decided_them(tmp_path):
         assert json.loads(str(file["made"])) == MADE and sorted(file) == ["made", "test", "train"]
 
 
+def test_the_same_folder_of_images_has_the_same_features(tmp_path):
+    path = tmp_path / "kept.npz"
+    (tmp_path / "link").symlink_to(tmp_path)
+
+    def of(folder):
+        return {**MADE, "source": f"images in {folder}, chosen and labelled by lists"}
+
+    features.save(path, made(), of(tmp_path))
+    features.load(path, of(tmp_path / "link"), DATASET)
+    with pytest.raises(DataError, match="holds other features: source is"):
+        features.load(path, of(tmp_path / "other"), DATASET)
+
+
 def test_other_features_and_other_files_are_refused(tmp_path):
     path = tmp_path / "kept.npz"
     features.save(path, made(), MADE)

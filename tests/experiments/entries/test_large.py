@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from importlib.util import find_spec
 
 import jax
@@ -382,6 +383,30 @@ def test_other_lists_are_another_run(listed, lists, capsys):
     for out, note in (("out", True), ("other", False)):
         evaluate.main(evaluate.arguments().parse_args([str(folder / out), *flags]))
         assert (f"note: the {part} images are others" in capsys.readouterr().out) is note
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_by_another_way_to_its_images(listed, capsys):
+    """Nothing of it is written anew in the other spelling, so that it is evaluated from anywhere"""
+    run, folder = listed
+    link = folder.with_name(f"{folder.name}_link")
+    link.symlink_to(folder)
+    report = run()
+    (folder / "out" / "report.json").unlink()
+    again = run("--resume", "--image-dir", str(link), "--stage2", "tau-norm")
+    last = run("--resume", "--image-dir", f"{folder}/../{folder.name}", "--stage2", "tau-norm")
+    for one in (again, last):
+        assert one["params_sha256"] == report["params_sha256"]
+        assert one["source"] == report["source"]
+    flags = ["--image-dir", str(link), "--train-list", str(folder / "train.txt")]
+    flags += ["--test-list", str(folder / "test.txt")]
+    capsys.readouterr()
+    evaluate.main(evaluate.arguments().parse_args([str(folder / "out"), *flags]))
+    assert "note: " not in capsys.readouterr().out
+    elsewhere = folder / "elsewhere"
+    shutil.copytree(folder, elsewhere, ignore=shutil.ignore_patterns("out", "elsewhere"))
+    with pytest.raises(RunError, match=r"other settings \(source"):
+        run("--resume", "--image-dir", str(elsewhere))
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,33 @@ def test_how_a_run_that_was_begun_is_shared_out(config, said, tmp_path):
     assert str(refused.value) == f"cannot read {path}: {said}"
 
 
+def test_a_folder_of_images_is_one_however_it_is_written(tmp_path, monkeypatch):
+    """By a link, from here, from home; another folder or other rows of it are another source."""
+    images, out = tmp_path / "images", tmp_path / "out"
+    for path in (images, tmp_path / "more", out):
+        path.mkdir()
+    (tmp_path / "link").symlink_to(images)
+    monkeypatch.chdir(out)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def source(folder, then=""):
+        return {"source": f"images in {folder}, chosen and labelled by lists{then}"}
+
+    (out / "config.json").write_text(json.dumps({"seed": 1} | source("../link/", "; 1 held out")))
+    for same in (images, "../link", "~/images", f"{images}//.", "../link/"):
+        found = folders.as_begun(out, CONFIG | source(same, "; 1 held out"))
+        assert found == CONFIG | source("../link/", "; 1 held out")
+    for other in (
+        source(images), source(tmp_path / "more", "; 1 held out"), {"source": "made here"}, {}
+    ):  # fmt: skip
+        assert folders.as_begun(out, CONFIG | other) == CONFIG | other
+    assert folders.as_begun(images, CONFIG | source("../link")) == CONFIG | source("../link")
+    assert folders.same_source("made here", "made here")
+    assert not folders.same_source("made here", "made there")
+    with pytest.raises(RunError, match="cannot be kept"):
+        folders.as_begun(tmp_path / "[1]", CONFIG)
+
+
 # ---- configs ------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,16 @@ from made_reports import IMBSAM, make, save
 # ---- statistics ------------------------------------------------------------------------------
 
 
+def test_seeds_on_one_folder_of_images_are_a_group_however_it_is_written(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    ways = (tmp_path, tmp_path / "link", tmp_path / "other")
+    runs = [
+        make(seed, source=f"images in {way}, chosen and labelled by lists")
+        for seed, way in enumerate(ways)
+    ]
+    assert [group.seeds for group in grouping.grouped(runs)] == [[0, 1], [2]]
+
+
 def test_means_deviations_and_paired_differences_by_hand():
     sgd = [make(seed, all=value) for seed, value in ((0, 40.0), (1, 42.0), (2, 47.0))]
     sam = [make(s, "sam", v, {"rho": 0.05}) for s, v in ((3, 10.0), (2, 50.0), (1, 43.0))]
