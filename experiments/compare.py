@@ -14,6 +14,7 @@ overlapping training sets.
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,6 +131,10 @@ def _check(out: Path, config: dict[str, Any], args: argparse.Namespace) -> None:
             f"{out} was begun with other rows than are in {args.data or args.test} now: choose "
             "another --out"
         )
+    for name in ("data", "test"):  # one file, however the way there is written
+        old, new = before.get(name), config[name]
+        if isinstance(old, str) and new and os.path.realpath(old) == os.path.realpath(new):
+            config[name] = old
     what = folders.different({**before, DIGESTS: None}, {**config, DIGESTS: None})
     if what:
         raise RunError(f"{out} holds another comparison ({what}): choose another --out")

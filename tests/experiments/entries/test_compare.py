@@ -161,6 +161,25 @@ def test_runs_have_a_line_for_each_split_and_row(finished: Path) -> None:
     assert {line["chosen_eta"] for line in found if line["rule"] == "imbsam"} == {"10.0"}
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_a_comparison_goes_on_by_another_way_to_its_rows(
+    data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, link = tmp_path / "out", tmp_path / "link.csv"
+    shutil.copytree(finished, out)
+    (out / "summary.json").unlink()
+    link.symlink_to(data)
+    monkeypatch.chdir(data.parent)
+    before = (out / "config.json").read_bytes()
+    assert run(link, out, "--resume", "--save")["rows"]
+    assert (out / "config.json").read_bytes() == before
+    assert run(data.name, out, "--resume", "--save")["rows"]
+    copy = tmp_path / "copy.csv"
+    copy.write_bytes(data.read_bytes())
+    with pytest.raises(RunError, match=r"another comparison \(data "):
+        run(copy, out, "--resume", "--save")
+
+
 def test_a_killed_comparison_counts_its_seconds_up_to_the_last_kept_job(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
