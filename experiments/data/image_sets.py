@@ -198,7 +198,7 @@ def _refuse_shared(splits: dict[str, Any]) -> None:
         else:
             both = np.intersect1d(a.rows, b.rows) if a.split is b.split else np.array([])
         if len(both):
-            first = both[0].decode() if isinstance(a, FolderSplit) else f"row {both[0]}"
+            first = (both[0] if isinstance(a, FolderSplit) else a.split.names[both[0]]).decode()
             raise DataError(
                 f"the {one} and the {other} list share {noun(len(both), 'image')} ({first}): "
                 "nothing may be in two of them"

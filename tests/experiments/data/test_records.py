@@ -4,6 +4,7 @@ import io
 import itertools
 import os
 import pickle
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -288,8 +289,12 @@ def test_lists_choose_by_file_name(
         dataset, str(tiny.folder), train_list=lists["train_list"], test_list=other
     )
     assert only.class_names is None
-    with pytest.raises(DataError, match=r"the train and the val list share .* \(row \d+\): noth"):
+    shared = r"the train and the val list share \d+ images \((.+)\): nothing may"
+    with pytest.raises(DataError, match=shared) as refused:
         load_imagenet_lt(dataset, str(tiny.folder), **{**lists, "val_list": lists["train_list"]})
+    found = re.search(shared, str(refused.value))
+    listed, _ = read_list(lists["train_list"])
+    assert found and any(name.endswith(found[1]) for name in listed)
 
 
 def test_missing_and_ambiguous_names(
