@@ -34,6 +34,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from experiments.host.errors import flag
 from experiments.models.adapters import ADAPTERS
 from experiments.models.bottleneck import (
     BottleneckResNet,
@@ -146,5 +147,7 @@ def create_model(
     if not remat:
         return model
     if not hasattr(model, "remat"):
-        raise ValueError(f"model {name!r} has no blocks to compute again: leave remat out")
+        raise ValueError(
+            f"model {name!r} has no blocks to compute again: leave {flag('remat')} out"
+        )
     return model.clone(remat=True)

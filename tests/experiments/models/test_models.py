@@ -450,7 +450,7 @@ def test_remat_draws_the_same_initial_weights() -> None:
 
 
 def test_remat_needs_blocks() -> None:
-    with pytest.raises(ValueError, match="'mlp' has no blocks"):
+    with pytest.raises(ValueError, match="'mlp' has no blocks to compute again: leave --remat out"):
         create_model("mlp", 3, remat=True)
 
 
