@@ -8,6 +8,7 @@ in a folder that another process writes.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,9 +40,18 @@ def redraw(folder: Path) -> list[Path]:
         ("digits", folder / "per_class.csv", _digits),
     ):
         if named.is_file() and (kind in _ALONE or summary.is_file()):
+            _check_writable(folder)
             with locks.Lock(folder, so="wait for it"):
                 return _read(folder, draw)
     return []
+
+
+def _check_writable(folder: Path) -> None:
+    """Before the lock, which would advise another --out: the folder is the one that is drawn."""
+    if not locks.is_utf8(os.fspath(folder)):
+        raise RunError(f"{os.fspath(folder)!r} is not UTF-8 text: rename it, or redraw a copy")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise RunError(f"{folder} may not be written: redraw a copy of it")
 
 
 def _read(folder: Path, draw: Callable[[Path], list[Path]]) -> list[Path]:

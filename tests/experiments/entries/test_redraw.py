@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -301,3 +302,25 @@ def test_the_pictures_of_a_run_tell_its_rule_and_its_shots(
 def test_the_command_ends_with_a_sentence(refuse: Any, tmp_path: Path) -> None:
     said = refuse("experiments.redraw", tmp_path / "nowhere", code=1)
     assert said == f"error: {tmp_path}/nowhere is no folder: name folders of results"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        (os.fsdecode(b"a\xff"), "a\\udcff' is not UTF-8 text: rename it, or redraw a copy"),
+        ("closed", "closed may not be written: redraw a copy of it"),
+    ],
+)
+def test_a_folder_that_no_plot_can_be_written_to_is_told_what_may_be_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuse: Any, name: str, says: str
+) -> None:
+    """redraw has no --out to choose."""
+    save(tmp_path / name)
+    access = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: not str(path).endswith("closed") and access(path, mode)
+    )
+    before = sorted(os.listdir(tmp_path / name))
+    said = refuse("experiments.redraw", tmp_path, code=1)
+    assert said.endswith(says) and "--out" not in said
+    assert sorted(os.listdir(tmp_path / name)) == before
