@@ -21,13 +21,13 @@ def number(value: float | None, digits: int = 1) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def p_value(value: float | None) -> str:
-    """Three digits, and never 0.
+def p_value(value: float | None, under: str = "<") -> str:
+    """Three digits, and never 0; in a sentence `under` is a word.
 
-    >>> p_value(0.0123), p_value(0.0004), p_value(None)
-    ('0.012', '< 0.001', '-')
+    >>> p_value(0.0123), p_value(0.0004), p_value(None), p_value(0.0004, "below ")
+    ('0.012', '<0.001', '-', 'below 0.001')
     """
-    return number(value, 3) if value is None or value >= 0.001 else "< 0.001"
+    return number(value, 3) if value is None or value >= 0.001 else f"{under}0.001"
 
 
 def plus_minus(figure: Figure | None, sign: str = "") -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from experiments.host.cli import noun
 from experiments.reports.compare_folder import BASELINE
+from experiments.reports.figures import p_value
 from experiments.reports.study_folder import DIGITS
 
 Study = Mapping[str, Any]
@@ -73,8 +74,8 @@ def _rows(study: Study) -> str:
         *(head for m in metrics for head in (f"rank, {_short(m)}", f"gain, {_NAMES[m]}; W/T/L; p")),
     ]
     tests = [
-        f"{_short(m)}: Friedman's p {_p(found['p'])}, critical difference {found['cd']:.2f} of "
-        f"{noun(found['sets'], 'set')}"
+        f"{_short(m)}: Friedman's p {p_value(found['p'])}, critical difference {found['cd']:.2f} "
+        f"of {noun(found['sets'], 'set')}"
         for m in metrics
         if (found := study["ranks"][m]) is not None
     ]
@@ -110,7 +111,7 @@ def _families(study: Study) -> str:
             gain, se = found["gain"], found["se"]
             text = "-" if gain is None else f"{gain:+.{digits}f}"
             text += "" if se is None else f" ± {se:.{digits}f}"
-            cells.append(f"{text}; {_p(found['p'])}")
+            cells.append(f"{text}; {p_value(found['p'])}")
         body.append(cells)
     note = (
         f"Means over {noun(len(shared), 'family', 'families')}, each the mean of its sets, ± "
@@ -188,7 +189,7 @@ def _gain(found: Mapping[str, Any] | None, metric: str) -> str:
     text = f"{found['gain']:+.{digits}f}"
     text += "" if found["se"] is None else f" ± {found['se']:.{digits}f}"
     text += f" ({found['median']:+.{digits}f})"
-    return f"{text}; {found['win']}/{found['tie']}/{found['loss']}; {_p(found['p_holm'])}"
+    return f"{text}; {found['win']}/{found['tie']}/{found['loss']}; {p_value(found['p_holm'])}"
 
 
 def _interval(found: Sequence[float | None]) -> str:
@@ -196,10 +197,6 @@ def _interval(found: Sequence[float | None]) -> str:
     if mean is None:
         return "-"
     return f"{mean:+.1f}" + ("" if low is None else f" ({low:+.1f}, {high:+.1f})")
-
-
-def _p(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}" if value >= 0.001 else "<0.001"
 
 
 def _short(metric: str) -> str:

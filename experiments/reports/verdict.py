@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments.reports.figures import p_value
+
 LEVEL = 0.05
 
 
@@ -27,7 +29,7 @@ def verdict(rows: Sequence[Mapping[str, Any]], splits: int) -> tuple[str, str | 
         said = (
             f"Use {best['row']}: balanced accuracy {best['balanced_accuracy']:.1f}%, "
             f"{mean:+.1f} points to {base['row']} (95% interval {low:+.1f} to {high:+.1f}, Holm's "
-            f"p {_p(best['p_holm'])})."
+            f"p {p_value(best['p_holm'], 'below ')})."
         )
         said += _ranking(best)
         name = best["row"]
@@ -80,7 +82,3 @@ def _outside(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> str:
 
 def _number(value: float | None) -> float:
     return -1.0 if value is None else value
-
-
-def _p(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.001 else "below 0.001"

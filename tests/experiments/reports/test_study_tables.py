@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.reports import study_tables
+from experiments.reports import figures, study_tables
 from experiments.reports.compare_folder import BASELINE
 
 
@@ -12,7 +12,9 @@ from experiments.reports.compare_folder import BASELINE
      (0, "<0.001")],
 )  # fmt: skip
 def test_a_p(p, cell):
-    assert study_tables._p(p) == cell
+    assert figures.p_value(p) == cell
+    families = {"gain": 1.0, "se": None, "median": 1.0, "win": 1, "tie": 0, "loss": 0, "p_holm": p}
+    assert study_tables._gain(families, "auroc").endswith(f"; {cell}")
 
 
 @pytest.mark.parametrize(
