@@ -159,6 +159,7 @@ class _Prepared(NamedTuple):
     rows: list[Any]
     jobs: Jobs
     notes: list[str]
+    easier: list[str]  # of the notes, what makes the table easier than it will be
 
 
 def _prepared(args: argparse.Namespace, config: dict[str, Any], out: Path) -> _Prepared:
@@ -171,14 +172,15 @@ def _prepared(args: argparse.Namespace, config: dict[str, Any], out: Path) -> _P
     untested = unseen.notes(table, splits, recipe)
     keep = config if args.save else None
     jobs = Jobs(table, splits, recipe, rows, args.reference, out, keep=keep)
-    notes = [*table.notes, *leakage.notes(table), *jobs.parts.notes(), *refused, *untested]
-    return _Prepared(table, trained, cut, recipe, rows, jobs, notes)
+    easier = leakage.notes(table)
+    notes = [*table.notes, *easier, *jobs.parts.notes(), *refused, *untested]
+    return _Prepared(table, trained, cut, recipe, rows, jobs, notes, easier)
 
 
 def _compare(
     args: argparse.Namespace, made: _Prepared, out: Path, stop: StopRequest, spent: Spent
 ) -> dict[str, Any]:
-    table, trained, cut, recipe, rows, jobs, notes = made
+    table, trained, cut, recipe, rows, jobs, notes, easier = made
     for note in notes:
         print(f"note: {note}")
     # At every kept job: a try that is killed took its seconds, too.
@@ -190,6 +192,7 @@ def _compare(
         "steps": recipe.steps, "batch_size": min(args.batch_size, trained), "cut": cut,
         "perturb": args.perturb, "grid": {row.name: row.points for row in rows},
         "confidence": compare_folder.CONFIDENCE, "notes": notes + diverged,
+        "easier": easier,
         **spent.now(), "command": origin.command_line(), **origin.environment(),
     }  # fmt: skip
     summary = compare_folder.write(

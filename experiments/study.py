@@ -336,6 +336,8 @@ def main(args: argparse.Namespace, more: Sequence[str] = ()) -> dict[str, Any]:
         found = study_folder.write(out, sets, failed=failed, about=about)
         with outputs.writing(out):
             outputs.replace_text(out / TABLES, study_tables.markdown(found))
+        for sentence in study_tables.easier(found):
+            print(f"note: {sentence}", flush=True)
         for sentence in study_tables.left_out(found):
             print(f"left out: {sentence}", flush=True)
         outputs.clear_plots(out, study_figures.PLOTS)

@@ -121,6 +121,10 @@ def is_interval(value: Any) -> bool:
     return low <= high and abs((mean - low) - (high - mean)) <= near
 
 
+def are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(is_text, value))
+
+
 def _are_chosen(value: Any) -> bool:
     """By name, a setting of each split."""
     return isinstance(value, dict) and all(
@@ -157,6 +161,6 @@ _SUMMARY: dict[str, Any] = {
         "count": is_some, "own_test": is_bool,
         "train": [is_whole], "val": [is_whole], "test": [is_some],
     },
-    "about": lambda value: isinstance(value, dict),
+    "about": lambda value: isinstance(value, dict) and are_texts(value.get("easier", [])),
     "verdict": is_text, "best": or_none(is_text), "rows": [_ROW],
 }  # fmt: skip

@@ -206,7 +206,7 @@ def pairs(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 def _facts(one: Set, names: Sequence[str]) -> dict[str, Any]:
     data = one.summary["data"]
     rows = {row["row"]: row for row in one.summary["rows"] if row["row"] in names}
-    counts = data["train_counts"]
+    counts, easier = data["train_counts"], one.summary["about"].get("easier")
     return {
         "name": one.name, "family": one.family, "source": Path(data["source"]).name,
         "rows": data["rows"], "features": data["features"], "classes": data["classes"],
@@ -215,6 +215,7 @@ def _facts(one: Set, names: Sequence[str]) -> dict[str, Any]:
         "splits": one.summary["splits"]["count"],
         "values": {name: {m: rows[name][m] for m in METRICS} for name in names},
         "best": one.summary["best"], "verdict": one.summary["verdict"],
+        **({"easier": easier} if easier else {}),
     }  # fmt: skip
 
 

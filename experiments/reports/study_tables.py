@@ -28,10 +28,18 @@ def markdown(study: Study) -> str:
         "## By set", _sets(study),
         "## What the gain goes with", _regressions(study),
     ]  # fmt: skip
+    told = easier(study)
+    if told:
+        parts += ["## Easier here than it will be", *(f"- {one}" for one in told)]
     without = [f"{one['name']}: {one['why']}" for one in study["failed"]] + left_out(study)
     if without:
         parts += ["## Left out", *(f"- {one}" for one in without)]
     return "\n\n".join(parts) + "\n"
+
+
+def easier(study: Study) -> list[str]:
+    """Of each set what compare noted: columns that tell the label, copies on both sides."""
+    return [f"{one['name']}: {note}" for one in study["sets"] for note in one.get("easier", [])]
 
 
 def left_out(study: Study) -> list[str]:

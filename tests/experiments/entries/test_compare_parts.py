@@ -235,9 +235,10 @@ def compared(tmp_path: Path, data: Path, *words: Any) -> Any:
 )
 def test_how_a_comparison_was_made_is_told(
     words: Any, folds: int, settings: int, data: Path, tmp_path: Path, told: dict[str, Any],
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """A third of 48 rows is tested or less; batches are no larger than what is trained on."""
+    monkeypatch.setattr(compare.leakage, "notes", lambda table: ["a copy"])
     compared(tmp_path, data, *words, "--epochs", 2, "--batch-size", 999, "--width", 6)
     trained = len(told["splits"][0].train)
     assert 24 <= trained < 48 and len(told["splits"]) == 3
@@ -246,8 +247,9 @@ def test_how_a_comparison_was_made_is_told(
     assert about["folds"] == folds and about["settings"] == settings
     assert about["tuned"] is (folds > 0) and about["batch_size"] == trained and about["steps"] == 2
     assert (
-        about["notes"][-3:] == ["constant", "unseen", "a row diverged"] and about["seconds"] == 5.0
-    )
+        about["notes"][-4:] == ["a copy", "constant", "unseen", "a row diverged"]
+        and about["easier"] == ["a copy"] and about["seconds"] == 5.0
+    )  # fmt: skip
     assert about["model"] == {"name": "mlp", "width": 6, "depth": 2} and about["cut"] is None
     assert {name: len(points) for name, points in about["grid"].items()} == {
         "sgd, cross_entropy": settings, "sam, cross_entropy": settings

@@ -170,6 +170,20 @@ def test_a_row_that_one_set_lacks_is_told(sets, compare, tmp_path, capsys):
     assert f"\nleft out: {ROWS[-1][0]}: b lacks the row\n" in capsys.readouterr().out
 
 
+def test_what_makes_a_set_easier_is_told_at_the_end(sets, compare, tmp_path, capsys):
+    """Of a set that is kept, too: what compare said of it is long gone."""
+    out = tmp_path / "out"
+    start(sets, "--out", out)
+    assert "note: " not in capsys.readouterr().out
+    path = out / "sets" / "b" / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["about"]["easier"] = ["3 of 50 rows are copies"]
+    path.write_text(json.dumps(summary))
+    start(sets, "--out", out)
+    assert "\nnote: b: 3 of 50 rows are copies\n" in capsys.readouterr().out
+    assert "\n- b: 3 of 50 rows are copies\n" in (out / "tables.md").read_text()
+
+
 def test_only_sum_up(sets, compare, tmp_path):
     out = tmp_path / "out"
     compare.stop = ("b",)

@@ -127,6 +127,7 @@ def changed(changes):
         {"rows.0.logit_gap": 1.0, "rows.1.logit_gap": None}, {"splits.own_test": True},
         {"rows.1.calibration.count.1": 1, "rows.1.calibration.confidence.1": 0.75},
         {"rows.1.difference.auroc": [None] * 3, "about": {"of": [1]}, "splits.train": [1, 1]},
+        {"about": {"easier": []}}, {"about": {"easier": ["x"]}},
     ],
 )  # fmt: skip
 def test_a_summary_that_may_be(changes):
@@ -167,6 +168,7 @@ def test_a_summary_that_may_be(changes):
         ("rows.1.difference.few", [1, 2, 0], None), ("rows.1.p.few", "x", None),
         ("rows.1.p", ..., None), ("rows.1.recall_difference", [3], "rows.1.recall_difference.0"),
         ("rows.1.auroc", "x", None), ("rows.0.seconds", None, None), ("about", [], None),
+        ("about", {"easier": "x"}, None), ("about", {"easier": [1]}, None),
         ("data.rows", 0, None), ("data.imbalance_factor", 0.5, None), ("verdict", None, None),
         ("thresholds.few_below", 2.5, None), ("splits.own_test", 1, None),
         ("rows.1.reference", 0, None), ("rows.1.sampling", None, None),

@@ -269,6 +269,24 @@ def test_a_split_that_a_row_lost_ranks_no_row(study):
     assert study_folder.summarise([one._replace(lines=lines)])["ranks"]["log_loss"] is None
 
 
+def test_what_makes_a_set_easier_is_told_of_it(study):
+    """Of folders of before it was written, and of sets without it, nothing."""
+    _, sets, whole = study
+    notes = ["1 column alone tells the label", "3 of 80 rows are copies"]
+    about = {**sets[1].summary["about"], "easier": notes}
+    changed = [*sets]
+    changed[1] = sets[1]._replace(summary={**sets[1].summary, "about": about})
+    changed[2] = sets[2]._replace(
+        summary={**sets[2].summary, "about": {**sets[2].summary["about"], "easier": []}}
+    )
+    found = study_folder.summarise(changed)
+    assert [one.get("easier") for one in found["sets"]] == [None, notes, *[None] * 6]
+    told = "".join(f"- wide: {note}\n\n" for note in notes)
+    text = study_tables.markdown({**found, "failed": whole["failed"]})
+    assert f"\n\n## Easier here than it will be\n\n{told}## Left out\n" in text
+    assert "Easier here" not in study_tables.markdown(whole)
+
+
 def test_without_sets_there_is_nothing_to_sum_up():
     with pytest.raises(RunError, match="no set is finished"):
         study_folder.summarise([])
