@@ -19,13 +19,15 @@ _BY_CHANCE = 1e-6
 def notes(table: Table) -> list[str]:
     """A sentence on columns that tell the label, and one on copies on both sides of a split."""
     codes = [_codes(table.columns[name]) for name in table.columns]
-    train = slice(None, table.first_test_row)
+    rows = _hashes([table.labels, *codes])
+    # Of copies one: that they agree is no merit of a column.
+    own = np.sort(np.unique(rows[: table.first_test_row], return_index=True)[1])
     telling = [
         name
         for name, values in zip(table.columns, codes, strict=True)
-        if name not in table.text and _tells(values[train], table.labels[train])
+        if name not in table.text and _tells(values[own], table.labels[own])
     ]
-    return _of_columns(telling) + _of_copies(table, _hashes([table.labels, *codes]))
+    return _of_columns(telling) + _of_copies(table, rows)
 
 
 def _of_columns(names: list[str]) -> list[str]:

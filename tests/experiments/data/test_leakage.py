@@ -60,6 +60,18 @@ def test_what_chance_may_do_is_not_told(rows):
     assert bool(found) == (by_chance < 1e-6)
 
 
+@pytest.mark.parametrize("first_test_row", [None, 90])
+def test_a_column_does_not_tell_the_label_by_copies(first_test_row):
+    """Numbers that no two rows share but copies: they agree whatever the column is worth."""
+    once = np.random.default_rng(0).normal(size=60)
+    taken = np.r_[:60, :40]
+    columns, labels = {"a": once[taken], "b": -2 * once[taken]}, (np.arange(60) % 2)[taken]
+    found = leakage.notes(table_of(columns, labels, first_test_row=first_test_row))
+    assert len(found) == 1 and "tell" not in found[0] and "cop" in found[0]
+    told = table_of({**columns, "told": labels.astype(float)}, labels)
+    assert leakage.notes(told)[0].endswith("known before): told")
+
+
 def test_only_training_rows_are_asked_what_a_column_tells():
     values = np.arange(80) % 5
     labels = np.where(np.arange(80) < 60, values % 2, 1)
