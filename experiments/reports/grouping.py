@@ -41,6 +41,7 @@ _DECIDES = (
     "val_per_class", "model", "classifier", "epochs", "batch_size", "rule", "rule_args", "ascent",
     "loss", "loss_args", "mixup", "stage2", "stage2_args", "init", "image_size", "resize", "memory",
     "shrink", "classifier_start", "texts_sha256", "features", "rows_sha256",
+    "jax",
 )  # fmt: skip
 # What tells the data of one run from another's, where neither says which images it saw.
 _OF_DATA = ("dataset", "source", "class_counts_sha256", "val_per_class", "shrink")

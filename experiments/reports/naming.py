@@ -49,13 +49,16 @@ def setting(group: Group) -> str:
     shown += f", weight decay {text(facts.get('weight_decay'))}"
     hidden = {"lr", "schedule", "weight_decay", "epochs", "batch_size", "model", "dataset",
               "imbalance_factor", "class_counts_sha256", "source", "thresholds", "loss",
-              "loss_args", "stage2", "stage2_args", "first", "shrink", "rows_sha256",
+              "loss_args", "stage2", "stage2_args", "first", "shrink", "rows_sha256", "jax",
               *METHOD}  # fmt: skip
-    shown = ", ".join([shown, *_words({k: v for k, v in first.items() if k not in hidden})])
+    own = {k: v for k, v in first.items() if k not in hidden}
+    shown = ", ".join([shown, *_words({**own, **first.get("jax", {})})])
     if rows := first.get("rows_sha256"):  # enough of it to tell two data sets of one name apart
         shown += f", images {'/'.join(str(of)[:6] for of in rows.values())}"
     second = group.identity.get("stage2_args", {})
     words = _words({k: second[k] for k in _TRAINING if k in second})
+    if group.identity.get("jax") != first.get("jax"):
+        words += _words(group.identity.get("jax", {})) or ["JAX's defaults"]
     return shown + (f"; then {', '.join(words)}" if words else "")
 
 

@@ -65,6 +65,15 @@ def test_runs_of_before_images_were_recorded_are_of_those_of_their_data():
     assert len(grouping.grouped([elsewhere, new])) == 2
 
 
+def test_sgd_of_other_jax_settings_is_no_partner():
+    """Their weights are drawn, or their products rounded, in another way; of before, as ever."""
+    exact = {"jax": {"jax_default_matmul_precision": "highest"}}
+    sam = {"rule_args": {"rho": 0.05}}
+    found = [make(0), make(0, **exact), make(0, "sam", **sam, **exact), make(1, "sam", **sam)]
+    groups = grouping.grouped(found)
+    assert [group.sgd and group.sgd.number for group in groups] == [None, None, 2, 1]
+
+
 def test_no_common_seed_is_no_difference():
     groups = grouping.grouped([make(0), make(1, "sam")])
     assert groups[1].sgd is groups[0] and groups[1].gain("last", "all") is None
@@ -86,6 +95,7 @@ def test_no_common_seed_is_no_difference():
         {"memory": 0.5}, {"shrink": 2}, {"settings": {"accumulate": 2}},
         {"settings": {"examples": "split_norm", "tail_statistics": "own"}},
         {"features": True}, {"classifier_start": "mean"}, {"texts_sha256": "other"},
+        {"jax": {"jax_default_prng_impl": "rbg"}},
     ],
     ids=str,
 )  # fmt: skip

@@ -8,6 +8,7 @@ from made_reports import IMBSAM, make
 SETTING = "resnet34_3x3, 200 epochs, batch 64, lr 0.01 cosine-prestep, weight decay 0.005"
 SPLIT = {"examples": "split_norm", "precision": "bf16"}
 SECOND = {"epochs": 10, "lr": 0.1, "tau": 1.5, "sampling": "balanced"}
+RBG = {"jax": {"jax_default_prng_impl": "rbg"}}
 
 
 def group(*seeds, **changes):
@@ -26,11 +27,24 @@ def group(*seeds, **changes):
           "stage2": "crt", "stage2_args": SECOND},
          "sam rho 0.05 adaptive asam then crt tau 1.5 (first stage not found)",
          f"{SETTING}; then epochs 10, lr 0.1, sampling balanced"),
+        (RBG, "sgd", f"{SETTING}, jax_default_prng_impl rbg"),
     ],
 )  # fmt: skip
 def test_methods_and_settings(changes, method, setting):
     found = group(**changes)
     assert (naming.method(found), naming.setting(found)) == (method, setting)
+
+
+@pytest.mark.parametrize(
+    ("of_first", "of_second", "said"),
+    [({}, RBG, "; then epochs 10, lr 0.1, sampling balanced, jax_default_prng_impl rbg"),
+     (RBG, {}, ", jax_default_prng_impl rbg; then epochs 10, lr 0.1, sampling balanced, JAX's "
+      "defaults"),
+     (RBG, RBG, ", jax_default_prng_impl rbg; then epochs 10, lr 0.1, sampling balanced")],
+)  # fmt: skip
+def test_a_second_stage_under_other_jax_settings_says_so(of_first, of_second, said):
+    runs = [make(**of_first), make(stage2="crt", stage2_args=SECOND, **of_second)]
+    assert naming.setting(grouping.grouped(runs)[1]) == SETTING + said
 
 
 @pytest.mark.parametrize(

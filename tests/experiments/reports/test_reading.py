@@ -202,7 +202,7 @@ KINDS = {
     ("best_epoch_flip",): ([{"epoch": 9}, {"all": 1.0}], [None, {"few": 101}, {"many": "x"}]),
     ("last_epoch_ensembled",): ([None, {"all": 1.0}], [{"few": 101}, {"many": "x"}, "x"]),
     ("rule_args", "settings"): ([{}, DEEP], [None, {"a": [1e300]}, {"a": {"b": [{1e301}]}}]),
-    ("ascent", "loss_args", "stage2_args", "thresholds"): ([None, {}, DEEP], [[], 1, "x"]),
+    ("ascent", "loss_args", "stage2_args", "thresholds", "jax"): ([None, {}, DEEP], [[], 1, "x"]),
     ("stage2", "subset", "source", "classifier"): ([None, "x"], [1, {}]),
     ("step_ms", "flops_ratio_to_sgd", "shrink", "train_examples"): ([None, 0.1], [0, -1, "1"]),
     ("mixup", "memory", "val_per_class", "subset_seed"): ([None, 0, -1.5], [True, "x", [1]]),
