@@ -111,7 +111,7 @@ def standing(
     """(the differences to sgd that Holm's correction leaves, of how many).
 
     Each is tested by itself with a two-sided paired t test over data sets; those left are (row of
-    `summarise`, metric, corrected p-value). Differences that are all zero are none.
+    `summarise`, metric, corrected p-value). Differences that are all alike are none.
     """
     from scipy import stats
 
@@ -119,7 +119,8 @@ def standing(
         (row, metric, row[f"{metric}_minus_sgd"] / row[f"{metric}_minus_sgd_se"])
         for row in summaries
         for metric in metrics
-        if row.get(f"{metric}_minus_sgd") is not None and row[f"{metric}_minus_sgd_se"]
+        if row.get(f"{metric}_minus_sgd") is not None
+        and (row[f"{metric}_minus_sgd_se"] or 0) > _ROUNDING
     ]
     p = [2 * stats.t.sf(abs(t), row["datasets"] - 1) for row, _, t in known]
     left = [

@@ -9,6 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+# Equal differences of figures up to 100, each rounded in its last place, are alike to this.
+_ROUNDING = 1e-9
+
 
 class Interval(NamedTuple):
     """A mean difference, its confidence interval, and what is behind it.
@@ -71,8 +74,8 @@ def interval(
     mean = float(values.mean())
     if number == 1:
         return Interval(mean, None, None, None, None, 1)
-    if np.ptp(values) == 0:
-        if mean == 0:
+    if np.ptp(values) <= _ROUNDING:
+        if abs(mean) <= _ROUNDING:
             return Interval(0.0, 0.0, 0.0, 1.0, 0.0, number)
         return Interval(mean, None, None, None, 0.0, number)
     se = float(values.std(ddof=1)) * math.sqrt(1 / number + float(ratio.mean()))

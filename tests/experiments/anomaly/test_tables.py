@@ -139,6 +139,18 @@ def test_runs_are_read_where_each_field_is_in_its_range(
     np.testing.assert_equal(found, run)
 
 
+def test_the_last_places_are_no_spread() -> None:
+    """A third of ten points on each set, from 80 percent, 250 / 3 and 260 / 3."""
+    results = [
+        _result(str(d), rule, 0, (240 + 10 * (d + (rule == "sam"))) / 3)
+        for rule in ("sgd", "sam")
+        for d in range(3)
+    ]
+    (_, row) = summary = anomaly.summarise(results, ["sgd", "sam"])
+    assert row["auroc_minus_sgd"] == pytest.approx(10 / 3) and row["auroc_minus_sgd_se"] > 0
+    assert anomaly_report.standing(summary, ["auroc"]) == ([], 0)
+
+
 def test_what_stands_is_said_with_the_number_of_tests(capsys: pytest.CaptureFixture[str]) -> None:
     from scipy import stats
 

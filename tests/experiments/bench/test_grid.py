@@ -40,6 +40,27 @@ def test_sgd_is_a_candidate():
         assert len(bold) == 1 and bold[0].startswith("| **SGD**")
 
 
+def test_what_single_precision_rounds_decides_nothing():
+    """The same images right, of classes in another order: SGD is taken, or the first point."""
+    classes = np.float32([1.0, 0.9, 0.7, 0.1])
+    low, high = sorted(
+        100 * np.add.accumulate(classes[list(order)], dtype=np.float32)[-1] / np.float32(4)
+        for order in ((0, 1, 2, 3), (3, 2, 1, 0))
+    )
+    assert 0 < high - low < 1e-4
+
+    def of(value):
+        return dict.fromkeys(SPLITS, np.array([value]))
+
+    worse, better = of(low - np.float32(0.01)), of(high)
+    for first, chosen in ((of(low), 0), (worse, 1)):
+        tried = [Tried({}, first, first)]
+        tried += [Tried({"rho": r}, seen, seen) for r, seen in ((0.1, of(low)), (0.2, better))]
+        summary = summarise(tried, [0])
+        for name in ("best_val", "best_test"):
+            assert [line[name] for line in summary].index(True) == chosen
+
+
 def test_a_point_that_diverged_is_marked_and_no_candidate():
     lost = dict.fromkeys(SPLITS, np.full(2, np.nan))
     points = made_up((51, 57), (55, 52))

@@ -49,6 +49,17 @@ def test_what_has_no_variance():
     assert interval([-1.5] * 3, 7, 3) == (-1.5, None, None, None, 0, 3)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_last_places_are_no_variance(sign):
+    """One more of 30 rows is right in every split: from 80 and from 250 / 3 percent."""
+    gains = sign * (np.array([250 / 3, 260 / 3, 270 / 3]) - [80, 250 / 3, 260 / 3])
+    assert np.ptp(gains) > 0
+    found = interval(gains, 7, 3)
+    assert found == (pytest.approx(sign * 10 / 3), None, None, None, 0, 3)
+    assert interval(gains - sign * 10 / 3, 7, 3) == (0, 0, 0, 1, 0, 3)
+    assert interval(gains + np.array([0, 0, 1e-6]), 7, 3).p < 0.001
+
+
 def test_undefined_differences_are_left_out_with_their_sizes():
     found = interval([1, np.nan, 2, 3], [70, 1, 70, 70], [30, 99, 30, 30])
     assert found == interval([1, 2, 3], 70, 30)

@@ -366,7 +366,8 @@ def test_numbers_that_are_not_finite_are_found_wherever_they_are():
 @pytest.mark.parametrize(
     ("one_all", "other", "over"),
     [(2.0, 1.0, True), (1.0, 1.0, False), (1.0, 2.0, False), (0.0, None, True),
-     (None, 0.0, False), (None, None, False)],
+     (None, 0.0, False), (None, None, False), (78.75, 78.74999237060547, False),
+     (78.76, 78.75, True)],
 )  # fmt: skip
 def test_no_accuracy_is_under_every_other(one_all, other, over):
     assert one._over({"all": one_all}, {"all": other}) is over
