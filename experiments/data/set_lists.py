@@ -17,6 +17,8 @@ __all__ = ["column_of", "cuts_of", "entries", "name_of"]
 
 _LISTS = (".toml", ".txt")
 _PARTS = ("set", "families")
+# Of a name in bytes: with a cut and .json.partial it is that of a file, of 255 at most.
+_LONGEST = 200
 _NOT_OF_A_SET = ("out", "resume", "overwrite", "predict", "help")
 
 
@@ -187,10 +189,12 @@ def name_of(each: dict[str, Any]) -> str:
             f"name = {outputs.same_text(name)} of a set must not end in .json: give it another one "
             "in a list"
         )
-    if not (isinstance(name, str) and re.fullmatch(r"[\w.+=,-]{1,100}", name) and name.strip(".")):
+    plain = isinstance(name, str) and re.fullmatch(r"[\w.+=,-]{1,100}", name) and name.strip(".")
+    if not plain or len(name.encode()) > _LONGEST:
         raise DataError(
             f"name = {outputs.same_text(name)} of a set must be up to 100 letters, digits and "
-            ". _ - + = , and not dots alone"
+            f". _ - + = , of {_LONGEST} bytes at most, and not dots alone: "
+            "give it another one in a list"
         )
     return name
 

@@ -128,10 +128,12 @@ def test_the_name_of_a_set(each, name):
     assert name_of(each) == name
 
 
-@pytest.mark.parametrize("name", [["b", "c"], [], 3, "", "x" * 101, "..", "a/b"])
+@pytest.mark.parametrize("name", [["b", "c"], [], 3, "", "x" * 101, "..", "a/b", "字" * 67])
 def test_what_is_no_name(name):
-    with pytest.raises(DataError, match="of a set must be up to 100 letters"):
+    """A name of 201 bytes is none of a file once a cut and an ending are behind it."""
+    with pytest.raises(DataError, match=r"of a set must be up to 100 letters.* another one in a"):
         name_of({"data": "a.csv", "name": name})
+    assert name_of({"data": "a.csv", "name": "字" * 66}) == "字" * 66
 
 
 @pytest.mark.parametrize(
