@@ -47,10 +47,10 @@ def environment() -> dict[str, Any]:
 
 
 _OF_JAX = ("JAX_", "XLA_", "NVIDIA_TF32_OVERRIDE")
-# By which JAX draws and multiplies, and its defaults.
+# By which JAX draws, multiplies and rounds, and its defaults.
 _DECIDES = {
     "jax_default_prng_impl": "threefry2x32", "jax_threefry_partitionable": True,
-    "jax_default_matmul_precision": None,
+    "jax_default_matmul_precision": None, "jax_enable_x64": False,
 }  # fmt: skip
 
 

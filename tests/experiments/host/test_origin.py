@@ -124,7 +124,7 @@ def test_the_variables_by_which_jax_makes_other_numbers(machine, monkeypatch):
     ("setting", "value"),
     [
         ("jax_default_prng_impl", "rbg"), ("jax_threefry_partitionable", False),
-        ("jax_default_matmul_precision", "bfloat16"),
+        ("jax_default_matmul_precision", "bfloat16"), ("jax_enable_x64", True),
     ],
 )  # fmt: skip
 def test_settings_by_which_jax_makes_other_numbers(setting, value):
