@@ -63,6 +63,8 @@ _MINE = {
 }
 # Of a set in a list, what is no flag of `compare` as it stands.
 _OURS = ("name", "cut", "family")
+# Of runs, tables and analyses, the files by which `redraw` and `report` know them.
+_OTHERS = ("config.json", "summary.json", "report.json", "analysis.json", "gains.json")
 # What compiling and the fewest steps take beside the rows, in rows.
 _ANY = 3000
 
@@ -301,8 +303,17 @@ def _has(folder: Path, names: Iterable[str]) -> bool:
     return all((folder / name).exists() for name in names)
 
 
+def _check_own(out: Path) -> None:
+    """Refuses the folder of another experiment: among its files those of a study would be lost."""
+    there = next((name for name in _OTHERS if (out / name).exists()), None)
+    if there is not None:
+        raise RunError(f"{out} holds {there}, which no study writes: choose another --out")
+
+
 def main(args: argparse.Namespace, more: Sequence[str] = ()) -> dict[str, Any]:
     out = Path(args.out)
+    locks.check_out(out)
+    _check_own(out)
     planned, failed = plan(args, more)
     for each in failed:
         print(f"{each['name']} is left out: {each['why']}", flush=True)

@@ -170,6 +170,19 @@ def test_a_row_that_one_set_lacks_is_told(sets, compare, tmp_path, capsys):
     assert f"\nleft out: {ROWS[-1][0]}: b lacks the row\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["config.json", "summary.json", "report.json", "analysis.json"])
+def test_the_folder_of_another_experiment_is_left_as_it_is(sets, compare, tmp_path, name):
+    """A list and a page of its own may be there before the study."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("{}")
+    with pytest.raises(RunError, match=f"out holds {name}, which no study writes: choose another"):
+        start(sets, "--out", out)
+    assert [path.name for path in out.iterdir()] == [name] and not ran(compare)
+    (out / name).rename(out / "sets.toml")
+    assert start(sets, "--out", out)["sets"]
+
+
 def test_what_makes_a_set_easier_is_told_at_the_end(sets, compare, tmp_path, capsys):
     """Of a set that is kept, too: what compare said of it is long gone."""
     out = tmp_path / "out"
