@@ -282,7 +282,10 @@ def _finished(out: Path, each: Planned, whole: bool = True) -> bool:
     kept, folder = _kept(out, each), _folder(out, each)
     if not kept.exists() or not locks.holds_something(folder):
         return False
-    before = outputs.read_json(kept)
+    try:
+        before = outputs.read_json(kept)
+    except RunError as error:
+        raise RunError(f"{error}: remove it, and the same command goes on") from error
     if before != list(each.flags):
         raise RunError(
             f"{folder} was begun with other flags, {outputs.same_text(before)}: choose "

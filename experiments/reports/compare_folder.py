@@ -28,7 +28,7 @@ BASELINE = "sgd, cross_entropy"
 CONFIDENCE = 0.95
 RUNS, SUMMARY = "runs.csv", "summary.json"
 _SIZES = ("train", "val", "test")
-_AGAIN = "remove it, and compare --resume makes it anew"
+AGAIN = "remove it, and compare --resume makes it anew"
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -121,31 +121,31 @@ def write(
     return found
 
 
-def read(out: Path) -> tuple[dict[str, Any], pd.DataFrame]:
-    """(summary.json, runs.csv) of a finished folder; RunError where they are no such files."""
+def read(out: Path, again: str = AGAIN) -> tuple[dict[str, Any], pd.DataFrame]:
+    """(summary.json, runs.csv) of a finished folder; RunError, with what makes them `again`."""
     try:
         summary = outputs.read_object(out / SUMMARY)
     except RunError as error:
-        raise RunError(f"{error}: {_AGAIN}") from error
+        raise RunError(f"{error}: {again}") from error
     try:
         lines = pd.read_csv(out / RUNS, keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:
-        raise RunError(f"cannot read {out / RUNS}: {inputs.said_by(error)}: {_AGAIN}") from error
+        raise RunError(f"cannot read {out / RUNS}: {inputs.said_by(error)}: {again}") from error
     wanted = {
         SUMMARY: (summary, ("data", "rows", "splits", "about", "verdict")),
         RUNS: (lines, ("row", "split", *_SIZES, *METRICS)),
     }
     for name, (found, keys) in wanted.items():
         if lacks := [key for key in keys if key not in found]:
-            raise RunError(f"{out / name} is not whole, it lacks {', '.join(lacks)}: {_AGAIN}")
+            raise RunError(f"{out / name} is not whole, it lacks {', '.join(lacks)}: {again}")
     wrong = compare_shape.of_summary(summary)
     if wrong is not None:
         raise RunError(
-            f"{out / SUMMARY} is damaged: its {wrong} is not what a comparison writes; {_AGAIN}"
+            f"{out / SUMMARY} is damaged: its {wrong} is not what a comparison writes; {again}"
         )
     wrong = _misfit(summary, lines)
     if wrong is not None:
-        raise RunError(f"{out / RUNS} {wrong}: {_AGAIN}")
+        raise RunError(f"{out / RUNS} {wrong}: {again}")
     return summary, lines
 
 

@@ -30,6 +30,7 @@ from experiments.reports.scores import FALLING
 STUDY, SETS = "study.json", "sets.csv"
 # By threshold, by rank, by value.
 METRICS = ("balanced_accuracy", "macro_f1", "auroc", "average_precision", "log_loss")
+_AGAIN = "remove it, and the study, without --only-sum-up, makes it anew"
 DIGITS = {"balanced_accuracy": 1, "macro_f1": 3, "auroc": 3, "average_precision": 3, "log_loss": 3}
 
 
@@ -51,7 +52,7 @@ class Set(NamedTuple):
 
 def read_set(name: str, folder: Path, family: str | None = None) -> Set:
     """Of a folder; alone in its family unless that is given."""
-    return Set(name, *compare_folder.read(folder), family or name)
+    return Set(name, *compare_folder.read(folder, _AGAIN), family or name)
 
 
 def write(

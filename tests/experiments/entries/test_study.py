@@ -475,6 +475,24 @@ def test_a_finished_set_of_other_rows_is_not_kept(sets, compare, tmp_path):
         start(sets / "a.npz", "--out", out)
 
 
+@pytest.mark.parametrize(
+    ("name", "so"),
+    [
+        ("a.json", "remove it, and the same command goes on"),
+        ("a/summary.json", "remove it, and the study, without --only-sum-up, makes it anew"),
+        ("a/runs.csv", "remove it, and the study, without --only-sum-up, makes it anew"),
+    ],
+)
+def test_of_a_damaged_file_it_is_said_what_the_study_makes_of_it(sets, compare, tmp_path, name, so):
+    """Not what compare would, which was never called by hand."""
+    words = (sets / "a.npz", "--out", tmp_path / "out")
+    start(*words)
+    path = tmp_path / "out" / "sets" / name
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(RunError, match=f"{path}.*{so}$"):
+        start(*words, "--only-sum-up")
+
+
 @pytest.mark.parametrize("name", ["a.json", "a/config.json"])
 def test_a_damaged_file_of_a_finished_set_is_told_and_left(sets, compare, tmp_path, name):
     """Or does no harm; and nothing is run over it. (test_compare_folder.py has summary.json.)"""

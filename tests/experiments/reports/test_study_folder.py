@@ -131,7 +131,9 @@ def test_a_field_of_a_study_that_is_damaged(place, value, told, tmp_path):
 
 
 def test_a_set_is_alone_in_its_family_unless_another_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(study_folder.compare_folder, "read", lambda folder: ({"of": folder}, "l"))
+    monkeypatch.setattr(
+        study_folder.compare_folder, "read", lambda folder, again: ({"of": folder}, "l")
+    )
     for family, told in ((None, "a"), ("", "a"), ("x", "x")):
         found = study_folder.read_set("a", tmp_path, family)
         assert found == ("a", {"of": tmp_path}, "l", told)
