@@ -34,7 +34,7 @@ from typing import Any
 
 from experiments.data import files, table
 from experiments.data.set_lists import column_of, cuts_of, entries, name_of
-from experiments.host import cli, locks, origin, outputs
+from experiments.host import cli, folders, locks, origin, outputs
 from experiments.host.errors import DataError, RunError
 from experiments.host.needs import always
 from experiments.host.progress import clock
@@ -288,7 +288,7 @@ def _finished(out: Path, each: Planned, whole: bool = True) -> bool:
         raise RunError(f"{error}: remove it, and the same command goes on") from error
     if before != list(each.flags):
         raise RunError(
-            f"{folder} was begun with other flags, {outputs.same_text(before)}: choose "
+            f"{folder} was begun with other flags ({_changed(before, each.flags)}): choose "
             "another --out, or delete it"
         )
     config = folder / "config.json"
@@ -300,6 +300,23 @@ def _finished(out: Path, each: Planned, whole: bool = True) -> bool:
             "delete it"
         )
     return _has(folder, [*_SUMMED, *[compare_page.PAGE] * whole])
+
+
+def _changed(before: Any, now: Sequence[str]) -> str:
+    """What differs, flag by flag; all that is there of what no study wrote, or of their order."""
+    if not isinstance(before, list) or not all(isinstance(word, str) for word in before):
+        return outputs.same_text(before)
+    return folders.different(_by_flag(before), _by_flag(now)) or outputs.same_text(before)
+
+
+def _by_flag(words: Sequence[str]) -> dict[str, str]:
+    found: dict[str, list[str]] = {}
+    for word in words:
+        if word.startswith("--") or not found:
+            found[word] = []
+        else:
+            found[list(found)[-1]].append(word)
+    return {flag: " ".join(values) for flag, values in found.items()}
 
 
 def _has(folder: Path, names: Iterable[str]) -> bool:

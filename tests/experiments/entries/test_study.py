@@ -120,8 +120,11 @@ def test_it_goes_on_where_it_was_stopped(sets, compare, tmp_path, capsys):
     start(sets, "--out", out)
     assert ran(compare) == ["a", "c", "c", "b"]
     assert "kept as finished before: 1 set\n" in capsys.readouterr().out
-    with pytest.raises(RunError, match="begun with other flags"):
+    with pytest.raises(RunError, match=r"begun with other flags \(--splits '10' -> '3'\): choose"):
         start(sets, "--out", out, "--splits", 3)
+    told = r"\(--no-tune None -> '', --settings None -> '4'\): choose"
+    with pytest.raises(RunError, match=told):
+        start(sets, "--out", out, "--no-tune", "--", "--settings", 4)
 
 
 def test_after_a_kill_at_any_write_it_ends_as_without(sets, compare, tmp_path, monkeypatch):
