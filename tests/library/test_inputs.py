@@ -239,6 +239,16 @@ def test_sums_over_devices_of_narrow_gradients_are_wide() -> None:
     assert grads["head"].tolist() == [30_000] * 4
 
 
+def test_padding_is_divided_out_of_narrow_gradients_wide() -> None:
+    """One real row of 98,304: float16 has its share only to 0.2%, and the gradient exactly."""
+    size, params = 98_304, {"head": jnp.asarray(1, jnp.float16)}
+    f = quick_jit(ij.value_and_grad(lines, rules.sgd(2)))
+    with pytest.warns(UserWarning, match="float16"):
+        labels, mask = np.zeros(size, int), np.arange(size) < 1
+        _, grads = f(params, labels, jnp.full(size, 49_152, jnp.float32), mask=mask)
+    assert grads["head"] == 49_152
+
+
 MANY = np.r_[np.full(150, 40), np.full(150, 4)]
 
 
@@ -1030,6 +1040,21 @@ def test_a_derivative_through_a_step_is_what_differences_say(ascent: Any) -> Non
     want = (beside[:3] - beside[3:]).T / 2e-5
     for got in found:
         np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_derivative_where_a_coordinate_of_the_ascent_passes_through_zero() -> None:
+    """Near w = (1, 0) e is rho w for p = 2, and rho (1, 0) for others: flat across."""
+
+    def grads(w: Any, ascent: Any) -> Any:
+        losses = lambda params, x: (0.5 * (params["head"] ** 2).sum() * x, None)  # noqa: E731
+        return WAYS[0].take(losses, {"head": w}, np.ones(1, int), np.ones(1), ascent=ascent)["head"]
+
+    ps = (1.5, 2, 3)
+    every = lambda w: [jax.jacrev(partial(grads, ascent=ij.Ascent(p=p)))(w) for p in ps]  # noqa: E731
+    for p, found in zip(ps, quick_jit(every)(jnp.array([1.0, 0.0])), strict=True):
+        want = np.diag([1.0, 1.0 + RHO * (p == 2)])
+        np.testing.assert_allclose(found, want, atol=1e-12, err_msg=str(p))
 
 
 def test_a_derivative_with_respect_to_the_radius() -> None:

@@ -481,6 +481,32 @@ def test_running_statistics_of_micro_batches_are_averaged() -> None:
     np.testing.assert_allclose(model.norm.mean[...], (1 - MOMENTUM) * seen.mean(0), rtol=1e-5)
 
 
+class Noting(nnx.Module):
+    """w x, and the sum of the x that it saw last."""
+
+    def __init__(self) -> None:
+        self.w, self.last = nnx.Param(jnp.ones(())), nnx.Variable(jnp.zeros((), int))
+
+    def __call__(self, x: Any) -> Any:
+        self.last[...] = x.astype(int).sum()
+        return self.w * x
+
+
+def test_whole_numbers_are_those_of_the_last_micro_batch() -> None:
+    model, x = Noting(), jnp.array([1.0, 2.0, 3.0, 4.0])
+    f = ij.nnx.value_and_grad(lambda m, x: (m(x), None), ij.rules.sgd(2), passes=whole(2))
+    f(model, np.zeros(4, int), x)
+    assert model.last[...] == 2 + 4
+
+
+def test_a_stream_goes_on_by_one_where_a_pass_sees_some_rows() -> None:
+    """A row of padding is in no buffer, and its count is none."""
+    model, (x, y, mask) = Net(nnx.Rngs(0), None), batch()
+    f = ij.nnx.value_and_grad(losses_fn, ij.rules.sgd(CLASSES), passes=own_rows(lambda _: (7,)))
+    nnx.jit(lambda model: f(model, y, x, y, mask=mask)[1])(model)
+    assert model.dropout.rngs.count[...] == 1
+
+
 @pytest.mark.parametrize("shape", [(5, 2), (3, 4, 2), (2, 3, 4, 2)])
 def test_the_layer_takes_any_axes_before_the_features(shape: tuple[int, ...]) -> None:
     x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
