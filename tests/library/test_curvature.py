@@ -208,13 +208,15 @@ def test_a_space_that_ends_early(diagonal: list[float], ends: Any) -> None:
 
 def test_the_default_variance_of_a_density_is_of_the_range_of_its_nodes() -> None:
     """1e-5 (lambda_max - lambda_min), 1e-5 at least: a Gaussian of it around each of two nodes."""
-    d, grid = np.float32([0.0, 400.0]), np.array([-0.1, -0.05, 0.0, 0.05, 0.1])
-    found = jax.jit(
-        lambda key: curvature.spectral_density(lambda v: d * v, jnp.zeros(2), grid, key=key)
-    )(jax.random.key(0))
-    deviation, edges = 0.004**0.5, np.array([-0.125, -0.075, -0.025, 0.025, 0.075, 0.125])
-    below = np.array([0.5 * (1 + math.erf(z / deviation / 2**0.5)) for z in edges])
-    np.testing.assert_allclose(found, 0.5 * np.diff(below) / 0.05, rtol=1e-4)
+    density = jax.jit(
+        lambda d, grid, key: curvature.spectral_density(lambda v: d * v, d, grid, key=key)
+    )
+    for top, step in ((400.0, 0.05), (0.5, 0.005)):
+        d, grid = np.float32([0.0, top]), step * np.arange(-2.0, 3)
+        found = density(d, grid, jax.random.key(0))
+        deviation, edges = (1e-5 * max(1, top)) ** 0.5, step * np.arange(-2.5, 3)
+        below = np.array([0.5 * (1 + math.erf(z / deviation / 2**0.5)) for z in edges])
+        np.testing.assert_allclose(found, 0.5 * np.diff(below) / step, rtol=1e-4)
 
 
 @jax.jit

@@ -249,6 +249,19 @@ def test_padding_is_divided_out_of_narrow_gradients_wide() -> None:
     assert grads["head"] == 49_152
 
 
+def test_parts_of_narrow_gradients_are_added_and_averaged_wide() -> None:
+    """40,000 + 40,000 - 40,000 is infinite on its way in float16, as is 98,304 times the mean."""
+    params, zero = {"head": jnp.asarray(1, jnp.float16)}, np.zeros(2)
+    three = lambda step: ij.ClassWeights(np.eye(3)[0], np.eye(3)[1:], zero)  # noqa: E731
+    mean = ij.Ascent(group_mean=True)
+    one, f = np.arange(98_304) == 0, quick_jit(ij.value_and_grad(lines, three))
+    g = quick_jit(ij.value_and_grad(lines, _rule(COUNTS), ascent=mean))
+    with pytest.warns(UserWarning, match="float16"):
+        _, grads = f(params, np.arange(3), jnp.array([120_000.0, 120_000, -120_000]))
+        _, means = g(params, one.astype(int), np.where(one, 49_152, 0).astype(np.float32))
+    assert grads["head"] == 40_000 and means["head"] == 49_152
+
+
 MANY = np.r_[np.full(150, 40), np.full(150, 4)]
 
 

@@ -43,6 +43,11 @@ def test_losses_of_groups_on_a_grid(batch_size: Any, x64: None) -> None:
     np.testing.assert_allclose(one[2], origin["a"].sum() ** 2 / 4 + origin["b"].sum() / 4)
 
 
+def test_padding_alone_has_no_loss() -> None:
+    none = np.zeros(len(Y), bool)
+    assert landscape.losses(losses_fn, tree(0), [tree(1)], [[1.0]], Y, X, mask=none) == 0
+
+
 def test_filters_are_as_long_as_the_models(x64: None) -> None:
     params = {
         "conv": jnp.asarray(np.random.default_rng(0).normal(size=(3, 3, 4, 5))),

@@ -499,11 +499,22 @@ def test_whole_numbers_are_those_of_the_last_micro_batch() -> None:
     assert model.last[...] == 2 + 4
 
 
+class Dropping(nnx.Module):
+    """w x, or nothing."""
+
+    def __init__(self) -> None:
+        self.w, self.dropout = nnx.Param(jnp.ones(())), nnx.Dropout(1 - KEEP, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: Any) -> Any:
+        return self.dropout(self.w * x)
+
+
 def test_a_stream_goes_on_by_one_where_a_pass_sees_some_rows() -> None:
     """A row of padding is in no buffer, and its count is none."""
-    model, (x, y, mask) = Net(nnx.Rngs(0), None), batch()
-    f = ij.nnx.value_and_grad(losses_fn, ij.rules.sgd(CLASSES), passes=own_rows(lambda _: (7,)))
-    nnx.jit(lambda model: f(model, y, x, y, mask=mask)[1])(model)
+    model, x = Dropping(), jnp.ones(3)
+    rule, how = ij.rules.sgd(2), own_rows(lambda classes: (2,))
+    f = ij.nnx.value_and_grad(lambda m, x: (m(x), None), rule, passes=how)
+    nnx.jit(lambda model: f(model, np.zeros(3, int), x, mask=x.cumsum() < 3)[1])(model)
     assert model.dropout.rngs.count[...] == 1
 
 

@@ -133,6 +133,17 @@ def test_the_first_step_is_that_of_sgd_and_decay_0_keeps_the_last_batch() -> Non
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), again, exact)
 
 
+def test_rows_of_three_parts_are_each_reported_by_their_own() -> None:
+    table = ij.ClassWeights(np.eye(3)[0], np.eye(3)[1:], np.zeros(2))
+    f = remembered.value_and_grad(
+        lambda w, x: (w * x, x), lambda step: table, decay=0.5,
+        passes=passes.own_rows(lambda classes: (int(classes.sum()),)),
+    )  # fmt: skip
+    x, w = jnp.array([1.0, 2.0, 6.0]), jnp.ones(())
+    (loss, aux), _, _ = quick_jit(f)(w, (w, w), np.arange(3), x)
+    assert loss == 3 and aux.tolist() == x.tolist()
+
+
 def test_the_memory_is_wide_and_a_donated_step_works() -> None:
     rule = RULES["imbsam"]
     params = {"w": jnp.ones(3, jnp.bfloat16)}

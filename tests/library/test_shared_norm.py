@@ -128,6 +128,21 @@ def test_it_is_neither_the_exact_gradient_nor_that_of_split_norm() -> None:
         assert 1e-3 < jnp.abs(kernels[0] - other).max() < 0.3
 
 
+def test_groups_whose_parameters_are_behind_the_norm_are_exact() -> None:
+    """Of gsa, whose direction is of all groups together and whose radius of all real rows."""
+
+    def behind(w: Any, x: Any, y: Any) -> Any:
+        return (ij.batch_norm(x)[0] @ w) ** 3, None
+
+    w, (x, y), mask = np.arange(1.0, 6), one_batch(1), np.arange(7) != 2
+
+    def gradient(x: Any, y: Any, how: Any, mask: Any = None) -> Any:
+        return BY_ID["gsa"].value_and_grad(behind, passes=how)(w, y, x, y, mask=mask)
+
+    of = lambda: (gradient(x, y, ALL, mask), gradient(x[mask], y[mask], passes.whole()))  # noqa: E731
+    close(*quick_jit(of)())
+
+
 def test_of_one_row_nothing_reaches_what_is_normalised() -> None:
     """Its own variance is 0: d_k has the layers after the norm, and the bias in it, alone."""
     params, y = to_library(init_params()), np.array([0, 1, 0, 4, 1, 1, 0])
