@@ -254,7 +254,10 @@ def gradients_at_rest() -> Any:
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("row", ASCENTS, ids=row_id)
 def test_a_zero_gradient_stays_finite(row: Row) -> None:
-    """Every example sits at the parameters, which are zero: so are directions and scales."""
+    """Every example sits at the parameters, which are zero: so are directions and scales.
+
+    Of p = inf the length is 1 there, 0^0, and it is the signs of 0 that perturb nothing.
+    """
     params, found = gradients_at_rest()
     (loss, _), grads = found[row.id]
     assert loss == 0
@@ -268,6 +271,15 @@ def test_group_mean_of_an_absent_group_adds_nothing() -> None:
         _, grads = f(THETA, np.full(5, label), X, mask=np.arange(5) < 3)
         tail_point = imbsam_by_hand(X[:3], np.full(3, label))[1]
         np.testing.assert_allclose(grads, mean_pull(tail_point, X[:3], np.ones(3)), rtol=1e-12)
+
+
+def test_a_mean_over_a_group_counts_rows_of_negative_weight() -> None:
+    """As Focal-SAM's base has them where its strength is above 1."""
+    table = ij.ClassWeights(np.array([-1.0, 1, 0]), np.array([[0.0, 0, 1]]), np.zeros(1))
+    mean = ij.Ascent(group_mean=True)
+    f = ij.value_and_grad(lambda w, x: (w * x, None), lambda step: table, ascent=mean)
+    _, grads = quick_jit(f)(jnp.ones(()), np.arange(3), jnp.array([1.0, 5.0, 7.0]))
+    assert grads == (5 - 1) / 2 + 7
 
 
 # ------------------------------------------------------------- weight decay in the perturbed loss

@@ -153,6 +153,7 @@ def test_deep_sad_loss_and_its_gradient() -> None:
         return losses.deep_sad_loss(f, labels, centre, eta=3.0, eps=0.5)
 
     np.testing.assert_allclose(loss(points), [4.0, 3 / 25.5, 6.0], rtol=1e-15)
+    np.testing.assert_array_equal(loss(points.astype(np.float32)), loss(points))  # by the centre
     slopes = jax.grad(lambda f: loss(f).sum())(points)
     outwards = -3 * 2 / 25.5**2
     np.testing.assert_allclose(slopes, [[0, 4], [3 * outwards, 4 * outwards], [0, 0]], rtol=1e-14)

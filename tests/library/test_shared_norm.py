@@ -312,6 +312,12 @@ def test_what_is_left_of_the_variance_far_from_0(far: float) -> None:
     assert np.all(np.asarray(var) >= 0)
 
 
+def test_renormalised_features_that_do_not_vary_are_finite() -> None:
+    """E[x^2] - M^2 is below 0 by its rounding for some, by more than epsilon."""
+    x = np.tile(np.linspace(1e3, 2e3, 64, dtype=np.float32), (7, 1))
+    assert np.isfinite(ij.batch_renorm(x, x[0], np.ones(64))).all()
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, bool])
 def test_batch_norm_of_whole_numbers(dtype: Any) -> None:
     x = np.array([[1], [0], [1], [0]], dtype)
