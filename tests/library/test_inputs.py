@@ -216,18 +216,19 @@ def test_losses_and_counts_reported_of_narrow_losses() -> None:
     x, labels = jnp.full(70_000, 2, jnp.float16), np.arange(70_000) % 4 == 3
     f = ij.value_and_grad(lines, _rule(COUNTS), info=True, ascent=ij.Ascent(group_mean=True))
     (loss, _, info), grads = quick_jit(f)({"head": jnp.asarray(1.0)}, labels.astype(np.int8), x)
-    assert loss == 2 and info.rows.tolist() == [17_500] and info.loss.tolist() == [2]
+    assert loss == 2 and loss.dtype == jnp.float32
+    assert info.rows.tolist() == [17_500] and info.loss.tolist() == [2]
     np.testing.assert_allclose(grads["head"], 4, rtol=0.01)  # 2 of each part
     f = cc_sam.value_and_grad(
         lambda p, x: (x, None), lambda p, z, x: lines(p, z), [90, 10], noise_ratio=RHO
     )
     (loss, _), _ = quick_jit(f)({"head": jnp.asarray(1.0)}, labels.astype(np.int8), x)
-    assert loss == 2
+    assert loss == 2 and loss.dtype == jnp.float32
     g = remembered.value_and_grad(lines, _rule(COUNTS), decay=0.5)
     params = {"head": jnp.asarray(1.0)}
     memory = remembered.init(params, _rule(COUNTS))
     (loss, _), _, _ = quick_jit(g)(params, memory, labels.astype(np.int8), x)
-    assert loss == 2
+    assert loss == 2 and loss.dtype == jnp.float32
 
 
 def test_sums_over_devices_of_narrow_gradients_are_wide() -> None:
