@@ -218,6 +218,12 @@ def test_counts_of_any_width() -> None:
     assert large == 37.5
 
 
+def test_a_class_without_examples_is_in_no_mean() -> None:
+    correct, total = np.array([1, 0, 9]), np.array([2, 0, 10])
+    found = metrics.shot_accuracies(correct, total, {"none": [False, True, False]})
+    assert found["all"] == 70 and np.isnan(found["none"])
+
+
 NO_COUNTS = [([5, 1], [2, 3]), ([-1, 1], [2, 3]), ([math.nan, 1], [math.nan, 2]),
              ([0, 1], [math.nan, 2]), ([1, 1], [math.inf, 3]), ([math.inf, 1], [math.inf, 2]),
              ([1, 0], [0, 3])]  # fmt: skip

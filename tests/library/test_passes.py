@@ -550,6 +550,7 @@ def test_sizes_of_buffers() -> None:
     mean, spread = 256 * 0.2, np.sqrt(256 * 0.2 * 0.8)
     assert sizes == (math.ceil(mean + 0.5 * spread), math.ceil(mean + 2.5 * spread), 256)
     assert ij.binomial_buffers(np.ones(5), 10, deviations=(0.0,))(tail) == (6, 10)
+    assert ij.binomial_buffers(np.ones(5), 10, deviations=(-9.0,))(tail) == (0, 10)
     everything = np.ones(5, bool)
     assert ij.binomial_buffers(DRAWN, 256)(everything) == (256, 256, 256)
     assert ij.stratified_buffers([0, 0, 1, 2, 2], (10, 5, 1))(tail) == (6,)
