@@ -219,6 +219,23 @@ def test_folds_orders_and_weights_are_drawn_each_by_a_number_of_its_own(
         np.testing.assert_array_equal(one, other)
 
 
+def test_what_is_held_is_not_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each fold the others are; at last all of them are, for the rows that are tested."""
+    seen, call = [], Engine._call
+
+    def noted(self: Engine, part: Part, row: Any, lanes: Any, size: int, *rows: Any) -> Any:
+        seen.append([set(of.ravel().tolist()) for of in rows])
+        return call(self, part, row, lanes, size, *rows)
+
+    monkeypatch.setattr(Engine, "_call", noted)
+    made, train = engine(folds=3), set(range(20))
+    made.run(PART, ROWS[:1])
+    folds_, last = seen[:-1], seen[-1]
+    assert [trained for trained, _ in folds_] == [train - held for _, held in folds_]
+    assert sorted(row for _, held in folds_ for row in held) == [*range(20)]
+    assert last == [train, set(range(20, 30))]
+
+
 @pytest.mark.parametrize(
     ("rows", "batch", "epochs", "steps"),
     [

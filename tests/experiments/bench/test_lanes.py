@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from experiments.bench import references, snippet
 from experiments.bench.choosing import criterion, folds
 from experiments.bench.comparison import Engine, Part, Recipe
-from experiments.bench.lanes import Net, in_blocks, order_of
+from experiments.bench.lanes import Net, _loss, in_blocks, order_of
 from experiments.bench.references import REFERENCES, probabilities
 from experiments.command.candidates import RULES, Candidate, candidates
 
@@ -275,6 +275,7 @@ def test_batches_are_one_permutation_after_another() -> None:
     assert order.dtype == np.int32 and len(order) == 72
     for start in (0, 23, 46):
         np.testing.assert_array_equal(np.sort(order[start : start + 23]), rows)
+    assert len({tuple(order[start : start + 23]) for start in (0, 23, 46)}) == 3
     assert order_of(rows, 2, 64, np.random.default_rng(1)).shape == (2, 23)
     assert order_of(rows, 0, 8, np.random.default_rng(1)).shape == (0, 8)
     balanced = order_of(TRAIN, 6, 16, np.random.default_rng(1), LABELS[TRAIN]).ravel()
@@ -359,6 +360,16 @@ def test_a_rule_weighs_by_group_and_the_loss_by_label() -> None:
     lane = engine.lane(one, POINT, PART)
     assert lane.table.base.tolist() == [1, 0] * 3 and lane.table.groups.tolist() == [[0, 1] * 3]
     np.testing.assert_allclose(lane.offsets, 1.2 * np.log(COUNTS / 40))
+    # Of 40 rows 30 and 10; weights are of mean 1 over the rows, each with its group's.
+    balanced = engine.lane(row("sgd", "class_balanced"), POINT, PART)
+    effective = 0.1 / (1 - 0.9 ** np.array([30, 10]))
+    weights = effective * 40 / (np.array([30, 10]) * effective).sum()
+    np.testing.assert_allclose(balanced.weights, np.tile(weights, 3))
+    z, cells = np.float32(np.random.default_rng(1).normal(size=(6, 3))), np.arange(6)
+    structure = engine._structure(one, PART)
+    loss_of = jax.jit(lambda lane: _loss(structure, lane, engine.label_of)(z, cells))
+    found, plain = loss_of(balanced), np.log(np.exp(z).sum(1)) - z[cells, engine.label_of]
+    np.testing.assert_allclose(found, np.tile(weights, 3) * plain, rtol=1e-5)
     # Groups that are the labels are no groups.
     same = Engine(LABELS, LABELS.copy(), RECIPE, [one])
     by_label = Engine(LABELS, LABELS, RECIPE, [one])

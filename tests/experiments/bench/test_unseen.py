@@ -52,6 +52,8 @@ def test_a_class_with_one_row_to_train_on_is_in_no_fold():
     assert said(held, [few]) == [UNHELD.format("rows") + "class 'c1'"]
     assert said(held, [whole, few]) == [UNHELD.format("rows") + "class 'c1'"]  # in either split
     assert said(held, [few], folds=0) == []
+    # With ids a split may train on no row of a class: that none is held out is no matter then.
+    assert said(held, [([0, 1, 5, 6], [2, 3, 4, 7])]) == []
 
 
 def test_of_ids_it_is_ids_that_are_held_out():
