@@ -78,6 +78,7 @@ def test_batches_are_of_streams_of_their_own():
     draw = np.random.RandomState(20003)
     normal, anomaly = np.flatnonzero(~LABELS), np.flatnonzero(LABELS)
     rows = devnet().batches(3, LABELS.astype(int), 1)
+    assert rows.shape == (20, 128) and devnet().steps_per_epoch(ROWS) == 20
     for row in rows[:2]:
         np.testing.assert_array_equal(row[:64], normal[draw.randint(0, len(normal), 64)])
         np.testing.assert_array_equal(row[64:], anomaly[draw.randint(0, len(anomaly), 64)])

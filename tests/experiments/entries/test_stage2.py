@@ -260,6 +260,8 @@ def test_weight_decay_is_taken_once():
     assert stage.method.ascent.weight_decay == 0 and not stage.settings.weight_decay_inside
     same = make("crt", first, weight_decay_inside=True, rule="sam", stage2_rule="same")
     assert same.method.ascent.weight_decay == 0.01 and same.settings.weight_decay_inside
+    own = make("weight-balancing", first, weight_decay_inside=True, rule="sam", stage2_rule="same")
+    assert own.method.ascent.weight_decay == own.settings.weight_decay == 0.1  # not the first's
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,20 @@ def test_gains_are_those_of_the_lines(study):
         assert [each["metrics"][metric]["p_holm"] for each in found["contrasts"]] == adjusted
 
 
+def test_intervals_of_a_set_with_a_test_file_are_of_training_noise_alone(study):
+    """Of the one set that has one: narrower, and around the same means."""
+    _, (one, other, *_), found = study
+    splits, two = {**one.summary["splits"], "own_test": True}, one.summary["rows"][:2]
+    same = one._replace(summary={**one.summary, "splits": splits, "rows": two})
+    (each,) = study_folder.summarise([same, other])["contrasts"]
+    mine, base = (
+        one.lines[one.lines["row"] == each[name]]["auroc"].to_numpy() for name in ("row", "against")
+    )
+    new, old = (of["metrics"]["auroc"]["by_set"] for of in (each, found["contrasts"][0]))
+    assert new[0] == pytest.approx(interval(mine - base, 1, 0)[:3]) and new[1] == old[1]
+    assert new[0][2] < old[0][2]
+
+
 def test_ranks_are_of_the_means_of_every_set(study):
     _, sets, found = study
     means = [[row["log_loss"] for row in one.summary["rows"]] for one in sets]
