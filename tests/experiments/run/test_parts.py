@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import pytest
 
 from experiments.host.errors import RunError
 from experiments.run import parts as made_of
-from experiments.run.parts import Parts, optimizer_of, passing_of, resolved, tail_of
+from experiments.run.parts import Parts, model_of, optimizer_of, passing_of, resolved, tail_of
 from experiments.run.settings import Settings
 from experiments.step.passing import Passing
 from imbsam_jax.losses import cross_entropy
@@ -39,6 +40,35 @@ def test_there_must_be_a_head_and_a_tail(eta, strict, lacks):
     settings = dataclasses.replace(STRATIFIED, eta=eta, strict=strict)
     with pytest.raises(RunError, match=rf"--sampling stratified.*leaves no {lacks} class.*3 to 40"):
         tail_of(DATA, settings)
+
+
+def test_a_class_without_an_image_makes_no_tail():
+    """It is given the count of the smallest that has one."""
+    counts = SimpleNamespace(class_counts=lambda: np.array([40, 20, 0]))
+    with pytest.raises(RunError, match=r"leaves no tail class.*from 20 to 40"):
+        tail_of(counts, STRATIFIED)
+    assert tail_of(counts, dataclasses.replace(STRATIFIED, eta=20)).tolist() == [False, True, True]
+
+
+class Begun(NamedTuple):
+    """A state of nothing but the key that it was drawn by."""
+
+    key: Any
+    batch_stats: Any = ()
+
+
+def test_the_seed_decides_what_a_run_begins_with_and_what_its_steps_draw(monkeypatch):
+    """By the halves of its key."""
+    monkeypatch.setattr(made_of, "create_state", lambda model, tx, images, key, trained: Begun(key))
+    made = Parts(DATA, "mlp", cross_entropy, Settings(seed=5))
+    init, steps = jax.random.key_data(jax.random.split(jax.random.key(5)))
+    np.testing.assert_array_equal(jax.random.key_data(made.initial.key), init)
+    np.testing.assert_array_equal(made.run_on.key_data, steps)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("float32", "float32"), ("bfloat16", "bfloat16")])
+def test_layers_compute_in_the_precision_that_is_asked_for(precision, dtype):
+    assert model_of("mlp", 5, Settings(precision=precision), None).dtype == jnp.dtype(dtype)
 
 
 @pytest.mark.parametrize(("inside", "decay"), [(False, 0.25), (True, 0.0)])
