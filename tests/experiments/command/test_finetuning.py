@@ -279,6 +279,16 @@ def test_the_mean_of_each_classes_features() -> None:
     np.testing.assert_allclose(made[:, 0], first / np.linalg.norm(first), rtol=1e-5)
 
 
+def test_texts_are_read_by_the_random_tower_of_each_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = {"params": {"head": {"kernel": None}}}
+    monkeypatch.setattr(finetuning, "_variables", lambda *_: head)
+    monkeypatch.setattr(finetuning, "_of_texts", lambda args, texts, weights, seed: 10 + seed)
+    start = finetuning._starting(asked(classifier_start="text"), TINY, None, "texts")
+    for seed in (0, 1):
+        kernel = start(types.SimpleNamespace(seed=seed))["params"]["head"]["kernel"]
+        assert kernel == 10 + seed
+
+
 @pytest.mark.parametrize(
     ("weights", "passes"),
     [(None, [0, 1]), (Weights({}, None, None, "a.safetensors (SHA-256 01234567)"), [0])],

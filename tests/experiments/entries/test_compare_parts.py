@@ -239,10 +239,11 @@ def test_how_a_comparison_was_made_is_told(
 ) -> None:  # fmt: skip
     """A third of 48 rows is tested or less; batches are no larger than what is trained on."""
     monkeypatch.setattr(compare.leakage, "notes", lambda table: ["a copy"])
-    compared(tmp_path, data, *words, "--epochs", 2, "--batch-size", 999, "--width", 6)
+    more = ("--epochs", 2, "--batch-size", 999, "--width", 6, "--seed", 7)
+    compared(tmp_path, data, *words, *more)
     trained = len(told["splits"][0].train)
     assert 24 <= trained < 48 and len(told["splits"]) == 3
-    assert told["recipe"] == Recipe(Net(6, 2, 3), 2, 999, folds, 0)
+    assert told["recipe"] == Recipe(Net(6, 2, 3), 2, 999, folds, seed=7)
     about = told["about"]
     assert about["folds"] == folds and about["settings"] == settings
     assert about["tuned"] is (folds > 0) and about["batch_size"] == trained and about["steps"] == 2

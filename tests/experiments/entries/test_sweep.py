@@ -195,11 +195,12 @@ def test_a_sweep_of_the_digits_goes_from_its_flags_to_a_table(tmp_path, monkeypa
 
 def test_what_the_points_of_the_digits_train(monkeypatch):
     """One program for all, in which a point is its numbers; what is asked of a step is counted."""
-    asked = []
+    asked, benches = [], []
 
     class Made(sweep.Bench):
         def train(self, jobs, what=""):
             asked.extend(jobs)
+            benches.append(self)
             return {job.name: Diverged("x") for job in jobs}
 
     monkeypatch.setattr(sweep, "Bench", Made)
@@ -207,6 +208,9 @@ def test_what_the_points_of_the_digits_train(monkeypatch):
     args = sweep.parse([*SMALL, *flags, "--switch-fraction", "0.5", "--mixup", "0.5", "--out", "x"])
     with pytest.raises(RunError, match="SGD, with which every point is compared: x"):
         sweep.train(args, [0, 1], sweep.points_of(sweep.grid_of(args)))
+    first, second = np.asarray(benches[0].train_set.images)
+    np.testing.assert_array_equal(second, load_digits_lt(args.imbalance_factor, 1).train_images)
+    assert (first != second).any()
     sgd, one, other = asked
     assert [job.name for job in asked] == ["sgd", "head_rho 0.1", "head_rho 0.4"]
     assert sgd.numbers is None and one.method is other.method

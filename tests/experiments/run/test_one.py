@@ -206,6 +206,18 @@ def test_lines_of_epochs_and_the_best_of_them():
     assert run.note.epoch == 5
 
 
+def test_the_epoch_of_validation_is_chosen_by_held_out_images_alone():
+    """In the second the test set is better and they are worse, in the third it is the reverse."""
+    done, chosen = [], []
+    levels = {"test": [50.0, 60.0, 40.0], "flip": [51.0, 61.0], "val": [7.0, 6.0, 8.0]}
+    run = made(done, dataclasses.replace(SETTINGS, epochs=3, eval_every=1), True, **levels)
+    for _ in range(3):
+        close_epoch(run, done)
+        chosen.append((run.note.best["epoch"], run.note.best_val["epoch"]))
+    assert chosen == [(1, 1), (2, 1), (2, 3)]
+    assert run.note.best_val["all"] == 40.0 and run.note.best_val["val"]["all"] == 8.0
+
+
 def test_the_mean_of_one_row_is_that_row():
     done = []
     run = made(done)

@@ -13,7 +13,15 @@ import pytest
 
 from experiments.host.errors import RunError
 from experiments.run import parts as made_of
-from experiments.run.parts import Parts, model_of, optimizer_of, passing_of, resolved, tail_of
+from experiments.run.parts import (
+    Parts,
+    model_of,
+    optimizer_of,
+    order_of,
+    passing_of,
+    resolved,
+    tail_of,
+)
 from experiments.run.settings import Settings
 from experiments.step.passing import Passing
 from imbsam_jax.losses import cross_entropy
@@ -48,6 +56,16 @@ def test_a_class_without_an_image_makes_no_tail():
     with pytest.raises(RunError, match=r"leaves no tail class.*from 20 to 40"):
         tail_of(counts, STRATIFIED)
     assert tail_of(counts, dataclasses.replace(STRATIFIED, eta=20)).tolist() == [False, True, True]
+
+
+def test_rows_are_drawn_by_the_seed_and_as_the_settings_say(monkeypatch):
+    monkeypatch.setattr(made_of, "Order", lambda *given, **more: (*given, more))
+    settings = dataclasses.replace(STRATIFIED, seed=5, batch_size=8, per_visit=3)
+    kind, labels, seed, batch, more = order_of(DATA, settings, 4)
+    assert (kind, seed, batch, more.pop("tail").tolist()) == (
+        "stratified", 5, 8, [False, False, True, True, True]
+    )  # fmt: skip
+    assert labels is DATA.train_labels and more == {"per_visit": 3, "multiple": 4}
 
 
 class Begun(NamedTuple):

@@ -6,6 +6,7 @@ import pytest
 
 from experiments.run.parts import Parts
 from experiments.run.settings import Settings
+from experiments.step import execution
 from experiments.step.execution import EXECUTIONS
 from experiments.step.step import Rows
 from imbsam_jax import rules
@@ -63,6 +64,20 @@ def test_each_process_gives_its_part_of_the_rows_and_its_stop(kind, process, mon
     rows, positions, _ = streamed
     np.testing.assert_array_equal(rows.labels, [-INDEX[:, :2], -INDEX[:, 2:4]])
     np.testing.assert_array_equal(positions, [mine[:2], mine[2:]])
+
+
+@pytest.mark.parametrize("kind", ["jit", "pmap"])
+def test_steps_draw_by_the_key_of_the_run_or_by_one_of_several(kind, monkeypatch):
+    monkeypatch.setattr(execution, "make_step", lambda *of, **how: "step")
+    monkeypatch.setattr(execution, "many_steps", lambda *given: given)
+    own, other = jax.random.key_data(jax.random.split(jax.random.key(3)))
+    run_on = EXECUTIONS[kind].__new__(EXECUTIONS[kind])
+    run_on._objective = run_on._prepare = run_on.passing = None
+    run_on.key_data = own
+    for given, wanted in ((None, own), (other, other)):
+        *rest, key = run_on.many("method", given)("state", "inputs", "rows", "positions", 8)
+        assert rest == ["step", "state", "inputs", "rows", "positions", 8]
+        np.testing.assert_array_equal(jax.random.key_data(key), wanted)
 
 
 def test_streamed_rows_that_its_devices_cannot_share_are_refused():

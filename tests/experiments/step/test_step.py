@@ -456,7 +456,7 @@ def a_state(stats):
         asked.append((variables, how))
         if "mutable" not in how:
             return images
-        return images, {name: {"moved": 1.0} for name in how["mutable"]} if stats else {}
+        return images, {name: {"moved": name} for name in how["mutable"]} if stats else {}
 
     return SimpleNamespace(apply_fn=apply_fn, frozen={}, step=3), asked
 
@@ -467,13 +467,13 @@ BOTH = {"train": True, "mutable": ["batch_stats"]}
 @pytest.mark.parametrize(
     ("how", "updated", "train", "after"),
     [
-        (passes.whole(), True, BOTH, {"moved": 1.0}),
+        (passes.whole(), True, BOTH, {"moved": "batch_stats"}),
         (passes.whole(), False, {"train": False}, "stats"),
         (passes.own_rows(lambda c: (1,)), False, {"train": False}, "stats"),
-        (passes.shared_norm(lambda c: (1,)), True, BOTH, {"moved": 1.0}),
+        (passes.shared_norm(lambda c: (1,)), True, BOTH, {"moved": "batch_stats"}),
         (passes.split_norm(lambda c: (1,)), True,
          {"train": True, "mutable": ["batch_stats", OF_BATCH]},
-         Noted({"moved": 1.0}, {"moved": 1.0})),
+         Noted({"moved": "batch_stats"}, {"moved": OF_BATCH})),
     ],
 )  # fmt: skip
 def test_how_a_pass_normalises_and_what_becomes_of_the_statistics(how, updated, train, after):
