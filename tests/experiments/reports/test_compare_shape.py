@@ -172,6 +172,11 @@ def test_a_summary_that_may_be(changes):
         ("data.rows", 0, None), ("data.imbalance_factor", 0.5, None), ("verdict", None, None),
         ("thresholds.few_below", 2.5, None), ("splits.own_test", 1, None),
         ("rows.1.reference", 0, None), ("rows.1.sampling", None, None),
+        ("rows.1.p_holm", "x", None), ("rows.1.rule", 3, None), ("rows.0.loss", [], None),
+        ("data.text", [1], "data.text.0"), ("data.notes", "x", None), ("data.name", 3, None),
+        ("data.source", None, None), ("data.class_names", [1, "q"], "data.class_names.0"),
+        ("data.features", 1.5, None), ("data.train_imbalance_factor", 0.5, None),
+        ("thresholds.many_above", -1, None), ("splits.val", [-1, 1], "splits.val.0"),
     ],
 )  # fmt: skip
 def test_a_field_of_a_summary_that_is_damaged(place, value, told):
