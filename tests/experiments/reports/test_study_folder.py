@@ -119,7 +119,8 @@ def test_a_study_that_may_be(changes, tmp_path):
         (f"{AT}.p", -0.5, None), (f"{AT}.win", 1, None), (f"{AT}.tie", 1, None),
         (f"{AT}.loss", 2.0, None), (AT, LEVEL | {"gain": 1.5e-9}, f"{AT}.gain"),
         ("sets.0.classes", 0, None), ("sets.1.imbalance_factor", 0.5, None),
-        ("sets.0.name", 3, None),
+        ("sets.0.name", 3, None), (f"{AT}.gain", "x", None), (f"{AT}.se", True, None),
+        (f"{AT}.p", "x", None), (f"{AT}.win", 2.0, None),
     ],
 )  # fmt: skip
 def test_a_field_of_a_study_that_is_damaged(place, value, told, tmp_path):
