@@ -139,8 +139,8 @@ def tail_threshold(class_counts: ArrayLike, *, head_share: float = 0.8) -> float
             else "there is one class, and a tail needs a head beside it: two classes or more"
         )
     share = np.cumsum(counts) / counts.sum()
-    # Rounded: of ten classes with a tenth each, eight are 0.8.
-    head = int(np.searchsorted(share.round(12), head_share)) + 1
+    # Rounded: 3 rows of 10 are a share of 0.1 + 0.2, whose last place is above 0.3.
+    head = int(np.searchsorted(share.round(12), round(head_share, 12))) + 1
     rest = counts[min(head, counts.size - 1)]
     return float(min(rest, counts[counts < counts[0]][0]))
 

@@ -346,6 +346,7 @@ def test_impossible_long_tails_are_refused_by_name(args: Any, message: str) -> N
     [
         ([500, 300, 100, 60, 40], 0.8, 100),  # 80% exactly
         ([500, 300, 100, 60, 40], 0.81, 60),
+        ([3, 2, 1, 1, 1, 1, 1], 0.1 + 0.2, 2),  # which is more than 3 of 10 in its last place
         ([60, 40], 0.8, 40),  # of two classes the smaller, whatever they hold
         ([999, 1], 0.1, 1),
         ([10] * 10 + [9], 0.8, 9),  # the largest class is head, and so are its equals
