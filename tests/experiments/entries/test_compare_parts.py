@@ -196,7 +196,8 @@ def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         def __init__(self, table: Any, splits: Any, recipe: Any, *rest: Any, keep: Any):
             seen.update(table=table, splits=splits, recipe=recipe, rest=rest, keep=keep)
 
-        def run(self, stop: Any) -> Any:
+        def run(self, stop: Any, kept: Any) -> Any:
+            kept()
             return ["records"], ["a row diverged"]
 
     def write(out: Any, records: Any, table: Any, **more: Any) -> Any:
@@ -255,6 +256,7 @@ def test_how_a_comparison_was_made_is_told(
     assert {name: len(points) for name, points in about["grid"].items()} == {
         "sgd, cross_entropy": settings, "sam, cross_entropy": settings
     }  # fmt: skip
+    assert json.loads((tmp_path / "spent.json").read_text()) == {"seconds": 5.0}
     assert told["records"] == ["records"] and told["train_counts"] == [3, 2, 1]
     assert told["thresholds"] == (2, 2) and told["keep"] is None and told["drawn"] == 1
     ((rows, best, cut), before) = told["handed"]
