@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -286,7 +287,7 @@ def _finished(out: Path, each: Planned, whole: bool = True) -> bool:
         before = outputs.read_json(kept)
     except RunError as error:
         raise RunError(f"{error}: remove it, and the same command goes on") from error
-    if before != list(each.flags):
+    if _placed(before) != _placed([*each.flags]):
         raise RunError(
             f"{folder} was begun with other flags ({_changed(before, each.flags)}): choose "
             "another --out, or delete it"
@@ -302,9 +303,21 @@ def _finished(out: Path, each: Planned, whole: bool = True) -> bool:
     return _has(folder, [*_SUMMED, *[compare_page.PAGE] * whole])
 
 
+def _are_words(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
+
+
+def _placed(flags: Any) -> Any:
+    """The flags, with the files where they are, however the way there was written."""
+    if not _are_words(flags):
+        return flags
+    of = ["", *flags]
+    return [os.path.realpath(b) if a in _FILES else b for a, b in zip(of, flags, strict=False)]
+
+
 def _changed(before: Any, now: Sequence[str]) -> str:
     """What differs, flag by flag; all that is there of what no study wrote, or of their order."""
-    if not isinstance(before, list) or not all(isinstance(word, str) for word in before):
+    if not _are_words(before):
         return outputs.same_text(before)
     return folders.different(_by_flag(before), _by_flag(now)) or outputs.same_text(before)
 

@@ -127,6 +127,20 @@ def test_it_goes_on_where_it_was_stopped(sets, compare, tmp_path, capsys):
         start(sets, "--out", out, "--no-tune", "--", "--settings", 4)
 
 
+def test_another_way_to_the_same_files_is_no_other_set(sets, compare, tmp_path, monkeypatch):
+    start(sets, "--out", tmp_path / "out")
+    (tmp_path / "link").symlink_to(sets)
+    monkeypatch.chdir(tmp_path)
+    for way in ("tables", "link"):
+        start(way, "--out", tmp_path / "out")
+    assert ran(compare) == ["a", "c", "b"]
+    (tmp_path / "copy").mkdir()
+    for name in "abc":
+        (tmp_path / "copy" / f"{name}.npz").write_bytes((sets / f"{name}.npz").read_bytes())
+    with pytest.raises(RunError, match=r"begun with other flags \(--data .* -> 'copy/a.npz'\)"):
+        start("copy", "--out", tmp_path / "out")
+
+
 def test_after_a_kill_at_any_write_it_ends_as_without(sets, compare, tmp_path, monkeypatch):
     """No set is run twice that was finished, and none is left out."""
     kills = Kills(monkeypatch)
