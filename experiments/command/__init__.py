@@ -6,5 +6,5 @@ makes of it and a data set what is to be trained, and refuses what cannot be; la
 plan, in the groups of seeds.py. image_sweep.py does so at each point of a grid, finetuning.py says
 what a pretrained model starts from, finished.py what method a finished run had. The entries on
 small data have their flags in digits_flags.py and compare_flags.py; candidates.py has the rows of a
-comparison.
+comparison, study_plan.py the sets of a study.
 """

@@ -4,8 +4,10 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
+import textwrap
 import threading
 import time
 import types
@@ -455,27 +457,32 @@ def test_a_worker_ends_when_its_parent_has(monkeypatch: Any) -> None:
     assert ended == [1]
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_workers_end_with_a_killed_parent(split: Any, tmp_path: Path, run_python: Any) -> None:
-    import pickle
-
-    (tmp_path / "split").write_bytes(pickle.dumps(split))
-    code = f"""
+def _streaming(split: Any, folder: Path, *lines: str) -> str:
+    """A program that has `batches` of a worker and does these lines with them."""
+    (folder / "split").write_bytes(pickle.dumps(split))
+    begun = f"""
         import multiprocessing, os, pickle, signal
         import numpy as np
         from experiments.data.stream import StepRows, stream
 
         if __name__ == "__main__":
-            split = pickle.loads(open({str(tmp_path / "split")!r}, "rb").read())
+            split = pickle.loads(open({str(folder / "split")!r}, "rb").read())
             rows = StepRows(np.arange(4), np.arange(4))
             batches = stream(
                 split, lambda _: rows, 0, 10**6, size=16, resize=16, train=True, seed=0, workers=1
             )
-            next(batches)
-            print(multiprocessing.active_children()[0].pid, flush=True)
-            os.kill(os.getpid(), signal.SIGKILL)
     """
+    return "\n".join([textwrap.dedent(begun).rstrip(), *(f"    {line}" for line in lines)])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_workers_end_with_a_killed_parent(split: Any, tmp_path: Path, run_python: Any) -> None:
+    code = _streaming(
+        split, tmp_path, "next(batches)",
+        "print(multiprocessing.active_children()[0].pid, flush=True)",
+        "os.kill(os.getpid(), signal.SIGKILL)",
+    )  # fmt: skip
     worker = int(run_python(code, expect=-signal.SIGKILL).stdout)
     for _ in range(100):
         if not _runs(worker):
@@ -512,24 +519,10 @@ def test_shared_memory_is_without_a_name_once_it_is_handed_on() -> None:
 def test_a_process_that_ends_with_a_batch_in_hand_leaks_none(
     split: Any, tmp_path: Path, run_python: Any
 ) -> None:
-    import pickle
-
-    (tmp_path / "split").write_bytes(pickle.dumps(split))
-    code = f"""
-        import pickle
-        import numpy as np
-        from experiments.data.stream import StepRows, stream
-
-        if __name__ == "__main__":
-            split = pickle.loads(open({str(tmp_path / "split")!r}, "rb").read())
-            rows = StepRows(np.arange(4), np.arange(4))
-            batches = stream(
-                split, lambda _: rows, 0, 10**6, size=16, resize=16, train=True, seed=0, workers=1
-            )
-            held = [next(batches), next(batches)]
-            print(type(held[0].images.base).__name__)
-            batches.close()
-    """
+    code = _streaming(
+        split, tmp_path, "held = [next(batches), next(batches)]",
+        "print(type(held[0].images.base).__name__)", "batches.close()",
+    )  # fmt: skip
     done = run_python(code)
     assert done.stdout == "SharedMemoryArray\n" and "leaked" not in done.stderr
 

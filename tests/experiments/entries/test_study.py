@@ -10,6 +10,7 @@ import pytest
 
 from damage import Killed, Kills, damaged_json
 from experiments import study
+from experiments.command import study_plan
 from experiments.data import files
 from experiments.host.errors import DataError, RunError, Stopped
 from made_comparisons import ROWS as MADE
@@ -441,7 +442,7 @@ def test_what_a_list_says_of_a_set_holds_in_place_of_what_is_behind_the_dashes(
         "[[set]]\ndata = 'tables/b.npz'\n"
     )
     given = [str(tmp_path / "l.toml"), "--out", "x", "--no-tune"]
-    planned, _ = study.plan(
+    planned, _ = study_plan.plan(
         study.arguments().parse_args(given), ["--settings", "5", "--width=8", "--loss", "a", "b"]
     )
     rest = ["--width=8", "--loss", "a", "b"]
@@ -547,7 +548,7 @@ def test_flags_of_a_finished_set_are_kept_beside_it(sets, compare, tmp_path):
     ],
 )  # fmt: skip
 def test_what_a_list_says_as_a_flag(name, value, words):
-    assert study._flag(name, value) == words
+    assert study_plan._flag(name, value) == words
 
 
 def test_what_is_planned_of_each_set(sets, compare, tmp_path):
@@ -556,7 +557,7 @@ def test_what_is_planned_of_each_set(sets, compare, tmp_path):
         "tables/c.npz --splits 3 --seed 5 --settings 2\ntables/a.npz --name z\ntables/a.npz\n"
     )
     given = [str(tmp_path / "list.txt"), "--out", "x", "--seed", "7", "--cut", "9", "--no-tune"]
-    planned, failed = study.plan(study.arguments().parse_args(given), ["--width", "8"])
+    planned, failed = study_plan.plan(study.arguments().parse_args(given), ["--width", "8"])
     assert not failed and [each.name for each in planned] == [
         "a", "a_cut9", "z", "z_cut9", "c", "c_cut9"
     ]  # fmt: skip
@@ -596,7 +597,7 @@ def test_the_time_left_is_told_by_rows(sets, compare, tmp_path, monkeypatch, cap
 def test_a_finished_set_has_its_flags_and_all_that_compare_writes(tmp_path):
     data = tmp_path / "a.npz"
     data.touch()
-    one = study.Planned(name="a", flags=("--data", str(data)), cost=1, about="", family="a")
+    one = study_plan.Planned(name="a", flags=("--data", str(data)), cost=1, about="", family="a")
     folder = tmp_path / "sets" / "a"
     folder.mkdir(parents=True)
     for name in ("a.json", "a/summary.json", "a/runs.csv", "a/report.html"):
